@@ -1,0 +1,25 @@
+"""Tests run on eight fake CPU devices, with strict dtype promotion and rank promotion raising."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real faces and weights; tests that need it are skipped where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("IDA_SHARED_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}: set IDA_SHARED_DATA to its folder")
+    return path
