@@ -8,11 +8,15 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The first example of a shape compiles, so that no deadline would hold; the same examples each run.
+hypothesis.settings.register_profile("ida_jax", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ida_jax")
 
 
 @pytest.fixture(scope="session")

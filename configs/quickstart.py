@@ -1,0 +1,76 @@
+"""The whole road on rendered identities: train, anchors, SSR, evaluate.
+
+Reproduces: the shape of Table 1's ArcFace rows (cosine, IDA-R, IDA-L), on made-up faces.
+Hardware: a laptop, 2 CPU cores, under 3 minutes.
+Expected: LFW-style accuracy above 0.90 on identities never seen in training.
+Command: python -m ida_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+TRAIN_IDENTITIES = 600
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0
+    c.stages = ("train", "anchors", "ssr", "evaluate")
+    c.data_dir = "data"
+    c.k = 10
+    c.tau = 1.0
+    c.searcher = "auto"
+
+    c.train_data = ConfigDict(
+        {
+            "name": "rendered",
+            "identities": TRAIN_IDENTITIES,
+            "images_per_identity": 16,
+            "image_size": 56,
+        }
+    )
+    c.eval_data = ConfigDict(
+        {
+            "name": "rendered",
+            "identities": 200,
+            "images_per_identity": 10,
+            "image_size": 56,
+            "first_identity": TRAIN_IDENTITIES,
+            "shares": (0.25, 0.25, 0.25, 0.25),
+        }
+    )
+
+    c.model = ConfigDict()
+    c.model.network = "iresnet_nano"
+    c.model.options = ConfigDict({"embedding_dim": 256, "dropout_rate": 0.0})
+    c.model.image_size = 56
+    c.model.mean = c.model.std = (0.5, 0.5, 0.5)
+
+    c.train = ConfigDict()
+    c.train.head = "arcface"
+    c.train.scale = 32.0
+    c.train.margin = 0.3
+    c.train.batch_size = 128
+    c.train.steps = 600
+    c.train.learning_rate = 0.1
+    c.train.decay_steps = (400, 540)
+    c.train.decay_factor = 0.1
+    c.train.momentum = 0.9
+    c.train.weight_decay = 5e-4
+    c.train.checkpoint_every = 200
+    c.train.log_every = 20
+
+    c.anchors = ConfigDict({"source": "real_db", "size": 50_000})
+
+    c.ssr = ConfigDict()
+    c.ssr.hidden = 256
+    c.ssr.target = "standardised"
+    c.ssr.batch_size = 512
+    c.ssr.steps = 3000
+    c.ssr.learning_rate = 0.01
+    c.ssr.decay_steps = (1500, 2000, 2500)
+    c.ssr.decay_factor = 0.1
+    c.ssr.momentum = 0.9
+    c.ssr.weight_decay = 5e-4
+
+    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5), "pairs": "drawn", "flip": False})
+    return c

@@ -1,0 +1,1 @@
+"""Inter-class Discrepancy Alignment for face recognition, in JAX."""

@@ -1,0 +1,123 @@
+"""Labeled Faces in the Wild as aligned crops in one tar file, or in a folder.
+
+    ROOT/lfw_112.tar      ./NAME/NAME_0001.jpg, 112×112 (or a folder ROOT/lfw_112/ of the same)
+    ROOT/split.csv        identity,role,images: role "anchor" may be trained on, "eval" may not
+    ROOT/pairs.txt        LFW's own 6,000 pairs
+
+N faces.
+"""
+
+import csv
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ida_jax.data.dataset import FaceDataset
+from ida_jax.errors import UserError
+
+
+class EncodedImages(Sequence[np.ndarray]):
+    """Encoded images (JPEG, PNG) kept as bytes, decoded to uint8 [H, W, 3] RGB when asked for."""
+
+    def __init__(self, names: Sequence[str], encoded: Sequence[bytes]) -> None:
+        self._names = names
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        import cv2
+
+        data = np.frombuffer(self._encoded[index], np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+        if image is None:
+            raise UserError(f"image {self._names[index]} cannot be decoded: replace or remove it")
+        return image
+
+
+def load_lfw(
+    root: str | os.PathLike[str],
+    *,
+    role: str | None = None,
+    images_per_identity: int | None = None,
+) -> FaceDataset:
+    """LFW's crops, sorted by name.
+
+    Args:
+      root: the folder that holds the files above.
+      role: "anchor" or "eval" keeps that part of the split's identities; None keeps all.
+      images_per_identity: keeps at most the first so many images of an identity, by number.
+
+    Raises:
+      UserError: a file is missing, the role is unknown, or nothing is left.
+    """
+    root = Path(root)
+    encoded = _read_crops(find_crops(root))
+    wanted = None if role is None else _identities_of(root / "split.csv", role)
+    taken: Counter[str] = Counter()
+    names = []
+    for name in sorted(encoded):
+        identity = name.split("/")[0]
+        if wanted is not None and identity not in wanted:
+            continue
+        if images_per_identity is None or taken[identity] < images_per_identity:
+            taken[identity] += 1
+            names.append(name)
+    if not names:
+        raise UserError(f"no image of role '{role}' in {root}: expected crops of the split's names")
+    identities, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
+    images = EncodedImages(names, [encoded[name] for name in names])
+    return FaceDataset(images, labels.astype(np.int32), tuple(map(str, identities)), tuple(names))
+
+
+def find_crops(root: str | os.PathLike[str]) -> Path:
+    """The tar file or the folder that holds the crops.
+
+    Raises:
+      UserError: neither is there.
+    """
+    tar, folder = Path(root) / "lfw_112.tar", Path(root) / "lfw_112"
+    if tar.is_file():
+        return tar
+    if folder.is_dir():
+        return folder
+    raise UserError(
+        f"no LFW crops at {tar} or {folder}/: set --config.data_dir to the folder that holds "
+        "lfw/lfw_112.tar (112×112 aligned crops, NAME/NAME_0001.jpg)"
+    )
+
+
+def _read_crops(path: Path) -> dict[str, bytes]:
+    """{"NAME/NAME_0001": JPEG bytes}; the whole set is 85 MB."""
+    if path.is_dir():
+        return {
+            str(file.relative_to(path).with_suffix("")): file.read_bytes()
+            for file in path.glob("*/*.jpg")
+        }
+    try:
+        with tarfile.open(path) as archive:
+            return {
+                member.name.removeprefix("./").removesuffix(".jpg"): archive.extractfile(
+                    member
+                ).read()
+                for member in archive
+                if member.isfile() and member.name.endswith(".jpg")
+            }
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is not a whole tar file: {error}") from error
+
+
+def _identities_of(path: Path, role: str) -> set[str]:
+    if not path.is_file():
+        raise UserError(f"no split at {path}: expected lines identity,role,images")
+    with path.open(encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    roles = {row["role"] for row in rows}
+    if role not in roles:
+        raise UserError(f"role '{role}' is not in {path}: it has {', '.join(sorted(roles))}")
+    return {row["identity"] for row in rows if row["role"] == role}

@@ -1,0 +1,79 @@
+"""Scores of an evaluation set by every method, and their figures.
+
+N faces, P pairs, D embedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ida_jax.protocols.pair_lists import PairList
+from ida_jax.protocols.roc import equal_error_rate, tar_at_far
+from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.rescoring.pairs import SplitScores, score_all_pairs, score_pairs
+
+
+class Method(NamedTuple):
+    """How a pair is scored.
+
+    Attributes:
+      log_density: float32 [N], log F of each face, or None for the plain cosine.
+      tau: the τ of the densities.
+    """
+
+    log_density: np.ndarray | None = None
+    tau: float = 1.0
+
+
+def evaluate_kfold(
+    faces: np.ndarray, pair_list: PairList, methods: Mapping[str, Method]
+) -> dict[str, dict[str, Any]]:
+    """{method: figures} of a k-fold verification protocol (LFW, CALFW).
+
+    Args:
+      faces: float32 [N, D], unit rows.
+      pair_list: the pairs, their answers and folds.
+      methods: by their names in the results.
+    """
+    figures = {}
+    for name, method in methods.items():
+        scores = score_pairs(faces, pair_list.pairs, log_density=method.log_density, tau=method.tau)
+        accuracy = kfold_accuracy(scores, pair_list.same, folds=pair_list.fold)
+        figures[name] = {
+            "accuracy": accuracy.mean,
+            "accuracy_deviation": accuracy.deviation,
+            "pairs": len(scores),
+        }
+    return figures
+
+
+def all_pairs_scores(
+    faces: np.ndarray, labels: np.ndarray, methods: Mapping[str, Method]
+) -> dict[str, SplitScores]:
+    """Every method's genuine and impostor scores over all pairs of faces, ascending."""
+    scores = {}
+    for name, method in methods.items():
+        split = score_all_pairs(faces, labels, log_density=method.log_density, tau=method.tau)
+        split.genuine.sort()
+        split.impostor.sort()
+        scores[name] = split
+    return scores
+
+
+def evaluate_all_pairs(
+    scores: Mapping[str, SplitScores], *, fars: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """{method: figures} of verification over all pairs: TAR at each FAR, and the EER."""
+    figures = {}
+    for name, split in scores.items():
+        points = {f"{point.far:g}": point for point in tar_at_far(*split, fars)}
+        figures[name] = {
+            "tar@far": {far: point.tar for far, point in points.items()},
+            "threshold@far": {far: point.threshold for far, point in points.items()},
+            "false_accepts": {far: point.false_accepts for far, point in points.items()},
+            "eer": equal_error_rate(*split),
+            "genuine": len(split.genuine),
+            "impostor": len(split.impostor),
+        }
+    return figures

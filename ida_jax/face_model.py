@@ -1,0 +1,216 @@
+"""A trained backbone as one file: network, weights, what its input must be, and its fingerprint.
+
+B batch, N faces, H height, W width, D embedding, C classes.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ida_jax.errors import UserError
+from ida_jax.files import load_tensors, save_tensors
+from ida_jax.models import mobilefacenet, resnet
+from ida_jax.sharding import batch_sharding, data_mesh, pad_batch, replicated
+from ida_jax.validation import unit_embeddings
+
+_KIND = "face_model"
+_NETWORKS = {
+    "iresnet_nano": resnet.iresnet_nano,
+    "iresnet18": resnet.iresnet18,
+    "iresnet34": resnet.iresnet34,
+    "iresnet50": resnet.iresnet50,
+    "iresnet100": resnet.iresnet100,
+    "iresnet200": resnet.iresnet200,
+    "mobilefacenet": mobilefacenet.MobileFaceNet,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network's input is: RGB crops of one size, (x/255 − mean) / std per channel."""
+
+    image_size: int = 112
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """uint8 [B, H, W, 3] in RGB order to the network's float32 input."""
+        mean = jnp.asarray(self.mean, jnp.float32)[None, None, None, :]
+        std = jnp.asarray(self.std, jnp.float32)[None, None, None, :]
+        return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+@dataclass(frozen=True, eq=False)
+class FaceModel:
+    """A backbone with its weights.
+
+    Attributes:
+      network: its name, one of iresnet_nano, iresnet18 … iresnet200, mobilefacenet.
+      network_options: the module's options (embedding_dim, dropout_rate, …), JSON-able.
+      preprocessing: what the input is.
+      variables: {"params": …, "batch_stats": …}.
+      class_weights: float32 [C, D], the margin head's weights it was trained with, or None.
+    """
+
+    network: str
+    network_options: dict[str, Any]
+    preprocessing: Preprocessing
+    variables: dict[str, Any]
+    class_weights: np.ndarray | None = None
+
+    @property
+    def width(self) -> int:
+        """D, the embedding's width."""
+        return int(self.network_options["embedding_dim"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 over network, options, preprocessing and every weight.
+
+        Two models with one fingerprint give the same embeddings; what the fingerprint is written
+        into (anchor sets, SSR modules) belongs to this model alone.
+        """
+        digest = hashlib.sha256(
+            repr((self.network, sorted(self.network_options.items()), self.preprocessing)).encode()
+        )
+        for name, value in sorted(flatten_dict(self.variables, sep="/").items()):
+            value = np.ascontiguousarray(value)
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+            digest.update(value.tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model as one safetensors file, whole or not at all."""
+        tensors = {
+            name: np.asarray(value) for name, value in flatten_dict(self.variables, sep="/").items()
+        }
+        if self.class_weights is not None:
+            tensors["class_weights"] = np.asarray(self.class_weights, np.float32)
+        metadata = {
+            "network": self.network,
+            "network_options": self.network_options,
+            "colour_order": "RGB",
+            "image_size": self.preprocessing.image_size,
+            "mean": self.preprocessing.mean,
+            "std": self.preprocessing.std,
+            "fingerprint": self.fingerprint,
+        }
+        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FaceModel":
+        """Reads a saved model.
+
+        Raises:
+          UserError: the file is absent, torn, not a face model, or not what its fingerprint says.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        class_weights = tensors.pop("class_weights", None)
+        preprocessing = Preprocessing(
+            metadata["image_size"], tuple(metadata["mean"]), tuple(metadata["std"])
+        )
+        model = cls(
+            metadata["network"],
+            metadata["network_options"],
+            preprocessing,
+            unflatten_dict(tensors, sep="/"),
+            class_weights,
+        )
+        if model.fingerprint != metadata["fingerprint"]:
+            raise UserError(f"{path} does not match its own fingerprint: it was altered or damaged")
+        return model
+
+    def embed(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        batch_size: int = 128,
+        flip: bool = False,
+        progress: str | None = None,
+    ) -> np.ndarray:
+        """Unit embeddings of face crops, float32 [N, D], by batches over all devices.
+
+        Args:
+          images: N crops, uint8 [H, W, 3], RGB, of the model's size.
+          batch_size: crops at once; the last batch is padded, so that one shape is compiled.
+          flip: embeds f(x) + f(mirrored x), the sum normalised (the LFW and IJB protocols' habit).
+          progress: the title of a progress bar; none if None.
+
+        Raises:
+          UserError: a crop of another size; a zero, NaN or infinite embedding, named by row.
+        """
+        mesh = data_mesh()
+        variables = jax.device_put(self.variables, replicated(mesh))
+        module = build_network(self.network, self.network_options)
+        rows = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
+        chunks = []
+        pending = None
+        for batch in _batches(images, rows, self.preprocessing.image_size, progress):
+            (padded,), _ = pad_batch(batch, to_multiple_of=rows)
+            out = _embed_batch(
+                module, self.preprocessing, flip, variables,
+                jax.device_put(padded, batch_sharding(mesh)),
+            )  # fmt: skip
+            # The previous batch is fetched while the device works on this one.
+            if pending is not None:
+                chunks.append(np.asarray(pending[0])[: pending[1]])
+            pending = (out, len(batch))
+        if pending is not None:
+            chunks.append(np.asarray(pending[0])[: pending[1]])
+        embeddings = np.concatenate(chunks) if chunks else np.zeros((0, self.width), np.float32)
+        return unit_embeddings(embeddings, what="the model's embeddings")
+
+
+def build_network(name: str, options: dict[str, Any]) -> nn.Module:
+    """The flax module of a network's name.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if name not in _NETWORKS:
+        raise UserError(f"network '{name}' is unknown: choose one of {', '.join(_NETWORKS)}")
+    options = dict(options)
+    options["dtype"] = jnp.dtype(options.pop("dtype", "float32"))
+    return _NETWORKS[name](**options)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _embed_batch(
+    module: nn.Module, preprocessing: Preprocessing, flip: bool, variables: Any, images: jax.Array
+) -> jax.Array:
+    inputs = preprocessing(images)
+    embeddings = module.apply(variables, inputs, train=False)
+    if flip:
+        embeddings += module.apply(variables, inputs[:, :, ::-1, :], train=False)
+    return embeddings
+
+
+def _batches(
+    images: Sequence[np.ndarray], rows: int, image_size: int, progress: str | None
+) -> Iterator[np.ndarray]:
+    from tqdm import tqdm
+
+    expected = (image_size, image_size, 3)
+    bar = tqdm(total=len(images), desc=progress, unit="face", disable=progress is None)
+    # Decoding releases the interpreter's lock, so that threads share it out over the cores.
+    with bar, ThreadPoolExecutor() as pool:
+        for start in range(0, len(images), rows):
+            batch = list(pool.map(images.__getitem__, range(start, min(start + rows, len(images)))))
+            for offset, image in enumerate(batch):
+                if image.shape != expected:
+                    raise UserError(
+                        f"image {start + offset} is {list(image.shape)}: the model takes RGB crops "
+                        f"of {list(expected)}"
+                    )
+            yield np.stack(batch)
+            bar.update(len(batch))

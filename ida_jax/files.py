@@ -1,0 +1,105 @@
+"""Files that appear whole or not at all, and the one format of ida_jax's artefacts.
+
+An artefact (anchor set, SSR module, face model) is one safetensors file: its arrays, and in the
+header a string for each entry of its metadata, JSON-encoded. No pickle; readable from any language.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ida_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; it becomes `path` on success, and vanishes otherwise.
+
+    Raises:
+      UserError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp's file is the owner's alone; an artefact follows the user's umask.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    kind: str,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes arrays and JSON-able metadata as one safetensors file of the given kind."""
+    from safetensors.numpy import save_file
+
+    header = {key: json.dumps(value) for key, value in metadata.items()}
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    with written_whole(path) as temporary:
+        save_file(contiguous, temporary, metadata={"kind": kind, **header})
+
+
+def load_tensors(
+    path: str | os.PathLike[str], *, kind: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads what `save_tensors` wrote: read-only memory-mapped arrays, and the metadata.
+
+    Raises:
+      UserError: no such file, not a whole safetensors file, or one of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file at {path}: expected the {kind} file that ida_jax wrote")
+    try:
+        with safe_open(path, framework="np") as opened:
+            header = dict(opened.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    found = header.pop("kind", "unknown")
+    if found != kind:
+        raise UserError(f"{path} holds a {found}, expected a {kind}")
+    return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
+
+
+def _memory_mapped(path: Path) -> dict[str, np.ndarray]:
+    """The file's arrays without a copy; safetensors' own NumPy reader copies them into memory."""
+    dtypes = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I32": np.int32,
+              "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}  # fmt: skip
+    with path.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        dtype, shape = dtypes[entry["dtype"]], tuple(entry["shape"])
+        offset = 8 + length + entry["data_offsets"][0]
+        if 0 in shape or not shape:  # np.memmap takes neither an empty array nor a scalar
+            arrays[name] = np.fromfile(
+                path, dtype, count=int(np.prod(shape)), offset=offset
+            ).reshape(shape)
+        else:
+            arrays[name] = np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+    return arrays

@@ -1,0 +1,97 @@
+"""The Discrepancy Alignment Operator: the paper's Eq. 1 and 4, in the logarithm.
+
+P pairs, N faces, K support: any leading shape is a batch. τ is the temperature (paper: 1).
+
+    F(f, Ψ)          = 1 / Σᵢ exp(τ sᵢ)                 sᵢ = ⟨f, f̂ᵢ⟩ for the K members of Ψ
+    DAO(f₁, f₂, …)   = exp(τ ⟨f₁, f₂⟩) · (F₁ + F₂)
+
+F is called the density by the paper, but it *falls* as the neighbourhood grows denser, and with it
+the score. In the logarithm
+
+    log F            = −lse(τ s)
+    log DAO          = τ ⟨f₁, f₂⟩ + logaddexp(log F₁, log F₂)
+
+nothing under- or overflows, and the ranking of pairs is the same. IDA-R and IDA-L differ only in
+where log F comes from: searched (`log_density`) or regressed by the SSR module.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def log_density(
+    similarities: jax.Array, *, tau: float | jax.Array = 1.0, where: jax.Array | None = None
+) -> jax.Array:
+    """log F(f, Ψ) = −log Σᵢ exp(τ sᵢ) over the support set (Eq. 4's F).
+
+    Args:
+      similarities: [..., K], the cosines sᵢ of a face to its support set.
+      tau: τ > 0, a number or an array that broadcasts to the leading shape.
+      where: bool [..., K], the members that exist; all of them if None.
+
+    Returns:
+      [...]. +inf where the mask leaves no member: there is no density without neighbours.
+    """
+    scaled = _scaled(tau, similarities, trailing=1)
+    if where is not None:
+        # A masked member may hold -inf or NaN; a value replaced first has no gradient to spoil.
+        scaled = jnp.where(where, scaled, 0.0)
+    return -jax.nn.logsumexp(scaled, axis=-1, where=where)
+
+
+def density(
+    similarities: jax.Array, *, tau: float | jax.Array = 1.0, where: jax.Array | None = None
+) -> jax.Array:
+    """F(f, Ψ) = 1 / Σᵢ exp(τ sᵢ) (Eq. 4): the exponential of `log_density`, same arguments.
+
+    Where Eq. 4 leaves the numbers' range (large τ; no member at all) it saturates at about the
+    largest finite one.
+    """
+    return _saturating_exp(log_density(similarities, tau=tau, where=where))
+
+
+def log_dao(
+    similarity: jax.Array,
+    log_density_1: jax.Array,
+    log_density_2: jax.Array,
+    *,
+    tau: float | jax.Array = 1.0,
+) -> jax.Array:
+    """log DAO = τ ⟨f₁, f₂⟩ + log(F₁ + F₂), the logarithm of Eq. 4.
+
+    Args:
+      similarity: [...], the pair's cosine ⟨f₁, f₂⟩.
+      log_density_1: [...], log F of the first face.
+      log_density_2: [...], log F of the second face.
+      tau: the τ that the densities were made with.
+
+    Returns:
+      [...], the aligned score. It is symmetric in the two faces, to the last bit.
+    """
+    return _scaled(tau, similarity, trailing=0) + jnp.logaddexp(log_density_1, log_density_2)
+
+
+def dao(
+    similarity: jax.Array,
+    log_density_1: jax.Array,
+    log_density_2: jax.Array,
+    *,
+    tau: float | jax.Array = 1.0,
+) -> jax.Array:
+    """DAO on the paper's own scale (Eq. 4): the exponential of `log_dao`, same arguments.
+
+    It saturates like `density`; rank pairs by `log_dao`.
+    """
+    return _saturating_exp(log_dao(similarity, log_density_1, log_density_2, tau=tau))
+
+
+def _saturating_exp(x: jax.Array) -> jax.Array:
+    # A little less than log(max), whose rounding may lie above it.
+    return jnp.exp(jnp.minimum(x, 0.9999 * jnp.log(jnp.finfo(x.dtype).max)))
+
+
+def _scaled(tau: float | jax.Array, x: jax.Array, *, trailing: int) -> jax.Array:
+    """τ·x, where an array τ has the leading axes of x and none of its last `trailing` ones."""
+    if jnp.ndim(tau) == 0:
+        return tau * x
+    return tau.reshape(tau.shape + (1,) * trailing) * x

@@ -1,0 +1,133 @@
+"""Unit embeddings, and the exact search among them.
+
+N queries, A anchors, D embedding, K neighbours (the support set), G groups.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Neighbours(NamedTuple):
+    """The nearest anchors of each query, the most similar first.
+
+    Attributes:
+      similarities: float32 [N, K], cosines; -inf where fewer than K anchors were allowed.
+      indices: int32 [N, K], rows of the anchors; meaningless where the similarity is -inf.
+    """
+
+    similarities: jax.Array
+    indices: jax.Array
+
+
+def normalize(x: jax.Array, *, axis: int = -1) -> jax.Array:
+    """x / max(‖x‖₂, 1e-12) along `axis`: a zero vector stays zero, with a finite gradient."""
+    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    return x * lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def largest_k(values: jax.Array, k: int, *, group_size: int = 64) -> tuple[jax.Array, jax.Array]:
+    """The k largest of each row, exactly: `lax.top_k` for long rows and small k.
+
+    The columns are dealt into groups. The k largest values lie in the k groups with the largest
+    maxima: a group left out has k groups before it, each with a value at least as large as all of
+    its own. So only maxima, which vectorise, touch the whole row, and sorting sees
+    A / group_size + k · group_size values of it.
+
+    Args:
+      values: [N, A].
+      k: how many, 1 ≤ k ≤ A.
+      group_size: columns a group.
+
+    Returns:
+      The values [N, k], descending, and their columns, int32 [N, k]. Among equal values any
+      column may be named.
+    """
+    n, a = values.shape
+    groups = a // group_size
+    if groups < 4 * k:
+        return lax.top_k(values, k)
+    head, tail = values[:, : groups * group_size], values[:, groups * group_size :]
+    # Column j belongs to group j mod G, so that a group's maximum is taken across whole rows.
+    grouped = head.reshape(n, group_size, groups)
+    _, best = lax.top_k(jnp.max(grouped, axis=1), k)
+    candidates = jnp.take_along_axis(grouped, best[:, None, :], axis=2).reshape(n, group_size * k)
+    columns = jnp.arange(group_size, dtype=jnp.int32)[None, :, None] * groups + best[:, None, :]
+    columns = columns.reshape(n, group_size * k)
+    tail_columns = jnp.arange(groups * group_size, a, dtype=jnp.int32)
+    candidates = jnp.concatenate([candidates, tail], axis=1)
+    columns = jnp.concatenate(
+        [columns, jnp.broadcast_to(tail_columns[None, :], tail.shape)], axis=1
+    )
+    top, position = lax.top_k(candidates, k)
+    return top, jnp.take_along_axis(columns, position, axis=1)
+
+
+@partial(jax.jit, static_argnames=("k", "block_size"))
+def nearest_anchors(
+    queries: jax.Array,
+    anchors: jax.Array,
+    *,
+    k: int,
+    query_labels: jax.Array | None = None,
+    anchor_labels: jax.Array | None = None,
+    block_size: int = 65536,
+) -> Neighbours:
+    """The support set Ψ: each query's k most similar anchors of other identities (section 3.2).
+
+    Exact, by blocks of anchors: the similarities held at once are [N, block_size]. An anchor whose
+    label equals the query's is never chosen: a face's own identity is no inter-class neighbour.
+    Negative labels stand for unknown and exclude nothing.
+
+    Args:
+      queries: float32 [N, D], unit rows.
+      anchors: float32 [A, D], unit rows.
+      k: the support set's size, 1 ≤ k ≤ A.
+      query_labels: int32 [N], with `anchor_labels`.
+      anchor_labels: int32 [A], with `query_labels`.
+      block_size: anchors compared at once.
+
+    Returns:
+      `Neighbours`.
+
+    Raises:
+      ValueError: k outside 1 … A, or only one side has labels.
+    """
+    n, (a, _) = queries.shape[0], anchors.shape
+    if not 1 <= k <= a:
+        raise ValueError(f"k = {k} neighbours were asked for among A = {a} anchors")
+    if (query_labels is None) != (anchor_labels is None):
+        raise ValueError("the exclusion by label needs the queries' and the anchors' labels")
+    block_size = max(k, min(block_size, a))
+    blocks = -(-a // block_size)
+
+    def best_of_block(start: jax.Array) -> Neighbours:
+        # The last block starts early instead of running over; what was seen before is masked.
+        first = jnp.minimum(start, a - block_size)
+        block = lax.dynamic_slice_in_dim(anchors, first, block_size)
+        similarities = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
+        row = first + jnp.arange(block_size, dtype=jnp.int32)
+        allowed = (row >= start)[None, :]
+        if query_labels is not None:
+            labels = lax.dynamic_slice_in_dim(anchor_labels, first, block_size)
+            same = (query_labels[:, None] == labels[None, :]) & (labels >= 0)[None, :]
+            allowed = allowed & ~same
+        top, column = largest_k(jnp.where(allowed, similarities, -jnp.inf), k)
+        return Neighbours(top, first + column)
+
+    def merge(best: Neighbours, start: jax.Array) -> tuple[Neighbours, None]:
+        block = best_of_block(start)
+        similarities = jnp.concatenate([best.similarities, block.similarities], axis=1)
+        indices = jnp.concatenate([best.indices, block.indices], axis=1)
+        top, position = lax.top_k(similarities, k)
+        return Neighbours(top, jnp.take_along_axis(indices, position, axis=1)), None
+
+    if blocks == 1:
+        return best_of_block(jnp.int32(0))
+    nothing = Neighbours(jnp.full((n, k), -jnp.inf, queries.dtype), jnp.zeros((n, k), jnp.int32))
+    starts = jnp.arange(blocks, dtype=jnp.int32) * block_size
+    best, _ = lax.scan(merge, nothing, starts)
+    return best

@@ -1,0 +1,136 @@
+"""log F of faces: searched among anchors (IDA-R) or regressed from the face alone (IDA-L).
+
+N faces, A anchors, D embedding, K support.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.search import support_sets
+from ida_jax.errors import UserError
+from ida_jax.files import load_tensors, save_tensors
+from ida_jax.models.ssr import SSR
+from ida_jax.ops.dao import log_density
+
+_KIND = "ssr_module"
+_BLOCK = 4096
+
+TARGETS = ("standardised", "log", "paper")
+
+
+def searched_log_density(
+    faces: np.ndarray,
+    anchors: AnchorSet,
+    *,
+    k: int | None = None,
+    tau: float | None = None,
+    labels: np.ndarray | None = None,
+    searcher: str = "auto",
+) -> np.ndarray:
+    """IDA-R: log F(f, Ψ_f) with Ψ_f searched in the anchors (Algorithm 1).
+
+    Args:
+      faces: float32 [N, D], unit rows.
+      anchors: where support sets are searched.
+      k: the support set's size; the anchor set's own default if None.
+      tau: τ; the anchor set's own default if None.
+      labels: int [N], identities in the anchors' numbering, each excluded from its own support set.
+      searcher: see `ida_jax.anchors.search.support_sets`.
+
+    Returns:
+      float32 [N].
+    """
+    found = support_sets(
+        faces, anchors, k=anchors.k if k is None else k, labels=labels, searcher=searcher
+    )
+    return np.asarray(log_density(found.similarities, tau=anchors.tau if tau is None else tau))
+
+
+@dataclass(frozen=True, eq=False)
+class DensityRegressor:
+    """IDA-L: a trained SSR module, which needs no anchors at run time (section 3.2).
+
+    Attributes:
+      params: the SSR module's parameters.
+      target: what the module regresses. "paper": F itself (Eq. 6 to the letter); "standardised":
+        (F − mean) / std; "log": (log F − mean) / std.
+      mean: see target.
+      std: see target.
+      floor: a prediction of F is not let below it, so that its logarithm exists; half the smallest
+        F that the module was trained on.
+      k: the support set's size that it was trained to replace.
+      tau: the τ of F.
+      fingerprint: of the model whose embeddings it takes; "" where unknown.
+    """
+
+    params: Mapping[str, Mapping[str, np.ndarray]]
+    target: str
+    mean: float
+    std: float
+    floor: float
+    k: int
+    tau: float
+    fingerprint: str = ""
+
+    @property
+    def width(self) -> int:
+        """D, the embedding's width."""
+        return self.params["hidden"]["kernel"].shape[0]
+
+    def log_density(self, faces: np.ndarray) -> np.ndarray:
+        """log F, float32 [N], of faces [N, D] with unit rows.
+
+        Raises:
+          UserError: embeddings of another width.
+        """
+        if faces.shape[1] != self.width:
+            raise UserError(
+                f"the faces' embeddings are {faces.shape[1]} wide, the SSR module's {self.width}: "
+                "it must be trained on the same model"
+            )
+        out = np.empty(len(faces), np.float32)
+        for start in range(0, len(faces), _BLOCK):
+            block = faces[start : start + _BLOCK]
+            padded = np.zeros((_BLOCK, self.width), np.float32)
+            padded[: len(block)] = block
+            out[start : start + _BLOCK] = _apply(self.params, padded)[: len(block)]
+        if self.target == "log":
+            return self.mean + self.std * out
+        return np.log(np.maximum(self.mean + self.std * out, np.float32(self.floor)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the module as one safetensors file, whole or not at all."""
+        tensors = {
+            f"{layer}/{name}": np.asarray(value)
+            for layer, leaves in self.params.items()
+            for name, value in leaves.items()
+        }
+        metadata = {
+            name: getattr(self, name)
+            for name in ("target", "mean", "std", "floor", "k", "tau", "fingerprint")
+        }
+        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DensityRegressor":
+        """Reads a saved module.
+
+        Raises:
+          UserError: the file is absent, torn, or not an SSR module.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        params: dict[str, dict[str, np.ndarray]] = {}
+        for name, value in tensors.items():
+            layer, leaf = name.split("/")
+            params.setdefault(layer, {})[leaf] = value
+        return cls(params, **metadata)
+
+
+@jax.jit
+def _apply(params: Mapping, faces: jax.Array) -> jax.Array:
+    return SSR(hidden=params["hidden"]["kernel"].shape[1]).apply({"params": params}, faces)

@@ -1,0 +1,281 @@
+"""A run: the stages that a config names, each resumable, each ending in one file.
+
+    train     → DIR/model.safetensors            backbone and margin head, by SGD
+    import    → DIR/model.safetensors            or a backbone's weights from elsewhere
+    anchors   → DIR/anchors/anchors.safetensors  class weights or real-db (Table 4)
+    ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
+    evaluate  → DIR/results.json                 cosine, IDA-R, IDA-L; and DIR/report.html
+
+A stage whose file exists is not run again. N faces, D embedding.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ida_jax.anchors import sources
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.load import load_faces, require_faces
+from ida_jax.errors import UserError
+from ida_jax.evaluation import Method, all_pairs_scores, evaluate_all_pairs, evaluate_kfold
+from ida_jax.face_model import FaceModel, Preprocessing
+from ida_jax.files import written_whole
+from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
+from ida_jax.protocols.regression import regression_quality
+from ida_jax.rescoring.density import DensityRegressor, searched_log_density
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A config and its workdir; data and artefacts are read when a stage asks for them."""
+
+    config: ConfigDict
+    workdir: Path
+
+    @property
+    def model_path(self) -> Path:
+        return self.workdir / "model.safetensors"
+
+    @property
+    def anchors_path(self) -> Path:
+        return self.workdir / "anchors" / "anchors.safetensors"
+
+    @property
+    def ssr_path(self) -> Path:
+        return self.workdir / "ssr.safetensors"
+
+    @property
+    def results_path(self) -> Path:
+        return self.workdir / "results.json"
+
+    @cached_property
+    def train_faces(self) -> FaceDataset:
+        c = self.config
+        return load_faces(c.train_data, data_dir=c.data_dir, seed=c.seed)
+
+    @cached_property
+    def eval_faces(self) -> FaceDataset:
+        c = self.config
+        return load_faces(c.eval_data, data_dir=c.data_dir, seed=c.seed)
+
+    @cached_property
+    def model(self) -> FaceModel:
+        return FaceModel.load(self.model_path)
+
+    @cached_property
+    def anchors(self) -> AnchorSet:
+        anchors = AnchorSet.load(self.anchors_path)
+        anchors.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
+        return anchors
+
+
+class _Stage(NamedTuple):
+    run: Callable[[Run], None]
+    result: Callable[[Run], Path]
+
+
+def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the config's stages in their order and returns results.json's content.
+
+    Raises:
+      UserError: an unknown stage, missing data, or a workdir that another config has begun.
+    """
+    current = Run(config, Path(workdir))
+    for name in config.stages:
+        if name not in _STAGES:
+            raise UserError(f"stage '{name}' is unknown: choose from {', '.join(_STAGES)}")
+    unfinished = [name for name in config.stages if not _STAGES[name].result(current).is_file()]
+    if unfinished:
+        for section in ("train_data", "eval_data"):
+            require_faces(config[section], data_dir=config.data_dir)
+    _claim(current)
+    for name in config.stages:
+        if name in unfinished:
+            _STAGES[name].run(current)
+        else:
+            print(f"{name}: finished before, see {_STAGES[name].result(current)}")
+    if not current.results_path.is_file():
+        return {}
+    return json.loads(current.results_path.read_text(encoding="utf-8"))
+
+
+def _claim(run: Run) -> None:
+    """Makes the workdir this config's own, or finds that it is."""
+    path = run.workdir / "config.json"
+    # Where data lies may change between two runs; what is computed may not.
+    mine = json.loads(run.config.to_json_best_effort())
+    mine.pop("data_dir", None)
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        if difference := _difference(theirs, mine):
+            raise UserError(
+                f"{run.workdir} was begun by another config ({difference}): take another "
+                "--workdir, or delete this one"
+            )
+        return
+    try:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the workdir {run.workdir}: {error.strerror}") from error
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+
+
+def _difference(before: dict, now: dict, prefix: str = "") -> str:
+    """The first entry in which two configs differ, in words; "" where they are the same."""
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key, "absent"), now.get(key, "absent")
+        if isinstance(old, dict) and isinstance(new, dict):
+            if difference := _difference(old, new, f"{prefix}{key}."):
+                return difference
+        elif old != new:
+            return f"{prefix}{key} was {old}, is now {new}"
+    return ""
+
+
+def _train(run: Run) -> None:
+    from ida_jax.training.recognition import train
+
+    c = run.config
+    model = train(
+        run.train_faces,
+        c.train,
+        network=c.model.network,
+        network_options=c.model.options.to_dict(),
+        preprocessing=_preprocessing(c.model),
+        workdir=run.workdir,
+        seed=c.seed,
+    )
+    model.save(run.model_path)
+
+
+def _import(run: Run) -> None:
+    from ida_jax.interop.mobilefacenet import load_mobilefacenet
+
+    c = run.config
+    variables = load_mobilefacenet(Path(c.data_dir) / c.model.weights)
+    FaceModel(c.model.network, c.model.options.to_dict(), _preprocessing(c.model), variables).save(
+        run.model_path
+    )
+
+
+def _preprocessing(config: ConfigDict) -> Preprocessing:
+    return Preprocessing(config.image_size, tuple(config.mean), tuple(config.std))
+
+
+def _anchors(run: Run) -> None:
+    c = run.config.anchors
+    options = {"fingerprint": run.model.fingerprint, "k": run.config.k, "tau": run.config.tau}
+    match c.source:
+        case "class_weights":
+            if run.model.class_weights is None:
+                raise UserError(
+                    f"{run.model_path} holds no class weights (its weights were imported): "
+                    "set anchors.source to real_db"
+                )
+            anchors = sources.class_weights(
+                run.model.class_weights, size=c.size, seed=run.config.seed, **options
+            )
+        case "real_db":
+            faces = run.train_faces
+            rows = sources.real_db_rows(faces.labels, size=c.size, seed=run.config.seed)
+            embeddings = run.model.embed(_Subset(faces.images, rows), progress="anchors")
+            anchors = AnchorSet.from_embeddings(
+                embeddings, labels=faces.labels[rows], source="real_db", **options
+            )
+        case _:
+            raise UserError(f"anchor source '{c.source}': choose class_weights or real_db")
+    run.anchors_path.parent.mkdir(exist_ok=True)
+    anchors.save(run.anchors_path)
+
+
+class _Subset:
+    def __init__(self, images: Any, rows: np.ndarray) -> None:
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._images[self._rows[index]]
+
+
+def _ssr(run: Run) -> None:
+    from ida_jax.training.ssr import train_ssr
+
+    c = run.config
+    faces = run.model.embed(run.train_faces.images, progress="embed the training set")
+    log_density = searched_log_density(
+        faces, run.anchors, labels=run.train_faces.labels, searcher=c.searcher
+    )
+    regressor = train_ssr(
+        faces,
+        log_density,
+        c.ssr,
+        k=c.k,
+        tau=c.tau,
+        fingerprint=run.model.fingerprint,
+        workdir=run.workdir,
+        seed=c.seed,
+    )
+    regressor.save(run.ssr_path)
+
+
+def _evaluate(run: Run) -> None:
+    from ida_jax.report.run_report import write_run_report
+
+    c = run.config
+    data = run.eval_faces
+    faces = run.model.embed(data.images, flip=c.evaluate.flip, progress="embed the evaluation set")
+    searched = searched_log_density(faces, run.anchors, searcher=c.searcher)
+    methods = {"cosine": Method(), "ida_r": Method(searched, c.tau)}
+    results: dict[str, Any] = {
+        "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
+        "anchors": {"source": run.anchors.source, "size": len(run.anchors)},
+    }
+    if run.ssr_path.is_file():
+        regressed = DensityRegressor.load(run.ssr_path).log_density(faces)
+        methods["ida_l"] = Method(regressed, c.tau)
+        results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
+
+    name = c.eval_data.name
+    scores = all_pairs_scores(faces, data.labels, methods)
+    results["protocols"] = {
+        f"{name}_10fold": evaluate_kfold(faces, _pair_list(run), methods),
+        f"{name}_all_pairs": evaluate_all_pairs(scores, fars=c.evaluate.fars),
+    }
+    write_run_report(
+        run.workdir,
+        config=c,
+        results=results,
+        scores=scores,
+        log_density=searched,
+        dataset=data,
+    )
+    with written_whole(run.results_path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _pair_list(run: Run) -> PairList:
+    c = run.config
+    if c.evaluate.pairs == "lfw":
+        return read_lfw_pairs(Path(c.data_dir) / "lfw" / "pairs.txt", run.eval_faces.names)
+    if c.evaluate.pairs == "drawn":
+        return kfold_pairs(run.eval_faces.labels, seed=c.seed)
+    raise UserError(f"evaluate.pairs '{c.evaluate.pairs}' is unknown: choose drawn or lfw")
+
+
+_STAGES = {
+    "train": _Stage(_train, lambda run: run.model_path),
+    "import": _Stage(_import, lambda run: run.model_path),
+    "anchors": _Stage(_anchors, lambda run: run.anchors_path),
+    "ssr": _Stage(_ssr, lambda run: run.ssr_path),
+    "evaluate": _Stage(_evaluate, lambda run: run.results_path),
+}
