@@ -19,7 +19,7 @@ setup(
         "array_record",
         "flax>=0.12",
         "grain>=0.2.15",
-        # tensorflow-datasets needs it on Python 3.12 and does not say so.
+        # tensorflow-datasets needs it and does not say so.
         "importlib_resources",
         "jax>=0.10",
         "matplotlib>=3.8",

@@ -13,6 +13,7 @@ TRAIN_IDENTITIES = 600
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
+    c.title = "IDA quickstart: rendered identities"
     c.seed = 0
     c.stages = ("train", "anchors", "ssr", "evaluate")
     c.data_dir = "data"

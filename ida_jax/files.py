@@ -80,7 +80,7 @@ def load_tensors(
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
     found = header.pop("kind", "unknown")
     if found != kind:
-        raise UserError(f"{path} holds a {found}, expected a {kind}")
+        raise UserError(f"{path} is of kind '{found}', expected '{kind}'")
     return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
 
 

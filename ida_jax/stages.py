@@ -29,6 +29,7 @@ from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.files import written_whole
 from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
 from ida_jax.protocols.regression import regression_quality
+from ida_jax.provenance import provenance
 from ida_jax.rescoring.density import DensityRegressor, searched_log_density
 
 
@@ -230,6 +231,7 @@ def _ssr(run: Run) -> None:
 
 def _evaluate(run: Run) -> None:
     from ida_jax.report.run_report import write_run_report
+    from ida_jax.training.metrics import read_metrics
 
     c = run.config
     data = run.eval_faces
@@ -251,13 +253,16 @@ def _evaluate(run: Run) -> None:
         f"{name}_10fold": evaluate_kfold(faces, _pair_list(run), methods),
         f"{name}_all_pairs": evaluate_all_pairs(scores, fars=c.evaluate.fars),
     }
+    results["provenance"] = provenance()
     write_run_report(
-        run.workdir,
-        config=c,
+        run.workdir / "report.html",
+        title=c.title,
+        settings={"config": c.to_dict(), **results["provenance"]},
         results=results,
         scores=scores,
         log_density=searched,
         dataset=data,
+        metrics=read_metrics(run.workdir),
     )
     with written_whole(run.results_path) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,11 @@
-"""Faces from a data set that TFDS prepared as ArrayRecord files, read without TensorFlow.
+"""Faces as a TFDS data set in ArrayRecord files, written and read without TensorFlow.
 
 N faces, C identities.
 """
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ class _TfdsImages(Sequence[np.ndarray]):
         return len(self._source)
 
     def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):  # ArrayRecord's ValueError would not end an iteration
+            raise IndexError(index)
         return self._source[index]["image"]
 
 
@@ -34,8 +37,9 @@ def find_tfds(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
     versions = sorted(p for p in root.glob("*.*.*") if (p / "dataset_info.json").is_file())
     if not versions:
         raise UserError(
-            f"the data set {name} is not at {root}: prepare it as TFDS ArrayRecord files with the "
-            "features image and label (README, 'Your own training set') under --config.data_dir"
+            f"the data set {name} is not at {root}: prepare it there with python -m "
+            f"ida_jax.prepare folder --from=FOLDER --name={name} --data_dir={data_dir}, and set "
+            "--config.data_dir to that folder"
         )
     return versions[-1]
 
@@ -71,3 +75,58 @@ def load_tfds(name: str, *, data_dir: str | os.PathLike[str], split: str = "trai
         labels,
         tuple(features["label"].names or map(str, range(features["label"].num_classes))),
     )
+
+
+def write_tfds(
+    name: str,
+    files: Sequence[Path],
+    labels: Sequence[int],
+    identities: Sequence[str],
+    *,
+    data_dir: str | os.PathLike[str],
+) -> Path:
+    """Writes encoded images as the data set DATA_DIR/NAME; their bytes are kept as they are.
+
+    Args:
+      name: the data set's, in small letters, digits and underscores.
+      files: N JPEG files.
+      labels: N labels, 0 … C−1.
+      identities: the C identities' names.
+      data_dir: where data sets are.
+
+    Returns:
+      The data set's folder.
+
+    Raises:
+      UserError: an empty list, a name that TFDS does not take, or a data set that is there already.
+    """
+    import tensorflow_datasets as tfds
+
+    if not files:
+        raise UserError(f"no images were found for the data set {name}")
+    if not name.isidentifier() or name != name.lower():
+        raise UserError(f"'{name}' names no data set: use small letters, digits and underscores")
+
+    class Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+            label = tfds.features.ClassLabel(names=list(identities))
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, manager: tfds.download.DownloadManager) -> dict:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+            for row, (file, label) in enumerate(zip(files, labels, strict=True)):
+                # Bytes, since TFDS encodes an array with TensorFlow.
+                yield row, {"image": io.BytesIO(file.read_bytes()), "label": int(label)}
+
+    Faces.name = name
+    builder = Faces(data_dir=data_dir, file_format="array_record")
+    if builder.is_prepared():
+        raise UserError(f"{builder.data_path} is there already: delete it or take another --name")
+    builder.download_and_prepare()
+    return Path(builder.data_path)

@@ -1,0 +1,60 @@
+"""What a result was made with: every recorded figure carries it."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("ida_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann")
+
+
+def provenance() -> dict[str, object]:
+    """The command, the commit, the hardware and the versions of this process."""
+    import jax
+
+    devices = jax.devices()
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": _commit(),
+        "devices": f"{len(devices)} × {devices[0].device_kind}",
+        "processor": f"{_processor()}, {len(_cpus())} cores",
+        "versions": versions,
+    }
+
+
+def _commit() -> str:
+    """The checkout's commit, with a mark where files differ from it; "" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    if commit.returncode:
+        return ""
+    return commit.stdout.strip()[:12] + ("+changes" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpus() -> set[int]:
+    import os
+
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
