@@ -1,0 +1,195 @@
+"""Labelled pair lists: LFW's own file, and lists of its kind from any labelled faces.
+
+P pairs, N faces.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ida_jax.errors import UserError
+
+
+class PairList(NamedTuple):
+    """Pairs of faces with the answer to each.
+
+    Attributes:
+      pairs: int32 [P, 2], rows of the N faces.
+      same: bool [P], True for a genuine pair.
+      fold: int32 [P], the fold of each pair, from 0. Folds are contiguous and equally long.
+    """
+
+    pairs: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+
+
+def kfold_pairs(
+    labels: ArrayLike, *, pairs_per_fold_and_kind: int = 300, folds: int = 10, seed: int = 0
+) -> PairList:
+    """Draws an LFW-style list: folds without a common identity, half genuine and half impostor.
+
+    Identities are dealt to the folds in turn, those with the most faces first, so that folds offer
+    alike. A fold's genuine pairs are spread as evenly over its identities as these allow; its
+    impostor pairs are uniform over all pairs of faces of two identities. No pair comes twice.
+    Where some fold cannot give `pairs_per_fold_and_kind` of either kind, both kinds of every fold
+    are cut to what the poorest fold has, so that folds and kinds stay equal. Each fold lists its
+    genuine pairs first. The same labels and seed give the same list.
+
+    Args:
+      labels: int [N], the identity of each face.
+      pairs_per_fold_and_kind: genuine pairs in a fold, and as many impostor pairs.
+      folds: the number of folds.
+      seed: of the random draws.
+
+    Raises:
+      UserError: labels that are not a flat array of integers, a count or a number of folds below 1,
+        or too few identities: each fold needs two, and one with two faces.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"labels of shape {labels.shape} and type {labels.dtype} were given, expected one "
+            "integer a face"
+        )
+    if pairs_per_fold_and_kind < 1 or folds < 1:
+        raise UserError(
+            f"{pairs_per_fold_and_kind} pairs of a kind in each of {folds} folds were asked for, "
+            "expected at least 1 of both"
+        )
+    _, identity, faces = np.unique(labels, return_inverse=True, return_counts=True)
+    if faces.size < 2 * folds or np.count_nonzero(faces > 1) < folds:
+        raise UserError(
+            f"{faces.size} identities, {np.count_nonzero(faces > 1)} of them with two faces or "
+            f"more, are too few for {folds} folds, which need {2 * folds} and {folds}: ask for "
+            "fewer folds"
+        )
+
+    rng = np.random.default_rng(seed)
+    dealt = rng.permutation(faces.size)
+    dealt = dealt[np.argsort(-faces[dealt], kind="stable")]
+    fold_of_identity = np.empty(faces.size, np.int64)
+    fold_of_identity[dealt] = np.arange(faces.size) % folds
+
+    # Rows grouped by identity within each fold: an identity's faces are then one block.
+    members = [np.flatnonzero(fold_of_identity[identity] == fold) for fold in range(folds)]
+    members = [rows[np.argsort(identity[rows], kind="stable")] for rows in members]
+    blocks = [np.unique(identity[rows], return_counts=True)[1] for rows in members]
+    count = min(
+        pairs_per_fold_and_kind,
+        min(int(np.sum(sizes * (sizes - 1) // 2)) for sizes in blocks),
+        min(int(np.sum(sizes)) ** 2 - int(np.sum(sizes**2)) for sizes in blocks) // 2,
+    )
+    pairs = []
+    for rows, sizes in zip(members, blocks, strict=True):
+        pairs.append(rows[_draw_genuine(rng, sizes, count)])
+        pairs.append(rows[_draw_impostor(rng, sizes, count)])
+    return PairList(
+        pairs=np.concatenate(pairs).astype(np.int32),
+        same=np.tile(np.repeat([True, False], count), folds),
+        fold=np.repeat(np.arange(folds, dtype=np.int32), 2 * count),
+    )
+
+
+def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
+    """Reads LFW's pairs.txt.
+
+    The first line is `FOLDS PAIRS`. Then each fold has PAIRS genuine lines `NAME i j` and PAIRS
+    impostor lines `NAME1 i NAME2 j`, separated by tabs. Image i of NAME is `NAME/NAME_%04d`.
+
+    Args:
+      path: the file.
+      names: the N faces' names, `NAME/NAME_0001`, whose places are the rows of the result.
+
+    Raises:
+      UserError: a file that cannot be read or has another form, an image that is not among `names`,
+        or a name that is there twice. The message gives the file and the line.
+    """
+    row_of_name = {name: row for row, name in enumerate(names)}
+    if len(row_of_name) < len(names):
+        raise UserError(
+            f"{len(names)} names were given, only {len(row_of_name)} of them different: a pair "
+            "list needs one name a face"
+        )
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a pair list: {error}") from error
+    lines = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+    header = lines[0][1] if lines else []
+    if len(header) != 2 or not all(field.isdecimal() and int(field) for field in header):
+        raise UserError(f"{path}:1: expected the number of folds and of pairs, such as '10\\t300'")
+    folds, count = (int(field) for field in header)
+    if len(lines) - 1 != 2 * folds * count:
+        raise UserError(
+            f"{path}: {len(lines) - 1} pairs were found, the first line promises "
+            f"{2 * folds * count} ({folds} folds of {count} genuine and {count} impostor pairs)"
+        )
+
+    pairs = []
+    same = np.tile(np.repeat([True, False], count), folds)
+    for (number, fields), genuine in zip(lines[1:], same, strict=True):
+        where = f"{path}:{number}"
+        if len(fields) != (3 if genuine else 4):
+            expected = "'NAME i j'" if genuine else "'NAME1 i NAME2 j'"
+            kind = "a genuine" if genuine else "an impostor"
+            raise UserError(f"{where}: {len(fields)} fields were found, {kind} pair is {expected}")
+        second_name = fields[0] if genuine else fields[2]
+        pairs.append(
+            (
+                _row(where, fields[0], fields[1], row_of_name),
+                _row(where, second_name, fields[-1], row_of_name),
+            )
+        )
+    return PairList(
+        pairs=np.array(pairs, np.int32),
+        same=same,
+        fold=np.repeat(np.arange(folds, dtype=np.int32), 2 * count),
+    )
+
+
+def _row(where: str, name: str, image: str, row_of_name: dict[str, int]) -> int:
+    if not image.isdecimal():
+        raise UserError(f"{where}: '{image}' was found, expected the number of an image of {name}")
+    full = f"{name}/{name}_{int(image):04d}"
+    if full not in row_of_name:
+        raise UserError(f"{where}: {full} is not among the {len(row_of_name)} names given")
+    return row_of_name[full]
+
+
+def _draw_genuine(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
+    """int64 [count, 2]: positions in identity blocks of `sizes` faces, both in one block."""
+    starts = np.cumsum(sizes) - sizes
+    available = sizes * (sizes - 1) // 2
+    turn = rng.permutation(sizes.size)
+    quota = np.zeros_like(sizes)
+    while missing := count - int(quota.sum()):
+        quota[turn[quota[turn] < available[turn]][:missing]] += 1
+    pairs = []
+    for block in np.flatnonzero(quota):
+        later, earlier = _pair_of_number(rng.choice(available[block], quota[block], replace=False))
+        pairs.append(starts[block] + np.stack([earlier, later], axis=1))
+    return rng.permutation(np.concatenate(pairs))
+
+
+def _pair_of_number(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pair (j, i), i < j, with j(j−1)/2 + i = number."""
+    later = np.floor((1 + np.sqrt(1 + 8 * number.astype(np.float64))) / 2).astype(np.int64)
+    return later, number - later * (later - 1) // 2
+
+
+def _draw_impostor(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
+    """int64 [count, 2]: positions in identity blocks of `sizes` faces, in two different blocks."""
+    # Face a pairs with every face after its own block: numbering those pairs makes a draw without
+    # repetition one draw of numbers.
+    block_end = np.repeat(np.cumsum(sizes), sizes)
+    last_number = np.cumsum(block_end[-1] - block_end)
+    number = rng.choice(last_number[-1], count, replace=False)
+    first = np.searchsorted(last_number, number, side="right")
+    second = block_end[first] + number - (last_number[first] - (block_end[-1] - block_end[first]))
+    return np.stack([first, second], axis=1)

@@ -1,0 +1,283 @@
+import base64
+import io
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ida_jax.errors import UserError
+from ida_jax.protocols.roc import Curve, roc_curve
+from ida_jax.report.page import write_report
+from ida_jax.report.plots import histogram_figure, log_density_figure, roc_figure, training_figure
+from ida_jax.report.tables import far_name, markdown_table, protocol_tables, results_table
+
+BOTH = {
+    "false_accepts": {"1e-05": 134, "0.001": 13484},
+    "genuine": 7070,
+    "impostor": 13484345,
+}
+RESULTS = {
+    "model": {"fingerprint": "sha256:ab<cd"},
+    "protocols": {
+        "LFW": {
+            "ida_r": BOTH
+            | {"accuracy": 0.9903, "accuracy_deviation": 0.0045, "eer": 0.00612}
+            | {"tar@far": {"1e-05": 0.94088, "0.001": 0.98883}},
+            "cosine": BOTH
+            | {"accuracy": 0.9873, "accuracy_deviation": 0.0051, "eer": 0.00598}
+            | {"tar@far": {"1e-05": 0.93465, "0.001": 0.98883}},
+            "my<method>": {"tar@far": {"1e-05": float("nan")}, "eer": None},
+        },
+        "Rendered": {"cosine": {"eer": 0.25}, "ida_l": {"eer": 0.2}},
+    },
+    "ssr": {"r2": 0.712, "rank_correlation": 0.8534},
+}
+
+
+@pytest.fixture(scope="module")
+def figures():
+    rng = np.random.default_rng(0)
+    genuine, impostor = rng.normal(0.6, 0.1, 401), rng.normal(0, 0.1, 5003)
+    scores = {"cosine": (genuine, impostor), "ida_r": (genuine - 2.4, impostor - 2.45)}
+    curves = {method: roc_curve(*kinds) for method, kinds in scores.items()}
+    domains = np.repeat([0, 2], 50)
+    return {
+        "ROC": roc_figure(curves),
+        "Scores & thresholds": histogram_figure(scores),
+        "log_density": log_density_figure(
+            rng.normal(-2.5, 0.1, 100) - 0.3 * (domains == 2), domains, ["plain", "none", "dim"]
+        ),
+        "Training <loss>": training_figure(
+            [{"step": i, "loss": 9.0 / (i + 1), "learning_rate": 0.1 ** (1 + i // 50)}
+             for i in range(100)]
+        ),
+    }  # fmt: skip
+
+
+def cells(results, protocol):
+    (table,) = (table for table in protocol_tables(results) if table.name == protocol)
+    return {
+        name: dict(zip(table.columns, row, strict=True)) for name, row in table.rows
+    }, table.notes
+
+
+def test_cells_hold_the_figures_and_mark_the_best():
+    rows, notes = cells(RESULTS, "LFW")
+    assert list(rows) == ["Cosine", "IDA-R", "my<method>"]
+    assert list(rows["Cosine"]) == ["Accuracy %", "TAR@1e-3 %", "TAR@1e-5 %", "EER %"]
+    assert rows["Cosine"]["Accuracy %"] == ("98.73 ± 0.51", False)
+    assert rows["IDA-R"]["Accuracy %"] == ("99.03 ± 0.45", True)
+    assert rows["IDA-R"]["TAR@1e-5 %"] == ("94.09 (134)", True)
+    assert rows["Cosine"]["TAR@1e-5 %"] == ("93.47 (134)", False)
+    # Equal figures: nothing is best.
+    assert rows["IDA-R"]["TAR@1e-3 %"] == rows["Cosine"]["TAR@1e-3 %"] == ("98.88 (13,484)", False)
+    assert rows["Cosine"]["EER %"] == ("0.60", True)
+    assert rows["IDA-R"]["EER %"] == ("0.61", False)
+    assert {cell.text for cell in rows["my<method>"].values()} == {"–"}
+    assert notes == (
+        "7,070 genuine and 13,484,345 impostor pairs.",
+        "At FAR 1e-5, IDA-R accepts 94.09 % of the genuine pairs, cosine 93.47 %: "
+        "+0.62 percentage points.",
+    )
+
+
+def test_columns_that_no_method_has_are_left_out():
+    rows, notes = cells(RESULTS, "Rendered")
+    assert rows == {"Cosine": {"EER %": ("25.00", False)}, "IDA-L": {"EER %": ("20.00", True)}}
+    assert notes == ()
+
+
+def test_equal_best_values_share_the_mark():
+    methods = {name: {"eer": eer} for name, eer in [("a", 0.1), ("b", 0.100001), ("c", 0.2)]}
+    rows, _ = cells({"protocols": {"P": methods}}, "P")
+    assert [row["EER %"].best for row in rows.values()] == [True, True, False]
+
+
+def test_gain_is_told_only_where_ten_false_accepts_decide():
+    def note(false_accepts):
+        methods = {
+            name: {"tar@far": {"1e-6": tar, "1e-2": tar}, "false_accepts": false_accepts}
+            for name, tar in [("cosine", 0.9), ("ida_l", 0.85), ("pfe", 0.8)]
+        }
+        return cells({"protocols": {"P": methods}}, "P")[1]
+
+    (told,) = note({"1e-6": 9, "1e-2": 10})
+    assert told.startswith("At FAR 1e-2, IDA-L accepts 85.00 %")
+    assert told.endswith("-5.00 percentage points.")
+    assert note({"1e-6": 1, "1e-2": 9}) == ()
+
+
+@pytest.mark.parametrize(
+    ("far", "name"), [("1e-05", "1e-5"), (0.001, "1e-3"), (0.0025, "2.5e-3"), (1.0, "1e0")]
+)
+def test_far_names(far, name):
+    assert far_name(far) == name
+
+
+def test_terminal_table_is_aligned():
+    text = results_table(RESULTS)
+    first = text.split("\n\n")[0].splitlines()
+    assert first[0] == "LFW"
+    rows = {line.split("  ")[0]: line for line in first[2:7]}
+    right = {name: line.index("94.09") for name, line in rows.items() if "94.09" in line}
+    assert rows["Cosine"].index("93.47") == right["IDA-R"]
+    assert "94.09 (134)*" in rows["IDA-R"]
+    assert "93.47 (134)*" not in rows["Cosine"]
+    assert rows["my<method>"].count("–") == 4
+    assert text.endswith("SSR against the searched density: R² 0.712, rank correlation 0.853.")
+
+
+def test_markdown_table():
+    lines = markdown_table(RESULTS).splitlines()
+    assert "| Method | Accuracy % | TAR@1e-3 % | TAR@1e-5 % | EER % |" in lines
+    row = "| IDA-R | **99.03 ± 0.45** | 98.88 (13,484) | **94.09 (134)** | 0.61 |"
+    assert row in lines
+    assert r"| a\|b | 1.00 |" in markdown_table({"protocols": {"P": {"a|b": {"eer": 0.01}}}})
+
+
+@pytest.mark.parametrize("table", [results_table, markdown_table])
+def test_no_results_give_no_table(table):
+    assert table({}) == ""
+    assert "P" in table({"protocols": {"P": {"cosine": {}}}})
+
+
+class Page(HTMLParser):
+    """What a page refers to and what it says."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.references, self.text, self.strong, self._open = [], [], "", [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self._open.append(tag)
+        self.references += [value for key, value in attributes if key in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.text += data
+        if "strong" in self._open:
+            self.strong.append(data)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, figures):
+    folder = tmp_path_factory.mktemp("report") / "made" / "here"
+    sheet = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+    write_report(
+        folder / "report.html",
+        title="Faces <script>alert(1)</script>",
+        results=RESULTS,
+        figures=figures,
+        contact_sheet=sheet,
+        settings={"margin": {"name": "arc & cos", "m": 0.5}, "note": "<i>no</i>", "seed": 3},
+    )
+    return folder, sheet
+
+
+def test_page_is_self_contained(report, figures):
+    folder, _ = report
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(source)
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", source)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "url(" not in source
+    assert "@import" not in source
+    assert len(page.references) == len(figures) + 1
+    for reference in page.references:
+        kind, data = reference.split(",", 1)
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+
+
+def test_pictures_lie_beside_the_page(report):
+    folder, sheet = report
+    names = ["log_density", "roc", "scores-thresholds", "training-loss"]
+    expected = sorted(["contact_sheet.png", "report.html", *(f"{name}.png" for name in names)])
+    assert sorted(os.listdir(folder)) == expected
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    inside = [base64.b64decode(reference.split(",")[1]) for reference in page.references]
+    for name in names:
+        content = (folder / f"{name}.png").read_bytes()
+        assert content in inside
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        assert pixels.shape[1] >= 900
+        assert (pixels[0, 0] == 255).all()
+        assert pixels.std() > 5
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "contact_sheet.png")), sheet)
+    assert inside[-1] == (folder / "contact_sheet.png").read_bytes()
+
+
+def test_page_says_everything(report, figures):
+    page = Page((report[0] / "report.html").read_text(encoding="utf-8"))
+    for text in ["Faces <script>alert(1)</script>", "sha256:ab<cd", "my<method>", "IDA-L", "LFW"]:
+        assert text in page.text
+    for caption, figure in figures.items():
+        assert caption in page.text
+        assert figure.get_label()
+        assert figure.get_label() in page.text
+    for text in ["margin.name", "arc & cos", "<i>no</i>", "DAO(f₁, f₂)", "R² 0.712"]:
+        assert text in page.text
+    assert page.strong == ["0.60", "99.03 ± 0.45", "94.09 (134)", "20.00"]
+    assert "details" in page.tags
+
+
+def test_a_bare_report_is_still_a_page(tmp_path):
+    write_report(
+        tmp_path / "r.html", title="T", results={}, figures={}, contact_sheet=None, settings={}
+    )
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.text.split() == ["T", "T"]
+    assert os.listdir(tmp_path) == ["r.html"]
+
+
+def write(folder: Path, **changes):
+    options = {"title": "T", "results": {}, "figures": {}, "contact_sheet": None, "settings": {}}
+    write_report(folder / "r.html", **(options | changes))
+
+
+def test_a_failure_leaves_the_old_page(tmp_path):
+    write(tmp_path, title="old")
+    before = (tmp_path / "r.html").read_bytes()
+    broken = Figure()
+    broken.text(0.5, 0.5, "$\\nosuchsymbol$")
+    with pytest.raises(ValueError, match="nosuchsymbol"):
+        write(tmp_path, title="new", figures={"good": Figure(), "broken": broken})
+    assert (tmp_path / "r.html").read_bytes() == before
+    assert os.listdir(tmp_path) == ["r.html"]
+
+
+def test_figures_that_share_a_file_are_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="same PNG twice"):
+        write(tmp_path, figures={"ROC: LFW": Figure(), "roc lfw": Figure()})
+    with pytest.raises(UserError, match="same PNG twice"):
+        write(tmp_path, figures={"contact_sheet": Figure()})
+    with pytest.raises(UserError, match="no letter or digit"):
+        write(tmp_path, figures={"…": Figure()})
+    with pytest.raises(UserError, match=r"uint8 \[H, W, 3\]"):
+        write(tmp_path, contact_sheet=np.zeros((4, 4, 3)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="writable folder"):
+        write(tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_drawing_leaves_no_state(figures):
+    before = matplotlib.rcParams.copy()
+    curve = Curve(np.array([0.1, 1]), np.array([0.5, 1]), np.array([1.0, -np.inf]))
+    roc_figure({"cosine": curve})
+    assert matplotlib.rcParams == before
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
