@@ -32,7 +32,8 @@ def load_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str], seed: in
             return load_lfw(Path(data_dir) / "lfw", **options)
         case "tfds":
             return load_tfds(options.pop("dataset"), data_dir=data_dir, **options)
-    raise UserError(f"data set '{config.name}' is unknown: choose rendered, lfw or tfds")
+        case name:
+            raise UserError(f"data set '{name}' is unknown: choose rendered, lfw or tfds")
 
 
 def require_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str]) -> None:
@@ -42,3 +43,7 @@ def require_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str]) -> No
             find_crops(Path(data_dir) / "lfw")
         case "tfds":
             find_tfds(config.dataset, data_dir=data_dir)
+        case "rendered":
+            pass
+        case name:
+            raise UserError(f"data set '{name}' is unknown: choose rendered, lfw or tfds")
