@@ -1,1 +1,18 @@
-"""Inter-class Discrepancy Alignment for face recognition, in JAX."""
+"""Inter-class Discrepancy Alignment for face recognition, in JAX.
+
+The public API; README.md has the five lines that use it.
+"""
+
+from ida_jax.anchors.anchor_set import AnchorSet as AnchorSet
+from ida_jax.anchors.search import support_sets as support_sets
+from ida_jax.errors import UserError as UserError
+from ida_jax.face_model import FaceModel as FaceModel
+from ida_jax.ops.dao import dao as dao
+from ida_jax.ops.dao import density as density
+from ida_jax.ops.dao import log_dao as log_dao
+from ida_jax.ops.dao import log_density as log_density
+from ida_jax.rescoring.density import DensityRegressor as DensityRegressor
+from ida_jax.rescoring.density import searched_log_density as searched_log_density
+from ida_jax.rescoring.pairs import score_all_pairs as score_all_pairs
+from ida_jax.rescoring.pairs import score_pairs as score_pairs
+from ida_jax.validation import unit_embeddings as unit_embeddings

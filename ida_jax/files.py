@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,26 @@ def load_tensors(
     if found != kind:
         raise UserError(f"{path} is of kind '{found}', expected '{kind}'")
     return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
+
+
+def require_file(path: Path, *, what: str) -> None:
+    """Raises UserError where there is no file at the path."""
+    if not path.is_file():
+        raise UserError(f"no {what} at {path}: put the file there, or name another one")
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; pickled ones are refused.
+
+    Raises:
+      UserError: no such file, not a whole .npz file, or one with pickled objects.
+    """
+    require_file(path, what="arrays")
+    try:
+        with np.load(path, allow_pickle=False) as opened:
+            return dict(opened)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(f"{path} is not a whole .npz file of plain arrays: {error}") from error
 
 
 def _memory_mapped(path: Path) -> dict[str, np.ndarray]:

@@ -21,16 +21,19 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.search import SEARCHERS
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.load import load_faces, require_faces
+from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
 from ida_jax.evaluation import Method, all_pairs_scores, evaluate_all_pairs, evaluate_kfold
-from ida_jax.face_model import FaceModel, Preprocessing
-from ida_jax.files import written_whole
+from ida_jax.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.files import load_npz, require_file, written_whole
+from ida_jax.models.margin_head import KINDS
 from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.provenance import provenance
-from ida_jax.rescoring.density import DensityRegressor, searched_log_density
+from ida_jax.rescoring.density import TARGETS, DensityRegressor, searched_log_density
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +97,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             raise UserError(f"stage '{name}' is unknown: choose from {', '.join(_STAGES)}")
     unfinished = [name for name in config.stages if not _STAGES[name].result(current).is_file()]
     if unfinished:
-        for section in ("train_data", "eval_data"):
-            require_faces(config[section], data_dir=config.data_dir)
+        _check(current, unfinished)
     _claim(current)
     for name in config.stages:
         if name in unfinished:
@@ -105,6 +107,42 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if not current.results_path.is_file():
         return {}
     return json.loads(current.results_path.read_text(encoding="utf-8"))
+
+
+def _check(run: Run, unfinished: list[str]) -> None:
+    """Finds the mistakes that a stage would end on, before hours are spent on those before it."""
+    c = run.config
+    for section in ("train_data", "eval_data"):
+        require_faces(c[section], data_dir=c.data_dir)
+    if "import" in unfinished:
+        require_file(Path(c.data_dir) / c.model.weights, what="weights")
+    build_network(c.model.network, c.model.options.to_dict())
+    choices = {
+        "searcher": (c.searcher, SEARCHERS),
+        "anchors.source": (c.anchors.source, ("class_weights", "real_db")),
+        "ssr.target": (c.ssr.target, TARGETS),
+        "evaluate.pairs": (c.evaluate.pairs, ("drawn", "lfw")),
+    }
+    if "train" in unfinished:
+        choices["train.head"] = (c.train.head, KINDS)
+    for key, (given, known) in choices.items():
+        if given not in known:
+            raise UserError(f"{key} is '{given}': choose one of {', '.join(known)}")
+    if "import" in c.stages and c.anchors.source == "class_weights":
+        raise UserError(
+            "imported weights come without class weights: set anchors.source to real_db"
+        )
+    if "evaluate" in unfinished:
+        _pair_list(run)
+    if {"train", "anchors", "ssr"} & set(unfinished):
+        check_labels(run.train_faces)
+        # One anchor an identity; the SSR module's targets leave a face's own one out.
+        anchors = min(c.anchors.size, run.train_faces.num_identities) - ("ssr" in c.stages)
+        if not 1 <= c.k <= anchors:
+            raise UserError(
+                f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
+                "identity, a face's own left out): lower k or take more identities"
+            )
 
 
 def _claim(run: Run) -> None:
@@ -158,10 +196,10 @@ def _train(run: Run) -> None:
 
 
 def _import(run: Run) -> None:
-    from ida_jax.interop.mobilefacenet import load_mobilefacenet
+    from ida_jax.interop.mobilefacenet import mobilefacenet_variables
 
     c = run.config
-    variables = load_mobilefacenet(Path(c.data_dir) / c.model.weights)
+    variables = mobilefacenet_variables(load_npz(Path(c.data_dir) / c.model.weights))
     FaceModel(c.model.network, c.model.options.to_dict(), _preprocessing(c.model), variables).save(
         run.model_path
     )
@@ -176,11 +214,6 @@ def _anchors(run: Run) -> None:
     options = {"fingerprint": run.model.fingerprint, "k": run.config.k, "tau": run.config.tau}
     match c.source:
         case "class_weights":
-            if run.model.class_weights is None:
-                raise UserError(
-                    f"{run.model_path} holds no class weights (its weights were imported): "
-                    "set anchors.source to real_db"
-                )
             anchors = sources.class_weights(
                 run.model.class_weights, size=c.size, seed=run.config.seed, **options
             )
@@ -191,8 +224,6 @@ def _anchors(run: Run) -> None:
             anchors = AnchorSet.from_embeddings(
                 embeddings, labels=faces.labels[rows], source="real_db", **options
             )
-        case _:
-            raise UserError(f"anchor source '{c.source}': choose class_weights or real_db")
     run.anchors_path.parent.mkdir(exist_ok=True)
     anchors.save(run.anchors_path)
 
@@ -272,9 +303,7 @@ def _pair_list(run: Run) -> PairList:
     c = run.config
     if c.evaluate.pairs == "lfw":
         return read_lfw_pairs(Path(c.data_dir) / "lfw" / "pairs.txt", run.eval_faces.names)
-    if c.evaluate.pairs == "drawn":
-        return kfold_pairs(run.eval_faces.labels, seed=c.seed)
-    raise UserError(f"evaluate.pairs '{c.evaluate.pairs}' is unknown: choose drawn or lfw")
+    return kfold_pairs(run.eval_faces.labels, seed=c.seed)
 
 
 _STAGES = {

@@ -80,7 +80,7 @@ class DensityRegressor:
     @property
     def width(self) -> int:
         """D, the embedding's width."""
-        return self.params["hidden"]["kernel"].shape[0]
+        return self.params["hidden_fc"]["kernel"].shape[0]
 
     def log_density(self, faces: np.ndarray) -> np.ndarray:
         """log F, float32 [N], of faces [N, D] with unit rows.
@@ -133,4 +133,4 @@ class DensityRegressor:
 
 @jax.jit
 def _apply(params: Mapping, faces: jax.Array) -> jax.Array:
-    return SSR(hidden=params["hidden"]["kernel"].shape[1]).apply({"params": params}, faces)
+    return SSR(hidden=params["hidden_fc"]["kernel"].shape[1]).apply({"params": params}, faces)

@@ -1,0 +1,205 @@
+"""MobileFaceNet: a small recognition network, 112×112 images to 128-d embeddings.
+
+Source: Chen et al., "MobileFaceNets" (CCBR 2018), in the widespread PyTorch variant that has ReLU
+and ReLU6 where the article has PReLU. `ida_jax.interop.mobilefacenet` reads that variant's weights.
+
+B batch, H and W image size, C channels, D embedding. Images and maps are [B, H, W, C].
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ida_jax.models.resnet import BatchNorm
+
+
+class Stage(NamedTuple):
+    """A run of inverted residuals; only the first of them has a stride."""
+
+    expansion: int
+    width: int
+    repeats: int
+    stride: int
+
+
+STAGES = (
+    Stage(expansion=2, width=64, repeats=5, stride=2),
+    Stage(expansion=4, width=128, repeats=1, stride=2),
+    Stage(expansion=2, width=128, repeats=6, stride=1),
+    Stage(expansion=4, width=128, repeats=1, stride=2),
+    Stage(expansion=2, width=128, repeats=2, stride=1),
+)
+
+
+class MobileFaceNet(nn.Module):
+    """Images to embeddings.
+
+    Attributes:
+      embedding_dim: D.
+      dtype: of the convolutions' computation, float32 or bfloat16. Parameters, BatchNorm, the last
+        layer and the embeddings are float32 in either case.
+    """
+
+    embedding_dim: int = 128
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """The embeddings of a batch, not normalised.
+
+        The last depthwise convolution covers the whole map, 7×7 at 112 pixels: its size follows
+        from H and W, which so are part of a trained network. Training updates "batch_stats".
+
+        Args:
+          images: float [B, H, W, 3], normalised as for training (RGB).
+          train: batch statistics, or the running ones.
+          mask: bool [B], False for rows that only pad the batch: they enter no statistics.
+
+        Returns:
+          float32 [B, D].
+        """
+        # A 1×1 convolution is a Dense layer, whose weight gradient is one matrix product.
+        dense = partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        stats = {"train": train, "mask": mask}
+
+        x = nn.Conv(
+            64, (3, 3), (2, 2), ((1, 1), (1, 1)), use_bias=False, dtype=self.dtype, name="conv1"
+        )(images)
+        x = nn.relu6(norm(name="conv1_bn")(x, **stats))
+        x = DepthwiseConv(dtype=self.dtype, name="dw_conv_depthwise")(x)
+        x = nn.relu(norm(name="dw_conv_bn1")(x, **stats))
+        x = dense(64, name="dw_conv_pointwise")(x)
+        x = nn.relu(norm(name="dw_conv_bn2")(x, **stats))
+
+        strides = [(s, s.stride if r == 0 else 1) for s in STAGES for r in range(s.repeats)]
+        for index, (stage, stride) in enumerate(strides):
+            x = InvertedResidual(
+                stage.expansion, stage.width, stride, self.dtype, name=f"features_{index}"
+            )(x, **stats)
+
+        x = dense(512, name="conv2")(x)
+        x = nn.relu6(norm(name="conv2_bn")(x, **stats))
+        x = GlobalDepthwiseConv(dtype=self.dtype, name="gdconv_depthwise")(x)
+        x = BatchNorm(name="gdconv_bn")(x, **stats)
+        x = nn.Dense(self.embedding_dim, name="conv3")(x)
+        return BatchNorm(name="bn")(x, **stats)
+
+
+class InvertedResidual(nn.Module):
+    """1×1 to expansion · C, 3×3 depthwise, 1×1 to the width; plus the input where shapes agree.
+
+    BatchNorm follows each, ReLU6 the first two.
+    """
+
+    expansion: int
+    width: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, width]."""
+        dense = partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        stats = {"train": train, "mask": mask}
+
+        y = dense(self.expansion * x.shape[-1], name="expand")(x)
+        y = nn.relu6(norm(name="expand_bn")(y, **stats))
+        y = DepthwiseConv(self.stride, self.dtype, name="depthwise")(y)
+        y = nn.relu6(norm(name="depthwise_bn")(y, **stats))
+        y = dense(self.width, name="project")(y)
+        y = norm(name="project_bn")(y, **stats)
+        return x + y if x.shape == y.shape else y
+
+
+class GlobalDepthwiseConv(nn.Module):
+    """A depthwise convolution as large as the map: Σ over H and W of x · kernel, in float32."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] → float32 [B, C]."""
+        shape = (*x.shape[1:3], 1, x.shape[3])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        return jnp.sum(x.astype(jnp.float32) * kernel[:, :, 0][None], axis=(1, 2))
+
+
+class DepthwiseConv(nn.Module):
+    """3×3, each channel by itself, padded by 1 on every side, without a bias."""
+
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, C]."""
+        shape = (3, 3, 1, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        # XLA's CPU backend runs a grouped convolution as one tiny convolution a channel.
+        if jax.default_backend() == "cpu":
+            return _shifted_sum(x, kernel, self.stride)
+        return _convolution(x, kernel, self.stride)
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _nine_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`_convolution` as the sum of nine shifted products, which vectorises over the channels."""
+    _, h, w, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+    kernel = kernel.astype(jnp.float32)
+    products = [
+        padded[:, i : i + h : stride, j : j + w : stride] * kernel[None, i : i + 1, j]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return sum(products[1:], start=products[0]).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`_nine_products` with the same gradient, the kernel's found image by image."""
+    return _nine_products(x, kernel, stride)
+
+
+def _shifted_sum_forward(
+    x: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _nine_products(x, kernel, stride), (x, kernel)
+
+
+def _shifted_sum_backward(
+    stride: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    (x_gradient,) = jax.linear_transpose(lambda x: _nine_products(x, kernel, stride), x)(gradient)
+
+    # One image stays in the processor's cache for all nine products.
+    def add_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x, gradient = (a[None] for a in image)
+        transpose = jax.linear_transpose(lambda k: _nine_products(x, k, stride), kernel)
+        return total + transpose(gradient)[0].astype(jnp.float32), None
+
+    total, _ = lax.scan(add_image, jnp.zeros(kernel.shape, jnp.float32), (x, gradient))
+    return x_gradient, total.astype(kernel.dtype)
+
+
+_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)

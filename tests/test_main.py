@@ -1,0 +1,151 @@
+"""The command as users run it: the road end to end, interruptions, and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ida_jax import main
+from ida_jax.errors import UserError
+from ida_jax.face_model import FaceModel
+
+ROOT = Path(__file__).parents[1]
+SMOKE = f"--config={ROOT}/configs/quickstart.py:smoke"
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": ""}
+
+
+def _command(*flags):
+    return [sys.executable, "-m", "ida_jax.main", *flags]
+
+
+def _run(*flags):
+    return subprocess.run(_command(*flags), capture_output=True, text=True, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run's workdir and its output."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = _run(SMOKE, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_the_road_leaves_what_the_contract_names(finished):
+    workdir, output = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert (
+        results["model"]["fingerprint"] == FaceModel.load(workdir / "model.safetensors").fingerprint
+    )
+    protocols = results["protocols"]
+    assert set(protocols) == {"rendered_10fold", "rendered_all_pairs"}
+    for methods in protocols.values():
+        assert set(methods) == {"cosine", "ida_r", "ida_l"}
+    figures = protocols["rendered_all_pairs"]["ida_r"]
+    assert set(figures["tar@far"]) == {"0.001", "0.0001", "1e-05"}
+    assert figures["genuine"] == 20 * 6
+    assert figures["genuine"] + figures["impostor"] == 80 * 79 // 2
+    assert 0 <= protocols["rendered_10fold"]["cosine"]["accuracy"] <= 1
+    assert {"r2", "rank_correlation"} == set(results["ssr"])
+    assert {"command", "commit", "devices", "versions"} <= set(results["provenance"])
+    for name in (
+        "metrics.jsonl", "tensorboard", "report.html", "roc.png", "contact_sheet.png",
+        "checkpoints", "anchors/anchors.safetensors", "ssr.safetensors",
+    ):  # fmt: skip
+        assert (workdir / name).exists(), name
+    for method in ("Cosine", "IDA-R", "IDA-L"):
+        assert method in output
+    assert not list(workdir.rglob(".*"))  # no temporary file is left
+
+
+def test_a_finished_run_is_not_run_again(finished):
+    workdir, output = finished
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    again = _run(SMOKE, f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 4
+    assert again.stdout.endswith(output)
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+
+
+def test_killed_in_training_it_ends_in_the_same_model(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    # More steps between checkpoints than the undisturbed run has would change the config; so the
+    # kill waits for the first checkpoint and strikes while later steps run.
+    process = subprocess.Popen(
+        _command(SMOKE, f"--workdir={workdir}"), env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not list(workdir.glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
+            time.sleep(0.001)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (workdir / "model.safetensors").exists(), "the kill came too late to be a test"
+    done = _run(SMOKE, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    models = [FaceModel.load(d / "model.safetensors") for d in (workdir, finished[0])]
+    assert models[0].fingerprint == models[1].fingerprint
+    results = [json.loads((d / "results.json").read_text()) for d in (workdir, finished[0])]
+    assert results[0]["protocols"] == results[1]["protocols"]
+    assert results[0]["ssr"] == results[1]["ssr"]
+
+
+def test_a_workdir_of_another_config_is_refused(finished):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"begun by another config \(train.margin was 0.3, is now"):
+        main.main(["main", SMOKE, f"--workdir={workdir}", "--config.train.margin=0.4"])
+    assert (workdir / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "expected --config=FILE and --workdir=DIR"),
+        ([SMOKE], "expected --config=FILE and --workdir=DIR"),
+        (["--config=absent.py", "--workdir=W"], "absent.py"),
+        ([SMOKE + "x", "--workdir=W"], "variant 'smokex' is unknown"),
+        ([SMOKE, "--workdir=W", "--config.train.marginn=1"], "Did you mean.*margin"),
+        ([SMOKE, "--workdir=W", "--config.train.margin=high"], "margin"),
+        ([SMOKE, "--workdri=W"], "workdri.*Did you mean: workdir"),
+        ([SMOKE, "--workdir=W", "train"], "'train' is no flag"),
+        ([SMOKE, "--workdir=W", "--config.model.network=vgg"], "network 'vgg' is unknown"),
+        ([SMOKE, "--workdir=W", "--config.k=24"], "k is 24, but .* at most 23 anchors"),
+        ([SMOKE, "--workdir=W", "--config.anchors.source=gan"], "anchors.source is 'gan'"),
+        ([SMOKE, "--workdir=W", "--config.eval_data.name=ijbb"], "data set 'ijbb' is unknown"),
+        ([SMOKE, "--workdir=W", "--config.ssr.target=f"], "ssr.target is 'f'"),
+        (
+            [f"--config={ROOT}/configs/ms1m_arcface.py", "--workdir=W", "--config.data_dir=D"],
+            r"ms1m is not at .*D/ms1m: prepare it there with python -m ida_jax.prepare folder",
+        ),
+        (
+            [f"--config={ROOT}/configs/lfw_pretrained.py", "--workdir=W", "--config.data_dir=D"],
+            "no LFW crops at",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as raised:
+        main.main(["main", *flags])
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exit_code_and_no_traceback(tmp_path):
+    done = _run(
+        f"--config={ROOT}/configs/ms1m_arcface.py", f"--workdir={tmp_path / 'w'}",
+        f"--config.data_dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the data set ms1m is not at")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,224 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.data.dataset import FaceDataset
+from ida_jax.errors import UserError
+from ida_jax.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.models.margin_head import MarginHead
+from ida_jax.protocols.regression import regression_quality
+from ida_jax.rescoring.density import DensityRegressor, searched_log_density
+from ida_jax.sharding import batch_sharding, data_mesh, pad_batch, replicated
+from ida_jax.training.metrics import open_metrics, read_metrics
+from ida_jax.training.optimizer import learning_rate_schedule, sgd
+from ida_jax.training.recognition import create_state, make_train_step, train
+from ida_jax.training.ssr import make_target, train_ssr
+
+SIZE = 16
+NETWORK = {"embedding_dim": 8, "dropout_rate": 0.0}
+
+
+def _config(**changes):
+    config = {
+        "head": "arcface", "scale": 16.0, "margin": 0.3, "batch_size": 6, "steps": 6,
+        "learning_rate": 0.05, "decay_steps": (4,), "decay_factor": 0.1, "momentum": 0.9,
+        "weight_decay": 5e-4, "checkpoint_every": 3, "log_every": 1,
+    }  # fmt: skip
+    return ConfigDict(config | changes)
+
+
+def _faces(n=30, classes=5):
+    rng = np.random.default_rng(0)
+    labels = np.arange(n, dtype=np.int32) % classes
+    centres = rng.integers(0, 255, (classes, SIZE, SIZE, 3))
+    images = np.clip(centres[labels] + rng.integers(-30, 30, (n, SIZE, SIZE, 3)), 0, 255)
+    return FaceDataset(images.astype(np.uint8), labels, tuple(map(str, range(classes))))
+
+
+def _train(workdir, config, faces=None, **options):
+    arguments = {
+        "network": "iresnet_nano",
+        "network_options": NETWORK,
+        "preprocessing": Preprocessing(SIZE),
+        "workdir": workdir,
+        "seed": 0,
+    }
+    return train(faces or _faces(), config, **(arguments | options))
+
+
+def test_sgd_is_pytorch_s():
+    config = _config()
+    optimizer, schedule = sgd(config), learning_rate_schedule(config)
+    w = np.array([1.0, -2.0, 3.0])
+    velocity = np.zeros(3)
+    params = jnp.asarray(w, jnp.float32)
+    state = optimizer.init(params)
+    for step in range(7):
+        gradient = np.sin(w + step)
+        rate = 0.05 * (0.1 if step >= 4 else 1.0)
+        assert float(schedule(step)) == pytest.approx(rate)
+        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = params + updates
+        velocity = 0.9 * velocity + gradient + 5e-4 * w
+        w = w - rate * velocity
+        np.testing.assert_allclose(params, w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9])
+def test_a_padded_batch_trains_like_the_bare_one(rows):
+    faces = _faces()
+    images, labels = faces.images[:rows], faces.labels[:rows]
+    network, head = build_network("iresnet_nano", NETWORK), MarginHead(5, "arcface", 16.0, 0.3)
+    optimizer = sgd(_config())
+    step = make_train_step(network, head, optimizer, Preprocessing(SIZE), seed=0)
+
+    def fresh():
+        return create_state(network, head, optimizer, image_size=SIZE, seed=0)
+
+    bare, bare_metrics = step(fresh(), images, labels, None)
+    mesh = data_mesh()
+    assert mesh.size == 8
+    (padded, padded_labels), mask = pad_batch(images, labels, to_multiple_of=mesh.size)
+    assert len(padded) % 8 == 0
+    assert (mask is None) == (rows == 8)
+    batch = jax.device_put((padded, padded_labels, mask), batch_sharding(mesh))
+    sharded, metrics = step(jax.device_put(fresh(), replicated(mesh)), *batch)
+    np.testing.assert_allclose(metrics["loss"], bare_metrics["loss"], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(bare), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+def test_training_learns_and_resumes_to_the_same_model(tmp_path):
+    straight = _train(tmp_path / "a", _config(steps=12, learning_rate=0.02))
+    losses = [r["loss"] for r in read_metrics(tmp_path / "a") if r["stage"] == "train"]
+    assert len(losses) == 12
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+
+    # A run that ended after its checkpoint of step 6 and a few steps more.
+    _train(tmp_path / "b", _config(steps=6, learning_rate=0.02))
+    with open_metrics(tmp_path / "b", stage="train", first_step=6) as write:
+        write(7, {"loss": 123.0})
+    resumed = _train(tmp_path / "b", _config(steps=12, learning_rate=0.02))
+    assert resumed.fingerprint == straight.fingerprint
+    np.testing.assert_array_equal(resumed.class_weights, straight.class_weights)
+    records = read_metrics(tmp_path / "b")
+    assert [r["step"] for r in records] == list(range(1, 13))
+    assert 123.0 not in [r["loss"] for r in records]
+
+
+def test_a_model_file_holds_everything(tmp_path):
+    model = _train(tmp_path / "run", _config(steps=2))
+    model.save(tmp_path / "model.safetensors")
+    loaded = FaceModel.load(tmp_path / "model.safetensors")
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.preprocessing == Preprocessing(SIZE)
+    images = _faces().images[:9]
+    for flip in (False, True):
+        np.testing.assert_array_equal(
+            loaded.embed(images, flip=flip), model.embed(images, flip=flip)
+        )
+    flat = flatten_dict(model.variables, sep="/")
+    name = next(iter(flat))
+    other = {**flat, name: flat[name] + 1}
+    from flax.traverse_util import unflatten_dict
+
+    changed = FaceModel(
+        model.network, model.network_options, model.preprocessing, unflatten_dict(other, sep="/")
+    )
+    assert changed.fingerprint != model.fingerprint
+
+
+def test_embedding_in_any_batch_size(tmp_path):
+    model = _train(tmp_path, _config(steps=2))
+    images = _faces().images[:17]
+    expected = model.embed(images, batch_size=100)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-5)
+    for batch_size in (1, 8, 16, 17):
+        np.testing.assert_allclose(model.embed(images, batch_size=batch_size), expected, atol=1e-5)
+    assert model.embed(images[:0]).shape == (0, 8)
+    with pytest.raises(UserError, match=r"image 1 is \[8, 8, 3\]: the model takes"):
+        model.embed([images[0], images[1][:8, :8]])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match="the loss is nan at step 3"):
+        _train(tmp_path, _config(learning_rate=1e30))
+
+
+def test_an_unknown_network(tmp_path):
+    with pytest.raises(UserError, match="'vgg' is unknown: choose one of iresnet_nano"):
+        _train(tmp_path, _config(), network="vgg")
+
+
+def test_ssr_targets():
+    log_f = np.log(np.array([0.04, 0.05, 0.09]))
+    paper = make_target(log_f, "paper")
+    np.testing.assert_allclose(paper.values, [0.04, 0.05, 0.09], rtol=1e-6)
+    for kind, raw in (("standardised", np.exp(log_f)), ("log", log_f)):
+        target = make_target(log_f, kind)
+        assert abs(target.values.mean()) < 1e-6
+        np.testing.assert_allclose(target.values.std(), 1, rtol=1e-5)
+        np.testing.assert_allclose(target.mean + target.std * target.values, raw, rtol=1e-5)
+    with pytest.raises(UserError, match="'f' is unknown"):
+        make_target(log_f, "f")
+    with pytest.raises(UserError, match="row 1 is inf"):
+        make_target(np.array([0.1, np.inf]), "log")
+
+
+def _ssr_config(**changes):
+    config = {
+        "hidden": 64, "target": "standardised", "batch_size": 128, "steps": 1500,
+        "learning_rate": 0.05, "decay_steps": (1000,), "decay_factor": 0.1, "momentum": 0.9,
+        "weight_decay": 5e-4,
+    }  # fmt: skip
+    return ConfigDict(config | changes)
+
+
+@pytest.mark.parametrize("target", ["standardised", "log", "paper"])
+def test_ssr_learns_the_density_of_unseen_faces(tmp_path, target):
+    faces = reference.unit((3000, 16), 0, clusters=6)
+    anchors = AnchorSet.from_embeddings(faces[:500], labels=np.arange(500))
+    train_faces, test_faces = faces[:2000], faces[2000:]
+    labels = np.arange(2000)
+    log_f = searched_log_density(train_faces, anchors, labels=labels)
+    # Eq. 6 to the letter has small gradients, which a larger rate makes up for.
+    rate = 5.0 if target == "paper" else 0.05
+    regressor = train_ssr(
+        train_faces, log_f, _ssr_config(target=target, learning_rate=rate), k=10, tau=1.0,
+        fingerprint="abc", workdir=tmp_path, seed=0,
+    )  # fmt: skip
+    searched = searched_log_density(test_faces, anchors)
+    quality = regression_quality(regressor.log_density(test_faces), searched)
+    assert quality.r2 > (0.3 if target == "paper" else 0.8)
+    assert quality.rank_correlation > (0.5 if target == "paper" else 0.9)
+
+    regressor.save(tmp_path / "ssr.safetensors")
+    loaded = DensityRegressor.load(tmp_path / "ssr.safetensors")
+    np.testing.assert_array_equal(loaded.log_density(test_faces), regressor.log_density(test_faces))
+    assert (loaded.k, loaded.tau, loaded.fingerprint) == (10, 1.0, "abc")
+    with pytest.raises(UserError, match=r"8 wide, the SSR module's 16"):
+        loaded.log_density(test_faces[:, :8])
+
+
+def test_regressed_density_is_never_without_logarithm():
+    params = {
+        "hidden_fc": {"kernel": np.zeros((4, 2), np.float32), "bias": np.zeros(2, np.float32)},
+        "output_fc": {"kernel": np.zeros((2, 1), np.float32), "bias": np.full(1, -9, np.float32)},
+    }
+    regressor = DensityRegressor(params, "standardised", 0.05, 0.01, 0.02, 10, 1.0)
+    np.testing.assert_allclose(
+        regressor.log_density(reference.unit((3, 4), 0)), np.log(0.02), rtol=1e-6
+    )
+
+
+def test_regression_quality():
+    y = np.array([1.0, 2.0, 4.0, 3.0])
+    assert regression_quality(y, y) == pytest.approx((1, 1))
+    assert regression_quality(2 * y + 1, y).rank_correlation == pytest.approx(1)
+    assert regression_quality(np.array([2.5, 2.5, 2.5, 2.6]), y).r2 == pytest.approx(0.038)
+    assert np.isnan(regression_quality(y, np.ones(4)).r2)
