@@ -9,7 +9,7 @@ Variant: configs/quickstart.py:smoke runs the same code on a handful of faces, i
 
 from ml_collections import ConfigDict
 
-TRAIN_IDENTITIES = 600
+TRAIN_IDENTITIES = 500
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,8 +26,8 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "name": "rendered",
             "identities": TRAIN_IDENTITIES,
-            "images_per_identity": 16,
-            "image_size": 56,
+            "images_per_identity": 14,
+            "image_size": 48,
         }
     )
     c.eval_data = ConfigDict(
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "name": "rendered",
             "identities": 200,
             "images_per_identity": 10,
-            "image_size": 56,
+            "image_size": 48,
             "first_identity": TRAIN_IDENTITIES,
             "shares": (0.25, 0.25, 0.25, 0.25),
         }
@@ -44,22 +44,22 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model = ConfigDict()
     c.model.network = "iresnet_nano"
     c.model.options = ConfigDict({"embedding_dim": 256, "dropout_rate": 0.0})
-    c.model.image_size = 56
+    c.model.image_size = 48
     c.model.mean = c.model.std = (0.5, 0.5, 0.5)
 
     c.train = ConfigDict()
     c.train.head = "arcface"
     c.train.scale = 32.0
     c.train.margin = 0.3
-    c.train.batch_size = 128
-    c.train.steps = 600
-    c.train.learning_rate = 0.1
-    c.train.decay_steps = (400, 540)
+    c.train.batch_size = 64
+    c.train.steps = 350
+    c.train.learning_rate = 0.05
+    c.train.decay_steps = (240, 320)
     c.train.decay_factor = 0.1
     c.train.momentum = 0.9
     c.train.weight_decay = 5e-4
-    c.train.checkpoint_every = 200
-    c.train.log_every = 20
+    c.train.checkpoint_every = 100
+    c.train.log_every = 10
 
     c.anchors = ConfigDict({"source": "real_db", "size": 50_000})
 

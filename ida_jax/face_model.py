@@ -152,7 +152,7 @@ class FaceModel:
         mesh = data_mesh()
         variables = jax.device_put(self.variables, replicated(mesh))
         module = build_network(self.network, self.network_options)
-        rows = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
+        rows = -(-max(1, min(batch_size, len(images))) // mesh.size) * mesh.size
         chunks = []
         pending = None
         for batch in _batches(images, rows, self.preprocessing.image_size, progress):

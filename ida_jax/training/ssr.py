@@ -95,6 +95,9 @@ def train_ssr(
       fingerprint: of the model that made the embeddings.
       workdir: gets the stage's metrics.
       seed: of parameters and order.
+
+    Raises:
+      UserError: an unknown target, densities or a loss that are not finite.
     """
     target = make_target(log_density, config.target)
     module = SSR(hidden=config.hidden)
@@ -135,6 +138,10 @@ def train_ssr(
             state, loss = run(state, data, steps)
             rate = float(schedule(done))
             done += steps
+            if not np.isfinite(float(loss)):
+                raise UserError(
+                    f"the SSR loss is {float(loss)} by step {done}: lower ssr.learning_rate"
+                )
             write(done, {"loss": float(loss), "learning_rate": rate})
             bar.update(steps)
             bar.set_postfix(loss=f"{float(loss):.4g}")
