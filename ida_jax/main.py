@@ -4,48 +4,62 @@ Runs the stages that the config names: train, anchors, ssr, evaluate. Each is re
 same command again after an interruption.
 """
 
+import re
 import sys
+
+from ml_collections import ConfigDict
 
 from ida_jax.errors import UserError, exit_code
 
 
-def main(argv: list[str]) -> None:
-    """Parses flags, runs the config's stages, prints the table of results."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    parsed = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "The run's config file, FILE or FILE:variant.", flag_values=parsed
-    )
-    flags.DEFINE_string("workdir", None, "Where the run keeps its files.", flag_values=parsed)
-    if {"--help", "-h"} & set(argv):
+def main() -> None:
+    """Parses sys.argv, runs the config's stages, prints the table of results."""
+    if {"--help", "-h"} & set(sys.argv):
         print(__doc__)
         return
-    try:
-        rest = parsed(argv)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{_one_line(error)}; see --help") from error
-    if rest:
-        raise UserError(f"'{rest[0]}' is no flag: flags are --config=, --workdir=, --config.key=")
-    if parsed.config is None or parsed.workdir is None:
-        raise UserError(
-            "expected --config=FILE and --workdir=DIR, e.g. "
-            "--config=configs/quickstart.py --workdir=runs/quickstart"
-        )
+    config, workdir = _flags()
 
     from ida_jax.report.tables import results_table
     from ida_jax.stages import run
 
-    results = run(parsed.config, parsed.workdir)
+    results = run(config, workdir)
     print(results_table(results))
-    print(f"report: {parsed.workdir}/report.html")
+    print(f"report: {workdir}/report.html")
+
+
+def _flags() -> tuple[ConfigDict, str]:
+    from absl import flags
+    from ml_collections import config_flags
+
+    parsed = flags.FlagValues()
+    # It looks into sys.argv for --config.key=value, so that no other list can be parsed.
+    config_flags.DEFINE_config_file("config", None, "The run's config.", flag_values=parsed)
+    flags.DEFINE_string("workdir", None, "Where the run keeps its files.", flag_values=parsed)
+    try:
+        rest = parsed(sys.argv)[1:]
+        config, workdir = parsed.config, parsed.workdir
+        if config is not None:
+            config.stages  # noqa: B018  a file that was not found shows at the first look
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{_one_line(error)}; see --help") from error
+    if rest:
+        raise UserError(f"'{rest[0]}' is no flag: flags are --config=, --workdir=, --config.key=")
+    if config is None or workdir is None:
+        raise UserError(
+            "expected --config=FILE and --workdir=DIR, e.g. "
+            "--config=configs/quickstart.py --workdir=runs/quickstart"
+        )
+    return config, workdir
 
 
 def _one_line(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    text = str(error).strip()
+    # ml_collections' suggestion comes as the representation of a two-line text.
+    if suggestion := re.search(r'Did you mean "([^"]*)" instead of "([^"]*)"', text):
+        return f"the config has no '{suggestion[2]}': did you mean '{suggestion[1]}'?"
+    # Of a traceback, the last line tells the cause.
+    return text.splitlines()[-1].strip() if text else type(error).__name__
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(sys.argv)))
+    sys.exit(exit_code(main))

@@ -14,11 +14,11 @@ def test_one_number_an_embedding(leading):
     result = module.apply(variables, embeddings)
     assert result.shape == leading
 
-    first, second = variables["params"]["hidden_fc"], variables["params"]["output_fc"]
+    params = jax.tree.map(np.float64, variables["params"])
+    first, second = params["hidden_fc"], params["output_fc"]
     hidden = np.maximum(np.float64(embeddings) @ first["kernel"] + first["bias"], 0)
-    np.testing.assert_allclose(
-        result, (hidden @ second["kernel"] + second["bias"])[..., 0], atol=1e-5
-    )
+    expected = (hidden @ second["kernel"] + second["bias"])[..., 0]
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_it_has_two_layers_with_biases():

@@ -192,11 +192,11 @@ def _shifted_sum_backward(
     x, kernel = residuals
     (x_gradient,) = jax.linear_transpose(lambda x: _nine_products(x, kernel, stride), x)(gradient)
 
-    # One image stays in the processor's cache for all nine products.
+    # One image at a time: it stays in the processor's cache for all nine products.
     def add_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x, gradient = (a[None] for a in image)
-        transpose = jax.linear_transpose(lambda k: _nine_products(x, k, stride), kernel)
-        return total + transpose(gradient)[0].astype(jnp.float32), None
+        transpose = jax.linear_transpose(lambda k: _nine_products(x, k, stride), total)
+        return total + transpose(gradient)[0], None
 
     total, _ = lax.scan(add_image, jnp.zeros(kernel.shape, jnp.float32), (x, gradient))
     return x_gradient, total.astype(kernel.dtype)
