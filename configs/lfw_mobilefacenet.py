@@ -35,13 +35,13 @@ def get_config() -> ConfigDict:
     c.train.scale = 32.0
     c.train.margin = 0.2
     c.train.batch_size = 64
-    c.train.steps = 1200
+    c.train.steps = 600
     c.train.learning_rate = 0.05
-    c.train.decay_steps = (800, 1100)
+    c.train.decay_steps = (400, 540)
     c.train.decay_factor = 0.1
     c.train.momentum = 0.9
     c.train.weight_decay = 5e-4
-    c.train.checkpoint_every = 200
+    c.train.checkpoint_every = 100
     c.train.log_every = 20
 
     c.anchors = ConfigDict({"source": "real_db", "size": 50_000})
