@@ -159,56 +159,47 @@ def train(
             open_metrics(workdir, stage="train", first_step=first_step) as write,
             tqdm(total=config.steps, initial=first_step, desc="train", unit="step") as bar,
         ):
-            previous, since = None, time.perf_counter()
+            mark = (first_step, time.perf_counter())
+
+            def finish(step: int, metrics: dict[str, jax.Array]) -> None:
+                """Waits for a step; counts, checks and, every log_every steps, records it."""
+                nonlocal mark
+                loss = float(metrics["loss"])
+                if not np.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {loss} at step {step}: lower train.learning_rate; the last "
+                        "checkpoint is from before and is kept"
+                    )
+                bar.update()
+                if step % config.log_every:
+                    return
+                now = time.perf_counter()
+                scalars = {
+                    "loss": loss,
+                    "gradient_norm": float(metrics["gradient_norm"]),
+                    "learning_rate": float(schedule(step - 1)),
+                    "images_per_second": (step - mark[0]) * config.batch_size / (now - mark[1]),
+                }
+                mark = (step, now)
+                write(step, scalars)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()})
+
+            previous = None
             for step, batch in zip(range(first_step + 1, config.steps + 1), batches, strict=False):
                 (images, labels), mask = pad_batch(
                     batch.images, batch.labels, to_multiple_of=mesh.size
                 )
                 on_device = jax.device_put((images, labels, mask), batch_sharding(mesh))
                 state, metrics = train_step(state, *on_device)
-                bar.update()
-                if step % config.log_every == 0 or step == config.steps:
-                    # The metrics fetched are the previous record's, long computed: fetching this
-                    # step's would hold the device up.
-                    if previous is not None:
-                        _record(write, bar, previous)
-                    now = time.perf_counter()
-                    done = step - (previous.step if previous else first_step)
-                    rate = done * config.batch_size / (now - since)
-                    since = now
-                    previous = _Pending(step, metrics, float(schedule(step - 1)), rate)
+                # Waiting for the step before leaves the device one step to work on meanwhile.
+                if previous:
+                    finish(*previous)
+                previous = (step, metrics)
                 if step % config.checkpoint_every == 0 or step == config.steps:
-                    _require_finite(metrics["loss"], step, first_step)
+                    finish(*previous)
+                    previous = None
                     checkpoints.save(step, state)
-            if previous is not None:
-                _record(write, bar, previous)
 
     variables = {"params": state.params["backbone"], "batch_stats": state.batch_stats}
     variables, class_weights = jax.tree.map(np.asarray, (variables, state.params["head"]["weight"]))
     return FaceModel(network, network_options, preprocessing, variables, class_weights)
-
-
-class _Pending(NamedTuple):
-    step: int
-    metrics: dict[str, jax.Array]
-    learning_rate: float
-    images_per_second: float
-
-
-def _record(write: Callable, bar: tqdm, pending: _Pending) -> None:
-    scalars = {name: float(value) for name, value in pending.metrics.items()}
-    scalars["learning_rate"] = pending.learning_rate
-    scalars["images_per_second"] = pending.images_per_second
-    write(pending.step, scalars)
-    bar.set_postfix(
-        loss=f"{scalars['loss']:.3f}", lr=f"{pending.learning_rate:g}",
-        images_s=f"{pending.images_per_second:.0f}",
-    )  # fmt: skip
-
-
-def _require_finite(loss: jax.Array, step: int, first_step: int) -> None:
-    if not np.isfinite(float(loss)):
-        raise UserError(
-            f"the loss is {float(loss)} at step {step} (this run began after step {first_step}): "
-            "lower the learning rate; the last checkpoint is from before and is kept"
-        )
