@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     c.k = 10
     c.tau = 1.0
     c.searcher = "auto"
+    c.flip = False
 
     c.train_data = ConfigDict({"name": "lfw", "role": "anchor"})
     c.eval_data = ConfigDict({"name": "lfw", "role": "eval", "images_per_identity": 10})
@@ -47,5 +48,5 @@ def get_config() -> ConfigDict:
     c.ssr.momentum = 0.9
     c.ssr.weight_decay = 5e-4
 
-    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5, 1e-6), "pairs": "drawn", "flip": False})
+    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5, 1e-6), "pairs": "drawn", "folds": 10})
     return c

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     c.k = 10
     c.tau = 1.0
     c.searcher = "auto"
+    c.flip = True
 
     c.train_data = ConfigDict({"name": "tfds", "dataset": "ms1m", "split": "train"})
     c.eval_data = ConfigDict({"name": "lfw"})
@@ -61,5 +62,5 @@ def get_config() -> ConfigDict:
     c.ssr.momentum = 0.9
     c.ssr.weight_decay = 5e-4
 
-    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5, 1e-6), "pairs": "lfw", "flip": True})
+    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5, 1e-6), "pairs": "lfw", "folds": 10})
     return c

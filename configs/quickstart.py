@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.k = 10
     c.tau = 1.0
     c.searcher = "auto"
+    c.flip = False
 
     c.train_data = ConfigDict(
         {
@@ -74,7 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.ssr.momentum = 0.9
     c.ssr.weight_decay = 5e-4
 
-    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5), "pairs": "drawn", "flip": False})
+    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5), "pairs": "drawn", "folds": 10})
     if variant == "smoke":
         for data, identities in ((c.train_data, 24), (c.eval_data, 20)):
             data.identities, data.images_per_identity, data.image_size = identities, 4, 32

@@ -23,7 +23,7 @@ class Method(NamedTuple):
     """
 
     log_density: np.ndarray | None = None
-    tau: float = 1.0
+    tau: float | None = None
 
 
 def evaluate_kfold(

@@ -4,10 +4,11 @@ B batch, N faces, H height, W width, D embedding, C classes.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.errors import UserError
-from ida_jax.files import load_tensors, save_tensors
+from ida_jax.files import complete, load_tensors, save_tensors
 from ida_jax.models import mobilefacenet, resnet
 from ida_jax.sharding import batch_sharding, data_mesh, pad_batch, replicated
 from ida_jax.validation import unit_embeddings
@@ -42,6 +43,15 @@ class Preprocessing:
     image_size: int = 112
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def check(self, image: np.ndarray, *, what: str) -> None:
+        """Refuses a crop that is not uint8 [H, W, 3] of this size, as a UserError."""
+        expected = (self.image_size, self.image_size, 3)
+        if image.shape != expected or image.dtype != np.uint8:
+            raise UserError(
+                f"{what} is {image.dtype} {list(image.shape)}: the model takes RGB crops, uint8 "
+                f"{list(expected)}"
+            )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] in RGB order to the network's float32 input."""
@@ -80,9 +90,8 @@ class FaceModel:
         Two models with one fingerprint give the same embeddings; what the fingerprint is written
         into (anchor sets, SSR modules) belongs to this model alone.
         """
-        digest = hashlib.sha256(
-            repr((self.network, sorted(self.network_options.items()), self.preprocessing)).encode()
-        )
+        described = [self.network, self.network_options, asdict(self.preprocessing)]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         for name, value in sorted(flatten_dict(self.variables, sep="/").items()):
             value = np.ascontiguousarray(value)
             digest.update(f"{name} {value.dtype} {value.shape}".encode())
@@ -116,17 +125,19 @@ class FaceModel:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         class_weights = tensors.pop("class_weights", None)
-        preprocessing = Preprocessing(
-            metadata["image_size"], tuple(metadata["mean"]), tuple(metadata["std"])
-        )
-        model = cls(
-            metadata["network"],
-            metadata["network_options"],
-            preprocessing,
-            unflatten_dict(tensors, sep="/"),
-            class_weights,
-        )
-        if model.fingerprint != metadata["fingerprint"]:
+        with complete(path):
+            preprocessing = Preprocessing(
+                metadata["image_size"], tuple(metadata["mean"]), tuple(metadata["std"])
+            )
+            model = cls(
+                metadata["network"],
+                metadata["network_options"],
+                preprocessing,
+                unflatten_dict(tensors, sep="/"),
+                class_weights,
+            )
+            written = metadata["fingerprint"]
+        if model.fingerprint != written:
             raise UserError(f"{path} does not match its own fingerprint: it was altered or damaged")
         return model
 
@@ -155,7 +166,7 @@ class FaceModel:
         rows = -(-max(1, min(batch_size, len(images))) // mesh.size) * mesh.size
         chunks = []
         pending = None
-        for batch in _batches(images, rows, self.preprocessing.image_size, progress):
+        for batch in _batches(images, rows, self.preprocessing, progress):
             (padded,), _ = pad_batch(batch, to_multiple_of=rows)
             out = _embed_batch(
                 module, self.preprocessing, flip, variables,
@@ -175,13 +186,20 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
     """The flax module of a network's name.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name or option, or one out of its range.
     """
     if name not in _NETWORKS:
         raise UserError(f"network '{name}' is unknown: choose one of {', '.join(_NETWORKS)}")
-    options = dict(options)
-    options["dtype"] = jnp.dtype(options.pop("dtype", "float32"))
-    return _NETWORKS[name](**options)
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    dtype, width = options.pop("dtype", "float32"), options.get("embedding_dim")
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"model.options.dtype is '{dtype}': choose float32 or bfloat16")
+    if not isinstance(width, int) or width < 1:
+        raise UserError(f"model.options.embedding_dim is {width}: expected a width of at least 1")
+    try:
+        return _NETWORKS[name](dtype=jnp.dtype(dtype), **options)
+    except TypeError as error:
+        raise UserError(f"model.options of {name}: {error}") from error
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -196,21 +214,16 @@ def _embed_batch(
 
 
 def _batches(
-    images: Sequence[np.ndarray], rows: int, image_size: int, progress: str | None
+    images: Sequence[np.ndarray], rows: int, preprocessing: Preprocessing, progress: str | None
 ) -> Iterator[np.ndarray]:
     from tqdm import tqdm
 
-    expected = (image_size, image_size, 3)
     bar = tqdm(total=len(images), desc=progress, unit="face", disable=progress is None)
     # Decoding releases the interpreter's lock, so that threads share it out over the cores.
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(images), rows):
             batch = list(pool.map(images.__getitem__, range(start, min(start + rows, len(images)))))
             for offset, image in enumerate(batch):
-                if image.shape != expected:
-                    raise UserError(
-                        f"image {start + offset} is {list(image.shape)}: the model takes RGB crops "
-                        f"of {list(expected)}"
-                    )
+                preprocessing.check(image, what=f"image {start + offset}")
             yield np.stack(batch)
             bar.update(len(batch))

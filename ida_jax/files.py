@@ -53,12 +53,16 @@ def save_tensors(
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes arrays and JSON-able metadata as one safetensors file of the given kind."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     header = {key: json.dumps(value) for key, value in metadata.items()}
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with written_whole(path) as temporary:
-        save_file(contiguous, temporary, metadata={"kind": kind, **header})
+        try:
+            save_file(contiguous, temporary, metadata={"kind": kind, **header})
+        except SafetensorError as error:  # a full disk, say
+            raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load_tensors(
@@ -82,7 +86,21 @@ def load_tensors(
     found = header.pop("kind", "unknown")
     if found != kind:
         raise UserError(f"{path} is of kind '{found}', expected '{kind}'")
-    return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
+    with complete(path):
+        return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
+
+
+@contextlib.contextmanager
+def complete(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns an entry that an artefact lacks, or one of another form, into one clear line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} was not written by ida_jax, or by another version: {error!r}"
+        ) from error
 
 
 def require_file(path: Path, *, what: str) -> None:

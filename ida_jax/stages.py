@@ -10,7 +10,7 @@ A stage whose file exists is not run again. N faces, D embedding.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,19 +21,18 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.search import SEARCHERS
+from ida_jax.config_check import check_config
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.load import load_faces, require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
 from ida_jax.evaluation import Method, all_pairs_scores, evaluate_all_pairs, evaluate_kfold
-from ida_jax.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.files import load_npz, require_file, written_whole
-from ida_jax.models.margin_head import KINDS
 from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.provenance import provenance
-from ida_jax.rescoring.density import TARGETS, DensityRegressor, searched_log_density
+from ida_jax.rescoring.density import DensityRegressor, searched_log_density
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +69,18 @@ class Run:
         return load_faces(c.eval_data, data_dir=c.data_dir, seed=c.seed)
 
     @cached_property
+    def pair_list(self) -> PairList:
+        c = self.config
+        if c.evaluate.pairs == "lfw":
+            return read_lfw_pairs(Path(c.data_dir) / "lfw" / "pairs.txt", self.eval_faces.names)
+        return kfold_pairs(self.eval_faces.labels, folds=c.evaluate.folds, seed=c.seed)
+
+    @property
+    def model_preprocessing(self) -> Preprocessing:
+        c = self.config.model
+        return Preprocessing(c.image_size, tuple(c.mean), tuple(c.std))
+
+    @cached_property
     def model(self) -> FaceModel:
         return FaceModel.load(self.model_path)
 
@@ -78,6 +89,16 @@ class Run:
         anchors = AnchorSet.load(self.anchors_path)
         anchors.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
         return anchors
+
+    @cached_property
+    def ssr(self) -> DensityRegressor:
+        ssr = DensityRegressor.load(self.ssr_path)
+        ssr.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
+        return ssr
+
+    def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
+        # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.
+        return self.model.embed(images, flip=self.config.flip, progress=title)
 
 
 class _Stage(NamedTuple):
@@ -112,30 +133,15 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def _check(run: Run, unfinished: list[str]) -> None:
     """Finds the mistakes that a stage would end on, before hours are spent on those before it."""
     c = run.config
-    for section in ("train_data", "eval_data"):
+    check_config(c, unfinished)
+    sections = {"evaluate": "eval_data"} | dict.fromkeys(("train", "anchors", "ssr"), "train_data")
+    for section in {sections[stage] for stage in unfinished if stage in sections}:
         require_faces(c[section], data_dir=c.data_dir)
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
-    build_network(c.model.network, c.model.options.to_dict())
-    choices = {
-        "searcher": (c.searcher, SEARCHERS),
-        "anchors.source": (c.anchors.source, ("class_weights", "real_db")),
-        "ssr.target": (c.ssr.target, TARGETS),
-        "evaluate.pairs": (c.evaluate.pairs, ("drawn", "lfw")),
-    }
-    if "train" in unfinished:
-        choices["train.head"] = (c.train.head, KINDS)
-    for key, (given, known) in choices.items():
-        if given not in known:
-            raise UserError(f"{key} is '{given}': choose one of {', '.join(known)}")
-    if "import" in c.stages and c.anchors.source == "class_weights":
-        raise UserError(
-            "imported weights come without class weights: set anchors.source to real_db"
-        )
-    if "evaluate" in unfinished:
-        _pair_list(run)
     if {"train", "anchors", "ssr"} & set(unfinished):
         check_labels(run.train_faces)
+        run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
         # One anchor an identity; the SSR module's targets leave a face's own one out.
         anchors = min(c.anchors.size, run.train_faces.num_identities) - ("ssr" in c.stages)
         if not 1 <= c.k <= anchors:
@@ -143,6 +149,9 @@ def _check(run: Run, unfinished: list[str]) -> None:
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
                 "identity, a face's own left out): lower k or take more identities"
             )
+    if "evaluate" in unfinished:
+        run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
+        _ = run.pair_list  # draws or reads it
 
 
 def _claim(run: Run) -> None:
@@ -188,7 +197,7 @@ def _train(run: Run) -> None:
         c.train,
         network=c.model.network,
         network_options=c.model.options.to_dict(),
-        preprocessing=_preprocessing(c.model),
+        preprocessing=run.model_preprocessing,
         workdir=run.workdir,
         seed=c.seed,
     )
@@ -200,13 +209,9 @@ def _import(run: Run) -> None:
 
     c = run.config
     variables = mobilefacenet_variables(load_npz(Path(c.data_dir) / c.model.weights))
-    FaceModel(c.model.network, c.model.options.to_dict(), _preprocessing(c.model), variables).save(
+    FaceModel(c.model.network, c.model.options.to_dict(), run.model_preprocessing, variables).save(
         run.model_path
     )
-
-
-def _preprocessing(config: ConfigDict) -> Preprocessing:
-    return Preprocessing(config.image_size, tuple(config.mean), tuple(config.std))
 
 
 def _anchors(run: Run) -> None:
@@ -220,7 +225,7 @@ def _anchors(run: Run) -> None:
         case "real_db":
             faces = run.train_faces
             rows = sources.real_db_rows(faces.labels, size=c.size, seed=run.config.seed)
-            embeddings = run.model.embed(_Subset(faces.images, rows), progress="anchors")
+            embeddings = run.embed(_Subset(faces.images, rows), "anchors")
             anchors = AnchorSet.from_embeddings(
                 embeddings, labels=faces.labels[rows], source="real_db", **options
             )
@@ -243,7 +248,7 @@ def _ssr(run: Run) -> None:
     from ida_jax.training.ssr import train_ssr
 
     c = run.config
-    faces = run.model.embed(run.train_faces.images, progress="embed the training set")
+    faces = run.embed(run.train_faces.images, "embed the training set")
     log_density = searched_log_density(
         faces, run.anchors, labels=run.train_faces.labels, searcher=c.searcher
     )
@@ -266,22 +271,25 @@ def _evaluate(run: Run) -> None:
 
     c = run.config
     data = run.eval_faces
-    faces = run.model.embed(data.images, flip=c.evaluate.flip, progress="embed the evaluation set")
-    searched = searched_log_density(faces, run.anchors, searcher=c.searcher)
+    faces = run.embed(data.images, "embed the evaluation set")
+    own = _labels_among_anchors(run)
+    searched = searched_log_density(faces, run.anchors, labels=own, searcher=c.searcher)
     methods = {"cosine": Method(), "ida_r": Method(searched, c.tau)}
     results: dict[str, Any] = {
         "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
         "anchors": {"source": run.anchors.source, "size": len(run.anchors)},
     }
     if run.ssr_path.is_file():
-        regressed = DensityRegressor.load(run.ssr_path).log_density(faces)
+        regressed = run.ssr.log_density(faces)
         methods["ida_l"] = Method(regressed, c.tau)
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
 
-    name = c.eval_data.name
+    # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
+    name = c.eval_data.name + ("_flip" if c.flip else "")
+    kfold = f"{name}_{'' if c.evaluate.pairs == 'lfw' else 'drawn_'}{c.evaluate.folds}fold"
     scores = all_pairs_scores(faces, data.labels, methods)
     results["protocols"] = {
-        f"{name}_10fold": evaluate_kfold(faces, _pair_list(run), methods),
+        kfold: evaluate_kfold(faces, run.pair_list, methods),
         f"{name}_all_pairs": evaluate_all_pairs(scores, fars=c.evaluate.fars),
     }
     results["provenance"] = provenance()
@@ -296,14 +304,25 @@ def _evaluate(run: Run) -> None:
         metrics=read_metrics(run.workdir),
     )
     with written_whole(run.results_path) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _pair_list(run: Run) -> PairList:
-    c = run.config
-    if c.evaluate.pairs == "lfw":
-        return read_lfw_pairs(Path(c.data_dir) / "lfw" / "pairs.txt", run.eval_faces.names)
-    return kfold_pairs(run.eval_faces.labels, seed=c.seed)
+def _without_nan(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _labels_among_anchors(run: Run) -> np.ndarray | None:
+    """The evaluation's identities in the anchors' numbering, by name, -1 for those not among them.
+
+    None where no person is in both sets, as it should be.
+    """
+    number = {name: label for label, name in enumerate(run.train_faces.identities)}
+    shared = np.array([number.get(name, -1) for name in run.eval_faces.identities], np.int32)
+    return shared[run.eval_faces.labels] if np.any(shared >= 0) else None
 
 
 _STAGES = {

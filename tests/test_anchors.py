@@ -130,7 +130,7 @@ def test_users_mistakes_in_a_search(searcher):
     with pytest.raises(UserError, match="k = 7 neighbours were asked for among 6"):
         support_sets(queries, anchors, k=7, searcher=searcher)
     with pytest.raises(UserError, match="8 wide"):
-        support_sets(queries[:, :8], anchors, k=1, searcher=searcher)
+        support_sets(reference.unit((2, 8), 0), anchors, k=1, searcher=searcher)
     with pytest.raises(UserError, match="no labels"):
         support_sets(queries, _anchors(labels=False), k=1, labels=[0, 1], searcher=searcher)
     with pytest.raises(UserError, match="1 labels for 2 faces"):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ida_jax.errors import UserError
-from ida_jax.files import load_tensors, save_tensors
-from ida_jax.validation import unit_embeddings
+from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.validation import require_same_model, unit_embeddings
 
 _KIND = "anchor_set"
 
@@ -52,11 +52,17 @@ class AnchorSet:
 
         Raises:
           UserError: embeddings that are not [A, D] floating point, or zero, NaN or infinite rows;
-            a label count other than A.
+            labels that are not A integers; k or τ out of range.
         """
+        if k < 1 or not 0 < tau < float("inf"):
+            raise UserError(
+                f"k = {k} and tau = {tau} were given: expected k ≥ 1 and a finite τ > 0"
+            )
         embeddings = unit_embeddings(embeddings, what="anchors")
         if labels is not None:
             labels = np.asarray(labels)
+            if not np.issubdtype(labels.dtype, np.integer):
+                raise UserError(f"the anchors' labels are {labels.dtype}: expected integers")
             if labels.shape != embeddings.shape[:1]:
                 raise UserError(
                     f"labels are {list(labels.shape)}, expected one for each of the "
@@ -94,7 +100,12 @@ class AnchorSet:
           UserError: the file is absent, torn, or not an anchor set.
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
-        return cls(tensors["embeddings"], tensors.get("labels"), **metadata)
+        with complete(path):
+            return cls(
+                tensors["embeddings"],
+                tensors.get("labels"),
+                *(metadata[name] for name in ("source", "fingerprint", "k", "tau")),
+            )
 
     def check_model(self, *, fingerprint: str, width: int) -> None:
         """Refuses a model that did not make these anchors.
@@ -105,13 +116,6 @@ class AnchorSet:
         Raises:
           UserError: another width, or another fingerprint where both are known.
         """
-        if width != self.width:
-            raise UserError(
-                f"the model's embeddings are {width} wide, the anchors' {self.width}: "
-                "build the anchors with the same model"
-            )
-        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
-            raise UserError(
-                f"the model's fingerprint is {fingerprint}, the anchors were made by "
-                f"{self.fingerprint}: build the anchors with the same model"
-            )
+        require_same_model(
+            "anchors", self.fingerprint, self.width, fingerprint=fingerprint, width=width
+        )

@@ -7,14 +7,16 @@ import importlib.util
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.errors import UserError
 from ida_jax.ops.hypersphere import Neighbours, nearest_anchors
+from ida_jax.validation import require_unit
 
 SEARCHERS = ("auto", "exact", "scann")
 
-# Queries and anchors compared at once: the similarities of a tile stay in a laptop's cache.
+# Queries and anchors compared at once: 32 MiB of similarities.
 _QUERY_BLOCK = 1024
 _ANCHOR_BLOCK = 8192
 
@@ -42,11 +44,13 @@ def support_sets(
       `Neighbours` as NumPy arrays, similarities descending.
 
     Raises:
-      UserError: widths differ, k outside 1 … A, labels that the anchors lack, fewer than k anchors
-        left after the exclusion, an unknown searcher, or scann asked for where it has no wheel.
+      UserError: queries that are no unit rows, widths that differ, k outside 1 … A, labels that the
+        anchors lack, fewer than k anchors left after the exclusion, an unknown searcher, or scann
+        asked for where it has no wheel.
     """
     if searcher not in SEARCHERS:
         raise UserError(f"searcher '{searcher}' is unknown: choose one of {', '.join(SEARCHERS)}")
+    queries = require_unit(queries)
     if queries.shape[1] != anchors.width:
         raise UserError(
             f"the faces' embeddings are {queries.shape[1]} wide, the anchors' {anchors.width}: "
@@ -87,7 +91,7 @@ def _exact(
     anchor_labels = None if labels is None else jax.device_put(np.asarray(anchors.labels))
     similarities = np.empty((n, k), np.float32)
     indices = np.empty((n, k), np.int32)
-    for start in range(0, n, block):
+    for start in tqdm(range(0, n, block), desc="search", unit="block", delay=2, leave=False):
         # Every block has one shape, so that the search is compiled once: the last starts early.
         rows = slice(max(0, min(start, n - block)), max(0, min(start, n - block)) + block)
         found = nearest_anchors(

@@ -34,7 +34,10 @@ def find_tfds(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
       UserError: the data set is not there.
     """
     root = Path(data_dir) / name
-    versions = sorted(p for p in root.glob("*.*.*") if (p / "dataset_info.json").is_file())
+    versions = sorted(
+        (p for p in root.glob("*.*.*") if (p / "dataset_info.json").is_file()),
+        key=lambda p: [int(part) if part.isdigit() else -1 for part in p.name.split(".")],
+    )
     if not versions:
         raise UserError(
             f"the data set {name} is not at {root}: prepare it there with python -m "

@@ -13,11 +13,13 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.errors import UserError
-from ida_jax.files import load_tensors, save_tensors
+from ida_jax.files import complete, load_tensors, save_tensors
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.dao import log_density
+from ida_jax.validation import require_same_model, require_unit
 
 _KIND = "ssr_module"
+_METADATA = ("target", "mean", "std", "floor", "k", "tau", "fingerprint")
 _BLOCK = 4096
 
 TARGETS = ("standardised", "log", "paper")
@@ -86,8 +88,9 @@ class DensityRegressor:
         """log F, float32 [N], of faces [N, D] with unit rows.
 
         Raises:
-          UserError: embeddings of another width.
+          UserError: faces that are no unit rows, or of another width.
         """
+        faces = require_unit(faces)
         if faces.shape[1] != self.width:
             raise UserError(
                 f"the faces' embeddings are {faces.shape[1]} wide, the SSR module's {self.width}: "
@@ -103,6 +106,12 @@ class DensityRegressor:
             return self.mean + self.std * out
         return np.log(np.maximum(self.mean + self.std * out, np.float32(self.floor)))
 
+    def check_model(self, *, fingerprint: str, width: int) -> None:
+        """Refuses a model that this module was not trained for, as `AnchorSet.check_model`."""
+        require_same_model(
+            "SSR module", self.fingerprint, self.width, fingerprint=fingerprint, width=width
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the module as one safetensors file, whole or not at all."""
         tensors = {
@@ -110,10 +119,7 @@ class DensityRegressor:
             for layer, leaves in self.params.items()
             for name, value in leaves.items()
         }
-        metadata = {
-            name: getattr(self, name)
-            for name in ("target", "mean", "std", "floor", "k", "tau", "fingerprint")
-        }
+        metadata = {name: getattr(self, name) for name in _METADATA}
         save_tensors(path, tensors, kind=_KIND, metadata=metadata)
 
     @classmethod
@@ -124,11 +130,12 @@ class DensityRegressor:
           UserError: the file is absent, torn, or not an SSR module.
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
-        params: dict[str, dict[str, np.ndarray]] = {}
-        for name, value in tensors.items():
-            layer, leaf = name.split("/")
-            params.setdefault(layer, {})[leaf] = value
-        return cls(params, **metadata)
+        with complete(path):
+            params = {
+                layer: {leaf: tensors[f"{layer}/{leaf}"] for leaf in ("kernel", "bias")}
+                for layer in ("hidden_fc", "output_fc")
+            }
+            return cls(params, *(metadata[name] for name in _METADATA))
 
 
 @jax.jit

@@ -19,7 +19,7 @@ def open_metrics(
 
     Args:
       workdir: holds metrics.jsonl and tensorboard/.
-      stage: "train" or "ssr"; it is in every record, and before the scalars' names in TensorBoard.
+      stage: "train" or "ssr"; it is in every record, and a run of its own in TensorBoard.
       first_step: where the run goes on; the stage's records of later steps, which a killed run
         wrote after its last checkpoint, are dropped.
     """
@@ -29,8 +29,9 @@ def open_metrics(
     kept = [r for r in read_metrics(workdir) if r["stage"] != stage or r["step"] <= first_step]
     with written_whole(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    # A folder a stage: a writer that purges hides every later step in its folder.
     events = SummaryWriter(
-        str(Path(workdir) / "tensorboard"), purge_step=first_step, write_to_disk=True
+        str(Path(workdir) / "tensorboard" / stage), purge_step=first_step + 1, write_to_disk=True
     )
     with path.open("a", encoding="utf-8") as lines, events:
 
@@ -38,7 +39,7 @@ def open_metrics(
             lines.write(json.dumps({"stage": stage, "step": step, **scalars}) + "\n")
             lines.flush()
             for name, value in scalars.items():
-                events.add_scalar(f"{stage}/{name}", value, step)
+                events.add_scalar(name, value, step)
 
         yield write
 

@@ -164,11 +164,13 @@ def train(
             def finish(step: int, metrics: dict[str, jax.Array]) -> None:
                 """Waits for a step; counts, checks and, every log_every steps, records it."""
                 nonlocal mark
-                loss = float(metrics["loss"])
-                if not np.isfinite(loss):
+                loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
+                # The loss is of the weights before the step, the gradient tells of those after it.
+                if not (np.isfinite(loss) and np.isfinite(norm)):
                     raise UserError(
-                        f"the loss is {loss} at step {step}: lower train.learning_rate; the last "
-                        "checkpoint is from before and is kept"
+                        f"the loss is {loss} and the gradient's norm {norm} at step {step}: begin "
+                        "another --workdir with a lower train.learning_rate; this one keeps its "
+                        "last good checkpoint"
                     )
                 bar.update()
                 if step % config.log_every:
@@ -176,7 +178,7 @@ def train(
                 now = time.perf_counter()
                 scalars = {
                     "loss": loss,
-                    "gradient_norm": float(metrics["gradient_norm"]),
+                    "gradient_norm": norm,
                     "learning_rate": float(schedule(step - 1)),
                     "images_per_second": (step - mark[0]) * config.batch_size / (now - mark[1]),
                 }

@@ -140,7 +140,8 @@ def train_ssr(
             done += steps
             if not np.isfinite(float(loss)):
                 raise UserError(
-                    f"the SSR loss is {float(loss)} by step {done}: lower ssr.learning_rate"
+                    f"the SSR loss is {float(loss)} by step {done}: begin another --workdir with a "
+                    "lower ssr.learning_rate"
                 )
             write(done, {"loss": float(loss), "learning_rate": rate})
             bar.update(steps)
