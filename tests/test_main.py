@@ -13,6 +13,7 @@ import pytest
 from ida_jax import main
 from ida_jax.errors import UserError
 from ida_jax.face_model import FaceModel
+from ida_jax.training.metrics import read_metrics
 
 # ml_collections loads config files by a method that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -78,8 +79,7 @@ def test_a_finished_run_is_not_run_again(finished):
 
 def test_killed_in_training_it_ends_in_the_same_model(finished, tmp_path):
     workdir = tmp_path / "killed"
-    # More steps between checkpoints than the undisturbed run has would change the config; so the
-    # kill waits for the first checkpoint and strikes while later steps run.
+    # The kill waits for the first checkpoint and strikes while later steps run.
     process = subprocess.Popen(
         _command(SMOKE, f"--workdir={workdir}"), env=ENVIRONMENT,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -91,9 +91,14 @@ def test_killed_in_training_it_ends_in_the_same_model(finished, tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert list(workdir.glob("checkpoints/[0-9]*")), "the run made no checkpoint"
     assert not (workdir / "model.safetensors").exists(), "the kill came too late to be a test"
+    before = [r for r in read_metrics(workdir) if r["step"] <= 2]
+    assert before
     done = _run(SMOKE, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
+    # Its speed shows that the step before the checkpoint was not taken again.
+    assert read_metrics(workdir)[: len(before)] == before
     models = [FaceModel.load(d / "model.safetensors") for d in (workdir, finished[0])]
     assert models[0].fingerprint == models[1].fingerprint
     results = [json.loads((d / "results.json").read_text()) for d in (workdir, finished[0])]
@@ -130,6 +135,17 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
         ([SMOKE, "--workdir=W", "--config.anchors.source=gan"], "anchors.source is 'gan'"),
         ([SMOKE, "--workdir=W", "--config.eval_data.name=ijbb"], "data set 'ijbb' is unknown"),
         ([SMOKE, "--workdir=W", "--config.ssr.target=f"], "ssr.target is 'f'"),
+        ([SMOKE, "--workdir=W", "--config.train.head=softmax"], "train.head is 'softmax'"),
+        ([SMOKE, "--workdir=W", "--config.train.log_every=0"], "train.log_every is 0"),
+        ([SMOKE, "--workdir=W", "--config.train.steps=0"], "train.steps is 0"),
+        ([SMOKE, "--workdir=W", "--config.train.margin=2.0"], "train.margin is 2.0"),
+        ([SMOKE, "--workdir=W", "--config.tau=-1.0"], "tau is -1.0"),
+        ([SMOKE, "--workdir=W", "--config.model.image_size=64"], r"\[32, 32, 3\]: the model takes"),
+        ([SMOKE, "--workdir=W", "--config.model.options.embedding_dim=0"], "embedding_dim is 0"),
+        ([SMOKE, "--workdir=W", "--config.evaluate.fars=(2.0,)"], "evaluate.fars is"),
+        ([SMOKE, "--workdir=W", "--config.evaluate.folds=11"], "too few for 11 folds"),
+        ([SMOKE, "--workdir=W", "--config.stages=('ssr',)"], "stages begin with 'ssr'"),
+        ([SMOKE, "--workdir=W", "--config.stages=('tain',)"], "stage 'tain' is unknown"),
         (
             [f"--config={ROOT}/configs/ms1m_arcface.py", "--workdir=W", "--config.data_dir=D"],
             r"ms1m is not at .*D/ms1m: prepare it there with python -m ida_jax.prepare folder",

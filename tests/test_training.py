@@ -102,6 +102,7 @@ def test_training_learns_and_resumes_to_the_same_model(tmp_path):
 
     # A run that ended after its checkpoint of step 6 and a few steps more.
     _train(tmp_path / "b", _config(steps=6, learning_rate=0.02))
+    before = read_metrics(tmp_path / "b")
     with open_metrics(tmp_path / "b", stage="train", first_step=6) as write:
         write(7, {"loss": 123.0})
     resumed = _train(tmp_path / "b", _config(steps=12, learning_rate=0.02))
@@ -109,6 +110,8 @@ def test_training_learns_and_resumes_to_the_same_model(tmp_path):
     np.testing.assert_array_equal(resumed.class_weights, straight.class_weights)
     records = read_metrics(tmp_path / "b")
     assert [r["step"] for r in records] == list(range(1, 13))
+    # Their speeds show that the first six steps were not taken again.
+    assert records[:6] == before
     assert 123.0 not in [r["loss"] for r in records]
 
 
@@ -147,7 +150,7 @@ def test_embedding_in_any_batch_size(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match="the loss is nan at step 3"):
+    with pytest.raises(UserError, match=r"the loss is .* at step [123]: begin another"):
         _train(tmp_path, _config(learning_rate=1e30))
 
 
