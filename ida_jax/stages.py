@@ -134,9 +134,10 @@ def _check(run: Run, unfinished: list[str]) -> None:
     """Finds the mistakes that a stage would end on, before hours are spent on those before it."""
     c = run.config
     check_config(c, unfinished)
-    sections = {"evaluate": "eval_data"} | dict.fromkeys(("train", "anchors", "ssr"), "train_data")
-    for section in {sections[stage] for stage in unfinished if stage in sections}:
-        require_faces(c[section], data_dir=c.data_dir)
+    if {"train", "anchors", "ssr"} & set(unfinished):
+        require_faces(c.train_data, data_dir=c.data_dir)
+    if "evaluate" in unfinished:
+        require_faces(c.eval_data, data_dir=c.data_dir)
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
     if {"train", "anchors", "ssr"} & set(unfinished):
