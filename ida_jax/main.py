@@ -23,8 +23,9 @@ def main() -> None:
     from ida_jax.stages import run
 
     results = run(config, workdir)
-    print(results_table(results))
-    print(f"report: {workdir}/report.html")
+    if results:
+        print(results_table(results))
+        print(f"report: {workdir}/report.html")
 
 
 def _flags() -> tuple[ConfigDict, str]:

@@ -1,7 +1,7 @@
 """python -m ida_jax.prepare folder --from=FOLDER --name=NAME --data_dir=DIR
 
-Turns FOLDER/IDENTITY/*.jpg, aligned crops of the size that the network takes, into the TFDS data
-set DIR/NAME that training reads. The images' bytes are kept as they are.
+Turns FOLDER/IDENTITY/*.jpg (or .jpeg), aligned crops of the size that the network takes, into the
+TFDS data set DIR/NAME that training reads. The images' bytes are kept as they are.
 """
 
 import sys
@@ -31,7 +31,12 @@ def main(argv: list[str]) -> None:
     folder = Path(parsed["from"].value)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}: expected one that holds a folder an identity")
-    files = sorted(folder.glob("*/*.jpg"))
+    inside = [path for path in sorted(folder.glob("*/*")) if path.is_file()]
+    files = [path for path in inside if path.suffix.lower() in (".jpg", ".jpeg")]
+    if not files:
+        raise UserError(f"no JPEG at {folder}/IDENTITY/*.jpg: expected a folder an identity")
+    if len(files) < len(inside):
+        print(f"{len(inside) - len(files)} files that are no .jpg or .jpeg are left out")
     identities = sorted({file.parent.name for file in files})
     label = {identity: number for number, identity in enumerate(identities)}
     path = write_tfds(

@@ -191,7 +191,7 @@ def test_prepare_mistakes(tmp_path):
         (["folder"], "expected folder --from"),
         (["recordio", "--from=x", "--name=x"], "expected folder --from"),
         (["folder", "--from=absent", "--name=x"], "no folder at absent"),
-        (["folder", f"--from={tmp_path / 'empty'}", "--name=x"], "no images were found"),
+        (["folder", f"--from={tmp_path / 'empty'}", "--name=x"], "no JPEG at"),
         (["folder", "--fro=x"], "Unknown command line flag 'fro'"),
     ):
         with pytest.raises(UserError, match=message):

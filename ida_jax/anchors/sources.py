@@ -29,7 +29,7 @@ def class_weights(
 
 
 def real_db_rows(labels: np.ndarray, *, size: int, seed: int = 0) -> np.ndarray:
-    """Rows of the real-db's images: the first image of each identity (section 4.5).
+    """Rows of the real-db's images: one an identity, its first (section 4.5 samples it randomly).
 
     Args:
       labels: int [N], identities.

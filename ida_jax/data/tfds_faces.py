@@ -101,12 +101,10 @@ def write_tfds(
       The data set's folder.
 
     Raises:
-      UserError: an empty list, a name that TFDS does not take, or a data set that is there already.
+      UserError: a name that TFDS does not take, or a data set that is there already.
     """
     import tensorflow_datasets as tfds
 
-    if not files:
-        raise UserError(f"no images were found for the data set {name}")
     if not name.isidentifier() or name != name.lower():
         raise UserError(f"'{name}' names no data set: use small letters, digits and underscores")
 
