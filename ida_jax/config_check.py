@@ -1,12 +1,11 @@
 """A config's own mistakes, found before anything runs: ranges, choices, combinations."""
 
-import importlib.util
 import math
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from ida_jax.anchors.search import SEARCHERS
+from ida_jax.anchors.search import SEARCHERS, has_scann
 from ida_jax.errors import UserError
 from ida_jax.face_model import build_network
 from ida_jax.models.margin_head import KINDS
@@ -29,7 +28,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     _at_least_1(c, "k")
     _positive(c, "tau")
     _one_of("searcher", c.searcher, SEARCHERS)
-    if c.searcher == "scann" and importlib.util.find_spec("scann") is None:
+    if c.searcher == "scann" and not has_scann():
         raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")
     if "train" in unfinished:
         _one_of("train.head", c.train.head, KINDS)

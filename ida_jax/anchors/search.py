@@ -16,9 +16,9 @@ from ida_jax.validation import require_unit
 
 SEARCHERS = ("auto", "exact", "scann")
 
-# Queries and anchors compared at once: 32 MiB of similarities.
-_QUERY_BLOCK = 1024
-_ANCHOR_BLOCK = 8192
+# Queries and anchors compared at once: 8 MiB of similarities, the fastest of those tried on a CPU.
+_QUERY_BLOCK = 512
+_ANCHOR_BLOCK = 4096
 
 
 def support_sets(
@@ -38,7 +38,8 @@ def support_sets(
       labels: int [N], the queries' identities in the numbering of the anchors' labels; an anchor of
         the same identity never enters the support set. None where no identity is shared.
       searcher: "exact" on the device; "scann", ScaNN's brute-force scorer, exact too; "auto" takes
-        the exact search, which is as fast on one machine (experiments/bench_search.py).
+        ScaNN on a CPU that has it, where it is about 1.5 times faster
+        (experiments/results/bench_search.json), and the device everywhere else.
 
     Returns:
       `Neighbours` as NumPy arrays, similarities descending.
@@ -70,6 +71,8 @@ def support_sets(
         labels = np.asarray(labels, np.int32)
         if labels.shape != queries.shape[:1]:
             raise UserError(f"{labels.size} labels for {queries.shape[0]} faces: expected one each")
+    if searcher == "auto":
+        searcher = "scann" if jax.default_backend() == "cpu" and has_scann() else "exact"
     search = _scann if searcher == "scann" else _exact
     found = search(queries, anchors, k, labels)
     empty = np.flatnonzero(np.isneginf(found.similarities[:, -1]))
@@ -80,6 +83,11 @@ def support_sets(
             "excluded: lower k or take anchors of more identities"
         )
     return found
+
+
+def has_scann() -> bool:
+    """Whether scann is installed; it has wheels for Linux alone."""
+    return importlib.util.find_spec("scann") is not None
 
 
 def _exact(
@@ -109,7 +117,7 @@ def _exact(
 def _scann(
     queries: np.ndarray, anchors: AnchorSet, k: int, labels: np.ndarray | None
 ) -> Neighbours:
-    if importlib.util.find_spec("scann") is None:
+    if not has_scann():
         raise UserError("scann is not installed (it has wheels for Linux alone): use exact or auto")
     import scann
 
