@@ -41,3 +41,35 @@ def unit(shape, seed, *, clusters=0):
     if clusters:
         x = 0.7 * x + rng.normal(size=(clusters, shape[-1]))[rng.integers(clusters, size=shape[0])]
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def cohort_scores(face, cohort, n=None):
+    """A face's n highest scores with the cohort, descending; all of them if None."""
+    face = np.asarray(face, np.float64)
+    return sorted((float(face @ a) for a in np.asarray(cohort, np.float64)), reverse=True)[:n]
+
+
+def mean_and_std(scores, ddof=0):
+    mean = sum(scores) / len(scores)
+    return mean, np.sqrt(sum((s - mean) ** 2 for s in scores) / (len(scores) - ddof))
+
+
+def legendre_fit(scores, degree):
+    """Coefficients of the least-squares polynomial over ranks scaled to [-1, 1]."""
+    ranks = [2 * r / (len(scores) - 1) - 1 if len(scores) > 1 else -1.0 for r in range(len(scores))]
+    columns = [np.polynomial.legendre.Legendre.basis(j)(np.array(ranks)) for j in range(degree + 1)]
+    return np.linalg.lstsq(np.stack(columns, axis=1), np.asarray(scores, np.float64), rcond=None)[0]
+
+
+def csn_objective(theta, features, same, prior, ridge):
+    """Weighted logistic loss of one pair after the other, on features of unit deviation."""
+    rows = np.asarray(features, np.float64)
+    genuine, impostor = sum(same), len(same) - sum(same)
+    share = [prior / genuine if y else (1 - prior) / impostor for y in same]
+    mean = sum(w * row for w, row in zip(share, rows, strict=True))
+    deviation = np.sqrt(sum(w * (row - mean) ** 2 for w, row in zip(share, rows, strict=True)))
+    loss = 0.5 * ridge * sum(theta[:-1] ** 2)
+    for w, row, y in zip(share, rows, same, strict=True):
+        z = theta[:-1] @ ((row - mean) / deviation) + theta[-1]
+        loss += w * np.logaddexp(0, -z if y else z)
+    return loss, mean, deviation

@@ -1,0 +1,96 @@
+"""python -m ida_jax.csn --embeddings=E --labels=L --anchors=A --output=C.safetensors
+
+Fits the classifier of discriminative cohort score normalisation (rescore --method=csn --csn=C).
+
+  E  .npy, .npz or .parquet: development embeddings [N, D], never the faces under test
+  L  .npy, or text of one a line: N integers, the faces' identities; -1 where unknown
+  A  the anchor set to rescore with (.safetensors), or embeddings as E. Its labels, where it has
+     them, are in L's numbering: a face's own identity is then left out of its cohort.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ida_jax.command_line import Parser
+from ida_jax.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags, fits, writes the classifier."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--embeddings", type=Path, required=True, metavar="E", help="the development faces")
+    add("--labels", type=Path, required=True, metavar="L", help="their identities")
+    add("--anchors", type=Path, required=True, metavar="A", help="the cohort")
+    add("--output", type=Path, required=True, metavar="C", help="where the classifier goes")
+    add("--top_n", type=int, default=100, help="cohort scores a face (100)")
+    add("--degree", type=int, default=3, help="the polynomial's degree (3)")
+    add(
+        "--prior",
+        type=float,
+        default=1e-3,
+        help="share of genuine pairs that the fit is weighted to; low for low FARs (0.001)",
+    )
+    add(
+        "--keep_own",
+        action="store_true",
+        help="A's labels are in another numbering, and nobody is both in E and in A",
+    )
+    add("--searcher", default="auto", help="as in rescore (auto)")
+    add("--seed", type=int, default=0, help="of the pairs' draw (0)")  # fmt: skip
+    options = parser.parse_args(argv)
+
+    from ida_jax.anchors.sources import read_anchors
+    from ida_jax.rescoring.csn_fit import fit_csn
+    from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.validation import unit_embeddings
+
+    csn = fit_csn(
+        unit_embeddings(read_embeddings(options.embeddings).embeddings),
+        _labels(options.labels),
+        read_anchors(options.anchors),
+        top_n=options.top_n,
+        degree=options.degree,
+        prior=options.prior,
+        exclude_own=not options.keep_own,
+        searcher=options.searcher,
+        seed=options.seed,
+    )
+    csn.save(options.output)
+    print(
+        f"{options.output}: fitted on {csn.genuine:,} genuine and {csn.impostor:,} impostor pairs "
+        f"of {csn.identities:,} identities, cohort: the {csn.top_n} nearest of {csn.anchors:,} "
+        "anchors"
+    )
+
+
+def _labels(path: Path) -> "np.ndarray":
+    import numpy as np
+
+    from ida_jax.files import require_file
+    from ida_jax.tables.blocks import open_npy
+
+    if path.suffix.lower() == ".npy":
+        return np.asarray(open_npy(path, what="labels"))
+    require_file(path, what="labels")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as text: {error}") from error
+    labels = np.empty(len(lines), np.int64)
+    for number, line in enumerate(lines):
+        try:
+            labels[number] = int(line)
+        except (ValueError, OverflowError) as error:
+            raise UserError(
+                f"{path}, line {number + 1}: {line[:40]!r}, expected an integer, the identity"
+            ) from error
+    return labels
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

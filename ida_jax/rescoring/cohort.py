@@ -1,0 +1,272 @@
+"""Each face against a cohort: the statistics of Z-, T-, S- and AS-norm, and CSN's terms.
+
+The cohort is the anchor set. Z-, T- and S-norm take all of it (`cohort_statistics`). AS-norm is the
+variant in which each side selects its own cohort, its n most similar anchors ("AS-norm1", Matějka
+et al. 2017; usually n = 300): `nearest_statistics` of what `support_sets(…, k=n)` found. The
+deviation divides by n (ddof = 0); another ddof scales every σ alike, and with it every score, so
+that it changes no ranking. Nothing is subtracted from the embeddings before their cosines;
+`subtract_mean` does that where it is wanted.
+
+N faces, A anchors, D embedding, n cohort scores a face.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.errors import UserError
+from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.ops.cohort import csn_score, polynomial_map
+from ida_jax.validation import require_same_model, require_unit, unit_embeddings
+
+_KIND = "csn"
+_BLOCK = 8192
+# Cosines in float32 differ by 1e-7 by rounding alone; faces' deviations are 0.03 and more.
+_LEAST_STD = 1e-6
+
+
+class CohortStatistics(NamedTuple):
+    """Mean and deviation of each face's cohort scores, float32 [N] each."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class CohortMoments(NamedTuple):
+    """What the whole cohort's statistics need of it.
+
+    Attributes:
+      mean: float64 [D], m̄, the anchors' mean.
+      covariance: float64 [D, D], Σ = mean of (a − m̄)(a − m̄)ᵀ.
+      count: A.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+
+
+class Centred(NamedTuple):
+    """Faces and anchors that the cohort's mean was subtracted from, unit rows again."""
+
+    faces: np.ndarray
+    anchors: AnchorSet
+
+
+def cohort_moments(anchors: AnchorSet) -> CohortMoments:
+    """Mean and covariance of the anchors, float64, in one pass by blocks.
+
+    The anchors may be memory-mapped and larger than memory.
+    """
+    count = len(anchors)
+    total = np.zeros(anchors.width)
+    products = np.zeros((anchors.width, anchors.width))
+    starts = range(0, count, _BLOCK)
+    for start in tqdm(starts, desc="cohort", unit="block", delay=2, leave=False):
+        block = anchors.embeddings[start : start + _BLOCK].astype(np.float64)
+        total += np.sum(block, axis=0)
+        products += block.T @ block
+    mean = total / count
+    # In float64 the difference keeps every digit that a deviation above _LEAST_STD needs.
+    return CohortMoments(mean, products / count - np.outer(mean, mean), count)
+
+
+def cohort_statistics(
+    faces: np.ndarray, moments: CohortMoments, *, ddof: int = 0
+) -> CohortStatistics:
+    """Mean and deviation of each face's scores ⟨f, a⟩ with the whole cohort.
+
+    In closed form, so that the N×A scores never exist: μ = ⟨f, m̄⟩ and σ² = fᵀΣf.
+
+    Args:
+      faces: float32 [N, D], unit rows.
+      moments: the anchors' `cohort_moments`.
+      ddof: the variance is divided by A − ddof.
+
+    Raises:
+      UserError: faces that are no unit rows, widths that differ, fewer than 2 anchors, ddof outside
+        0 … A − 1, scores without spread.
+    """
+    faces = _require_faces(faces, len(moments.mean))
+    mean, variance = np.empty(len(faces)), np.empty(len(faces))
+    for start in range(0, len(faces), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        own = faces[rows].astype(np.float64)
+        mean[rows] = own @ moments.mean
+        variance[rows] = np.einsum("nd,nd->n", own @ moments.covariance, own)
+    return _statistics(mean, variance, moments.count, ddof)
+
+
+def nearest_statistics(similarities: np.ndarray, *, ddof: int = 0) -> CohortStatistics:
+    """AS-norm's: mean and deviation of each face's n highest cohort scores.
+
+    Args:
+      similarities: float32 [N, n], as `ida_jax.anchors.search.support_sets` gives them for k = n.
+      ddof: the variance is divided by n − ddof.
+
+    Raises:
+      UserError: n below 2, ddof outside 0 … n − 1, scores without spread.
+    """
+    count, n = similarities.shape
+    mean, variance = np.empty(count), np.empty(count)
+    for start in range(0, count, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        scores = similarities[rows].astype(np.float64)
+        mean[rows], variance[rows] = np.mean(scores, axis=1), np.var(scores, axis=1)
+    return _statistics(mean, variance, n, ddof)
+
+
+def subtract_mean(faces: np.ndarray, anchors: AnchorSet) -> Centred:
+    """Faces and cohort less the cohort's mean embedding, scaled to unit rows again.
+
+    Some toolkits do so before AS-norm. Every cosine changes, the pairs' too: use the result in
+    place of faces and anchors from here on, for the statistics and for the pairs. The anchors are
+    copied into memory.
+
+    Args:
+      faces: float32 [N, D], unit rows.
+      anchors: the cohort.
+
+    Raises:
+      UserError: faces that are no unit rows, widths that differ, a row equal to the mean.
+    """
+    faces = _require_faces(faces, anchors.width)
+    mean = np.mean(anchors.embeddings, axis=0, dtype=np.float64)
+    centred = unit_embeddings(anchors.embeddings - mean, what="anchors less their mean")
+    cohort = AnchorSet(
+        centred, anchors.labels, anchors.source, anchors.fingerprint, anchors.k, anchors.tau
+    )
+    return Centred(unit_embeddings(faces - mean, what="faces less the anchors' mean"), cohort)
+
+
+@dataclass(frozen=True, eq=False)
+class Csn:
+    """Discriminative cohort score normalisation (Tistarelli et al. 2014), trained.
+
+    The shape of a face's sorted cohort scores, as the coefficients q of a polynomial fit
+    (`ida_jax.ops.cohort.polynomial_map`), goes beside the pair's cosine to a logistic regression
+    that is symmetric in the pair:
+
+        w₀ c + g(f₁) + g(f₂) + b,   g(f) = ⟨w, q(f)⟩
+
+    The score is a natural-logarithm likelihood ratio as far as the development set goes. Made by
+    `ida_jax.rescoring.csn_fit.fit_csn`.
+
+    Attributes:
+      coefficient_weights: w, float64 [degree + 1].
+      weight: w₀.
+      bias: b.
+      top_n: the number of cohort scores of a face.
+      width: D, the embeddings' width.
+      anchors: the size of the cohort that it was fitted with: a larger one has higher top scores.
+      fingerprint: of the model whose embeddings it takes; "" where unknown.
+      prior: the share of genuine pairs that the regression was weighted to.
+      identities: how many people the fitted pairs are of.
+      genuine: how many genuine pairs it was fitted on.
+      impostor: how many impostor pairs.
+    """
+
+    coefficient_weights: np.ndarray
+    weight: float
+    bias: float
+    top_n: int
+    width: int
+    anchors: int
+    fingerprint: str
+    prior: float
+    identities: int
+    genuine: int
+    impostor: int
+
+    @property
+    def degree(self) -> int:
+        """The polynomial's degree."""
+        return len(self.coefficient_weights) - 1
+
+    def face_term(self, similarities: np.ndarray) -> np.ndarray:
+        """g of each face, float32 [N].
+
+        Args:
+          similarities: float32 [N, top_n], descending: what `ida_jax.anchors.search.support_sets`
+            gives for k = top_n, among the anchors that the classifier was fitted with
+            (`check_anchors`).
+
+        Raises:
+          UserError: another number of scores a face.
+        """
+        if similarities.ndim != 2 or similarities.shape[1] != self.top_n:
+            raise UserError(
+                f"the cohort scores are {list(similarities.shape)}: expected [N, {self.top_n}], "
+                "the number that the CSN classifier was fitted with"
+            )
+        # g is linear in the sorted scores: one weight a rank.
+        by_rank = self.coefficient_weights @ polynomial_map(self.top_n, self.degree)
+        return (similarities.astype(np.float64) @ by_rank).astype(np.float32)
+
+    def score(self, similarity: np.ndarray, term_1: np.ndarray, term_2: np.ndarray) -> np.ndarray:
+        """w₀ c + g₁ + g₂ + b, float32 [...], of cosines and the `face_term` of both faces."""
+        arrays = (np.asarray(x, np.float32) for x in (similarity, term_1, term_2))
+        return np.asarray(csn_score(*arrays, weight=self.weight, bias=self.bias))
+
+    def check_anchors(self, anchors: AnchorSet) -> None:
+        """Refuses, by UserError, anchors of another model, width or number."""
+        require_same_model(
+            "CSN classifier",
+            self.fingerprint,
+            self.width,
+            fingerprint=anchors.fingerprint,
+            width=anchors.width,
+        )
+        if len(anchors) != self.anchors:
+            raise UserError(
+                f"the CSN classifier was fitted with {self.anchors} anchors, {len(anchors)} were "
+                "given: use the same anchor set, or fit again (python -m ida_jax.csn)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the classifier as one safetensors file, whole or not at all."""
+        metadata = asdict(self)
+        tensors = {"coefficient_weights": metadata.pop("coefficient_weights")}
+        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Csn":
+        """Reads a saved classifier.
+
+        Raises:
+          UserError: the file is absent, torn, or not a CSN classifier.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            return cls(np.array(tensors["coefficient_weights"]), **metadata)
+
+
+def _require_faces(faces: np.ndarray, width: int) -> np.ndarray:
+    faces = require_unit(faces)
+    if faces.shape[1] != width:
+        raise UserError(
+            f"the faces' embeddings are {faces.shape[1]} wide, the anchors' {width}: "
+            "both must come from the same model"
+        )
+    return faces
+
+
+def _statistics(mean: np.ndarray, variance: np.ndarray, n: int, ddof: int) -> CohortStatistics:
+    """From each face's mean and variance (ddof = 0) over n scores."""
+    if n < 2 or not 0 <= ddof < n:
+        raise UserError(
+            f"a cohort of {n} anchors with ddof = {ddof} was asked for: expected at least 2 "
+            "anchors, and a ddof of 0 or more below their number"
+        )
+    std = np.sqrt(np.maximum(variance, 0) * (n / (n - ddof)))
+    flat = np.flatnonzero(~(std > _LEAST_STD))
+    if flat.size:
+        raise UserError(
+            f"the {n} cohort scores of face {flat[0]} have no spread (σ = {std[flat[0]]:.1g}): "
+            "expected anchors of different people; take other anchors or more of them"
+        )
+    return CohortStatistics(mean.astype(np.float32), std.astype(np.float32))

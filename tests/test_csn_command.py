@@ -1,0 +1,90 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import reference
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.csn import main
+from ida_jax.errors import exit_code
+from ida_jax.rescoring.cohort import Csn
+from ida_jax.rescoring.csn_fit import fit_csn
+
+LABELS = np.repeat(np.arange(40), 3)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Embeddings of any norm, their identities, and anchors: each identity's first image."""
+    faces = reference.unit((120, 8), 0) + 2 * reference.unit((40, 8), 1)[LABELS]
+    np.save(tmp_path / "e.npy", 3 * faces.astype(np.float64))
+    np.save(tmp_path / "l.npy", LABELS)
+    (tmp_path / "l.txt").write_text("\n".join(map(str, LABELS)) + "\n")
+    anchors = AnchorSet.from_embeddings(faces[::3], labels=LABELS[::3], fingerprint="abc")
+    anchors.save(tmp_path / "a.safetensors")
+    np.save(tmp_path / "strangers.npy", reference.unit((50, 8), 9))
+    return tmp_path
+
+
+def _run(folder, capsys, *, labels="l.npy", anchors="a.safetensors", more=()):
+    flags = [f"--embeddings={folder}/e.npy", f"--labels={folder}/{labels}", "--top_n=20"]
+    flags += [f"--anchors={folder}/{anchors}", f"--output={folder}/c.safetensors", *more]
+    code = exit_code(lambda: main(flags))
+    return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize("labels", ["l.npy", "l.txt"])
+def test_the_command_is_the_call(files, capsys, labels):
+    code, printed = _run(files, capsys, labels=labels, more=["--degree=2", "--seed=4"])
+    assert (code, printed.err) == (0, "")
+    assert "120 genuine and 500,000 impostor pairs of 40 identities" in printed.out
+    found = Csn.load(files / "c.safetensors")
+    embeddings = np.load(files / "e.npy").astype(np.float32)
+    anchors = AnchorSet.load(files / "a.safetensors")
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    expected = fit_csn(unit, LABELS, anchors, top_n=20, degree=2, seed=4)
+    assert (found.degree, found.fingerprint) == (2, "abc")
+    np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-3)
+    np.testing.assert_allclose(found.coefficient_weights, expected.coefficient_weights, rtol=1e-2)
+
+
+def test_plain_anchors_of_strangers(files, capsys):
+    assert _run(files, capsys, anchors="strangers.npy")[0] == 0
+    assert Csn.load(files / "c.safetensors").anchors == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": "missing.npy"}, "no labels at"),
+        ({"labels": "words.txt"}, "line 2: 'Ann', expected an integer"),
+        ({"labels": "short.npy"}, "labels are int64 [5]"),
+        ({"anchors": "missing.safetensors"}, "no file at"),
+        ({"anchors": "c.json"}, "ends in '.json'"),
+        ({"more": ["--top_n=39"]}, "top_n = 39 of 40 anchors"),
+        ({"more": ["--keep_own"]}, "are themselves among their anchors"),
+        ({"more": ["--degre=2"]}, "unrecognized arguments: --degre=2"),
+        ({"more": ["--prior=2"]}, "prior = 2"),
+        ({"more": ["--output=/nowhere/c.safetensors"]}, "cannot write /nowhere/c.safetensors"),
+    ],
+)
+def test_a_mistake_is_one_line(files, capsys, change, message):
+    (files / "words.txt").write_text("1\nAnn\n")
+    np.save(files / "short.npy", LABELS[:5])
+    code, printed = _run(files, capsys, **change)
+    assert code == 2
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (files / "c.safetensors").exists()
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from ida_jax.csn import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print({'scipy.optimize', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--labels" in done.stdout
+    assert done.stdout.endswith("set()\n")
