@@ -4,6 +4,7 @@ A anchors, D embedding.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ class AnchorSet:
       fingerprint: the fingerprint of the model that made the embeddings; "" where unknown.
       k: the default size of a support set (paper: 10).
       tau: the default τ (paper: 1).
+      names: A names, of the person on each anchor; empty where unknown.
     """
 
     embeddings: np.ndarray
@@ -36,6 +38,7 @@ class AnchorSet:
     fingerprint: str = ""
     k: int = 10
     tau: float = 1.0
+    names: tuple[str, ...] = ()
 
     @classmethod
     def from_embeddings(
@@ -47,12 +50,13 @@ class AnchorSet:
         fingerprint: str = "",
         k: int = 10,
         tau: float = 1.0,
+        names: Sequence[str] = (),
     ) -> "AnchorSet":
         """An anchor set from [A, D] embeddings of any norm.
 
         Raises:
           UserError: embeddings that are not [A, D] floating point, or zero, NaN or infinite rows;
-            labels that are not A integers; k or τ out of range.
+            labels that are not A integers; names of another number; k or τ out of range.
         """
         if k < 1 or not 0 < tau < float("inf"):
             raise UserError(
@@ -63,13 +67,17 @@ class AnchorSet:
             labels = np.asarray(labels)
             if not np.issubdtype(labels.dtype, np.integer):
                 raise UserError(f"the anchors' labels are {labels.dtype}: expected integers")
+            if labels.size and np.abs(labels).max() > np.iinfo(np.int32).max:
+                raise UserError("the anchors' labels are beyond 32 bits: number identities from 0")
             if labels.shape != embeddings.shape[:1]:
                 raise UserError(
                     f"labels are {list(labels.shape)}, expected one for each of the "
                     f"{embeddings.shape[0]} anchors"
                 )
             labels = labels.astype(np.int32)
-        return cls(embeddings, labels, source, fingerprint, k, tau)
+        if names and len(names) != len(embeddings):
+            raise UserError(f"{len(names)} names for {len(embeddings)} anchors: expected one each")
+        return cls(embeddings, labels, source, fingerprint, k, tau, tuple(names))
 
     def __len__(self) -> int:
         return self.embeddings.shape[0]
@@ -79,11 +87,26 @@ class AnchorSet:
         """D, the embedding's width."""
         return self.embeddings.shape[1]
 
+    def described(self) -> str:
+        """The set in one line."""
+        people = "unlabelled"
+        if self.labels is not None:
+            known = np.unique(self.labels)
+            people = f"of {np.count_nonzero(known >= 0):,} identities"
+            people += " with names" if self.names else ""
+        return (
+            f"{len(self):,} anchors {people}, {self.width} wide, from {self.source}, "
+            f"model {self.fingerprint or 'unknown'}, k = {self.k}, tau = {self.tau:g}"
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the set as one safetensors file, whole or not at all."""
         tensors = {"embeddings": self.embeddings}
         if self.labels is not None:
             tensors["labels"] = self.labels
+        if self.names:
+            # Not in the header, which is meant to be small. No file's or line's name holds NUL.
+            tensors["names"] = np.frombuffer("\0".join(self.names).encode(), np.uint8)
         metadata = {
             "source": self.source,
             "fingerprint": self.fingerprint,
@@ -101,10 +124,12 @@ class AnchorSet:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
+            names = tensors["names"].tobytes().decode().split("\0") if "names" in tensors else ()
             return cls(
                 tensors["embeddings"],
                 tensors.get("labels"),
                 *(metadata[name] for name in ("source", "fingerprint", "k", "tau")),
+                names=tuple(names),
             )
 
     def check_model(self, *, fingerprint: str, width: int) -> None:

@@ -3,11 +3,35 @@
 A anchors, C classes, N faces, D embedding.
 """
 
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.data.dataset import first_of_each_identity
+from ida_jax.data.lfw import EncodedImages
 from ida_jax.errors import UserError
+from ida_jax.face_model import FaceModel, Preprocessing
+from ida_jax.files import require_file
+from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.validation import unit_rows
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class ImageFolder(NamedTuple):
+    """The crops found in a folder.
+
+    Attributes:
+      files: their paths, sorted.
+      people: the identity folder of each; empty in a flat folder.
+    """
+
+    files: tuple[Path, ...]
+    people: tuple[str, ...]
 
 
 def class_weights(
@@ -22,29 +46,222 @@ def class_weights(
       weights: [C, D], rows of any norm.
       size: at most so many are kept, drawn without replacement from `seed` (paper: 50,000).
     """
-    rows = _sample(len(weights), size, seed)
+    rows = sampled_rows(len(weights), size=size, seed=seed)
     return AnchorSet.from_embeddings(
         weights[rows], labels=rows, source="class_weights", fingerprint=fingerprint, k=k, tau=tau
     )
 
 
-def real_db_rows(labels: np.ndarray, *, size: int, seed: int = 0) -> np.ndarray:
+def read_anchors(path: str | os.PathLike[str]) -> AnchorSet:
+    """An anchor set's file (.safetensors), or plain embeddings in .npy, .npz or .parquet.
+
+    Raises:
+      UserError: as `AnchorSet.load`, `read_embeddings` and `AnchorSet.from_embeddings`.
+    """
+    if Path(path).suffix == ".safetensors":
+        return AnchorSet.load(path)
+    return AnchorSet.from_embeddings(read_embeddings(path).embeddings)
+
+
+def real_db_rows(
+    labels: np.ndarray, *, size: int, seed: int = 0, per_identity: int = 1
+) -> np.ndarray:
     """Rows of the real-db's images: one an identity, its first (section 4.5 samples it randomly).
 
     Args:
-      labels: int [N], identities.
-      size: at most so many identities are kept, drawn without replacement from `seed`.
+      labels: int [N], identities; a negative one is unknown, and its row a person of its own.
+      size: at most so many rows are kept, drawn without replacement from `seed`.
+      per_identity: an identity's first so many rows are taken before the draw.
 
     Returns:
-      int64 [A], ascending.
+      int64 [A], by ascending label.
     """
-    rows = first_of_each_identity(labels)
-    return rows[_sample(len(rows), size, seed)]
+    labels = np.asarray(labels)
+    if per_identity < 1:
+        raise UserError(f"per_identity is {per_identity}: expected at least 1")
+    order = np.argsort(labels, kind="stable")
+    _, first, member = np.unique(labels[order], return_index=True, return_inverse=True)
+    rank = np.arange(len(order)) - first[member]
+    rows = order[(rank < per_identity) | (labels[order] < 0)]
+    return rows[sampled_rows(len(rows), size=size, seed=seed)]
 
 
-def _sample(available: int, size: int, seed: int) -> np.ndarray:
+def embedding_anchors(
+    embeddings: np.ndarray,
+    *,
+    size: int,
+    people: Sequence[str] | np.ndarray | None = None,
+    per_identity: int = 1,
+    seed: int = 0,
+    k: int = 10,
+    tau: float = 1.0,
+) -> AnchorSet:
+    """Anchors from embeddings [N, D] of any model: all rows, or the first of each identity.
+
+    Args:
+      embeddings: [N, D], rows of any norm; of a memory-mapped file only the anchors are read.
+      size: at most so many anchors, drawn without replacement from `seed`.
+      people: N identities, as integers or as names; every row is an anchor if None.
+      per_identity: with `people`, anchors of one identity.
+
+    Raises:
+      UserError: people of another number, or neither integers nor strings; a chosen row that is
+        zero, NaN or infinite, by its number in `embeddings`; as `AnchorSet.from_embeddings`.
+    """
+    labels, names = (None, ()) if people is None else _numbered(people, len(embeddings))
+    if labels is None:
+        rows = sampled_rows(len(embeddings), size=size, seed=seed)
+    else:
+        rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
+    chosen, bad = unit_rows(embeddings[rows], skip_bad=True, what="anchors")
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} of the {len(rows)} rows taken as anchors are zero, NaN or infinite, "
+            f"the first is row {rows[bad].min()} of the embeddings: leave it out or embed it again"
+        )
+    return AnchorSet.from_embeddings(
+        chosen,
+        labels=None if labels is None else labels[rows],
+        k=k,
+        tau=tau,
+        names=[names[row] for row in rows] if names else (),
+    )
+
+
+def image_anchors(
+    folder: str | os.PathLike[str],
+    model: FaceModel,
+    *,
+    size: int,
+    per_identity: int = 1,
+    seed: int = 0,
+    flip: bool = False,
+    k: int = 10,
+    tau: float = 1.0,
+) -> AnchorSet:
+    """Anchors from a folder of aligned crops, "real-db" in Table 4, embedded with a progress bar.
+
+    Args:
+      folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
+      model: the model whose faces will be compared.
+      size: at most so many anchors, drawn without replacement from `seed`.
+      per_identity: of a person's folder, the first so many images by name.
+      flip: f(x) + f(mirrored x), as the faces to be compared are embedded.
+
+    Raises:
+      UserError: as `find_images`; an image that cannot be decoded or is of another size.
+    """
+    found = find_images(folder)
+    names: tuple[str, ...] = ()
+    if found.people:
+        _, labels = np.unique(found.people, return_inverse=True)
+        rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
+        names = tuple(found.people[row] for row in rows)
+    else:
+        labels, rows = None, sampled_rows(len(found.files), size=size, seed=seed)
+    if k > len(rows):  # said before they are embedded
+        raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
+    crops = _Crops([found.files[row] for row in rows], model.preprocessing)
+    return AnchorSet.from_embeddings(
+        model.embed(crops, flip=flip, progress="embed the anchors"),
+        labels=None if labels is None else labels[rows],
+        source="real_db",
+        fingerprint=model.fingerprint,
+        k=k,
+        tau=tau,
+        names=names,
+    )
+
+
+def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
+    """The images in a folder's identity folders, or in the folder itself.
+
+    Raises:
+      UserError: no folder, no image in it, or images both in it and in folders within it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}: expected one of face crops")
+    flat, nested = _images(folder.glob("*")), _images(folder.glob("*/*"))
+    if flat and nested:
+        raise UserError(
+            f"{folder} holds images ({flat[0].name}) and folders of images "
+            f"({nested[0].relative_to(folder)}): expected the one or the other"
+        )
+    if not flat and not nested:
+        raise UserError(
+            f"no image in {folder}: expected FOLDER/PERSON/IMAGE or FOLDER/IMAGE with IMAGE one of "
+            f"*{', *'.join(_SUFFIXES)}"
+        )
+    return ImageFolder(flat or nested, tuple(file.parent.name for file in nested))
+
+
+def read_people(path: str | os.PathLike[str]) -> np.ndarray:
+    """Who is on each row: integers or strings [N], from .npy, or from text with one a line (UTF-8).
+
+    Lines are integers where every line is one, and names otherwise.
+
+    Raises:
+      UserError: no such file, not a whole one of either kind, or an empty line.
+    """
+    path = Path(path)
+    require_file(path, what="labels")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is not a whole file of labels: {error}") from error
+    if "" in lines:
+        raise UserError(
+            f"{path}: line {lines.index('') + 1} is empty, expected one identity a line"
+        )
+    numbers = all(re.fullmatch("-?[0-9]{1,18}", line) for line in lines)
+    return np.array(lines, np.int64 if numbers else np.str_)
+
+
+def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:
+    """At most `size` rows of 0 … available − 1, int64, ascending, drawn without replacement."""
     if size < 1:
         raise UserError(f"an anchor set of {size} was asked for: expected at least 1")
     if size >= available:
         return np.arange(available)
     return np.sort(np.random.default_rng(seed).choice(available, size, replace=False))
+
+
+class _Crops(Sequence[np.ndarray]):
+    """Image files, read and checked when asked for."""
+
+    def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
+        self._files = files
+        self._preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        file = self._files[index]
+        try:
+            encoded = file.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
+        image = EncodedImages([str(file)], [encoded])[0]
+        self._preprocessing.check(image, what=str(file))
+        return image
+
+
+def _images(paths: Sequence[Path]) -> tuple[Path, ...]:
+    return tuple(sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file()))
+
+
+def _numbered(people: Sequence[str] | np.ndarray, count: int) -> tuple[np.ndarray, list[str]]:
+    """Identities as integers [N], and as names where they were names."""
+    people = np.asarray(people)
+    if people.shape != (count,):
+        raise UserError(f"labels are {list(people.shape)} for {count} rows: expected one a row")
+    if np.issubdtype(people.dtype, np.integer):
+        return people, []
+    if people.dtype.kind != "U":
+        raise UserError(f"labels are {people.dtype}: expected integers or names")
+    _, labels = np.unique(people, return_inverse=True)
+    return labels, people.tolist()

@@ -3,6 +3,7 @@
 N queries, A anchors, D embedding, K neighbours (the support set), G groups.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -29,7 +30,9 @@ def normalize(x: jax.Array, *, axis: int = -1) -> jax.Array:
     return x * lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
-def largest_k(values: jax.Array, k: int, *, group_size: int = 64) -> tuple[jax.Array, jax.Array]:
+def largest_k(
+    values: jax.Array, k: int, *, group_size: int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """The k largest of each row, exactly: `lax.top_k` for long rows and small k.
 
     The columns are dealt into groups. The k largest values lie in the k groups with the largest
@@ -40,15 +43,18 @@ def largest_k(values: jax.Array, k: int, *, group_size: int = 64) -> tuple[jax.A
     Args:
       values: [N, A].
       k: how many, 1 ≤ k ≤ A.
-      group_size: columns a group.
+      group_size: columns a group; the power of two below √(A / k), at most 64, if None, which
+        balances the two sums above.
 
     Returns:
       The values [N, k], descending, and their columns, int32 [N, k]. Among equal values any
       column may be named.
     """
     n, a = values.shape
+    if group_size is None:
+        group_size = min(64, 1 << int(math.log2(max(1, a // k)) / 2))
     groups = a // group_size
-    if groups < 4 * k:
+    if group_size == 1 or groups < 2 * k:
         return lax.top_k(values, k)
     head, tail = values[:, : groups * group_size], values[:, groups * group_size :]
     # Column j belongs to group j mod G, so that a group's maximum is taken across whole rows.

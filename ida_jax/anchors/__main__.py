@@ -1,0 +1,348 @@
+"""python -m ida_jax.anchors build|info|check …
+
+  build   makes an anchor set from embeddings, a model's class weights, or a model and crops
+  info    says what a set is
+  check   looks for near-duplicates in a set, and for trouble with the faces that it is to score
+
+`python -m ida_jax.anchors build --help` and so on say more.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ida_jax.command_line import Parser
+from ida_jax.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from ida_jax.anchors.anchor_set import AnchorSet
+    from ida_jax.anchors.check import Matches
+    from ida_jax.face_model import FaceModel
+
+_BUILD = """Makes an anchor set, from exactly one of
+
+  --embeddings=E [--labels=L]    embeddings of any model: every row, or one an identity
+  --model=M --class_weights      the weights of a model's margin head
+  --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model
+
+An existing output is replaced whole or not at all."""
+
+_INFO = """Says what an anchor set is: size, source, defaults; how near its anchors lie to one
+another; how many may be one person twice."""
+
+_CHECK = """Looks for pairs of anchors that may be one person twice. With --against, the faces that
+the anchors are to score, also for leaks (probes who are among the anchors, which lowers their
+scores) and for anchors of the wrong domain, with which IDA can be worse than the cosine.
+
+exit code: 0 nothing found; 1 leaks or the wrong domain; 2 a mistake in the call or in a file.
+Near-duplicates are listed, and leave it as it is."""
+
+# The exact count takes A² · D operations: a minute for these on two cores.
+_MOST_COUNTED = 100_000
+
+
+class _Probes(NamedTuple):
+    """Unit embeddings [N, D], their rows' names and who is on each, None where unknown."""
+
+    embeddings: "np.ndarray"
+    names: "Sequence[str] | None"
+    people: "Sequence[str] | np.ndarray | None"
+
+
+def main(argv: list[str]) -> bool:
+    """Runs one of the three; True where `check` found something."""
+    commands = {"build": _build, "info": _info, "check": _check}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+    elif argv[0] not in commands:
+        raise UserError(f"'{argv[0]}' is unknown: expected build, info or check; see --help")
+    else:
+        return commands[argv[0]](argv[1:]) is True
+    return False
+
+
+def _build(argv: list[str]) -> None:
+    parser = _parser("build", _BUILD)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
+    add("--embeddings", type=Path, metavar="E", help=".npy, .npz or .parquet, [N, D] of any norm")
+    add(
+        "--labels",
+        type=Path,
+        metavar="L",
+        help="who is on each row: .npy, or .txt of one integer or name a line",
+    )
+    add("--model", type=Path, metavar="M", help="model.safetensors, or the folder that holds it")
+    add("--class_weights", action="store_true", help="take the model's class weights")
+    add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
+    add("--flip", action="store_true", help="with --images: add the mirrored crop's embedding")
+    add("--per_identity", type=int, default=1, help="anchors of one identity, its first (1)")
+    add("--size", type=int, default=50_000, help="at most so many anchors (50,000, the paper's)")
+    add("--seed", type=int, default=0, help="of the draw where there are more (0)")
+    add("--k", type=int, default=10, help="the set's default support set size (10)")
+    add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
+    options = parser.parse_args(argv)
+    _check_build(options)
+
+    from ida_jax.anchors import sources
+
+    common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
+    if options.embeddings is not None:
+        people = None if options.labels is None else sources.read_people(options.labels)
+        anchors = sources.embedding_anchors(
+            _embeddings(options.embeddings)[0],
+            people=people,
+            per_identity=options.per_identity,
+            **common,
+        )
+    elif options.class_weights:
+        model = _model(options.model)
+        if model.class_weights is None:
+            raise UserError(f"{options.model} has no class weights: it was not trained by ida_jax")
+        anchors = sources.class_weights(
+            model.class_weights, fingerprint=model.fingerprint, **common
+        )
+    else:
+        sources.find_images(options.images)  # its mistakes before the model is read
+        anchors = sources.image_anchors(
+            options.images,
+            _model(options.model),
+            per_identity=options.per_identity,
+            flip=options.flip,
+            **common,
+        )
+    if options.k > len(anchors):
+        raise UserError(
+            f"k = {options.k} is more than the {len(anchors)} anchors: lower k or take more anchors"
+        )
+    anchors.save(options.output)
+    print(f"{options.output}: {anchors.described()}")
+
+
+def _check_build(options: Any) -> None:
+    given = [options.embeddings is not None, options.class_weights, options.images is not None]
+    if sum(given) != 1:
+        raise UserError(
+            "expected exactly one of --embeddings, --class_weights and --images; see --help"
+        )
+    if (options.model is None) != given[0]:
+        raise UserError("--model=M goes with --class_weights or --images, and they need it")
+    if options.labels is not None and not given[0]:
+        raise UserError("--labels goes with --embeddings: images are labelled by their folders")
+    if options.flip and not given[2]:
+        raise UserError("--flip goes with --images")
+    if options.output.suffix != ".safetensors":
+        raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
+    if options.size < 1 or options.per_identity < 1:
+        raise UserError("--size and --per_identity are to be at least 1")
+    if not 1 <= options.k <= options.size or not 0 < options.tau < float("inf"):
+        raise UserError(
+            f"--k={options.k} --tau={options.tau}: expected k from 1 to the size, {options.size}, "
+            "and a finite τ > 0"
+        )
+    if not options.output.parent.is_dir():
+        raise UserError(f"no folder {options.output.parent} to write in: make it first")
+
+
+def _info(argv: list[str]) -> None:
+    parser = _parser("info", _INFO)
+    parser.add_argument("--anchors", type=Path, required=True, metavar="A", help="the anchor set")
+    options = parser.parse_args(argv)
+
+    import numpy as np
+
+    from ida_jax.anchors.anchor_set import AnchorSet
+    from ida_jax.anchors.check import near_duplicates, same_person_threshold
+    from ida_jax.anchors.coverage import own_neighbourhood
+
+    anchors = AnchorSet.load(options.anchors)
+    print(f"{options.anchors}: {anchors.described()}")
+    try:
+        own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
+    except UserError as error:  # a set of few anchors is one all the same
+        print(f"own neighbourhood: none ({error})")
+        return
+    levels = (1, 10, 50, 90, 99)
+    quantiles = np.quantile(own.log_density, [level / 100 for level in levels])
+    told = ", ".join(f"{q:.3f} ({p} %)" for p, q in zip(levels, quantiles, strict=True))
+    print(
+        f"own neighbourhood: cosine to the {anchors.k} nearest others {own.similarity.mean():.3f} "
+        f"on average\nlog F of the anchors: {told}"
+    )
+    if len(anchors) > _MOST_COUNTED:
+        print(f"near-duplicates: not counted among more than {_MOST_COUNTED:,}; see check")
+        return
+    threshold = same_person_threshold(anchors, faces=len(anchors))
+    found = near_duplicates(anchors, threshold, limit=1)
+    print(f"near-duplicates: {found.total:,} pairs with a cosine of at least {threshold:.3f}")
+
+
+def _check(argv: list[str]) -> bool:
+    parser = _parser("check", _CHECK)
+    add = parser.add_argument
+    add("--anchors", type=Path, required=True, metavar="A", help="the anchor set")
+    add("--against", type=Path, metavar="E", help="the probes: .npy, .npz or .parquet")
+    add(
+        "--labels",
+        type=Path,
+        metavar="L",
+        help="who is on each probe, as in build; without it, E's own names PERSON/IMAGE, if any",
+    )
+    add(
+        "--threshold",
+        type=float,
+        metavar="COSINE",
+        help="from which on two faces may be one person's (default: what one of the compared faces "
+        "would reach by chance, by the anchors' own similarities)",
+    )
+    add("--json", type=Path, metavar="OUT", help="everything found, as a file")
+    add("--limit", type=int, default=20, help="the most pairs printed of a kind (20)")  # fmt: skip
+    options = parser.parse_args(argv)
+    if options.labels is not None and options.against is None:
+        raise UserError("--labels goes with --against=E: they say who is on E's rows")
+    if options.limit < 0:
+        raise UserError(f"--limit is {options.limit}: expected at least 0")
+    if options.threshold is not None and not -1 <= options.threshold <= 1:
+        raise UserError(f"--threshold is {options.threshold}: expected a cosine from -1 to 1")
+
+    from ida_jax.anchors import check
+    from ida_jax.anchors.anchor_set import AnchorSet
+
+    anchors = AnchorSet.load(options.anchors)
+    against = None if options.against is None else _probes(options, anchors)
+    print(f"{options.anchors}: {anchors.described()}")
+
+    def threshold(faces: int) -> float:
+        if options.threshold is not None:
+            return options.threshold
+        return check.same_person_threshold(anchors, faces=faces)
+
+    findings: list[str] = []
+    report: dict[str, Any] = {}
+    if against is not None:
+        level = threshold(len(against.embeddings))
+        findings, report = _against(against, anchors, level, options.limit)
+    level = threshold(len(anchors))
+    found = check.near_duplicates(anchors, level, limit=max(options.limit, 1000))
+    print(
+        f"near-duplicates: {found.total:,} pairs of anchors with a cosine of at least {level:.3f}"
+    )
+    _list(found, "anchor", anchors.names, anchors.names, options.limit)
+    report["near_duplicates"] = check.matches_json(found, threshold=level)
+    for finding in findings:
+        print(f"warning: {finding}")
+    if options.json is not None:
+        _write_json(options.json, {"anchors": str(options.anchors), **report, "findings": findings})
+    return bool(findings)
+
+
+def _against(
+    probes: _Probes, anchors: "AnchorSet", threshold: float, limit: int
+) -> tuple[list[str], dict[str, Any]]:
+    """Coverage and leaks printed; the warnings, and the same for a JSON file."""
+    from ida_jax.anchors import check
+    from ida_jax.anchors.coverage import coverage
+
+    findings, report = [], {}
+    faces, count = probes.embeddings, f"{len(probes.embeddings):,}"
+    told = coverage(faces, anchors)
+    report["coverage"] = told._asdict()
+    print(
+        f"coverage: cosine to the {anchors.k} nearest anchors {told.similarity:.3f}, of an anchor "
+        f"to the others {told.own_similarity:.3f}; {told.share_uncovered:.1%} of {told.faces:,} "
+        "probes uncovered (about 1 % is usual)"
+    )
+    if told.wrong_domain:
+        findings.append(
+            "the anchors are not of the probes' domain, or not of their model, and IDA can then be "
+            "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"
+        )
+    names = probes.names or ()
+    if probes.people is not None:
+        known = check.known_leaks(faces, probes.people, anchors)
+        print(f"known leaks: the people of {known.total:,} of {count} probes are among the anchors")
+        _list(known, "probe", names, anchors.names, limit)
+        report["known_leaks"] = check.matches_json(known)
+        if known.total:
+            findings.append(
+                f"the people of {known.total:,} probes are among the anchors, by name or label"
+            )
+    leaks = check.identity_leaks(faces, anchors, threshold)
+    print(
+        f"likely leaks: {leaks.total:,} of {count} probes have an anchor with a cosine of at least "
+        f"{threshold:.3f}"
+    )
+    _list(leaks, "probe", names, anchors.names, limit)
+    report["leaks"] = check.matches_json(leaks, threshold=threshold)
+    if leaks.total:
+        findings.append(
+            f"{leaks.total:,} probes are likely among the anchors, which lowers their scores: "
+            "build the set without these anchors"
+        )
+    return findings, report
+
+
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(description=description)
+    parser.prog = f"python -m ida_jax.anchors {command}"
+    return parser
+
+
+def _model(path: Path) -> "FaceModel":
+    from ida_jax.face_model import FaceModel
+
+    return FaceModel.load(path / "model.safetensors" if path.is_dir() else path)
+
+
+def _embeddings(path: Path) -> "tuple[np.ndarray, list[str] | None]":
+    from ida_jax.tables.embeddings import read_embeddings
+
+    return read_embeddings(path)
+
+
+def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
+    from ida_jax.anchors.sources import read_people
+    from ida_jax.validation import unit_embeddings
+
+    embeddings, names = _embeddings(options.against)
+    people = None
+    if options.labels is not None:
+        people = read_people(options.labels)
+    elif anchors.names and names is not None and all("/" in name for name in names):
+        people = [name.rsplit("/", 1)[0] for name in names]
+    return _Probes(unit_embeddings(embeddings, what="probes"), names, people)
+
+
+def _list(
+    found: "Matches", what: str, names: "Sequence[str]", anchor_names: "Sequence[str]", limit: int
+) -> None:
+    def row(what: str, number: int, names: "Sequence[str]") -> str:
+        return f"{what} {number}" + (f" ({names[number]})" if names else "")
+
+    for first, second, cosine in list(zip(*found[1:], strict=True))[:limit]:
+        print(f"  {cosine:.3f}  {row(what, first, names)}  {row('anchor', second, anchor_names)}")
+    if found.total > limit:
+        print(f"  … and {found.total - limit:,} more (--limit, --json)")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    import json
+
+    from ida_jax.files import written_whole
+
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _command() -> int:
+    found = []
+    code = exit_code(lambda: found.append(main(sys.argv[1:])))
+    return code or int(any(found))
+
+
+if __name__ == "__main__":
+    sys.exit(_command())
