@@ -28,6 +28,7 @@ setup(
         "opencv-python-headless",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
+        "pyarrow>=16",
         "safetensors",
         # Wheels exist for Linux alone; elsewhere the exact search on the device is used.
         "scann>=1.4; platform_system == 'Linux' and python_version < '3.14'",

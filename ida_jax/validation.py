@@ -3,13 +3,29 @@
 N faces, D embedding.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ida_jax.errors import UserError
 
+_BLOCK = 1 << 20  # entries: a few MiB, which stay in cache
+
+
+class UnitRows(NamedTuple):
+    """Embeddings made unit vectors.
+
+    Attributes:
+      embeddings: float32 [N, D]; a bad row is NaN.
+      bad: bool [N], rows that were zero, NaN or infinite.
+    """
+
+    embeddings: np.ndarray
+    bad: np.ndarray
+
 
 def unit_embeddings(embeddings: np.ndarray, *, what: str = "embeddings") -> np.ndarray:
-    """float32 [N, D] with unit rows.
+    """float32 [N, D] with unit rows: x / ‖x‖.
 
     Args:
       embeddings: [N, D] floating point, rows of any norm.
@@ -18,23 +34,53 @@ def unit_embeddings(embeddings: np.ndarray, *, what: str = "embeddings") -> np.n
     Raises:
       UserError: another rank or type; rows that are zero, NaN or infinite, named by number.
     """
+    return unit_rows(embeddings, what=what).embeddings
+
+
+def unit_rows(
+    embeddings: np.ndarray, *, skip_bad: bool = False, what: str = "embeddings"
+) -> UnitRows:
+    """As `unit_embeddings`, and able to go on past bad rows.
+
+    Beside the result it takes the memory of one block of rows: the embeddings may be a map of a
+    file.
+
+    Args:
+      embeddings: [N, D] floating point, rows of any norm.
+      skip_bad: makes rows that are zero, NaN or infinite NaN instead of raising.
+      what: how an error names them.
+
+    Raises:
+      UserError: another rank or type; bad rows, named by number, unless they are skipped.
+    """
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
         raise UserError(
             f"{what} are {embeddings.dtype} {list(embeddings.shape)}: "
             "expected floating point [N, D]"
         )
-    embeddings = embeddings.astype(np.float32, copy=False)
-    # Scaled by the largest entry first, so that squares neither over- nor underflow.
-    largest = np.max(np.abs(embeddings), axis=1, initial=0.0)
-    bad = np.flatnonzero(~np.isfinite(largest) | (largest == 0))
-    if bad.size:
+    out = np.empty(embeddings.shape, np.float32)
+    bad = np.zeros(len(out), bool)
+    step = max(1, _BLOCK // max(1, out.shape[1]))
+    for start in range(0, len(out), step):
+        rows = slice(start, start + step)
+        out[rows], bad[rows] = _unit_block(embeddings[rows])
+    if bad.any() and not skip_bad:
         raise UserError(
-            f"{what}: {_rows(bad)} zero, NaN or infinite; such a face can match nobody: "
-            "leave it out or embed it again"
+            f"{what}: {_rows(np.flatnonzero(bad))} zero, NaN or infinite; such a face can match "
+            "nobody: leave it out or embed it again"
         )
-    scaled = embeddings / largest[:, None]
-    return scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    return UnitRows(out, bad)
+
+
+def _unit_block(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    block = block.astype(np.result_type(block, np.float32), copy=False)
+    # Scaled by the largest entry first, so that squares neither over- nor underflow.
+    largest = np.max(np.abs(block), axis=1, initial=0.0)
+    bad = ~np.isfinite(largest) | (largest == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a bad row becomes NaN by its largest
+        scaled = (block / largest[:, None]).astype(np.float32, copy=False)
+        return scaled / np.linalg.norm(scaled, axis=1, keepdims=True), bad
 
 
 def require_same_model(

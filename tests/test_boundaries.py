@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "ida_jax"
-HEAVY = {"scann", "tensorflow_datasets", "grain", "matplotlib", "torch", "cv2", "tensorboardX"}
+HEAVY = {"scann", "tensorflow_datasets", "grain", "matplotlib", "torch", "cv2", "tensorboardX",
+         "pyarrow"}  # fmt: skip
 STANDARD = set(sys.stdlib_module_names)
 ERRORS = "ida_jax.errors"  # the one module that everybody may import
 
@@ -22,6 +23,7 @@ ALLOWED = {
 FORBIDDEN = {
     "anchors": {"ida_jax.training", "ida_jax.report"},
     "rescoring": {"ida_jax.training", "ida_jax.report"},
+    "tables": {"jax", "ida_jax.training", "ida_jax.report", "ida_jax.anchors", "ida_jax.rescoring"},
     "data": {"ida_jax.training", "ida_jax.report", "ida_jax.rescoring"},
     "interop": {"ida_jax.training"},
     "report": {"ida_jax.training", "ida_jax.stages"},

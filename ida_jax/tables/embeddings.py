@@ -1,0 +1,219 @@
+"""Embeddings as people keep them: .npy, .npz or .parquet, and the faces' names.
+
+N faces, D embedding.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.files import load_npz, require_file
+from ida_jax.tables.blocks import known_suffix, open_npy, parquet_batches, parquet_layout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BLOCK = 1 << 20  # entries
+_OPEN_COLUMNS = 16
+
+
+class EmbeddingFile(NamedTuple):
+    """What a file of embeddings holds.
+
+    Attributes:
+      embeddings: [N, D] floating point, rows of any norm, N and D at least 1; memory-mapped from
+        .npy.
+      names: N distinct names, or None where there are none.
+    """
+
+    embeddings: np.ndarray
+    names: list[str] | None
+
+
+def read_embeddings(
+    path: str | os.PathLike[str], *, names: str | os.PathLike[str] | None = None
+) -> EmbeddingFile:
+    """Reads embeddings by the file's suffix.
+
+    - .npy: floating point [N, D], memory-mapped.
+    - .npz: the array `embeddings`, or the only floating-point [N, D]; `names` where it has it.
+    - .parquet: a column `embedding` of lists, or one floating-point column a dimension; a column
+      `name` where it has it. float32; what is missing becomes NaN.
+
+    Args:
+      path: the file.
+      names: a text file (UTF-8) of one name a line in the rows' order; instead of the file's own.
+
+    Raises:
+      UserError: a file that is absent, truncated or of another kind; no rows; names of another
+        number, empty, or not distinct.
+    """
+    path = Path(path)
+    suffix = known_suffix(path, (".npy", ".npz", ".parquet"), what="embeddings")
+    own_names = None
+    if suffix == ".npy":
+        embeddings = open_npy(path, what="embeddings")
+    elif suffix == ".npz":
+        embeddings, own_names = _from_npz(path)
+    else:
+        embeddings, own_names = _from_parquet(path)
+    if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
+        raise UserError(
+            f"{path} is {embeddings.dtype} {list(embeddings.shape)}: expected floating point [N, D]"
+        )
+    if 0 in embeddings.shape:
+        raise UserError(f"{path} is {list(embeddings.shape)}: it holds no embeddings")
+    if names is not None:
+        own_names = _lines(Path(names))
+        _check_names(own_names, len(embeddings), str(names), "line", 1)
+    elif own_names is not None:
+        _check_names(own_names, len(embeddings), f"the names in {path}", "row", 0)
+    return EmbeddingFile(embeddings, own_names)
+
+
+def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None]:
+    arrays = load_npz(path)
+    names = arrays.pop("names", None)
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
+        raise UserError(
+            f"{path}: names is {names.dtype} {list(names.shape)}, expected strings, one a row"
+        )
+    if "embeddings" in arrays:
+        chosen = "embeddings"
+    else:
+        fitting = [
+            name
+            for name, array in arrays.items()
+            if array.ndim == 2 and np.issubdtype(array.dtype, np.floating)
+        ]
+        if len(fitting) != 1:
+            raise UserError(
+                f"{path} holds {', '.join(arrays) or 'no arrays'}: expected one named embeddings, "
+                "or a single floating-point [N, D]"
+            )
+        (chosen,) = fitting
+    return arrays[chosen], None if names is None else names.tolist()
+
+
+def _from_parquet(path: Path) -> tuple[np.ndarray, list[str] | None]:
+    schema, count = parquet_layout(path, what="embeddings")
+    lists = "embedding" in schema.names
+    columns = ["embedding"] if lists else [name for name in schema.names if name != "name"]
+    _check_types(path, schema, columns, lists=lists)
+    with np.errstate(over="ignore"):  # a double too large for float32 is infinite
+        out = _from_lists(path, count) if lists else _from_columns(path, count, columns)
+    if "name" not in schema.names:
+        return out, None
+    batches = parquet_batches(path, ["name"], rows=_BLOCK)
+    names = [name for batch in batches for name in batch.column(0).to_pylist()]
+    return out, ["" if name is None else name for name in names]
+
+
+def _from_lists(path: Path, count: int) -> np.ndarray:
+    width = _list_width(path)
+    out = np.full((count, width), np.nan, np.float32)
+    start = 0
+    for batch in parquet_batches(path, ["embedding"], rows=max(1, _BLOCK // max(1, width))):
+        rows = out[start : start + len(batch)]
+        _fill_from_lists(rows, batch.column(0), f"{path}, row", start)
+        start += len(batch)
+    return out
+
+
+def _from_columns(path: Path, count: int, columns: Sequence[str]) -> np.ndarray:
+    out = np.empty((count, len(columns)), np.float32)
+    # A few columns at a time: of each that is open, a page (1 MiB as a rule) is in memory.
+    for first in range(0, len(columns), _OPEN_COLUMNS):
+        opened = columns[first : first + _OPEN_COLUMNS]
+        start = 0
+        for batch in parquet_batches(path, opened, rows=max(1, _BLOCK // len(opened))):
+            rows = out[start : start + len(batch)]
+            for side, name in enumerate(opened, first):
+                rows[:, side] = batch.column(name).to_numpy(zero_copy_only=False)
+            start += len(batch)
+    return out
+
+
+def _check_types(path: Path, schema: "pa.Schema", columns: Sequence[str], *, lists: bool) -> None:
+    from pyarrow import types
+
+    for name in columns:
+        kind = schema.field(name).type
+        if lists and (types.is_list(kind) or types.is_large_list(kind) or _is_fixed(kind)):
+            kind = kind.value_type
+        elif lists:
+            raise UserError(f"{path}: column 'embedding' is {kind}, expected lists of floats")
+        if not types.is_floating(kind):
+            raise UserError(
+                f"{path}: column '{name}' is {schema.field(name).type}, expected floating point; "
+                "embeddings are one column 'embedding' of lists, or one column a dimension"
+            )
+    if "name" in schema.names:
+        kind = schema.field("name").type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if not (types.is_string(kind) or types.is_large_string(kind)):
+            raise UserError(f"{path}: column 'name' is {kind}, expected strings")
+
+
+def _is_fixed(kind: "pa.DataType") -> bool:
+    from pyarrow import types
+
+    return types.is_fixed_size_list(kind)
+
+
+def _list_width(path: Path) -> int:
+    import pyarrow.compute as pc
+
+    for batch in parquet_batches(path, ["embedding"], rows=64):
+        lengths = pc.list_value_length(batch.column(0)).drop_null()
+        if len(lengths):
+            return lengths[0].as_py()
+    return 0
+
+
+def _fill_from_lists(out: np.ndarray, column: "pa.Array", where: str, start: int) -> None:
+    """Copies a column of lists into out; a missing list leaves its row as it is."""
+    import pyarrow.compute as pc
+
+    width = out.shape[1]
+    lengths = pc.fill_null(pc.list_value_length(column), width).to_numpy()
+    if (lengths != width).any():
+        bad = int(np.argmax(lengths != width))
+        raise UserError(
+            f"{where} {start + bad} has {lengths[bad]} dimensions, expected the first row's {width}"
+        )
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    out[column.is_valid().to_numpy(zero_copy_only=False)] = values.reshape(-1, width)
+
+
+def _lines(path: Path) -> list[str]:
+    require_file(path, what="names")
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is no part of it") from error
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _check_names(names: Sequence[str], count: int, where: str, unit: str, first: int) -> None:
+    """Refuses another number of names, empty and repeated ones; `first` is the first's number."""
+    if len(names) != count:
+        raise UserError(f"{where}: {len(names)} names for {count} embeddings, expected one each")
+    seen = {}
+    for number, name in enumerate(names, first):
+        if not name:
+            raise UserError(f"{where}: {unit} {number} is empty, expected a name")
+        if name in seen:
+            raise UserError(
+                f"{where}: {unit} {number} repeats {name!r} of {unit} {seen[name]}; "
+                "names must be distinct"
+            )
+        seen[name] = number

@@ -1,0 +1,257 @@
+"""What is known of pairs, one row a pair: scores, labels, groups and identities, read from files.
+
+P pairs. A file is .npy, .csv or .parquet. A .csv's first line is a header unless its fields are all
+numbers (or true, false). A file of one column needs no name for it; of several, the named one is
+read. The whole column is held in memory.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.files import require_file
+from ida_jax.tables.blocks import known_suffix, one_line, open_npy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SUFFIXES = (".npy", ".csv", ".parquet")
+
+
+class Groups(NamedTuple):
+    """The group of each pair.
+
+    Attributes:
+      codes: int32 [P], places in `names`.
+      names: the groups' names, in ascending order.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+
+def read_scores(path: str | os.PathLike[str]) -> np.ndarray:
+    """Floating point [P] from a column `score`; a missing one is NaN.
+
+    Raises:
+      UserError: no such file, a damaged one, no such column, or something else than numbers.
+    """
+    column = _numeric(Path(path), "score", what="scores")
+    if column.dtype == bool or not np.issubdtype(column.dtype, np.number):
+        raise UserError(f"{path} holds {_kind(column)}: expected numbers, one score a pair")
+    if np.issubdtype(column.dtype, np.complexfloating):
+        raise UserError(f"{path} holds complex numbers: expected one real score a pair")
+    return column if np.issubdtype(column.dtype, np.floating) else column.astype(np.float64)
+
+
+def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
+    """bool [P] from a column `label`: 1 or true for a pair of one person, 0 or false for two.
+
+    Raises:
+      UserError: as `read_scores`, or a label that is neither; the first is named by its number.
+    """
+    column = _numeric(Path(path), "label", what="labels")
+    if column.dtype == bool:
+        return column
+    if not np.issubdtype(column.dtype, np.number):
+        raise UserError(f"{path} holds {_kind(column)}: expected 0 or 1, one label a pair")
+    wrong = np.flatnonzero((column != 0) & (column != 1))
+    if wrong.size:
+        raise UserError(
+            f"{path}: the label of pair {wrong[0]} (from 0) is {column[wrong[0]]}, expected 1 for "
+            "a pair of one person and 0 for one of two"
+        )
+    return column == 1
+
+
+def read_groups(path: str | os.PathLike[str]) -> Groups:
+    """The group of each pair, a name or an integer, from a column `group`.
+
+    Raises:
+      UserError: as `read_scores`.
+    """
+    path = Path(path)
+    column = _column(path, "group", what="groups")
+    if _is_float(column):
+        raise UserError(f"{path} holds {column.type} values: expected a name or an integer a pair")
+    values, codes = _numbered(column)
+    order = np.argsort(values)
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    return Groups(place[codes], tuple(str(values[i]) for i in order))
+
+
+def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
+    """int [P, 2]: the identities of both sides of each pair; names are numbered.
+
+    The columns are the file's only two, or those named `identity_1` and `identity_2`.
+
+    Raises:
+      UserError: as `read_scores`, or neither integers nor names.
+    """
+    import pyarrow as pa
+
+    path = Path(path)
+    suffix = known_suffix(path, _SUFFIXES, what="identities")
+    if suffix == ".npy":
+        array = np.asarray(open_npy(path, what="identities"))
+        if array.ndim != 2 or array.shape[1] != 2:
+            raise UserError(
+                f"{path} is {array.dtype} {list(array.shape)}: expected [P, 2], the identities of "
+                "both sides of each pair"
+            )
+        if np.issubdtype(array.dtype, np.integer):
+            return array
+        sides = [_chunked(np.ascontiguousarray(array[:, side]), path) for side in (0, 1)]
+    else:
+        table = _table(path, suffix, what="identities")
+        names = table.column_names
+        if len(names) != 2:
+            names = ["identity_1", "identity_2"]
+            _require_columns(path, table, names)
+        sides = [table[name] for name in names]
+    for side in sides:
+        _require_all(side, path)
+        if _is_float(side):
+            raise UserError(f"{path} holds {side.type} values: expected names or integers")
+    if all(pa.types.is_integer(side.type) for side in sides):
+        return np.stack([side.to_numpy() for side in sides], axis=1)
+    encoded = [_encoded(side, pa.string()) for side in sides]
+    both = pa.chunked_array([chunk for side in encoded for chunk in side.chunks])
+    return np.ascontiguousarray(_numbered(both).codes.reshape(2, -1).T)
+
+
+class _Numbered(NamedTuple):
+    """The distinct values by first appearance, and each row's place in them, int32."""
+
+    values: np.ndarray
+    codes: np.ndarray
+
+
+def _numbered(column: "pa.ChunkedArray") -> _Numbered:
+    """By hashing, without an object for each row."""
+    chunks = _encoded(column).unify_dictionaries().chunks
+    if not chunks:
+        return _Numbered(np.empty(0, str), np.empty(0, np.int32))
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+    return _Numbered(chunks[0].dictionary.to_numpy(zero_copy_only=False), codes)
+
+
+def _encoded(column: "pa.ChunkedArray", kind: "pa.DataType | None" = None) -> "pa.ChunkedArray":
+    """As int32 places in dictionaries, of values of the given kind or of their own."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        kind = kind or column.type.value_type
+        if column.type == pa.dictionary(pa.int32(), kind):
+            return column
+        column = column.cast(column.type.value_type)
+    return (column if kind is None else column.cast(kind)).dictionary_encode()
+
+
+def _numeric(path: Path, name: str, *, what: str) -> np.ndarray:
+    """A column as NumPy has it; missing scores are NaN."""
+    import pyarrow as pa
+
+    if path.suffix.lower() == ".npy":
+        return _npy_column(path, what=what)
+    column = _column(path, name, what=what)
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.to_numpy()
+
+
+def _npy_column(path: Path, *, what: str) -> np.ndarray:
+    array = np.asarray(open_npy(path, what=what))
+    if array.ndim != 1:
+        raise UserError(f"{path} is {array.dtype} {list(array.shape)}: expected [P], one a pair")
+    return array
+
+
+def _column(path: Path, name: str, *, what: str) -> "pa.ChunkedArray":
+    suffix = known_suffix(path, _SUFFIXES, what=what)
+    if suffix == ".npy":
+        return _chunked(_npy_column(path, what=what), path)
+    table = _table(path, suffix, what=what)
+    if table.num_columns != 1:
+        _require_columns(path, table, [name])
+    column = table.column(0) if table.num_columns == 1 else table[name]
+    if what != "scores":
+        _require_all(column, path)
+    return column
+
+
+def _chunked(array: np.ndarray, path: Path) -> "pa.ChunkedArray":
+    import pyarrow as pa
+
+    try:
+        return pa.chunked_array([pa.array(array)])
+    except pa.ArrowException as error:
+        raise UserError(f"{path} holds {array.dtype} values: {one_line(error)}") from error
+
+
+def _is_float(column: "pa.ChunkedArray") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_floating(column.type)
+
+
+def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    require_file(path, what=what)
+    try:
+        if suffix == ".parquet":
+            return parquet.read_table(path)
+        return csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(autogenerate_column_names=not _has_header(path)),
+            # An empty line among single scores is a missing score, not nothing.
+            parse_options=csv.ParseOptions(ignore_empty_lines=False),
+            # Each name is held once, not once a row.
+            convert_options=csv.ConvertOptions(
+                auto_dict_encode=True, auto_dict_max_cardinality=2**31 - 1
+            ),
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole {suffix} file: {one_line(error)}") from error
+
+
+def _has_header(path: Path) -> bool:
+    with path.open("rb") as opened:
+        line = opened.readline(1 << 20).decode("utf-8", errors="replace").lstrip("\ufeff")
+    return not all(_is_value(field.strip().strip('"')) for field in line.split(","))
+
+
+def _is_value(field: str) -> bool:
+    if field.lower() in ("true", "false"):
+        return True
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _require_columns(path: Path, table: "pa.Table", names: list[str]) -> None:
+    if missing := [name for name in names if table.column_names.count(name) != 1]:
+        raise UserError(
+            f"{path} has the columns {', '.join(table.column_names)}: expected one named "
+            f"{' and one named '.join(missing)}"
+        )
+
+
+def _require_all(column: "pa.ChunkedArray", path: Path) -> None:
+    if column.null_count:
+        row = column.is_null().index(True).as_py()
+        raise UserError(f"{path}: pair {row} (from 0) is empty, expected a value for each pair")
+
+
+def _kind(column: np.ndarray) -> str:
+    return "text" if column.dtype.kind in "OUS" else f"{column.dtype} values"

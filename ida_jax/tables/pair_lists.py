@@ -1,0 +1,317 @@
+"""Lists of pairs on disk: read by blocks, so that memory does not grow with the list.
+
+P pairs, N faces.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.files import require_file, written_whole
+from ida_jax.tables.blocks import (
+    known_suffix,
+    open_npy,
+    parquet_batches,
+    parquet_layout,
+    parse_columns,
+    raise_first_fault,
+    read_rows,
+    text_blocks,
+    without_header,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BLOCK = 1 << 18
+_INTEGER = re.compile(r"\s*-?[0-9]+\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[-+]?[0-9.]+(e[-+]?[0-9]+)?\s*", re.ASCII | re.IGNORECASE)
+_NAMES_NEEDED = "names are looked up where the faces' names are given (--names)"
+_LARGEST = 2**31 - 1
+# Arrow hashes all names again for each block: with more names than this (measured) it loses to a
+# dictionary, which takes the same time a pair however many there are.
+_ARROW_NAMES = 100_000
+
+# int32 [n, 2], and the share of the source that is done with them.
+_Blocks = Iterator[tuple[np.ndarray, float]]
+
+
+class PairFile:
+    """Pairs of rows in an .npy file of integers [P, 2], which is never held in memory.
+
+    Any integer type and byte order, saved by rows or by columns.
+
+    Attributes:
+      path: the file.
+      count: P, at least 1.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Reads the header.
+
+        Raises:
+          UserError: no such file, not a whole .npy file, not integers [P, 2], or no pairs.
+        """
+        self.path = Path(path)
+        self._array = _open_pairs(self.path)
+        if not np.issubdtype(self._array.dtype, np.integer):
+            hint = f"; {_NAMES_NEEDED}" if self._array.dtype.kind == "U" else ""
+            raise UserError(f"{path} holds {self._array.dtype}: expected integers, rows{hint}")
+        self.count = len(self._array)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Pairs start … stop−1, int32 [stop − start, 2].
+
+        Raises:
+          UserError: a row that does not fit into int32, or a file that has become shorter.
+        """
+        pairs = read_rows(self._array, start, stop)
+        if pairs.dtype != np.int32:
+            self._refuse_outside(pairs, start, _LARGEST + 1)
+        return pairs.astype(np.int32, copy=False)
+
+    def check(self, rows: int) -> None:
+        """Reads the whole list once.
+
+        Raises:
+          UserError: a pair outside 0 … rows−1; the first is named with its number, from 0.
+        """
+        for start in range(0, self.count, _BLOCK):
+            block = read_rows(self._array, start, min(start + _BLOCK, self.count))
+            self._refuse_outside(block, start, rows)
+
+    def _refuse_outside(self, pairs: np.ndarray, start: int, rows: int) -> None:
+        bad = _first_outside(pairs[:, 0], pairs[:, 1], rows)
+        if bad is not None:
+            raise UserError(
+                f"{self.path}, pair {start + bad}: "
+                f"{_outside(str(pairs[bad, 0]), str(pairs[bad, 1]), rows)}"
+            )
+
+
+def convert_pairs(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    rows: int,
+    names: Sequence[str] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Turns a list of pairs into an int32 .npy file [P, 2] of rows, whole or not at all.
+
+    The source is .csv, .tsv or .parquet with two columns, or .npy [P, 2]. Integers in .parquet and
+    .npy are rows, strings there are names. The fields of text (UTF-8) are names where `names` are
+    given and rows otherwise. Its first line is a header if no field in it is empty, a number or a
+    known name.
+
+    Args:
+      rows: N; a pair's rows lie in 0 … N−1.
+      names: the N faces' names in the rows' order; needed where the pairs are names.
+      progress: told how many bytes of the source have been done since the last time.
+
+    Raises:
+      UserError: a source that is absent, damaged or empty, or has other columns; the first pair
+        that is not two integers, not two known names or out of range, named by its line (text, from
+        1, the header counted) or its number (from 0); an output that cannot be written.
+    """
+    source = Path(source)
+    suffix = known_suffix(source, (".npy", ".csv", ".tsv", ".parquet"), what="pairs")
+    require_file(source, what="pairs")
+    if names is not None and len(names) != rows:
+        raise UserError(f"{len(names)} names for {rows} faces: expected one each")
+    lookup = None if names is None else _Names(names)
+    if suffix == ".npy":
+        blocks = _npy_pairs(source, rows, lookup)
+    elif suffix == ".parquet":
+        blocks = _parquet_pairs(source, rows, lookup)
+    else:
+        blocks = _text_pairs(source, "\t" if suffix == ".tsv" else ",", rows, lookup)
+    size = source.stat().st_size
+    count = reported = 0
+    with written_whole(output) as temporary, temporary.open("wb") as file:
+        _write_header(file, count)
+        for pairs, share in blocks:
+            file.write(np.ascontiguousarray(pairs, "<i4"))
+            count += len(pairs)
+            if progress is not None:
+                progress(int(share * size) - reported)
+                reported = int(share * size)
+        if not count:
+            raise UserError(f"{source} holds no pairs")
+        file.seek(0)
+        _write_header(file, count)
+
+
+class _Names:
+    """The faces' names, to be looked up a block at a time."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        import pyarrow as pa
+
+        self.column = pa.array(names, pa.string())
+        self.known = {name: row for row, name in enumerate(names)}
+
+    def rows(self, column: "pa.Array | pa.ChunkedArray") -> np.ndarray:
+        """The rows of names; −1 for an unknown one."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if len(self.known) <= _ARROW_NAMES:
+            found = pc.index_in(column.cast(pa.string()), value_set=self.column)
+            return pc.fill_null(found, -1).to_numpy()
+        rows = (self.known.get(name, -1) for name in column.to_pylist())
+        return np.fromiter(rows, np.int32, len(column))
+
+
+def _write_header(file: BinaryIO, count: int) -> None:
+    # NumPy leaves room for a longer count, so that the header can be written again in its place.
+    header = {"descr": "<i4", "fortran_order": False, "shape": (count, 2)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _open_pairs(path: Path) -> np.memmap:
+    array = open_npy(path, what="pairs")
+    if array.ndim != 2 or array.shape[1] != 2:
+        turned = "; save its transpose" if array.ndim == 2 and array.shape[0] == 2 else ""
+        raise UserError(
+            f"{path} is {array.dtype} {list(array.shape)}: expected [P, 2], one pair a row{turned}"
+        )
+    if not len(array):
+        raise UserError(f"{path} holds no pairs")
+    return array
+
+
+def _text_pairs(source: Path, delimiter: str, rows: int, names: _Names | None) -> _Blocks:
+    import pyarrow as pa
+
+    kind = pa.int32() if names is None else pa.string()
+    size, done = source.stat().st_size, 0
+    for block in text_blocks(source):
+        done += len(block.text)
+        block = without_header(block, delimiter, lambda fields: _is_header(fields, names))
+        if not block.text:
+            continue
+        columns = parse_columns(block, delimiter, (kind, kind))
+        pairs = None if columns is None else _as_rows(columns, names)
+        if pairs is None or _first_outside(*pairs, rows) is not None:
+            raise_first_fault(source, block, delimiter, lambda fields: _fault(fields, rows, names))
+        yield np.stack(pairs, axis=1), done / size
+
+
+def _parquet_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
+    from pyarrow import types
+
+    layout = parquet_layout(source, what="pairs")
+    if len(layout.schema) != 2:
+        found = ", ".join(layout.schema.names)
+        raise UserError(f"{source} has the columns {found}: expected two, one pair a row")
+    kinds = [f.type.value_type if types.is_dictionary(f.type) else f.type for f in layout.schema]
+    if all(types.is_integer(kind) for kind in kinds):
+        names = None
+    elif not all(types.is_string(kind) or types.is_large_string(kind) for kind in kinds):
+        raise UserError(
+            f"{source} has columns of {kinds[0]} and {kinds[1]}: expected integers or names"
+        )
+    elif names is None:
+        raise UserError(f"{source} holds names: {_NAMES_NEEDED}")
+    done = 0
+    for batch in parquet_batches(source, layout.schema.names, rows=_BLOCK):
+        pairs = _checked_columns(source, done, batch.columns, rows, names)
+        done += len(pairs)
+        yield pairs, done / layout.rows
+
+
+def _npy_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
+    import pyarrow as pa
+
+    array = _open_pairs(source)
+    if array.dtype.kind != "U" or names is None:
+        listed = PairFile(source)
+        listed.check(rows)
+    for start in range(0, len(array), _BLOCK):
+        stop = min(start + _BLOCK, len(array))
+        if array.dtype.kind == "U":
+            block = read_rows(array, start, stop)
+            columns = [pa.array(np.ascontiguousarray(block[:, side])) for side in (0, 1)]
+            pairs = _checked_columns(source, start, columns, rows, names)
+        else:
+            pairs = listed.read(start, stop)
+        yield pairs, stop / len(array)
+
+
+def _checked_columns(
+    source: Path, start: int, columns: Sequence["pa.Array"], rows: int, names: _Names | None
+) -> np.ndarray:
+    """The pairs, int32 [n, 2], that two columns stand for; `start` is the first one's number."""
+    pairs = _as_rows(columns, names)
+    bad = _first_outside(*pairs, rows)
+    if bad is not None:
+        values = [column[bad].as_py() for column in columns]
+        fields = ["" if value is None else str(value) for value in values]
+        raise UserError(f"{source}, pair {start + bad}: {_fault(fields, rows, names)}")
+    return np.stack([side.astype(np.int32, copy=False) for side in pairs], axis=1)
+
+
+def _as_rows(columns: Sequence, names: _Names | None) -> list[np.ndarray]:
+    """Two columns as rows of the embeddings; −1 for an unknown name and for what is missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if names is not None:
+        return [names.rows(column) for column in columns]
+    if any(column.type != pa.int32() for column in columns):
+        # What int64 cannot hold becomes negative, and is refused as such.
+        columns = [column.cast(pa.int64(), safe=False) for column in columns]
+    return [pc.fill_null(column, -1).to_numpy() for column in columns]
+
+
+def _first_outside(first: np.ndarray, second: np.ndarray, rows: int) -> int | None:
+    if all(side.min(initial=0) >= 0 and side.max(initial=0) < rows for side in (first, second)):
+        return None
+    return int(np.argmax((first < 0) | (first >= rows) | (second < 0) | (second >= rows)))
+
+
+def _is_header(fields: list[str], names: _Names | None) -> bool:
+    if not all(field.strip() for field in fields):
+        return False
+    known = frozenset() if names is None else names.known
+    return not any(field in known or _NUMBER.fullmatch(field) for field in fields)
+
+
+def _fault(fields: list[str], rows: int, names: _Names | None) -> str | None:
+    """What is wrong with a pair's two fields, None if nothing is."""
+    if not any(field.strip() for field in fields):
+        return "empty, expected the two fields of a pair"
+    if len(fields) != 2:
+        found = ", ".join(_shown(field) for field in fields[:5]) + ", …" * (len(fields) > 5)
+        return f"found {found}; expected the two fields of a pair"
+    for field in fields:
+        if names is not None and field in names.known:
+            continue
+        if not field.strip():
+            return "one field is empty, expected two"
+        if names is not None:
+            rows_too = "; rows come as .npy or .parquet where faces have names"
+            hint = rows_too if _INTEGER.fullmatch(field) else ""
+            return f"no face is named {_shown(field)}{hint}"
+        if not _INTEGER.fullmatch(field):
+            hint = "" if _NUMBER.fullmatch(field) else f"; {_NAMES_NEEDED}"
+            return f"{_shown(field)} is not an integer, expected a row of the embeddings{hint}"
+    # Python refuses to parse thousands of digits; so many are outside anyway.
+    if names is None and not all(len(f) < 20 and 0 <= int(f) < rows for f in fields):
+        return _outside(*fields, rows)
+    return None
+
+
+def _outside(first: str, second: str, rows: int) -> str:
+    pair = f"({first.strip()[:20]}, {second.strip()[:20]})"
+    return f"{pair} is outside the {rows} faces (0 … {rows - 1})"
+
+
+def _shown(field: str) -> str:
+    return repr(field if len(field) <= 60 else field[:60] + "…")

@@ -1,0 +1,119 @@
+"""Scores out: written block by block, whole or not at all.
+
+P pairs.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.files import written_whole
+from ida_jax.tables.blocks import known_suffix
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SUFFIXES = (".npy", ".csv", ".parquet")
+_BLOCK = 1 << 20
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Finds out before the work whether scores can be written to a path.
+
+    Raises:
+      UserError: a suffix other than .npy, .csv and .parquet, a folder in its place, or a folder
+        around it that is absent or cannot be written.
+    """
+    path = Path(path)
+    known_suffix(path, _SUFFIXES, what="scores")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
+
+
+def write_scores(path: str | os.PathLike[str], chunks: Iterable[np.ndarray], count: int) -> None:
+    """Writes scores as float32, whole or not at all, holding one chunk and one block in memory.
+
+    The bytes depend on the scores alone, not on how they are cut into chunks.
+
+    Args:
+      path: .npy, float32 [P]; .csv, the header `score` and one score a line in the fewest digits
+        that give it back, NaN as nan; .parquet, one column `score`.
+      chunks: [n] each, P in all.
+      count: P.
+
+    Raises:
+      UserError: another suffix, or a file that cannot be written (a full disk, say); what was there
+        before is kept.
+      ValueError: chunks of another shape or length; what was there before is kept.
+    """
+    path = Path(path)
+    suffix = known_suffix(path, _SUFFIXES, what="scores")
+    write = {".npy": _write_npy, ".csv": _write_csv, ".parquet": _write_parquet}[suffix]
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        write(file, _blocks(chunks, count), count)
+
+
+def _blocks(chunks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The scores in blocks of one size: a Parquet file's bytes depend on its row groups."""
+    buffer, filled, total = np.empty(min(_BLOCK, count), np.float32), 0, 0
+    for chunk in chunks:
+        if np.ndim(chunk) != 1:
+            raise ValueError(f"a chunk of shape {list(np.shape(chunk))}, expected [n]")
+        total += len(chunk)
+        if total > count:
+            break
+        while len(chunk):
+            taken = chunk[: len(buffer) - filled]
+            buffer[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            chunk = chunk[len(taken) :]
+            if filled == len(buffer):
+                yield buffer
+                filled = 0
+    if total != count:
+        raise ValueError(f"{total} scores or more for {count} pairs: expected one each")
+    if filled:
+        yield buffer[:filled]
+
+
+def _write_npy(file: BinaryIO, blocks: Iterator[np.ndarray], count: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(block.astype("<f4", copy=False))
+
+
+def _write_csv(file: BinaryIO, blocks: Iterator[np.ndarray], count: int) -> None:
+    import pyarrow as pa
+    from pyarrow import csv as pa_csv
+
+    file.write(b"score\n")
+    options = pa_csv.WriteOptions(include_header=False)
+    with pa_csv.CSVWriter(file, _schema(), write_options=options) as writer:
+        for block in blocks:
+            writer.write(pa.record_batch([pa.array(block)], schema=_schema()))
+
+
+def _write_parquet(file: BinaryIO, blocks: Iterator[np.ndarray], count: int) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    # Scores hardly repeat and hardly compress.
+    with parquet.ParquetWriter(file, _schema(), compression="none", use_dictionary=False) as writer:
+        for block in blocks:
+            writer.write_batch(pa.record_batch([pa.array(block)], schema=_schema()))
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([pa.field("score", pa.float32(), nullable=False)])

@@ -1,0 +1,205 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pyarrow import parquet
+
+from ida_jax.errors import UserError
+from ida_jax.tables import embeddings as module
+from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.validation import unit_embeddings, unit_rows
+
+
+def _faces(n=7, d=5, dtype=np.float32):
+    return np.random.default_rng(n).standard_normal((n, d)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n", [1, 7])
+def test_npy_is_mapped(tmp_path, dtype, order, n):
+    faces = np.asarray(_faces(n), dtype, order=order)
+    np.save(tmp_path / "e.npy", faces)
+    read = read_embeddings(tmp_path / "e.npy")
+    assert isinstance(read.embeddings, np.memmap)
+    assert read.names is None
+    np.testing.assert_array_equal(read.embeddings, faces)
+    np.testing.assert_array_equal(unit_rows(read.embeddings).embeddings, unit_embeddings(faces))
+
+
+def test_npz(tmp_path):
+    faces, path = _faces(), tmp_path / "e.npz"
+    names = np.array([f"n{i}" for i in range(7)])
+    np.savez(path, embeddings=faces, other=faces[:2], names=names)
+    read = read_embeddings(path)
+    np.testing.assert_array_equal(read.embeddings, faces)
+    assert read.names == names.tolist()
+    np.savez(path, anything=faces, labels=np.arange(7), mean=faces[0])
+    np.testing.assert_array_equal(read_embeddings(path).embeddings, faces)
+    for arrays, message in (
+        ({"a": faces, "b": faces}, "holds a, b: expected one named embeddings"),
+        ({"a": np.arange(3)}, "holds a: expected"),
+        ({}, "no arrays"),
+        ({"embeddings": np.arange(3)}, r"int64 \[3\]: expected floating point"),
+        ({"embeddings": faces, "names": names[:3]}, "3 names for 7 embeddings"),
+        ({"embeddings": faces, "names": names[[0, 1, 2, 3, 1, 5, 6]]}, "row 4 repeats 'n1' of row"),
+        ({"embeddings": faces, "names": np.arange(7)}, "names is int64"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=message):
+            read_embeddings(path)
+
+
+def _lists(faces, kind):
+    values = pa.array(faces.ravel())
+    if kind == "fixed":
+        return pa.FixedSizeListArray.from_arrays(values, faces.shape[1])
+    offsets = np.arange(0, faces.size + 1, faces.shape[1])
+    if kind == "large":
+        return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["list", "large", "fixed", "columns"])
+@pytest.mark.parametrize("n", [1, 11])
+def test_parquet(tmp_path, monkeypatch, dtype, kind, n):
+    monkeypatch.setattr(module, "_BLOCK", 4 * 5)  # four rows a batch
+    monkeypatch.setattr(module, "_OPEN_COLUMNS", 2)
+    faces, path = _faces(n, dtype=dtype), tmp_path / "e.parquet"
+    names = pa.array([f"n{i}" for i in range(n)])
+    if kind == "columns":
+        columns = {"name": names} | {f"d{i}": pa.array(faces[:, i]) for i in range(5)}
+    else:
+        columns = {"embedding": _lists(faces, kind), "name": names.dictionary_encode(), "x": names}
+    parquet.write_table(pa.table(columns), path, row_group_size=3)
+    read = read_embeddings(path)
+    assert read.embeddings.dtype == np.float32
+    np.testing.assert_array_equal(read.embeddings, faces.astype(np.float32))
+    assert read.names == names.to_pylist()
+    del columns["name"]
+    columns.pop("x", None)
+    parquet.write_table(pa.table(columns), path)
+    assert read_embeddings(path).names is None
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2)])
+def test_what_parquet_lacks_is_nan(tmp_path, kind):
+    rows = [None, [1.0, 2.0], [None, 3.0], None]
+    parquet.write_table(pa.table({"embedding": pa.array(rows, kind)}), tmp_path / "e.parquet")
+    read = read_embeddings(tmp_path / "e.parquet").embeddings
+    np.testing.assert_array_equal(read[1], [1, 2])
+    np.testing.assert_array_equal(np.isnan(read), [[1, 1], [0, 0], [1, 0], [1, 1]])
+    columns = {"a": pa.array([1.0, None]), "b": pa.array([1.0, 1e300])}
+    parquet.write_table(pa.table(columns), tmp_path / "e.parquet")
+    read = read_embeddings(tmp_path / "e.parquet").embeddings
+    np.testing.assert_array_equal(unit_rows(read, skip_bad=True).bad, [False, True])
+
+
+def test_parquet_mistakes(tmp_path):
+    path = tmp_path / "e.parquet"
+    for columns, message in (
+        ({"embedding": [[1.0, 2.0], [1.0]]}, "row 1 has 1 dimensions, expected the first row's 2"),
+        ({"embedding": [1.0, 2.0]}, "expected lists of floats"),
+        ({"embedding": [[1, 2]]}, "'embedding' is list<.*int64>, expected floating point"),
+        ({"a": [1.0], "label": [1]}, "column 'label' is int64, expected floating point"),
+        ({"embedding": [[1.0]], "name": [3]}, "column 'name' is int64, expected strings"),
+        ({"embedding": [[1.0]], "name": pa.array([None], pa.string())}, "row 0 is empty"),
+        ({"embedding": pa.array([], pa.list_(pa.float32()))}, "holds no embeddings"),
+        ({"name": ["a"]}, "holds no embeddings"),
+    ):
+        parquet.write_table(pa.table(columns), path)
+        with pytest.raises(UserError, match=message):
+            read_embeddings(path)
+
+
+def test_names_file(tmp_path):
+    np.save(tmp_path / "e.npy", _faces(3))
+    names = tmp_path / "names.txt"
+    for text in ("a\nb c\né\n", "a\nb c\né", "\ufeffa\r\nb c\r\né\r\n"):
+        names.write_bytes(text.encode())
+        assert read_embeddings(tmp_path / "e.npy", names=names).names == ["a", "b c", "é"]
+    for content, message in (
+        (b"a\nb\n", "2 names for 3 embeddings"),
+        (b"", "0 names for 3"),
+        (b"a\n\nc\n", "line 2 is empty"),
+        (b"a\nb\na\n", "names.txt: line 3 repeats 'a' of line 1"),
+        (b"a\n\xff\nb", "not UTF-8 text: byte 2"),
+    ):
+        names.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_embeddings(tmp_path / "e.npy", names=names)
+    with pytest.raises(UserError, match="no names at"):
+        read_embeddings(tmp_path / "e.npy", names=tmp_path / "absent")
+
+
+def test_files_that_hold_no_embeddings(tmp_path):
+    for array, message in (
+        (np.ones(3), r"float64 \[3\]: expected floating point \[N, D\]"),
+        (np.ones((3, 2, 2)), r"\[3, 2, 2\]"),
+        (np.ones((3, 2), int), "int64"),
+        (np.ones((0, 2)), r"\[0, 2\]: it holds no embeddings"),
+        (np.ones((2, 0)), "holds no embeddings"),
+        (np.array([[None]]), "not a whole .npy file: .*Python objects"),
+    ):
+        np.save(tmp_path / "e.npy", array)
+        with pytest.raises(UserError, match=message):
+            read_embeddings(tmp_path / "e.npy")
+    with pytest.raises(UserError, match=r"ends in '.txt': embeddings are one of .npy, .npz"):
+        read_embeddings(tmp_path / "e.txt")
+    for suffix in ("npy", "npz", "parquet"):
+        with pytest.raises(UserError, match="absent"):
+            read_embeddings(tmp_path / f"absent.{suffix}")
+        (tmp_path / f"folder.{suffix}").mkdir()
+        with pytest.raises(UserError, match="folder"):
+            read_embeddings(tmp_path / f"folder.{suffix}")
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    np.save(folder / "e.npy", _faces())
+    np.savez(folder / "e.npz", embeddings=_faces())
+    parquet.write_table(pa.table({"embedding": _lists(_faces(), "list")}), folder / "e.parquet")
+    return folder
+
+
+@given(suffix=st.sampled_from(["npy", "npz", "parquet"]), data=st.data())
+def test_torn_files_are_one_line(whole_files, suffix, data):
+    whole = (whole_files / f"e.{suffix}").read_bytes()
+    torn = whole_files / f"torn.{suffix}"
+    torn.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(UserError, match="torn") as caught:
+        read_embeddings(torn)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float16, np.float32, np.float64]),
+        st.tuples(st.integers(1, 20), st.integers(1, 4)),
+        elements={"allow_subnormal": False},
+    ),
+    st.integers(1, 30),
+)
+def test_unit_rows(faces, block):
+    from ida_jax import validation
+
+    with np.errstate(over="ignore"):
+        largest = np.abs(faces.astype(np.longdouble)).max(axis=1)
+    bad = ~np.isfinite(largest) | (largest == 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "_BLOCK", block)
+        got = unit_rows(faces, skip_bad=True)
+    assert got.embeddings.dtype == np.float32
+    np.testing.assert_array_equal(got.bad, bad)
+    assert np.isnan(got.embeddings[bad]).all()
+    good = faces[~bad].astype(np.longdouble)
+    good = good / np.abs(good).max(axis=1, keepdims=True)
+    expected = good / np.sqrt((good**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(got.embeddings[~bad], expected, atol=1e-6)
+    if bad.any():
+        with pytest.raises(UserError, match=f"rows? {np.argmax(bad)}"):
+            unit_rows(faces)
