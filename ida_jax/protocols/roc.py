@@ -72,9 +72,9 @@ def tar_at_far(
       UserError: no genuine or no impostor scores, Booleans in place of scores, or an f outside
         (0, 1].
     """
-    genuine, impostor = _as_scores(genuine, impostor)
+    genuine, impostor = as_scores(genuine, impostor)
     n = impostor.size
-    accepted = [_accepted_impostors(far, n) for far in fars]
+    accepted = [accepted_impostors(far, n) for far in fars]
     ordered = np.where(np.isnan(impostor), -np.inf, impostor)
     if positions := sorted({n - 1 - r for r in accepted if r < n}):
         ordered.partition(positions)
@@ -106,7 +106,7 @@ def roc_curve(genuine: ArrayLike, impostor: ArrayLike, *, points: int = 400) -> 
     Raises:
       UserError: no genuine or no impostor scores, or Booleans in place of scores.
     """
-    genuine, impostor = (_ascending(scores) for scores in _as_scores(genuine, impostor))
+    genuine, impostor = (_ascending(scores) for scores in as_scores(genuine, impostor))
     n = impostor.size
     accepted = np.unique(np.rint(np.geomspace(1, n, points)).astype(np.int64))
     # At r = n the index is −1, a stand-in: there is no n-th highest score, and −inf is taken.
@@ -129,7 +129,7 @@ def equal_error_rate(genuine: ArrayLike, impostor: ArrayLike) -> float:
     Raises:
       UserError: no genuine or no impostor scores, or Booleans in place of scores.
     """
-    genuine, impostor = (_ascending(scores) for scores in _as_scores(genuine, impostor))
+    genuine, impostor = (_ascending(scores) for scores in as_scores(genuine, impostor))
 
     def rates(threshold: np.floating) -> tuple[float, float]:
         far = 1 - np.searchsorted(impostor, threshold, side="right") / impostor.size
@@ -152,7 +152,7 @@ def equal_error_rate(genuine: ArrayLike, impostor: ArrayLike) -> float:
     return far_0 + weight * (far_1 - far_0)
 
 
-def _as_scores(genuine: ArrayLike, impostor: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def as_scores(genuine: ArrayLike, impostor: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Both as flat arrays of one floating type, so that no comparison rounds or copies."""
     checked = []
     for kind, scores in (("genuine", genuine), ("impostor", impostor)):
@@ -180,8 +180,12 @@ def _ascending(scores: np.ndarray) -> np.ndarray:
     return ordered
 
 
-def _accepted_impostors(far: float, n: int) -> int:
-    """⌊far·n⌋: the largest r with r/n ≤ far in floating point."""
+def accepted_impostors(far: float, n: int) -> int:
+    """⌊far·n⌋: the largest r with r/n ≤ far in floating point.
+
+    Raises:
+      UserError: a FAR outside (0, 1].
+    """
     far = float(far)
     if not 0 < far <= 1:
         raise UserError(f"the FAR {far} was asked for, expected one above 0 and at most 1")

@@ -1,0 +1,239 @@
+"""python -m ida_jax.evaluate --scores=S --labels=L [--baseline=S0] [--identities=I] [--groups=G]
+
+What the scores of labelled pairs are worth, from any method or software: TAR, threshold and their
+confidence intervals at each FAR, EER, Cllr and min-Cllr; the difference to a second method's scores
+of the same pairs; realised FAR by group at one threshold. With --fit, a calibration to
+log-likelihood ratios for python -m ida_jax.rescore --calibration.
+
+  S, S0  scores, higher meaning more alike; NaN is never a match, and counts
+  L      1 for a pair of one person, 0 for a pair of two (or true, false)
+  G      the pair's group, a name or an integer
+  I      two columns: the identities of the pair's two sides, names or integers
+
+All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
+columns those named score, label, group, identity_1 and identity_2 are read.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ida_jax.command_line import Parser, numbers
+from ida_jax.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_LEVEL = 0.95
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags, evaluates, prints, and writes what was asked for."""
+    options = _parser().parse_args(argv)
+    _check(options)
+    from ida_jax.report.score_report import score_text
+
+    results = _evaluate(options)
+    print(score_text(results))
+    if options.json is not None:
+        from ida_jax.files import written_whole
+
+        with written_whole(options.json) as temporary:
+            temporary.write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
+    if options.plot is not None:
+        from ida_jax.files import written_whole
+        from ida_jax.report.score_report import score_figure
+
+        with written_whole(options.plot) as temporary:
+            score_figure(results).savefig(temporary, format="png")
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    # fmt: off
+    add("--scores", type=Path, required=True, metavar="S", help="one score a pair")
+    add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
+    add("--baseline", type=Path, metavar="S0", help="a second method's scores, cosine say")
+    add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
+    add("--groups", type=Path, metavar="G", help="one group a pair")
+    add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
+        help="false accept rates (1e-3,1e-4,1e-5)")
+    add("--resamples", type=int, default=1000, help="of the bootstrap; 0 leaves it out (1000)")
+    add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    add("--fit", choices=("logistic", "isotonic"), help="fit a calibration of S")
+    add("--calibration", type=Path, metavar="OUT", help="the fitted calibration, .safetensors")
+    add("--json", type=Path, metavar="OUT", help="all figures and curves")
+    add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
+    # fmt: on
+    return parser
+
+
+def _check(options: Any) -> None:
+    """What is wrong with the flags themselves, before anything is read."""
+    if (options.fit is None) != (options.calibration is None):
+        raise UserError("--fit and --calibration go together: the kind, and the file that it gets")
+    if options.resamples < 0 or options.resamples == 1 or options.seed < 0:
+        raise UserError(
+            f"--resamples={options.resamples} --seed={options.seed}: expected 0 (no bootstrap) or "
+            "at least 2 resamples, and a seed of at least 0"
+        )
+    for far in options.fars:
+        if not 0 < far <= 1:
+            raise UserError(f"--fars: {far:g} is not above 0 and at most 1")
+    for output in (options.calibration, options.json, options.plot):
+        if output is not None and not output.absolute().parent.is_dir():
+            raise UserError(f"cannot write {output}: no folder {output.parent}; make it first")
+    if options.plot is not None and options.plot.suffix.lower() != ".png":
+        raise UserError(f"--plot={options.plot}: expected a name that ends in .png")
+
+
+def _evaluate(options: Any) -> dict[str, Any]:
+    """All figures; the calibration is written at the end."""
+    import numpy as np
+
+    from ida_jax.protocols.score_figures import group_figures, labelled_scores, score_figures
+    from ida_jax.tables.labelled_scores import (
+        read_groups,
+        read_identities,
+        read_labels,
+        read_scores,
+    )  # fmt: skip
+
+    files = {} if options.baseline is None else {"baseline": options.baseline}
+    files["scores"] = options.scores
+    scores = {role: read_scores(path) for role, path in files.items()}
+    same = read_labels(options.labels)
+    for role, path in files.items():
+        _require_length(path, scores[role], options.labels, same)
+    if same.all() or not same.any():
+        raise UserError(
+            f"{options.labels}: all {same.size} labels are {int(same.any())}, expected pairs of "
+            "one person (1) and of two (0)"
+        )
+    groups = None if options.groups is None else read_groups(options.groups)
+    if groups is not None:
+        _require_length(options.groups, groups.codes, options.labels, same)
+    identities = None
+    if options.identities is not None:
+        identities = read_identities(options.identities)
+        _require_length(options.identities, identities, options.labels, same)
+
+    results: dict[str, Any] = {
+        "labels": str(options.labels),
+        "genuine": int(np.count_nonzero(same)),
+        "impostor": int(np.count_nonzero(~same)),
+        "fars": sorted(set(options.fars), reverse=True),
+        "level": _LEVEL,
+        "methods": {},
+    }
+    for role, path in files.items():
+        split = labelled_scores(scores[role], same)
+        figures = {"name": _name(role, files), "file": str(path)}
+        figures |= score_figures(split, fars=results["fars"])
+        if groups is not None:
+            figures["groups"] = group_figures(
+                scores[role],
+                same,
+                groups=groups.codes,
+                names=groups.names,
+                thresholds=figures["threshold@far"],
+            )
+        results["methods"][role] = figures
+    if options.resamples:
+        results |= _bootstrap(options, scores, same, identities, results)
+    if options.fit is not None:  # last, so that a mistake found above leaves no file behind
+        split = labelled_scores(scores["scores"], same)
+        results["calibration"] = _calibrate(options, split, _name("scores", files))
+    return results
+
+
+def _bootstrap(
+    options: Any,
+    scores: "dict[str, np.ndarray]",
+    same: "np.ndarray",
+    identities: "np.ndarray | None",
+    results: dict[str, Any],
+) -> dict[str, Any]:
+    """The bootstrap's own entries; its TAR and threshold intervals go to the methods."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from ida_jax.protocols.bootstrap import bootstrap_tar
+    from ida_jax.protocols.score_figures import far_key
+
+    found = bootstrap_tar(
+        scores,
+        same,
+        fars=results["fars"],
+        identities=identities,
+        baseline="baseline" if "baseline" in scores else None,
+        resamples=options.resamples,
+        seed=options.seed,
+        level=_LEVEL,
+        progress=partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False),
+    )
+    for role, points in found.methods.items():
+        figures = results["methods"][role]
+        figures["tar_interval@far"] = {far_key(p.far): list(p.tar) for p in points}
+        if identities is not None:
+            figures["threshold_interval@far"] = {far_key(p.far): list(p.threshold) for p in points}
+    entries = {
+        "bootstrap": {
+            "over": found.over,
+            "units": found.units,
+            "resamples": found.resamples,
+            "seed": options.seed,
+        }
+    }
+    if differences := found.differences.get("scores"):
+        tars = {role: figures["tar@far"] for role, figures in results["methods"].items()}
+        entries["difference"] = {
+            "tar@far": {far: tar - tars["baseline"][far] for far, tar in tars["scores"].items()},
+            "tar_interval@far": {far_key(d.far): list(d.tar) for d in differences},
+            "share_above_0": {far_key(d.far): d.share_above_0 for d in differences},
+        }
+    return entries
+
+
+def _calibrate(options: Any, split: Any, name: str) -> dict[str, Any]:
+    """Fits and writes the calibration of S; its entries."""
+    from ida_jax.protocols.calibration import cllr
+    from ida_jax.rescoring.calibration import fit_calibration
+
+    calibration = fit_calibration(*split, kind=options.fit, method=name)
+    calibration.save(options.calibration)
+    return {
+        "kind": options.fit,
+        "file": str(options.calibration),
+        "cllr": cllr(*(calibration.llr(kind) for kind in split)),
+    }
+
+
+def _require_length(path: Path, rows: "np.ndarray", labels: Path, same: "np.ndarray") -> None:
+    if len(rows) != len(same):
+        raise UserError(
+            f"{path} has {len(rows)} rows and {labels} has {len(same)}: expected one a pair in both"
+        )
+
+
+def _name(role: str, files: dict[str, Path]) -> str:
+    """The file's name without its ending; where both are named alike, what they are."""
+    stems = [path.stem for path in files.values()]
+    return files[role].stem if len(set(stems)) == len(stems) else role
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON cannot say: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

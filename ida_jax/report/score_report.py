@@ -1,0 +1,250 @@
+"""What `python -m ida_jax.evaluate` found, as text for the terminal and as a figure.
+
+`results` is what its JSON holds: `methods` by role ("scores", "baseline"), each with `name` and the
+figures of `ida_jax.protocols.score_figures`; `difference`, `bootstrap` and `calibration` where they
+were asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS, far_key
+from ida_jax.report.plots import _figure, _in_our_look, _styles
+from ida_jax.report.tables import MISSING, far_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_GROUPS = 20
+
+
+def score_text(results: Mapping[str, Any]) -> str:
+    """All tables and notes, for a terminal."""
+    parts = [
+        f"{results['genuine']:,} genuine and {results['impostor']:,} impostor pairs",
+        _rates(results),
+        _qualities(results),
+    ]
+    if "difference" in results:
+        parts.append(_differences(results))
+    if "groups" in results["methods"]["scores"]:
+        parts += [_groups(results, far_key(far)) for far in results["fars"]]
+    return "\n\n".join([*parts, "\n".join(_notes(results))])
+
+
+def _rates(results: Mapping[str, Any]) -> str:
+    percent = f"{100 * results['level']:g} %"
+    head = ["FAR", "method", "TAR %", percent, "threshold", percent, "false accepts"]
+    rows = []
+    for key in map(far_key, results["fars"]):
+        for figures in results["methods"].values():
+            rows.append(
+                [
+                    far_name(key),
+                    figures["name"],
+                    f"{100 * figures['tar@far'][key]:.2f}",
+                    _interval(figures.get("tar_interval@far", {}).get(key), 100, ".2f"),
+                    f"{figures['threshold@far'][key]:.5f}",
+                    _interval(figures["threshold_interval@far"][key], 1, ".5f"),
+                    _count(figures["false_accepts"][key]),
+                ]
+            )
+    return _table(head, rows)
+
+
+def _qualities(results: Mapping[str, Any]) -> str:
+    rows = []
+    for role, figures in results["methods"].items():
+        row = [figures["name"], f"{100 * figures['eer']:.3f}", f"{figures['min_cllr']:.5f}"]
+        fitted = results.get("calibration") if role == "scores" else None
+        rows.append(
+            [*row, f"{figures['cllr']:.5f}", f"{fitted['cllr']:.5f}" if fitted else MISSING]
+        )
+    return _table(["method", "EER %", "min-Cllr", "Cllr as given", "Cllr calibrated"], rows)
+
+
+def _differences(results: Mapping[str, Any]) -> str:
+    difference, methods = results["difference"], results["methods"]
+    rows = [
+        [
+            far_name(key),
+            f"{100 * gain:+.2f}",
+            _interval(difference["tar_interval@far"][key], 100, "+.2f"),
+            f"{100 * difference['share_above_0'][key]:.1f} %",
+        ]
+        for key, gain in difference["tar@far"].items()
+    ]
+    title = (
+        f"TAR of {methods['scores']['name']} minus {methods['baseline']['name']}, percentage points"
+    )
+    percent = f"{100 * results['level']:g} %"
+    return f"{title}\n{_table(['FAR', 'gain', percent, 'resamples above 0'], rows)}"
+
+
+def _groups(results: Mapping[str, Any], key: str) -> str:
+    methods = list(results["methods"].values())
+    names = list(methods[0]["groups"])
+    head = ["group", "genuine", "impostor"]
+    head += [f"FAR {m['name']}" for m in methods] + [f"TAR % {m['name']}" for m in methods]
+    rows = []
+    for name in names[:_MOST_GROUPS]:
+        of = [m["groups"][name] for m in methods]
+        row = [name, f"{of[0]['genuine']:,}", f"{of[0]['impostor']:,}"]
+        for figures in of:
+            far, count = figures["realised_far"][key], figures["false_accepts"][key]
+            row.append(MISSING if far is None else f"{far:.2e} ({_count(count)})")
+        for figures in of:
+            tar = figures["tar@far"][key]
+            row.append(MISSING if tar is None else f"{100 * tar:.2f}")
+        rows.append(row)
+    lines = [
+        f"Groups at the one threshold of FAR {far_name(key)} (false accepts in parentheses)",
+        _table(head, rows),
+    ]
+    if len(names) > _MOST_GROUPS:
+        lines.append(f"{len(names) - _MOST_GROUPS} more groups are in --json")
+    for method in methods:
+        fars = {n: g["realised_far"][key] or 0.0 for n, g in method["groups"].items()}
+        worst = max(fars, key=fars.get)
+        if fars[worst]:
+            ratio = fars[worst] / method["realised_far"][key]
+            lines.append(f"{method['name']}: group {worst} has {ratio:.1f} times the FAR of all")
+    return "\n".join(lines)
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    notes = []
+    methods = results["methods"].values()
+    for figures in methods:
+        if figures["nan"]:
+            notes.append(f"{figures['name']}: {figures['nan']:,} scores are NaN: never a match")
+    few = [far for far in results["fars"] if far * results["impostor"] < 1]
+    if few:
+        notes.append(
+            f"FAR {', '.join(map(far_name, few))} is below 1/{results['impostor']:,}: the "
+            "threshold is the highest impostor score, and these pairs cannot tell the rate"
+        )
+    if any(count < FEWEST_FALSE_ACCEPTS for m in methods for count in _counts(m)):
+        notes.append(
+            f"*: fewer than {FEWEST_FALSE_ACCEPTS} false accepts; conclude nothing from it"
+        )
+    if bootstrap := results.get("bootstrap"):
+        counts = f"{bootstrap['resamples']:,} resamples over {bootstrap['units']:,}"
+        notes.append(f"Intervals: {counts} {bootstrap['over']}")
+        if bootstrap["over"] == "pairs":
+            notes[-1] += ", as if these were independent, so too narrow; give --identities"
+    else:
+        notes.append("Threshold intervals: order statistics, as if pairs were independent")
+    notes.append(
+        "Cllr (bits) as given takes the scores for natural-log likelihood ratios, which they are "
+        "only once calibrated"
+    )
+    if fitted := results.get("calibration"):
+        notes.append(
+            f"Calibration ({fitted['kind']}) in {fitted['file']}; its Cllr is on the pairs that it "
+            "was fitted on"
+        )
+    return notes
+
+
+def _counts(figures: Mapping[str, Any]) -> list[int]:
+    groups = figures.get("groups", {}).values()
+    return [
+        *figures["false_accepts"].values(),
+        *(count for g in groups if g["impostor"] for count in g["false_accepts"].values()),
+    ]
+
+
+@_in_our_look
+def score_figure(results: Mapping[str, Any]) -> Figure:
+    """DET curves on normal-deviate axes; beside them, where there are groups, their realised FARs.
+
+    Rates of 0 and 1 have no place on the axes and are left out.
+    """
+    grouped = "groups" in results["methods"]["scores"]
+    figure, axes = _figure(columns=1 + grouped, width=10 if grouped else 6, height=4.6)
+    named = {figures["name"]: figures for figures in results["methods"].values()}
+    styles = dict(zip(named, _styles(named), strict=True))
+    _draw_det(axes[0], named, styles)
+    if grouped:
+        counts = results["methods"]["scores"]["false_accepts"]
+        firm = [f for f in results["fars"] if counts[far_key(f)] >= FEWEST_FALSE_ACCEPTS]
+        _draw_groups(axes[1], named, styles, (firm or results["fars"][:1])[-1])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(handles), frameon=False)
+    figure.set_label(
+        "Left: the share of genuine pairs rejected against the share of impostor pairs accepted; "
+        "lower is better. Right: each group's false accept rate at one threshold for all; equal "
+        "heights are fair."
+        if grouped
+        else "The share of genuine pairs rejected against the share of impostor pairs accepted; "
+        "lower is better."
+    )
+    return figure
+
+
+def _draw_det(axis: Axes, named: Mapping[str, Any], styles: Mapping[str, tuple]) -> None:
+    from scipy.special import ndtri
+
+    low = min(min(m["curve"]["far"]) for m in named.values())
+    for name, figures in named.items():
+        points = [
+            (far, 1 - tar)
+            for far, tar in zip(figures["curve"]["far"], figures["curve"]["tar"], strict=True)
+            if far < 1 and 0 < 1 - tar < 1
+        ]
+        color, line, _ = styles[name]
+        far, frr = zip(*points, strict=True) if points else ((), ())
+        axis.plot(ndtri(far), ndtri(frr), color=color, linestyle=line, linewidth=1.8, label=name)
+    powers = range(max(-9, math.floor(math.log10(low))), 0)
+    # From the right, so that 1e-1 is kept where every second power has room.
+    ticks = [10.0**power for power in powers[:: -1 if len(powers) < 6 else -2]]
+    axis.set_xticks(ndtri(ticks), [far_name(tick) for tick in ticks])
+    rates = [0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 0.9]
+    axis.set_yticks(ndtri(rates), [f"{100 * rate:g} %" for rate in rates])
+    axis.set_title("DET")
+    axis.set_xlabel("false accept rate (FAR)")
+    axis.set_ylabel("false reject rate (1 − TAR)")
+
+
+def _draw_groups(
+    axis: Axes, named: Mapping[str, Any], styles: Mapping[str, tuple], far: float
+) -> None:
+    key = far_key(far)
+    groups = list(next(iter(named.values()))["groups"])[:_MOST_GROUPS]
+    for shift, (name, figures) in zip((-0.12, 0.12), named.items(), strict=False):
+        fars = [figures["groups"][group]["realised_far"][key] for group in groups]
+        heights = [math.nan if rate is None else rate for rate in fars]
+        color, _, marker = styles[name]
+        places = [place + (shift if len(named) > 1 else 0) for place in range(len(groups))]
+        axis.plot(places, heights, marker, color=color, label=name)
+    axis.axhline(far, color="#888888", linestyle=":", linewidth=1.4)
+    axis.set_xticks(range(len(groups)), groups, rotation=45 if len(groups) > 6 else 0)
+    axis.set_ylim(0, None)
+    axis.set_title(f"Realised FAR by group, threshold of {far_name(far)}")
+
+
+def _interval(ends: Sequence[float] | None, factor: float, form: str) -> str:
+    if ends is None:
+        return MISSING
+    return " … ".join(f"{factor * end:{form}}" for end in ends)
+
+
+def _count(count: int) -> str:
+    return f"{count:,}" + ("*" if count < FEWEST_FALSE_ACCEPTS else "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.ljust(width) if i < 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""A fitted map from scores to log-likelihood ratios, kept as one file.
+
+P pairs, K knots.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ida_jax.errors import UserError
+from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.protocols import calibration as maps
+
+KINDS = ("logistic", "isotonic")
+
+_KIND = "calibration"
+_METADATA = ("method", "scale", "genuine", "impostor")
+_MAPS = {"logistic": maps.AffineMap, "isotonic": maps.IsotonicMap}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A monotone map from one method's scores to LLRs.
+
+    It holds for scores of that method, scale, model and anchors, on faces like those it was fitted
+    on; nothing in the scores themselves tells when it does not.
+
+    Attributes:
+      kind: "logistic" (affine: keeps the order of pairs exactly) or "isotonic" (non-decreasing: may
+        make neighbouring scores equal).
+      map: score to LLR.
+      method: what gave the scores, "ida_r" say; "" where unknown.
+      scale: their scale, "log" or "dao"; "" where unknown.
+      genuine: how many genuine scores it was fitted on.
+      impostor: how many impostor scores.
+    """
+
+    kind: str
+    map: maps.AffineMap | maps.IsotonicMap
+    method: str = ""
+    scale: str = ""
+    genuine: int = 0
+    impostor: int = 0
+
+    def llr(self, scores: ArrayLike) -> np.ndarray:
+        """Natural-log likelihood ratios of scores of any shape; NaN stays NaN.
+
+        Computed in float64, chunk by chunk, and given in the scores' own floating type.
+        """
+        scores = np.asarray(scores)
+        if not np.issubdtype(scores.dtype, np.floating):
+            scores = scores.astype(np.float64)
+        flat = scores.ravel()
+        out = np.empty_like(flat)
+        for start in range(0, flat.size, _CHUNK):
+            out[start : start + _CHUNK] = self.map(flat[start : start + _CHUNK].astype(np.float64))
+        return out.reshape(scores.shape)
+
+    def percent(self, scores: ArrayLike, *, prior: float = 0.5) -> np.ndarray:
+        """100 · σ(LLR + log(π/(1−π))): the chance in percent that a pair is genuine.
+
+        Args:
+          scores: of any shape; NaN stays NaN.
+          prior: π in (0, 1), the share of genuine pairs where the percentage is shown.
+
+        Raises:
+          UserError: a prior outside (0, 1).
+        """
+        return maps.percent(self.llr(scores), prior=prior)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the calibration as one safetensors file, whole or not at all."""
+        tensors = {
+            name: np.asarray(value, np.float64) for name, value in self.map._asdict().items()
+        }
+        metadata = {"map": self.kind} | {name: getattr(self, name) for name in _METADATA}
+        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Calibration":
+        """Reads a saved calibration.
+
+        Raises:
+          UserError: the file is absent, torn, or not a calibration.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            kind = metadata["map"]
+            # Copied: a map is small, and its file may be replaced while it is in use.
+            take = np.ndarray.item if kind == "logistic" else np.array
+            loaded = _MAPS[kind](**{name: take(value) for name, value in tensors.items()})
+            _check(loaded)
+            return cls(kind, loaded, **{name: metadata[name] for name in _METADATA})
+
+
+def fit_calibration(
+    genuine: np.ndarray,
+    impostor: np.ndarray,
+    *,
+    kind: str,
+    prior: float = 0.5,
+    method: str = "",
+    scale: str = "",
+) -> Calibration:
+    """Fits a calibration to labelled scores; only finite ones are fitted.
+
+    Args:
+      genuine: [G] scores.
+      impostor: [n] scores.
+      kind: "logistic" or "isotonic".
+      prior: of the logistic fit; see `ida_jax.protocols.calibration.fit_logistic`.
+      method: kept in the calibration.
+      scale: kept in the calibration.
+
+    Raises:
+      UserError: an unknown kind, or scores that cannot be fitted.
+    """
+    if kind not in KINDS:
+        raise UserError(f"calibration '{kind}' was asked for, expected one of {', '.join(KINDS)}")
+    fitted = (
+        maps.fit_logistic(genuine, impostor, prior=prior)
+        if kind == "logistic"
+        else maps.fit_isotonic(genuine, impostor)
+    )
+    counts = (int(np.count_nonzero(np.isfinite(scores))) for scores in (genuine, impostor))
+    return Calibration(kind, fitted, method, scale, *counts)
+
+
+def _check(loaded: maps.AffineMap | maps.IsotonicMap) -> None:
+    if not all(np.isfinite(value).all() for value in loaded):
+        raise ValueError("a value is NaN or infinite")
+    if isinstance(loaded, maps.AffineMap):
+        if not loaded.slope > 0:
+            raise ValueError("the slope is no positive number")
+    elif loaded.knots.ndim != 1 or loaded.knots.shape != loaded.llr.shape or not loaded.knots.size:
+        raise ValueError("knots and LLRs differ in number")
+    elif not ((np.diff(loaded.knots) > 0).all() and (np.diff(loaded.llr) >= 0).all()):
+        raise ValueError("the map is not monotone")
