@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.title = "LFW, a pretrained MobileFaceNet"
     c.seed = 0
-    c.stages = ("import", "anchors", "ssr", "evaluate")
+    c.stages = ("import", "anchors", "ssr", "csn", "evaluate")
     c.data_dir = "data"
     c.k = 10
     c.tau = 1.0
@@ -48,5 +48,14 @@ def get_config() -> ConfigDict:
     c.ssr.momentum = 0.9
     c.ssr.weight_decay = 5e-4
 
-    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5, 1e-6), "pairs": "drawn", "folds": 10})
+    c.csn = ConfigDict({"top_n": 100, "degree": 3})
+
+    c.evaluate = ConfigDict()
+    c.evaluate.methods = (
+        "cosine", "ida_r", "ida_r_fallback", "ida_l", "s_norm", "as_norm", "csn"
+    )  # fmt: skip
+    c.evaluate.top_n = 300
+    c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
+    c.evaluate.pairs = "drawn"
+    c.evaluate.folds = 10
     return c

@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c = ConfigDict()
     c.title = "IDA quickstart: rendered identities"
     c.seed = 0
-    c.stages = ("train", "anchors", "ssr", "evaluate")
+    c.stages = ("train", "anchors", "ssr", "csn", "evaluate")
     c.data_dir = "data"
     c.k = 10
     c.tau = 1.0
@@ -75,7 +75,16 @@ def get_config(variant: str = "") -> ConfigDict:
     c.ssr.momentum = 0.9
     c.ssr.weight_decay = 5e-4
 
-    c.evaluate = ConfigDict({"fars": (1e-3, 1e-4, 1e-5), "pairs": "drawn", "folds": 10})
+    c.csn = ConfigDict({"top_n": 100, "degree": 3})
+
+    c.evaluate = ConfigDict()
+    c.evaluate.methods = (
+        "cosine", "ida_r", "ida_r_fallback", "ida_l", "s_norm", "as_norm", "csn"
+    )  # fmt: skip
+    c.evaluate.top_n = 300
+    c.evaluate.fars = (1e-3, 1e-4, 1e-5)
+    c.evaluate.pairs = "drawn"
+    c.evaluate.folds = 10
     if variant == "smoke":
         for data, identities in ((c.train_data, 24), (c.eval_data, 20)):
             data.identities, data.images_per_identity, data.image_size = identities, 4, 32

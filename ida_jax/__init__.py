@@ -11,8 +11,14 @@ from ida_jax.ops.dao import dao as dao
 from ida_jax.ops.dao import density as density
 from ida_jax.ops.dao import log_dao as log_dao
 from ida_jax.ops.dao import log_density as log_density
+from ida_jax.rescoring.calibration import Calibration as Calibration
+from ida_jax.rescoring.cohort import Csn as Csn
+from ida_jax.rescoring.csn_fit import fit_csn as fit_csn
 from ida_jax.rescoring.density import DensityRegressor as DensityRegressor
 from ida_jax.rescoring.density import searched_log_density as searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs as score_all_pairs
 from ida_jax.rescoring.pairs import score_pairs as score_pairs
+from ida_jax.rescoring.rescorer import Rescorer as Rescorer
+from ida_jax.rescoring.terms import FaceTerms as FaceTerms
+from ida_jax.rescoring.terms import dao_terms as dao_terms
 from ida_jax.validation import unit_embeddings as unit_embeddings

@@ -10,6 +10,7 @@ from ida_jax.errors import UserError
 from ida_jax.face_model import build_network
 from ida_jax.models.margin_head import KINDS
 from ida_jax.rescoring.density import TARGETS
+from ida_jax.rescoring.rescorer import METHODS
 
 ANCHOR_SOURCES = ("class_weights", "real_db")
 PAIR_LISTS = ("drawn", "lfw")
@@ -57,7 +58,20 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         for key in ("hidden", "batch_size", "steps"):
             _at_least_1(c, f"ssr.{key}")
         _positive(c, "ssr.learning_rate")
+    if "csn" in unfinished:
+        _at_least_1(c, "csn.degree")
+        _at_least_1(c, "csn.top_n")
     if "evaluate" in unfinished:
+        for method in c.evaluate.methods:
+            _one_of("evaluate.methods", method, METHODS)
+            stage = {"ida_l": "ssr", "csn": "csn"}.get(method)
+            if stage is not None and stage not in c.stages:
+                raise UserError(
+                    f"evaluate.methods has {method}, which the stage '{stage}' makes: add it to "
+                    "stages, or leave the method out"
+                )
+        if c.evaluate.top_n < 2:
+            raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
         if not c.evaluate.fars or not all(0 < far <= 1 for far in c.evaluate.fars):
             raise UserError(f"evaluate.fars is {c.evaluate.fars}: expected rates in (0, 1]")

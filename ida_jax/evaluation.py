@@ -4,7 +4,7 @@ N faces, P pairs, D embedding.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,33 +12,22 @@ from ida_jax.protocols.pair_lists import PairList
 from ida_jax.protocols.roc import equal_error_rate, tar_at_far
 from ida_jax.protocols.verification import kfold_accuracy
 from ida_jax.rescoring.pairs import SplitScores, score_all_pairs, score_pairs
-
-
-class Method(NamedTuple):
-    """How a pair is scored.
-
-    Attributes:
-      log_density: float32 [N], log F of each face, or None for the plain cosine.
-      tau: the τ of the densities.
-    """
-
-    log_density: np.ndarray | None = None
-    tau: float | None = None
+from ida_jax.rescoring.terms import FaceTerms
 
 
 def evaluate_kfold(
-    faces: np.ndarray, pair_list: PairList, methods: Mapping[str, Method]
+    faces: np.ndarray, pair_list: PairList, methods: Mapping[str, FaceTerms]
 ) -> dict[str, dict[str, Any]]:
     """{method: figures} of a k-fold verification protocol (LFW, CALFW).
 
     Args:
       faces: float32 [N, D], unit rows.
       pair_list: the pairs, their answers and folds.
-      methods: by their names in the results.
+      methods: the faces' terms by each, under its name in the results.
     """
     figures = {}
-    for name, method in methods.items():
-        scores = score_pairs(faces, pair_list.pairs, log_density=method.log_density, tau=method.tau)
+    for name, terms in methods.items():
+        scores = score_pairs(faces, pair_list.pairs, terms)
         accuracy = kfold_accuracy(scores, pair_list.same, folds=pair_list.fold)
         figures[name] = {
             "accuracy": accuracy.mean,
@@ -49,12 +38,12 @@ def evaluate_kfold(
 
 
 def all_pairs_scores(
-    faces: np.ndarray, labels: np.ndarray, methods: Mapping[str, Method]
+    faces: np.ndarray, labels: np.ndarray, methods: Mapping[str, FaceTerms]
 ) -> dict[str, SplitScores]:
     """Every method's genuine and impostor scores over all pairs of faces, ascending."""
     scores = {}
-    for name, method in methods.items():
-        split = score_all_pairs(faces, labels, log_density=method.log_density, tau=method.tau)
+    for name, terms in methods.items():
+        split = score_all_pairs(faces, labels, terms)
         split.genuine.sort()
         split.impostor.sort()
         scores[name] = split

@@ -4,7 +4,8 @@
     import    → DIR/model.safetensors            or a backbone's weights from elsewhere
     anchors   → DIR/anchors/anchors.safetensors  class weights or real-db (Table 4)
     ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
-    evaluate  → DIR/results.json                 cosine, IDA-R, IDA-L; and DIR/report.html
+    csn       → DIR/csn.safetensors              the classifier of CSN
+    evaluate  → DIR/results.json                 every method's figures; and DIR/report.html
 
 A stage whose file exists is not run again. N faces, D embedding.
 """
@@ -26,13 +27,16 @@ from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.load import load_faces, require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
-from ida_jax.evaluation import Method, all_pairs_scores, evaluate_all_pairs, evaluate_kfold
+from ida_jax.evaluation import all_pairs_scores, evaluate_all_pairs, evaluate_kfold
 from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.files import load_npz, require_file, written_whole
 from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.provenance import provenance
+from ida_jax.rescoring.cohort import Csn
+from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import DensityRegressor, searched_log_density
+from ida_jax.rescoring.rescorer import Rescorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,10 @@ class Run:
     @property
     def ssr_path(self) -> Path:
         return self.workdir / "ssr.safetensors"
+
+    @property
+    def csn_path(self) -> Path:
+        return self.workdir / "csn.safetensors"
 
     @property
     def results_path(self) -> Path:
@@ -95,6 +103,10 @@ class Run:
         ssr = DensityRegressor.load(self.ssr_path)
         ssr.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
         return ssr
+
+    @cached_property
+    def train_embeddings(self) -> np.ndarray:
+        return self.embed(self.train_faces.images, "embed the training set")
 
     def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
         # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.
@@ -249,7 +261,7 @@ def _ssr(run: Run) -> None:
     from ida_jax.training.ssr import train_ssr
 
     c = run.config
-    faces = run.embed(run.train_faces.images, "embed the training set")
+    faces = run.train_embeddings
     log_density = searched_log_density(
         faces, run.anchors, labels=run.train_faces.labels, searcher=c.searcher
     )
@@ -266,6 +278,19 @@ def _ssr(run: Run) -> None:
     regressor.save(run.ssr_path)
 
 
+def _csn(run: Run) -> None:
+    csn = fit_csn(
+        run.train_embeddings,
+        run.train_faces.labels,
+        run.anchors,
+        top_n=min(run.config.csn.top_n, max(2, len(run.anchors) // 2)),
+        degree=run.config.csn.degree,
+        seed=run.config.seed,
+        searcher=run.config.searcher,
+    )
+    csn.save(run.csn_path)
+
+
 def _evaluate(run: Run) -> None:
     from ida_jax.report.run_report import write_run_report
     from ida_jax.training.metrics import read_metrics
@@ -274,15 +299,14 @@ def _evaluate(run: Run) -> None:
     data = run.eval_faces
     faces = run.embed(data.images, "embed the evaluation set")
     own = _labels_among_anchors(run)
-    searched = searched_log_density(faces, run.anchors, labels=own, searcher=c.searcher)
-    methods = {"cosine": Method(), "ida_r": Method(searched, c.tau)}
+    methods = {name: _scorer(run, name).terms(faces, labels=own) for name in c.evaluate.methods}
     results: dict[str, Any] = {
         "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
         "anchors": {"source": run.anchors.source, "size": len(run.anchors)},
     }
-    if run.ssr_path.is_file():
-        regressed = run.ssr.log_density(faces)
-        methods["ida_l"] = Method(regressed, c.tau)
+    searched = _scorer(run, "ida_r").terms(faces, labels=own).values[:, 0]
+    if "ida_l" in methods:
+        regressed = methods["ida_l"].values[:, 0]
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
 
     # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
@@ -309,6 +333,20 @@ def _evaluate(run: Run) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def _scorer(run: Run, method: str) -> Rescorer:
+    c = run.config
+    return Rescorer(
+        run.anchors,
+        k=c.k,
+        tau=c.tau,
+        method=method,
+        searcher=c.searcher,
+        top_n=min(c.evaluate.top_n, len(run.anchors)),
+        regressor=run.ssr if method == "ida_l" else None,
+        csn=Csn.load(run.csn_path) if method == "csn" else None,
+    )
+
+
 def _without_nan(value: Any) -> Any:
     """The same with None for numbers that JSON does not have."""
     if isinstance(value, dict):
@@ -331,5 +369,6 @@ _STAGES = {
     "import": _Stage(_import, lambda run: run.model_path),
     "anchors": _Stage(_anchors, lambda run: run.anchors_path),
     "ssr": _Stage(_ssr, lambda run: run.ssr_path),
+    "csn": _Stage(_csn, lambda run: run.csn_path),
     "evaluate": _Stage(_evaluate, lambda run: run.results_path),
 }

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ida_jax import rescore
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.data.lfw import load_lfw
@@ -14,6 +15,7 @@ from ida_jax.interop.mobilefacenet import mobilefacenet_variables
 from ida_jax.protocols.roc import tar_at_far
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
+from ida_jax.rescoring.terms import dao_terms
 from ida_jax.validation import unit_embeddings
 
 
@@ -58,11 +60,31 @@ def test_tar_at_far_is_the_expected_one(lfw, method, k, tau):
         scores = score_all_pairs(faces, labels)
     else:
         log_f = searched_log_density(faces, anchors, k=k, tau=tau)
-        scores = score_all_pairs(faces, labels, log_density=log_f, tau=tau)
+        scores = score_all_pairs(faces, labels, dao_terms(log_f, tau=tau))
     for far in (1e-3, 1e-4, 1e-5):
         (point,) = tar_at_far(*scores, [far])
         assert point.tar == pytest.approx(expected["tar@far"][method][f"{far:g}"], abs=5e-4)
         assert point.false_accepts <= far * expected["impostor"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "method"),
+    [(["--method=ida_r"], "ida_r k=10 tau=1"), (["--method=as_norm"], "as_norm k=300")],
+)
+def test_the_command_on_all_pairs(lfw, tmp_path, flags, method):
+    anchors, faces, labels, expected = lfw
+    pairs = np.stack(np.triu_indices(len(faces), 1), axis=1).astype(np.int32)
+    np.save(tmp_path / "faces.npy", 9 * faces)
+    np.save(tmp_path / "pairs.npy", pairs)
+    anchors.save(tmp_path / "anchors.safetensors")
+    files = {"embeddings": "faces.npy", "pairs": "pairs.npy", "anchors": "anchors.safetensors",
+             "output": "scores.npy"}  # fmt: skip
+    rescore.main([*(f"--{flag}={tmp_path / name}" for flag, name in files.items()), *flags])
+    scores = np.load(tmp_path / "scores.npy")
+    same = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+    for point in tar_at_far(scores[same], scores[~same], (1e-3, 1e-4, 1e-5)):
+        known = expected["tar@far"][method][f"{point.far:g}"]
+        assert point.tar == pytest.approx(known, abs=5e-4)
 
 
 def test_our_own_road_from_pixels_to_the_same_embeddings(shared_data):

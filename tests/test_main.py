@@ -54,7 +54,9 @@ def test_the_road_leaves_what_the_contract_names(finished):
     protocols = results["protocols"]
     assert set(protocols) == {"rendered_drawn_10fold", "rendered_all_pairs"}
     for methods in protocols.values():
-        assert set(methods) == {"cosine", "ida_r", "ida_l"}
+        assert set(methods) == {
+            "cosine", "ida_r", "ida_r_fallback", "ida_l", "s_norm", "as_norm", "csn"
+        }  # fmt: skip
     figures = protocols["rendered_all_pairs"]["ida_r"]
     assert set(figures["tar@far"]) == {"0.001", "0.0001", "1e-05"}
     assert figures["genuine"] == 20 * 6
@@ -77,7 +79,7 @@ def test_a_finished_run_is_not_run_again(finished):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     again = _run(SMOKE, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("finished before") == 4
+    assert again.stdout.count("finished before") == 5
     assert again.stdout.endswith(output)
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
 

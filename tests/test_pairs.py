@@ -1,57 +1,120 @@
 import numpy as np
 import pytest
 import reference
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ida_jax.errors import UserError
 from ida_jax.rescoring import pairs as module
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
+from ida_jax.rescoring.terms import FaceTerms, dao_terms
+
+RULES = ("cosine", "dao", "z_norm", "t_norm", "s_norm", "csn")
 
 
 def _faces(n=50):
-    faces = reference.unit((n, 16), 0, clusters=4)
-    log_f = np.random.default_rng(1).uniform(-3, -2, n).astype(np.float32)
-    return faces, log_f, np.arange(n) % 7
+    return reference.unit((n, 16), 0, clusters=4)
 
 
-def _oracle(faces, log_f, i, j, tau):
-    cosine = float(faces[i].astype(np.float64) @ faces[j].astype(np.float64))
-    if log_f is None:
-        return cosine
-    return tau * cosine + np.log(np.exp(np.float64(log_f[i])) + np.exp(np.float64(log_f[j])))
+def _terms(rule, n):
+    rng = np.random.default_rng(1)
+    width = {"cosine": 0, "dao": 1, "csn": 1}.get(rule, 2)
+    constants = {"dao": [3.0], "csn": [2.0, -0.5]}.get(rule, [])
+    # Positive, as a standard deviation is.
+    return FaceTerms(
+        rule, rng.uniform(0.1, 2, (n, width)).astype(np.float32), np.float32(constants)
+    )
+
+
+def _oracle(faces, terms, i, j):
+    c = float(faces[i].astype(np.float64) @ faces[j].astype(np.float64))
+    first, second = (terms.values[row].astype(np.float64) for row in (i, j))
+    match terms.rule:
+        case "cosine":
+            return c
+        case "dao":
+            return terms.constants[0] * c + np.log(np.exp(first[0]) + np.exp(second[0]))
+        case "z_norm":
+            return (c - first[0]) / first[1]
+        case "t_norm":
+            return (c - second[0]) / second[1]
+        case "s_norm":
+            return ((c - first[0]) / first[1] + (c - second[0]) / second[1]) / 2
+        case "csn":
+            return 2.0 * c + first[0] + second[0] - 0.5
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 30])
-@pytest.mark.parametrize("with_density", [False, True])
-def test_score_pairs(count, with_density, monkeypatch):
-    monkeypatch.setattr(module, "_PAIR_BLOCK", 8)
-    faces, log_f, _ = _faces()
+@pytest.mark.parametrize("rule", RULES)
+def test_score_pairs(count, rule, monkeypatch):
+    monkeypatch.setattr(module, "_GATHER_BLOCKS", (4, 8))
+    monkeypatch.setattr(module, "_RULE_BLOCKS", (4, 8))
+    faces, terms = _faces(), _terms(rule, 50)
     pairs = np.random.default_rng(2).integers(50, size=(count, 2))
-    log_f = log_f if with_density else None
-    got = score_pairs(faces, pairs, log_density=log_f, tau=3.0 if with_density else None)
+    got = score_pairs(faces, pairs, terms)
     assert got.dtype == np.float32
-    expected = [_oracle(faces, log_f, i, j, 3.0) for i, j in pairs]
-    np.testing.assert_allclose(got, np.array(expected).reshape(count), atol=1e-5)
-    swapped = score_pairs(faces, pairs[:, ::-1], log_density=log_f, tau=3.0)
-    np.testing.assert_array_equal(got, swapped)
+    expected = [_oracle(faces, terms, i, j) for i, j in pairs]
+    np.testing.assert_allclose(got, np.array(expected).reshape(count), rtol=1e-5, atol=1e-5)
+    if rule not in ("z_norm", "t_norm"):
+        swapped = score_pairs(faces, pairs[:, ::-1], terms)
+        np.testing.assert_allclose(got, swapped, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 50])
+@pytest.mark.parametrize("worth", [1, 12, 10**6])
+@pytest.mark.parametrize("wide_index", [False, True])
+def test_grouping_by_tiles_changes_nothing(n, worth, wide_index, monkeypatch):
+    monkeypatch.setattr(module, "_TILE", 16)
+    monkeypatch.setattr(module, "_PAIRS_WORTH_A_TILE", worth)
+    if wide_index:
+        monkeypatch.setattr(module, "_MOST_SMALL_TILES", 1)
+    faces, terms = _faces(n), _terms("dao", n)
+    pairs = np.random.default_rng(3).integers(n, size=(203, 2))
+    expected = [_oracle(faces, terms, i, j) for i, j in pairs]
+    np.testing.assert_allclose(score_pairs(faces, pairs, terms), expected, atol=1e-5)
+
+
+@given(st.integers(1, 40), st.integers(0, 80), st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_chunks_change_nothing(n, count, chunk, seed):
+    faces, terms = _faces(n), _terms("s_norm", n)
+    pairs = np.random.default_rng(seed).integers(n, size=(count, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_TILE", 16)
+        patch.setattr(module, "_PAIRS_WORTH_A_TILE", 5)
+        patch.setattr(module, "CHUNK", chunk)
+        got = score_pairs(faces, pairs, terms)
+    whole = score_pairs(faces, pairs, terms)
+    np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_face_of_nan_spoils_its_own_pairs_alone(monkeypatch):
+    monkeypatch.setattr(module, "_TILE", 16)
+    monkeypatch.setattr(module, "_PAIRS_WORTH_A_TILE", 5)
+    faces, terms = _faces(), _terms("dao", 50)
+    faces[7] = np.nan
+    pairs = np.stack(np.meshgrid(np.arange(50), np.arange(50)), axis=-1).reshape(-1, 2)
+    got = module.score_chunk(module.jax.device_put(faces), pairs.astype(np.int32), terms)
+    np.testing.assert_array_equal(np.isnan(got), np.any(pairs == 7, axis=1))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 50])
-def test_all_pairs_come_once(n, monkeypatch):
+@pytest.mark.parametrize("rule", ["cosine", "dao", "z_norm"])
+def test_all_pairs_come_once(n, rule, monkeypatch):
     monkeypatch.setattr(module, "_ROW_BLOCK", 16)
-    faces, log_f, labels = _faces(max(n, 1))
-    faces, log_f, labels = faces[:n], log_f[:n], labels[:n]
-    got = score_all_pairs(faces, labels, log_density=log_f, tau=2.0)
+    faces, terms, labels = _faces(max(n, 1))[:n], _terms(rule, n), np.arange(n) % 7
+    got = score_all_pairs(faces, labels, terms)
     expected = {True: [], False: []}
     for i in range(n):
         for j in range(i + 1, n):
-            expected[bool(labels[i] == labels[j])].append(_oracle(faces, log_f, i, j, 2.0))
-    np.testing.assert_allclose(np.sort(got.genuine), sorted(expected[True]), atol=1e-5)
-    np.testing.assert_allclose(np.sort(got.impostor), sorted(expected[False]), atol=1e-5)
+            expected[bool(labels[i] == labels[j])].append(_oracle(faces, terms, i, j))
+    for scores, same in ((got.genuine, True), (got.impostor, False)):
+        np.testing.assert_allclose(np.sort(scores), sorted(expected[same]), rtol=1e-5, atol=1e-5)
 
 
 def test_mistakes(monkeypatch):
-    faces, log_f, labels = _faces()
+    faces, labels = _faces(), np.arange(50) % 7
     good = np.array([[0, 1], [2, 3]])
+    log_f = np.linspace(-3, -2, 50).astype(np.float32)
     for wrong, message in (
         ({"pairs": np.array([[0, 1], [2, 50]])}, r"pair 1 is \(2, 50\), outside the 50 faces"),
         ({"pairs": np.array([[-1, 1]])}, r"pair 0 is \(-1, 1\)"),
@@ -59,15 +122,19 @@ def test_mistakes(monkeypatch):
         ({"pairs": np.zeros((2, 3), int)}, r"pairs are int64 \[2, 3\]"),
         ({"faces": 5 * faces}, "row 0 has norm 5, expected 1"),
         ({"faces": np.where(np.arange(50)[:, None] == 3, np.nan, faces)}, "row 3 has norm nan"),
-        ({"log_density": log_f, "tau": None}, "without tau"),
-        ({"log_density": log_f[:49], "tau": 1.0}, "49 densities for 50 faces"),
-        ({"log_density": np.where(log_f == log_f[4], np.inf, log_f), "tau": 1.0}, "face 4 is inf"),
+        ({"terms": dao_terms(log_f[:49], tau=1.0)}, r"are \[49, 1\].*expected \[50, 1\]"),
+        ({"terms": FaceTerms("s_norm", log_f[:, None])}, r"are \[50, 1\].*expected \[50, 2\]"),
     ):
         arguments = {"faces": faces, "pairs": good} | wrong
         with pytest.raises(UserError, match=message):
-            score_pairs(arguments.pop("faces"), arguments.pop("pairs"), **arguments)
+            score_pairs(**arguments)
     with pytest.raises(UserError, match="7 labels for 50 faces"):
         score_all_pairs(faces, labels[:7])
+    with pytest.raises(UserError, match="log F of face 4 is inf"):
+        dao_terms(np.where(log_f == log_f[4], np.inf, log_f), tau=1.0)
+    for tau in (0.0, np.nan, np.inf):
+        with pytest.raises(UserError, match="tau is"):
+            dao_terms(log_f, tau=tau)
     monkeypatch.setattr(module, "_MOST_PAIRS", 1000)
     with pytest.raises(UserError, match=r"50 faces make 1,225 pairs, more than the 1,000"):
         score_all_pairs(faces, labels)

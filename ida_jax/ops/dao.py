@@ -47,7 +47,7 @@ def density(
     Where Eq. 4 leaves the numbers' range (large τ; no member at all) it saturates at about the
     largest finite one.
     """
-    return _saturating_exp(log_density(similarities, tau=tau, where=where))
+    return saturating_exp(log_density(similarities, tau=tau, where=where))
 
 
 def log_dao(
@@ -82,10 +82,11 @@ def dao(
 
     It saturates like `density`; rank pairs by `log_dao`.
     """
-    return _saturating_exp(log_dao(similarity, log_density_1, log_density_2, tau=tau))
+    return saturating_exp(log_dao(similarity, log_density_1, log_density_2, tau=tau))
 
 
-def _saturating_exp(x: jax.Array) -> jax.Array:
+def saturating_exp(x: jax.Array) -> jax.Array:
+    """exp(x), at most about the largest finite number: a log score on the paper's own scale."""
     # A little less than log(max), whose rounding may lie above it.
     return jnp.exp(jnp.minimum(x, 0.9999 * jnp.log(jnp.finfo(x.dtype).max)))
 

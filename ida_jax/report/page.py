@@ -28,12 +28,20 @@ _EXPLANATIONS = {
     '<span class="formula">F(f) = 1 / (e<sup>τs₁</sup> + … + e<sup>τsₖ</sup>)</span>'
     "where s₁ … sₖ are the inner products of f with its support set: the k nearest of many anchor "
     "faces, found by search.",
+    "ida_r_fallback": "IDA-R, except that faces which the anchors do not cover get one constant F, "
+    "so that their pairs rank by their cosine. Ours, not the paper’s.",
     "ida_l": "The same DAO, with F predicted from the face’s own embedding by a small network (the "
     "SSR module), so that scoring needs no anchors.",
     "pfe": "Probabilistic face embeddings: each embedding comes with an uncertainty for each "
     "dimension, and the score is the likelihood that both are of one person.",
+    "z_norm": "The cosine, less the mean and over the deviation of the first face’s scores with "
+    "all anchors (the cohort).",
+    "t_norm": "The same with the second face’s cohort scores.",
+    "s_norm": "The average of Z-norm and T-norm.",
     "as_norm": "The cosine, standardised by mean and deviation of each face’s highest cohort "
     "scores, then averaged over the two faces.",
+    "csn": "A logistic regression on the cosine and on the shape of both faces’ sorted highest "
+    "cohort scores, trained on pairs of the training set.",
 }
 _READING_THE_TABLE = (
     "TAR@f is the share of genuine pairs accepted when at most the share f of impostor pairs is; "

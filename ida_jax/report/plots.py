@@ -32,8 +32,11 @@ _STYLES = {
     "pfe": ("#009E73", ":", "D"),
     "as_norm": ("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
     "pfe_ida_r": ("#CC79A7", "-", "P"),
+    "ida_r_fallback": ("#56B4E9", "--", "X"),
+    "csn": ("#8C6D1F", "-.", ">"),
+    "s_norm": ("#999999", ":", "<"),
 }
-_SPARE_STYLES = (("#56B4E9", "-", "X"), ("#999999", "--", "<"), ("#8C6D1F", "-.", ">"))
+_SPARE_STYLES = (("#7B4F9D", "-", "h"), ("#4D4D4D", ":", "d"), ("#A0522D", "--", "p"))
 _LOOK = {
     "font.size": 10.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,

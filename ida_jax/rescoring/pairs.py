@@ -1,8 +1,13 @@
-"""Scores of pairs: the cosine, or log-DAO once the faces' densities are known.
+"""Scores of pairs: cosines first, then each method's rule on them.
 
-P pairs, N faces, D embedding.
+A list of pairs in random order touches two far rows of the embeddings for each pair, and memory,
+not arithmetic, sets its speed. On a CPU the pairs are therefore grouped by tiles of the N×N matrix:
+where a tile has enough pairs, its whole product is cheaper than gathering their rows.
+
+P pairs, N faces, D embedding, S numbers a face, T rows of a tile.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,10 +17,21 @@ from jax import lax
 from tqdm import tqdm
 
 from ida_jax.errors import UserError
-from ida_jax.ops.dao import log_dao
+from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
 from ida_jax.validation import require_unit
 
-_PAIR_BLOCK = 65536
+# A tile's product takes 7 ms at D = 512 on two cores, a gathered pair 0.5 to 1 µs.
+_TILE = 1024
+_PAIRS_WORTH_A_TILE = _TILE * _TILE // 100
+# Sixteen bits are sorted by radix, many times faster.
+_MOST_SMALL_TILES = np.iinfo(np.int16).max
+# Blocks come in few sizes, so that no count of pairs compiles anew and few pairs cost little. On a
+# CPU the gathered rows of a block must stay in cache: at 16,384 pairs each costs six times as much.
+_GATHER_BLOCKS = (64, 2048)
+_DEVICE_GATHER_BLOCKS = (64, 4096, 131072)
+_RULE_BLOCKS = (64, 4096, 65536, 1 << 20)
+# Pairs grouped at once: about 0.5 GiB of working memory.
+CHUNK = 1 << 24
 _ROW_BLOCK = 512
 _MOST_PAIRS = 500_000_000
 
@@ -32,67 +48,86 @@ class SplitScores(NamedTuple):
     impostor: np.ndarray
 
 
-def score_pairs(
-    faces: np.ndarray,
-    pairs: np.ndarray,
-    *,
-    log_density: np.ndarray | None = None,
-    tau: float | None = None,
-) -> np.ndarray:
-    """One score a pair, float32 [P]: τ⟨f₁, f₂⟩ + log(F₁ + F₂), or ⟨f₁, f₂⟩ without densities.
+def score_pairs(faces: np.ndarray, pairs: np.ndarray, terms: FaceTerms | None = None) -> np.ndarray:
+    """One score a pair, float32 [P].
 
     Args:
       faces: float32 [N, D], unit rows.
-      pairs: int [P, 2], rows of `faces`.
-      log_density: float32 [N], log F of each face; the score is then log-DAO (Eq. 4), and the
-        cosine where it is None.
-      tau: the τ that the densities were made with; needed with them.
+      pairs: int [P, 2], rows of `faces`; the first is the enrolled face where the method cares.
+      terms: the method's numbers of the faces; the cosine if None.
 
     Raises:
-      UserError: faces that are no unit rows, pairs that are no rows of them, densities of another
-        number or without τ.
+      UserError: faces that are no unit rows, pairs that are no rows of them, terms of other faces.
     """
-    faces, log_density, tau = _checked(faces, log_density, tau)
+    faces = require_unit(faces)
+    terms = cosine_terms(len(faces)) if terms is None else terms
+    terms.check(len(faces))
+    pairs = checked_pairs(pairs, len(faces))
+    on_device = jax.device_put(faces)
+    scores = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        scores[chunk] = score_chunk(on_device, pairs[chunk].astype(np.int32, copy=False), terms)
+    return scores
+
+
+def score_chunk(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
+    """`score_pairs` of one chunk without its checks, the faces on the device.
+
+    The scores are a function of the chunk alone. Rows of NaN give NaN scores.
+
+    Args:
+      faces: float32 [N, D] on the device.
+      pairs: int32 [P, 2] within 0 … N−1.
+      terms: of the N faces.
+    """
+    scores = _cosines(faces, pairs)
+    if terms.rule == "cosine":
+        return scores
+    values, constants = jax.device_put(terms.values), jax.device_put(terms.constants)
+    block = _block_size(_RULE_BLOCKS, len(pairs))
+    for start in range(0, len(pairs), block):
+        rows = slice(start, start + block)
+        cosine, own = _padded(scores[rows], block), _padded(pairs[rows], block)
+        scores[rows] = np.asarray(_apply_rule(terms.rule, cosine, values, own, constants))[
+            : len(pairs) - start
+        ]
+    return scores
+
+
+def checked_pairs(pairs: np.ndarray, faces: int) -> np.ndarray:
+    """The pairs as an array, refused where they are no rows of so many faces."""
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
         raise UserError(
             f"pairs are {pairs.dtype} {list(pairs.shape)}: expected integers [P, 2], rows of faces"
         )
-    outside = np.flatnonzero(np.any((pairs < 0) | (pairs >= len(faces)), axis=1))
+    outside = np.flatnonzero(np.any((pairs < 0) | (pairs >= faces), axis=1))
     if outside.size:
         row = outside[0]
         raise UserError(
-            f"pair {row} is ({pairs[row, 0]}, {pairs[row, 1]}), outside the {len(faces)} faces "
-            f"(0 … {len(faces) - 1})"
+            f"pair {row} is ({pairs[row, 0]}, {pairs[row, 1]}), outside the {faces} faces "
+            f"(0 … {faces - 1})"
         )
-    on_device = jax.device_put(faces)
-    density = None if log_density is None else jax.device_put(log_density)
-    scores = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), _PAIR_BLOCK):
-        block = pairs[start : start + _PAIR_BLOCK].astype(np.int32)
-        padded = np.zeros((_PAIR_BLOCK, 2), np.int32)
-        padded[: len(block)] = block
-        out = _score_block(on_device, density, padded, tau)
-        scores[start : start + _PAIR_BLOCK] = out[: len(block)]
-    return scores
+    return pairs
 
 
 def score_all_pairs(
-    faces: np.ndarray,
-    labels: np.ndarray,
-    *,
-    log_density: np.ndarray | None = None,
-    tau: float | None = None,
+    faces: np.ndarray, labels: np.ndarray, terms: FaceTerms | None = None
 ) -> SplitScores:
-    """The scores of all N(N−1)/2 pairs, by tiles of a product. Arguments as in `score_pairs`.
+    """The scores of all N(N−1)/2 pairs (i, j), i < j, by tiles of a product.
 
     Args:
+      faces: float32 [N, D], unit rows.
       labels: int [N], the faces' identities.
+      terms: as in `score_pairs`.
 
     Raises:
       UserError: as `score_pairs`, labels of another number, or more pairs than are kept in memory.
     """
-    faces, log_density, tau = _checked(faces, log_density, tau)
+    faces = require_unit(faces)
+    terms = cosine_terms(len(faces)) if terms is None else terms
+    terms.check(len(faces))
     labels = np.asarray(labels)
     n = len(faces)
     if labels.shape != (n,):
@@ -102,13 +137,13 @@ def score_all_pairs(
             f"{n:,} faces make {n * (n - 1) // 2:,} pairs, more than the {_MOST_PAIRS:,} that are "
             "kept in memory: take fewer images an identity (eval_data.images_per_identity)"
         )
-    on_device = jax.device_put(faces)
-    density = None if log_density is None else jax.device_put(log_density)
+    on_device, values = jax.device_put(faces), jax.device_put(terms.values)
     block = max(1, min(_ROW_BLOCK, n))
     genuine, impostor = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     for start in tqdm(range(0, n, block), desc="all pairs", unit="block", delay=2, leave=False):
         first = min(start, n - block)
-        tile = np.asarray(_score_tile(on_device, density, first, tau, block))
+        tile = _score_rows(terms.rule, block, on_device, values, first, terms.constants)
+        tile = np.asarray(tile)
         rows = np.arange(first, first + block)
         # Each pair once (row < column), and no row that the tile before has done.
         wanted = (rows[:, None] < np.arange(n)[None, :]) & (rows >= start)[:, None]
@@ -118,41 +153,110 @@ def score_all_pairs(
     return SplitScores(np.concatenate(genuine), np.concatenate(impostor))
 
 
-def _checked(
-    faces: np.ndarray, log_density: np.ndarray | None, tau: float | None
-) -> tuple[np.ndarray, np.ndarray | None, np.float32]:
-    faces = require_unit(faces)
-    if log_density is None:
-        return faces, None, np.float32(1)
-    if tau is None:
-        raise UserError("densities are given without tau: pass the τ that they were made with")
-    log_density = np.asarray(log_density, np.float32)
-    if log_density.shape != (len(faces),):
-        raise UserError(f"{log_density.size} densities for {len(faces)} faces: expected one each")
-    bad = np.flatnonzero(~np.isfinite(log_density))
-    if bad.size:
-        raise UserError(f"log F of face {bad[0]} is {log_density[bad[0]]}: expected finite numbers")
-    return faces, log_density, np.float32(tau)
+def _cosines(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
+    n = faces.shape[0]
+    side = max(1, min(_TILE, n))
+    tiles = -(-n // side)
+    fits = tiles * tiles <= np.iinfo(np.int32).max  # else no tile has pairs enough anyway
+    if jax.default_backend() != "cpu" or len(pairs) < _PAIRS_WORTH_A_TILE or not fits:
+        return _gathered(faces, pairs)
+    low, high = np.minimum(pairs[:, 0], pairs[:, 1]), np.maximum(pairs[:, 0], pairs[:, 1])
+    small = tiles * tiles <= _MOST_SMALL_TILES
+    tile = (low // side * tiles + high // side).astype(np.int16 if small else np.int32)
+    order = np.argsort(tile, kind="stable" if small else "quicksort")
+    found, counts = _runs(tile[order])
+    del tile
+    # The last tile of a row or column starts early instead of running over.
+    first_low = np.minimum(low // side * side, n - side)
+    first_high = np.minimum(high // side * side, n - side)
+    position = ((low - first_low) * side + (high - first_high))[order]
+    del low, high, first_low, first_high
+    grouped = np.empty(len(pairs), np.float32)
+    sparse = []
+    start = 0
+    for number, count in zip(found.tolist(), counts.tolist(), strict=True):
+        run = slice(start, start + count)
+        start += count
+        if count < _PAIRS_WORTH_A_TILE:
+            sparse.append(run)
+            continue
+        product = _tile(faces, number // tiles * side, number % tiles * side, side)
+        np.take(np.asarray(product), position[run], out=grouped[run], mode="clip")
+    if sparse:
+        rows = np.concatenate([order[run] for run in sparse])
+        values = _gathered(faces, pairs[rows])
+        grouped[np.concatenate([np.arange(run.start, run.stop) for run in sparse])] = values
+    cosines = np.empty(len(pairs), np.float32)
+    cosines[order] = grouped
+    return cosines
+
+
+def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of an ordered array, and how often each comes."""
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    return ordered[starts], np.diff(np.append(starts, len(ordered)))
+
+
+def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
+    cosines = np.empty(len(pairs), np.float32)
+    on_cpu = jax.default_backend() == "cpu"
+    block = _block_size(_GATHER_BLOCKS if on_cpu else _DEVICE_GATHER_BLOCKS, len(pairs))
+    pending = None
+    for start in range(0, len(pairs), block):
+        out = _gather(faces, _padded(pairs[start : start + block], block))
+        # The block before is fetched while the device works on this one.
+        if pending is not None:
+            cosines[pending[0] : pending[0] + block] = pending[1]
+        pending = (start, out)
+    if pending is not None:
+        cosines[pending[0] :] = np.asarray(pending[1])[: len(pairs) - pending[0]]
+    return cosines
+
+
+def _block_size(sizes: tuple[int, ...], count: int) -> int:
+    return next((size for size in sizes if size >= count), sizes[-1])
+
+
+def _padded(rows: np.ndarray, block: int) -> np.ndarray:
+    if len(rows) == block:
+        return rows
+    padded = np.zeros((block, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded
 
 
 @jax.jit
-def _score_block(
-    faces: jax.Array, density: jax.Array | None, pairs: jax.Array, tau: jax.Array
+def _gather(faces: jax.Array, pairs: jax.Array) -> jax.Array:
+    return jnp.einsum(
+        "pd,pd->p", faces[pairs[:, 0]], faces[pairs[:, 1]], precision=lax.Precision.HIGHEST
+    )
+
+
+@partial(jax.jit, static_argnums=(3,))
+def _tile(faces: jax.Array, low: jax.Array, high: jax.Array, side: int) -> jax.Array:
+    # dynamic_slice moves a start that runs over back, as `position` does.
+    left = lax.dynamic_slice_in_dim(faces, low, side)
+    right = lax.dynamic_slice_in_dim(faces, high, side)
+    return jnp.matmul(left, right.T, precision=lax.Precision.HIGHEST).reshape(-1)
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _apply_rule(
+    rule: str, cosine: jax.Array, values: jax.Array, pairs: jax.Array, constants: jax.Array
 ) -> jax.Array:
-    first, second = pairs[:, 0], pairs[:, 1]
-    cosine = jnp.einsum("pd,pd->p", faces[first], faces[second], precision=lax.Precision.HIGHEST)
-    if density is None:
-        return cosine
-    return log_dao(cosine, density[first], density[second], tau=tau)
+    return pair_score(rule, cosine, values[pairs[:, 0]], values[pairs[:, 1]], constants)
 
 
-@jax.jit(static_argnums=(4,))
-def _score_tile(
-    faces: jax.Array, density: jax.Array | None, first: jax.Array, tau: jax.Array, rows: int
+@partial(jax.jit, static_argnums=(0, 1))
+def _score_rows(
+    rule: str,
+    rows: int,
+    faces: jax.Array,
+    values: jax.Array,
+    first: jax.Array,
+    constants: jax.Array,
 ) -> jax.Array:
     tile = lax.dynamic_slice_in_dim(faces, first, rows)
     cosine = jnp.matmul(tile, faces.T, precision=lax.Precision.HIGHEST)
-    if density is None:
-        return cosine
-    own = lax.dynamic_slice_in_dim(density, first, rows)
-    return log_dao(cosine, own[:, None], density[None, :], tau=tau)
+    own = lax.dynamic_slice_in_dim(values, first, rows)
+    return pair_score(rule, cosine, own[:, None, :], values[None, :, :], constants)

@@ -1,0 +1,88 @@
+"""Several processes as one run: SLURM, Open MPI, a TPU pod, or an address given by hand."""
+
+import os
+
+import numpy as np
+
+from ida_jax.errors import UserError
+
+
+class OthersFailed(UserError):
+    """Another process has ended on an error of its own."""
+
+
+def join_processes(
+    *, coordinator: str | None = None, count: int | None = None, number: int | None = None
+) -> None:
+    """Joins the other processes through `jax.distributed`, where there are any.
+
+    Call it before anything else touches jax. Without arguments the environment is asked: a SLURM
+    step or Open MPI job of several tasks, the workers of a TPU pod, or JAX_COORDINATOR_ADDRESS.
+    A single process returns at once.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      count: the number of processes.
+      number: this one's, from 0.
+
+    Raises:
+      UserError: some of the three arguments without the others, or no way to reach the others.
+    """
+    given = [value is not None for value in (coordinator, count, number)]
+    if any(given) and not all(given):
+        raise UserError("coordinator, processes and process belong together: give all three")
+    if not any(given) and not _environment_names_several():
+        return
+    import jax
+
+    # The CPU's own collectives; other backends bring theirs.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, count, number)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes cannot be joined: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which does what only one may."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def agree(ok: bool = True) -> None:
+    """Waits for every process.
+
+    Args:
+      ok: False where this process is about to end on an error, so that no other waits for it.
+
+    Raises:
+      OthersFailed: another process has failed.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    if jax.process_count() == 1:
+        return
+    # One device of each process: a CPU whose devices outnumber its threads could wait for itself.
+    firsts = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = Mesh(np.array([firsts[number] for number in sorted(firsts)]), ("process",))
+    flags = jax.make_array_from_process_local_data(
+        NamedSharding(mesh, PartitionSpec("process")), np.array([0 if ok else 1], np.int32)
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    failed = int(jax.jit(jnp.sum, out_shardings=everywhere)(flags))
+    if ok and failed:
+        raise OthersFailed(f"{failed} other processes have failed: their own messages say why")
+
+
+def _environment_names_several() -> bool:
+    counts = (os.environ.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    return (
+        any(count.isdecimal() and int(count) > 1 for count in counts)
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        or "JAX_COORDINATOR_ADDRESS" in os.environ
+    )

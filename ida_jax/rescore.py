@@ -1,0 +1,199 @@
+"""python -m ida_jax.rescore --embeddings=E --pairs=P --anchors=A --output=S [--method=ida_r …]
+
+Scores a list of pairs by IDA or by another method, from files to a file. Memory does not grow with
+the list; killed in the middle, the same command continues; the output appears whole or not at all.
+
+  E  .npy, .npz or .parquet: embeddings [N, D] of any model, of any norm
+  P  .npy, .csv, .tsv or .parquet: two columns, rows of E from 0, or names
+  A  an anchor set (python -m ida_jax.anchors build), or embeddings as E
+  S  .npy, .csv or .parquet: one score a pair, in P's order
+
+Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work through the folder
+of S, which all of them must see, and make the same file.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ida_jax.command_line import Parser
+from ida_jax.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from ida_jax.rescoring.rescorer import Rescorer
+
+_SCALES = ("log", "dao", "llr", "percent")
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags, rescores, prints what was done."""
+    options = _parser().parse_args(argv)
+    _check(options)
+    from ida_jax.processes import is_first, join_processes
+
+    join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
+    from ida_jax.files import require_file
+    from ida_jax.rescoring.job import Inputs, rescore_files
+
+    read = (options.anchors, options.ssr, options.csn, options.calibration)
+    for path in read:
+        if path is not None:
+            require_file(path, what="file")
+    settings = [
+        {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
+        [[str(path.resolve()), path.stat().st_mtime_ns] for path in read if path is not None],
+    ]
+    summary = rescore_files(
+        Inputs(options.embeddings, options.pairs, options.names),
+        options.output,
+        partial(_scorer, options),
+        settings=settings,
+        finish=_finish(options),
+        skip_bad=options.skip_bad,
+        chunk=options.chunk,
+    )
+    if is_first():
+        rate = summary.pairs / summary.seconds
+        print(
+            f"{summary.pairs:,} scores by {options.method} in {options.output} "
+            f"({summary.seconds:.1f} s, {rate:,.0f} pairs/s)"
+        )
+        if summary.bad_faces:
+            print(
+                f"{summary.bad_faces} faces are zero, NaN or infinite; {summary.unmatched:,} pairs "
+                "with them have the score NaN, which never counts as a match"
+            )
+
+
+# What does not change the scores.
+_NO_SETTINGS = ("output", "coordinator", "processes", "process", "embeddings", "pairs", "names")
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
+    add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")
+    add("--output", type=Path, required=True, metavar="S", help="where the scores go")
+    add("--anchors", type=Path, metavar="A", help="the anchors; not for cosine and ida_l")
+    add(
+        "--method",
+        default="ida_r",
+        metavar="METHOD",
+        help="cosine, ida_r (default), ida_r_fallback, ida_l, z_norm, t_norm, s_norm, as_norm, csn",
+    )
+    add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
+    add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
+    add("--tau", type=float, help="τ (the anchor set's own, 1)")
+    add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
+    add("--csn", type=Path, metavar="FILE", help="the classifier of csn (python -m ida_jax.csn)")
+    add(
+        "--top_n", type=int, default=300, help="as_norm's cohort: each face's nearest anchors (300)"
+    )
+    add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
+    add(
+        "--scale",
+        choices=_SCALES,
+        default="log",
+        help="log-DAO (default) or DAO; llr and percent by --calibration. Other methods have one "
+        "scale of their own, written under log",
+    )
+    add("--calibration", type=Path, metavar="FILE", help="from python -m ida_jax.evaluate --fit")
+    add(
+        "--skip-bad",
+        action="store_true",
+        help="zero, NaN or infinite embeddings give NaN scores instead of an error",
+    )
+    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--tolerance",
+        type=float,
+        default=0.02,
+        help="error in log F, over its spread, up to which an approximate search is taken (0.02)",
+    )
+    add("--chunk", type=int, default=1 << 24, help="pairs at once (16,777,216)")
+    add("--coordinator", metavar="HOST:PORT", help="process 0's, with --processes and --process")
+    add("--processes", type=int, help="how many processes")
+    add("--process", type=int, help="which of them this is, from 0")
+    return parser  # fmt: skip
+
+
+def _check(options: Any) -> None:
+    """Finds the mistakes in flags that would else show after minutes of reading."""
+    for needed, name, path in (("ida_l", "ssr", options.ssr), ("csn", "csn", options.csn)):
+        if options.method == needed and path is None:
+            raise UserError(f"--method={needed} needs --{name}=FILE")
+    if options.scale == "dao" and options.method not in ("ida_r", "ida_r_fallback", "ida_l"):
+        raise UserError(f"--scale=dao is for the IDA methods, not for {options.method}")
+    if options.scale in ("llr", "percent") and options.calibration is None:
+        raise UserError(
+            f"--scale={options.scale} needs --calibration=FILE: fit one with "
+            "python -m ida_jax.evaluate --fit=logistic --calibration=FILE"
+        )
+    if options.scale in ("log", "dao") and options.calibration is not None:
+        raise UserError("--calibration needs --scale=llr or --scale=percent")
+    if options.chunk < 1:
+        raise UserError(f"--chunk={options.chunk}: expected 1 or more")
+
+
+def _scorer(options: Any, faces: int) -> "Rescorer":
+    from ida_jax.anchors.sources import read_anchors
+    from ida_jax.rescoring.cohort import Csn
+    from ida_jax.rescoring.density import DensityRegressor
+    from ida_jax.rescoring.rescorer import Rescorer
+
+    anchors = None
+    if options.anchors is not None:
+        if options.anchors.samefile(options.embeddings):
+            raise UserError(
+                f"the anchors are the embeddings themselves, {options.anchors}: every score would "
+                "depend on the other faces under test, and each face is its own nearest anchor; "
+                "take faces of other people"
+            )
+        anchors = read_anchors(options.anchors)
+    return Rescorer(
+        anchors,
+        k=options.k,
+        tau=options.tau,
+        method=options.method,
+        searcher=options.searcher,
+        tolerance=options.tolerance,
+        top_n=options.top_n,
+        ddof=options.ddof,
+        regressor=None if options.ssr is None else DensityRegressor.load(options.ssr),
+        csn=None if options.csn is None else Csn.load(options.csn),
+        expected_faces=faces,
+    )
+
+
+def _finish(options: Any) -> "Callable[[np.ndarray], np.ndarray] | None":
+    """The map from a method's scores to the scale that is written."""
+    if options.scale == "log":
+        return None
+    if options.scale == "dao":
+        from ida_jax.ops.dao import saturating_exp
+
+        return saturating_exp
+    from ida_jax.rescoring.calibration import Calibration
+
+    calibration = Calibration.load(options.calibration)
+    if calibration.scale not in ("", "log"):
+        raise UserError(
+            f"{options.calibration} was fitted to scores written with --scale={calibration.scale}: "
+            "fit one to scores written with --scale=log"
+        )
+    if calibration.method not in ("", options.method):
+        raise UserError(
+            f"{options.calibration} was fitted to scores of {calibration.method}, not of "
+            f"{options.method}: fit one to these"
+        )
+    return calibration.llr if options.scale == "llr" else calibration.percent
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -1,0 +1,254 @@
+"""A pair list's scores from files to a file: streamed, resumable, shared out over processes.
+
+The work is cut into parts, one file each, in a hidden folder beside the output:
+
+    faces-00000.npy    the method's numbers of a slab of faces
+    pairs.npy          a text or Parquet pair list as rows
+    scores-00000.npy   the scores of a chunk of pairs
+
+A part is written whole, and one that exists is not made again: the same command goes on where it
+was killed. Which parts there are depends on the input alone, so that any number of processes makes
+the same ones. The output is put together from them at the end, and the folder goes.
+
+P pairs, N faces, S numbers a face.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ida_jax.errors import UserError
+from ida_jax.files import written_whole
+from ida_jax.processes import OthersFailed, agree, is_first
+from ida_jax.rescoring.pairs import CHUNK, score_chunk
+from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.blocks import open_npy
+from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.tables.pair_lists import PairFile, convert_pairs
+from ida_jax.tables.score_output import check_output, write_scores
+from ida_jax.validation import unit_rows
+
+_FACE_SLAB = 8192
+
+
+class Inputs(NamedTuple):
+    """The files of a job.
+
+    Attributes:
+      embeddings: [N, D], .npy, .npz or .parquet.
+      pairs: [P, 2], .npy, .csv, .tsv or .parquet, rows of the embeddings or names.
+      names: one name a line, in the embeddings' order; None where pairs are rows, or where the
+        embeddings' file has names.
+    """
+
+    embeddings: Path
+    pairs: Path
+    names: Path | None = None
+
+
+class Summary(NamedTuple):
+    """What a finished job did.
+
+    Attributes:
+      pairs: how many were scored.
+      unmatched: pairs whose score is NaN because of a bad face.
+      bad_faces: faces that were zero, NaN or infinite.
+      seconds: of the whole job in this process.
+    """
+
+    pairs: int
+    unmatched: int
+    bad_faces: int
+    seconds: float
+
+
+def rescore_files(
+    inputs: Inputs,
+    output: Path,
+    make_scorer: Callable[[int], Rescorer],
+    *,
+    settings: Sequence[object],
+    finish: Callable[[np.ndarray], np.ndarray] | None = None,
+    skip_bad: bool = False,
+    chunk: int = CHUNK,
+) -> Summary:
+    """Writes one score a pair, in the pairs' order; the output appears whole or not at all.
+
+    Args:
+      inputs: the files.
+      output: .npy, .csv or .parquet.
+      make_scorer: gives the method with its anchors, for so many faces.
+      settings: JSON-able, whatever else the scores depend on (the method's options, the files that
+        the scorer was read from): an interrupted job is continued only under the same ones.
+      finish: maps a chunk's scores to the scale that is written.
+      skip_bad: gives NaN to pairs with a zero, NaN or infinite embedding instead of refusing them.
+      chunk: pairs scored at once; it changes the last bits of scores, and belongs to `settings`.
+
+    Raises:
+      UserError: a mistake in a file, named; an output that cannot be written.
+    """
+    start = time.perf_counter()
+    check_output(output)
+    embeddings, names = read_embeddings(inputs.embeddings, names=inputs.names)
+    faces, bad = unit_rows(embeddings, skip_bad=skip_bad)
+    del embeddings
+    scorer = make_scorer(len(faces))
+    listed = None if _needs_conversion(inputs.pairs, names) else _checked(inputs.pairs, len(faces))
+    key = _key([*settings, skip_bad, chunk], inputs)
+    parts = _Parts(output.parent / f".{output.name}.{key}.parts", output)
+    try:
+        if listed is None:
+            path = parts.folder / "pairs.npy"
+            if is_first() and not path.is_file():
+                convert_pairs(inputs.pairs, path, names=names, rows=len(faces))
+            agree()
+            listed = PairFile(path)
+        terms = _face_terms(parts, faces, bad, scorer)
+        on_device = jax.device_put(faces)
+        del faces
+        _score(parts, on_device, terms, listed, chunk, finish)
+        unmatched = 0
+
+        def finished() -> Iterator[np.ndarray]:
+            nonlocal unmatched
+            for number in range(-(-listed.count // chunk)):
+                scores = parts.load(f"scores-{number:05d}")
+                unmatched += int(np.count_nonzero(np.isnan(scores)))
+                yield scores
+
+        if is_first():
+            write_scores(output, finished(), listed.count)
+            _clear(output)
+        agree()
+    except Exception as error:
+        parts.leave()
+        if not isinstance(error, OthersFailed):
+            agree(ok=False)
+        raise
+    return Summary(listed.count, unmatched, int(np.sum(bad)), time.perf_counter() - start)
+
+
+class _Parts:
+    """The folder of a job's parts."""
+
+    def __init__(self, folder: Path, output: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def load(self, name: str) -> np.ndarray:
+        return np.load(self.path(name), allow_pickle=False)
+
+    def save(self, name: str, values: np.ndarray) -> None:
+        with written_whole(self.path(name)) as temporary, temporary.open("wb") as opened:
+            np.save(opened, values, allow_pickle=False)
+
+    def leave(self) -> None:
+        """Keeps what is worth continuing, and removes the folder where there is nothing."""
+        if not any(self.folder.glob("[!.]*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _clear(output: Path) -> None:
+    """Removes the parts of this job and of others for the same output that were never finished."""
+    for path in output.parent.glob(f".{output.name}.*"):
+        rest = path.name.removeprefix(f".{output.name}.")
+        if rest.endswith(".parts"):
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(r"[a-z0-9_]{8}", rest):  # what a kill left of `written_whole`
+            path.unlink(missing_ok=True)
+
+
+def _face_terms(parts: _Parts, faces: np.ndarray, bad: np.ndarray, scorer: Rescorer) -> FaceTerms:
+    slabs = {
+        f"faces-{number:05d}": slice(start, min(start + _FACE_SLAB, len(faces)))
+        for number, start in enumerate(range(0, len(faces), _FACE_SLAB))
+    }
+    names = list(slabs)
+    left = [n for n in names[jax.process_index() :: jax.process_count()] if not parts.exists(n)]
+    # A face that never matches may be any unit vector while the others are searched.
+    stand_in = np.zeros(faces.shape[1], np.float32)
+    stand_in[0] = 1
+    total = sum(slabs[name].stop - slabs[name].start for name in left)
+    with _bar(total, "faces", "face") as bar:
+        for name in left:
+            slab = faces[slabs[name]]
+            if np.any(bad[slabs[name]]):
+                slab = np.where(bad[slabs[name], None], stand_in, slab)
+            parts.save(name, scorer.terms(slab).values)
+            bar.update(len(slab))
+    agree()
+    values = np.concatenate([parts.load(name) for name in slabs])
+    values[bad] = np.nan
+    return FaceTerms(scorer.rule, values, scorer.constants)
+
+
+def _score(
+    parts: _Parts,
+    faces: jax.Array,
+    terms: FaceTerms,
+    listed: PairFile,
+    chunk: int,
+    finish: Callable[[np.ndarray], np.ndarray] | None,
+) -> None:
+    left = {
+        f"scores-{number:05d}": (start, min(start + chunk, listed.count))
+        for number, start in enumerate(range(0, listed.count, chunk))
+        if number % jax.process_count() == jax.process_index()
+    }
+    left = {name: pairs for name, pairs in left.items() if not parts.exists(name)}
+    # This process's own share of what is left, so that the rate and the time left are true.
+    with _bar(sum(stop - start for start, stop in left.values()), "pairs", "pair") as bar:
+        for name, (start, stop) in left.items():
+            scores = score_chunk(faces, listed.read(start, stop), terms)
+            parts.save(name, scores if finish is None else finish(scores))
+            bar.update(stop - start)
+    agree()
+
+
+def _checked(path: Path, rows: int) -> PairFile:
+    listed = PairFile(path)
+    listed.check(rows)
+    return listed
+
+
+def _needs_conversion(pairs: Path, names: Sequence[str] | None) -> bool:
+    if pairs.suffix.lower() != ".npy":
+        return True
+    return names is not None and open_npy(pairs, what="pairs").dtype.kind == "U"
+
+
+def _key(settings: Sequence[object], inputs: Inputs) -> str:
+    """Names a job: its settings, and the size and time of change of its files."""
+    files = []
+    for path in inputs:
+        if path is not None:
+            stat = path.stat()
+            files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    text = json.dumps([list(settings), files], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _bar(total: int, title: str, unit: str) -> tqdm:
+    return tqdm(
+        total=total, desc=title, unit=unit, unit_scale=True, delay=2, leave=False,
+        disable=not is_first(),
+    )  # fmt: skip

@@ -1,0 +1,279 @@
+"""The front door: embeddings of any model in, scores of pairs and of galleries out.
+
+P pairs, N faces, A anchors, M probes, G gallery faces, D embedding.
+"""
+
+import os
+from functools import cached_property
+
+import jax
+import numpy as np
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.coverage import Neighbourhood, fall_back, own_neighbourhood
+from ida_jax.anchors.search import SupportSearch
+from ida_jax.errors import UserError
+from ida_jax.ops.dao import log_density
+from ida_jax.rescoring.cohort import (
+    CohortMoments,
+    Csn,
+    cohort_moments,
+    cohort_statistics,
+    nearest_statistics,
+)
+from ida_jax.rescoring.density import DensityRegressor
+from ida_jax.rescoring.identification import Candidates, Gallery, identify
+from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
+from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.validation import unit_embeddings
+
+METHODS = (
+    "cosine",
+    "ida_r",
+    "ida_r_fallback",
+    "ida_l",
+    "z_norm",
+    "t_norm",
+    "s_norm",
+    "as_norm",
+    "csn",
+)
+_DAO_METHODS = ("ida_r", "ida_r_fallback", "ida_l")
+
+
+class Rescorer:
+    """Scores by one method against one anchor set.
+
+    Every method looks at the two faces, at the anchors and at what was trained beforehand, never at
+    the other faces that are scored with them: a score does not change with the company it is in.
+
+    Methods: `cosine`; `ida_r`, log-DAO with densities searched in the anchors (Eq. 4);
+    `ida_r_fallback`, the same falling back to the cosine for faces that the anchors do not cover
+    (`anchors.coverage.fall_back`; ours, not the paper's); `ida_l`, densities regressed by an SSR
+    module; `z_norm`, `t_norm`, `s_norm` against the whole anchor set as cohort; `as_norm` against
+    each face's own nearest anchors; `csn`, a classifier on the shape of the sorted cohort scores.
+    """
+
+    def __init__(
+        self,
+        anchors: AnchorSet | np.ndarray | None,
+        *,
+        k: int | None = None,
+        tau: float | None = None,
+        method: str = "ida_r",
+        searcher: str = "auto",
+        tolerance: float = 0.02,
+        top_n: int = 300,
+        ddof: int = 0,
+        regressor: DensityRegressor | None = None,
+        csn: Csn | None = None,
+        expected_faces: int | None = None,
+    ) -> None:
+        """Args:
+          anchors: an anchor set, or plain embeddings [A, D] of any norm. None for `cosine` and
+            `ida_l`, which need none.
+          k: the support set's size; the anchor set's own default (10) if None.
+          tau: τ; the anchor set's own default (1) if None.
+          method: one of `METHODS`.
+          searcher: see `ida_jax.anchors.search.support_sets`.
+          tolerance: the error in log F, relative to its spread, up to which an approximate search
+            is accepted.
+          top_n: the cohort's size of as_norm.
+          ddof: of as_norm's and the other norms' standard deviation.
+          regressor: the SSR module of ida_l.
+          csn: the trained classifier of csn.
+          expected_faces: how many will be searched in all, for searcher="auto"; few if None.
+
+        Raises:
+          UserError: an unknown method, one without what it needs, k outside 1 … A, τ not positive.
+        """
+        if method not in METHODS:
+            raise UserError(f"method '{method}' is unknown: choose one of {', '.join(METHODS)}")
+        if isinstance(anchors, np.ndarray):
+            anchors = AnchorSet.from_embeddings(anchors)
+        if anchors is None and method not in ("cosine", "ida_l"):
+            raise UserError(f"{method} needs anchors: give an anchor set or embeddings [A, D]")
+        if method == "ida_l" and regressor is None:
+            raise UserError("ida_l needs an SSR module: use Rescorer.from_ssr(path)")
+        if method == "csn" and csn is None:
+            raise UserError("csn needs its trained classifier: make one with ida_jax.fit_csn")
+        trained = regressor if method == "ida_l" else anchors
+        self.anchors = anchors
+        self.method = method
+        self.k = k if k is not None else getattr(trained, "k", 10)
+        self.tau = float(tau if tau is not None else getattr(trained, "tau", 1.0))
+        self.searcher, self.ddof = searcher, ddof
+        self.regressor, self.csn = regressor, csn
+        if not 0 < self.tau < np.inf:
+            raise UserError(f"tau is {self.tau}: expected a finite number above 0")
+        if regressor is not None and (self.k, self.tau) != (regressor.k, regressor.tau):
+            raise UserError(
+                f"k = {self.k} and tau = {self.tau:g} were asked for, but the SSR module was "
+                f"trained for k = {regressor.k} and tau = {regressor.tau:g}: leave them out"
+            )
+        if method == "csn":
+            csn.check_anchors(anchors)
+        self._search = None
+        neighbours = {
+            "ida_r": ("k", self.k),
+            "ida_r_fallback": ("k", self.k),
+            "as_norm": ("top_n", top_n),
+            "csn": ("the classifier's top_n", getattr(csn, "top_n", 1)),
+        }
+        if method in neighbours:
+            name, count = neighbours[method]
+            if not 1 <= count <= len(anchors):
+                raise UserError(
+                    f"{name} = {count} neighbours were asked for among {len(anchors)} anchors: "
+                    f"expected 1 … {len(anchors)}; lower {name} or take more anchors"
+                )
+            self._search = SupportSearch(
+                anchors,
+                k=count,
+                searcher=searcher,
+                expected_queries=expected_faces,
+                tau=self.tau,
+                tolerance=tolerance,
+            )
+
+    @classmethod
+    def from_ssr(cls, path: str | os.PathLike[str]) -> "Rescorer":
+        """IDA-L from a saved SSR module, one small file; no anchors are needed (section 3.2).
+
+        Raises:
+          UserError: no such file, or none of an SSR module.
+        """
+        return cls(None, method="ida_l", regressor=DensityRegressor.load(path))
+
+    def score(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Scores of the pairs of rows (first[i], second[i]), float32 [P].
+
+        Args:
+          first: [P, D] embeddings of any norm, the enrolled faces where the method cares.
+          second: [P, D], the probes.
+
+        Raises:
+          UserError: shapes that differ; zero, NaN or infinite rows; another width than the
+            anchors'.
+        """
+        first = unit_embeddings(first, what="first faces")
+        second = unit_embeddings(second, what="second faces")
+        if first.shape != second.shape:
+            raise UserError(
+                f"the first faces are {list(first.shape)}, the second {list(second.shape)}: "
+                "expected the same shape, one pair a row"
+            )
+        faces = np.concatenate([first, second])
+        rows = np.arange(len(first), dtype=np.int32)
+        pairs = np.stack([rows, rows + len(first)], axis=1)
+        return score_chunk(jax.device_put(faces), pairs, self.terms(faces))
+
+    def score_pairs(self, embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """Scores of pairs of rows of one array, float32 [P]; each face's density is found once.
+
+        Args:
+          embeddings: [N, D], rows of any norm.
+          pairs: int [P, 2], rows of `embeddings`.
+
+        Raises:
+          UserError: bad rows, named; pairs outside the N faces; another width than the anchors'.
+        """
+        pairs = checked_pairs(pairs, len(embeddings))
+        faces = unit_embeddings(embeddings)
+        return score_pairs(faces, pairs, self.terms(faces))
+
+    def log_densities(self, faces: np.ndarray) -> np.ndarray:
+        """log F of each face, float32 [N], of embeddings [N, D] of any norm.
+
+        Raises:
+          UserError: a method without densities, or as `score`.
+        """
+        if self.method not in _DAO_METHODS:
+            raise UserError(f"{self.method} has no densities: use one of {', '.join(_DAO_METHODS)}")
+        return self.terms(unit_embeddings(faces)).values[:, 0]
+
+    def densities(self, faces: np.ndarray) -> np.ndarray:
+        """F of each face (Eq. 4), float32 [N]: the smaller, the more crowded its neighbourhood."""
+        return np.exp(self.log_densities(faces))
+
+    def gallery(self, embeddings: np.ndarray) -> Gallery:
+        """Enrols faces for `identify`: their densities are computed here, once.
+
+        Args:
+          embeddings: [G, D], rows of any norm.
+        """
+        faces = unit_embeddings(embeddings, what="gallery")
+        return Gallery(jax.device_put(faces), self.terms(faces))
+
+    def identify(
+        self, probes: np.ndarray, gallery: np.ndarray | Gallery, *, top: int = 10
+    ) -> Candidates:
+        """Each probe's best gallery faces by this method's score, exactly.
+
+        Args:
+          probes: [M, D] embeddings of any norm.
+          gallery: what `gallery` returned, or embeddings [G, D].
+          top: how many, 1 ≤ top ≤ G.
+
+        Returns:
+          `Candidates`: scores and rows, [M, top] each, the best first.
+        """
+        if not isinstance(gallery, Gallery):
+            gallery = self.gallery(gallery)
+        faces = unit_embeddings(probes, what="probes")
+        return identify(faces, self.terms(faces), gallery, top=top)
+
+    @property
+    def rule(self) -> str:
+        """The rule of `ida_jax.rescoring.terms` by which this method scores."""
+        if self.method in _DAO_METHODS:
+            return "dao"
+        return "s_norm" if self.method == "as_norm" else self.method
+
+    @property
+    def constants(self) -> np.ndarray:
+        """The rule's constants, float32 [C]."""
+        match self.rule:
+            case "dao":
+                return np.float32([self.tau])
+            case "csn":
+                return np.float32([self.csn.weight, self.csn.bias])
+        return np.empty(0, np.float32)
+
+    def terms(self, faces: np.ndarray, *, labels: np.ndarray | None = None) -> FaceTerms:
+        """The method's numbers of unit rows [N, D]: all that `score_pairs` needs beside them.
+
+        Args:
+          faces: float32 [N, D], unit rows.
+          labels: int [N], identities in the numbering of the anchors' labels, where the same people
+            may be among the anchors: a face's own identity is left out of its support set or
+            cohort. Not for z_norm, t_norm and s_norm, whose cohort is the whole anchor set.
+        """
+        return FaceTerms(self.rule, self._values(faces, labels), self.constants)
+
+    def _values(self, faces: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        match self.method:
+            case "cosine":
+                return np.empty((len(faces), 0), np.float32)
+            case "ida_l":
+                return self.regressor.log_density(faces)[:, None]
+            case "z_norm" | "t_norm" | "s_norm":
+                return np.stack(cohort_statistics(faces, self._moments, ddof=self.ddof), axis=1)
+        similarities = self._search(faces, labels).similarities
+        match self.method:
+            case "as_norm":
+                return np.stack(nearest_statistics(similarities, ddof=self.ddof), axis=1)
+            case "csn":
+                return self.csn.face_term(similarities)[:, None]
+        log_f = np.asarray(log_density(similarities, tau=self.tau))
+        if self.method == "ida_r_fallback":
+            log_f = fall_back(log_f, np.mean(similarities, axis=1), self._own)
+        return log_f[:, None]
+
+    @cached_property
+    def _moments(self) -> CohortMoments:
+        return cohort_moments(self.anchors)
+
+    @cached_property
+    def _own(self) -> Neighbourhood:
+        return own_neighbourhood(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)

@@ -1,0 +1,106 @@
+"""What a method adds to the cosine of a pair: numbers of each face, and the rule that joins them.
+
+Every method is an elementwise function of the pair's cosine and of a few numbers of its two faces.
+So N faces are searched once, and a pair then costs one dot product, whatever the method.
+
+P pairs, N faces, S numbers a face.
+
+    rule      numbers of a face f           constants   score of (f₁, f₂)
+    cosine    none                          none        c = ⟨f₁, f₂⟩
+    dao       log F                         τ           τ c + log(F₁ + F₂)           (Eq. 4)
+    z_norm    μ, σ of its cohort scores     none        (c − μ₁) / σ₁
+    t_norm    μ, σ                          none        (c − μ₂) / σ₂
+    s_norm    μ, σ                          none        ½ (c − μ₁)/σ₁ + ½ (c − μ₂)/σ₂
+    csn       g                             w₀, b       w₀ c + g₁ + g₂ + b
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.ops.cohort import csn_score, s_norm, t_norm, z_norm
+from ida_jax.ops.dao import log_dao
+
+_WIDTHS = {"cosine": (0, 0), "dao": (1, 1), "z_norm": (2, 0), "t_norm": (2, 0), "s_norm": (2, 0),
+           "csn": (1, 2)}  # fmt: skip
+
+
+class FaceTerms(NamedTuple):
+    """A method's numbers of each face.
+
+    Attributes:
+      rule: one of this module's table.
+      values: float32 [N, S]; NaN where a face must not match, and then none of its pairs does.
+      constants: float32 [C], the rule's constants.
+    """
+
+    rule: str
+    values: np.ndarray
+    constants: np.ndarray = np.empty(0, np.float32)
+
+    def check(self, faces: int) -> None:
+        """Refuses numbers of another count or width, as a UserError."""
+        width, constants = _WIDTHS[self.rule]
+        if self.values.shape != (faces, width) or self.constants.shape != (constants,):
+            raise UserError(
+                f"the terms of {self.rule} are {list(self.values.shape)} with "
+                f"{self.constants.size} constants: expected [{faces}, {width}] with {constants}"
+            )
+
+
+def cosine_terms(faces: int) -> FaceTerms:
+    """The plain cosine, of so many faces."""
+    return FaceTerms("cosine", np.empty((faces, 0), np.float32))
+
+
+def dao_terms(log_density: np.ndarray, *, tau: float) -> FaceTerms:
+    """log-DAO (Eq. 4).
+
+    Args:
+      log_density: float32 [N], log F of each face, searched (IDA-R) or regressed (IDA-L).
+      tau: the τ that they were made with.
+
+    Raises:
+      UserError: densities that are no [N] or infinite, τ that is not positive.
+    """
+    log_density = np.asarray(log_density, np.float32)
+    if log_density.ndim != 1:
+        raise UserError(f"log F is {list(log_density.shape)}: expected [N], one number a face")
+    bad = np.flatnonzero(~np.isfinite(log_density))
+    if bad.size:
+        raise UserError(f"log F of face {bad[0]} is {log_density[bad[0]]}: expected finite numbers")
+    if not 0 < tau < np.inf:
+        raise UserError(f"tau is {tau}: expected a finite number above 0")
+    return FaceTerms("dao", log_density[:, None], np.float32([tau]))
+
+
+def pair_score(
+    rule: str, cosine: jax.Array, first: jax.Array, second: jax.Array, constants: jax.Array
+) -> jax.Array:
+    """The score by this module's table; pure, for use under jit with a static rule.
+
+    Args:
+      rule: one of the table.
+      cosine: [...], the pairs' cosines.
+      first: [..., S], the numbers of the first faces, of leading shapes that broadcast.
+      second: [..., S], of the second.
+      constants: [C].
+    """
+    match rule:
+        case "cosine":
+            return cosine
+        case "dao":
+            return log_dao(cosine, first[..., 0], second[..., 0], tau=constants[0])
+        case "z_norm":
+            return z_norm(cosine, first[..., 0], first[..., 1])
+        case "t_norm":
+            return t_norm(cosine, second[..., 0], second[..., 1])
+        case "s_norm":
+            return s_norm(cosine, first[..., 0], first[..., 1], second[..., 0], second[..., 1])
+        case "csn":
+            return csn_score(
+                cosine, first[..., 0], second[..., 0], weight=constants[0], bias=constants[1]
+            )
+    raise ValueError(f"rule '{rule}' is unknown")

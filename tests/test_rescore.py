@@ -1,0 +1,251 @@
+"""The rescore command, on files as a user has them."""
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import reference
+
+from ida_jax import rescore
+from ida_jax.errors import UserError, exit_code
+from ida_jax.rescoring import job
+from ida_jax.rescoring.rescorer import Rescorer
+
+FACES = 7 * reference.unit((90, 16), 1, clusters=5)
+ANCHORS = 3 * reference.unit((60, 16), 0, clusters=5)
+PAIRS = np.random.default_rng(0).integers(90, size=(101, 2))
+
+
+@pytest.fixture
+def files(tmp_path):
+    np.save(tmp_path / "faces.npy", FACES)
+    np.save(tmp_path / "anchors.npy", ANCHORS)
+    np.save(tmp_path / "pairs.npy", PAIRS)
+    return tmp_path
+
+
+def _flags(folder, **changes):
+    flags = {"embeddings": "faces.npy", "anchors": "anchors.npy", "pairs": "pairs.npy",
+             "output": "scores.npy"}  # fmt: skip
+    files = {key: folder / value for key, value in (flags | changes).items() if value is not None}
+    return [f"--{key}={path}" for key, path in files.items()]
+
+
+def _expected():
+    return Rescorer(ANCHORS).score_pairs(FACES, PAIRS)
+
+
+def _listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_command(files, capsys):
+    before = _listing(files)
+    rescore.main(_flags(files))
+    got = np.load(files / "scores.npy")
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, _expected(), atol=1e-6)
+    assert "101 scores by ida_r" in capsys.readouterr().out
+    assert _listing(files) == sorted([*before, "scores.npy"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_names_and_text(files, suffix):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    names = [f"person {i}/ä.jpg" for i in range(90)]
+    (files / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    first, second = ([names[i] for i in side] for side in PAIRS.T)
+    if suffix == ".parquet":
+        parquet.write_table(pa.table({"a": first, "b": second}), files / "list.parquet")
+    else:
+        comma = "," if suffix == ".csv" else "\t"
+        lines = [f"{a}{comma}{b}\n" for a, b in zip(first, second, strict=True)]
+        (files / f"list{suffix}").write_text("".join(lines), encoding="utf-8")
+    rescore.main(_flags(files, pairs=f"list{suffix}", names="names.txt", output="s.csv"))
+    got = [float(line) for line in (files / "s.csv").read_text().splitlines()[1:]]
+    np.testing.assert_allclose(got, _expected(), atol=1e-6)
+
+
+@pytest.mark.parametrize("faces_at_once", [1, 1000])
+@pytest.mark.parametrize("chunk", [1, 100, 101, 102])
+def test_chunks_change_nothing(files, faces_at_once, chunk, monkeypatch):
+    monkeypatch.setattr(job, "_FACE_SLAB", faces_at_once)
+    rescore.main([*_flags(files), f"--chunk={chunk}"])
+    np.testing.assert_allclose(np.load(files / "scores.npy"), _expected(), atol=1e-6)
+
+
+def test_scales(files):
+    rescore.main([*_flags(files), "--scale=dao", "--tau=2", "--k=3"])
+    log_dao = Rescorer(ANCHORS, k=3, tau=2.0).score_pairs(FACES, PAIRS)
+    np.testing.assert_allclose(np.load(files / "scores.npy"), np.exp(log_dao), rtol=1e-5)
+
+
+def test_a_calibration_is_applied(files):
+    from ida_jax.rescoring.calibration import fit_calibration
+
+    scores = _expected()
+    same = scores > np.median(scores) + np.random.default_rng(1).normal(size=101)
+    calibration = fit_calibration(scores[same], scores[~same], kind="logistic", method="ida_r")
+    calibration.save(files / "calibration.safetensors")
+    flags = [*_flags(files), f"--calibration={files / 'calibration.safetensors'}"]
+    rescore.main([*flags, "--scale=llr"])
+    np.testing.assert_allclose(np.load(files / "scores.npy"), calibration.llr(scores), atol=1e-4)
+    rescore.main([*flags, "--scale=percent"])
+    percent = np.load(files / "scores.npy")
+    np.testing.assert_allclose(percent, calibration.percent(scores), atol=1e-3)
+    assert percent.min() >= 0
+    assert percent.max() <= 100
+
+
+@pytest.mark.parametrize("method", ["cosine", "ida_r_fallback", "s_norm", "as_norm"])
+def test_other_methods(files, method):
+    flags = _flags(files, anchors=None) if method == "cosine" else _flags(files)
+    rescore.main([*flags, f"--method={method}", "--top_n=20"])
+    scorer = Rescorer(None if method == "cosine" else ANCHORS, method=method, top_n=20)
+    expected = scorer.score_pairs(FACES, PAIRS)
+    np.testing.assert_allclose(np.load(files / "scores.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_faces_are_named_or_never_match(files, capsys):
+    faces = FACES.copy()
+    faces[3], faces[80, 2], faces[81, 0] = 0, np.nan, np.inf
+    np.save(files / "faces.npy", faces)
+    with pytest.raises(UserError, match="rows 3, 80, 81 are zero, NaN or infinite"):
+        rescore.main(_flags(files))
+    assert "scores.npy" not in _listing(files)
+    rescore.main([*_flags(files), "--skip-bad"])
+    got = np.load(files / "scores.npy")
+    touched = np.any(np.isin(PAIRS, [3, 80, 81]), axis=1)
+    np.testing.assert_array_equal(np.isnan(got), touched)
+    np.testing.assert_allclose(got[~touched], _expected()[~touched], atol=1e-6)
+    out = capsys.readouterr().out
+    assert "3 faces are zero, NaN or infinite" in out
+    assert f"{np.sum(touched)} pairs" in out
+
+
+def test_mistakes_leave_nothing_behind_and_an_earlier_output_alone(files):
+    (files / "scores.npy").write_bytes(b"an earlier one")
+    outside = PAIRS.copy()
+    outside[17, 1] = 90
+    np.save(files / "outside.npy", outside)
+    np.savetxt(files / "outside.csv", outside, fmt="%d", delimiter=",")
+    np.save(files / "narrow.npy", ANCHORS[:, :8])
+    (files / "torn.npy").write_bytes((files / "faces.npy").read_bytes()[:-9])
+    before = _listing(files)
+    for changes, more, message in (
+        ({"pairs": "outside.npy"}, [], r"outside.npy.*17.*90"),
+        ({"pairs": "outside.csv"}, [], r"outside.csv, line 18.*90"),
+        ({"embeddings": "torn.npy"}, [], "torn.npy is not a whole .npy file"),
+        ({"anchors": "narrow.npy"}, [], "16 wide, the anchors' 8"),
+        ({"anchors": "faces.npy"}, [], "the anchors are the embeddings themselves"),
+        ({"anchors": "none.npy"}, [], "none.npy"),
+        ({"anchors": None}, [], "ida_r needs anchors"),
+        ({"output": "scores.txt"}, [], ".txt"),
+        ({"output": "nowhere/scores.npy"}, [], "nowhere"),
+        ({}, ["--k=61"], "k = 61 .* 60 anchors"),
+        ({}, ["--method=ida"], "method 'ida' is unknown"),
+        ({}, ["--method=ida_l"], "--ssr=FILE"),
+        ({}, ["--method=csn"], "--csn=FILE"),
+        ({}, ["--scale=llr"], "needs --calibration=FILE"),
+        ({}, ["--scale=dao", "--method=s_norm"], "not for s_norm"),
+        ({}, ["--chunk=0"], "--chunk"),
+        ({}, ["--searcher=fast"], "searcher 'fast' is unknown"),
+        ({}, ["--anchor=x"], "--anchor"),
+        ({}, ["--processes=2"], "belong together"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rescore.main([*_flags(files, **changes), *more])
+        assert _listing(files) == before, message
+    assert (files / "scores.npy").read_bytes() == b"an earlier one"
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(files, capsys):
+    assert exit_code(lambda: rescore.main([*_flags(files), "--k=61"])) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: k = 61")
+    assert captured.out == ""
+
+
+# Each run is killed where its first new part would appear.
+_KILLED = textwrap.dedent("""
+    import os, signal, sys
+    real, calls = os.replace, 0
+    def replace(*paths):
+        global calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*paths)
+    os.replace = replace
+    from ida_jax import rescore
+    from ida_jax.rescoring import job
+    job._FACE_SLAB = 32
+    rescore.main(sys.argv[1:])
+""")
+
+
+def test_killed_in_ten_places_and_continued_to_the_same_bytes(files, monkeypatch):
+    monkeypatch.setattr(job, "_FACE_SLAB", 32)
+    np.savetxt(files / "pairs.csv", PAIRS, fmt="%d", delimiter=",")
+    flags = [*_flags(files, pairs="pairs.csv"), "--chunk=16"]
+    rescore.main(flags)
+    undisturbed = (files / "scores.npy").read_bytes()
+    (files / "scores.npy").write_bytes(b"an earlier one")
+
+    kills = 0
+    while True:
+        run = subprocess.run([sys.executable, "-c", _KILLED, *flags])
+        if run.returncode == 0:
+            break
+        assert run.returncode == -signal.SIGKILL
+        assert (files / "scores.npy").read_bytes() == b"an earlier one"
+        kills += 1
+    # pairs.npy, 3 slabs of faces, 7 chunks and the output: a run makes one and dies at the next.
+    assert kills == 11
+    assert (files / "scores.npy").read_bytes() == undisturbed
+    assert not [name for name in _listing(files) if name.startswith(".")]
+
+
+def test_another_setting_starts_anew(files, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_scores", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rescore.main(_flags(files))
+    assert len([name for name in _listing(files) if name.endswith(".parts")]) == 1
+    rescore.main([*_flags(files), "--tau=3"])
+    expected = Rescorer(ANCHORS, tau=3.0).score_pairs(FACES, PAIRS)
+    np.testing.assert_allclose(np.load(files / "scores.npy"), expected, atol=1e-6)
+    assert not [name for name in _listing(files) if name.startswith(".")]
+
+
+def test_two_processes_make_the_same_bytes(files):
+    np.savetxt(files / "pairs.csv", PAIRS, fmt="%d", delimiter=",")
+    flags = [*_flags(files, pairs="pairs.csv"), "--chunk=16"]
+    rescore.main(flags)
+    alone = (files / "scores.npy").read_bytes()
+    (files / "scores.npy").unlink()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "ida_jax.rescore", *flags, f"--coordinator={address}"]
+    running = [
+        subprocess.Popen(
+            [*command, "--processes=2", f"--process={number}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert (files / "scores.npy").read_bytes() == alone
+    assert ["101 scores" in out for out, _ in said] == [True, False]  # the first one tells

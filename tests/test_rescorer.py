@@ -1,0 +1,154 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import ida_jax
+from ida_jax.errors import UserError
+from ida_jax.rescoring.rescorer import METHODS, Rescorer
+
+K, TAU, TOP_N = 4, 2.0, 12
+FACES = reference.unit((30, 16), 1, clusters=5)
+ANCHORS = reference.unit((60, 16), 0, clusters=5)
+PAIRS = np.random.default_rng(0).integers(30, size=(25, 2))
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory):
+    rng = np.random.default_rng(2)
+    params = {
+        "hidden_fc": {"kernel": rng.normal(size=(16, 8)), "bias": rng.normal(size=8)},
+        "output_fc": {"kernel": rng.normal(size=(8, 1)), "bias": rng.normal(size=1)},
+    }
+    params = jax.tree.map(np.float32, params)
+    regressor = ida_jax.DensityRegressor(params, "log", -1.5, 0.2, 1e-3, K, TAU)
+    path = tmp_path_factory.mktemp("ssr") / "ssr.safetensors"
+    regressor.save(path)
+    csn = ida_jax.fit_csn(FACES, np.arange(30) // 3, ida_jax.AnchorSet(ANCHORS), top_n=TOP_N)
+    made = {m: {} for m in METHODS} | {"as_norm": {"top_n": TOP_N}, "csn": {"csn": csn}}
+    scorers = {
+        method: Rescorer(ANCHORS, k=K, tau=TAU, method=method, **options)
+        for method, options in made.items()
+        if method != "ida_l"
+    }
+    return scorers | {"ida_l": Rescorer.from_ssr(path)}
+
+
+def _expected(i, j, method, cohort):
+    """The scores that need no training, from embeddings alone, in float64."""
+    f1, f2, cohort = (x.astype(np.float64) for x in (FACES[i], FACES[j], cohort))
+    s1, s2 = (np.sort(cohort @ f)[::-1] for f in (f1, f2))
+    if method == "ida_r":
+        return TAU * (f1 @ f2) + np.log(
+            reference.density(s1[:K], TAU) + reference.density(s2[:K], TAU)
+        )
+    if method == "as_norm":
+        s1, s2 = s1[:TOP_N], s2[:TOP_N]
+    z, t = ((f1 @ f2 - s.mean()) / s.std() for s in (s1, s2))
+    return {"cosine": f1 @ f2, "z_norm": z, "t_norm": t}.get(method, (z + t) / 2)
+
+
+@pytest.mark.parametrize("method", ["cosine", "ida_r", "z_norm", "t_norm", "s_norm", "as_norm"])
+def test_score_pairs_of_embeddings_of_any_norm(scorers, method):
+    norms = np.random.default_rng(3).uniform(0.1, 50, (30, 1)).astype(np.float32)
+    got = scorers[method].score_pairs(norms * FACES, PAIRS)
+    expected = [_expected(i, j, method, ANCHORS) for i, j in PAIRS]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pairs_of_rows_and_pairs_of_a_list_agree(scorers, method):
+    scorer = scorers[method]
+    whole = scorer.score_pairs(FACES, PAIRS)
+    rows = scorer.score(3 * FACES[PAIRS[:, 0]], FACES[PAIRS[:, 1]])
+    np.testing.assert_allclose(rows, whole, rtol=2e-5, atol=2e-5)
+    one_by_one = [scorer.score(FACES[[i]], FACES[[j]])[0] for i, j in PAIRS[:5]]
+    np.testing.assert_allclose(one_by_one, whole[:5], rtol=2e-5, atol=2e-5)
+    assert scorer.score(FACES[:0], FACES[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_identify_ranks_as_the_pairs_scores(scorers, method):
+    scorer = scorers[method]
+    gallery = scorer.gallery(FACES[:20])
+    got = scorer.identify(2 * FACES[20:], gallery, top=5)
+    pairs = np.stack(np.meshgrid(np.arange(20), np.arange(20, 30)), axis=-1).reshape(-1, 2)
+    scores = scorer.score_pairs(FACES, pairs).reshape(10, 20)  # [probe, gallery]
+    np.testing.assert_allclose(got.scores, -np.sort(-scores, axis=1)[:, :5], rtol=1e-4, atol=1e-4)
+    again = scorer.identify(2 * FACES[20:], FACES[:20], top=5)
+    np.testing.assert_array_equal(got.rows, again.rows)
+
+
+@pytest.mark.parametrize("method", ["ida_r", "ida_r_fallback", "ida_l"])
+def test_densities(scorers, method):
+    scorer = scorers[method]
+    np.testing.assert_allclose(
+        scorer.densities(FACES), np.exp(scorer.log_densities(5 * FACES)), rtol=1e-5
+    )
+
+
+def test_searched_densities_are_the_formula(scorers):
+    expected = [reference.density(s, TAU) for s in reference.top_k(FACES, ANCHORS, K)]
+    np.testing.assert_allclose(scorers["ida_r"].densities(FACES), expected, rtol=1e-5)
+
+
+def test_faces_that_no_anchor_is_near_fall_back_to_the_cosine(scorers):
+    # Anchors and most faces in one half of the space, the strangers in the other.
+    rng = np.random.default_rng(4)
+    anchors = np.hstack([reference.unit((200, 16), 5, clusters=20), np.zeros((200, 16))])
+    strangers = np.hstack([np.zeros((12, 16)), rng.normal(size=(12, 16))]).astype(np.float32)
+    anchors = anchors.astype(np.float32)
+    pairs = np.argwhere(np.triu(np.ones((12, 12)), 1))
+    fallen = Rescorer(anchors, k=K, method="ida_r_fallback").score_pairs(strangers, pairs)
+    cosine = Rescorer(None, method="cosine").score_pairs(strangers, pairs)
+    np.testing.assert_allclose(fallen - cosine, np.mean(fallen - cosine), atol=1e-5)
+
+
+def test_the_operators_work_inside_a_users_own_jit(scorers):
+    @jax.jit
+    def score(f1, f2, anchors):
+        def log_f(f):
+            return ida_jax.log_density(jax.lax.top_k(f @ anchors.T, K)[0], tau=TAU)
+
+        return ida_jax.log_dao(jnp.sum(f1 * f2, axis=-1), log_f(f1), log_f(f2), tau=TAU)
+
+    first, second = FACES[PAIRS[:, 0]], FACES[PAIRS[:, 1]]
+    expected = scorers["ida_r"].score(first, second)
+    np.testing.assert_allclose(score(first, second, ANCHORS), expected, atol=1e-5)
+
+
+def test_the_defaults_are_the_anchor_sets_own():
+    anchors = ida_jax.AnchorSet.from_embeddings(ANCHORS, k=7, tau=3.0)
+    scorer = Rescorer(anchors)
+    assert (scorer.k, scorer.tau, scorer.method) == (7, 3.0, "ida_r")
+    assert (Rescorer(anchors, k=2).k, Rescorer(ANCHORS).k) == (2, 10)
+
+
+def test_mistakes(scorers):
+    regressor = scorers["ida_l"].regressor
+    for arguments, message in (
+        ({"method": "ida"}, "method 'ida' is unknown: choose one of cosine, ida_r"),
+        ({"anchors": None}, "ida_r needs anchors"),
+        ({"k": 61}, r"k = 61 neighbours .* 60 anchors"),
+        ({"k": 0}, "k = 0"),
+        ({"tau": 0.0}, "tau is 0"),
+        ({"method": "as_norm"}, r"top_n = 300 neighbours .* 60 anchors"),
+        ({"method": "ida_l"}, "needs an SSR module"),
+        ({"method": "csn"}, "needs its trained classifier"),
+        ({"method": "ida_l", "regressor": regressor, "k": 5}, r"trained for k = 4 and tau = 2"),
+        ({"anchors": np.where(ANCHORS[3] == ANCHORS, np.nan, ANCHORS)}, "anchors: row 3 is"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Rescorer(**({"anchors": ANCHORS} | arguments))
+    scorer = scorers["ida_r"]
+    with pytest.raises(UserError, match=r"\[3, 16\], the second \[4, 16\]"):
+        scorer.score(FACES[:3], FACES[:4])
+    with pytest.raises(UserError, match="second faces: row 1 is zero, NaN or infinite"):
+        scorer.score(FACES[:2], FACES[:2] * np.float32([[1], [0]]))
+    with pytest.raises(UserError, match="15 wide, the anchors' 16"):
+        scorer.score_pairs(FACES[:, :15], PAIRS)
+    with pytest.raises(UserError, match=r"pair 0 is \(0, 30\)"):
+        scorer.score_pairs(FACES, np.array([[0, 30]]))
+    with pytest.raises(UserError, match="s_norm has no densities"):
+        scorers["s_norm"].densities(FACES)
