@@ -21,13 +21,24 @@ from pathlib import Path
 import numpy as np
 
 
-def _baseline(folder: Path, pairs_file: str) -> None:
+def _data(options: argparse.Namespace) -> None:
+    np.save(options.folder / "faces.npy", _clustered(options.faces, options.width, seed=1))
+    np.save(options.folder / "anchors.npy", _clustered(options.anchors, options.width, seed=2))
+    rng = np.random.default_rng(3)
+    for file, count in (("pairs.npy", options.pairs), ("ten.npy", 10 * options.pairs)):
+        pairs = rng.integers(options.faces, size=(count, 2), dtype=np.int32)
+        np.save(options.folder / file, pairs)
+
+
+def _baseline(options: argparse.Namespace) -> None:
     """FAISS flat, then NumPy; prints its stages' seconds."""
     import faiss
 
+    folder = options.folder
+
     start = time.perf_counter()
     faces, anchors = (_unit(np.load(folder / f"{n}.npy")) for n in ("faces", "anchors"))
-    pairs = np.load(folder / pairs_file)
+    pairs = np.load(folder / "pairs.npy")
     read = time.perf_counter()
     index = faiss.IndexFlatIP(faces.shape[1])
     index.add(anchors)
@@ -44,19 +55,19 @@ def _baseline(folder: Path, pairs_file: str) -> None:
     print(json.dumps({"read": read - start, "search": searched - read, "pairs": paired - searched}))
 
 
-def _stages(folder: Path, pairs_file: str) -> None:
+def _stages(options: argparse.Namespace) -> None:
     """The search and the pair stage of ida_jax alone, warm; prints seconds and compilations."""
     import jax
 
     from ida_jax.rescoring.pairs import CHUNK, score_chunk
     from ida_jax.rescoring.rescorer import Rescorer
 
-    compiled = []
+    folder, compiled = options.folder, []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
     )
     faces, anchors = (_unit(np.load(folder / f"{n}.npy")) for n in ("faces", "anchors"))
-    pairs = np.load(folder / pairs_file)
+    pairs = np.load(folder / "pairs.npy")
     scorer = Rescorer(anchors)
     scorer.terms(faces[:512])
     start = time.perf_counter()
@@ -107,12 +118,13 @@ def _rescore(folder: Path, pairs_file: str) -> dict:
     return _run("-m", "ida_jax.rescore", *(f"--{k}={folder / v}" for k, v in files.items()))
 
 
-def _error(folder: Path, pairs_file: str) -> float:
-    """The largest |Δ log-DAO| of a million pairs against float64."""
+def _error(options: argparse.Namespace) -> None:
+    """Prints the largest |Δ log-DAO| of a million pairs against float64."""
+    folder = options.folder
     faces, anchors = (
         _unit(np.load(folder / f"{n}.npy").astype(np.float64)) for n in ("faces", "anchors")
     )
-    pairs, scores = np.load(folder / pairs_file), np.load(folder / "scores.npy")
+    pairs, scores = np.load(folder / "pairs.npy"), np.load(folder / "scores.npy")
     log_f = np.empty(len(faces))
     for start in range(0, len(faces), 1024):
         similarities = faces[start : start + 1024] @ anchors.T
@@ -125,7 +137,10 @@ def _error(folder: Path, pairs_file: str) -> float:
         exact = np.einsum("pd,pd->p", faces[first], faces[second])
         exact += np.logaddexp(log_f[first], log_f[second])
         worst = max(worst, float(np.max(np.abs(scores[rows] - exact))))
-    return worst
+    print(worst)
+
+
+_STAGES = {"data": _data, "baseline": _baseline, "stages": _stages, "error": _error}
 
 
 def main() -> None:
@@ -135,28 +150,26 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=15_658_489)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stage", choices=["baseline", "stages"], help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=list(_STAGES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
-        {"baseline": _baseline, "stages": _stages}[options.stage](options.folder, "pairs.npy")
+        _STAGES[options.stage](options)
         return
 
     from ida_jax.provenance import provenance
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.save(folder / "faces.npy", _clustered(options.faces, options.width, seed=1))
-        np.save(folder / "anchors.npy", _clustered(options.anchors, options.width, seed=2))
-        rng = np.random.default_rng(3)
-        for file, count in (("pairs.npy", options.pairs), ("ten.npy", 10 * options.pairs)):
-            np.save(folder / file, rng.integers(options.faces, size=(count, 2), dtype=np.int32))
-        stage = (__file__, f"--folder={folder}", "--stage")
+        sizes = [f"--{n}={getattr(options, n)}" for n in ("faces", "anchors", "width", "pairs")]
+        # A process's peak memory begins with its parent's: whatever is large has its own process.
+        stage = (__file__, f"--folder={folder}", *sizes, "--stage")
+        _run(*stage, "data")
         baseline, command = [], []
         for _ in range(options.repeats):  # in turn, so that a busy machine slows both
             baseline.append(_run(*stage, "baseline"))
             command.append(_rescore(folder, "pairs.npy"))
-        error = _error(folder, "pairs.npy")
+        error = float(_run(*stage, "error")["printed"])
         stages = json.loads(_run(*stage, "stages")["printed"])
         ten = _rescore(folder, "ten.npy")
 
@@ -165,7 +178,7 @@ def main() -> None:
 
     of_baseline = [json.loads(run["printed"]) for run in baseline]
     result = {
-        "settings": vars(options) | {"stage": None, "folder": None},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("stage", "folder")},
         "seconds": {"command": median(command, "seconds"), "baseline": median(baseline, "seconds")},
         "all_seconds": {
             "command": [run["seconds"] for run in command],

@@ -61,11 +61,12 @@ def test_score_pairs(count, rule, monkeypatch):
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 50])
-@pytest.mark.parametrize("worth", [1, 12, 10**6])
+@pytest.mark.parametrize("cells_a_pair", [256, 20, 0.001])
 @pytest.mark.parametrize("wide_index", [False, True])
-def test_grouping_by_tiles_changes_nothing(n, worth, wide_index, monkeypatch):
-    monkeypatch.setattr(module, "_TILE", 16)
-    monkeypatch.setattr(module, "_PAIRS_WORTH_A_TILE", worth)
+def test_grouping_by_tiles_changes_nothing(n, cells_a_pair, wide_index, monkeypatch):
+    monkeypatch.setattr(module, "_TILE_BITS", 4)
+    monkeypatch.setattr(module, "_RUN", 50)
+    monkeypatch.setattr(module, "_CELLS_A_PAIR", cells_a_pair)
     if wide_index:
         monkeypatch.setattr(module, "_MOST_SMALL_TILES", 1)
     faces, terms = _faces(n), _terms("dao", n)
@@ -79,8 +80,8 @@ def test_chunks_change_nothing(n, count, chunk, seed):
     faces, terms = _faces(n), _terms("s_norm", n)
     pairs = np.random.default_rng(seed).integers(n, size=(count, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_TILE", 16)
-        patch.setattr(module, "_PAIRS_WORTH_A_TILE", 5)
+        patch.setattr(module, "_TILE_BITS", 4)
+        patch.setattr(module, "_CELLS_A_PAIR", 50)
         patch.setattr(module, "CHUNK", chunk)
         got = score_pairs(faces, pairs, terms)
     whole = score_pairs(faces, pairs, terms)
@@ -88,8 +89,8 @@ def test_chunks_change_nothing(n, count, chunk, seed):
 
 
 def test_a_face_of_nan_spoils_its_own_pairs_alone(monkeypatch):
-    monkeypatch.setattr(module, "_TILE", 16)
-    monkeypatch.setattr(module, "_PAIRS_WORTH_A_TILE", 5)
+    monkeypatch.setattr(module, "_TILE_BITS", 4)
+    monkeypatch.setattr(module, "_CELLS_A_PAIR", 50)
     faces, terms = _faces(), _terms("dao", 50)
     faces[7] = np.nan
     pairs = np.stack(np.meshgrid(np.arange(50), np.arange(50)), axis=-1).reshape(-1, 2)

@@ -16,11 +16,12 @@ from ida_jax.errors import UserError
 from ida_jax.files import complete, load_tensors, save_tensors
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.dao import log_density
+from ida_jax.rescoring.padding import block_size, padded
 from ida_jax.validation import require_same_model, require_unit
 
 _KIND = "ssr_module"
 _METADATA = ("target", "mean", "std", "floor", "k", "tau", "fingerprint")
-_BLOCK = 4096
+_BLOCKS = (64, 4096)
 
 TARGETS = ("standardised", "log", "paper")
 
@@ -50,7 +51,18 @@ def searched_log_density(
     found = support_sets(
         faces, anchors, k=anchors.k if k is None else k, labels=labels, searcher=searcher
     )
-    return np.asarray(log_density(found.similarities, tau=anchors.tau if tau is None else tau))
+    return log_density_of(found.similarities, tau=anchors.tau if tau is None else tau)
+
+
+def log_density_of(similarities: np.ndarray, *, tau: float) -> np.ndarray:
+    """log F of support sets' similarities [N, K], float32 [N], by blocks of few sizes."""
+    out = np.empty(len(similarities), np.float32)
+    block = block_size(_BLOCKS, len(similarities))
+    for start in range(0, len(out), block):
+        rows = padded(similarities[start : start + block], block)
+        found = _log_density(rows, np.float32(tau))
+        out[start : start + block] = np.asarray(found)[: len(out) - start]
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +109,10 @@ class DensityRegressor:
                 "it must be trained on the same model"
             )
         out = np.empty(len(faces), np.float32)
-        for start in range(0, len(faces), _BLOCK):
-            block = faces[start : start + _BLOCK]
-            padded = np.zeros((_BLOCK, self.width), np.float32)
-            padded[: len(block)] = block
-            out[start : start + _BLOCK] = _apply(self.params, padded)[: len(block)]
+        block = block_size(_BLOCKS, len(faces))
+        for start in range(0, len(faces), block):
+            found = _apply(self.params, padded(faces[start : start + block], block))
+            out[start : start + block] = np.asarray(found)[: len(faces) - start]
         if self.target == "log":
             return self.mean + self.std * out
         return np.log(np.maximum(self.mean + self.std * out, np.float32(self.floor)))
@@ -136,6 +147,11 @@ class DensityRegressor:
                 for layer in ("hidden_fc", "output_fc")
             }
             return cls(params, *(metadata[name] for name in _METADATA))
+
+
+@jax.jit
+def _log_density(similarities: jax.Array, tau: jax.Array) -> jax.Array:
+    return log_density(similarities, tau=tau)
 
 
 @jax.jit

@@ -16,6 +16,7 @@ from jax import lax
 
 from ida_jax.errors import UserError
 from ida_jax.ops.hypersphere import largest_k
+from ida_jax.rescoring.padding import block_size, padded
 from ida_jax.rescoring.terms import FaceTerms, pair_score
 
 # 512 × 8192 similarities are 16 MiB.
@@ -85,10 +86,10 @@ def identify(
     m = len(probes)
     values, constants = jax.device_put(gallery.terms.values), jax.device_put(probe_terms.constants)
     found = Candidates(np.empty((m, top), np.float32), np.empty((m, top), np.int32))
-    block = next((size for size in _PROBE_BLOCKS if size >= m), _PROBE_BLOCKS[-1])
+    block = block_size(_PROBE_BLOCKS, m)
     for start in range(0, m, block):
         rows = slice(start, start + block)
-        faces, own = (_padded(x[rows], block) for x in (probes, probe_terms.values))
+        faces, own = (padded(x[rows], block) for x in (probes, probe_terms.values))
         scores, columns = _best(
             probe_terms.rule, top, min(_GALLERY_BLOCK, len(gallery)),
             faces, own, gallery.embeddings, values, constants,
@@ -96,10 +97,6 @@ def identify(
         found.scores[rows] = np.asarray(scores)[: m - start]
         found.rows[rows] = np.asarray(columns)[: m - start]
     return found
-
-
-def _padded(rows: np.ndarray, block: int) -> np.ndarray:
-    return np.concatenate([rows, np.zeros((block - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

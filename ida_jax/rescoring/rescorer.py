@@ -13,7 +13,6 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, fall_back, own_neighbourhood
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.errors import UserError
-from ida_jax.ops.dao import log_density
 from ida_jax.rescoring.cohort import (
     CohortMoments,
     Csn,
@@ -21,7 +20,7 @@ from ida_jax.rescoring.cohort import (
     cohort_statistics,
     nearest_statistics,
 )
-from ida_jax.rescoring.density import DensityRegressor
+from ida_jax.rescoring.density import DensityRegressor, log_density_of
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
@@ -265,7 +264,7 @@ class Rescorer:
                 return np.stack(nearest_statistics(similarities, ddof=self.ddof), axis=1)
             case "csn":
                 return self.csn.face_term(similarities)[:, None]
-        log_f = np.asarray(log_density(similarities, tau=self.tau))
+        log_f = log_density_of(similarities, tau=self.tau)
         if self.method == "ida_r_fallback":
             log_f = fall_back(log_f, np.mean(similarities, axis=1), self._own)
         return log_f[:, None]
