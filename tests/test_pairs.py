@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ida_jax.errors import UserError
 from ida_jax.rescoring import pairs as module
+from ida_jax.rescoring import tiles
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms, dao_terms
 
@@ -63,12 +64,14 @@ def test_score_pairs(count, rule, monkeypatch):
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 50])
 @pytest.mark.parametrize("cells_a_pair", [256, 20, 0.001])
 @pytest.mark.parametrize("wide_index", [False, True])
-def test_grouping_by_tiles_changes_nothing(n, cells_a_pair, wide_index, monkeypatch):
-    monkeypatch.setattr(module, "_TILE_BITS", 4)
-    monkeypatch.setattr(module, "_RUN", 50)
-    monkeypatch.setattr(module, "_CELLS_A_PAIR", cells_a_pair)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_grouping_by_tiles_changes_nothing(n, cells_a_pair, wide_index, threads, monkeypatch):
+    monkeypatch.setattr(tiles.os, "cpu_count", lambda: threads)
+    monkeypatch.setattr(tiles, "_TILE_BITS", 4)
+    monkeypatch.setattr(tiles, "_RUN", 50)
+    monkeypatch.setattr(tiles, "_CELLS_A_PAIR", cells_a_pair)
     if wide_index:
-        monkeypatch.setattr(module, "_MOST_SMALL_TILES", 1)
+        monkeypatch.setattr(tiles, "_MOST_SMALL_TILES", 1)
     faces, terms = _faces(n), _terms("dao", n)
     pairs = np.random.default_rng(3).integers(n, size=(203, 2))
     expected = [_oracle(faces, terms, i, j) for i, j in pairs]
@@ -80,8 +83,8 @@ def test_chunks_change_nothing(n, count, chunk, seed):
     faces, terms = _faces(n), _terms("s_norm", n)
     pairs = np.random.default_rng(seed).integers(n, size=(count, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_TILE_BITS", 4)
-        patch.setattr(module, "_CELLS_A_PAIR", 50)
+        patch.setattr(tiles, "_TILE_BITS", 4)
+        patch.setattr(tiles, "_CELLS_A_PAIR", 50)
         patch.setattr(module, "CHUNK", chunk)
         got = score_pairs(faces, pairs, terms)
     whole = score_pairs(faces, pairs, terms)
@@ -89,8 +92,8 @@ def test_chunks_change_nothing(n, count, chunk, seed):
 
 
 def test_a_face_of_nan_spoils_its_own_pairs_alone(monkeypatch):
-    monkeypatch.setattr(module, "_TILE_BITS", 4)
-    monkeypatch.setattr(module, "_CELLS_A_PAIR", 50)
+    monkeypatch.setattr(tiles, "_TILE_BITS", 4)
+    monkeypatch.setattr(tiles, "_CELLS_A_PAIR", 50)
     faces, terms = _faces(), _terms("dao", 50)
     faces[7] = np.nan
     pairs = np.stack(np.meshgrid(np.arange(50), np.arange(50)), axis=-1).reshape(-1, 2)

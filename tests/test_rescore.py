@@ -1,5 +1,6 @@
 """The rescore command, on files as a user has them."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -145,6 +146,9 @@ def test_mistakes_leave_nothing_behind_and_an_earlier_output_alone(files):
         ({"anchors": "narrow.npy"}, [], "16 wide, the anchors' 8"),
         ({"anchors": "faces.npy"}, [], "the anchors are the embeddings themselves"),
         ({"anchors": "none.npy"}, [], "none.npy"),
+        ({"pairs": "none.csv"}, [], "none.csv"),
+        ({"embeddings": "none.npy"}, [], "none.npy"),
+        ({"names": "none.txt"}, [], "none.txt"),
         ({"anchors": None}, [], "ida_r needs anchors"),
         ({"output": "scores.txt"}, [], ".txt"),
         ({"output": "nowhere/scores.npy"}, [], "nowhere"),
@@ -226,6 +230,16 @@ def test_another_setting_starts_anew(files, monkeypatch):
     expected = Rescorer(ANCHORS, tau=3.0).score_pairs(FACES, PAIRS)
     np.testing.assert_allclose(np.load(files / "scores.npy"), expected, atol=1e-6)
     assert not [name for name in _listing(files) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_another_number_of_devices_makes_the_same_bytes(files, devices):
+    rescore.main(_flags(files))
+    eight = (files / "scores.npy").read_bytes()
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "ida_jax.rescore", *_flags(files)]
+    subprocess.run(command, env=os.environ | flags, check=True)
+    assert (files / "scores.npy").read_bytes() == eight
 
 
 def test_two_processes_make_the_same_bytes(files):

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.errors import UserError
-from ida_jax.files import written_whole
+from ida_jax.files import require_file, written_whole
 from ida_jax.processes import OthersFailed, agree, is_first
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
 from ida_jax.rescoring.rescorer import Rescorer
@@ -38,7 +38,7 @@ from ida_jax.tables.pair_lists import PairFile, convert_pairs
 from ida_jax.tables.score_output import check_output, write_scores
 from ida_jax.validation import unit_rows
 
-_FACE_SLAB = 8192
+_FACE_SLAB = 4096
 
 
 class Inputs(NamedTuple):
@@ -99,6 +99,7 @@ def rescore_files(
     """
     start = time.perf_counter()
     check_output(output)
+    require_file(inputs.pairs, what="pairs")
     embeddings, names = read_embeddings(inputs.embeddings, names=inputs.names)
     faces, bad = unit_rows(embeddings, skip_bad=skip_bad)
     del embeddings
@@ -218,10 +219,22 @@ def _score(
     # This process's own share of what is left, so that the rate and the time left are true.
     with _bar(sum(stop - start for start, stop in left.values()), "pairs", "pair") as bar:
         for name, (start, stop) in left.items():
-            scores = score_chunk(faces, listed.read(start, stop), terms)
-            parts.save(name, scores if finish is None else finish(scores))
+            parts.save(name, _chunk_scores(faces, listed, start, stop, terms, finish))
             bar.update(stop - start)
     agree()
+
+
+def _chunk_scores(
+    faces: jax.Array,
+    listed: PairFile,
+    start: int,
+    stop: int,
+    terms: FaceTerms,
+    finish: Callable[[np.ndarray], np.ndarray] | None,
+) -> np.ndarray:
+    # A function, so that nothing of a chunk outlives it.
+    scores = score_chunk(faces, listed.read(start, stop), terms)
+    return scores if finish is None else finish(scores)
 
 
 def _checked(path: Path, rows: int) -> PairFile:

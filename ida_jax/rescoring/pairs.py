@@ -1,13 +1,8 @@
 """Scores of pairs: cosines first, then each method's rule on them.
 
-A list of pairs in random order touches two far rows of the embeddings for each pair, and memory,
-not arithmetic, sets its speed. On a CPU the pairs are therefore grouped by tiles of the N×N matrix:
-where a tile has enough pairs, its whole product is cheaper than gathering their rows.
-
-P pairs, N faces, D embedding, S numbers a face, T rows of a tile.
+P pairs, N faces, D embedding, S numbers a face.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -20,13 +15,9 @@ from tqdm import tqdm
 from ida_jax.errors import UserError
 from ida_jax.rescoring.padding import block_size, padded
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
+from ida_jax.rescoring.tiles import tiled_cosines
 from ida_jax.validation import require_unit
 
-# Tiles of 2048 × 2048: each takes 21 ms at D = 512 on two cores, a gathered pair 0.3 to 1 µs.
-_TILE_BITS = 11
-_CELLS_A_PAIR = 64
-_MOST_SMALL_TILES = np.iinfo(np.int16).max
-_RUN = 1 << 18
 # Blocks come in few sizes, so that no count of pairs compiles anew and few pairs cost little. On a
 # CPU the gathered rows of a block must stay in cache: at 16,384 pairs each costs six times as much.
 _GATHER_BLOCKS = (64, 2048)
@@ -156,87 +147,10 @@ def score_all_pairs(
 
 
 def _cosines(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
-    n = faces.shape[0]
-    bits = min(_TILE_BITS, max(0, n - 1).bit_length())
-    tiles = -(-n >> bits)
-    worth = max(1, int(4**bits / _CELLS_A_PAIR))
-    fits = tiles * tiles <= np.iinfo(np.int32).max  # else no tile has pairs enough anyway
-    if jax.default_backend() != "cpu" or len(pairs) < worth or not fits:
+    if jax.default_backend() != "cpu":
         return _gathered(faces, pairs)
-    host = np.asarray(faces)  # no copy on a CPU
-    with ThreadPoolExecutor() as pool:
-        grouped = _grouped(pairs, bits, tiles, pool)
-        cosines = np.empty(len(pairs), np.float32)
-        product = np.empty((1 << bits, 1 << bits), np.float32)
-        sparse = []
-        for tile, start, stop in zip(*(x.tolist() for x in grouped.runs), strict=True):
-            run = slice(start, stop)
-            if run.stop - run.start < worth:
-                sparse.append(run)
-                continue
-            left, right = (host[i << bits : (i + 1) << bits] for i in divmod(tile, tiles))
-            # BLAS: XLA's product takes about 1.2 times as long on a CPU.
-            np.matmul(left, right.T, out=product[: len(left), : len(right)])
-            np.take(product.reshape(-1), grouped.cell[run], out=cosines[run], mode="clip")
-        if sparse:
-            rows = np.concatenate([grouped.order[run] for run in sparse])
-            found = _gathered(faces, pairs[rows])
-            start = 0
-            for run in sparse:
-                cosines[run] = found[start : (start := start + run.stop - run.start)]
-        back = np.empty_like(cosines)
-
-        def put_back(run: slice) -> None:
-            back[grouped.order[run]] = cosines[run]
-
-        list(pool.map(put_back, _slices(len(pairs))))
-    return back
-
-
-class _Grouped(NamedTuple):
-    """Pairs in the order of their tiles.
-
-    Attributes:
-      order: int64 [P], their places in the list.
-      cell: int32 [P], each one's cell of its tile.
-      runs: the tiles that have pairs, where each one's begin and where they end.
-    """
-
-    order: np.ndarray
-    cell: np.ndarray
-    runs: tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _grouped(pairs: np.ndarray, bits: int, tiles: int, pool: ThreadPoolExecutor) -> _Grouped:
-    # Sixteen bits are sorted by radix, many times faster.
-    small = tiles * tiles <= _MOST_SMALL_TILES
-    tile = np.empty(len(pairs), np.int16 if small else np.int32)
-    cell = np.empty(len(pairs), np.int32)
-    inside = (1 << bits) - 1
-
-    def locate(run: slice) -> None:
-        # The product is symmetric: only the tiles on and above the diagonal are computed.
-        low = np.minimum(pairs[run, 0], pairs[run, 1])
-        high = np.maximum(pairs[run, 0], pairs[run, 1])
-        tile[run] = (low >> bits) * tiles + (high >> bits)
-        cell[run] = ((low & inside) << bits) | (high & inside)
-
-    list(pool.map(locate, _slices(len(pairs))))
-    order = np.argsort(tile, kind="stable" if small else "quicksort")
-    ordered = np.empty_like(cell)
-
-    def arrange(run: slice) -> None:
-        np.take(cell, order[run], out=ordered[run], mode="clip")
-
-    list(pool.map(arrange, _slices(len(pairs))))
-    tile = tile[order]
-    starts = np.flatnonzero(np.concatenate([[True], tile[1:] != tile[:-1]]))
-    return _Grouped(order, ordered, (tile[starts], starts, np.append(starts[1:], len(tile))))
-
-
-def _slices(count: int) -> list[slice]:
-    """Runs that fit into cache, for threads."""
-    return [slice(start, start + _RUN) for start in range(0, count, _RUN)]
+    # On a CPU the host's view of the faces is no copy.
+    return tiled_cosines(np.asarray(faces), pairs, partial(_gathered, faces))
 
 
 def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
