@@ -179,8 +179,8 @@ def largest_k_rows(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k largest of each row and their columns, unsorted: `ops.hypersphere.largest_k` in NumPy.
 
     Columns are dealt into groups. The k-th largest of the groups' maxima is a bound that at least k
-    values reach, and hardly more: whole rows are only read for maxima and for the comparison, which
-    vectorise, and selection touches about √(A k) maxima and little more than k values.
+    values reach, and hardly more. Whole rows are only read for the maxima, which vectorise; the
+    groups that reach the bound are read again: about 2·√(A k) values at groups of √(A / k).
 
     Args:
       values: [N, A], no NaN.
@@ -190,13 +190,22 @@ def largest_k_rows(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
       [N, k] and int64 [N, k].
     """
     n, a = values.shape
-    size = int(0.7 * (a / k) ** 0.5)
+    size = int((a / k) ** 0.5)
     if size < 2:
         return _partition(values, k)
     groups = a // size
-    maxima = values[:, : groups * size].reshape(n, size, groups).max(axis=1)
+    head = groups * size
+    grouped = values[:, :head].reshape(n, size, groups)
+    maxima = grouped.max(axis=1)
     bound = np.partition(maxima, groups - k, axis=1)[:, groups - k, None]
-    row, column = np.divmod(np.flatnonzero(values >= bound), a)
+    row, group = _positions(maxima >= bound)
+    hit, member = _positions(grouped[row, :, group] >= bound[row])
+    row, column = row[hit], member * groups + group[hit]
+    if head < a:
+        tail_row, tail_column = _positions(values[:, head:] >= bound)
+        row, column = np.append(row, tail_row), np.append(column, head + tail_column)
+        by_row = np.argsort(row, kind="stable")
+        row, column = row[by_row], column[by_row]
     count = np.bincount(row, minlength=n)
     position = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     top = np.full((n, count.max()), -np.inf, values.dtype)
@@ -262,6 +271,11 @@ def _product(queries: np.ndarray, anchors: np.ndarray, tile: np.ndarray) -> np.n
         queries = np.concatenate([queries, queries])
     out = tile.reshape(-1)[: len(queries) * a].reshape(len(queries), a)
     return np.matmul(queries, anchors.T, out=out)[:n]
+
+
+def _positions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.nonzero` of a matrix, which takes longer."""
+    return np.divmod(np.flatnonzero(mask), mask.shape[1])
 
 
 def _partition(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
