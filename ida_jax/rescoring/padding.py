@@ -11,9 +11,11 @@ def block_size(sizes: Sequence[int], rows: int) -> int:
 
 
 def padded(rows: np.ndarray, block: int) -> np.ndarray:
-    """The rows, filled up to a block with zeros; the array itself where nothing is missing."""
-    if len(rows) == block:
-        return rows
+    """A copy of the rows, filled up to a block with zeros.
+
+    A copy in any case: jax may take a NumPy array's memory as it is, and then keeps all of it, and
+    what it is a view of, until some later call.
+    """
     out = np.zeros((block, *rows.shape[1:]), rows.dtype)
     out[: len(rows)] = rows
     return out
