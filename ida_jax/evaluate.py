@@ -65,6 +65,8 @@ def _parser() -> Parser:
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     add("--fit", choices=("logistic", "isotonic"), help="fit a calibration of S")
     add("--calibration", type=Path, metavar="OUT", help="the fitted calibration, .safetensors")
+    add("--method", default="", help="what gave S, ida_r say: kept with the calibration, which "
+        "rescore then refuses for another one")
     add("--json", type=Path, metavar="OUT", help="all figures and curves")
     add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
     # fmt: on
@@ -146,7 +148,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         results |= _bootstrap(options, scores, same, identities, results)
     if options.fit is not None:  # last, so that a mistake found above leaves no file behind
         split = labelled_scores(scores["scores"], same)
-        results["calibration"] = _calibrate(options, split, _name("scores", files))
+        results["calibration"] = _calibrate(options, split)
     return results
 
 
@@ -199,12 +201,12 @@ def _bootstrap(
     return entries
 
 
-def _calibrate(options: Any, split: Any, name: str) -> dict[str, Any]:
+def _calibrate(options: Any, split: Any) -> dict[str, Any]:
     """Fits and writes the calibration of S; its entries."""
     from ida_jax.protocols.calibration import cllr
     from ida_jax.rescoring.calibration import fit_calibration
 
-    calibration = fit_calibration(*split, kind=options.fit, method=name)
+    calibration = fit_calibration(*split, kind=options.fit, method=options.method)
     calibration.save(options.calibration)
     return {
         "kind": options.fit,

@@ -51,6 +51,7 @@ def test_everything_at_once(folder, capsys):
         "--plot=out.png",
         "--fit=logistic",
         "--calibration=c.safetensors",
+        "--method=ida_r",
         "--resamples=60",
         "--seed=3",
     )

@@ -47,7 +47,7 @@ _LOOK = {
 }  # fmt: skip
 
 
-def _in_our_look(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def in_our_look(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """The function, drawing with _LOOK and leaving the user's matplotlib settings as they are."""
 
     @functools.wraps(draw)
@@ -60,7 +60,7 @@ def _in_our_look(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-@_in_our_look
+@in_our_look
 def roc_figure(curves: Mapping[str, Curve]) -> Figure:
     """ROC curves by method; beside them, where cosine is among them, each one's gain over cosine.
 
@@ -73,10 +73,10 @@ def roc_figure(curves: Mapping[str, Curve]) -> Figure:
     if not curves:
         raise UserError("no curves were given, expected at least one to draw")
     compared = "cosine" in curves and len(curves) > 1
-    figure, axes = _figure(columns=1 + compared, width=10 if compared else 6.5, height=4.4)
+    figure, axes = new_figure(columns=1 + compared, width=10 if compared else 6.5, height=4.4)
     firm = 10 * min(curve.far[0] for curve in curves.values())
     for (method, curve), (color, line, marker) in zip(
-        in_order(curves).items(), _styles(in_order(curves)), strict=True
+        in_order(curves).items(), method_styles(in_order(curves)), strict=True
     ):
         style = {"color": color, "linestyle": line, "linewidth": 1.8, "label": method_name(method)}
         style |= {"marker": marker, "markersize": 5, "markevery": 0.13, "markerfacecolor": "white"}
@@ -115,7 +115,7 @@ def roc_figure(curves: Mapping[str, Curve]) -> Figure:
     return figure
 
 
-@_in_our_look
+@in_our_look
 def histogram_figure(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], *, far: float = 1e-3
 ) -> Figure:
@@ -132,7 +132,7 @@ def histogram_figure(
         raise UserError("no scores were given, expected those of at least one method")
     columns = min(len(scores), 3)
     rows = -(-len(scores) // columns)
-    figure, axes = _figure(
+    figure, axes = new_figure(
         rows=rows, columns=columns, width=6.5 if columns == 1 else 10, height=0.6 + 3.4 * rows
     )
     for axis, (method, (genuine, impostor)) in zip(axes, in_order(scores).items(), strict=False):
@@ -170,7 +170,7 @@ def histogram_figure(
     return figure
 
 
-@_in_our_look
+@in_our_look
 def log_density_figure(
     log_density: np.ndarray, domains: np.ndarray, domain_names: Sequence[str]
 ) -> Figure:
@@ -202,7 +202,7 @@ def log_density_figure(
     present = np.unique(domains)
     values = [log_density[domains == domain] for domain in present]
     crowded = int(np.argmin([np.median(value) for value in values]))
-    figure, (axis,) = _figure(width=max(6.5, 1.4 * len(present) + 1.5), height=4.6)
+    figure, (axis,) = new_figure(width=max(6.5, 1.4 * len(present) + 1.5), height=4.6)
     rng = np.random.default_rng(0)
     for i, value in enumerate(values):
         color = _VERMILION if i == crowded and len(present) > 1 else _BLUE
@@ -232,7 +232,7 @@ def log_density_figure(
     return figure
 
 
-@_in_our_look
+@in_our_look
 def training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and learning rate against the step, from the records of one stage's `metrics.jsonl`.
 
@@ -249,7 +249,7 @@ def training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             "a metrics.jsonl"
         )
     rate_steps, rates = _series(metrics, "learning_rate")
-    figure, axes = _figure(
+    figure, axes = new_figure(
         columns=1 + bool(rates.size), width=10 if rates.size else 6.5, height=3.8
     )
     axes[0].set_title("Loss")
@@ -278,16 +278,18 @@ def training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _figure(
+def new_figure(
     *, rows: int = 1, columns: int = 1, width: float, height: float
 ) -> tuple[Figure, list[Axes]]:
+    """A figure in inches, and its axes row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
 
 
-def _styles(methods: Mapping[str, Any]) -> list[tuple]:
+def method_styles(methods: Mapping[str, Any]) -> list[tuple]:
+    """Each method's colour, line and marker."""
     unknown = [method for method in methods if method not in _STYLES]
     spare = {m: _SPARE_STYLES[i % len(_SPARE_STYLES)] for i, m in enumerate(unknown)}
     return [_STYLES.get(method) or spare[method] for method in methods]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS, far_key
-from ida_jax.report.plots import _figure, _in_our_look, _styles
+from ida_jax.report.plots import in_our_look, method_styles, new_figure
 from ida_jax.report.tables import MISSING, far_name
 
 if TYPE_CHECKING:
@@ -159,16 +159,16 @@ def _counts(figures: Mapping[str, Any]) -> list[int]:
     ]
 
 
-@_in_our_look
+@in_our_look
 def score_figure(results: Mapping[str, Any]) -> Figure:
     """DET curves on normal-deviate axes; beside them, where there are groups, their realised FARs.
 
     Rates of 0 and 1 have no place on the axes and are left out.
     """
     grouped = "groups" in results["methods"]["scores"]
-    figure, axes = _figure(columns=1 + grouped, width=10 if grouped else 6, height=4.6)
+    figure, axes = new_figure(columns=1 + grouped, width=10 if grouped else 6, height=4.6)
     named = {figures["name"]: figures for figures in results["methods"].values()}
-    styles = dict(zip(named, _styles(named), strict=True))
+    styles = dict(zip(named, method_styles(named), strict=True))
     _draw_det(axes[0], named, styles)
     if grouped:
         counts = results["methods"]["scores"]["false_accepts"]
