@@ -37,7 +37,8 @@ _EXPLANATIONS = {
     "z_norm": "The cosine, less the mean and over the deviation of the first face’s scores with "
     "all anchors (the cohort).",
     "t_norm": "The same with the second face’s cohort scores.",
-    "s_norm": "The average of Z-norm and T-norm.",
+    "s_norm": "The cosine, standardised by mean and deviation of each face’s scores with all "
+    "anchors (the cohort), then averaged over the two faces.",
     "as_norm": "The cosine, standardised by mean and deviation of each face’s highest cohort "
     "scores, then averaged over the two faces.",
     "csn": "A logistic regression on the cosine and on the shape of both faces’ sorted highest "

@@ -106,7 +106,8 @@ def roc_figure(curves: Mapping[str, Curve]) -> Figure:
             firm / 10, min(firm, 1), color="#efefef", zorder=0, label="fewer than 10 false accepts"
         )
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(handles), frameon=False)
+    columns = min(len(handles), 5 if compared else 3)
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
     figure.set_label(
         "The share of genuine pairs accepted (higher is better) when that share of impostor pairs "
         "is let through; strict settings are on the left. In the shaded part fewer than ten "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 METHOD_NAMES = {
     "cosine": "Cosine",
     "ida_r": "IDA-R",
-    "ida_r_fallback": "IDA-R, falling back",
+    "ida_r_fallback": "IDA-R fallback",
     "ida_l": "IDA-L",
     "pfe": "PFE",
     "pfe_ida_r": "PFE & IDA-R",

@@ -20,7 +20,7 @@ from ida_jax.rescoring.padding import block_size, padded
 from ida_jax.rescoring.terms import FaceTerms, pair_score
 
 # 512 × 8192 similarities are 16 MiB.
-_PROBE_BLOCKS = (1, 16, 512)
+_PROBE_BLOCKS = (1, 16, 64, 512)
 _GALLERY_BLOCK = 8192
 
 
