@@ -93,6 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
         c.train.batch_size, c.train.steps, c.train.decay_steps = 12, 8, (6,)
         c.train.checkpoint_every, c.train.log_every = 2, 2
         c.ssr.steps = 200
+        c.csn.top_n, c.evaluate.top_n = 12, 12
     elif variant:
         raise ValueError(f"variant '{variant}' is unknown: there is 'smoke'")
     return c

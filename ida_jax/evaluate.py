@@ -39,7 +39,9 @@ def main(argv: list[str]) -> None:
     print(score_text(results))
     if options.json is not None:
         from ida_jax.files import written_whole
+        from ida_jax.provenance import provenance
 
+        results["provenance"] = provenance()
         with written_whole(options.json) as temporary:
             temporary.write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
     if options.plot is not None:
@@ -96,7 +98,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
     """All figures; the calibration is written at the end."""
     import numpy as np
 
-    from ida_jax.protocols.score_figures import group_figures, labelled_scores, score_figures
+    from ida_jax.protocols.score_figures import group_figures, score_figures, split_scores
     from ida_jax.tables.labelled_scores import (
         read_groups,
         read_identities,
@@ -132,7 +134,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         "methods": {},
     }
     for role, path in files.items():
-        split = labelled_scores(scores[role], same)
+        split = split_scores(scores[role], same)
         figures = {"name": _name(role, files), "file": str(path)}
         figures |= score_figures(split, fars=results["fars"])
         if groups is not None:
@@ -147,7 +149,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
     if options.resamples:
         results |= _bootstrap(options, scores, same, identities, results)
     if options.fit is not None:  # last, so that a mistake found above leaves no file behind
-        split = labelled_scores(scores["scores"], same)
+        split = split_scores(scores["scores"], same)
         results["calibration"] = _calibrate(options, split)
     return results
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ida_jax.protocols.pair_lists import PairList
-from ida_jax.protocols.roc import equal_error_rate, tar_at_far
+from ida_jax.protocols.roc import SplitScores
+from ida_jax.protocols.score_figures import verification_figures
 from ida_jax.protocols.verification import kfold_accuracy
-from ida_jax.rescoring.pairs import SplitScores, score_all_pairs, score_pairs
+from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
 
@@ -54,15 +55,4 @@ def evaluate_all_pairs(
     scores: Mapping[str, SplitScores], *, fars: Sequence[float]
 ) -> dict[str, dict[str, Any]]:
     """{method: figures} of verification over all pairs: TAR at each FAR, and the EER."""
-    figures = {}
-    for name, split in scores.items():
-        points = {f"{point.far:g}": point for point in tar_at_far(*split, fars)}
-        figures[name] = {
-            "tar@far": {far: point.tar for far, point in points.items()},
-            "threshold@far": {far: point.threshold for far, point in points.items()},
-            "false_accepts": {far: point.false_accepts for far, point in points.items()},
-            "eer": equal_error_rate(*split),
-            "genuine": len(split.genuine),
-            "impostor": len(split.impostor),
-        }
-    return figures
+    return {name: verification_figures(split, fars=fars) for name, split in scores.items()}

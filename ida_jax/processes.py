@@ -1,4 +1,4 @@
-"""Several processes as one run: SLURM, Open MPI, a TPU pod, or an address given by hand."""
+"""This process, its cores, and the others of its run (SLURM, Open MPI, a TPU pod, an address)."""
 
 import os
 
@@ -77,6 +77,13 @@ def agree(ok: bool = True) -> None:
     failed = int(jax.jit(jnp.sum, out_shardings=everywhere)(flags))
     if ok and failed:
         raise OthersFailed(f"{failed} other processes have failed: their own messages say why")
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _environment_names_several() -> bool:

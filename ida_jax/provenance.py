@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ida_jax.processes import cores
+
 _PACKAGES = ("ida_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann")
 
 
@@ -25,7 +27,7 @@ def provenance() -> dict[str, object]:
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": _commit(),
         "devices": f"{len(devices)} × {devices[0].device_kind}",
-        "processor": f"{_processor()}, {len(_cpus())} cores",
+        "processor": f"{_processor()}, {cores()} cores",
         "versions": versions,
     }
 
@@ -50,11 +52,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _cpus() -> set[int]:
-    import os
-
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.files import require_file
     from ida_jax.rescoring.job import Inputs, rescore_files
 
+    _give_memory_back()
     read = (options.anchors, options.ssr, options.csn, options.calibration)
     for path in read:
         if path is not None:
@@ -68,6 +69,20 @@ def main(argv: list[str]) -> None:
                 f"{summary.bad_faces} faces are zero, NaN or infinite; {summary.unmatched:,} pairs "
                 "with them have the score NaN, which never counts as a match"
             )
+
+
+def _give_memory_back() -> None:
+    """Has glibc return every freed array of 8 MiB and more to the system.
+
+    Else it learns from the first chunk's arrays to keep later ones of their size, and a list of
+    many chunks peaks 0.2 GiB higher than a list of one. Elsewhere nothing is done.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None) if sys.platform == "linux" else None, "mallopt", None)
+    if mallopt is not None:
+        mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+        mallopt(mmap_threshold, 8 << 20)
 
 
 # What does not change the scores.

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.config_check import check_config
-from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.dataset import FaceDataset, ImageSubset
 from ida_jax.data.load import load_faces, require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
@@ -37,6 +37,7 @@ from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import DensityRegressor, searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.workdir import claim_workdir
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     unfinished = [name for name in config.stages if not _STAGES[name].result(current).is_file()]
     if unfinished:
         _check(current, unfinished)
-    _claim(current)
+    claim_workdir(current.workdir, config)
     for name in config.stages:
         if name in unfinished:
             _STAGES[name].run(current)
@@ -162,43 +163,23 @@ def _check(run: Run, unfinished: list[str]) -> None:
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
                 "identity, a face's own left out): lower k or take more identities"
             )
+        _check_cohort(run, "evaluate.top_n", "as_norm" in c.evaluate.methods, left_out=0)
+        # CSN's fit leaves out both people of a pair.
+        _check_cohort(run, "csn.top_n", "csn" in c.stages, left_out=2)
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
         _ = run.pair_list  # draws or reads it
 
 
-def _claim(run: Run) -> None:
-    """Makes the workdir this config's own, or finds that it is."""
-    path = run.workdir / "config.json"
-    # Where data lies may change between two runs; what is computed may not.
-    mine = json.loads(run.config.to_json_best_effort())
-    mine.pop("data_dir", None)
-    if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        if difference := _difference(theirs, mine):
-            raise UserError(
-                f"{run.workdir} was begun by another config ({difference}): take another "
-                "--workdir, or delete this one"
-            )
-        return
-    try:
-        run.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the workdir {run.workdir}: {error.strerror}") from error
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-
-
-def _difference(before: dict, now: dict, prefix: str = "") -> str:
-    """The first entry in which two configs differ, in words; "" where they are the same."""
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = before.get(key, "absent"), now.get(key, "absent")
-        if isinstance(old, dict) and isinstance(new, dict):
-            if difference := _difference(old, new, f"{prefix}{key}."):
-                return difference
-        elif old != new:
-            return f"{prefix}{key} was {old}, is now {new}"
-    return ""
+def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
+    c = run.config
+    anchors = min(c.anchors.size, run.train_faces.num_identities) - left_out
+    section, name = key.split(".")
+    if used and c[section][name] > anchors:
+        raise UserError(
+            f"{key} is {c[section][name]}, but a cohort can have at most {anchors} anchors here: "
+            "lower it or take more identities"
+        )
 
 
 def _train(run: Run) -> None:
@@ -238,23 +219,12 @@ def _anchors(run: Run) -> None:
         case "real_db":
             faces = run.train_faces
             rows = sources.real_db_rows(faces.labels, size=c.size, seed=run.config.seed)
-            embeddings = run.embed(_Subset(faces.images, rows), "anchors")
+            embeddings = run.embed(ImageSubset(faces.images, rows), "anchors")
             anchors = AnchorSet.from_embeddings(
                 embeddings, labels=faces.labels[rows], source="real_db", **options
             )
     run.anchors_path.parent.mkdir(exist_ok=True)
     anchors.save(run.anchors_path)
-
-
-class _Subset:
-    def __init__(self, images: Any, rows: np.ndarray) -> None:
-        self._images, self._rows = images, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._images[self._rows[index]]
 
 
 def _ssr(run: Run) -> None:
@@ -283,7 +253,7 @@ def _csn(run: Run) -> None:
         run.train_embeddings,
         run.train_faces.labels,
         run.anchors,
-        top_n=min(run.config.csn.top_n, max(2, len(run.anchors) // 2)),
+        top_n=run.config.csn.top_n,
         degree=run.config.csn.degree,
         seed=run.config.seed,
         searcher=run.config.searcher,
@@ -304,7 +274,8 @@ def _evaluate(run: Run) -> None:
         "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
         "anchors": {"source": run.anchors.source, "size": len(run.anchors)},
     }
-    searched = _scorer(run, "ida_r").terms(faces, labels=own).values[:, 0]
+    density = methods.get("ida_r") or _scorer(run, "ida_r").terms(faces, labels=own)
+    searched = density.values[:, 0]
     if "ida_l" in methods:
         regressed = methods["ida_l"].values[:, 0]
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
@@ -341,7 +312,7 @@ def _scorer(run: Run, method: str) -> Rescorer:
         tau=c.tau,
         method=method,
         searcher=c.searcher,
-        top_n=min(c.evaluate.top_n, len(run.anchors)),
+        top_n=c.evaluate.top_n,
         regressor=run.ssr if method == "ida_l" else None,
         csn=Csn.load(run.csn_path) if method == "csn" else None,
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ida_jax import prepare
-from ida_jax.data.dataset import FaceDataset, first_of_each_identity
+from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.lfw import load_lfw
 from ida_jax.data.pipeline import training_batches
 from ida_jax.data.tfds_faces import load_tfds
@@ -64,11 +64,6 @@ def test_labels_outside_the_classes():
         next(training_batches(data._replace(identities=data.identities[:4]), batch_size=2, seed=0))
     with pytest.raises(UserError, match="no faces"):
         next(training_batches(data._replace(labels=data.labels[:0]), batch_size=2, seed=0))
-
-
-def test_first_of_each_identity():
-    labels = np.array([2, 2, 0, 1, 1, 0])
-    np.testing.assert_array_equal(first_of_each_identity(labels), [2, 3, 0])
 
 
 def _jpeg(value):

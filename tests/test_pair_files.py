@@ -231,6 +231,17 @@ def test_unknown_names(tmp_path, small_blocks):
     _refused(source, "5 names for 4 faces", rows=4, names=NAMES)
 
 
+def test_a_header_among_names_is_told(tmp_path, capsys):
+    source = tmp_path / "p.csv"
+    for first, told in (("zoe,bob", "line 1 ('zoe', 'bob') is taken for a header"), ("", "")):
+        source.write_text(f"{first}\nann,dé\n".lstrip("\n"))
+        convert_pairs(source, tmp_path / "out.npy", rows=len(NAMES), names=NAMES)
+        assert np.load(tmp_path / "out.npy").shape == (1, 2)
+        error = capsys.readouterr().err
+        assert told in error
+        assert bool(error) == bool(told)
+
+
 def test_the_first_line_is_a_header_if_nothing_in_it_is_known(tmp_path):
     source = tmp_path / "p.csv"
     for first, names in (("ann,zoe", NAMES), ("zoe,4", NAMES), ("1,b", None), ("", NAMES)):

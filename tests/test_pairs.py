@@ -66,7 +66,7 @@ def test_score_pairs(count, rule, monkeypatch):
 @pytest.mark.parametrize("wide_index", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_grouping_by_tiles_changes_nothing(n, cells_a_pair, wide_index, threads, monkeypatch):
-    monkeypatch.setattr(tiles.os, "cpu_count", lambda: threads)
+    monkeypatch.setattr(tiles, "cores", lambda: threads)
     monkeypatch.setattr(tiles, "_TILE_BITS", 4)
     monkeypatch.setattr(tiles, "_RUN", 50)
     monkeypatch.setattr(tiles, "_CELLS_A_PAIR", cells_a_pair)

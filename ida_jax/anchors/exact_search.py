@@ -6,7 +6,6 @@ A slab is read from the anchors as they lie, memory-mapped or not, is compared w
 then let go; only the K best so far of each query are kept. Nothing of size A is ever copied.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ida_jax.ops.hypersphere import Neighbours, nearest_anchors
+from ida_jax.padding import block_size, padded
+from ida_jax.processes import cores
 
 Search = Callable[[np.ndarray, np.ndarray | None], Neighbours]
 
@@ -58,7 +59,7 @@ def host_search(
         widest = max(columns.stop - columns.start for columns in slabs)
         tile = np.empty((max(2, min(n, _HOST_QUERIES)), widest), np.float32)
         starts = range(0, n, _HOST_QUERIES)
-        with _progress(len(slabs) * len(starts)) as bar, ThreadPoolExecutor(_processors()) as pool:
+        with _progress(len(slabs) * len(starts)) as bar, ThreadPoolExecutor(cores()) as pool:
             for columns in slabs:
                 anchors = embeddings[columns]
                 own = None if labels is None else _own_columns(anchor_labels[columns])
@@ -146,9 +147,7 @@ def device_search(
     def search(queries: np.ndarray, labels: np.ndarray | None) -> Neighbours:
         n = len(queries)
         best = BestSoFar(n, k)
-        step = len(devices) * next(
-            (b for b in _DEVICE_QUERIES if n <= b * len(devices)), _DEVICE_QUERIES[-1]
-        )
+        step = block_size([len(devices) * each for each in _DEVICE_QUERIES], n)
         given = (queries,) if labels is None else (queries, labels)
         starts = range(0, n, step)
         # The device always has the next block while the one before is fetched.
@@ -160,7 +159,7 @@ def device_search(
                 for start in starts:
                     rows = slice(start, min(start + step, n))
                     blocks = tuple(
-                        jax.device_put(_padded(g[rows], step), NamedSharding(mesh, split))
+                        jax.device_put(padded(g[rows], step), NamedSharding(mesh, split))
                         for g in given
                     )
                     found = nearest(blocks, on_device)
@@ -305,21 +304,9 @@ def _fetch(best: BestSoFar, rows: slice, found: Neighbours, first_anchor: int) -
     best.merge(rows, similarities, first_anchor + indices)
 
 
-def _padded(block: np.ndarray, size: int) -> np.ndarray:
-    if len(block) == size:
-        return block
-    return np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), block.dtype)])
-
-
 def _fits(size: int, device: jax.Device) -> bool:
     limit = (device.memory_stats() or {}).get("bytes_limit", 4 << 30)
     return size <= limit // 2
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _progress(blocks: int) -> tqdm:

@@ -36,7 +36,14 @@ class FaceDataset(NamedTuple):
         return len(self.identities)
 
 
-def first_of_each_identity(labels: np.ndarray) -> np.ndarray:
-    """Row of each identity's first face, int64 [distinct labels], by ascending label."""
-    _, rows = np.unique(labels, return_index=True)
-    return rows
+class ImageSubset(Sequence[np.ndarray]):
+    """Some rows of a sequence of images, each fetched when it is asked for."""
+
+    def __init__(self, images: Sequence[np.ndarray], rows: np.ndarray) -> None:
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._images[self._rows[index]]

@@ -4,6 +4,7 @@ N queries, A anchors, D embedding, K neighbours (the support set), G groups.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -72,6 +73,49 @@ def largest_k(
     return top, jnp.take_along_axis(columns, position, axis=1)
 
 
+def blockwise_top_k(
+    columns_from: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, int],
+    *,
+    k: int,
+    block_size: int,
+) -> Neighbours:
+    """The k largest of each row of a matrix [N, A] that only exists by blocks of columns.
+
+    Args:
+      columns_from: float32 [N, block_size], the columns that begin with the given one.
+      shape: (N, A).
+      k: 1 ≤ k ≤ block_size.
+      block_size: columns at once, at most A.
+
+    Returns:
+      `Neighbours`: the values, descending, and their columns.
+    """
+    n, a = shape
+
+    def best_of_block(start: jax.Array) -> Neighbours:
+        # The last block starts early instead of running over; what was seen before is masked.
+        first = jnp.minimum(start, a - block_size)
+        column = first + jnp.arange(block_size, dtype=jnp.int32)
+        values = jnp.where((column >= start)[None, :], columns_from(first), -jnp.inf)
+        top, place = largest_k(values, k)
+        return Neighbours(top, first + place)
+
+    def merge(best: Neighbours, start: jax.Array) -> tuple[Neighbours, None]:
+        block = best_of_block(start)
+        values = jnp.concatenate([best.similarities, block.similarities], axis=1)
+        columns = jnp.concatenate([best.indices, block.indices], axis=1)
+        top, place = lax.top_k(values, k)
+        return Neighbours(top, jnp.take_along_axis(columns, place, axis=1)), None
+
+    if block_size == a:
+        return best_of_block(jnp.int32(0))
+    nothing = Neighbours(jnp.full((n, k), -jnp.inf, jnp.float32), jnp.zeros((n, k), jnp.int32))
+    starts = jnp.arange(-(-a // block_size), dtype=jnp.int32) * block_size
+    best, _ = lax.scan(merge, nothing, starts)
+    return best
+
+
 @partial(jax.jit, static_argnames=("k", "block_size"))
 def nearest_anchors(
     queries: jax.Array,
@@ -108,32 +152,14 @@ def nearest_anchors(
     if (query_labels is None) != (anchor_labels is None):
         raise ValueError("the exclusion by label needs the queries' and the anchors' labels")
     block_size = max(k, min(block_size, a))
-    blocks = -(-a // block_size)
 
-    def best_of_block(start: jax.Array) -> Neighbours:
-        # The last block starts early instead of running over; what was seen before is masked.
-        first = jnp.minimum(start, a - block_size)
+    def similarities(first: jax.Array) -> jax.Array:
         block = lax.dynamic_slice_in_dim(anchors, first, block_size)
-        similarities = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
-        row = first + jnp.arange(block_size, dtype=jnp.int32)
-        allowed = (row >= start)[None, :]
-        if query_labels is not None:
-            labels = lax.dynamic_slice_in_dim(anchor_labels, first, block_size)
-            same = (query_labels[:, None] == labels[None, :]) & (labels >= 0)[None, :]
-            allowed = allowed & ~same
-        top, column = largest_k(jnp.where(allowed, similarities, -jnp.inf), k)
-        return Neighbours(top, first + column)
+        found = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
+        if query_labels is None:
+            return found
+        labels = lax.dynamic_slice_in_dim(anchor_labels, first, block_size)
+        same = (query_labels[:, None] == labels[None, :]) & (labels >= 0)[None, :]
+        return jnp.where(same, -jnp.inf, found)
 
-    def merge(best: Neighbours, start: jax.Array) -> tuple[Neighbours, None]:
-        block = best_of_block(start)
-        similarities = jnp.concatenate([best.similarities, block.similarities], axis=1)
-        indices = jnp.concatenate([best.indices, block.indices], axis=1)
-        top, position = lax.top_k(similarities, k)
-        return Neighbours(top, jnp.take_along_axis(indices, position, axis=1)), None
-
-    if blocks == 1:
-        return best_of_block(jnp.int32(0))
-    nothing = Neighbours(jnp.full((n, k), -jnp.inf, queries.dtype), jnp.zeros((n, k), jnp.int32))
-    starts = jnp.arange(blocks, dtype=jnp.int32) * block_size
-    best, _ = lax.scan(merge, nothing, starts)
-    return best
+    return blockwise_top_k(similarities, (n, a), k=k, block_size=block_size)

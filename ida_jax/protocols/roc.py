@@ -19,6 +19,18 @@ from numpy.typing import ArrayLike
 from ida_jax.errors import UserError
 
 
+class SplitScores(NamedTuple):
+    """One method's scores by the kind of their pairs.
+
+    Attributes:
+      genuine: [G], pairs of one identity.
+      impostor: [n], pairs of two.
+    """
+
+    genuine: np.ndarray
+    impostor: np.ndarray
+
+
 class OperatingPoint(NamedTuple):
     """TAR at one FAR.
 

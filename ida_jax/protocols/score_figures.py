@@ -5,65 +5,73 @@ threshold, FARs are never exceeded, and NaN is never a match.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ida_jax.protocols.calibration import cllr, min_cllr, threshold_interval
-from ida_jax.protocols.roc import equal_error_rate, roc_curve, tar_at_far
+from ida_jax.protocols.roc import SplitScores, equal_error_rate, roc_curve, tar_at_far
 
 # With fewer false accepts behind it, a figure says little: its relative deviation is over a third.
 FEWEST_FALSE_ACCEPTS = 10
 
 
-class LabelledScores(NamedTuple):
-    """One method's scores by kind, ascending, NaN last.
-
-    Attributes:
-      genuine: [G].
-      impostor: [n].
-    """
-
-    genuine: np.ndarray
-    impostor: np.ndarray
-
-
-def labelled_scores(scores: np.ndarray, same: np.ndarray) -> LabelledScores:
-    """Sorts scores [P] by label, bool [P], once for all figures."""
-    split = LabelledScores(scores[same], scores[~same])
+def split_scores(scores: np.ndarray, same: np.ndarray) -> SplitScores:
+    """Sorts scores [P] by label, bool [P], once for all figures; ascending, NaN last."""
+    split = SplitScores(scores[same], scores[~same])
     for kind in split:
         kind.sort()
     return split
 
 
-def score_figures(split: LabelledScores, *, fars: Sequence[float]) -> dict[str, Any]:
-    """TAR, threshold and counts at each FAR, EER, Cllr, min-Cllr and the curve's points.
+def verification_figures(split: SplitScores, *, fars: Sequence[float]) -> dict[str, Any]:
+    """TAR, threshold and counts at each FAR, and the EER, by `roc`'s rule.
 
-    Keys ending in `@far` hold a value for each FAR, by its shortest text (`"0.001"`). Cllr takes
-    the scores for natural-log likelihood ratios, which raw ones are not. The threshold's interval
-    is `threshold_interval`'s, over pairs. `curve` has the ROC's far, tar and threshold; a DET curve
-    plots far against 1 − tar.
+    Keys ending in `@far`, `false_accepts` and `realised_far` hold a value for each FAR, by its
+    shortest text (`"0.001"`).
+
+    Args:
+      split: the scores; ascending ones without NaN are used without a copy.
+      fars: rates in (0, 1].
 
     Raises:
       UserError: no scores of a kind, or a FAR outside (0, 1].
     """
-    ordered = [_lowest_first(kind) for kind in split]
-    points = tar_at_far(*ordered, fars)
-    curve = roc_curve(*ordered)
-    intervals = {p.far: threshold_interval(ordered[1], p.far) for p in points}
+    points = {far_key(point.far): point for point in tar_at_far(*split, fars)}
     return {
         "genuine": split.genuine.size,
         "impostor": split.impostor.size,
+        "tar@far": {far: point.tar for far, point in points.items()},
+        "threshold@far": {far: point.threshold for far, point in points.items()},
+        "false_accepts": {far: point.false_accepts for far, point in points.items()},
+        "realised_far": {far: point.realised_far for far, point in points.items()},
+        "eer": equal_error_rate(*split),
+    }
+
+
+def score_figures(split: SplitScores, *, fars: Sequence[float]) -> dict[str, Any]:
+    """`verification_figures`, the thresholds' intervals, Cllr, min-Cllr and the curve's points.
+
+    Cllr takes the scores for natural-log likelihood ratios, which raw ones are not. The intervals
+    are `threshold_interval`'s, over pairs. `curve` has the ROC's far, tar and threshold; a DET
+    curve plots far against 1 − tar.
+
+    Args:
+      split: as `split_scores` gives them.
+      fars: rates in (0, 1].
+
+    Raises:
+      UserError: no scores of a kind, or a FAR outside (0, 1].
+    """
+    ordered = SplitScores(*(_lowest_first(kind) for kind in split))
+    intervals = {far_key(far): list(threshold_interval(ordered.impostor, far)) for far in fars}
+    return {
+        **verification_figures(ordered, fars=fars),
         "nan": _nans(split.genuine) + _nans(split.impostor),
-        "tar@far": {far_key(p.far): p.tar for p in points},
-        "threshold@far": {far_key(p.far): p.threshold for p in points},
-        "threshold_interval@far": {far_key(far): list(ends) for far, ends in intervals.items()},
-        "false_accepts": {far_key(p.far): p.false_accepts for p in points},
-        "realised_far": {far_key(p.far): p.realised_far for p in points},
-        "eer": equal_error_rate(*ordered),
+        "threshold_interval@far": intervals,
         "cllr": cllr(*split),
         "min_cllr": min_cllr(*split),
-        "curve": {name: values.tolist() for name, values in curve._asdict().items()},
+        "curve": {name: values.tolist() for name, values in roc_curve(*ordered)._asdict().items()},
     }
 
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.protocols.roc import roc_curve
-from ida_jax.rescoring.pairs import SplitScores
+from ida_jax.protocols.roc import SplitScores, roc_curve
 
 _SHEET_IDENTITIES = 8
 _SHEET_COLUMNS = 8

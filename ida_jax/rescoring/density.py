@@ -16,7 +16,7 @@ from ida_jax.errors import UserError
 from ida_jax.files import complete, load_tensors, save_tensors
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.dao import log_density
-from ida_jax.rescoring.padding import block_size, padded
+from ida_jax.padding import block_size, padded
 from ida_jax.validation import require_same_model, require_unit
 
 _KIND = "ssr_module"

@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from ida_jax.errors import UserError
-from ida_jax.ops.hypersphere import largest_k
-from ida_jax.rescoring.padding import block_size, padded
+from ida_jax.ops.hypersphere import Neighbours, blockwise_top_k
+from ida_jax.padding import block_size, padded
 from ida_jax.rescoring.terms import FaceTerms, pair_score
 
 # 512 × 8192 similarities are 16 MiB.
@@ -109,25 +109,14 @@ def _best(
     gallery: jax.Array,
     gallery_values: jax.Array,
     constants: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> Neighbours:
     m, g = probes.shape[0], gallery.shape[0]
-    block = max(block, min(top, g))
+    block = max(block, top)
 
-    def merge(best: tuple, start: jax.Array) -> tuple[tuple, None]:
-        # The last block starts early instead of running over; what was seen before is masked.
-        first = jnp.minimum(start, g - block)
+    def scores(first: jax.Array) -> jax.Array:
         faces = lax.dynamic_slice_in_dim(gallery, first, block)
         values = lax.dynamic_slice_in_dim(gallery_values, first, block)
         cosine = jnp.matmul(probes, faces.T, precision=lax.Precision.HIGHEST)
-        scores = pair_score(rule, cosine, values[None, :, :], probe_values[:, None, :], constants)
-        row = first + jnp.arange(block, dtype=jnp.int32)
-        scores, column = largest_k(jnp.where((row >= start)[None, :], scores, -jnp.inf), top)
-        scores = jnp.concatenate([best[0], scores], axis=1)
-        rows = jnp.concatenate([best[1], first + column], axis=1)
-        scores, position = lax.top_k(scores, top)
-        return (scores, jnp.take_along_axis(rows, position, axis=1)), None
+        return pair_score(rule, cosine, values[None, :, :], probe_values[:, None, :], constants)
 
-    nothing = (jnp.full((m, top), -jnp.inf, jnp.float32), jnp.zeros((m, top), jnp.int32))
-    starts = jnp.arange(-(-g // block), dtype=jnp.int32) * block
-    best, _ = lax.scan(merge, nothing, starts)
-    return best
+    return blockwise_top_k(scores, (m, g), k=top, block_size=block)

@@ -111,7 +111,10 @@ def rescore_files(
         if listed is None:
             path = parts.folder / "pairs.npy"
             if is_first() and not path.is_file():
-                convert_pairs(inputs.pairs, path, names=names, rows=len(faces))
+                with _bar(inputs.pairs.stat().st_size, "pair list", "B") as bar:
+                    convert_pairs(
+                        inputs.pairs, path, names=names, rows=len(faces), progress=bar.update
+                    )
             agree()
             listed = PairFile(path)
         terms = _face_terms(parts, faces, bad, scorer)

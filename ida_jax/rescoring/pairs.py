@@ -4,7 +4,6 @@ P pairs, N faces, D embedding, S numbers a face.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,8 @@ from jax import lax
 from tqdm import tqdm
 
 from ida_jax.errors import UserError
-from ida_jax.rescoring.padding import block_size, padded
+from ida_jax.padding import block_size, padded
+from ida_jax.protocols.roc import SplitScores
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
 from ida_jax.rescoring.tiles import tiled_cosines
 from ida_jax.validation import require_unit
@@ -27,18 +27,6 @@ _RULE_BLOCKS = (64, 4096, 65536, 1 << 20)
 CHUNK = 1 << 24
 _ROW_BLOCK = 512
 _MOST_PAIRS = 500_000_000
-
-
-class SplitScores(NamedTuple):
-    """Scores of all pairs of a labelled set.
-
-    Attributes:
-      genuine: float32, pairs of one identity.
-      impostor: float32, pairs of two.
-    """
-
-    genuine: np.ndarray
-    impostor: np.ndarray
 
 
 def score_pairs(faces: np.ndarray, pairs: np.ndarray, terms: FaceTerms | None = None) -> np.ndarray:

@@ -8,12 +8,13 @@ P pairs, N faces, D embedding.
 """
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from ida_jax.processes import cores
 
 # Tiles of 2048 × 2048: each takes 21 ms at D = 512 on two cores, a gathered pair 0.3 to 1 µs.
 _TILE_BITS = 11
@@ -41,7 +42,7 @@ def tiled_cosines(
     worth = max(1, int(4**bits / _CELLS_A_PAIR))
     if len(pairs) < worth or tiles * tiles > np.iinfo(np.int32).max:
         return gathered(pairs)
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    threads = min(_MOST_THREADS, cores())
     ends = np.linspace(0, len(pairs), threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
         shares = list(

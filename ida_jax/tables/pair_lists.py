@@ -5,6 +5,7 @@ P pairs, N faces.
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -107,7 +108,7 @@ def convert_pairs(
     The source is .csv, .tsv or .parquet with two columns, or .npy [P, 2]. Integers in .parquet and
     .npy are rows, strings there are names. The fields of text (UTF-8) are names where `names` are
     given and rows otherwise. Its first line is a header if no field in it is empty, a number or a
-    known name.
+    known name; among names, where such a line may be a pair of two unknown ones, stderr is told.
 
     Args:
       rows: N; a pair's rows lie in 0 … N−1.
@@ -193,7 +194,7 @@ def _text_pairs(source: Path, delimiter: str, rows: int, names: _Names | None) -
     size, done = source.stat().st_size, 0
     for block in text_blocks(source):
         done += len(block.text)
-        block = without_header(block, delimiter, lambda fields: _is_header(fields, names))
+        block = without_header(block, delimiter, lambda fields: _skips(source, fields, names))
         if not block.text:
             continue
         columns = parse_columns(block, delimiter, (kind, kind))
@@ -281,6 +282,15 @@ def _is_header(fields: list[str], names: _Names | None) -> bool:
         return False
     known = frozenset() if names is None else names.known
     return not any(field in known or _NUMBER.fullmatch(field) for field in fields)
+
+
+def _skips(source: Path, fields: list[str], names: _Names | None) -> bool:
+    """Whether the first line is a header; among names it is told, since it may be a pair."""
+    skipped = _is_header(fields, names)
+    if skipped and names is not None:
+        shown = ", ".join(_shown(field) for field in fields[:5])
+        print(f"{source}, line 1 ({shown}) is taken for a header", file=sys.stderr)
+    return skipped
 
 
 def _fault(fields: list[str], rows: int, names: _Names | None) -> str | None:
