@@ -260,6 +260,20 @@ def test_check_by_integer_labels(built, tmp_path):
         assert report["known_leaks"]["total"] == expected
 
 
+def test_unlabelled_images_of_the_same_people_are_not_called_fine(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    people = rng.normal(size=(40, 16))
+    images = people[np.arange(200) // 5] + 0.05 * rng.normal(size=(200, 16))
+    np.save(tmp_path / "E.npy", images)
+    np.save(tmp_path / "probes.npy", rng.normal(size=(30, 16)))
+    main(["build", f"--embeddings={tmp_path}/E.npy", f"--output={tmp_path}/A.safetensors"])
+    flags = ["check", f"--anchors={tmp_path}/A.safetensors", f"--against={tmp_path}/probes.npy"]
+    assert main(flags)
+    assert "several images of a person without labels" in capsys.readouterr().out
+    main([*flags, "--threshold=0.9"])
+    assert "several images" not in capsys.readouterr().out
+
+
 def test_exit_codes_as_scripts_see_them(built, tmp_path):
     fine = _run("check", f"--anchors={built}")
     assert (fine.returncode, fine.stderr) == (0, "")

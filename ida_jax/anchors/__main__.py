@@ -89,12 +89,13 @@ def _build(argv: list[str]) -> None:
     _check_build(options)
 
     from ida_jax.anchors import sources
+    from ida_jax.tables.embeddings import read_embeddings
 
     common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
     if options.embeddings is not None:
         people = None if options.labels is None else sources.read_people(options.labels)
         anchors = sources.embedding_anchors(
-            _embeddings(options.embeddings)[0],
+            read_embeddings(options.embeddings).embeddings,
             people=people,
             per_identity=options.per_identity,
             **common,
@@ -233,6 +234,11 @@ def _check(argv: list[str]) -> bool:
     )
     _list(found, "anchor", anchors.names, anchors.names, options.limit)
     report["near_duplicates"] = check.matches_json(found, threshold=level)
+    if anchors.labels is None and level >= check.HIGHEST_THRESHOLD > (options.threshold or 0):
+        findings.append(
+            "the set seems to hold several images of a person without labels, so that it tells no "
+            "threshold and leaks go unseen: build it with --labels, or give --threshold"
+        )
     for finding in findings:
         print(f"warning: {finding}")
     if options.json is not None:
@@ -298,17 +304,12 @@ def _model(path: Path) -> "FaceModel":
     return FaceModel.load(path / "model.safetensors" if path.is_dir() else path)
 
 
-def _embeddings(path: Path) -> "tuple[np.ndarray, list[str] | None]":
-    from ida_jax.tables.embeddings import read_embeddings
-
-    return read_embeddings(path)
-
-
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
     from ida_jax.anchors.sources import read_people
+    from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.validation import unit_embeddings
 
-    embeddings, names = _embeddings(options.against)
+    embeddings, names = read_embeddings(options.against)
     people = None
     if options.labels is not None:
         people = read_people(options.labels)

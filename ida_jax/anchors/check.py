@@ -24,6 +24,9 @@ from ida_jax.errors import UserError
 from ida_jax.validation import require_unit
 
 _BLOCK = 2048
+# An image that is in both sets is found whatever the model. A set whose own threshold would lie
+# above it holds several images of one person without saying so, and tells nothing about strangers.
+HIGHEST_THRESHOLD = 0.999
 
 
 class Matches(NamedTuple):
@@ -77,7 +80,7 @@ def same_person_threshold(
     scale = (high - low) / (math.log(-math.log(0.25)) - math.log(-math.log(0.75)))
     location = low + scale * math.log(-math.log(0.25))
     expected = 1 / max(faces, 2)  # one in one would be no threshold
-    return min(location - scale * math.log(-math.log1p(-expected)), 0.999)
+    return min(location - scale * math.log(-math.log1p(-expected)), HIGHEST_THRESHOLD)
 
 
 def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) -> Matches:
