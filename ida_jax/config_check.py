@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.search import SEARCHERS, has_scann
+from ida_jax.data.augment import augmentation
 from ida_jax.errors import UserError
 from ida_jax.face_model import build_network
-from ida_jax.models.margin_head import KINDS
 from ida_jax.rescoring.density import TARGETS
 from ida_jax.rescoring.rescorer import METHODS
+from ida_jax.training.optimizer import SCHEDULES
+from ida_jax.training.train_step import margin_head
 
 ANCHOR_SOURCES = ("class_weights", "real_db")
 PAIR_LISTS = ("drawn", "lfw")
@@ -32,13 +34,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     if c.searcher == "scann" and not has_scann():
         raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")
     if "train" in unfinished:
-        _one_of("train.head", c.train.head, KINDS)
-        for key in ("batch_size", "steps", "checkpoint_every", "log_every"):
-            _at_least_1(c, f"train.{key}")
-        _positive(c, "train.learning_rate")
-        _positive(c, "train.scale")
-        if not 0 <= c.train.margin < math.pi / 2:
-            raise UserError(f"train.margin is {c.train.margin}: expected 0 ≤ m < π/2")
+        _check_train(c.train)
     if "import" in unfinished:
         given = (c.model.network, c.model.options.embedding_dim, c.model.image_size)
         if given != ("mobilefacenet", 128, 112):
@@ -77,6 +73,35 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
             raise UserError(f"evaluate.fars is {c.evaluate.fars}: expected rates in (0, 1]")
         if c.evaluate.folds < 2:
             raise UserError(f"evaluate.folds is {c.evaluate.folds}: expected 2 or more")
+
+
+def _check_train(train: ConfigDict) -> None:
+    """Ranges and choices; `training.train_step.make_program` checks what devices decide."""
+    c = ConfigDict({"train": train})
+    _one_of("train.schedule", train.schedule, SCHEDULES)
+    _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
+    _one_of("train.head_dtype", train.head_dtype, ("float32", "bfloat16"))
+    _one_of("train.keep", train.keep, ("last", "best"))
+    for key in ("batch_size", "accumulate", "steps", "checkpoint_every", "log_every"):
+        _at_least_1(c, f"train.{key}")
+    for key in (
+        "class_shards", "class_block", "warmup_steps", "clip_norm", "workers", "verify_every"
+    ):  # fmt: skip
+        if not 0 <= train[key] < math.inf:
+            raise UserError(f"train.{key} is {train[key]}: expected 0 or more")
+    for key in ("learning_rate", "scale"):
+        _positive(c, f"train.{key}")
+    if not 0 < train.sample_rate <= 1:
+        raise UserError(f"train.sample_rate is {train.sample_rate}: expected a share in (0, 1]")
+    if not 0 <= train.ema_decay < 1:
+        raise UserError(f"train.ema_decay is {train.ema_decay}: expected 0 ≤ decay < 1")
+    if train.keep == "best" and not train.verify_every:
+        raise UserError(
+            "train.keep is best, which verification decides: set train.verify_every, or keep last"
+        )
+    # The head knows which margins its kind takes.
+    margin_head(train, num_classes=1)
+    augmentation(train.augment)
 
 
 def _value(config: ConfigDict, key: str) -> float:

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and how commands end on it."""
+"""How commands end: on a user's mistake, on a run that was stopped, on Ctrl-C."""
 
 import sys
 from collections.abc import Callable
@@ -11,16 +11,26 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """A run that was asked to stop, saved its state, and ends well.
+
+    The message is one line that says how far it came and how to go on.
+    """
+
+
 def exit_code(run: Callable[[], None]) -> int:
     """Runs a command's body and says how it ended.
 
-    A UserError becomes one line on stderr and the exit code 2; Ctrl-C one line and the shell's 130.
+    A UserError becomes one line on stderr and the exit code 2; Ctrl-C one line and the shell's 130;
+    Stopped one line and 0.
     """
     try:
         run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130

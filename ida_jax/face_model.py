@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ida_jax.errors import UserError
 from ida_jax.files import complete, load_tensors, save_tensors
 from ida_jax.models import mobilefacenet, resnet
-from ida_jax.sharding import batch_sharding, data_mesh, pad_batch, replicated
+from ida_jax.sharding import batch_sharding, local_mesh, pad_batch, replicated
 from ida_jax.validation import unit_embeddings
 
 _KIND = "face_model"
@@ -160,7 +160,7 @@ class FaceModel:
         Raises:
           UserError: a crop of another size; a zero, NaN or infinite embedding, named by row.
         """
-        mesh = data_mesh()
+        mesh = local_mesh()
         variables = jax.device_put(self.variables, replicated(mesh))
         module = build_network(self.network, self.network_options)
         rows = -(-max(1, min(batch_size, len(images))) // mesh.size) * mesh.size

@@ -10,6 +10,7 @@ import sys
 from ml_collections import ConfigDict
 
 from ida_jax.errors import UserError, exit_code
+from ida_jax.processes import join_processes
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
         print(__doc__)
         return
     config, workdir = _flags()
+    join_processes()
 
     from ida_jax.report.tables import results_table
     from ida_jax.stages import run

@@ -1,13 +1,16 @@
-"""Data parallelism: the batch is split over all devices, everything else is on each of them.
+"""Devices as a mesh: images split over all of them, the head's classes over an axis of their own.
 
 B batch.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ida_jax.errors import UserError
 
 
 class PaddedBatch(NamedTuple):
@@ -22,19 +25,53 @@ class PaddedBatch(NamedTuple):
     mask: np.ndarray | None
 
 
-def data_mesh() -> Mesh:
-    """All devices along one axis named "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def local_mesh() -> Mesh:
+    """This process's devices, for what each process computes by itself."""
+    devices = np.array(jax.local_devices()).reshape(-1, 1)
+    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def training_mesh(class_shards: int = 0, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes as a mesh with the axes "data" and "model".
+
+    Args:
+      class_shards: the size of "model", over which the head's classes are split; 0 splits them over
+        all devices, 1 keeps them whole on each (plain data parallelism).
+      devices: which, where not those of this run (a planned pod's, say).
+
+    Raises:
+      UserError: it does not divide the device count.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    model = class_shards or count
+    if count % model:
+        raise UserError(
+            f"train.class_shards is {model}, which does not divide the {count} devices: take one "
+            "of their divisors, or 0 for all"
+        )
+    shape, names = (count // model, model), ("data", "model")
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "model")))
+
+
+def class_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis split over "model"."""
+    return NamedSharding(mesh, PartitionSpec("model"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def padded_classes(num_classes: int, mesh: Mesh) -> int:
+    """The classes, filled up to a multiple of the devices that share them."""
+    shards = mesh.shape["model"]
+    return math.ceil(num_classes / shards) * shards
 
 
 def pad_batch(*arrays: np.ndarray, to_multiple_of: int) -> PaddedBatch:
@@ -45,3 +82,9 @@ def pad_batch(*arrays: np.ndarray, to_multiple_of: int) -> PaddedBatch:
         return PaddedBatch(arrays, None)
     padded = tuple(np.concatenate([a, np.repeat(a[:1], missing, axis=0)]) for a in arrays)
     return PaddedBatch(padded, np.arange(rows + missing) < rows)
+
+
+def put_batch(arrays: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch onto its devices, as parts of the whole batch's arrays."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)

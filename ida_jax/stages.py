@@ -11,9 +11,8 @@ A stage whose file exists is not run again. N faces, D embedding.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,95 +22,23 @@ from ml_collections import ConfigDict
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.config_check import check_config
-from ida_jax.data.dataset import FaceDataset, ImageSubset
-from ida_jax.data.load import load_faces, require_faces
+from ida_jax.data.dataset import ImageSubset
+from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
 from ida_jax.evaluation import all_pairs_scores, evaluate_all_pairs, evaluate_kfold
-from ida_jax.face_model import FaceModel, Preprocessing
+from ida_jax.face_model import FaceModel
 from ida_jax.files import load_npz, require_file, written_whole
-from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
+from ida_jax.processes import agree, is_first
 from ida_jax.protocols.regression import regression_quality
+from ida_jax.protocols.verification import kfold_accuracy
 from ida_jax.provenance import provenance
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.csn_fit import fit_csn
-from ida_jax.rescoring.density import DensityRegressor, searched_log_density
+from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.run import Run
 from ida_jax.workdir import claim_workdir
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A config and its workdir; data and artefacts are read when a stage asks for them."""
-
-    config: ConfigDict
-    workdir: Path
-
-    @property
-    def model_path(self) -> Path:
-        return self.workdir / "model.safetensors"
-
-    @property
-    def anchors_path(self) -> Path:
-        return self.workdir / "anchors" / "anchors.safetensors"
-
-    @property
-    def ssr_path(self) -> Path:
-        return self.workdir / "ssr.safetensors"
-
-    @property
-    def csn_path(self) -> Path:
-        return self.workdir / "csn.safetensors"
-
-    @property
-    def results_path(self) -> Path:
-        return self.workdir / "results.json"
-
-    @cached_property
-    def train_faces(self) -> FaceDataset:
-        c = self.config
-        return load_faces(c.train_data, data_dir=c.data_dir, seed=c.seed)
-
-    @cached_property
-    def eval_faces(self) -> FaceDataset:
-        c = self.config
-        return load_faces(c.eval_data, data_dir=c.data_dir, seed=c.seed)
-
-    @cached_property
-    def pair_list(self) -> PairList:
-        c = self.config
-        if c.evaluate.pairs == "lfw":
-            return read_lfw_pairs(Path(c.data_dir) / "lfw" / "pairs.txt", self.eval_faces.names)
-        return kfold_pairs(self.eval_faces.labels, folds=c.evaluate.folds, seed=c.seed)
-
-    @property
-    def model_preprocessing(self) -> Preprocessing:
-        c = self.config.model
-        return Preprocessing(c.image_size, tuple(c.mean), tuple(c.std))
-
-    @cached_property
-    def model(self) -> FaceModel:
-        return FaceModel.load(self.model_path)
-
-    @cached_property
-    def anchors(self) -> AnchorSet:
-        anchors = AnchorSet.load(self.anchors_path)
-        anchors.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
-        return anchors
-
-    @cached_property
-    def ssr(self) -> DensityRegressor:
-        ssr = DensityRegressor.load(self.ssr_path)
-        ssr.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
-        return ssr
-
-    @cached_property
-    def train_embeddings(self) -> np.ndarray:
-        return self.embed(self.train_faces.images, "embed the training set")
-
-    def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
-        # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.
-        return self.model.embed(images, flip=self.config.flip, progress=title)
 
 
 class _Stage(NamedTuple):
@@ -132,13 +59,19 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     unfinished = [name for name in config.stages if not _STAGES[name].result(current).is_file()]
     if unfinished:
         _check(current, unfinished)
-    claim_workdir(current.workdir, config)
+    if is_first():
+        claim_workdir(current.workdir, config)
+    agree()
     for name in config.stages:
-        if name in unfinished:
+        result = _STAGES[name].result(current)
+        if name not in unfinished:
+            print(f"{name}: finished before, see {result}")
+        elif name == "train" or is_first():
             _STAGES[name].run(current)
-        else:
-            print(f"{name}: finished before, see {_STAGES[name].result(current)}")
-    if not current.results_path.is_file():
+        # All processes train; the first alone does the rest.
+        while not is_first() and not result.is_file():
+            time.sleep(1)
+    if not (is_first() and current.results_path.is_file()):
         return {}
     return json.loads(current.results_path.read_text(encoding="utf-8"))
 
@@ -151,6 +84,10 @@ def _check(run: Run, unfinished: list[str]) -> None:
         require_faces(c.train_data, data_dir=c.data_dir)
     if "evaluate" in unfinished:
         require_faces(c.eval_data, data_dir=c.data_dir)
+    if "train" in unfinished and c.train.verify_every:
+        require_faces(c.verify_data, data_dir=c.data_dir)
+        run.model_preprocessing.check(run.verify_faces.images[0], what="verify_data's first image")
+        _ = run.verify_pairs
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
     if {"train", "anchors", "ssr"} & set(unfinished):
@@ -185,17 +122,23 @@ def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
 def _train(run: Run) -> None:
     from ida_jax.training.recognition import train
 
-    c = run.config
+    verifying = run.config.train.verify_every > 0
     model = train(
         run.train_faces,
-        c.train,
-        network=c.model.network,
-        network_options=c.model.options.to_dict(),
-        preprocessing=run.model_preprocessing,
+        run.config,
         workdir=run.workdir,
-        seed=c.seed,
+        verify=(lambda model: _verification_accuracy(run, model)) if verifying else None,
     )
-    model.save(run.model_path)
+    if is_first():
+        model.save(run.model_path)
+
+
+def _verification_accuracy(run: Run, model: FaceModel) -> float:
+    """Of the cosine, by ten folds of the held-out pairs."""
+    faces = model.embed(run.verify_faces.images, flip=run.config.flip)
+    pairs, same, fold = run.verify_pairs
+    cosines = np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1)
+    return kfold_accuracy(cosines, same, folds=fold).mean
 
 
 def _import(run: Run) -> None:

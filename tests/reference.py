@@ -73,3 +73,45 @@ def csn_objective(theta, features, same, prior, ridge):
         z = theta[:-1] @ ((row - mean) / deviation) + theta[-1]
         loss += w * np.logaddexp(0, -z if y else z)
     return loss, mean, deviation
+
+
+def arcface(c, margin):
+    """cos(θ + m), or its continuation for θ + m > π, through the angle; scale 1, as all below."""
+    theta = np.arccos(np.float64(c))
+    if theta + margin <= np.pi:
+        return np.cos(theta + margin)
+    return np.cos(theta) - margin * np.sin(np.pi - margin)
+
+
+def sphereface(c, margin):
+    theta = np.arccos(np.float64(c))
+    k = min(int(theta * margin / np.pi), margin - 1)
+    return (-1) ** k * np.cos(margin * theta) - 2 * k
+
+
+def combined(c, margins):
+    """cos(m₁θ + m₂) − m₃; where m₁θ + m₂ > π, on from −1 − m₃ by the cosine's own steps."""
+    m1, m2, m3 = margins
+    theta = np.arccos(np.float64(c))
+    if m1 == 1:
+        return arcface(c, m2) - m3
+    if m1 * theta + m2 <= np.pi:
+        return np.cos(m1 * theta + m2) - m3
+    return -1 - m3 - (np.cos((np.pi - m2) / m1) - np.cos(theta))
+
+
+def adaface(c, quality, margin, eps=1e-3):
+    """As the authors' code takes it: angular margin −m·q, then the additive one m + m·q."""
+    theta = np.arccos(np.clip(np.float64(c), -1 + eps, 1 - eps))
+    theta = np.clip(theta - margin * np.float64(quality), eps, np.pi - eps)
+    return np.cos(theta) - (margin + margin * np.float64(quality))
+
+
+def adaface_quality(norms, mean, std):
+    """The qualities of one batch, and the statistics after it."""
+    norms = [min(max(float(n), 0.001), 100.0) for n in norms]
+    if len(norms) > 0:
+        mean = 0.01 * np.mean(norms) + 0.99 * mean
+    if len(norms) > 1:
+        std = 0.01 * np.std(norms, ddof=1) + 0.99 * std
+    return [min(max((n - mean) / (std + 1e-3) * 0.333, -1), 1) for n in norms], mean, std

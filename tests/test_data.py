@@ -1,4 +1,6 @@
 import io
+import pickle
+import shutil
 import sys
 import tarfile
 
@@ -7,63 +9,9 @@ import numpy as np
 import pytest
 
 from ida_jax import prepare
-from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.lfw import load_lfw
-from ida_jax.data.pipeline import training_batches
-from ida_jax.data.tfds_faces import load_tfds
+from ida_jax.data.tfds_faces import TfdsImages, load_tfds, write_tfds
 from ida_jax.errors import UserError
-
-
-def _dataset(n=23, classes=5):
-    # Column 0 differs from column 1, so that a mirrored image is seen.
-    images = np.zeros((n, 4, 2, 3), np.uint8)
-    images[:, :, 0] = np.arange(n)[:, None, None]
-    images[:, :, 1] = 200
-    labels = (np.arange(n) % classes).astype(np.int32)
-    return FaceDataset(images, labels, tuple(map(str, range(classes))))
-
-
-def _take(iterator, count):
-    return [next(iterator) for _ in range(count)]
-
-
-def _numbers(batch):
-    return np.minimum(batch.images[:, 0, 0, 0], batch.images[:, 0, 1, 0])
-
-
-def test_epochs_are_shuffled_and_complete():
-    data = _dataset()
-    batches = _take(training_batches(data, batch_size=5, seed=0), 14)
-    seen = np.concatenate([_numbers(b) for b in batches])
-    for epoch in range(3):
-        assert sorted(seen[23 * epoch : 23 * (epoch + 1)]) == list(range(23))
-    assert not np.array_equal(seen[:23], seen[23:46])
-    labels = np.concatenate([b.labels for b in batches])
-    np.testing.assert_array_equal(labels, seen % 5)
-
-
-@pytest.mark.parametrize("first_step", [0, 1, 6])
-def test_a_resumed_run_sees_the_same_batches(first_step):
-    data = _dataset()
-    whole = _take(training_batches(data, batch_size=5, seed=3), 9)[first_step:]
-    resumed = _take(training_batches(data, batch_size=5, seed=3, first_step=first_step), len(whole))
-    for a, b in zip(whole, resumed, strict=True):
-        np.testing.assert_array_equal(a.images, b.images)
-        np.testing.assert_array_equal(a.labels, b.labels)
-
-
-def test_about_half_the_images_are_mirrored():
-    batches = _take(training_batches(_dataset(), batch_size=50, seed=0), 8)
-    mirrored = np.concatenate([b.images[:, 0, 0, 0] == 200 for b in batches])
-    assert 0.4 < mirrored.mean() < 0.6
-
-
-def test_labels_outside_the_classes():
-    data = _dataset()
-    with pytest.raises(UserError, match="label 4 of row 4 is outside the 4 classes"):
-        next(training_batches(data._replace(identities=data.identities[:4]), batch_size=2, seed=0))
-    with pytest.raises(UserError, match="no faces"):
-        next(training_batches(data._replace(labels=data.labels[:0]), batch_size=2, seed=0))
 
 
 def _jpeg(value):
@@ -196,3 +144,78 @@ def test_prepare_mistakes(tmp_path):
 def test_an_absent_tfds_data_set(tmp_path):
     with pytest.raises(UserError, match=r"ms1m is not at .*ida_jax.prepare folder"):
         load_tfds("ms1m", data_dir=tmp_path)
+
+
+def _write_tfds(root, name, values, labels):
+    files = []
+    for i, value in enumerate(values):
+        files.append(root / f"{name}_{i}.jpg")
+        files[-1].write_bytes(_jpeg(value))
+    identities = [f"person_{i}" for i in range(max(labels) + 1)]
+    return write_tfds(name, files, labels, identities, data_dir=root)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_are_those_of_the_tfds_decoder(tmp_path):
+    rng = np.random.default_rng(0)
+    file = tmp_path / "face.jpg"
+    file.write_bytes(cv2.imencode(".jpg", rng.integers(0, 256, (9, 7, 3), np.uint8))[1].tobytes())
+    path = write_tfds("colours", [file], [0], ["a"], data_dir=tmp_path)
+    import tensorflow_datasets as tfds
+
+    expected = tfds.builder_from_directory(path).as_data_source(split="train")[0]["image"]
+    images = load_tfds("colours", data_dir=tmp_path).images
+    assert images[0].shape == (9, 7, 3)
+    # Decoders may round chroma differently; swapped channels differ by far more.
+    np.testing.assert_allclose(images[0].astype(int), expected.astype(int), atol=3)
+    assert np.abs(images[0][:, :, ::-1].astype(int) - expected.astype(int)).max() > 50
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(images))[0], images[0])
+    with pytest.raises(IndexError):
+        images[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_are_kept_beside_the_records(tmp_path, monkeypatch):
+    path = _write_tfds(tmp_path, "one", [0, 40, 80, 120, 160], [0, 1, 2, 1, 0])
+    expected = load_tfds("one", data_dir=tmp_path).labels
+    assert sorted(expected) == [0, 0, 1, 1, 2]
+    assert expected.dtype == np.int32
+    kept = path / "train_labels.safetensors"
+    reads = []
+    features = TfdsImages.features
+    monkeypatch.setattr(
+        TfdsImages, "features", lambda self, row: reads.append(row) or features(self, row)
+    )
+    # Only the sample is read where labels are kept: a few rows, over and over in so small a set.
+    np.testing.assert_array_equal(load_tfds("one", data_dir=tmp_path).labels, expected)
+    assert len(reads) == 16
+    # Labels of another set, damaged ones and none: the records decide.
+    other = _write_tfds(tmp_path, "two", [0, 40, 80, 120, 160], [2, 0, 1, 1, 2])
+    others = load_tfds("two", data_dir=tmp_path).labels
+    assert not np.array_equal(others, expected)
+    for spoil in (
+        lambda: shutil.copy(other / kept.name, kept),
+        lambda: kept.write_bytes(b"torn"),
+        lambda: (kept.unlink(), kept.mkdir()),  # and nothing can be kept
+    ):
+        spoil()
+        np.testing.assert_array_equal(load_tfds("one", data_dir=tmp_path).labels, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_records_are_named(tmp_path):
+    good, bad = tmp_path / "good.jpg", tmp_path / "bad.jpg"
+    good.write_bytes(_jpeg(40))
+    for content in (b"no jpeg", b""):
+        bad.write_bytes(content)
+        name = f"faces_{len(content)}"
+        write_tfds(name, [good, bad], [0, 1], ["a", "b"], data_dir=tmp_path)
+        data = load_tfds(name, data_dir=tmp_path)
+        row = int(np.flatnonzero(data.labels == 1)[0])
+        assert data.images[1 - row].shape == (8, 8, 3)
+        with pytest.raises(UserError, match=f"image of row {row} cannot be decoded"):
+            data.images[row]
+    file = tmp_path / "torn"
+    file.write_bytes(b"no records")
+    with pytest.raises(UserError, match=r"row 3 cannot be read from .*torn"):
+        TfdsImages([str(file)], [7])[3]

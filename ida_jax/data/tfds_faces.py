@@ -1,30 +1,100 @@
 """Faces as a TFDS data set in ArrayRecord files, written and read without TensorFlow.
 
-N faces, C identities.
+N faces, C identities, H height, W width.
 """
 
+import bisect
+import contextlib
 import io
+import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.errors import UserError
+from ida_jax.files import load_tensors, save_tensors
 
 
-class _TfdsImages(Sequence[np.ndarray]):
-    def __init__(self, source: Sequence[dict]) -> None:
-        self._source = source
+class TfdsImages(Sequence[np.ndarray]):
+    """The images of N records, each read and decoded when it is asked for.
+
+    It pickles as the files' names: another process opens them for itself. Threads may share it.
+
+    Attributes:
+      files: the ArrayRecord files.
+      records: how many records each file holds.
+    """
+
+    def __init__(self, files: Sequence[str], records: Sequence[int]) -> None:
+        self.files, self.records = tuple(files), tuple(records)
+        self._ends = tuple(itertools.accumulate(self.records))
+        self._readers: dict[int, Any] = {}
+        self._opening = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return TfdsImages, (self.files, self.records)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < len(self):  # ArrayRecord's ValueError would not end an iteration
+        """The image of a row, uint8 [H, W, 3] RGB.
+
+        Raises:
+          UserError: its bytes are no image.
+        """
+        import cv2
+
+        encoded = np.frombuffer(self.features(index)["image"].bytes_list.value[0], np.uint8)
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
+        if image is None:
+            raise UserError(
+                f"the image of row {index} cannot be decoded (of {len(self)} in "
+                f"{os.path.dirname(self.files[0])}): prepare the data set anew without it"
+            )
+        return image
+
+    def features(self, index: int) -> Any:
+        """A row's features as they are stored: a map of names to protobuf lists.
+
+        Raises:
+          UserError: the record is damaged.
+        """
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._source[index]["image"]
+        file = bisect.bisect_right(self._ends, index)
+        position = int(index) - self._ends[file] + self.records[file]
+        try:
+            reader = self._readers.get(file) or self._open(file)
+            # A range, since a list of positions costs time in proportion to the file's records.
+            record = reader.read(position, position + 1)[0]
+            return tf_example_pb2.Example.FromString(record).features.feature
+        except Exception as error:  # array_record and protobuf each have their own
+            raise UserError(
+                f"row {index} cannot be read from {self.files[file]} ({error}): copy the file "
+                "again, or prepare the data set anew"
+            ) from error
+
+    def _open(self, file: int) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._opening:
+            if file not in self._readers:
+                # Single records in any order: nothing is worth reading ahead.
+                self._readers[file] = ArrayRecordReader(
+                    self.files[file],
+                    options="readahead_buffer_size:0",
+                    file_reader_buffer_size=32768,
+                )
+            return self._readers[file]
 
 
 def find_tfds(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
@@ -50,7 +120,8 @@ def find_tfds(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
 def load_tfds(name: str, *, data_dir: str | os.PathLike[str], split: str = "train") -> FaceDataset:
     """The data set DATA_DIR/NAME with the features "image" (RGB) and "label" (identity).
 
-    Images stay on disk and are decoded when asked for; labels are read once.
+    Images stay on disk and are decoded when asked for. The labels are read from the records once
+    and then kept in SPLIT_labels.safetensors beside them, if that folder can be written.
 
     Raises:
       UserError: the data set is not there, or has other features or files than expected.
@@ -70,14 +141,35 @@ def load_tfds(name: str, *, data_dir: str | os.PathLike[str], split: str = "trai
     missing = {"image", "label"} - set(features)
     if missing:
         raise UserError(f"{name} lacks the feature {missing.pop()}: it has {', '.join(features)}")
-    skip = {"image": tfds.decode.SkipDecoding()}
-    undecoded = builder.as_data_source(split=split, decoders=skip)
-    labels = np.fromiter((row["label"] for row in undecoded), np.int32, count=len(undecoded))
-    return FaceDataset(
-        _TfdsImages(builder.as_data_source(split=split)),
-        labels,
-        tuple(features["label"].names or map(str, range(features["label"].num_classes))),
-    )
+    info = builder.info.splits[split]
+    images = TfdsImages(tuple(map(str, info.filepaths)), tuple(info.shard_lengths))
+    names = features["label"].names or tuple(map(str, range(features["label"].num_classes)))
+    return FaceDataset(images, _labels(images, path / f"{split}_labels.safetensors"), tuple(names))
+
+
+def _labels(images: TfdsImages, path: Path) -> np.ndarray:
+    """int32 [N]: from the file at `path` if it is of these records, else from the records."""
+    sizes = np.array([os.stat(file).st_size for file in images.files], np.int64)
+    expected = {"bytes": sizes, "records": np.array(images.records, np.int64)}
+    if path.is_file():
+        try:
+            kept, _ = load_tensors(path, kind="labels")
+        except UserError:  # torn, or another program's: as good as none
+            kept = {}
+        sample = np.linspace(0, len(images) - 1, 16).astype(int)
+        if all(np.array_equal(kept.get(name), value) for name, value in expected.items()) and (
+            np.array_equal(kept["labels"][sample], [_label(images, row) for row in sample])
+        ):
+            return np.array(kept["labels"])
+    rows = tqdm(range(len(images)), desc="labels", unit="face", delay=2, leave=False)
+    labels = np.fromiter((_label(images, row) for row in rows), np.int32, count=len(images))
+    with contextlib.suppress(UserError):  # a folder that is not ours is read anew each time
+        save_tensors(path, {"labels": labels, **expected}, kind="labels", metadata={})
+    return labels
+
+
+def _label(images: TfdsImages, row: int) -> int:
+    return images.features(row)["label"].int64_list.value[0]
 
 
 def write_tfds(
@@ -130,4 +222,5 @@ def write_tfds(
     if builder.is_prepared():
         raise UserError(f"{builder.data_path} is there already: delete it or take another --name")
     builder.download_and_prepare()
+    load_tfds(name, data_dir=data_dir)  # keeps the labels for every later start
     return Path(builder.data_path)

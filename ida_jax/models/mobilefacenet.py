@@ -42,10 +42,16 @@ class MobileFaceNet(nn.Module):
       embedding_dim: D.
       dtype: of the convolutions' computation, float32 or bfloat16. Parameters, BatchNorm, the last
         layer and the embeddings are float32 in either case.
+      batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
+        whole batch, or the device count as under PyTorch's DDP (`models.resnet.BatchNorm`).
+      remat: an inverted residual keeps its input alone for the backward pass, which computes the
+        rest again: less memory, more time. Parameters and outputs are the same.
     """
 
     embedding_dim: int = 128
     dtype: Any = jnp.float32
+    batch_norm_groups: int = 1
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -66,8 +72,13 @@ class MobileFaceNet(nn.Module):
         """
         # A 1×1 convolution is a Dense layer, whose weight gradient is one matrix product.
         dense = partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        options = {"dtype": self.dtype, "batch_norm_groups": self.batch_norm_groups}
+        norm = partial(BatchNorm, dtype=self.dtype, groups=self.batch_norm_groups)
         stats = {"train": train, "mask": mask}
+        # Only in training, so that an exported network has no trace of it.
+        residual = InvertedResidual
+        if self.remat and train:
+            residual = nn.remat(InvertedResidual, static_argnums=(2,))
 
         x = nn.Conv(
             64, (3, 3), (2, 2), ((1, 1), (1, 1)), use_bias=False, dtype=self.dtype, name="conv1"
@@ -80,16 +91,17 @@ class MobileFaceNet(nn.Module):
 
         strides = [(s, s.stride if r == 0 else 1) for s in STAGES for r in range(s.repeats)]
         for index, (stage, stride) in enumerate(strides):
-            x = InvertedResidual(
-                stage.expansion, stage.width, stride, self.dtype, name=f"features_{index}"
-            )(x, **stats)
+            x = residual(stage.expansion, stage.width, stride, **options, name=f"features_{index}")(
+                x, train, mask
+            )
 
         x = dense(512, name="conv2")(x)
         x = nn.relu6(norm(name="conv2_bn")(x, **stats))
         x = GlobalDepthwiseConv(dtype=self.dtype, name="gdconv_depthwise")(x)
-        x = BatchNorm(name="gdconv_bn")(x, **stats)
+        norm = partial(BatchNorm, groups=self.batch_norm_groups)
+        x = norm(name="gdconv_bn")(x, **stats)
         x = nn.Dense(self.embedding_dim, name="conv3")(x)
-        return BatchNorm(name="bn")(x, **stats)
+        return norm(name="bn")(x, **stats)
 
 
 class InvertedResidual(nn.Module):
@@ -102,12 +114,14 @@ class InvertedResidual(nn.Module):
     width: int
     stride: int
     dtype: Any = jnp.float32
+    batch_norm_groups: int = 1
 
+    # By position: what nn.remat may take as static, it knows by its index.
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, width]."""
         dense = partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype, groups=self.batch_norm_groups)
         stats = {"train": train, "mask": mask}
 
         y = dense(self.expansion * x.shape[-1], name="expand")(x)

@@ -8,12 +8,15 @@ second convolution, nothing after the sum, and a fully connected output over the
 B batch, H and W image size, C channels, D embedding. Images and maps are [B, H, W, C].
 """
 
+import math
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from ida_jax.errors import UserError
 
 # InsightFace's initialisation of every convolution.
 _conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.normal(0.1))
@@ -35,42 +38,93 @@ class PReLU(nn.Module):
 class BatchNorm(nn.Module):
     """(x − mean) / √(var + 1e-5) · scale + bias by channel, computed in float32.
 
-    In training the statistics are those of the rows that `mask` marks, over the whole batch even
-    where it is sharded over devices; the running ones move by 0.1 (Flax's momentum 0.9, PyTorch's
-    0.1). The running variance is the biased one, where PyTorch keeps the unbiased one.
+    In training the statistics are those of the rows that `mask` marks, within each of `groups`
+    equal parts of the batch. One group is the whole batch, even where it is sharded over devices
+    (elsewhere called SyncBN; usual on TPUs). As many groups as devices is BatchNorm per device, what
+    PyTorch's DDP does and InsightFace's arcface_torch with it; the forward pass then exchanges
+    nothing between devices but the running statistics.
 
-    Flax's own BatchNorm is the same function. Written as x · a + b it keeps x alone for the
-    backward pass, where Flax's keeps x − mean too.
+    Those move by 0.1 (Flax's momentum 0.9, PyTorch's 0.1) towards the mean over the groups of their
+    means and of their variances, where InsightFace saves the first device's own. The running
+    variance is the biased one, where PyTorch keeps the unbiased one. A group of padding alone has no
+    part in it.
+
+    Flax's own BatchNorm is the same function of one group. Written as x · a + b it keeps x alone
+    for the backward pass, where Flax's keeps x − mean too.
     """
 
     dtype: Any = jnp.float32
     use_scale: bool = True
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """[B, ..., C] → [B, ..., C] in `dtype`; mask is bool [B], True for the real rows."""
+        """[B, ..., C] → [B, ..., C] in `dtype`; mask is bool [B], True for the real rows.
+
+        Raises:
+          UserError: in training, B is not a multiple of the groups.
+        """
         channels = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        x = x.astype(jnp.float32)
+        groups = self.groups if train and not self.is_initializing() else 1
+        grouped = _in_groups(x.astype(jnp.float32), groups)
         if train:
-            axes = tuple(range(x.ndim - 1))
-            if mask is not None:
-                mask = mask.reshape((-1,) + (1,) * (x.ndim - 1))
-            mean = jnp.mean(x, axes, where=mask)
-            # Rounding can take the difference below zero.
-            var = jnp.maximum(jnp.mean(x * x, axes, where=mask) - mean * mean, 0.0)
+            real = None if mask is None else _in_groups(mask, groups)
+            mean, var = _group_statistics(grouped, real)
             if not self.is_initializing():
-                running_mean.value = 0.9 * running_mean.value + 0.1 * mean
-                running_var.value = 0.9 * running_var.value + 0.1 * var
+                for running, found in ((running_mean, mean), (running_var, var)):
+                    running.value = _moved(running.value, found, real)
         else:
-            mean, var = running_mean.value, running_var.value
+            mean, var = running_mean.value[None], running_var.value[None]
         factor = jax.lax.rsqrt(var + 1e-5)
         if self.use_scale:
-            factor = factor * self.param("scale", nn.initializers.ones, channels, jnp.float32)
-        offset = self.param("bias", nn.initializers.zeros, channels, jnp.float32) - mean * factor
-        shape = (1,) * (x.ndim - 1) + channels
-        return (x * factor.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
+            scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+            factor = factor * scale[None]
+        offset = self.param("bias", nn.initializers.zeros, channels, jnp.float32)[None]
+        offset = offset - mean * factor
+        shape = (groups,) + (1,) * (x.ndim - 1) + channels
+        y = grouped * factor.reshape(shape) + offset.reshape(shape)
+        return y.reshape(x.shape).astype(self.dtype)
+
+
+def _in_groups(x: jax.Array, groups: int) -> jax.Array:
+    """[B, ...] → [G, B/G, ...]: neighbouring rows together, so that a sharded batch stays in place.
+
+    Raises:
+      UserError: B is not a multiple of G.
+    """
+    if x.shape[0] % groups:
+        raise UserError(
+            f"BatchNorm has {groups} groups and the batch {x.shape[0]} rows: expected a multiple; "
+            "change train.batch_size or batch_norm_groups"
+        )
+    return x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+
+
+def _group_statistics(x: jax.Array, real: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [G, C] of the real rows of [G, B/G, ..., C]; 0 where a group has none."""
+    axes = tuple(range(1, x.ndim - 1))
+    if real is None:
+        mean, mean_square = jnp.mean(x, axes), jnp.mean(x * x, axes)
+    else:
+        rows = jnp.maximum(jnp.sum(real.astype(jnp.float32), axis=1, keepdims=True), 1.0)
+        values = rows * float(math.prod(x.shape[2:-1]))
+        real = real.reshape(real.shape + (1,) * (x.ndim - 2))
+        mean = jnp.sum(x, axes, where=real) / values
+        mean_square = jnp.sum(x * x, axes, where=real) / values
+    # Rounding can take the difference below zero.
+    return mean, jnp.maximum(mean_square - mean * mean, 0.0)
+
+
+def _moved(running: jax.Array, found: jax.Array, real: jax.Array | None) -> jax.Array:
+    """The running statistic [C] after a step that found [G, C]."""
+    if real is None:
+        return 0.9 * running + 0.1 * jnp.mean(found, axis=0)
+    counts = jnp.any(real, axis=1)
+    groups = jnp.maximum(jnp.sum(counts.astype(jnp.float32)), 1.0)
+    mean = jnp.sum(found, axis=0, where=counts[:, None]) / groups
+    return jnp.where(jnp.any(counts), 0.9 * running + 0.1 * mean, running)
 
 
 class Block(nn.Module):
@@ -79,11 +133,13 @@ class Block(nn.Module):
     width: int
     stride: int
     dtype: Any = jnp.float32
+    batch_norm_groups: int = 1
 
+    # By position: what nn.remat may take as static, it knows by its index.
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, width]."""
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype, groups=self.batch_norm_groups)
         stats = {"train": train, "mask": mask}
         strides = (self.stride, self.stride)
 
@@ -110,6 +166,10 @@ class IResNet(nn.Module):
       dropout_rate: before the fully connected layer (ArcFace's original: 0.4).
       dtype: of the convolutions' computation, float32 or bfloat16. Parameters, BatchNorm, the
         fully connected layer and the embeddings are float32 in either case.
+      batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
+        whole batch, or the device count as under PyTorch's DDP (`BatchNorm`).
+      remat: a block keeps its input alone for the backward pass, which computes the rest again:
+        less memory for about a third more time. Parameters and outputs are the same.
     """
 
     stage_sizes: tuple[int, ...]
@@ -117,6 +177,8 @@ class IResNet(nn.Module):
     embedding_dim: int = 256
     dropout_rate: float = 0.4
     dtype: Any = jnp.float32
+    batch_norm_groups: int = 1
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -135,25 +197,27 @@ class IResNet(nn.Module):
         Returns:
           float32 [B, D].
         """
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, groups=self.batch_norm_groups)
         stats = {"train": train, "mask": mask}
+        # Only in training, so that an exported network has no trace of it.
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat and train else Block
+        block = partial(block, dtype=self.dtype, batch_norm_groups=self.batch_norm_groups)
 
         x = _conv3x3(self.widths[0], dtype=self.dtype, name="stem_conv")(images)
-        x = norm(name="stem_bn")(x, **stats)
+        x = norm(dtype=self.dtype, name="stem_bn")(x, **stats)
         x = PReLU(name="stem_prelu")(x)
         for stage, (size, width) in enumerate(
             zip(self.stage_sizes, self.widths, strict=True), start=1
         ):
-            for block in range(size):
-                stride = 2 if block == 0 else 1
-                name = f"stage{stage}_block{block + 1}"
-                x = Block(width, stride, self.dtype, name=name)(x, **stats)
+            for index in range(size):
+                stride = 2 if index == 0 else 1
+                x = block(width, stride, name=f"stage{stage}_block{index + 1}")(x, train, mask)
 
-        x = BatchNorm(name="output_bn")(x, **stats)
+        x = norm(name="output_bn")(x, **stats)
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = nn.Dense(self.embedding_dim, name="fc")(x)
-        return BatchNorm(use_scale=False, name="embedding_bn")(x, **stats)
+        return norm(use_scale=False, name="embedding_bn")(x, **stats)
 
 
 iresnet18 = partial(IResNet, (2, 2, 2, 2))

@@ -1,4 +1,4 @@
-"""The optimiser of the paper's experiments (section 4.1), for the backbone and the SSR module."""
+"""SGD and its learning rates, as the paper and InsightFace train (section 4.1)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,32 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+SCHEDULES = ("steps", "linear")
+
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """`learning_rate`, times `decay_factor` from each of `decay_steps` on."""
+    """The learning rate of step 0, 1, … as float32.
+
+    "steps" (the paper): `learning_rate`, times `decay_factor` from each of `decay_steps` on.
+    "linear" (InsightFace's arcface_torch): from `learning_rate` to 0 at `steps`. Both rise from 0
+    in the first `warmup_steps`: step s of those has (s + 1) / warmup_steps of the rate; the linear
+    fall begins after them.
+    """
     decays = np.asarray(config.decay_steps, np.int32)
     rates = config.learning_rate * config.decay_factor ** np.arange(len(decays) + 1)
+    warmup, total = config.get("warmup_steps", 0), config.steps
 
     def schedule(step: jax.Array) -> jax.Array:
-        # optax's own piecewise schedule mixes types, which strict promotion refuses.
-        return jnp.asarray(rates, jnp.float32)[jnp.sum(jnp.asarray(decays) <= step)]
+        taken = jnp.asarray(step, jnp.int32)
+        if config.get("schedule", "steps") == "linear":
+            left = (total - taken).astype(jnp.float32) / max(1, total - warmup)
+            rate = config.learning_rate * jnp.clip(left, 0.0, 1.0)
+        else:
+            # optax's own piecewise schedule mixes types, which strict promotion refuses.
+            rate = jnp.asarray(rates, jnp.float32)[jnp.sum(jnp.asarray(decays) <= taken)]
+        if warmup:
+            rate = rate * jnp.minimum(1.0, (taken + 1).astype(jnp.float32) / warmup)
+        return rate
 
     return schedule
 
@@ -28,3 +45,13 @@ def sgd(config: ConfigDict) -> optax.GradientTransformation:
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(learning_rate_schedule(config), momentum=config.momentum),
     )
+
+
+def backbone_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """`sgd` after the gradient's clipping to the norm `clip_norm`, where that is above 0.
+
+    The norm is the backbone's gradient's alone, as in InsightFace, which clips at 5.
+    """
+    if not config.clip_norm:
+        return sgd(config)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), sgd(config))

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Trains a config on every worker of a Cloud TPU slice. Run it on your own machine.
+#
+#   TPU=my-slice ZONE=us-west4-a BUCKET=my-bucket \
+#     experiments/run_pod.sh configs/ms1m_r100_arcface.py ms1m_r100 --config.data_dir=/mnt/data
+#
+# It expects gcloud, logged in; the slice TPU in ZONE, ready; on each of its workers gcsfuse, this
+# repository in ~/ida_jax, installed with pip install -e '.[tpu]', and the data set under
+# --config.data_dir; and a bucket BUCKET in the slice's region, with hierarchical namespace (there a
+# checkpoint's folder is renamed in one step), which is mounted on ~/bucket. The run's files are in
+# its folder runs/ms1m_r100. Whether a config fits the slice, python -m ida_jax.plan says before.
+#
+# After a preemption or an error the same command goes on from the last checkpoint.
+set -euo pipefail
+
+: "${TPU:?name the slice}" "${ZONE:?name its zone}" "${BUCKET:?name a bucket for the results}"
+config=${1:?a config, such as configs/ms1m_r100_arcface.py}
+name=${2:?the name of the run, a folder in the bucket}
+shift 2
+
+# Nothing in a worker's environment tells that it has neighbours; an address of the first does.
+first=$(gcloud compute tpus tpu-vm describe "$TPU" --zone="$ZONE" \
+  --format='value(networkEndpoints[0].ipAddress)')
+
+# Quoted once more, for the workers' shells.
+flags=$(printf '%q ' --config="$config" --workdir="../bucket/runs/$name" "$@")
+exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
+  set -e
+  mkdir -p ~/bucket
+  mountpoint -q ~/bucket || gcsfuse --implicit-dirs $BUCKET ~/bucket
+  mkdir -p ~/bucket/runs
+  cd ~/ida_jax
+  JAX_COORDINATOR_ADDRESS=$first:8476 python -m ida_jax.main $flags"

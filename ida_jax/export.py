@@ -1,0 +1,126 @@
+"""python -m ida_jax.export --model=FILE|DIR --output=X.onnx|X.stablehlo [--ssr=FILE] [--input=…]
+
+Writes a face model as one graph: crops in, unit embeddings out; with --ssr the log-density of
+IDA-L beside them. The batch is free, the weights are inside, the arithmetic is float32.
+
+  X.onnx         for onnxruntime, TensorRT, OpenVINO, …
+  X.stablehlo    jax.export, for CPU, GPU and TPU; X.stablehlo.json says what is in it
+  X.safetensors  no graph but a face model for ida_jax, from weights of elsewhere
+
+FILE is a model.safetensors, DIR the workdir that has it. FILE may also be weights of elsewhere:
+InsightFace's iresnets as .pth, .pt, .npz or .onnx, and MobileFaceNet's state dict.
+
+Input uint8 (default) is RGB crops [B, H, W, 3] as they are read, normalised inside the graph;
+float_nchw is float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.
+
+Before it is written, the graph runs on random images beside JAX; the largest difference is printed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ida_jax.command_line import Parser
+from ida_jax.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from ida_jax.face_model import FaceModel
+
+_SUFFIXES = (".onnx", ".stablehlo", ".safetensors")
+# float32 sums in another order differ by less than 1e-5; a wrong layer by far more.
+_LARGEST_DIFFERENCE = 1e-3
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags, writes the file, prints what it holds."""
+    options = _parser().parse_args(argv)
+    _check(options)
+    import jax
+
+    # A GPU's or TPU's rounding is not to enter the check; nothing here is worth one.
+    jax.config.update("jax_platforms", "cpu")
+    from ida_jax.interop.exported import description
+
+    model = _read_model(options.model)
+    if options.info:
+        _print(description(model, input=options.input, ssr=None))
+        return
+    if options.output.suffix == ".safetensors":
+        model.save(options.output)
+        print(f"{options.output}: {model.network}, fingerprint {model.fingerprint}")
+        return
+    _export(model, options)
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="FILE|DIR", help="the face model")
+    add("--output", type=Path, metavar="X", help="what to write; its suffix is the format")
+    add("--ssr", type=Path, metavar="FILE", help="the model's SSR module: adds log_density")
+    add("--input", default="uint8", choices=("uint8", "float_nchw"), help="uint8 (default)")
+    add("--info", action="store_true", help="only print what the model is and takes")
+    return parser
+
+
+def _check(options: Any) -> None:
+    if options.info:
+        return
+    if options.output is None:
+        raise UserError("--output=X.onnx or X.stablehlo says where to write; or --info to look")
+    if options.output.suffix not in _SUFFIXES:
+        raise UserError(
+            f"--output={options.output}: expected a name that ends in {', '.join(_SUFFIXES)}"
+        )
+    if not options.output.absolute().parent.is_dir():
+        raise UserError(f"--output={options.output}: its folder does not exist; make it first")
+    if options.ssr is not None and options.output.suffix == ".safetensors":
+        raise UserError("--ssr is for graphs, .onnx and .stablehlo")
+
+
+def _read_model(path: Path) -> "FaceModel":
+    from ida_jax.face_model import FaceModel
+    from ida_jax.interop.weights import import_model
+
+    path = path / "model.safetensors" if path.is_dir() else path
+    return FaceModel.load(path) if path.suffix == ".safetensors" else import_model(path)
+
+
+def _export(model: "FaceModel", options: Any) -> None:
+    from ida_jax.files import written_whole
+    from ida_jax.interop.exported import description, largest_difference
+    from ida_jax.rescoring.density import DensityRegressor
+
+    if options.output.suffix == ".onnx":
+        from ida_jax.interop.onnx_export import onnx_bytes as to_bytes
+        from ida_jax.interop.onnx_export import onnx_graph as to_graph
+    else:
+        from ida_jax.interop.stablehlo_export import stablehlo_bytes as to_bytes
+        from ida_jax.interop.stablehlo_export import stablehlo_graph as to_graph
+
+    ssr = None if options.ssr is None else DensityRegressor.load(options.ssr)
+    told = description(model, input=options.input, ssr=ssr)
+    data = to_bytes(model, input=options.input, ssr=ssr)
+    difference = largest_difference(to_graph(data), model, input=options.input, ssr=ssr)
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise RuntimeError(f"the graph differs from JAX by {difference:.1e}; nothing was written")
+    if options.output.suffix == ".stablehlo":
+        with written_whole(f"{options.output}.json") as temporary:
+            temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    with written_whole(options.output) as temporary:
+        temporary.write_bytes(data)
+    _print(told)
+    print(
+        f"{options.output}: {len(data) / 2**20:.1f} MiB, differs from JAX by at most "
+        f"{difference:.1e} on random images"
+    )
+
+
+def _print(told: dict[str, Any]) -> None:
+    for name, value in told.items():
+        print(f"{name:>14}  {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -1,0 +1,105 @@
+"""What every export has: its input, what is said about it, and the check against JAX.
+
+A graph takes a batch of any size B and gives
+
+    embedding    float32 [B, D], unit rows
+    log_density  float32 [B], log F (IDA-L), where an SSR module is exported too
+
+so that a pair's score is log DAO = τ · ⟨f₁, f₂⟩ + logaddexp(log F₁, log F₂) (Eq. 4's logarithm).
+
+B batch, H and W image size, D embedding.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.face_model import FaceModel
+from ida_jax.rescoring.density import DensityRegressor
+
+# What a graph can take. "uint8": RGB crops [B, H, W, 3] as read, normalised inside the graph.
+# "float_nchw": float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.
+INPUTS = ("uint8", "float_nchw")
+
+Graph = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+def in_float32(model: FaceModel) -> FaceModel:
+    """The model with float32 convolutions; its weights are float32 in any case."""
+    options = {key: value for key, value in model.network_options.items() if key != "dtype"}
+    return replace(model, network_options=options)
+
+
+def input_shape(model: FaceModel, input: str) -> tuple[int, int, int]:
+    """[H, W, 3] or [3, H, W]; UserError if `input` is none of INPUTS."""
+    if input not in INPUTS:
+        raise UserError(f"input '{input}' is unknown: choose one of {', '.join(INPUTS)}")
+    side = model.preprocessing.image_size
+    return (side, side, 3) if input == "uint8" else (3, side, side)
+
+
+def description(model: FaceModel, *, input: str, ssr: DensityRegressor | None) -> dict[str, Any]:
+    """What a graph's user must know: input, normalisation, width, fingerprint, JSON-able.
+
+    Raises:
+      UserError: an unknown input, or an SSR module of another model.
+    """
+    shape = input_shape(model, input)
+    dtype = "uint8" if input == "uint8" else "float32"
+    of_model = model.preprocessing
+    told = {
+        "network": model.network,
+        "fingerprint": model.fingerprint,
+        "input": f"{dtype} [B, {', '.join(map(str, shape))}]",
+        "colour_order": "RGB",
+        "normalisation": "in the graph" if input == "uint8" else "(x / 255 - mean) / std, by you",
+        "mean": of_model.mean,
+        "std": of_model.std,
+        "image_size": of_model.image_size,
+        "embedding_dim": model.width,
+        "embedding": "unit length",
+    }
+    if ssr is not None:
+        ssr.check_model(fingerprint=model.fingerprint, width=model.width)
+        told |= {
+            "k": ssr.k,
+            "tau": ssr.tau,
+            "log_dao": "tau * dot(e1, e2) + logaddexp(log_density1, log_density2)",
+        }
+    return told
+
+
+def largest_difference(
+    graph: Graph,
+    model: FaceModel,
+    *,
+    input: str,
+    ssr: DensityRegressor | None,
+    batch: int = 3,
+    seed: int = 0,
+) -> float:
+    """Runs a graph and the model in float32 on random images; the largest difference of any output.
+
+    Args:
+      graph: from an input batch to the outputs by name.
+      model: what was exported.
+      input: what the graph takes.
+      ssr: what was exported with it.
+      batch: B.
+      seed: of the images.
+    """
+    rng = np.random.default_rng(seed)
+    side = model.preprocessing.image_size
+    images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
+    expected = {"embedding": in_float32(model).embed(images)}
+    if ssr is not None:
+        expected["log_density"] = ssr.log_density(expected["embedding"])
+    if input == "float_nchw":
+        inputs = np.asarray(model.preprocessing(images)).transpose(0, 3, 1, 2)
+    else:
+        inputs = images
+    actual = graph(np.ascontiguousarray(inputs))
+    return max(float(np.max(np.abs(actual[name] - value))) for name, value in expected.items())

@@ -1,0 +1,106 @@
+"""Face models as StableHLO by `jax.export`: one file that runs on CPU, GPU and TPU, in any batch.
+
+    from jax import export
+    network = export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+    network.call(images)["embedding"]
+
+JAX promises to read such a file for six months; ONNX is the format to keep for longer.
+
+B batch, H and W image size, C channels, D embedding.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export, lax
+
+from ida_jax.errors import UserError
+from ida_jax.face_model import FaceModel, build_network
+from ida_jax.interop.exported import Graph, description, in_float32, input_shape
+from ida_jax.models.mobilefacenet import DepthwiseConv
+from ida_jax.models.ssr import SSR
+from ida_jax.ops.hypersphere import normalize
+from ida_jax.rescoring.density import DensityRegressor
+
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def stablehlo_bytes(
+    model: FaceModel, *, input: str = "uint8", ssr: DensityRegressor | None = None
+) -> bytes:
+    """The serialised `jax.export.Exported` of a face model, float32, for any batch.
+
+    One argument, the images; it returns {"embedding": …} and, with an SSR module, "log_density":
+    see `ida_jax.interop.exported`, whose `description` belongs beside the file. The weights are in
+    it.
+
+    Args:
+      model: a bfloat16 one is written as float32.
+      input: "uint8" or "float_nchw".
+      ssr: its SSR module.
+
+    Raises:
+      UserError: flatbuffers is not installed, an unknown input, an SSR module of another model.
+    """
+    try:
+        import flatbuffers  # noqa: F401, jax's serialize needs it
+    except ImportError as error:
+        raise UserError("StableHLO needs flatbuffers: pip install ida_jax[interop]") from error
+    description(model, input=input, ssr=ssr)
+    model = in_float32(model)
+    network = build_network(model.network, model.network_options)
+    variables = jax.tree.map(np.asarray, model.variables)
+
+    def graph(images: jax.Array) -> dict[str, jax.Array]:
+        nhwc = model.preprocessing if input == "uint8" else _nhwc
+        with nn.intercept_methods(_grouped_convolutions):
+            embedding = normalize(network.apply(variables, nhwc(images), train=False))
+        if ssr is None:
+            return {"embedding": embedding}
+        return {"embedding": embedding, "log_density": _log_density(ssr, embedding)}
+
+    dtype = jnp.uint8 if input == "uint8" else jnp.float32
+    shape = (*export.symbolic_shape("B"), *input_shape(model, input))
+    exported = export.export(jax.jit(graph), platforms=_PLATFORMS)(
+        jax.ShapeDtypeStruct(shape, dtype)
+    )
+    return bytes(exported.serialize())
+
+
+def _nhwc(images: jax.Array) -> jax.Array:
+    return images.transpose(0, 2, 3, 1)
+
+
+def stablehlo_graph(data: bytes) -> Graph:
+    """The function that a serialised export holds."""
+    exported = export.deserialize(bytearray(data))
+    return lambda images: {k: np.asarray(v) for k, v in exported.call(images).items()}
+
+
+def _grouped_convolutions(call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    """A flax interceptor: depthwise convolutions as such, whatever machine exports.
+
+    On a CPU the module writes them as nine shifted products, which is no gain elsewhere.
+    """
+    if not isinstance(context.module, DepthwiseConv):
+        return call(*args, **kwargs)
+    (x,) = args
+    return lax.conv_general_dilated(
+        x,
+        context.module.get_variable("params", "kernel"),
+        (context.module.stride,) * 2,
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _log_density(ssr: DensityRegressor, embedding: jax.Array) -> jax.Array:
+    """`DensityRegressor.log_density`, traceable: [B, D] → [B]."""
+    params = jax.tree.map(np.asarray, ssr.params)
+    out = SSR(hidden=params["hidden_fc"]["kernel"].shape[1]).apply({"params": params}, embedding)
+    out = jnp.float32(ssr.mean) + jnp.float32(ssr.std) * out
+    return out if ssr.target == "log" else jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))

@@ -1,0 +1,335 @@
+"""The softmax over all classes, its gradient and the class weights' SGD update, block by block.
+
+With a million classes the logits [B, C] and the gradient [C, D] are what does not fit. Neither is
+ever whole here. A first pass over blocks of classes keeps a running maximum and sum; a second one
+computes each block's gradient and applies it to that block's weights at once, so that beside the
+weights and their momentum only [R, block] and [block, D] are needed.
+
+Every margin loss (`ops.margin`) changes the label's logit alone, z_y; the others are s · cos. So
+
+    loss = log(exp z_y + Σ_{j≠y} exp(s c_j)) − z_y,
+    ∂loss/∂c_j = s p_j for j ≠ y,    ∂loss/∂c_y = −(1 − p_y) ∂z_y/∂c_y.
+
+Source: the formulas are those of the plain softmax. Running maximum and sum: Milakov & Gimelshein,
+2018. Classes split over devices, and sampled: Partial FC (An et al., CVPR 2022).
+
+The functions run on one device's share, inside `jax.shard_map` over a mesh with the axes "data" and
+"model": images are split over both, classes over "model" alone. Devices exchange embeddings
+([R, D]) and numbers of a row over "model". Only where "data" has several devices, which then hold
+the same classes, is the classes' gradient summed over them.
+
+B batch, R rows of the batch that share a "data" index, C classes of this device, S sub-centres of
+a class, D embedding.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+AXES = ("data", "model")
+
+
+class ClassWeights(NamedTuple):
+    """This device's classes.
+
+    Attributes:
+      weight: float32 [C, S, D], of any norm: what is compared is the direction.
+      momentum: float32 [C, S, D], SGD's.
+    """
+
+    weight: jax.Array
+    momentum: jax.Array
+
+
+class Sgd(NamedTuple):
+    """v ← μ v + (∇ + λ w), w ← w − η v, where ∇ may come in several parts (gradient accumulation).
+
+    The momentum itself accumulates the parts: it decays before the first, and the weights move
+    after the last.
+
+    Attributes:
+      rate: η, scalar.
+      momentum: μ.
+      weight_decay: λ.
+      is_first: bool scalar, whether this is ∇'s first part.
+      is_last: bool scalar, whether it is the last.
+    """
+
+    rate: jax.Array
+    momentum: float
+    weight_decay: float
+    is_first: jax.Array
+    is_last: jax.Array
+
+
+class SoftmaxStep(NamedTuple):
+    """What a step gives back.
+
+    Attributes:
+      losses: float32 [R], 0 on masked rows.
+      label_cosines: float32 [R], cos θ_y before the margin.
+      gradient: float32 [b, D], of Σ weights · losses by this device's own embeddings.
+      classes: the updated classes.
+      velocity_squared: float32 scalar, Σ v² over this device's classes; finite if they are.
+    """
+
+    losses: jax.Array
+    label_cosines: jax.Array
+    gradient: jax.Array
+    classes: ClassWeights
+    velocity_squared: jax.Array
+
+
+def softmax_step(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    row_weights: jax.Array,
+    classes: ClassWeights,
+    label_logits: Callable[[jax.Array], jax.Array],
+    sgd: Sgd,
+    *,
+    num_classes: int,
+    scale: float,
+    block: int = 0,
+    sampled: jax.Array | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> SoftmaxStep:
+    """The loss of a batch over all classes, and one SGD step of the class weights.
+
+    The same loss and gradients as a plain softmax over [B, C] logits, whatever `block` is.
+
+    Args:
+      embeddings: float32 [b, D], this device's own, of norm 1.
+      labels: int32 [R], of all rows that share the "data" index, classes of the whole problem.
+      row_weights: float32 [R], each row's weight in the loss: 1 / rows for a mean, 0 where a row
+        only pads the batch.
+      classes: this device's, C = ⌈num_classes / devices⌉ or more; rows past `num_classes` pad.
+      label_logits: [R] cosines to [R] logits with margin, elementwise.
+      sgd: the update.
+      num_classes: of the whole problem.
+      scale: s, of the other classes' logits.
+      block: classes at a time; 0 takes all at once.
+      sampled: int32 [n], the rows of `classes` that take part and are updated (`sample_classes`);
+        all if None.
+      dtype: of the products' operands, float32 (in full precision) or bfloat16; sums are float32.
+    """
+    gathered = lax.all_gather(embeddings, "model", tiled=True)
+    products = _Products(gathered, dtype)
+    first_class = lax.axis_index("model") * classes.weight.shape[0]
+    blocks = _Blocks(classes.weight.shape[0], block, sampled)
+
+    def look(i: jax.Array, weight: jax.Array) -> "_Look":
+        rows, fresh = blocks.rows(i)
+        unit, norms = _unit(blocks.take(weight, i))
+        each = products.cosines(unit)
+        ids = first_class + rows
+        return _Look(
+            unit,
+            norms,
+            each,
+            jnp.max(each, axis=-1),
+            labels[:, None] == ids[None, :],
+            fresh & (ids < num_classes),
+            fresh,
+        )
+
+    def accumulate(i: jax.Array, carry: tuple) -> tuple:
+        maximum, total, at_label = carry
+        seen = look(i, classes.weight)
+        others = seen.counts[None, :] & ~seen.is_label
+        logits = jnp.where(others, scale * seen.cosines, _LOW)
+        higher = jnp.maximum(maximum, jnp.max(logits, axis=1))
+        terms = jnp.where(others, jnp.exp(logits - higher[:, None]), 0.0)
+        mine = jnp.where(seen.is_label & seen.counts[None, :], seen.cosines, 0.0)
+        return (
+            higher,
+            total * jnp.exp(maximum - higher) + jnp.sum(terms, axis=1),
+            at_label + jnp.sum(mine, axis=1),
+        )
+
+    nothing = jnp.zeros(labels.shape, jnp.float32)
+    maximum, total, at_label = blocks.loop(accumulate, (nothing + _LOW, nothing, nothing))
+    highest = lax.pmax(maximum, "model")
+    total = lax.psum(total * jnp.exp(maximum - highest), "model")
+    label_cosines = lax.psum(at_label, "model")
+    others = highest + jnp.log(total)  # -inf where there is no other class
+
+    logits, by_cosine = jax.vjp(label_logits, label_cosines)
+    lead = others - logits
+    is_real = row_weights > 0
+    losses = jnp.where(is_real, jax.nn.softplus(lead), 0.0)
+    (slope,) = by_cosine(-jax.nn.sigmoid(lead) * row_weights)
+    slope = jnp.where(is_real, slope, 0.0)
+    log_all = jnp.logaddexp(others, logits)
+
+    def update(i: jax.Array, carry: tuple) -> tuple:
+        weight, momentum, gradient, squared = carry
+        seen = look(i, weight)
+        p = jnp.exp(scale * seen.cosines - log_all[:, None])
+        slopes = jnp.where(seen.is_label, slope[:, None], scale * row_weights[:, None] * p)
+        slopes = jnp.where(seen.counts[None, :] & is_real[:, None], slopes, 0.0)
+        # Of a class's sub-centres the nearest one alone is moved.
+        slopes = jnp.where(seen.each == seen.cosines[..., None], slopes[..., None], 0.0)
+        gradient = gradient + products.by_embeddings(slopes, seen.unit)
+        by_unit = products.by_classes(slopes)
+        if lax.axis_size("data") > 1:
+            by_unit = lax.psum(by_unit, "data")
+        # The derivative of w / ‖w‖.
+        along = jnp.sum(by_unit * seen.unit, axis=-1, keepdims=True)
+        by_weight = (by_unit - along * seen.unit) / seen.norms
+        old, v = blocks.take(weight, i), blocks.take(momentum, i)
+        by_weight = by_weight + jnp.where(sgd.is_first, sgd.weight_decay * old, 0.0)
+        v_new = jnp.where(sgd.is_first, sgd.momentum * v, v) + by_weight
+        new = old - jnp.where(sgd.is_last, sgd.rate, 0.0) * v_new
+        keep = seen.fresh[:, None, None]
+        v_new, new = jnp.where(keep, v_new, v), jnp.where(keep, new, old)
+        squared = squared + jnp.sum(jnp.where(keep, jnp.square(v_new), 0.0))
+        return blocks.put(weight, new, i), blocks.put(momentum, v_new, i), gradient, squared
+
+    weight, momentum, gradient, squared = blocks.loop(
+        update, (*classes, jnp.zeros_like(gathered), jnp.float32(0))
+    )
+    return SoftmaxStep(
+        losses,
+        label_cosines,
+        lax.psum_scatter(gradient, "model", tiled=True),
+        ClassWeights(weight, momentum),
+        squared,
+    )
+
+
+def sample_classes(
+    key: jax.Array, labels: jax.Array, *, num_local: int, num_classes: int, count: int
+) -> jax.Array:
+    """Rows of this device's classes: all that the batch holds, the rest drawn evenly.
+
+    Partial FC's sampling. The logits are not corrected for it, as there.
+
+    Args:
+      key: the same on devices that hold the same classes, another on others.
+      labels: int32 [B], the whole batch's.
+      num_local: C.
+      num_classes: of the whole problem.
+      count: how many, at least min(B, C) so that every class of the batch is among them.
+
+    Returns:
+      int32 [count], ascending, without repetition.
+    """
+    first_class = lax.axis_index("model") * num_local
+    order = jax.random.uniform(key, (num_local,))
+    # Rows that only pad come last, those of the batch first.
+    order = jnp.where(first_class + jnp.arange(num_local) < num_classes, order, -1.0)
+    here = labels - first_class
+    # A negative row would count from the end.
+    here = jnp.where((here >= 0) & (here < num_local), here, num_local)
+    order = order.at[here].set(2.0, mode="drop")
+    return jnp.sort(lax.top_k(order, count)[1])
+
+
+# Below every logit, and finite, so that the difference of two is a number.
+_LOW = -1e30
+
+
+class _Look(NamedTuple):
+    """A block of classes as the batch sees it; n classes.
+
+    unit [n, S, D] and norms [n, S, 1] of the weights, each [R, n, S] cosine, cosines [R, n] the
+    best of a class, is_label [R, n], counts [n] whether a class takes part, fresh [n] whether this
+    block is the first to hold it.
+    """
+
+    unit: jax.Array
+    norms: jax.Array
+    each: jax.Array
+    cosines: jax.Array
+    is_label: jax.Array
+    counts: jax.Array
+    fresh: jax.Array
+
+
+class _Blocks:
+    """Blocks of one size over rows that it need not divide: the last one overlaps its neighbour."""
+
+    def __init__(self, num_rows: int, block: int, sampled: jax.Array | None) -> None:
+        self._sampled = sampled
+        length = num_rows if sampled is None else sampled.shape[0]
+        self._size = min(block, length) if block else length
+        self._count = -(-length // self._size)
+        self._last = length - self._size
+
+    def loop(self, body: Callable, carry: tuple) -> tuple:
+        if self._count == 1:  # without a loop, XLA computes what both passes need once
+            return body(jnp.int32(0), carry)
+        return lax.fori_loop(0, self._count, body, carry)
+
+    def rows(self, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The block's rows, and which of them no earlier block has held."""
+        start = self._start(i)
+        places = start + jnp.arange(self._size, dtype=jnp.int32)
+        rows = places if self._sampled is None else self._ids(i)
+        return rows, places >= i * self._size
+
+    def take(self, array: jax.Array, i: jax.Array) -> jax.Array:
+        if self._sampled is not None:
+            return array.at[self._ids(i)].get(
+                unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
+            )
+        if self._count == 1:
+            return array
+        return lax.dynamic_slice_in_dim(array, self._start(i), self._size)
+
+    def put(self, array: jax.Array, values: jax.Array, i: jax.Array) -> jax.Array:
+        if self._sampled is not None:
+            return array.at[self._ids(i)].set(
+                values, unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
+            )
+        if self._count == 1:
+            return values
+        return lax.dynamic_update_slice_in_dim(array, values, self._start(i), axis=0)
+
+    def _start(self, i: jax.Array) -> jax.Array:
+        return jnp.minimum(i * self._size, self._last)
+
+    def _ids(self, i: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(self._sampled, self._start(i), self._size)
+
+
+class _Products(NamedTuple):
+    """The three matrix products with the embeddings, in one type."""
+
+    embeddings: jax.Array
+    dtype: jnp.dtype
+
+    def cosines(self, unit: jax.Array) -> jax.Array:
+        """[n, S, D] → [R, n, S]."""
+        cosines = self._einsum("rd,nsd->rns", self.embeddings, unit)
+        return jnp.clip(cosines, -1.0, 1.0)
+
+    def by_embeddings(self, slopes: jax.Array, unit: jax.Array) -> jax.Array:
+        """[R, n, S] and [n, S, D] → [R, D]."""
+        return self._einsum("rns,nsd->rd", slopes, unit)
+
+    def by_classes(self, slopes: jax.Array) -> jax.Array:
+        """[R, n, S] → [n, S, D]."""
+        return self._einsum("rns,rd->nsd", slopes, self.embeddings)
+
+    def _einsum(self, subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum(
+            subscripts,
+            a.astype(self.dtype),
+            b.astype(self.dtype),
+            # What TPUs and GPUs round float32 products to by default moves a cosine in its third
+            # digit; near 1 the margin's √(1 − c²) magnifies that.
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+
+def _unit(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """w / ‖w‖ and ‖w‖; a row of zeros stays zeros, and its norm counts as 1e-12."""
+    squared = jnp.sum(jnp.square(weight), axis=-1, keepdims=True)
+    norms = jnp.sqrt(jnp.maximum(squared, 1e-24))
+    return weight / norms, norms

@@ -1,0 +1,139 @@
+"""The sections that configs share, with every option and the paper's value of it.
+
+A config (`configs/*.py`) takes `run_section` and changes what its run differs in.
+"""
+
+from ml_collections import ConfigDict
+
+
+def run_section(title: str) -> ConfigDict:
+    """A whole run with the paper's settings (section 4.1), for MS-Celeb-1M.
+
+    The config sets `train_data`, `eval_data`, and the network.
+    """
+    c = ConfigDict()
+    c.title = title
+    c.seed = 0
+    c.stages = ("train", "anchors", "ssr", "csn", "evaluate")
+    c.data_dir = "data"
+    c.k = 10
+    c.tau = 1.0
+    c.searcher = "auto"
+    c.flip = True  # embeddings of an image and its mirror image, summed
+
+    c.train_data = ConfigDict({"name": "tfds", "dataset": "ms1m", "split": "train"})
+    c.eval_data = ConfigDict({"name": "lfw"})
+    # Held-out pairs, looked at during the training: InsightFace uses LFW's too.
+    c.verify_data = ConfigDict({"name": "lfw"})
+
+    c.model = ConfigDict()
+    c.model.network = "iresnet50"
+    c.model.options = ConfigDict({"embedding_dim": 256, "dropout_rate": 0.4, "dtype": "bfloat16"})
+    c.model.image_size = 112
+    c.model.mean = c.model.std = (0.5, 0.5, 0.5)
+
+    c.train = train_section()
+    c.anchors = ConfigDict({"source": "real_db", "size": 50_000})
+    c.ssr = ssr_section()
+    c.csn = ConfigDict({"top_n": 100, "degree": 3})
+
+    c.evaluate = ConfigDict()
+    c.evaluate.methods = (
+        "cosine", "ida_r", "ida_r_fallback", "ida_l", "s_norm", "as_norm", "csn"
+    )  # fmt: skip
+    c.evaluate.top_n = 300
+    c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
+    c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
+    c.evaluate.folds = 10
+    return c
+
+
+def train_section() -> ConfigDict:
+    """Training of the backbone: the paper's ArcFace on MS-Celeb-1M, nothing else switched on."""
+    c = ConfigDict()
+    # The head.
+    c.head = "arcface"  # arcface | cosface | l2_softmax | sphereface | combined | adaface
+    c.scale = 64.0
+    c.margin = 0.5
+    c.combined_margins = (1.0, 0.3, 0.2)  # (m₁, m₂, m₃), of combined in place of margin
+    c.straight_through = False  # ArcFace with InsightFace's gradient instead of the exact one
+    c.sub_centres = 1  # weight vectors a class; 3 for noisy labels (Sub-center ArcFace)
+    c.class_shards = 0  # devices that share the classes; 0: all, 1: each has all classes
+    c.class_block = 0  # classes at a time in the softmax; 0: all, which holds [B, C] logits
+    c.sample_rate = 1.0  # share of the classes that a step looks at (Partial FC: 0.1)
+    c.head_dtype = "float32"  # or bfloat16, of the head's matrix products
+    # The optimiser.
+    c.batch_size = 512
+    c.accumulate = 1  # parts of a batch, one after the other: less memory
+    c.steps = 200_000
+    c.schedule = "steps"  # or linear, InsightFace's
+    c.learning_rate = 0.1
+    c.warmup_steps = 0
+    c.decay_steps = (100_000, 140_000, 160_000)
+    c.decay_factor = 0.1
+    c.momentum = 0.9
+    c.weight_decay = 5e-4
+    c.clip_norm = 0.0  # of the backbone's gradient; 0: none, InsightFace: 5
+    c.ema_decay = 0.0  # moving average of the weights, which then is the model; 0: none
+    # The network.
+    c.batch_norm = "global"  # or per_device, as PyTorch's DistributedDataParallel has it
+    c.remat = False  # computes activations again in the backward pass: less memory
+    # Input.
+    # A name, or a ConfigDict of probabilities (`del c.augment` first): see ida_jax.data.augment.
+    c.augment = "flip"
+    c.workers = 0  # processes that decode; 0: threads of this one
+    # Records.
+    c.checkpoint_every = 5_000
+    c.log_every = 100
+    c.verify_every = 0  # steps between verifications on verify_data; 0: none
+    c.keep = "last"  # or best, by verification: the weights that become the model
+    return c
+
+
+def ssr_section() -> ConfigDict:
+    """Training of the SSR module (IDA-L)."""
+    c = ConfigDict()
+    c.hidden = 256
+    c.target = "standardised"  # or log, or paper: F itself
+    c.batch_size = 512
+    c.steps = 30_000
+    c.learning_rate = 1e-3
+    # The paper's "divided by 0.1" is read as multiplied by 0.1.
+    c.decay_steps = (15_000, 20_000, 25_000)
+    c.decay_factor = 0.1
+    c.momentum = 0.9
+    c.weight_decay = 5e-4
+    return c
+
+
+def as_smoke(c: ConfigDict) -> ConfigDict:
+    """The same run, through the same code, on a few rendered identities: it ends in a minute.
+
+    Network, head, optimiser and schedule stay; images, batches and steps become small.
+    """
+    images = {"name": "rendered", "images_per_identity": 4, "image_size": 32}
+    c.train_data = ConfigDict({**images, "identities": 24})
+    c.eval_data = ConfigDict({**images, "identities": 20, "first_identity": 24})
+    c.verify_data = ConfigDict({**images, "identities": 20, "first_identity": 44})
+    c.model.image_size = 32
+    c.train.batch_size = 16
+    c.train.steps, c.train.decay_steps, c.train.warmup_steps = 4, (2, 3), 0
+    c.train.checkpoint_every, c.train.log_every = 2, 1
+    c.train.verify_every = min(2, c.train.verify_every)
+    c.ssr.steps, c.ssr.decay_steps = 200, (100,)
+    c.csn.top_n = c.evaluate.top_n = 12
+    c.evaluate.pairs = "drawn"
+    return c
+
+
+def choose_variant(c: ConfigDict, variant: str) -> ConfigDict:
+    """The config itself, or for the variant "smoke" `as_smoke`.
+
+    Raises:
+      ValueError: another variant, which ida_jax.main reports.
+    """
+    if variant == "smoke":
+        return as_smoke(c)
+    if variant:
+        raise ValueError(f"variant '{variant}' is unknown: there is 'smoke'")
+    return c

@@ -1,0 +1,363 @@
+"""One training step of a backbone and its margin head, compiled for a mesh of devices.
+
+Images are split over all devices, classes over the mesh's axis "model"; the backbone is on each.
+
+B batch, M microbatches, C classes padded to the devices, S sub-centres, D embedding, H height,
+W width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from ida_jax.errors import UserError
+from ida_jax.face_model import Preprocessing, build_network
+from ida_jax.models.margin_head import MarginHead
+from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
+from ida_jax.ops.hypersphere import normalize
+from ida_jax.ops.margin import NormStatistics, adaface_quality, initial_norm_statistics
+from ida_jax.sharding import batch_sharding, class_sharding, padded_classes, replicated
+from ida_jax.training.optimizer import backbone_optimizer, learning_rate_schedule
+
+
+class Head(NamedTuple):
+    """The margin head's part of the state.
+
+    Attributes:
+      classes: weight and momentum, float32 [C, S, D] each.
+      norms: AdaFace's running statistics of the embeddings' norms.
+    """
+
+    classes: ClassWeights
+    norms: NormStatistics
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 scalar, steps taken.
+      params: the backbone's parameters.
+      batch_stats: the backbone's BatchNorm statistics.
+      opt_state: the backbone's optimiser's.
+      head: the margin head's.
+      average: the moving average of `params`; None where the config has none.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    head: Head
+    average: Any
+
+
+class Program(NamedTuple):
+    """What a config trains, on a mesh.
+
+    Attributes:
+      step: (state, images, labels, mask) → (state, metrics), jitted; the old state is donated.
+        images are uint8 [B, H, W, 3], labels int32 [B]; mask, bool [B] or None, is false on rows
+        that only pad the batch to the device count: they enter neither the loss nor any statistic.
+        metrics are scalars: loss, gradient_norm (the backbone's, before clipping), head_velocity
+        (‖v‖ of the class weights), genuine_cosine (the mean of cos θ_y).
+      init: () → the state that the seed gives, on the mesh's devices.
+      state: the state's shapes, types and shardings, for compiling and restoring.
+      batch: (images, labels, mask), likewise.
+    """
+
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    init: Callable[[], TrainState]
+    state: TrainState
+    batch: tuple[Any, Any, Any]
+
+
+def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program:
+    """The training that a run's config describes.
+
+    Args:
+      config: a run's, with the sections model and train (`ida_jax.run_config`) and the seed.
+      num_classes: identities to tell apart.
+      mesh: from `ida_jax.sharding.training_mesh`.
+
+    Raises:
+      UserError: values that do not go together, with each other or with the devices.
+    """
+    train = config.train
+    shards, rows = mesh.shape["model"], -(-train.batch_size // mesh.size) * mesh.size
+    if train.batch_size % train.accumulate or (rows // train.accumulate) % mesh.size:
+        raise UserError(
+            f"train.batch_size is {train.batch_size}, in {train.accumulate} parts "
+            f"(train.accumulate) on {mesh.size} devices: take a multiple of their product"
+        )
+    if train.batch_norm == "per_device" and train.batch_size % mesh.size:
+        raise UserError(
+            f"train.batch_norm is per_device, and a batch of {train.batch_size} does not divide "
+            f"by {mesh.size} devices: take a multiple"
+        )
+    module = build_network(
+        config.model.network,
+        {
+            **config.model.options.to_dict(),
+            "remat": train.remat,
+            "batch_norm_groups": mesh.size if train.batch_norm == "per_device" else 1,
+        },
+    )
+    head = margin_head(train, num_classes=num_classes)
+    classes = padded_classes(num_classes, mesh)
+    c = config.model
+    preprocessing = Preprocessing(c.image_size, tuple(c.mean), tuple(c.std))
+    optimizer = backbone_optimizer(train)
+
+    def init() -> TrainState:
+        backbone_key, head_key = jax.random.split(jax.random.key(config.seed))
+        images = jnp.zeros((2, c.image_size, c.image_size, 3), jnp.float32)
+        variables = module.clone(batch_norm_groups=1).init(backbone_key, images, train=False)
+        params = variables["params"]
+        shape = (classes, train.sub_centres, module.embedding_dim)
+        # A value depends on its place alone, so that the padding changes no class's.
+        weight = 0.01 * jax.random.normal(head_key, shape, jnp.float32)
+        return TrainState(
+            jnp.int32(0),
+            params,
+            variables.get("batch_stats", {}),
+            optimizer.init(params),
+            Head(ClassWeights(weight, jnp.zeros_like(weight)), initial_norm_statistics()),
+            params if train.ema_decay else None,
+        )
+
+    shapes = jax.eval_shape(init)
+    shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+    head_shardings = Head(
+        ClassWeights(class_sharding(mesh), class_sharding(mesh)), shardings.head.norms
+    )
+    shardings = shardings._replace(head=head_shardings)
+    size = (rows, c.image_size, c.image_size, 3)
+    batch = (
+        jax.ShapeDtypeStruct(size, jnp.uint8, sharding=batch_sharding(mesh)),
+        jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh)),
+        None
+        if rows == train.batch_size
+        else jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=batch_sharding(mesh)),
+    )
+    head_step = partial(
+        _head_step,
+        head=head,
+        num_local=classes // shards,
+        config=train,
+        schedule=learning_rate_schedule(train),
+        mesh=mesh,
+    )
+    step = partial(
+        _step, module=module, head_step=head_step, optimizer=optimizer,
+        preprocessing=preprocessing, config=train, seed=config.seed, mesh=mesh,
+    )  # fmt: skip
+    return Program(
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        # Copies, since a donated buffer must not be there twice.
+        jax.jit(lambda: jax.tree.map(jnp.copy, init()), out_shardings=shardings),
+        jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        ),
+        batch,
+    )
+
+
+def margin_head(train: ConfigDict, *, num_classes: int) -> MarginHead:
+    """The head that a config's section train describes.
+
+    Raises:
+      UserError: an unknown kind, or a margin that it does not take.
+    """
+    return MarginHead(
+        num_classes=num_classes,
+        kind=train.head,
+        scale=train.scale,
+        margin=tuple(train.combined_margins) if train.head == "combined" else train.margin,
+        sub_centres=train.sub_centres,
+        straight_through=train.straight_through,
+    )
+
+
+class _Carry(NamedTuple):
+    """What passes from one microbatch to the next; sums over those gone by."""
+
+    gradient: Any
+    batch_stats: Any
+    head: Head
+    loss: jax.Array
+    genuine_cosine: jax.Array
+    velocity_squared: jax.Array
+
+
+def _step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array | None,
+    *,
+    module: nn.Module,
+    head_step: Callable,
+    optimizer: optax.GradientTransformation,
+    preprocessing: Preprocessing,
+    config: ConfigDict,
+    seed: int,
+    mesh: Mesh,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    parts = config.accumulate
+    real = jnp.ones(labels.shape, jnp.bool_) if mask is None else mask
+    row_weights = real.astype(jnp.float32) / jnp.sum(real, dtype=jnp.float32)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def embed(params: Any, batch_stats: Any, images: jax.Array, mask: Any, key: Any) -> Any:
+        embeddings, updates = module.apply(
+            {"params": params, "batch_stats": batch_stats},
+            preprocessing(images),
+            train=True,
+            mask=mask,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        norms = jnp.linalg.norm(jax.lax.stop_gradient(embeddings), axis=-1)
+        return normalize(embeddings), (updates.get("batch_stats", {}), norms)
+
+    def microbatch(carry: _Carry, part: tuple) -> tuple[_Carry, None]:
+        number, images, labels, row_weights, mask = part
+        part_key = jax.random.fold_in(key, number)
+        embeddings, backward, (batch_stats, norms) = jax.vjp(
+            lambda params: embed(params, carry.batch_stats, images, mask, part_key),
+            state.params,
+            has_aux=True,
+        )
+        head, by_embeddings, sums = head_step(
+            carry.head, embeddings, norms, labels, row_weights, state.step, number, part_key
+        )
+        (gradient,) = backward(by_embeddings)
+        return _Carry(
+            jax.tree.map(jnp.add, carry.gradient, gradient),
+            batch_stats,
+            head,
+            carry.loss + sums["loss"],
+            carry.genuine_cosine + sums["genuine_cosine"],
+            sums["velocity_squared"],
+        ), None
+
+    zero = jnp.float32(0)
+    carry = _Carry(
+        jax.tree.map(jnp.zeros_like, state.params), state.batch_stats, state.head, zero, zero, zero
+    )
+    if parts == 1:
+        carry, _ = microbatch(carry, (jnp.int32(0), images, labels, row_weights, mask))
+    else:
+        # Row r goes to part r mod M, so that each device keeps its own rows in every part.
+        split = partial(_split, parts=parts, mesh=mesh)
+        numbers = jnp.arange(parts, dtype=jnp.int32)
+        batch = jax.tree.map(split, (images, labels, row_weights, mask))
+        carry, _ = jax.lax.scan(microbatch, carry, (numbers, *batch))
+
+    updates, opt_state = optimizer.update(carry.gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        # As timm: the decay rises with the steps, so that the first ones do not weigh for long.
+        taken = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
+        average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
+    metrics = {
+        "loss": carry.loss,
+        "gradient_norm": optax.tree.norm(carry.gradient),
+        "head_velocity": jnp.sqrt(carry.velocity_squared),
+        "genuine_cosine": carry.genuine_cosine,
+    }
+    new = TrainState(state.step + 1, params, carry.batch_stats, opt_state, carry.head, average)
+    return new, metrics
+
+
+def _split(x: jax.Array, *, parts: int, mesh: Mesh) -> jax.Array:
+    x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+    sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "model")))
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def _head_step(
+    state: Head,
+    embeddings: jax.Array,
+    norms: jax.Array,
+    labels: jax.Array,
+    row_weights: jax.Array,
+    step: jax.Array,
+    part: jax.Array,
+    key: jax.Array,
+    *,
+    head: MarginHead,
+    num_local: int,
+    config: ConfigDict,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+) -> tuple[Head, jax.Array, dict[str, jax.Array]]:
+    """The head's update, the gradient by the unit embeddings, and sums over the batch."""
+    statistics = state.norms
+    # Without AdaFace no one reads the quality.
+    quality = jnp.zeros_like(norms)
+    if head.kind == "adaface":
+        quality, statistics = adaface_quality(norms, statistics, mask=row_weights > 0)
+    batch_size = labels.shape[0]
+    count = max(-(-int(config.sample_rate * num_local) // 1), min(batch_size, num_local))
+
+    def on_device(
+        classes: ClassWeights, embeddings: jax.Array, quality: jax.Array, labels: jax.Array,
+        row_weights: jax.Array,
+    ) -> Any:  # fmt: skip
+        gather = partial(jax.lax.all_gather, axis_name="model", tiled=True)
+        quality, row_labels, row_weights = gather(quality), gather(labels), gather(row_weights)
+        sampled = None
+        if config.sample_rate < 1:
+            sampled = sample_classes(
+                jax.random.fold_in(key, jax.lax.axis_index("model") + 1),
+                jax.lax.all_gather(row_labels, "data", tiled=True),
+                num_local=num_local,
+                num_classes=head.num_classes,
+                count=count,
+            )
+        sgd = Sgd(
+            schedule(step), config.momentum, config.weight_decay,
+            is_first=part == 0, is_last=part == config.accumulate - 1,
+        )  # fmt: skip
+        out = softmax_step(
+            embeddings,
+            row_labels,
+            row_weights,
+            classes,
+            lambda cosines: head.label_logits(cosines, quality),
+            sgd,
+            num_classes=head.num_classes,
+            scale=head.scale,
+            block=config.class_block,
+            sampled=sampled,
+            dtype=jnp.dtype(config.head_dtype),
+        )
+        sums = {
+            "loss": jax.lax.psum(jnp.sum(row_weights * out.losses), "data"),
+            "genuine_cosine": jax.lax.psum(jnp.sum(row_weights * out.label_cosines), "data"),
+            "velocity_squared": jax.lax.psum(out.velocity_squared, "model"),
+        }
+        return out.classes, out.gradient, sums
+
+    by_rows, by_classes = PartitionSpec(("data", "model")), PartitionSpec("model")
+    classes, gradient, sums = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(by_classes, by_rows, by_rows, by_rows, by_rows),
+        out_specs=(by_classes, by_rows, PartitionSpec()),
+        check_vma=False,
+    )(state.classes, embeddings, quality, labels, row_weights)
+    return Head(classes, statistics), gradient, sums

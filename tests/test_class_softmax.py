@@ -1,0 +1,233 @@
+"""The blockwise, sharded softmax and its update against the plain loss in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import PartitionSpec as P
+
+from ida_jax.models.margin_head import MarginHead
+from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
+from ida_jax.sharding import padded_classes, training_mesh
+
+ROWS, WIDTH, RATE, MU, DECAY = 16, 6, 0.1, 0.9, 5e-4
+
+
+def _problem(classes, sub_centres=1, seed=0):
+    rng = np.random.default_rng(seed)
+    embeddings = reference.unit((ROWS, WIDTH), 100 + seed).astype(np.float32)
+    weight = rng.normal(0, 0.1, (classes, sub_centres, WIDTH)).astype(np.float32)
+    momentum = rng.normal(0, 0.1, weight.shape).astype(np.float32)
+    labels = rng.integers(0, classes, ROWS).astype(np.int32)
+    return embeddings, weight, momentum, labels
+
+
+_MARGINS = {
+    "arcface": reference.arcface,
+    "cosface": lambda c, m: c - m,
+    "l2_softmax": lambda c, m: c,
+    "sphereface": reference.sphereface,
+    "combined": reference.combined,
+}
+
+
+def _plain(head, embeddings, weight, labels, row_weights):
+    """Loss, gradients by unit embeddings and by weights, from the [B, C] logits, in float64."""
+    f, w = np.float64(embeddings), np.float64(weight)
+    norms = np.linalg.norm(w, axis=-1, keepdims=True)
+    unit = w / norms
+    margin = lambda c: head.scale * _MARGINS[head.kind](c, head.margin)  # noqa: E731
+    loss, by_f, by_unit = 0.0, np.zeros_like(f), np.zeros_like(w)
+    for b, y in enumerate(labels):
+        nearest = np.argmax(unit @ f[b], axis=1)
+        centres = unit[np.arange(len(w)), nearest]
+        cosines = centres @ f[b]
+        logits = head.scale * cosines
+        logits[y] = margin(cosines[y])
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        loss -= row_weights[b] * np.log(p[y])
+        slopes = head.scale * p
+        step = 1e-6
+        slopes[y] = (
+            (p[y] - 1) * (margin(cosines[y] + step) - margin(cosines[y] - step)) / (2 * step)
+        )
+        slopes *= row_weights[b]
+        by_f[b] = slopes @ centres
+        by_unit[np.arange(len(w)), nearest] += slopes[:, None] * f[b]
+    along = np.sum(by_unit * unit, axis=-1, keepdims=True)
+    return loss, by_f, (by_unit - along * unit) / norms
+
+
+def _sharded(
+    head, embeddings, weight, momentum, labels, row_weights, *, mesh, block=0, sampled=None,
+    parts=(True, True),
+):  # fmt: skip
+    classes = len(weight)
+    fill = ((0, padded_classes(classes, mesh) - classes), (0, 0), (0, 0))
+    weight, momentum = np.pad(weight, fill), np.pad(momentum, fill)
+    sgd = Sgd(jnp.float32(RATE), MU, DECAY, *map(jnp.bool_, parts))
+
+    def on_device(embeddings, classes_here, labels, row_weights):
+        gather = lambda x: jax.lax.all_gather(x, "model", tiled=True)  # noqa: E731
+        out = softmax_step(
+            embeddings, gather(labels), gather(row_weights), classes_here, head.label_logits, sgd,
+            num_classes=classes, scale=head.scale, block=block, sampled=sampled,
+        )  # fmt: skip
+        loss = jax.lax.psum(jnp.sum(gather(row_weights) * out.losses), "data")
+        return loss, out.gradient, out.classes, jax.lax.psum(out.velocity_squared, "model")
+
+    rows = P(("data", "model"))
+    step = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(rows, P("model"), rows, rows),
+        out_specs=(P(), rows, P("model"), P()), check_vma=False,
+    )  # fmt: skip
+    loss, gradient, out, squared = jax.jit(step)(
+        embeddings, ClassWeights(weight, momentum), labels, row_weights
+    )
+    return loss, gradient, out.weight[:classes], out.momentum[:classes], squared
+
+
+def _mesh(devices, shards):
+    return training_mesh(shards, devices=jax.devices()[:devices])
+
+
+@pytest.mark.parametrize(("devices", "shards"), [(1, 1), (8, 8), (8, 2), (8, 1)])
+@pytest.mark.parametrize(("classes", "block"), [(13, 0), (13, 1), (16, 5), (17, 16)])
+def test_it_is_the_plain_softmax(devices, shards, classes, block):
+    head = MarginHead(classes, "arcface", 16.0, 0.3)
+    embeddings, weight, momentum, labels = _problem(classes)
+    row_weights = np.full(ROWS, 1 / ROWS, np.float32)
+    loss, by_embeddings, by_weight = _plain(head, embeddings, weight, labels, row_weights)
+    got = _sharded(
+        head, embeddings, weight, momentum, labels, row_weights,
+        mesh=_mesh(devices, shards), block=block,
+    )  # fmt: skip
+    velocity = MU * momentum + by_weight + DECAY * weight
+    np.testing.assert_allclose(got[0], loss, rtol=1e-5)
+    np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[3], velocity, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[2], weight - RATE * velocity, rtol=1e-5, atol=1e-6)
+    # Rows that pad have no weights and no momentum.
+    np.testing.assert_allclose(got[4], np.sum(np.square(velocity)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "margin", "centres"),
+    [("cosface", 0.35, 1), ("l2_softmax", None, 1), ("sphereface", 4, 1), ("arcface", 0.5, 3),
+     ("combined", (0.9, 0.3, 0.1), 2)],
+)  # fmt: skip
+def test_every_margin_and_sub_centres(kind, margin, centres):
+    head = MarginHead(11, kind, 16.0, margin, sub_centres=centres)
+    embeddings, weight, momentum, labels = _problem(11, centres)
+    row_weights = np.linspace(0, 1, ROWS).astype(np.float32)
+    loss, by_embeddings, by_weight = _plain(head, embeddings, weight, labels, row_weights)
+    got = _sharded(
+        head, embeddings, weight, momentum, labels, row_weights, mesh=_mesh(2, 2), block=4
+    )
+    velocity = MU * momentum + by_weight + DECAY * weight
+    np.testing.assert_allclose(got[0], loss, rtol=1e-5)
+    np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[2], weight - RATE * velocity, rtol=1e-5, atol=1e-5)
+
+
+def test_a_masked_row_counts_for_nothing():
+    head = MarginHead(9, "arcface", 16.0, 0.3)
+    embeddings, weight, momentum, labels = _problem(9)
+    row_weights = np.where(np.arange(ROWS) < 11, 1 / 11, 0).astype(np.float32)
+    first = _sharded(
+        head, embeddings, weight, momentum, labels, row_weights, mesh=_mesh(8, 8), block=2
+    )
+    others = reference.unit((ROWS, WIDTH), 5).astype(np.float32)
+    others[:11] = embeddings[:11]
+    labels = np.where(np.arange(ROWS) < 11, labels, -1).astype(np.int32)
+    second = _sharded(
+        head, others, weight, momentum, labels, row_weights, mesh=_mesh(8, 8), block=2
+    )
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(second[1][11:], 0)
+
+
+def test_one_class_has_no_loss():
+    head = MarginHead(1, "arcface", 16.0, 0.3)
+    embeddings, weight, momentum, labels = _problem(1)
+    row_weights = np.full(ROWS, 1 / ROWS, np.float32)
+    got = _sharded(head, embeddings, weight, momentum, labels, row_weights, mesh=_mesh(8, 8))
+    assert float(got[0]) == 0
+    np.testing.assert_array_equal(got[1], 0)
+    np.testing.assert_allclose(got[3], MU * momentum + DECAY * weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_parts_of_a_batch_add_up(block):
+    """Two parts, each with half the weight, are one step of their union."""
+    head = MarginHead(13, "cosface", 16.0, 0.2)
+    embeddings, weight, momentum, labels = _problem(13)
+    row_weights = np.full(ROWS, 1 / ROWS, np.float32)
+    *_, by_weight = _plain(head, embeddings, weight, labels, row_weights)
+    state, mesh = (weight, momentum), _mesh(2, 2)
+    for part, flags in (
+        (slice(0, None, 2), (True, False)),
+        (slice(1, None, 2), (False, True)),
+    ):
+        *_, w, v, _ = _sharded(
+            head, embeddings[part], *state, labels[part], row_weights[part], mesh=mesh,
+            block=block, parts=flags,
+        )  # fmt: skip
+        state = (w, v)
+    velocity = MU * momentum + by_weight + DECAY * weight
+    np.testing.assert_allclose(state[1], velocity, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state[0], weight - RATE * velocity, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [0, 4])
+def test_sampled_classes_are_a_softmax_of_their_own(block):
+    classes, sampled = 20, np.array([0, 2, 3, 7, 8, 11, 15, 16, 19], np.int32)
+    head = MarginHead(classes, "arcface", 16.0, 0.3)
+    embeddings, weight, momentum, _ = _problem(classes)
+    labels = np.random.default_rng(1).choice(sampled, ROWS).astype(np.int32)
+    row_weights = np.full(ROWS, 1 / ROWS, np.float32)
+    small = MarginHead(len(sampled), "arcface", 16.0, 0.3)
+    places = np.searchsorted(sampled, labels).astype(np.int32)
+    loss, by_embeddings, by_weight = _plain(small, embeddings, weight[sampled], places, row_weights)
+    got = _sharded(
+        head, embeddings, weight, momentum, labels, row_weights, mesh=_mesh(1, 1), block=block,
+        sampled=sampled,
+    )  # fmt: skip
+    velocity, expected = momentum.copy(), weight.copy()
+    velocity[sampled] = MU * momentum[sampled] + by_weight + DECAY * weight[sampled]
+    expected[sampled] -= RATE * velocity[sampled]
+    np.testing.assert_allclose(got[0], loss, rtol=1e-5)
+    np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[3], velocity, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[2], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sampling_keeps_the_batch_s_classes_and_draws_the_rest_evenly():
+    local, classes, count = 10, 37, 6
+    mesh = _mesh(4, 4)
+    labels = np.array([0, 9, 10, 36, 36, 5, -1], np.int32)
+
+    def on_device(number):
+        key = jax.random.fold_in(jax.random.key(number[0]), jax.lax.axis_index("model"))
+        return sample_classes(key, labels, num_local=local, num_classes=classes, count=count)
+
+    draw = jax.jit(
+        jax.shard_map(on_device, mesh=mesh, in_specs=P(), out_specs=P("model"), check_vma=False)
+    )
+    counts = np.zeros((4, local))
+    for number in range(300):
+        drawn = np.asarray(draw(np.array([number], np.uint32))).reshape(4, count)
+        for device, rows in enumerate(drawn):
+            assert np.all(np.diff(rows) > 0)
+            counts[device, rows] += 1
+    assert counts[0, [0, 5, 9]].tolist() == [300] * 3
+    assert counts[1, 0] == 300
+    assert counts[3, 6] == 300
+    assert np.all(counts[3, 7:] == 0)  # rows that only pad
+    # The rest: 3 of the 7 others on device 0, 6 of 10 on device 2.
+    others = np.delete(counts[0], [0, 5, 9])
+    assert np.all(np.abs(others / 300 - 3 / 7) < 0.12)
+    assert np.all(np.abs(counts[2] / 300 - 0.6) < 0.12)

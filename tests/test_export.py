@@ -1,0 +1,227 @@
+import json
+import re
+import sys
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from ida_jax import export
+from ida_jax.errors import UserError
+from ida_jax.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.interop.exported import largest_difference
+from ida_jax.interop.onnx_export import onnx_bytes, onnx_graph
+from ida_jax.interop.stablehlo_export import stablehlo_bytes, stablehlo_graph
+from ida_jax.interop.weights import import_model
+from ida_jax.rescoring.density import TARGETS, DensityRegressor
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("flatbuffers")
+
+FORMATS = {
+    "onnx": (onnx_bytes, onnx_graph),
+    "stablehlo": (stablehlo_bytes, stablehlo_graph),
+}
+
+
+def random_model(network, size, width, preprocessing=None, **options):
+    """Every weight and statistic is drawn, so that none hides behind its initial 0 or 1."""
+    options = {"embedding_dim": width, **options}
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    module = build_network(network, options)
+    shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        values = rng.uniform(0.3, 0.9, leaf.shape)
+        if path[-1].key in ("bias", "mean"):
+            values = values - 0.6
+        elif path[-1].key == "kernel":
+            values = (values - 0.6) * np.sqrt(33 / np.prod(leaf.shape[:-1]))
+        return np.float32(values)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
+    return FaceModel(network, options, preprocessing or Preprocessing(size), dict(variables))
+
+
+def random_ssr(model, target="log"):
+    rng = np.random.default_rng(1)
+    params = {
+        name: {"kernel": rng.normal(size=shape), "bias": rng.normal(size=shape[1])}
+        for name, shape in (("hidden_fc", (model.width, 7)), ("output_fc", (7, 1)))
+    }
+    params = jax.tree.map(np.float32, params)
+    return DensityRegressor(params, target, 1.0, 0.1, 1e-3, 10, 1.5, model.fingerprint)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return random_model("iresnet_nano", 32, 9)
+
+
+@pytest.fixture(scope="module")
+def small_mobile():
+    preprocessing = Preprocessing(17, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    return random_model("mobilefacenet", 17, 6, preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("name", "input", "batches"),
+    [
+        ("onnx", "uint8", (1, 7, 64)),
+        ("onnx", "float_nchw", (1, 7, 64)),
+        ("stablehlo", "uint8", (1, 7)),
+        ("stablehlo", "float_nchw", (2,)),
+    ],
+)
+def test_graphs_give_the_models_embeddings(name, input, batches, nano, small_mobile):
+    to_bytes, to_graph = FORMATS[name]
+    for model in (nano, small_mobile):
+        ssr = random_ssr(model)
+        graph = to_graph(to_bytes(model, input=input, ssr=ssr))
+        for batch in batches:
+            assert largest_difference(graph, model, input=input, ssr=ssr, batch=batch) < 1e-5
+
+
+def test_outputs_and_their_shapes(nano):
+    images = np.zeros((5, 32, 32, 3), np.uint8)
+    images[1:] = 255
+    for to_bytes, to_graph in FORMATS.values():
+        out = to_graph(to_bytes(nano))(images)
+        assert set(out) == {"embedding"}
+        assert (out["embedding"].shape, out["embedding"].dtype) == ((5, 9), np.float32)
+        np.testing.assert_allclose(np.linalg.norm(out["embedding"], axis=1), 1, rtol=1e-5)
+        assert np.max(np.abs(out["embedding"][0] - out["embedding"][1])) > 1e-2
+        out = to_graph(to_bytes(nano, ssr=random_ssr(nano)))(images)
+        assert (out["log_density"].shape, out["log_density"].dtype) == ((5,), np.float32)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_log_density_of_every_target(name, target, nano):
+    to_bytes, to_graph = FORMATS[name]
+    images = np.random.default_rng(2).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    embeddings = nano.embed(images)
+    ssr = random_ssr(nano, target)
+    if target != "log":
+        # A floor that some faces reach and others do not.
+        ssr = replace(ssr, floor=float(np.exp(np.median(ssr.log_density(embeddings)))))
+    expected = ssr.log_density(embeddings)
+    assert np.ptp(expected) > 1e-4
+    found = to_graph(to_bytes(nano, ssr=ssr))(images)["log_density"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_iresnet18_as_onnx():
+    model = random_model("iresnet18", 32, 256)
+    graph = onnx_graph(onnx_bytes(model))
+    assert largest_difference(graph, model, input="uint8", ssr=None) < 1e-5
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_real_mobilefacenet(name, shared_data):
+    to_bytes, to_graph = FORMATS[name]
+    model = import_model(shared_data / "weights" / "mobilefacenet.npz")
+    assert model.preprocessing.mean == (0.485, 0.456, 0.406)
+    difference = largest_difference(to_graph(to_bytes(model)), model, input="uint8", ssr=None)
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_bfloat16_model_is_exported_in_float32(name, nano):
+    to_bytes, to_graph = FORMATS[name]
+    low = replace(nano, network_options={**nano.network_options, "dtype": "bfloat16"})
+    images = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    found = to_graph(to_bytes(low))(images)["embedding"]
+    np.testing.assert_allclose(found, nano.embed(images), atol=1e-5)
+    assert np.max(np.abs(found - low.embed(images))) > 1e-4
+
+
+def test_depthwise_convolutions_are_exported_as_such(small_mobile):
+    proto = onnx.load_from_string(onnx_bytes(small_mobile))
+    groups = [a.i for node in proto.graph.node for a in node.attribute if a.name == "group"]
+    assert sum(group > 1 for group in groups) == 17  # 15 residuals, one before, the global one
+    exported = jax_export.deserialize(bytearray(stablehlo_bytes(small_mobile)))
+    groups = re.findall(r"feature_group_count = (\d+)", exported.mlir_module())
+    # JAX writes a convolution once for each platform.
+    assert sum(int(group) > 1 for group in groups) == 16 * len(exported.platforms)
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+
+
+def test_onnx_metadata_says_what_the_input_is(small_mobile):
+    proto = onnx.load_from_string(onnx_bytes(small_mobile, ssr=random_ssr(small_mobile)))
+    told = {entry.key: entry.value for entry in proto.metadata_props}
+    assert told["colour_order"] == "RGB"
+    assert told["fingerprint"] == small_mobile.fingerprint
+    assert (told["k"], told["tau"], told["image_size"]) == ("10", "1.5", "17")
+    assert json.loads(told["mean"]) == [0.4, 0.5, 0.6]
+    (images,) = proto.graph.input
+    assert images.type.tensor_type.shape.dim[0].dim_param == "B"
+
+
+@pytest.fixture
+def workdir(nano, tmp_path):
+    nano.save(tmp_path / "model.safetensors")
+    random_ssr(nano).save(tmp_path / "ssr.safetensors")
+    return tmp_path
+
+
+def test_the_command_writes_both_formats(workdir, nano, capsys):
+    for name, (_, to_graph) in FORMATS.items():
+        output = workdir / f"out.{name}"
+        ssr = workdir / "ssr.safetensors"
+        export.main([f"--model={workdir}", f"--output={output}", f"--ssr={ssr}"])
+        assert nano.fingerprint in (printed := capsys.readouterr().out)
+        assert "differs from JAX by at most" in printed
+        graph = to_graph(output.read_bytes())
+        difference = largest_difference(
+            graph, nano, input="uint8", ssr=DensityRegressor.load(ssr), batch=2
+        )
+        assert difference < 1e-5
+    told = json.loads((workdir / "out.stablehlo.json").read_text())
+    assert (told["fingerprint"], told["input"]) == (nano.fingerprint, "uint8 [B, 32, 32, 3]")
+
+
+def test_the_command_describes_and_converts(workdir, nano, capsys):
+    export.main([f"--model={workdir / 'model.safetensors'}", "--info"])
+    assert "RGB" in capsys.readouterr().out
+    export.main([f"--model={workdir}", f"--output={workdir / 'copy.safetensors'}"])
+    assert FaceModel.load(workdir / "copy.safetensors").fingerprint == nano.fingerprint
+
+
+def test_a_graph_that_differs_is_not_written(workdir, monkeypatch):
+    from ida_jax.interop import exported
+
+    for found in (0.1, float("nan")):
+        monkeypatch.setattr(exported, "largest_difference", lambda *_, found=found, **__: found)
+        with pytest.raises(RuntimeError, match="differs from JAX"):
+            export.main([f"--model={workdir}", f"--output={workdir / 'out.onnx'}"])
+    assert {path.name for path in workdir.iterdir()} == {"model.safetensors", "ssr.safetensors"}
+
+
+def test_mistakes_are_one_line(workdir, nano, monkeypatch):
+    def refused(message, *flags):
+        with pytest.raises(UserError, match=message):
+            export.main([f"--model={workdir}", *flags])
+
+    refused("--output=X.onnx", "--input=uint8")
+    refused(r"ends in \.onnx", f"--output={workdir / 'x.tflite'}")
+    refused("folder does not exist", f"--output={workdir / 'none' / 'x.onnx'}")
+    refused("invalid choice: 'float'", f"--output={workdir / 'x.onnx'}", "--input=float")
+    refused("--ssr is for graphs", f"--output={workdir / 'x.safetensors'}", "--ssr=S")
+    other = replace(random_ssr(nano), fingerprint="0" * 16)
+    other.save(workdir / "other.safetensors")
+    for name in FORMATS:
+        flags = (f"--output={workdir / 'x'}.{name}", f"--ssr={workdir / 'other.safetensors'}")
+        refused("fingerprint is .* SSR module's 0000", *flags)
+    with pytest.raises(UserError, match="input 'float' is unknown"):
+        onnx_bytes(nano, input="float")
+    for package, name in (("onnx", "onnx"), ("onnxruntime", "onnx"), ("flatbuffers", "stablehlo")):
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, package, None)
+            refused(r"pip install ida_jax\[interop\]", f"--output={workdir / 'x'}.{name}")
+    assert not list(workdir.glob("x*"))
