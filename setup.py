@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+_EXPORT = ["flatbuffers", "onnx>=1.16", "onnxruntime"]
+
 setup(
     name="ida_jax",
     version="0.1.0",
@@ -40,7 +42,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "interop": ["torch"],
-        "test": ["hypothesis", "pytest>=8", "ruff"],
+        "interop": [*_EXPORT, "torch"],
+        "test": [*_EXPORT, "hypothesis", "pytest>=8", "ruff"],
     },
 )

@@ -13,13 +13,17 @@ costs: microseconds of each step of one image, in one thread.
 """
 
 import argparse
+import collections
+import contextlib
+import itertools
 import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +73,8 @@ def _write_rendered(folder: str, *, images: int, size: int, quality: int) -> Non
     for number, image in enumerate(data.images):
         files.append(Path(folder) / f"{number}.jpg")
         cv2.imwrite(str(files[-1]), image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
-    write_tfds("rendered", files, data.labels.tolist(), data.identities, data_dir=folder)
+    with contextlib.redirect_stdout(sys.stderr):  # where TFDS reports what it does
+        write_tfds("rendered", files, data.labels.tolist(), data.identities, data_dir=folder)
 
 
 def _costs(data: FaceDataset, encoded: list[np.ndarray]) -> dict[str, float]:
@@ -97,12 +102,15 @@ def _costs(data: FaceDataset, encoded: list[np.ndarray]) -> dict[str, float]:
 
 
 def _loader(data: FaceDataset, options: argparse.Namespace, **how: object) -> Rate:
-    batches: Iterator = training_batches(data, batch_size=options.batch, seed=0, **how)
+    batches = training_batches(data, batch_size=options.batch, seed=0, **how)
+
+    def drop(count: int) -> None:
+        # Kept batches would take fresh memory each, which a trainer's do not.
+        collections.deque(itertools.islice(batches, count), maxlen=0)
+
     # What was prepared ahead of the clock must not count: as many batches as can be are waited for.
-    for _ in range(2 * how["threads"] * max(1, how["workers"]) + how["workers"]):
-        next(batches)
-    rate = _rate(lambda: [next(batches) for _ in range(options.batches)],
-                 options.batch * options.batches)  # fmt: skip
+    drop(2 * how["threads"] * max(1, how["workers"]) + how["workers"])
+    rate = _rate(lambda: drop(options.batches), options.batch * options.batches)
     batches.close()
     time.sleep(0.3)  # the batches under way come to their end
     return rate

@@ -9,6 +9,7 @@ from ida_jax.anchors.search import SEARCHERS, has_scann
 from ida_jax.data.augment import augmentation
 from ida_jax.errors import UserError
 from ida_jax.face_model import build_network
+from ida_jax.models.margin_head import KINDS
 from ida_jax.rescoring.density import TARGETS
 from ida_jax.rescoring.rescorer import METHODS
 from ida_jax.training.optimizer import SCHEDULES
@@ -35,17 +36,10 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")
     if "train" in unfinished:
         _check_train(c.train)
-    if "import" in unfinished:
-        given = (c.model.network, c.model.options.embedding_dim, c.model.image_size)
-        if given != ("mobilefacenet", 128, 112):
-            raise UserError(
-                f"model is {given[0]}, {given[1]}-d, {given[2]} px: weights are imported for "
-                "mobilefacenet, 128-d, 112 px alone"
-            )
-        if c.anchors.source == "class_weights":
-            raise UserError(
-                "imported weights come without class weights: set anchors.source to real_db"
-            )
+    if "import" in unfinished and c.anchors.source == "class_weights":
+        raise UserError(
+            "imported weights come without class weights: set anchors.source to real_db"
+        )
     if "anchors" in unfinished:
         _one_of("anchors.source", c.anchors.source, ANCHOR_SOURCES)
         _at_least_1(c, "anchors.size")
@@ -78,6 +72,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
 def _check_train(train: ConfigDict) -> None:
     """Ranges and choices; `training.train_step.make_program` checks what devices decide."""
     c = ConfigDict({"train": train})
+    _one_of("train.head", train.head, KINDS)
     _one_of("train.schedule", train.schedule, SCHEDULES)
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
     _one_of("train.head_dtype", train.head_dtype, ("float32", "bfloat16"))

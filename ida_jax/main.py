@@ -4,11 +4,11 @@ Runs the stages that the config names: train, anchors, ssr, evaluate. Each is re
 same command again after an interruption.
 """
 
-import re
 import sys
 
 from ml_collections import ConfigDict
 
+from ida_jax.config_flags import parse_config
 from ida_jax.errors import UserError, exit_code
 from ida_jax.processes import join_processes
 
@@ -31,37 +31,14 @@ def main() -> None:
 
 
 def _flags() -> tuple[ConfigDict, str]:
-    from absl import flags
-    from ml_collections import config_flags
-
-    parsed = flags.FlagValues()
-    # It looks into sys.argv for --config.key=value, so that no other list can be parsed.
-    config_flags.DEFINE_config_file("config", None, "The run's config.", flag_values=parsed)
-    flags.DEFINE_string("workdir", None, "Where the run keeps its files.", flag_values=parsed)
-    try:
-        rest = parsed(sys.argv)[1:]
-        config, workdir = parsed.config, parsed.workdir
-        if config is not None:
-            config.stages  # noqa: B018  a file that was not found shows at the first look
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{_one_line(error)}; see --help") from error
-    if rest:
-        raise UserError(f"'{rest[0]}' is no flag: flags are --config=, --workdir=, --config.key=")
+    config, others = parse_config(sys.argv[1:], workdir="Where the run keeps its files.")
+    workdir = others["workdir"]
     if config is None or workdir is None:
         raise UserError(
             "expected --config=FILE and --workdir=DIR, e.g. "
             "--config=configs/quickstart.py --workdir=runs/quickstart"
         )
     return config, workdir
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip()
-    # ml_collections' suggestion comes as the representation of a two-line text.
-    if suggestion := re.search(r'Did you mean "([^"]*)" instead of "([^"]*)"', text):
-        return f"the config has no '{suggestion[2]}': did you mean '{suggestion[1]}'?"
-    # Of a traceback, the last line tells the cause.
-    return text.splitlines()[-1].strip() if text else type(error).__name__
 
 
 if __name__ == "__main__":

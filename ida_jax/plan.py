@@ -5,7 +5,10 @@ it needs there: memory on each device against what it has, operations, memory tr
 each kind of collective, and the time that a step takes at least. --config.key=value as in training.
 
 The topology is KIND:SHAPE in chips, such as v5e:16x16, v5p:4x4x8, v6e:8x8, or cpu:8 for fake
-devices. Exit code 1 if the step does not fit.
+devices. Bytes sent are those of rings: each device sends 2(n-1)/n of an array that n devices
+all-reduce, n-1 of what it adds to an all-gather, (n-1)/n of what it reduce-scatters. The bounds
+hold for one slice whose links are all in use; "latency" takes 1 µs a hop and no overlap.
+Exit code 1 if the step does not fit.
 """
 
 import json
@@ -43,8 +46,8 @@ def main(argv: list[str]) -> None:
     config, _ = parse_config(others)
     if config is None:
         raise UserError("expected --config=FILE, e.g. --config=configs/ms1m_arcface.py")
-    if "train" not in config:
-        raise UserError("the config has no section train: nothing to plan")
+    if "train" not in config.stages:
+        raise UserError(f"the config's stages are {', '.join(config.stages)}: none of them trains")
     topology = open_topology(options.topology)
     classes = _classes(config) if options.classes is None else options.classes
     if classes < 1:
@@ -190,7 +193,7 @@ def _timed(what: str, plan: dict[str, Any], key: str) -> "Iterator[None]":
 
 
 def _line(name: str, text: str, *more: Any) -> None:
-    print(f"{name:<18}{text}", *(dict(m) for m in more))
+    print(f"{name:<18}{text}", *(dict(m) for m in more), flush=True)
 
 
 if __name__ == "__main__":

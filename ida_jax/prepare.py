@@ -1,7 +1,8 @@
 """python -m ida_jax.prepare folder --from=FOLDER --name=NAME --data_dir=DIR
 
 Turns FOLDER/IDENTITY/*.jpg (or .jpeg), aligned crops of the size that the network takes, into the
-TFDS data set DIR/NAME that training reads. The images' bytes are kept as they are.
+TFDS data set DIR/NAME that training reads. The images' bytes are kept as they are; the labels are
+kept a second time in one small file, so that training starts at once.
 """
 
 import sys

@@ -28,7 +28,7 @@ from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
 from ida_jax.evaluation import all_pairs_scores, evaluate_all_pairs, evaluate_kfold
 from ida_jax.face_model import FaceModel
-from ida_jax.files import load_npz, require_file, written_whole
+from ida_jax.files import require_file, written_whole
 from ida_jax.processes import agree, is_first
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.protocols.verification import kfold_accuracy
@@ -142,13 +142,24 @@ def _verification_accuracy(run: Run, model: FaceModel) -> float:
 
 
 def _import(run: Run) -> None:
-    from ida_jax.interop.mobilefacenet import mobilefacenet_variables
+    from ida_jax.interop.weights import import_model
 
-    c = run.config
-    variables = mobilefacenet_variables(load_npz(Path(c.data_dir) / c.model.weights))
-    FaceModel(c.model.network, c.model.options.to_dict(), run.model_preprocessing, variables).save(
-        run.model_path
-    )
+    c = run.config.model
+    path = Path(run.config.data_dir) / c.weights
+    model = import_model(path, preprocessing=run.model_preprocessing)
+    expected = (c.network, c.options.embedding_dim, c.image_size)
+    found = (model.network, model.width, model.preprocessing.image_size)
+    if found != expected:
+        raise UserError(
+            f"{path} holds {_description(found)}, but the config's model is "
+            f"{_description(expected)}: set model.network, model.options.embedding_dim and "
+            "model.image_size to what the file holds"
+        )
+    model.save(run.model_path)
+
+
+def _description(model: tuple[str, int, int]) -> str:
+    return f"{model[0]}, {model[1]}-d, {model[2]} px"
 
 
 def _anchors(run: Run) -> None:

@@ -1,6 +1,7 @@
 """Tests run on eight fake CPU devices, with strict dtype promotion and rank promotion raising."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -14,6 +15,10 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests train the same small network: it is compiled once a run of the tests.
+_CACHE = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # The first example of a shape compiles, so that no deadline would hold; the same examples each run.
 hypothesis.settings.register_profile("ida_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ida_jax")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "ida_jax"
 HEAVY = {"scann", "tensorflow_datasets", "grain", "matplotlib", "torch", "cv2", "tensorboardX",
-         "pyarrow"}  # fmt: skip
+         "pyarrow", "onnx", "onnxruntime"}  # fmt: skip
 STANDARD = set(sys.stdlib_module_names)
 ERRORS = "ida_jax.errors"  # the one module that everybody may import
 

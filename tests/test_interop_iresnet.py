@@ -15,7 +15,6 @@ from ida_jax.interop.weights import import_model
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import torch_iresnet  # noqa: E402
 

@@ -4,11 +4,13 @@ B global batch, P hosts, N faces, H height, W width. Image number i of a trainin
 batch ⌊i / B⌋; epoch e is the numbers e·N … (e+1)·N − 1.
 """
 
+import atexit
 import functools
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from multiprocessing import parent_process
 from typing import NamedTuple
@@ -69,7 +71,15 @@ def training_batches(
     check_labels(dataset)
     _check_sizes(batch_size, seed, shard, shards, threads, workers)
     batches = _Batches(dataset, batch_size, seed, shard, shards, augmentation(augment))
-    return _iterate(batches, first_step, threads, workers)
+    iterator = _iterate(batches, first_step, threads, workers)
+    # Workers end badly once the interpreter is half gone; a loop that failed may not close them.
+    atexit.register(_close, weakref.ref(iterator))
+    return iterator
+
+
+def _close(iterator: weakref.ref) -> None:
+    if (alive := iterator()) is not None:
+        alive.close()
 
 
 def check_labels(dataset: FaceDataset) -> None:
@@ -199,8 +209,8 @@ def _begin_worker(number: int, count: int) -> None:
 
     cv2.setNumThreads(1)
     # A preempted job's SIGTERM goes to all its processes; the trainer saves, then closes these.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for to_all in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(to_all, signal.SIG_IGN)
 
     def end_with_parent() -> None:
         parent_process().join()

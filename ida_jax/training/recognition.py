@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 
 import jax
 import numpy as np
@@ -75,6 +75,7 @@ def train(
             workers=c.workers,
         )
         with (
+            closing(batches),
             _metrics(workdir, first_step) as write,
             tqdm(
                 total=c.steps, initial=first_step, desc="train", unit="step", disable=not is_first()

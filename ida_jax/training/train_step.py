@@ -117,7 +117,9 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
     optimizer = backbone_optimizer(train)
 
     def init() -> TrainState:
-        backbone_key, head_key = jax.random.split(jax.random.key(config.seed))
+        head_key = jax.random.key(config.seed)
+        # The default generator takes several times as long to compile, anew for every shape.
+        backbone_key = jax.random.key(config.seed, impl="rbg")
         images = jnp.zeros((2, c.image_size, c.image_size, 3), jnp.float32)
         variables = module.clone(batch_norm_groups=1).init(backbone_key, images, train=False)
         params = variables["params"]
