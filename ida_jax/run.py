@@ -12,11 +12,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.dataset import FaceDataset, ImageSubset
 from ida_jax.data.load import load_faces
 from ida_jax.face_model import FaceModel, Preprocessing
+from ida_jax.files import written_whole
 from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
 from ida_jax.rescoring.density import DensityRegressor
+
+# Faces a file of embeddings: on a CPU the work of half an hour.
+_PART = 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,21 @@ class Run:
 
     @cached_property
     def train_embeddings(self) -> np.ndarray:
-        return self.embed(self.train_faces.images, "embed the training set")
+        """Float32 [N, D], in files of a part each: an interrupted pass goes on where it was."""
+        images, flip = self.train_faces.images, "-flip" if self.config.flip else ""
+        folder = self.workdir / "embeddings" / f"train-{self.model.fingerprint}{flip}"
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = []
+        for start in range(0, len(images), _PART):
+            path = folder / f"from-{start:09}.npy"
+            if not path.is_file():
+                rows = np.arange(start, min(start + _PART, len(images)))
+                title = f"embed the training set, {start} … {rows[-1]} of {len(images)}"
+                embeddings = self.embed(ImageSubset(images, rows), title)
+                with written_whole(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, embeddings)
+            parts.append(np.load(path))
+        return np.concatenate(parts)
 
     def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
         # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.
