@@ -18,6 +18,7 @@ ALLOWED = {
     "ops": {"jax", "numpy"},
     "models": {"jax", "flax", "numpy", "ida_jax.ops"},
     "protocols": {"numpy", "scipy"},
+    "planning": {"jax", "numpy"},
 }
 # What these must never import.
 FORBIDDEN = {

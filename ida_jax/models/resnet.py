@@ -39,15 +39,15 @@ class BatchNorm(nn.Module):
     """(x − mean) / √(var + 1e-5) · scale + bias by channel, computed in float32.
 
     In training the statistics are those of the rows that `mask` marks, within each of `groups`
-    equal parts of the batch. One group is the whole batch, even where it is sharded over devices
-    (elsewhere called SyncBN; usual on TPUs). As many groups as devices is BatchNorm per device, what
-    PyTorch's DDP does and InsightFace's arcface_torch with it; the forward pass then exchanges
-    nothing between devices but the running statistics.
+    equal parts of the batch. One group is the whole batch, even where it is sharded over devices:
+    what PyTorch calls SyncBatchNorm, and usual on TPUs. As many groups as devices is BatchNorm per
+    device, as PyTorch's DDP has it and so InsightFace's arcface_torch; devices then exchange
+    nothing in the forward pass but the running statistics.
 
     Those move by 0.1 (Flax's momentum 0.9, PyTorch's 0.1) towards the mean over the groups of their
-    means and of their variances, where InsightFace saves the first device's own. The running
-    variance is the biased one, where PyTorch keeps the unbiased one. A group of padding alone has no
-    part in it.
+    means and of their variances, where InsightFace saves its first device's own. The running
+    variance is the biased one, where PyTorch keeps the unbiased one. A group that is all padding
+    has no part in it.
 
     Flax's own BatchNorm is the same function of one group. Written as x · a + b it keeps x alone
     for the backward pass, where Flax's keeps x − mean too.
@@ -68,10 +68,10 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         groups = self.groups if train and not self.is_initializing() else 1
-        grouped = _in_groups(x.astype(jnp.float32), groups)
+        x = x.astype(jnp.float32)
         if train:
             real = None if mask is None else _in_groups(mask, groups)
-            mean, var = _group_statistics(grouped, real)
+            mean, var = _group_statistics(_in_groups(x, groups), real)
             if not self.is_initializing():
                 for running, found in ((running_mean, mean), (running_var, var)):
                     running.value = _moved(running.value, found, real)
@@ -83,7 +83,8 @@ class BatchNorm(nn.Module):
             factor = factor * scale[None]
         offset = self.param("bias", nn.initializers.zeros, channels, jnp.float32)[None]
         offset = offset - mean * factor
-        shape = (groups,) + (1,) * (x.ndim - 1) + channels
+        grouped = _in_groups(x, groups) if groups > 1 else x
+        shape = (groups,) + (1,) * (grouped.ndim - 2) + channels
         y = grouped * factor.reshape(shape) + offset.reshape(shape)
         return y.reshape(x.shape).astype(self.dtype)
 

@@ -8,25 +8,27 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ida_jax.face_model import build_network
+from ida_jax.planning.chips import CHIPS
+from ida_jax.planning.flops import count_flops
 
-# Dense peaks of one device in TFLOP/s by its jax `device_kind`: bfloat16, and float32 as XLA runs
-# it by default (TF32 on GPUs; on TPUs bfloat16 products). Source: NVIDIA's data sheets and Google
-# Cloud's TPU pages.
-_PEAKS = {
-    "NVIDIA V100": (None, 15.7),
+# NVIDIA's dense peaks in TFLOP/s, by what jax's `device_kind` begins with: bfloat16, and float32 as
+# XLA runs it by default, TF32 where there is one. Source: NVIDIA's data sheets.
+_GPUS = {
     "NVIDIA A100": (312.0, 156.0),
-    "NVIDIA L4": (121.0, 60.0),
     "NVIDIA A10": (125.0, 62.5),
-    "NVIDIA H100 PCIe": (756.0, 378.0),
+    "NVIDIA L4": (121.0, 60.0),
     "NVIDIA H100": (989.0, 494.0),
+    "NVIDIA H100 PCIe": (756.0, 378.0),
     "NVIDIA H200": (989.0, 494.0),
     "NVIDIA B200": (2250.0, 1125.0),
-    "TPU v2": (45.0, 45.0),
-    "TPU v3": (123.0, 123.0),
-    "TPU v4": (275.0, 275.0),
-    "TPU v5 lite": (197.0, 197.0),
-    "TPU v5": (459.0, 459.0),
-    "TPU v6 lite": (918.0, 918.0),
+}
+# On TPUs float32 products run as bfloat16 ones by default.
+_TPUS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
 }
 
 
@@ -38,11 +40,13 @@ def peak_flops(dtype: str, device_kind: str | None = None) -> float | None:
       device_kind: jax's name of the device; this run's first one if None.
     """
     kind = device_kind or jax.devices()[0].device_kind
-    matching = [name for name in _PEAKS if kind.startswith(name)]
+    matching = [name for name in (*_GPUS, *_TPUS) if kind.startswith(name)]
     if not matching:
         return None
-    tera = _PEAKS[max(matching, key=len)][dtype != "bfloat16"]
-    return None if tera is None else tera * 1e12
+    name = max(matching, key=len)
+    if name in _TPUS:
+        return CHIPS[_TPUS[name]].flops
+    return _GPUS[name][dtype != "bfloat16"] * 1e12
 
 
 def flops_per_image(config: ConfigDict, *, num_classes: int) -> float:
@@ -57,6 +61,6 @@ def flops_per_image(config: ConfigDict, *, num_classes: int) -> float:
     variables = jax.eval_shape(
         lambda image: module.init(jax.random.key(0), image, train=False), image
     )
-    forward = jax.jit(lambda v, x: module.apply(v, x, train=False)).lower(variables, image)
+    forward = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, image)
     classes = config.train.sample_rate * num_classes * config.train.sub_centres
-    return 3 * (forward.cost_analysis()["flops"] + 2 * classes * module.embedding_dim)
+    return 3 * (count_flops(forward).flops + 2 * classes * module.embedding_dim)
