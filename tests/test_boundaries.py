@@ -18,7 +18,7 @@ ALLOWED = {
     "ops": {"jax", "numpy"},
     "models": {"jax", "flax", "numpy", "ida_jax.ops"},
     "protocols": {"numpy", "scipy"},
-    "planning": {"jax", "numpy"},
+    "planning": {"jax", "libtpu", "numpy"},
 }
 # What these must never import.
 FORBIDDEN = {

@@ -54,7 +54,7 @@ def train(
         )
     schedule = learning_rate_schedule(c)
     peak = peak_flops(config.model.options.get("dtype", "float32"))
-    flops = flops_per_image(config, num_classes=dataset.num_identities)
+    flops = peak and flops_per_image(config, num_classes=dataset.num_identities)
 
     with (
         open_checkpoints(
@@ -81,6 +81,7 @@ def train(
                 total=c.steps, initial=first_step, desc="train", unit="step", disable=not is_first()
             ) as bar,
         ):
+            bar.set_postfix_str("compiling")
             mark = (first_step, time.perf_counter())
             last_finite = first_step
 
@@ -104,7 +105,7 @@ def train(
                 speed = (step - mark[0]) * c.batch_size / (now - mark[1])
                 values["learning_rate"] = float(schedule(step - 1))
                 values["images_per_second"] = speed
-                if peak is not None:
+                if peak:
                     values["mfu"] = speed * flops / (peak * mesh.size)
                 mark = (step, now)
                 write(step, values)
