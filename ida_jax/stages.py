@@ -38,6 +38,8 @@ from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.run import Run
+from ida_jax.sharding import training_mesh
+from ida_jax.training.train_step import check_batch
 from ida_jax.workdir import claim_workdir
 
 
@@ -84,6 +86,8 @@ def _check(run: Run, unfinished: list[str]) -> None:
         require_faces(c.train_data, data_dir=c.data_dir)
     if "evaluate" in unfinished:
         require_faces(c.eval_data, data_dir=c.data_dir)
+    if "train" in unfinished:
+        check_batch(c.train, training_mesh(c.train.class_shards))
     if "train" in unfinished and c.train.verify_every:
         require_faces(c.verify_data, data_dir=c.data_dir)
         run.model_preprocessing.check(run.verify_faces.images[0], what="verify_data's first image")

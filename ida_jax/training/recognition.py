@@ -47,11 +47,6 @@ def train(
     c = config.train
     mesh = training_mesh(c.class_shards)
     program = make_program(config, num_classes=dataset.num_identities, mesh=mesh)
-    if jax.process_count() > 1 and c.batch_size % mesh.size:
-        raise UserError(
-            f"train.batch_size is {c.batch_size}, which does not divide by the {mesh.size} devices "
-            f"of {jax.process_count()} processes: take a multiple"
-        )
     schedule = learning_rate_schedule(c)
     peak = peak_flops(config.model.options.get("dtype", "float32"))
     flops = peak and flops_per_image(config, num_classes=dataset.num_identities)
@@ -99,9 +94,11 @@ def train(
                     )
                 last_finite = step
                 bar.update()
+                now = time.perf_counter()
+                if step == first_step + 1 and c.log_every > 1:
+                    mark = (step, now)  # before it, the step was compiled
                 if step % c.log_every:
                     return
-                now = time.perf_counter()
                 speed = (step - mark[0]) * c.batch_size / (now - mark[1])
                 values["learning_rate"] = float(schedule(step - 1))
                 values["images_per_second"] = speed
@@ -109,7 +106,10 @@ def train(
                     values["mfu"] = speed * flops / (peak * mesh.size)
                 mark = (step, now)
                 write(step, values)
-                bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+                bar.set_postfix_str(
+                    f"loss {values['loss']:.4g}, rate {values['learning_rate']:.3g}, "
+                    f"{speed:.4g} images/s"
+                )
 
             previous = None
             for step, batch in zip(range(first_step + 1, c.steps + 1), batches, strict=False):

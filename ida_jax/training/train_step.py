@@ -91,17 +91,8 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
       UserError: values that do not go together, with each other or with the devices.
     """
     train = config.train
-    shards, rows = mesh.shape["model"], -(-train.batch_size // mesh.size) * mesh.size
-    if train.batch_size % train.accumulate or (rows // train.accumulate) % mesh.size:
-        raise UserError(
-            f"train.batch_size is {train.batch_size}, in {train.accumulate} parts "
-            f"(train.accumulate) on {mesh.size} devices: take a multiple of their product"
-        )
-    if train.batch_norm == "per_device" and train.batch_size % mesh.size:
-        raise UserError(
-            f"train.batch_norm is per_device, and a batch of {train.batch_size} does not divide "
-            f"by {mesh.size} devices: take a multiple"
-        )
+    check_batch(train, mesh)
+    shards, rows = mesh.shape["model"], padded_batch(train.batch_size, mesh)
     module = build_network(
         config.model.network,
         {
@@ -172,6 +163,31 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         ),
         batch,
     )
+
+
+def padded_batch(batch_size: int, mesh: Mesh) -> int:
+    """The batch's rows, filled up to a multiple of the devices."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def check_batch(train: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a batch that parts, devices or processes cannot share, as a UserError."""
+    rows = padded_batch(train.batch_size, mesh)
+    if train.batch_size % train.accumulate or (rows // train.accumulate) % mesh.size:
+        raise UserError(
+            f"train.batch_size is {train.batch_size}, in {train.accumulate} parts "
+            f"(train.accumulate) on {mesh.size} devices: take a multiple of their product"
+        )
+    exact = {
+        "train.batch_norm is per_device": train.batch_norm == "per_device",
+        f"there are {jax.process_count()} processes": jax.process_count() > 1,
+    }
+    for why, needed in exact.items():
+        if needed and train.batch_size % mesh.size:
+            raise UserError(
+                f"train.batch_size is {train.batch_size}, which does not divide by {mesh.size} "
+                f"devices, and {why}: take a multiple"
+            )
 
 
 def margin_head(train: ConfigDict, *, num_classes: int) -> MarginHead:
