@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     c.model.network = "iresnet_nano"
-    c.model.options = ConfigDict({"embedding_dim": 256, "dropout_rate": 0.0})
+    c.model.options.update({"dropout_rate": 0.0, "dtype": "float32"})
     c.model.image_size = 48
 
     c.train.scale, c.train.margin = 32.0, 0.3

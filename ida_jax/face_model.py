@@ -21,10 +21,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ida_jax.errors import UserError
 from ida_jax.files import complete, load_tensors, save_tensors
 from ida_jax.models import mobilefacenet, resnet
+from ida_jax.padding import block_size
 from ida_jax.sharding import batch_sharding, local_mesh, pad_batch, replicated
 from ida_jax.validation import unit_embeddings
 
 _KIND = "face_model"
+# Faces that a batch may be padded to, short of a whole one: each is a shape to compile.
+_FEW = (16, 64)
 _NETWORKS = {
     "iresnet_nano": resnet.iresnet_nano,
     "iresnet18": resnet.iresnet18,
@@ -163,7 +166,8 @@ class FaceModel:
         mesh = local_mesh()
         variables = jax.device_put(self.variables, replicated(mesh))
         module = build_network(self.network, self.network_options)
-        rows = -(-max(1, min(batch_size, len(images))) // mesh.size) * mesh.size
+        rows = block_size([*(n for n in _FEW if n < batch_size), batch_size], len(images))
+        rows = -(-rows // mesh.size) * mesh.size
         chunks = []
         pending = None
         for batch in _batches(images, rows, self.preprocessing, progress):
@@ -207,10 +211,12 @@ def _embed_batch(
     module: nn.Module, preprocessing: Preprocessing, flip: bool, variables: Any, images: jax.Array
 ) -> jax.Array:
     inputs = preprocessing(images)
-    embeddings = module.apply(variables, inputs, train=False)
-    if flip:
-        embeddings += module.apply(variables, inputs[:, :, ::-1, :], train=False)
-    return embeddings
+    if not flip:
+        return module.apply(variables, inputs, train=False)
+    # Both in one pass, which is compiled once; side by side, so that rows stay on their devices.
+    both = jnp.stack([inputs, inputs[:, :, ::-1, :]], axis=1)
+    embeddings = module.apply(variables, both.reshape(-1, *inputs.shape[1:]), train=False)
+    return jnp.sum(embeddings.reshape(len(inputs), 2, -1), axis=1)
 
 
 def _batches(
