@@ -29,7 +29,7 @@ setup(
         "numpy>=2.0",
         "opencv-python-headless",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.12",
+        "orbax-checkpoint>=0.12,<0.13",
         "pyarrow>=16",
         "safetensors",
         # Wheels exist for Linux alone; elsewhere the exact search on the device is used.

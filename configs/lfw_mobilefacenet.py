@@ -10,10 +10,10 @@ Command: python -m ida_jax.main --config=configs/lfw_mobilefacenet.py \
 
 from ml_collections import ConfigDict
 
-from ida_jax.run_config import run_section
+from ida_jax.run_config import choose_variant, run_section
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     c = run_section("LFW, MobileFaceNet trained on its anchor half")
     c.train_data = ConfigDict({"name": "lfw", "role": "anchor"})
     c.eval_data = ConfigDict({"name": "lfw", "role": "eval", "images_per_identity": 10})
@@ -28,4 +28,4 @@ def get_config() -> ConfigDict:
     c.train.checkpoint_every, c.train.log_every = 100, 20
 
     c.ssr.hidden = 128
-    return c
+    return choose_variant(c, variant)

@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 from ida_jax.run_config import run_section
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
+    if variant:
+        raise ValueError(f"variant '{variant}' is unknown: there is none, the weights being given")
     c = run_section("LFW, a pretrained MobileFaceNet")
     c.stages = ("import", "anchors", "ssr", "csn", "evaluate")
     c.flip = False

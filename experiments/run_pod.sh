@@ -10,7 +10,11 @@
 # checkpoint's folder is renamed in one step), which is mounted on ~/bucket. The run's files are in
 # its folder runs/ms1m_r100. Whether a config fits the slice, python -m ida_jax.plan says before.
 #
-# After a preemption or an error the same command goes on from the last checkpoint.
+# The workers train on when this ends or its connection breaks; it only shows the first one's log. To
+# stop them, with the state saved:
+#   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command='pkill -f ida_jax.main'
+# After that, a preemption or an error the same command goes on from the last checkpoint. Curves in
+# the bucket are complete after the run; during it, files that are being appended to may lag there.
 set -euo pipefail
 
 : "${TPU:?name the slice}" "${ZONE:?name its zone}" "${BUCKET:?name a bucket for the results}"
@@ -24,10 +28,13 @@ first=$(gcloud compute tpus tpu-vm describe "$TPU" --zone="$ZONE" \
 
 # Quoted once more, for the workers' shells.
 flags=$(printf '%q ' --config="$config" --workdir="../bucket/runs/$name" "$@")
-exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
+gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
   set -e
   mkdir -p ~/bucket
   mountpoint -q ~/bucket || gcsfuse --implicit-dirs $BUCKET ~/bucket
   mkdir -p ~/bucket/runs
   cd ~/ida_jax
-  JAX_COORDINATOR_ADDRESS=$first:8476 python -m ida_jax.main $flags"
+  JAX_COORDINATOR_ADDRESS=$first:8476 nohup python -m ida_jax.main $flags \
+    > ~/ida_jax.log 2>&1 < /dev/null &"
+exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=0 --command="
+  tail -F --retry ~/ida_jax.log"

@@ -12,8 +12,8 @@ from ida_jax.face_model import build_network
 from ida_jax.models.margin_head import KINDS
 from ida_jax.rescoring.density import TARGETS
 from ida_jax.rescoring.rescorer import METHODS
+from ida_jax.training.head_step import margin_head
 from ida_jax.training.optimizer import SCHEDULES
-from ida_jax.training.train_step import margin_head
 
 ANCHOR_SOURCES = ("class_weights", "real_db")
 PAIR_LISTS = ("drawn", "lfw")
@@ -29,6 +29,9 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     if c.stages[0] not in ("train", "import"):
         raise UserError(f"stages begin with '{c.stages[0]}': expected train or import first")
     build_network(c.model.network, c.model.options.to_dict())
+    _check_model(c.model)
+    if c.seed < 0:
+        raise UserError(f"seed is {c.seed}: expected 0 or more")
     _at_least_1(c, "k")
     _positive(c, "tau")
     _one_of("searcher", c.searcher, SEARCHERS)
@@ -69,6 +72,22 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
             raise UserError(f"evaluate.folds is {c.evaluate.folds}: expected 2 or more")
 
 
+def _check_model(model: ConfigDict) -> None:
+    rate = model.options.get("dropout_rate", 0.0)
+    if not 0 <= rate < 1:
+        raise UserError(f"model.options.dropout_rate is {rate}: expected 0 ≤ rate < 1")
+    if given := {"remat", "batch_norm_groups"} & set(model.options):
+        raise UserError(
+            f"model.options has {given.pop()}, which is the training's: set train.remat or "
+            "train.batch_norm"
+        )
+    if len(model.mean) != 3 or len(model.std) != 3 or not all(s > 0 for s in model.std):
+        raise UserError(
+            f"model.mean is {model.mean} and model.std {model.std}: expected three numbers each, "
+            "for R, G and B, and deviations above 0"
+        )
+
+
 def _check_train(train: ConfigDict) -> None:
     """Ranges and choices; `training.train_step.make_program` checks what devices decide."""
     c = ConfigDict({"train": train})
@@ -86,10 +105,26 @@ def _check_train(train: ConfigDict) -> None:
             raise UserError(f"train.{key} is {train[key]}: expected 0 or more")
     for key in ("learning_rate", "scale"):
         _positive(c, f"train.{key}")
+    for key in ("momentum", "ema_decay"):
+        if not 0 <= train[key] < 1:
+            raise UserError(f"train.{key} is {train[key]}: expected 0 ≤ {key} < 1")
+    for key in ("weight_decay", "decay_factor"):
+        if not 0 <= train[key] < math.inf:
+            raise UserError(f"train.{key} is {train[key]}: expected 0 or more")
+    if list(train.decay_steps) != sorted(train.decay_steps):
+        raise UserError(f"train.decay_steps is {train.decay_steps}: expected ascending steps")
+    if train.schedule == "linear" and train.warmup_steps >= train.steps:
+        raise UserError(
+            f"train.warmup_steps is {train.warmup_steps} of {train.steps} steps: the linear fall "
+            "begins after them, so take fewer"
+        )
+    if train.sample_rate < 1 and train.accumulate > 1:
+        raise UserError(
+            f"train.sample_rate is {train.sample_rate} and train.accumulate {train.accumulate}: "
+            "each part of a batch would draw other classes; keep one of them at 1"
+        )
     if not 0 < train.sample_rate <= 1:
         raise UserError(f"train.sample_rate is {train.sample_rate}: expected a share in (0, 1]")
-    if not 0 <= train.ema_decay < 1:
-        raise UserError(f"train.ema_decay is {train.ema_decay}: expected 0 ≤ decay < 1")
     if train.keep == "best" and not train.verify_every:
         raise UserError(
             "train.keep is best, which verification decides: set train.verify_every, or keep last"

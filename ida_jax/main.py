@@ -1,7 +1,7 @@
 """python -m ida_jax.main --config=FILE[:variant] --workdir=DIR [--config.key=value …]
 
-Runs the stages that the config names: train, anchors, ssr, evaluate. Each is resumable; run the
-same command again after an interruption.
+Runs the stages that the config names: train or import, anchors, ssr, csn, evaluate. Each is
+resumable; run the same command again after an interruption.
 """
 
 import sys

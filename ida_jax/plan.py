@@ -49,6 +49,10 @@ def main(argv: list[str]) -> None:
     if "train" not in config.stages:
         raise UserError(f"the config's stages are {', '.join(config.stages)}: none of them trains")
     topology = open_topology(options.topology)
+
+    from ida_jax.config_check import check_config
+
+    check_config(config, ["train"])
     classes = _classes(config) if options.classes is None else options.classes
     if classes < 1:
         raise UserError(f"--classes={classes}: expected 1 or more")

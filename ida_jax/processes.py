@@ -1,6 +1,8 @@
 """This process, its cores, and the others of its run (SLURM, Open MPI, a TPU pod, an address)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -38,7 +40,8 @@ def join_processes(
     # The CPU's own collectives; other backends bring theirs.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(coordinator, count, number)
+        # A process that ends on an error waits so long for the others, which it then takes along.
+        jax.distributed.initialize(coordinator, count, number, shutdown_timeout_seconds=20)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the other processes cannot be joined: {str(error).splitlines()[0]}"
@@ -77,6 +80,23 @@ def agree(ok: bool = True) -> None:
     failed = int(jax.jit(jnp.sum, out_shardings=everywhere)(flags))
     if ok and failed:
         raise OthersFailed(f"{failed} other processes have failed: their own messages say why")
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """A block that every process leaves together: where one fails in it, all do.
+
+    Raises:
+      OthersFailed: another process has failed.
+    """
+    try:
+        yield
+    except OthersFailed:
+        raise
+    except Exception:
+        agree(ok=False)
+        raise
+    agree()
 
 
 def cores() -> int:

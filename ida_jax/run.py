@@ -102,17 +102,17 @@ class Run:
         images, flip = self.train_faces.images, "-flip" if self.config.flip else ""
         folder = self.workdir / "embeddings" / f"train-{self.model.fingerprint}{flip}"
         folder.mkdir(parents=True, exist_ok=True)
-        parts = []
+        whole = np.empty((len(images), self.model.width), np.float32)
         for start in range(0, len(images), _PART):
+            rows = np.arange(start, min(start + _PART, len(images)))
             path = folder / f"from-{start:09}.npy"
             if not path.is_file():
-                rows = np.arange(start, min(start + _PART, len(images)))
                 title = f"embed the training set, {start} … {rows[-1]} of {len(images)}"
                 embeddings = self.embed(ImageSubset(images, rows), title)
                 with written_whole(path) as temporary, temporary.open("wb") as file:
                     np.save(file, embeddings)
-            parts.append(np.load(path))
-        return np.concatenate(parts)
+            whole[rows] = np.load(path)
+        return whole
 
     def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
         # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.

@@ -4,6 +4,7 @@ A config (`configs/*.py`) takes `run_section` and changes what its run differs i
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def run_section(title: str) -> ConfigDict:
@@ -54,13 +55,15 @@ def train_section() -> ConfigDict:
     # The head.
     c.head = "arcface"  # arcface | cosface | l2_softmax | sphereface | combined | adaface
     c.scale = 64.0
-    c.margin = 0.5
+    c.margin = placeholder(float)  # the head's own: arcface 0.5, cosface 0.35, adaface 0.4, …
     c.combined_margins = (1.0, 0.3, 0.2)  # (m₁, m₂, m₃), of combined in place of margin
     c.straight_through = False  # ArcFace with InsightFace's gradient instead of the exact one
     c.sub_centres = 1  # weight vectors a class; 3 for noisy labels (Sub-center ArcFace)
     c.class_shards = 0  # devices that share the classes; 0: all, 1: each has all classes
     c.class_block = 0  # classes at a time in the softmax; 0: all, which holds [B, C] logits
-    c.sample_rate = 1.0  # share of the classes that a step looks at (Partial FC: 0.1)
+    # Share of the classes that a step looks at (Partial FC: 0.1), but not fewer than the batch on
+    # each device.
+    c.sample_rate = 1.0
     c.head_dtype = "float32"  # or bfloat16, of the head's matrix products
     # The optimiser.
     c.batch_size = 512
@@ -74,7 +77,7 @@ def train_section() -> ConfigDict:
     c.momentum = 0.9
     c.weight_decay = 5e-4
     c.clip_norm = 0.0  # of the backbone's gradient; 0: none, InsightFace: 5
-    c.ema_decay = 0.0  # moving average of the weights, which then is the model; 0: none
+    c.ema_decay = 0.0  # moving average of the backbone, which then is the model; 0: none
     # The network.
     c.batch_norm = "global"  # or per_device, as PyTorch's DistributedDataParallel has it
     c.remat = False  # computes activations again in the backward pass: less memory

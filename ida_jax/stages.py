@@ -29,7 +29,7 @@ from ida_jax.errors import UserError
 from ida_jax.evaluation import all_pairs_scores, evaluate_all_pairs, evaluate_kfold
 from ida_jax.face_model import FaceModel
 from ida_jax.files import require_file, written_whole
-from ida_jax.processes import agree, is_first
+from ida_jax.processes import all_or_none, is_first
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.protocols.verification import kfold_accuracy
 from ida_jax.provenance import provenance
@@ -58,12 +58,13 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     for name in config.stages:
         if name not in _STAGES:
             raise UserError(f"stage '{name}' is unknown: choose from {', '.join(_STAGES)}")
-    unfinished = [name for name in config.stages if not _STAGES[name].result(current).is_file()]
-    if unfinished:
-        _check(current, unfinished)
-    if is_first():
-        claim_workdir(current.workdir, config)
-    agree()
+    with all_or_none():
+        unfinished = [name for name in config.stages if not _STAGES[name].result(current).is_file()]
+        if unfinished:
+            _check(current, unfinished)
+    with all_or_none():
+        if is_first():
+            claim_workdir(current.workdir, config)
     for name in config.stages:
         result = _STAGES[name].result(current)
         if name not in unfinished:
@@ -88,7 +89,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
         require_faces(c.eval_data, data_dir=c.data_dir)
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
-    if "train" in unfinished and c.train.verify_every:
+    if "train" in unfinished and c.train.verify_every and is_first():
         require_faces(c.verify_data, data_dir=c.data_dir)
         run.model_preprocessing.check(run.verify_faces.images[0], what="verify_data's first image")
         _ = run.verify_pairs

@@ -118,8 +118,16 @@ def test_embedding_in_any_batch_size(tmp_path):
         model.embed([images[0], images[1][:8, :8]])
 
 
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_a_run_stopped_before_a_step_that_is_logged_goes_on(tmp_path, log_every):
+    _train(tmp_path, _config(steps=6, log_every=log_every))
+    _train(tmp_path, _config(steps=7, log_every=log_every))
+    assert read_metrics(tmp_path)[-1]["step"] == 7
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match=r"the loss is .* at step [123], after step [012] was still finite: begin another"):
+    message = r"the loss is .* at step [123], after step [012] was still finite: .* has saved none"
+    with pytest.raises(UserError, match=message):
         _train(tmp_path, _config(learning_rate=1e30))
 
 

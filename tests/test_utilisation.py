@@ -8,7 +8,8 @@ from ida_jax.training.utilisation import flops_per_image, peak_flops
     ("kind", "bfloat16", "float32"),
     [("NVIDIA H100 80GB HBM3", 989e12, 494e12), ("NVIDIA H100 PCIe", 756e12, 378e12),
      ("NVIDIA A100-SXM4-80GB", 312e12, 156e12), ("TPU v5 lite", 197e12, 197e12),
-     ("TPU v5", 459e12, 459e12), ("cpu", None, None)],
+     ("TPU v5", 459e12, 459e12), ("cpu", None, None),
+     ("NVIDIA L40S", None, None), ("TPU7x", 1153.5e12, 1153.5e12)],
 )  # fmt: skip
 def test_the_longest_name_that_fits_tells_the_peak(kind, bfloat16, float32):
     assert peak_flops("bfloat16", kind) == bfloat16

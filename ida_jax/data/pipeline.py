@@ -20,6 +20,7 @@ import numpy as np
 from ida_jax.data.augment import FLIP, augmentation, augmented, drawn, stream
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.errors import UserError
+from ida_jax.processes import cores
 
 
 class Batch(NamedTuple):
@@ -43,7 +44,7 @@ def training_batches(
     shard: int = 0,
     shards: int = 1,
     augment: str | Mapping[str, float] = FLIP,
-    threads: int = 4,
+    threads: int | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Endless batches: every epoch shuffled anew, every image changed anew.
@@ -60,7 +61,8 @@ def training_batches(
       shard: this host's number p, which gets rows p·B/P … (p+1)·B/P − 1.
       shards: P.
       augment: what `ida_jax.data.augment.augmentation` takes.
-      threads: that read and decode ahead, a batch each, in this process or in each worker.
+      threads: that read and decode ahead, a batch each, in this process or in each worker; by
+        default as many as there are cores, 2 to 6, and one in a worker.
       workers: processes that do so instead of this one; 0 for none. Python's lock lets one process
         use some six cores.
 
@@ -69,6 +71,8 @@ def training_batches(
         an image that cannot be decoded or has another size (its row is named), or a worker's death.
     """
     check_labels(dataset)
+    if threads is None:
+        threads = 1 if workers else min(max(2, cores()), 6)
     _check_sizes(batch_size, seed, shard, shards, threads, workers)
     batches = _Batches(dataset, batch_size, seed, shard, shards, augmentation(augment))
     iterator = _iterate(batches, first_step, threads, workers)

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 AXES = ("data", "model")
 
@@ -83,6 +84,7 @@ class SoftmaxStep(NamedTuple):
     velocity_squared: jax.Array
 
 
+@jax.named_scope("head")
 def softmax_step(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -121,13 +123,13 @@ def softmax_step(
     first_class = lax.axis_index("model") * classes.weight.shape[0]
     blocks = _Blocks(classes.weight.shape[0], block, sampled)
 
-    def look(i: jax.Array, weight: jax.Array) -> "_Look":
+    def look(i: jax.Array, old: jax.Array) -> "_Look":
         rows, fresh = blocks.rows(i)
-        unit, norms = _unit(blocks.take(weight, i))
-        each = products.cosines(unit)
+        norms = _norms(old)
+        each = products.cosines(old, norms)
         ids = first_class + rows
         return _Look(
-            unit,
+            old,
             norms,
             each,
             jnp.max(each, axis=-1),
@@ -138,7 +140,7 @@ def softmax_step(
 
     def accumulate(i: jax.Array, carry: tuple) -> tuple:
         maximum, total, at_label = carry
-        seen = look(i, classes.weight)
+        seen = look(i, blocks.take(classes.weight, i))
         others = seen.counts[None, :] & ~seen.is_label
         logits = jnp.where(others, scale * seen.cosines, _LOW)
         higher = jnp.maximum(maximum, jnp.max(logits, axis=1))
@@ -166,31 +168,39 @@ def softmax_step(
     log_all = jnp.logaddexp(others, logits)
 
     def update(i: jax.Array, carry: tuple) -> tuple:
-        weight, momentum, gradient, squared = carry
-        seen = look(i, weight)
+        weight, momentum, old, v, gradient, squared = carry
+        seen = look(i, old)
         p = jnp.exp(scale * seen.cosines - log_all[:, None])
         slopes = jnp.where(seen.is_label, slope[:, None], scale * row_weights[:, None] * p)
         slopes = jnp.where(seen.counts[None, :] & is_real[:, None], slopes, 0.0)
         # Of a class's sub-centres the nearest one alone is moved.
         slopes = jnp.where(seen.each == seen.cosines[..., None], slopes[..., None], 0.0)
-        gradient = gradient + products.by_embeddings(slopes, seen.unit)
-        by_unit = products.by_classes(slopes)
+        # By w / ‖w‖ the slope is that by w times ‖w‖: one array serves both products.
+        slopes = slopes / seen.norms[None, ..., 0]
+        gradient = gradient + products.by_embeddings(slopes, old)
+        by_product = products.by_classes(slopes)
         if lax.axis_size("data") > 1:
-            by_unit = lax.psum(by_unit, "data")
-        # The derivative of w / ‖w‖.
-        along = jnp.sum(by_unit * seen.unit, axis=-1, keepdims=True)
-        by_weight = (by_unit - along * seen.unit) / seen.norms
-        old, v = blocks.take(weight, i), blocks.take(momentum, i)
+            by_product = lax.psum(by_product, "data")
+        # The derivative of w / ‖w‖ leaves nothing along w.
+        along = jnp.sum(by_product * old, axis=-1, keepdims=True) / jnp.square(seen.norms)
+        by_weight = by_product - along * old
         by_weight = by_weight + jnp.where(sgd.is_first, sgd.weight_decay * old, 0.0)
         v_new = jnp.where(sgd.is_first, sgd.momentum * v, v) + by_weight
         new = old - jnp.where(sgd.is_last, sgd.rate, 0.0) * v_new
         keep = seen.fresh[:, None, None]
         v_new, new = jnp.where(keep, v_new, v), jnp.where(keep, new, old)
         squared = squared + jnp.sum(jnp.where(keep, jnp.square(v_new), 0.0))
-        return blocks.put(weight, new, i), blocks.put(momentum, v_new, i), gradient, squared
+        weight = _row_major(blocks.put(weight, new, i))
+        momentum = _row_major(blocks.put(momentum, v_new, i))
+        # Read ahead, after the write: were a block read in the round that writes it, XLA would copy
+        # the whole weights wherever it cannot tell that every read comes first.
+        old, v = blocks.take(weight, i + 1), blocks.take(momentum, i + 1)
+        return weight, momentum, old, v, gradient, squared
 
-    weight, momentum, gradient, squared = blocks.loop(
-        update, (*classes, jnp.zeros_like(gathered), jnp.float32(0))
+    whole = [_row_major(array) for array in classes]
+    first = [blocks.take(array, jnp.int32(0)) for array in whole]
+    weight, momentum, _, _, gradient, squared = blocks.loop(
+        update, (*whole, *first, jnp.zeros_like(gathered), jnp.float32(0))
     )
     return SoftmaxStep(
         losses,
@@ -236,12 +246,12 @@ _LOW = -1e30
 class _Look(NamedTuple):
     """A block of classes as the batch sees it; n classes.
 
-    unit [n, S, D] and norms [n, S, 1] of the weights, each [R, n, S] cosine, cosines [R, n] the
-    best of a class, is_label [R, n], counts [n] whether a class takes part, fresh [n] whether this
+    weight [n, S, D] and norms [n, S, 1], each [R, n, S] cosine, cosines [R, n] the best of a
+    class, is_label [R, n], counts [n] whether a class takes part, fresh [n] whether this
     block is the first to hold it.
     """
 
-    unit: jax.Array
+    weight: jax.Array
     norms: jax.Array
     each: jax.Array
     cosines: jax.Array
@@ -251,7 +261,10 @@ class _Look(NamedTuple):
 
 
 class _Blocks:
-    """Blocks of one size over rows that it need not divide: the last one overlaps its neighbour."""
+    """Blocks of one size over rows that it need not divide: the last one overlaps its neighbour.
+
+    Past the last block, `take` gives the last again.
+    """
 
     def __init__(self, num_rows: int, block: int, sampled: jax.Array | None) -> None:
         self._sampled = sampled
@@ -298,19 +311,22 @@ class _Blocks:
 
 
 class _Products(NamedTuple):
-    """The three matrix products with the embeddings, in one type."""
+    """The three matrix products with the embeddings, in one type.
+
+    They take the weights as they are, of any norm: unit weights would be one more array.
+    """
 
     embeddings: jax.Array
     dtype: jnp.dtype
 
-    def cosines(self, unit: jax.Array) -> jax.Array:
-        """[n, S, D] → [R, n, S]."""
-        cosines = self._einsum("rd,nsd->rns", self.embeddings, unit)
-        return jnp.clip(cosines, -1.0, 1.0)
+    def cosines(self, weight: jax.Array, norms: jax.Array) -> jax.Array:
+        """[n, S, D] and [n, S, 1] → [R, n, S]."""
+        products = self._einsum("rd,nsd->rns", self.embeddings, weight)
+        return jnp.clip(products / norms[None, ..., 0], -1.0, 1.0)
 
-    def by_embeddings(self, slopes: jax.Array, unit: jax.Array) -> jax.Array:
+    def by_embeddings(self, slopes: jax.Array, weight: jax.Array) -> jax.Array:
         """[R, n, S] and [n, S, D] → [R, D]."""
-        return self._einsum("rns,nsd->rd", slopes, unit)
+        return self._einsum("rns,nsd->rd", slopes, weight)
 
     def by_classes(self, slopes: jax.Array) -> jax.Array:
         """[R, n, S] → [n, S, D]."""
@@ -328,8 +344,12 @@ class _Products(NamedTuple):
         )
 
 
-def _unit(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """w / ‖w‖ and ‖w‖; a row of zeros stays zeros, and its norm counts as 1e-12."""
+def _row_major(array: jax.Array) -> jax.Array:
+    """The same; else XLA for TPUs copies all classes into the layout that a product likes best."""
+    return with_layout_constraint(array, Layout((0, 1, 2)))
+
+
+def _norms(weight: jax.Array) -> jax.Array:
+    """‖w‖, [n, S, 1]; of a row of zeros it counts as 1e-12."""
     squared = jnp.sum(jnp.square(weight), axis=-1, keepdims=True)
-    norms = jnp.sqrt(jnp.maximum(squared, 1e-24))
-    return weight / norms, norms
+    return jnp.sqrt(jnp.maximum(squared, 1e-24))

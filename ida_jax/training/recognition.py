@@ -14,7 +14,7 @@ from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
 from ida_jax.errors import Stopped, UserError
 from ida_jax.face_model import FaceModel, Preprocessing
-from ida_jax.processes import is_first
+from ida_jax.processes import all_or_none, is_first
 from ida_jax.sharding import pad_batch, put_batch, training_mesh
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.metrics import Write, open_metrics
@@ -22,6 +22,9 @@ from ida_jax.training.optimizer import learning_rate_schedule
 from ida_jax.training.preemption import preemption
 from ida_jax.training.train_step import TrainState, make_program
 from ida_jax.training.utilisation import flops_per_image, peak_flops
+
+# Classes fetched at a time: with several processes a slab is on every device for a moment.
+_SLAB = 1 << 18
 
 
 def train(
@@ -78,7 +81,7 @@ def train(
         ):
             bar.set_postfix_str("compiling")
             mark = (first_step, time.perf_counter())
-            last_finite = first_step
+            last_finite = saved = first_step
 
             def finish(step: int, metrics: dict[str, jax.Array]) -> None:
                 """Waits for a step; counts, checks and, every log_every steps, records it."""
@@ -86,18 +89,19 @@ def train(
                 values = {name: float(value) for name, value in metrics.items()}
                 # The loss is of the weights before the step, the others tell of those after it.
                 if not all(map(np.isfinite, values.values())):
+                    kept = f"keeps its checkpoint of step {saved}" if saved else "has saved none"
                     raise UserError(
                         f"the loss is {values['loss']}, the gradient's norm "
                         f"{values['gradient_norm']} at step {step}, after step {last_finite} was "
                         "still finite: begin another --workdir with a lower train.learning_rate; "
-                        "this one keeps its last good checkpoint"
+                        f"this one {kept}"
                     )
                 last_finite = step
                 bar.update()
                 now = time.perf_counter()
-                if step == first_step + 1 and c.log_every > 1:
-                    mark = (step, now)  # before it, the step was compiled
                 if step % c.log_every:
+                    if step == first_step + 1:
+                        mark = (step, now)  # before it, the step was compiled
                     return
                 speed = (step - mark[0]) * c.batch_size / (now - mark[1])
                 values["learning_rate"] = float(schedule(step - 1))
@@ -129,10 +133,11 @@ def train(
                 finish(*previous)
                 previous = None
                 accuracy = None
-                if verify is not None and c.verify_every and (verifying or step == c.steps):
-                    accuracy = _verified(verify, _model(config, state, with_head=False))
+                if verify and (verifying or step == c.steps) and not stopping:
+                    accuracy = _verified(verify, config, state)
                     write(step, {"verification_accuracy": accuracy})
                 checkpoints.save(step, state, accuracy=accuracy)
+                saved = step
                 if stopping and step < c.steps:
                     checkpoints.wait()
                     raise Stopped(
@@ -142,9 +147,12 @@ def train(
                 # What was just done is not the training's speed.
                 mark = (step, time.perf_counter())
         checkpoints.wait()
-        if c.keep == "best" and (best := checkpoints.restore_best(program.state)):
-            state = best.state
-    return _model(config, state, with_head=True, num_classes=dataset.num_identities)
+        if c.keep == "best":
+            del state  # there may not be room for two
+            found = checkpoints.restore_best(program.state) or checkpoints.restore(program.state)
+            state = found.state
+    weights = _class_weights(state.head.classes.weight, dataset.num_identities)
+    return _model(config, state, weights)
 
 
 def _metrics(workdir: str | os.PathLike[str], first_step: int) -> AbstractContextManager[Write]:
@@ -154,42 +162,46 @@ def _metrics(workdir: str | os.PathLike[str], first_step: int) -> AbstractContex
     return nullcontext(lambda step, scalars: None)
 
 
-def _verified(verify: Callable[[FaceModel], float], model: FaceModel) -> float:
+def _verified(verify: Callable[[FaceModel], float], config: ConfigDict, state: TrainState) -> float:
     """The accuracy that the first process finds; the others wait for it."""
-    accuracy = np.float32(verify(model) if is_first() else 0)
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import broadcast_one_to_all
+    if jax.process_count() == 1:
+        return verify(_model(config, state))
+    from jax.experimental.multihost_utils import broadcast_one_to_all
 
-        accuracy = broadcast_one_to_all(accuracy)
-    return float(accuracy)
+    accuracy = np.float32(0)
+    with all_or_none():
+        if is_first():
+            accuracy = np.float32(verify(_model(config, state)))
+    return float(broadcast_one_to_all(accuracy))
 
 
 def _model(
-    config: ConfigDict, state: TrainState, *, with_head: bool, num_classes: int = 0
+    config: ConfigDict, state: TrainState, class_weights: np.ndarray | None = None
 ) -> FaceModel:
     """The model that a state is, on the host."""
     c = config.model
-    params = state.params if state.average is None else state.average
-    variables = {"params": params, "batch_stats": state.batch_stats}
+    backbone = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     return FaceModel(
         c.network,
         c.options.to_dict(),
         Preprocessing(c.image_size, tuple(c.mean), tuple(c.std)),
-        jax.tree.map(np.asarray, variables),
-        _class_weights(state.head.classes.weight)[:num_classes] if with_head else None,
+        jax.tree.map(np.asarray, backbone),
+        class_weights,
     )
 
 
-def _class_weights(weight: jax.Array) -> np.ndarray:
-    """One weight a class, [C, D]: of sub-centres the one with the largest norm.
+def _class_weights(weight: jax.Array, num_classes: int) -> np.ndarray:
+    """One weight a class, [C, D], on the host: of sub-centres the one with the largest norm.
 
-    A sub-centre that wins no image is moved by the weight decay alone, which shrinks it.
+    A guess at the dominant one: a sub-centre that wins no image is moved by the weight decay alone,
+    which shrinks it.
     """
-    whole = _on_host(weight)
-    if whole.shape[1] == 1:
-        return whole[:, 0]
-    dominant = np.argmax(np.linalg.norm(whole, axis=-1), axis=1)
-    return whole[np.arange(len(whole)), dominant]
+    out = np.empty((num_classes, weight.shape[-1]), np.float32)
+    for start in range(0, num_classes, _SLAB):
+        slab = _on_host(weight[start : min(start + _SLAB, num_classes)])
+        dominant = np.argmax(np.linalg.norm(slab, axis=-1), axis=1)
+        out[start : start + len(slab)] = slab[np.arange(len(slab)), dominant]
+    return out
 
 
 def _on_host(array: jax.Array) -> np.ndarray:

@@ -19,24 +19,12 @@ from ml_collections import ConfigDict
 
 from ida_jax.errors import UserError
 from ida_jax.face_model import Preprocessing, build_network
-from ida_jax.models.margin_head import MarginHead
-from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
+from ida_jax.ops.class_softmax import ClassWeights
 from ida_jax.ops.hypersphere import normalize
-from ida_jax.ops.margin import NormStatistics, adaface_quality, initial_norm_statistics
+from ida_jax.ops.margin import initial_norm_statistics
 from ida_jax.sharding import batch_sharding, class_sharding, padded_classes, replicated
+from ida_jax.training.head_step import Head, head_step, margin_head
 from ida_jax.training.optimizer import backbone_optimizer, learning_rate_schedule
-
-
-class Head(NamedTuple):
-    """The margin head's part of the state.
-
-    Attributes:
-      classes: weight and momentum, float32 [C, S, D] each.
-      norms: AdaFace's running statistics of the embeddings' norms.
-    """
-
-    classes: ClassWeights
-    norms: NormStatistics
 
 
 class TrainState(NamedTuple):
@@ -48,7 +36,8 @@ class TrainState(NamedTuple):
       batch_stats: the backbone's BatchNorm statistics.
       opt_state: the backbone's optimiser's.
       head: the margin head's.
-      average: the moving average of `params`; None where the config has none.
+      average: the moving average of both, {"params": …, "batch_stats": …}, which then is the model;
+        None where the config has none. The head's weights are not averaged.
     """
 
     step: jax.Array
@@ -113,17 +102,17 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         backbone_key = jax.random.key(config.seed, impl="rbg")
         images = jnp.zeros((2, c.image_size, c.image_size, 3), jnp.float32)
         variables = module.clone(batch_norm_groups=1).init(backbone_key, images, train=False)
-        params = variables["params"]
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
         shape = (classes, train.sub_centres, module.embedding_dim)
         # A value depends on its place alone, so that the padding changes no class's.
         weight = 0.01 * jax.random.normal(head_key, shape, jnp.float32)
         return TrainState(
             jnp.int32(0),
             params,
-            variables.get("batch_stats", {}),
+            batch_stats,
             optimizer.init(params),
             Head(ClassWeights(weight, jnp.zeros_like(weight)), initial_norm_statistics()),
-            params if train.ema_decay else None,
+            {"params": params, "batch_stats": batch_stats} if train.ema_decay else None,
         )
 
     shapes = jax.eval_shape(init)
@@ -140,8 +129,8 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         if rows == train.batch_size
         else jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=batch_sharding(mesh)),
     )
-    head_step = partial(
-        _head_step,
+    update_head = partial(
+        head_step,
         head=head,
         num_local=classes // shards,
         config=train,
@@ -149,7 +138,7 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         mesh=mesh,
     )
     step = partial(
-        _step, module=module, head_step=head_step, optimizer=optimizer,
+        _step, module=module, update_head=update_head, optimizer=optimizer,
         preprocessing=preprocessing, config=train, seed=config.seed, mesh=mesh,
     )  # fmt: skip
     return Program(
@@ -178,9 +167,10 @@ def check_batch(train: ConfigDict, mesh: Mesh) -> None:
             f"train.batch_size is {train.batch_size}, in {train.accumulate} parts "
             f"(train.accumulate) on {mesh.size} devices: take a multiple of their product"
         )
+    processes = len({device.process_index for device in mesh.devices.flat})
     exact = {
         "train.batch_norm is per_device": train.batch_norm == "per_device",
-        f"there are {jax.process_count()} processes": jax.process_count() > 1,
+        f"there are {processes} processes": processes > 1,
     }
     for why, needed in exact.items():
         if needed and train.batch_size % mesh.size:
@@ -188,22 +178,6 @@ def check_batch(train: ConfigDict, mesh: Mesh) -> None:
                 f"train.batch_size is {train.batch_size}, which does not divide by {mesh.size} "
                 f"devices, and {why}: take a multiple"
             )
-
-
-def margin_head(train: ConfigDict, *, num_classes: int) -> MarginHead:
-    """The head that a config's section train describes.
-
-    Raises:
-      UserError: an unknown kind, or a margin that it does not take.
-    """
-    return MarginHead(
-        num_classes=num_classes,
-        kind=train.head,
-        scale=train.scale,
-        margin=tuple(train.combined_margins) if train.head == "combined" else train.margin,
-        sub_centres=train.sub_centres,
-        straight_through=train.straight_through,
-    )
 
 
 class _Carry(NamedTuple):
@@ -224,7 +198,7 @@ def _step(
     mask: jax.Array | None,
     *,
     module: nn.Module,
-    head_step: Callable,
+    update_head: Callable,
     optimizer: optax.GradientTransformation,
     preprocessing: Preprocessing,
     config: ConfigDict,
@@ -256,7 +230,7 @@ def _step(
             state.params,
             has_aux=True,
         )
-        head, by_embeddings, sums = head_step(
+        head, by_embeddings, sums = update_head(
             carry.head, embeddings, norms, labels, row_weights, state.step, number, part_key
         )
         (gradient,) = backward(by_embeddings)
@@ -286,10 +260,11 @@ def _step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        # As timm: the decay rises with the steps, so that the first ones do not weigh for long.
+        # As TensorFlow's ExponentialMovingAverage: the first steps do not weigh for long.
         taken = state.step.astype(jnp.float32)
         decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
-        average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
+        new = {"params": params, "batch_stats": carry.batch_stats}
+        average = jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), average, new)
     metrics = {
         "loss": carry.loss,
         "gradient_norm": optax.tree.norm(carry.gradient),
@@ -304,78 +279,3 @@ def _split(x: jax.Array, *, parts: int, mesh: Mesh) -> jax.Array:
     x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
     sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "model")))
     return jax.lax.with_sharding_constraint(x, sharding)
-
-
-def _head_step(
-    state: Head,
-    embeddings: jax.Array,
-    norms: jax.Array,
-    labels: jax.Array,
-    row_weights: jax.Array,
-    step: jax.Array,
-    part: jax.Array,
-    key: jax.Array,
-    *,
-    head: MarginHead,
-    num_local: int,
-    config: ConfigDict,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-) -> tuple[Head, jax.Array, dict[str, jax.Array]]:
-    """The head's update, the gradient by the unit embeddings, and sums over the batch."""
-    statistics = state.norms
-    # Without AdaFace no one reads the quality.
-    quality = jnp.zeros_like(norms)
-    if head.kind == "adaface":
-        quality, statistics = adaface_quality(norms, statistics, mask=row_weights > 0)
-    batch_size = labels.shape[0]
-    count = max(-(-int(config.sample_rate * num_local) // 1), min(batch_size, num_local))
-
-    def on_device(
-        classes: ClassWeights, embeddings: jax.Array, quality: jax.Array, labels: jax.Array,
-        row_weights: jax.Array,
-    ) -> Any:  # fmt: skip
-        gather = partial(jax.lax.all_gather, axis_name="model", tiled=True)
-        quality, row_labels, row_weights = gather(quality), gather(labels), gather(row_weights)
-        sampled = None
-        if config.sample_rate < 1:
-            sampled = sample_classes(
-                jax.random.fold_in(key, jax.lax.axis_index("model") + 1),
-                jax.lax.all_gather(row_labels, "data", tiled=True),
-                num_local=num_local,
-                num_classes=head.num_classes,
-                count=count,
-            )
-        sgd = Sgd(
-            schedule(step), config.momentum, config.weight_decay,
-            is_first=part == 0, is_last=part == config.accumulate - 1,
-        )  # fmt: skip
-        out = softmax_step(
-            embeddings,
-            row_labels,
-            row_weights,
-            classes,
-            lambda cosines: head.label_logits(cosines, quality),
-            sgd,
-            num_classes=head.num_classes,
-            scale=head.scale,
-            block=config.class_block,
-            sampled=sampled,
-            dtype=jnp.dtype(config.head_dtype),
-        )
-        sums = {
-            "loss": jax.lax.psum(jnp.sum(row_weights * out.losses), "data"),
-            "genuine_cosine": jax.lax.psum(jnp.sum(row_weights * out.label_cosines), "data"),
-            "velocity_squared": jax.lax.psum(out.velocity_squared, "model"),
-        }
-        return out.classes, out.gradient, sums
-
-    by_rows, by_classes = PartitionSpec(("data", "model")), PartitionSpec("model")
-    classes, gradient, sums = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(by_classes, by_rows, by_rows, by_rows, by_rows),
-        out_specs=(by_classes, by_rows, PartitionSpec()),
-        check_vma=False,
-    )(state.classes, embeddings, quality, labels, row_weights)
-    return Head(classes, statistics), gradient, sums

@@ -3,6 +3,8 @@
 FLOPs count a multiplication and an addition as two.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -19,16 +21,17 @@ _GPUS = {
     "NVIDIA L4": (121.0, 60.0),
     "NVIDIA H100": (989.0, 494.0),
     "NVIDIA H100 PCIe": (756.0, 378.0),
+    "NVIDIA H100 NVL": (835.0, 417.5),
     "NVIDIA H200": (989.0, 494.0),
     "NVIDIA B200": (2250.0, 1125.0),
 }
 # On TPUs float32 products run as bfloat16 ones by default.
 _TPUS = {
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU7x": "tpu7x",
+    "TPU v4": ("v4", 1),
+    "TPU v5 lite": ("v5e", 1),
+    "TPU v5": ("v5p", 1),
+    "TPU v6 lite": ("v6e", 1),
+    "TPU7x": ("tpu7x", 2),  # a device is half a chip
 }
 
 
@@ -40,12 +43,14 @@ def peak_flops(dtype: str, device_kind: str | None = None) -> float | None:
       device_kind: jax's name of the device; this run's first one if None.
     """
     kind = device_kind or jax.devices()[0].device_kind
-    matching = [name for name in (*_GPUS, *_TPUS) if kind.startswith(name)]
+    # Whole words: an L40 is no L4.
+    matching = [name for name in (*_GPUS, *_TPUS) if re.match(re.escape(name) + r"\b", kind)]
     if not matching:
         return None
     name = max(matching, key=len)
     if name in _TPUS:
-        return CHIPS[_TPUS[name]].flops
+        chip, devices = _TPUS[name]
+        return CHIPS[chip].flops / devices
     return _GPUS[name][dtype != "bfloat16"] * 1e12
 
 
