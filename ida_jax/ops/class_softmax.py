@@ -193,7 +193,8 @@ def softmax_step(
         weight = _row_major(blocks.put(weight, new, i))
         momentum = _row_major(blocks.put(momentum, v_new, i))
         # Read ahead, after the write: were a block read in the round that writes it, XLA would copy
-        # the whole weights wherever it cannot tell that every read comes first.
+        # the whole weights wherever it cannot tell that every read comes first. (After the last
+        # block it is read again.)
         old, v = blocks.take(weight, i + 1), blocks.take(momentum, i + 1)
         return weight, momentum, old, v, gradient, squared
 
@@ -261,10 +262,7 @@ class _Look(NamedTuple):
 
 
 class _Blocks:
-    """Blocks of one size over rows that it need not divide: the last one overlaps its neighbour.
-
-    Past the last block, `take` gives the last again.
-    """
+    """Blocks of one size over rows that it need not divide: the last one overlaps its neighbour."""
 
     def __init__(self, num_rows: int, block: int, sampled: jax.Array | None) -> None:
         self._sampled = sampled
@@ -311,10 +309,7 @@ class _Blocks:
 
 
 class _Products(NamedTuple):
-    """The three matrix products with the embeddings, in one type.
-
-    They take the weights as they are, of any norm: unit weights would be one more array.
-    """
+    """The three matrix products with the embeddings, in one type; the weights are of any norm."""
 
     embeddings: jax.Array
     dtype: jnp.dtype
