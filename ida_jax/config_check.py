@@ -28,7 +28,6 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     c = config
     if c.stages[0] not in ("train", "import"):
         raise UserError(f"stages begin with '{c.stages[0]}': expected train or import first")
-    build_network(c.model.network, c.model.options.to_dict())
     _check_model(c.model)
     if c.seed < 0:
         raise UserError(f"seed is {c.seed}: expected 0 or more")
@@ -38,7 +37,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     if c.searcher == "scann" and not has_scann():
         raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")
     if "train" in unfinished:
-        _check_train(c.train)
+        check_training(c)
     if "import" in unfinished and c.anchors.source == "class_weights":
         raise UserError(
             "imported weights come without class weights: set anchors.source to real_db"
@@ -73,6 +72,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
 
 
 def _check_model(model: ConfigDict) -> None:
+    build_network(model.network, model.options.to_dict())
     rate = model.options.get("dropout_rate", 0.0)
     if not 0 <= rate < 1:
         raise UserError(f"model.options.dropout_rate is {rate}: expected 0 ≤ rate < 1")
@@ -88,9 +88,14 @@ def _check_model(model: ConfigDict) -> None:
         )
 
 
-def _check_train(train: ConfigDict) -> None:
-    """Ranges and choices; `training.train_step.make_program` checks what devices decide."""
-    c = ConfigDict({"train": train})
+def check_training(c: ConfigDict) -> None:
+    """Checks the sections model and train alone; what devices decide, `check_batch` does.
+
+    Raises:
+      UserError: a value out of its range, an unknown choice, or two that do not go together.
+    """
+    _check_model(c.model)
+    train = c.train
     _one_of("train.head", train.head, KINDS)
     _one_of("train.schedule", train.schedule, SCHEDULES)
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))

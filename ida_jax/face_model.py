@@ -21,13 +21,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ida_jax.errors import UserError
 from ida_jax.files import complete, load_tensors, save_tensors
 from ida_jax.models import mobilefacenet, resnet
-from ida_jax.padding import block_size
 from ida_jax.sharding import batch_sharding, local_mesh, pad_batch, replicated
 from ida_jax.validation import unit_embeddings
 
 _KIND = "face_model"
-# Faces that a batch may be padded to, short of a whole one: each is a shape to compile.
-_FEW = (16, 64)
+# Crops at once where there are fewer than a batch: two shapes are compiled, and little is padded.
+_FEW = 8
 _NETWORKS = {
     "iresnet_nano": resnet.iresnet_nano,
     "iresnet18": resnet.iresnet18,
@@ -156,7 +155,8 @@ class FaceModel:
 
         Args:
           images: N crops, uint8 [H, W, 3], RGB, of the model's size.
-          batch_size: crops at once; the last batch is padded, so that one shape is compiled.
+          batch_size: crops at once, 8 of fewer crops than that; the last batch is padded, so that
+            one shape is compiled.
           flip: embeds f(x) + f(mirrored x), the sum normalised (the LFW and IJB protocols' habit).
           progress: the title of a progress bar; none if None.
 
@@ -166,7 +166,7 @@ class FaceModel:
         mesh = local_mesh()
         variables = jax.device_put(self.variables, replicated(mesh))
         module = build_network(self.network, self.network_options)
-        rows = block_size([*(n for n in _FEW if n < batch_size), batch_size], len(images))
+        rows = batch_size if len(images) >= batch_size else min(_FEW, batch_size)
         rows = -(-rows // mesh.size) * mesh.size
         chunks = []
         pending = None

@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"the config's stages are {', '.join(config.stages)}: none of them trains")
     topology = open_topology(options.topology)
 
-    from ida_jax.config_check import check_config
+    from ida_jax.config_check import check_training
 
-    check_config(config, ["train"])
+    check_training(config)
     classes = _classes(config) if options.classes is None else options.classes
     if classes < 1:
         raise UserError(f"--classes={classes}: expected 1 or more")

@@ -1,0 +1,82 @@
+"""Every config builds its training, in full and as :smoke; the cheapest paper config runs."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from ida_jax.config_check import check_config
+from ida_jax.face_model import FaceModel
+from ida_jax.sharding import training_mesh
+from ida_jax.training.metrics import read_metrics
+from ida_jax.training.train_step import make_program
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODULES = {path.stem: runpy.run_path(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
+SMOKE = [name for name, module in MODULES.items() if "train" in module["get_config"]().stages]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_config_is_valid_and_names_its_own_command(name):
+    config = MODULES[name]["get_config"]()
+    check_config(config, config.stages)
+    assert f"--config=configs/{name}.py" in MODULES[name]["__doc__"]
+    if "train" in config.stages:
+        program = make_program(config, num_classes=1000, mesh=training_mesh())
+        assert program.batch[0].shape[0] == config.train.batch_size  # eight devices pad nothing
+        assert program.state.head.classes.weight.shape[-1] == config.model.options.embedding_dim
+
+
+def test_where_nothing_is_trained_there_is_no_smoke_variant():
+    assert set(MODULES) - set(SMOKE) == {"lfw_pretrained"}
+    with pytest.raises(ValueError, match="'smoke' is unknown"):
+        MODULES["lfw_pretrained"]["get_config"]("smoke")
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_smoke_is_the_same_training_on_little(name):
+    whole, smoke = (MODULES[name]["get_config"](variant) for variant in ("", "smoke"))
+    check_config(smoke, smoke.stages)
+    small = {
+        "batch_size", "steps", "decay_steps", "warmup_steps", "checkpoint_every", "log_every",
+        "verify_every",
+    }  # fmt: skip
+    kept = [section.train.to_dict() for section in (whole, smoke)]
+    for section in kept:
+        for key in small:
+            del section[key]
+    assert kept[0] == kept[1]
+    assert smoke.model.network == whole.model.network
+    assert smoke.stages == whole.stages
+    assert smoke.evaluate.methods == whole.evaluate.methods
+    # Tracing and lowering reach all of the step's code; compiling takes up to a minute.
+    mesh = training_mesh(devices=jax.devices()[:1])
+    program = make_program(smoke, num_classes=smoke.train_data.identities, mesh=mesh)
+    assert "stablehlo.convolution" in program.step.lower(program.state, *program.batch).as_text()
+
+
+def test_the_smallest_of_the_papers_runs_to_its_report(tmp_path):
+    command = [
+        sys.executable, "-m", "ida_jax.main", f"--config={CONFIGS}/casia_r18_arcface.py:smoke",
+        f"--workdir={tmp_path}",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    config = MODULES["casia_r18_arcface"]["get_config"]("smoke")
+    results = json.loads((tmp_path / "results.json").read_text())
+    for methods in results["protocols"].values():
+        assert set(methods) == set(config.evaluate.methods)
+    model = FaceModel.load(tmp_path / "model.safetensors")
+    assert (model.network, model.width) == ("iresnet18", 256)
+    assert results["model"]["fingerprint"] == model.fingerprint
+    records = [r for r in read_metrics(tmp_path) if r["stage"] == "train"]
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3]
+    assert [r["step"] for r in records if "verification_accuracy" in r] == [3]
+    assert (tmp_path / "report.html").is_file()
