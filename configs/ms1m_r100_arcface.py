@@ -12,8 +12,8 @@ Expected: in the paper's Table 3, rank-1 at 10⁶ distractors of 98.30 (cosine),
 (IDA-L).
 Command: python -m ida_jax.main --config=configs/ms1m_r100_arcface.py \
     --config.data_dir=DATA --workdir=runs/ms1m_r100_arcface
-Variant: configs/ms1m_r100_arcface.py:smoke runs the same code on rendered faces, in a
-minute on a CPU.
+Variant: configs/ms1m_r100_arcface.py:smoke runs the same code on rendered faces, in one
+to two minutes on a CPU.
 """
 
 from ml_collections import ConfigDict

@@ -73,7 +73,7 @@ class Run:
     @cached_property
     def verify_pairs(self) -> PairList:
         c = self.config
-        return _pairs(c, c.verify_data.name, self.verify_faces, folds=10)
+        return _pairs(c, c.verify_data.name, self.verify_faces, folds=c.evaluate.folds)
 
     @property
     def model_preprocessing(self) -> Preprocessing:

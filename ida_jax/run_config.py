@@ -116,15 +116,16 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
     """
     images = {"name": "rendered", "image_size": 32}
     c.train_data = ConfigDict({**images, "identities": 16, "images_per_identity": 2})
-    images.update(identities=20, images_per_identity=2)  # the fewest for ten folds
+    c.evaluate.folds = 5
+    images.update(identities=10, images_per_identity=2)  # the fewest for five folds
     c.eval_data = ConfigDict({**images, "first_identity": 16})
-    c.verify_data = ConfigDict({**images, "first_identity": 36})
+    c.verify_data = ConfigDict({**images, "first_identity": 26})
     c.model.image_size = 32
     c.model.options.dtype = "float32"  # CPUs compute bfloat16 many times slower
     c.train.batch_size = 8
-    c.train.steps, c.train.decay_steps, c.train.warmup_steps = 3, (1, 2), 0
-    c.train.checkpoint_every, c.train.log_every = 2, 1
-    c.train.verify_every = min(3, c.train.verify_every)
+    c.train.steps, c.train.decay_steps, c.train.warmup_steps = 2, (1,), 0
+    c.train.checkpoint_every = c.train.log_every = 1
+    c.train.verify_every = min(2, c.train.verify_every)
     c.ssr.steps, c.ssr.decay_steps = 200, (100,)
     c.csn.top_n = c.evaluate.top_n = 12
     c.evaluate.pairs = "drawn"

@@ -139,7 +139,7 @@ def _train(run: Run) -> None:
 
 
 def _verification_accuracy(run: Run, model: FaceModel) -> float:
-    """Of the cosine, by ten folds of the held-out pairs."""
+    """Of the cosine, by folds of the held-out pairs."""
     faces = model.embed(run.verify_faces.images, flip=run.config.flip)
     pairs, same, fold = run.verify_pairs
     cosines = np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1)
