@@ -69,7 +69,7 @@ def _measured(options: argparse.Namespace, flags: str, variant: str, peer: Worke
 
 def _rounds(
     options: argparse.Namespace, worker: Worker, peer: Worker | None, source: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Rates of ours and PyTorch, in turn."""
     images = options.steps * options.batch_size
     rates: dict[str, list[float]] = {"ours": [], "torch": []}
@@ -87,6 +87,7 @@ def _rounds(
     if peer:
         ratios = [a / b for a, b in zip(rates["ours"], rates["torch"], strict=True)]
         record |= {"ratio": statistics.median(ratios), "ratios": ratios}
+    record["rounds"] = rates
     return record
 
 
