@@ -26,7 +26,7 @@ from ida_jax.data.dataset import ImageSubset
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
-from ida_jax.evaluation import all_pairs_scores, evaluate_all_pairs, evaluate_kfold
+from ida_jax.evaluation.pair_lists import all_pairs_scores, evaluate_all_pairs, evaluate_kfold
 from ida_jax.face_model import FaceModel
 from ida_jax.files import require_file, written_whole
 from ida_jax.processes import all_or_none, is_first
