@@ -11,6 +11,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, fall_back, own_neighbourhood
+from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.errors import UserError
 from ida_jax.rescoring.cohort import (
@@ -67,6 +68,7 @@ class Rescorer:
         regressor: DensityRegressor | None = None,
         csn: Csn | None = None,
         expected_faces: int | None = None,
+        search: Search | None = None,
     ) -> None:
         """Args:
           anchors: an anchor set, or plain embeddings [A, D] of any norm. None for `cosine` and
@@ -82,6 +84,8 @@ class Rescorer:
           regressor: the SSR module of ida_l.
           csn: the trained classifier of csn.
           expected_faces: how many will be searched in all, for searcher="auto"; few if None.
+          search: a search of the same anchors by as many neighbours or more, which several methods
+            share (`ida_jax.rescoring.methods`); one of its own if None.
 
         Raises:
           UserError: an unknown method, one without what it needs, k outside 1 … A, τ not positive.
@@ -112,7 +116,7 @@ class Rescorer:
             )
         if method == "csn":
             csn.check_anchors(anchors)
-        self._search = None
+        self._search, self.neighbours = None, 0
         neighbours = {
             "ida_r": ("k", self.k),
             "ida_r_fallback": ("k", self.k),
@@ -126,7 +130,8 @@ class Rescorer:
                     f"{name} = {count} neighbours were asked for among {len(anchors)} anchors: "
                     f"expected 1 … {len(anchors)}; lower {name} or take more anchors"
                 )
-            self._search = SupportSearch(
+            self.neighbours = count
+            self._search = search or SupportSearch(
                 anchors,
                 k=count,
                 searcher=searcher,
@@ -258,7 +263,7 @@ class Rescorer:
                 return self.regressor.log_density(faces)[:, None]
             case "z_norm" | "t_norm" | "s_norm":
                 return np.stack(cohort_statistics(faces, self._moments, ddof=self.ddof), axis=1)
-        similarities = self._search(faces, labels).similarities
+        similarities = self._search(faces, labels).similarities[:, : self.neighbours]
         match self.method:
             case "as_norm":
                 return np.stack(nearest_statistics(similarities, ddof=self.ddof), axis=1)

@@ -1,0 +1,122 @@
+"""Several methods at once: a Rescorer each, and one search that serves them all.
+
+N faces, A anchors, K support.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.search import SupportSearch
+from ida_jax.ops.hypersphere import Neighbours
+from ida_jax.rescoring.cohort import Csn
+from ida_jax.rescoring.density import DensityRegressor
+from ida_jax.rescoring.rescorer import Rescorer
+
+
+class SharedSearch:
+    """A search that remembers its last faces, so that methods asked in turn search once.
+
+    The faces are told apart as objects: they must not be changed in place between two calls.
+    """
+
+    def __init__(self, search: SupportSearch) -> None:
+        self._search = search
+        self._last: tuple | None = None
+
+    def __call__(self, queries: np.ndarray, labels: np.ndarray | None = None) -> Neighbours:
+        """As `SupportSearch`."""
+        if self._last is None or self._last[0] is not queries or self._last[1] is not labels:
+            self._last = None  # gone before the next one is made
+            self._last = queries, labels, self._search(queries, labels)
+        return self._last[2]
+
+
+def make_scorers(
+    methods: Sequence[str],
+    anchors: AnchorSet | None,
+    *,
+    k: int | None = None,
+    tau: float | None = None,
+    top_n: int = 300,
+    searcher: str = "auto",
+    ssr: DensityRegressor | None = None,
+    csn: Csn | None = None,
+    expected_faces: int | None = None,
+) -> dict[str, Rescorer]:
+    """{method: its Rescorer}; those that search the anchors share one search, by the largest k.
+
+    Args:
+      methods: of `ida_jax.rescoring.rescorer.METHODS`.
+      anchors: None where no method needs them.
+      k, tau, top_n, searcher, expected_faces: as in `Rescorer`.
+      ssr: the SSR module of ida_l.
+      csn: the classifier of csn.
+
+    Raises:
+      UserError: as `Rescorer`.
+    """
+
+    def scorer(method: str, search: SharedSearch | None = None) -> Rescorer:
+        return Rescorer(
+            anchors,
+            # An SSR module knows the k and τ that it replaces.
+            k=None if method == "ida_l" else k,
+            tau=None if method == "ida_l" else tau,
+            method=method,
+            searcher=searcher,
+            top_n=top_n,
+            regressor=ssr if method == "ida_l" else None,
+            csn=csn if method == "csn" else None,
+            expected_faces=expected_faces,
+            search=search,
+        )
+
+    alone = {method: scorer(method) for method in methods}
+    neighbours = [each.neighbours for each in alone.values() if each.neighbours]
+    if len(neighbours) < 2:
+        return alone
+    search = SharedSearch(
+        SupportSearch(
+            anchors,
+            k=max(neighbours),
+            searcher=searcher,
+            expected_queries=expected_faces,
+            tau=tau,
+        )
+    )
+    return {method: scorer(method, search) for method in methods}
+
+
+def load_scorers(
+    methods: Sequence[str],
+    *,
+    anchors: str | os.PathLike[str] | None,
+    ssr: str | os.PathLike[str] | None = None,
+    csn: str | os.PathLike[str] | None = None,
+    k: int | None = None,
+    tau: float | None = None,
+    top_n: int = 300,
+    searcher: str = "auto",
+    expected_faces: int | None = None,
+) -> dict[str, Rescorer]:
+    """`make_scorers` from files.
+
+    Raises:
+      UserError: files that are absent or of another kind, and as `make_scorers`.
+    """
+    from ida_jax.anchors.sources import read_anchors
+
+    return make_scorers(
+        methods,
+        None if anchors is None else read_anchors(anchors),
+        k=k,
+        tau=tau,
+        top_n=top_n,
+        searcher=searcher,
+        ssr=None if ssr is None else DensityRegressor.load(ssr),
+        csn=None if csn is None else Csn.load(csn),
+        expected_faces=expected_faces,
+    )
