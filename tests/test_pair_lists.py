@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.errors import UserError
-from ida_jax.protocols.pair_lists import kfold_pairs, read_lfw_pairs
+from ida_jax.protocols.pair_lists import kfold_pairs, read_calfw_pairs, read_lfw_pairs
 from ida_jax.protocols.verification import kfold_accuracy
 
 
@@ -169,3 +169,48 @@ def test_lfw_itself(shared_data):
     faces /= np.linalg.norm(faces, axis=1, keepdims=True)
     result = kfold_accuracy(np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1), same)
     assert 0.98 < result.mean < 1
+
+
+def _calfw_lines():
+    genuine = [(f"A_{i:04d}.jpg", f"A_{i + 1:04d}.jpg", 1 + i // 3) for i in range(6)]
+    impostor = [(f"A_{i:04d}.jpg", f"B_{i:04d}.jpg", 0) for i in range(5)]
+    return [f"{name} {fold}" for *pair, fold in genuine + impostor for name in pair]
+
+
+CALFW_NAMES = [f"A/A_{i:04d}.png" for i in range(7)] + [f"B_{i:04d}" for i in range(5)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_calfw_pairs(tmp_path, end):
+    path = tmp_path / "pairs_CALFW.txt"
+    path.write_bytes(("\ufeff" + end.join(_calfw_lines()) + end + end).encode())
+    found = read_calfw_pairs(path, CALFW_NAMES)
+    assert found.same.tolist() == [True] * 3 + [False] * 3 + [True] * 3 + [False] * 2
+    assert found.fold.tolist() == [0] * 6 + [1] * 5
+    assert found.pairs[:4].tolist() == [[0, 1], [1, 2], [2, 3], [0, 7]]
+    assert found.pairs[6:].tolist() == [[3, 4], [4, 5], [5, 6], [3, 10], [4, 11]]
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (1, "A_0001.jpg 2", "2: fold 2 after 1"),
+        (0, "A_0000.jpg", "1: expected 'IMAGE FOLD'"),
+        (2, "C_0001.jpg 1", "3: C_0001.jpg is not among the 12 names"),
+        (21, "", "21 lines were found"),
+    ],
+)
+def test_calfw_mistakes_name_the_line(tmp_path, line, text, message):
+    lines = _calfw_lines()
+    lines[line] = text
+    path = tmp_path / "pairs.txt"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=message):
+        read_calfw_pairs(path, CALFW_NAMES)
+
+
+def test_calfw_needs_both_kinds_in_every_fold(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text("\n".join(_calfw_lines()[:12]))
+    with pytest.raises(UserError, match="0 impostor pairs"):
+        read_calfw_pairs(path, CALFW_NAMES)

@@ -3,6 +3,7 @@
 P pairs, N faces.
 """
 
+import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -109,18 +110,8 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
       UserError: a file that cannot be read or has another form, an image that is not among `names`,
         or a name that is there twice. The message gives the file and the line.
     """
-    row_of_name = {name: row for row, name in enumerate(names)}
-    if len(row_of_name) < len(names):
-        raise UserError(
-            f"{len(names)} names were given, only {len(row_of_name)} of them different: a pair "
-            "list needs one name a face"
-        )
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a pair list: {error}") from error
-    lines = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-
+    row_of_name = _rows_by_name(names)
+    lines = _fields(path)
     header = lines[0][1] if lines else []
     if len(header) != 2 or not all(field.isdecimal() and int(field) for field in header):
         raise UserError(f"{path}:1: expected the number of folds and of pairs, such as '10\\t300'")
@@ -151,6 +142,84 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
         same=same,
         fold=np.repeat(np.arange(folds, dtype=np.int32), 2 * count),
     )
+
+
+def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
+    """Reads CALFW's pairs_CALFW.txt (and CPLFW's, which has the same form).
+
+    Two lines a pair, `IMAGE FOLD` each: both lines have the same number, 1 … 10 for a genuine pair
+    of that fold, 0 for an impostor pair. The list gives impostor pairs no fold: they are dealt to
+    the folds in equal blocks, in their order.
+
+    Args:
+      path: the file.
+      names: the N faces' names, whose places are the rows of the result. Folders and the suffix of
+        both sides are passed over: `A/A_0001.png` is the list's `A_0001.jpg`.
+
+    Raises:
+      UserError: as `read_lfw_pairs`.
+    """
+    row_of_name = _rows_by_name([_stem(name) for name in names])
+    lines = _fields(path)
+    if not lines or len(lines) % 2:
+        raise UserError(f"{path}: {len(lines)} lines were found, expected two a pair")
+    pairs, numbers = [], []
+    for (at, first), (next_at, second) in zip(lines[::2], lines[1::2], strict=True):
+        for number, fields in ((at, first), (next_at, second)):
+            if len(fields) != 2 or not fields[1].isdecimal():
+                raise UserError(f"{path}:{number}: expected 'IMAGE FOLD', such as 'A_0001.jpg 3'")
+            if _stem(fields[0]) not in row_of_name:
+                raise UserError(
+                    f"{path}:{number}: {fields[0]} is not among the {len(names)} names given"
+                )
+        if first[1] != second[1]:
+            raise UserError(
+                f"{path}:{next_at}: fold {second[1]} after {first[1]}: expected the same number on "
+                "both lines of a pair"
+            )
+        pairs.append([row_of_name[_stem(fields[0])] for fields in (first, second)])
+        numbers.append(int(first[1]))
+    fold = np.array(numbers)
+    same = fold > 0
+    folds = int(fold.max(initial=0))
+    if len(np.unique(fold[same])) != folds or folds < 2 or np.count_nonzero(~same) < folds:
+        raise UserError(
+            f"{path}: {np.count_nonzero(same)} genuine pairs in folds up to {folds} and "
+            f"{np.count_nonzero(~same)} impostor pairs were found, expected pairs of both kinds in "
+            "each of 2 folds or more"
+        )
+    impostors = int(np.count_nonzero(~same))
+    fold[~same] = 1 + np.arange(impostors) * folds // impostors
+    order = np.lexsort((~same, fold))
+    return PairList(
+        pairs=np.array(pairs, np.int32)[order],
+        same=same[order],
+        fold=(fold[order] - 1).astype(np.int32),
+    )
+
+
+def _rows_by_name(names: Sequence[str]) -> dict[str, int]:
+    row_of_name = {name: row for row, name in enumerate(names)}
+    if len(row_of_name) < len(names):
+        raise UserError(
+            f"{len(names)} names were given, only {len(row_of_name)} of them different: a pair "
+            "list needs one name a face"
+        )
+    return row_of_name
+
+
+def _fields(path: str | PathLike[str]) -> list[tuple[int, list[str]]]:
+    """The lines that are not blank, each with its number from 1, split at white space."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a pair list: {error}") from error
+    return [(i, line.split()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _stem(name: str) -> str:
+    """A name without its folders and its image suffix."""
+    return re.sub(r"\.(jpe?g|png|bmp)$", "", name.rsplit("/", 1)[-1], flags=re.IGNORECASE)
 
 
 def _row(where: str, name: str, image: str, row_of_name: dict[str, int]) -> int:
