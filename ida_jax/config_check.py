@@ -67,8 +67,9 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
         if not c.evaluate.fars or not all(0 < far <= 1 for far in c.evaluate.fars):
             raise UserError(f"evaluate.fars is {c.evaluate.fars}: expected rates in (0, 1]")
-        if c.evaluate.folds < 2:
-            raise UserError(f"evaluate.folds is {c.evaluate.folds}: expected 2 or more")
+        for key in ("folds", "resamples"):
+            if c.evaluate[key] < 2:
+                raise UserError(f"evaluate.{key} is {c.evaluate[key]}: expected 2 or more")
 
 
 def _check_model(model: ConfigDict) -> None:

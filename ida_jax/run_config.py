@@ -46,6 +46,8 @@ def run_section(title: str) -> ConfigDict:
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
+    c.evaluate.resamples = 1000  # of the bootstrap over identities
+    c.evaluate.sweeps = True  # TAR against k, τ and the anchors' number (Fig. 6 and 7)
     return c
 
 
@@ -116,7 +118,7 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
     """
     images = {"name": "rendered", "image_size": 32}
     c.train_data = ConfigDict({**images, "identities": 16, "images_per_identity": 2})
-    c.evaluate.folds = 5
+    c.evaluate.folds, c.evaluate.resamples, c.evaluate.sweeps = 5, 20, False
     images.update(identities=10, images_per_identity=2)  # the fewest for five folds
     c.eval_data = ConfigDict({**images, "first_identity": 16})
     c.verify_data = ConfigDict({**images, "first_identity": 26})

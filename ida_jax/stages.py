@@ -26,7 +26,8 @@ from ida_jax.data.dataset import ImageSubset
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
-from ida_jax.evaluation.pair_lists import all_pairs_scores, evaluate_all_pairs, evaluate_kfold
+from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
+from ida_jax.evaluation.sweeps import sweep
 from ida_jax.face_model import FaceModel
 from ida_jax.files import require_file, written_whole
 from ida_jax.processes import all_or_none, is_first
@@ -36,7 +37,7 @@ from ida_jax.provenance import provenance
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.methods import make_scorers
 from ida_jax.run import Run
 from ida_jax.sharding import training_mesh
 from ida_jax.training.train_step import check_batch
@@ -221,6 +222,7 @@ def _csn(run: Run) -> None:
 
 
 def _evaluate(run: Run) -> None:
+    from ida_jax.report.pair_cards import changed_pairs
     from ida_jax.report.run_report import write_run_report
     from ida_jax.training.metrics import read_metrics
 
@@ -228,13 +230,31 @@ def _evaluate(run: Run) -> None:
     data = run.eval_faces
     faces = run.embed(data.images, "embed the evaluation set")
     own = _labels_among_anchors(run)
-    methods = {name: _scorer(run, name).terms(faces, labels=own) for name in c.evaluate.methods}
+    scorers = make_scorers(
+        c.evaluate.methods,
+        run.anchors,
+        k=c.k,
+        tau=c.tau,
+        top_n=c.evaluate.top_n,
+        searcher=c.searcher,
+        ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
+        csn=Csn.load(run.csn_path) if "csn" in c.evaluate.methods else None,
+    )
+    methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
     results: dict[str, Any] = {
         "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
-        "anchors": {"source": run.anchors.source, "size": len(run.anchors)},
+        "anchors": {
+            "source": run.anchors.source,
+            "size": len(run.anchors),
+            "fingerprint": run.anchors.fingerprint,
+        },
     }
-    density = methods.get("ida_r") or _scorer(run, "ida_r").terms(faces, labels=own)
-    searched = density.values[:, 0]
+    if "ida_r" in methods:
+        searched = methods["ida_r"].values[:, 0]
+    else:
+        searched = searched_log_density(
+            faces, run.anchors, k=c.k, tau=c.tau, labels=own, searcher=c.searcher
+        )
     if "ida_l" in methods:
         regressed = methods["ida_l"].values[:, 0]
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
@@ -242,39 +262,36 @@ def _evaluate(run: Run) -> None:
     # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
     name = c.eval_data.name + ("_flip" if c.flip else "")
     kfold = f"{name}_{'' if c.evaluate.pairs == 'lfw' else 'drawn_'}{c.evaluate.folds}fold"
-    scores = all_pairs_scores(faces, data.labels, methods)
-    results["protocols"] = {
-        kfold: evaluate_kfold(faces, run.pair_list, methods),
-        f"{name}_all_pairs": evaluate_all_pairs(scores, fars=c.evaluate.fars),
+    bootstrap = {"resamples": c.evaluate.resamples, "seed": c.seed}
+    everything = evaluate_all_pairs(faces, data.labels, methods, fars=c.evaluate.fars, **bootstrap)
+    evaluated = {
+        kfold: evaluate_kfold(faces, run.pair_list, methods, labels=data.labels, **bootstrap),
+        f"{name}_all_pairs": everything.evaluated,
     }
+    results["protocols"] = {variant: each.figures for variant, each in evaluated.items()}
+    results["notes"] = {variant: each.notes for variant, each in evaluated.items() if each.notes}
+    # A sweep does not leave out a face's own person, who should not be among the anchors.
+    if c.evaluate.sweeps and own is None:
+        results["sweeps"] = sweep(
+            faces, data.labels, run.anchors, fars=c.evaluate.fars, seed=c.seed
+        )
     results["provenance"] = provenance()
     write_run_report(
         run.workdir / "report.html",
         title=c.title,
         settings={"config": c.to_dict(), **results["provenance"]},
         results=results,
-        scores=scores,
+        evaluated=evaluated,
+        scores=everything.scores,
         log_density=searched,
         dataset=data,
         metrics=read_metrics(run.workdir),
+        changed=changed_pairs(everything, faces, methods),
+        sweeps=results.get("sweeps"),
     )
     with written_whole(run.results_path) as temporary:
         text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _scorer(run: Run, method: str) -> Rescorer:
-    c = run.config
-    return Rescorer(
-        run.anchors,
-        k=c.k,
-        tau=c.tau,
-        method=method,
-        searcher=c.searcher,
-        top_n=c.evaluate.top_n,
-        regressor=run.ssr if method == "ida_l" else None,
-        csn=Csn.load(run.csn_path) if method == "csn" else None,
-    )
 
 
 def _without_nan(value: Any) -> Any:

@@ -4,11 +4,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resamples import drawn_counts, summarised, times
 
 from ida_jax.errors import UserError
-from ida_jax.protocols.bootstrap import bootstrap_tar
+from ida_jax.protocols import tails as depths
+from ida_jax.protocols.bootstrap import (
+    bootstrap_means,
+    bootstrap_tails,
+    bootstrap_tar,
+    deep_enough,
+    tar_intervals,
+)
 from ida_jax.protocols.calibration import threshold_interval
 from ida_jax.protocols.roc import tar_at_far
+from ida_jax.protocols.tails import pair_list_total, tail
+from ida_jax.protocols.weighted_roc import ShortTail
 
 FARS = (1.0, 0.5, 0.1, 0.011)
 
@@ -38,13 +48,6 @@ def written_out(scores, same, identities, counts):
     return genuine, impostor
 
 
-def summarised(samples):
-    """[(low, high)] of samples [R, F], each end the nearest sample."""
-    ordered = np.sort(np.array(samples), axis=0)
-    last = len(ordered) - 1
-    return [(column[round(0.025 * last)], column[round(0.975 * last)]) for column in ordered.T]
-
-
 def check(found, points):
     """Compares with the oracle's points: {method: [R][F] operating points}."""
     tars = {name: [[p.tar for p in row] for row in rows] for name, rows in points.items()}
@@ -64,7 +67,7 @@ def check(found, points):
 @pytest.mark.parametrize("block", [1, 3, 4096])
 @pytest.mark.parametrize(("people", "count", "seed"), [(2, 9, 0), (5, 80, 1), (12, 300, 2)])
 def test_over_identities_matches_written_out_resamples(people, count, seed, block, monkeypatch):
-    monkeypatch.setattr("ida_jax.protocols.bootstrap._FIRST_BLOCK", block)
+    monkeypatch.setattr("ida_jax.protocols.weighted_roc._FIRST_BLOCK", block)
     identities, same, methods = pairs_of(np.random.default_rng(seed), people, count)
     present = np.unique(identities)
     resamples = 70  # more than a batch of draws
@@ -131,7 +134,7 @@ def test_an_increasing_map_changes_no_tar(seed):
             methods, same, fars=FARS, identities=known, baseline="cosine", resamples=20
         )
         for difference in found.differences["mapped"]:
-            assert difference == (difference.far, (0, 0), 0)
+            assert difference == (difference.far, (0, 0), 0, 0)
 
 
 def test_the_seed_decides():
@@ -173,6 +176,114 @@ def test_progress_sees_every_resample():
     _, same, methods = pairs_of(np.random.default_rng(7), 4, 30)
     bootstrap_tar(methods, same, fars=[0.5], resamples=11, progress=progress)
     assert seen == list(range(11))
+
+
+def template_pairs(rng, units, count, sides):
+    """Pairs of both kinds between and within any units, with two methods' scores."""
+    listed = rng.integers(units, size=(count, sides))
+    same = rng.random(count) < 0.3
+    same[:2] = True, False
+    methods = {}
+    for name, gain in (("cosine", 1.0), ("ida_r", 1.5)):
+        scores = np.round(rng.normal(gain * same, 1), 1).astype(np.float32)
+        scores[rng.random(count) < 0.05] = np.nan
+        methods[name] = scores
+    return listed, same, methods
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize(("units", "count"), [(2, 9), (5, 80), (31, 200)])
+def test_over_templates_matches_written_out_resamples(sides, units, count):
+    listed, same, methods = template_pairs(np.random.default_rng(units), units, count, sides)
+    found = bootstrap_tails(
+        {name: tail(each, same, listed, highest_far=1.0) for name, each in methods.items()},
+        units=units,
+        total=pair_list_total(listed[~same], count=units),
+        fars=FARS,
+        over="templates",
+        resamples=65,
+        seed=units,
+    )
+    points = {name: [] for name in methods}
+    for counts in drawn_counts(units, units, 65):
+        often = np.array([times(counts, pair) for pair in listed])
+        if often[same].any() and often[~same].any():
+            for name, scores in methods.items():
+                split = (np.repeat(scores[kind], often[kind]) for kind in (same, ~same))
+                points[name].append(tar_at_far(*split, FARS))
+    assert (found.over, found.units) == ("templates", units)
+    assert found.resamples == len(points["cosine"]) > 0
+    check(found, points)
+    for k, gain in enumerate(found.differences["ida_r"]):
+        tars = [tar_at_far(s[same], s[~same], FARS)[k].tar for s in methods.values()]
+        assert gain.gain == pytest.approx(tars[1] - tars[0], abs=1e-12)
+
+
+def test_a_tail_gives_the_whole_lists_figures_or_none(monkeypatch):
+    monkeypatch.setattr(depths, "_WHOLE", 0)
+    listed, same, methods = template_pairs(np.random.default_rng(0), 40, 3000, 2)
+    options = {"units": 40, "total": pair_list_total(listed[~same], count=40), "resamples": 64}
+    whole = {name: tail(each, same, listed, highest_far=1.0) for name, each in methods.items()}
+    expected = bootstrap_tails(whole, fars=[0.02, 1.0], **options)
+    for spare, suffices in ((-20, False), (100, True), (400, True)):
+        monkeypatch.setattr(depths, "_SPARE", spare)
+        short = {name: tail(each, same, listed, highest_far=0.02) for name, each in methods.items()}
+        assert short["cosine"].impostor.size < whole["cosine"].impostor.size
+        if suffices:
+            assert bootstrap_tails(short, fars=[0.02, 1.0], **options) == expected
+        else:
+            with pytest.raises(ShortTail, match="highest_far"):
+                bootstrap_tails(short, fars=[0.02, 1.0], **options)
+        with pytest.raises(ShortTail):
+            bootstrap_tails(short, fars=[0.9], **options)
+
+
+def test_the_front_door_keeps_more_impostors_where_few_do_not_do(monkeypatch):
+    monkeypatch.setattr(depths, "_WHOLE", 0)
+    identities, same, methods = pairs_of(np.random.default_rng(1), 6, 400)
+    found = []
+    for spare in (-13, 1000):
+        monkeypatch.setattr(depths, "_SPARE", spare)
+        depth = []
+
+        def tails(highest_far, depth=depth):
+            kept = {
+                n: tail(s, same, identities, highest_far=highest_far) for n, s in methods.items()
+            }
+            depth.append(kept["cosine"].impostor.size)
+            return kept
+
+        total = pair_list_total(identities[~same], count=6)
+        found.append(deep_enough(tails, fars=[0.05], units=6, total=total, resamples=64))
+        assert len(depth) == (2 if spare < 0 else 1)
+    assert found[0] == found[1]
+
+
+def test_no_resamples_give_no_intervals():
+    _, same, methods = pairs_of(np.random.default_rng(2), 4, 30)
+    found = bootstrap_tar(methods, same, fars=[0.5], baseline="cosine", resamples=0)
+    assert (found.methods, found.differences, found.resamples) == ({}, {}, 0)
+    assert tar_intervals(found) == {}
+    means = bootstrap_means({"a": [1.0]}, [[0]], count=1, resamples=0)
+    assert (means.methods, means.differences) == ({}, {})
+
+
+def test_intervals_as_figures():
+    identities, same, methods = pairs_of(np.random.default_rng(9), 9, 200)
+    found = bootstrap_tar(
+        methods, same, fars=[0.1, 1e-5], identities=identities, baseline="cosine", resamples=20
+    )
+    figures = tar_intervals(found)
+    assert set(figures) == {"cosine", "ida_r"}
+    assert set(figures["cosine"]) == {"tar_interval@far"}
+    assert set(figures["ida_r"]) == {"tar_interval@far", "tar_gain@far", "tar_gain_interval@far"}
+    for entries in figures["ida_r"].values():
+        assert list(entries) == ["0.1", "1e-05"]
+    low, high = figures["ida_r"]["tar_gain_interval@far"]["0.1"]
+    assert (low, high) == found.differences["ida_r"][0].tar
+    some = tar_intervals(found, fars=[1e-5, 0.1])["ida_r"]
+    gains = [difference.gain for difference in found.differences["ida_r"]]
+    assert list(some["tar_gain@far"].items()) == [("1e-05", gains[1]), ("0.1", gains[0])]
 
 
 SCORES = np.array([1.0, 0.0, 0.5])

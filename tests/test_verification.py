@@ -57,6 +57,11 @@ def test_matches_the_oracle(pairs, folds):
     result = kfold_accuracy(scores, same, folds=folds)
     np.testing.assert_allclose(result.folds, accuracies)
     np.testing.assert_array_equal(result.thresholds, thresholds)
+    decided = [
+        (score > thresholds[fold]) == label
+        for score, label, fold in zip(scores, same, fold_of_pair, strict=True)
+    ]
+    assert result.correct.tolist() == decided
     assert result.mean == pytest.approx(np.mean(accuracies))
     assert result.deviation == pytest.approx(
         math.sqrt(sum((a - np.mean(accuracies)) ** 2 for a in accuracies) / folds)

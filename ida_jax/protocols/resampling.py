@@ -1,111 +1,91 @@
 """Resamples of scored pairs, as weights: the draws of `ida_jax.protocols.bootstrap`.
 
-P pairs, I identities, G genuine and n impostor pairs.
+P pairs, I units (identities or templates), G genuine and n impostor pairs, R resamples of a batch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.errors import UserError
+from ida_jax.protocols.tails import Total
 
 _BATCH = 64
 
-
-class Ranked(NamedTuple):
-    """A method's scores: genuine ascending, impostor descending, and each one's place of origin."""
-
-    genuine: np.ndarray
-    genuine_order: np.ndarray
-    impostor: np.ndarray
-    impostor_order: np.ndarray
-
-
-def rank_scores(genuine: np.ndarray, impostor: np.ndarray) -> Ranked:
-    """Sorts a method's scores, NaN as −∞."""
-    dtype = np.result_type(genuine, impostor, np.float16)
-    own, other = (
-        np.where(np.isnan(scores), -np.inf, scores).astype(dtype) for scores in (genuine, impostor)
-    )
-    ascending, descending = np.argsort(own), np.argsort(-other)
-    return Ranked(own[ascending], ascending, other[descending], descending)
+# The weights of pairs from start to stop in a resample: (its table of weights, start, stop).
+Weights = Callable[[np.ndarray, int, int | None], np.ndarray]
 
 
 class Draw(NamedTuple):
-    """One resample: weights in each method's order, and the impostor pairs' total weight.
+    """One resample.
 
-    `impostor` has a function a method: the weights of its impostors from start to stop, or as many
-    as are known.
+    Attributes:
+      genuine: the table of weights that genuine pairs look theirs up in.
+      impostor: the impostor pairs' table.
+      impostors: the weight of all impostor pairs.
     """
 
-    genuine: list[np.ndarray]
-    impostor: list[Callable[[int, int], np.ndarray]]
+    genuine: np.ndarray
+    impostor: np.ndarray
     impostors: int
 
 
-def draws_of_identities(
-    rng: np.random.Generator,
-    ranked: Sequence[Ranked],
-    genuine: np.ndarray,
-    impostor: np.ndarray,
-    units: int,
-) -> Iterator[Draw]:
-    """Endless resamples; genuine [G] and impostor [n, 2] are identities from 0 to units − 1."""
-    from scipy.sparse import csr_array
+def pair_weights(units: np.ndarray) -> Weights:
+    """The rule of `tails` for pairs of units int32 [P, U]: w_a · w_b, or w_a of a pair within a."""
+    first, second = (np.ascontiguousarray(units[:, side]) for side in (0, -1))
+    alone = np.flatnonzero(first == second)
+    if alone.size == first.size:
+        return lambda table, start, stop: table.take(first[start:stop])
 
-    pairs = csr_array(
-        (np.ones(len(impostor), np.float64), (impostor[:, 0], impostor[:, 1])), shape=(units, units)
-    )
-    genuine_of = [genuine[method.genuine_order] for method in ranked]
-    first_of = [impostor[method.impostor_order, 0] for method in ranked]
-    second_of = [impostor[method.impostor_order, 1] for method in ranked]
+    def weights(table: np.ndarray, start: int, stop: int | None) -> np.ndarray:
+        found = table.take(first[start:stop])
+        found *= table.take(second[start:stop])
+        if alone.size:
+            inside = alone[slice(*np.searchsorted(alone, (start, start + found.size)))]
+            found[inside - start] = table[first[inside]]
+        return found
 
-    def weigher(weights: np.ndarray, m: int) -> Callable[[int, int], np.ndarray]:
-        return lambda start, stop: (
-            weights[first_of[m][start:stop]] * weights[second_of[m][start:stop]]
-        )
+    return weights
 
+
+def draws_of_units(rng: np.random.Generator, units: int, total: Total) -> Iterator[Draw]:
+    """Endless resamples of I units drawn with replacement."""
+    for batch in unit_weights(rng, units):
+        # float64 holds the whole numbers exactly, up to 2⁵³ pairs.
+        totals = total(batch.T.astype(np.float64))
+        for weights, impostors in zip(batch, totals, strict=True):
+            yield Draw(weights, weights, int(impostors))
+
+
+def unit_weights(rng: np.random.Generator, units: int) -> Iterator[np.ndarray]:
+    """Endless batches int32 [R, I] of how often each unit was drawn."""
     while True:
-        batch = np.stack(
+        yield np.stack(
             [np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(_BATCH)]
-        )
-        # float64 holds the whole numbers of wᵀCw exactly, up to 2⁵³ pairs.
-        as_float = batch.T.astype(np.float64)
-        totals = np.einsum("ir,ir->r", as_float, pairs @ as_float)
-        for weights, total in zip(batch, totals, strict=True):
-            yield Draw(
-                [weights[each] for each in genuine_of],
-                [weigher(weights, m) for m in range(len(ranked))],
-                int(total),
-            )
+        ).astype(np.int32)
 
 
 def draws_of_pairs(
-    rng: np.random.Generator, ranked: Sequence[Ranked], highest_rank: int
+    rng: np.random.Generator, *, genuine: int, kept: int, impostors: int
 ) -> Iterator[Draw]:
-    """Endless resamples of pairs, in which only the highest impostors' weights are drawn.
+    """Endless resamples of pairs, in which only the weights of `kept` of n impostors are drawn.
 
     The draws that fall on a subset of u of n pairs number Binomial(n, u/n), each of them uniform:
-    the multinomial's exact marginal. The depth is such that a threshold below it is less likely
-    than 1e-20.
+    the multinomial's exact marginal.
     """
-    n, genuine = ranked[0].impostor.size, ranked[0].genuine.size
-    depth = min(n, highest_rank + 12 * math.isqrt(highest_rank) + 100)
-    tops = [method.impostor_order[:depth] for method in ranked]
-    drawn = np.unique(np.concatenate(tops))
-    places = [np.searchsorted(drawn, top) for top in tops]
     while True:
-        count = rng.binomial(n, drawn.size / n)
-        weights = np.bincount(rng.integers(drawn.size, size=count), minlength=drawn.size)
+        count = rng.binomial(impostors, kept / impostors)
+        others = np.bincount(rng.integers(kept, size=count), minlength=kept)
         own = np.bincount(rng.integers(genuine, size=genuine), minlength=genuine)
-        yield Draw(
-            [own[method.genuine_order] for method in ranked],
-            [lambda start, stop, p=p, w=weights: w[p[start:stop]] for p in places],
-            n,
-        )
+        yield Draw(own, others, impostors)
+
+
+def depth_of_pairs(highest_rank: int) -> int:
+    """How many of the highest impostors a resample of pairs can need: more is rarer than 1e-20."""
+    return highest_rank + 12 * math.isqrt(highest_rank) + 100
 
 
 def identity_codes(identities: ArrayLike, same: np.ndarray) -> tuple[np.ndarray, int]:

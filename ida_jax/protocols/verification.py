@@ -20,12 +20,14 @@ class KFoldAccuracy(NamedTuple):
         after ±. LFW's own papers print the standard error, with ddof 1 and divided by √F.
       folds: float64 [F], each fold's accuracy, by ascending fold.
       thresholds: float64 [F], the threshold that each fold was scored with.
+      correct: bool [P], whether each pair was decided right, by its own fold's threshold.
     """
 
     mean: float
     deviation: float
     folds: np.ndarray
     thresholds: np.ndarray
+    correct: np.ndarray
 
 
 def kfold_accuracy(
@@ -65,17 +67,20 @@ def kfold_accuracy(
     order = np.argsort(scores, kind="stable")
     order = order[scores[order] > -np.inf]
     accuracies, thresholds = [], []
+    correct = np.empty(scores.size, bool)
     for fold in np.unique(fold_of_pair):
         training = order[fold_of_pair[order] != fold]
         threshold = _best_threshold(scores[training], same[training])
         held_out = fold_of_pair == fold
-        accuracies.append(np.mean((scores[held_out] > threshold) == same[held_out]))
+        correct[held_out] = (scores[held_out] > threshold) == same[held_out]
+        accuracies.append(np.mean(correct[held_out]))
         thresholds.append(threshold)
     return KFoldAccuracy(
         mean=float(np.mean(accuracies)),
         deviation=float(np.std(accuracies)),
         folds=np.array(accuracies),
         thresholds=np.array(thresholds),
+        correct=correct,
     )
 
 

@@ -1,313 +1,252 @@
-"""Figures of a report. Each function returns a matplotlib Figure, made without pyplot's state.
+"""ROC, TPIR and DET curves.
 
-A figure's label (`Figure.get_label()`) is a sentence or two on how to read it; the page prints it.
-Colours are Okabe and Ito's, told apart by colour-blind readers; line styles and markers tell curves
-apart in black and white. N faces, G genuine and n impostor scores.
+Each returns a matplotlib Figure; its label (`Figure.get_label()`) is a sentence or two on how to
+read it, which the page prints. n impostor scores, or searches for people who are not enrolled.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ida_jax.errors import UserError
-from ida_jax.protocols.roc import Curve, tar_at_far
-from ida_jax.report.tables import far_name, in_order, method_name
+from ida_jax.evaluation.evaluated import Band
+from ida_jax.report.look import in_our_look, method_styles, new_figure
+from ida_jax.report.names import in_order, method_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
-_INK = "#222222"
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
-# A method keeps its colour, line and marker whatever stands beside it.
-_STYLES = {
-    "cosine": (_INK, "--", "o"),
-    "ida_r": (_BLUE, "-", "s"),
-    "ida_l": (_VERMILION, "-.", "^"),
-    "pfe": ("#009E73", ":", "D"),
-    "as_norm": ("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
-    "pfe_ida_r": ("#CC79A7", "-", "P"),
-    "ida_r_fallback": ("#56B4E9", "--", "X"),
-    "csn": ("#8C6D1F", "-.", ">"),
-    "s_norm": ("#999999", ":", "<"),
-}
-_SPARE_STYLES = (("#7B4F9D", "-", "h"), ("#4D4D4D", ":", "d"), ("#A0522D", "--", "p"))
-_LOOK = {
-    "font.size": 10.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": "#888888", "axes.labelcolor": _INK, "axes.titlecolor": _INK,
-    "xtick.color": "#888888", "ytick.color": "#888888", "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK, "axes.grid": True, "grid.color": "#d9d9d9", "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-}  # fmt: skip
-
-
-def in_our_look(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """The function, drawing with _LOOK and leaving the user's matplotlib settings as they are."""
-
-    @functools.wraps(draw)
-    def styled(*args: Any, **options: Any) -> Figure:
-        from matplotlib import rc_context
-
-        with rc_context(_LOOK):
-            return draw(*args, **options)
-
-    return styled
+_DET_LEVELS = (1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
+_FINE_DET_LEVELS = (1e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+_Figures = Mapping[str, Mapping[str, Any]]
 
 
 @in_our_look
-def roc_figure(curves: Mapping[str, Curve]) -> Figure:
+def roc_figure(curves: Mapping[str, Band], *, figures: _Figures | None = None) -> Figure:
     """ROC curves by method; beside them, where cosine is among them, each one's gain over cosine.
 
-    Left of FAR 10/n fewer than ten false accepts decide: that part is shaded, and the TAR axis is
-    fitted to the rest.
+    The bands of cosine and of the best IDA are drawn, those of others would only hide them. Left of
+    FAR 10/n fewer than ten false accepts decide: that part is shaded, and the axes are fitted to
+    the rest.
+
+    Args:
+      curves: each method's curve. Ends of a band that are NaN are not drawn.
+      figures: the methods' figures (`ida_jax.report.cells`), for n ("impostor") and the intervals
+        of the gains ("tar_gain_interval@far").
+
+    Raises:
+      UserError: no curve.
+    """
+    return _rate_figure(
+        curves,
+        figures or {},
+        kind=("impostor", "tar_gain_interval@far"),
+        names=("True accept rate", "false accept rate (FAR)", "false accepts"),
+        reading="The share of genuine pairs accepted (higher is better) when that share of "
+        "impostor pairs is let through; strict settings are on the left.",
+    )
+
+
+@in_our_look
+def tpir_figure(curves: Mapping[str, Band], *, figures: _Figures | None = None) -> Figure:
+    """TPIR against FPIR by method, of an open-set search; drawn as `roc_figure` draws.
+
+    Args:
+      curves: each method's curve, its `far` an FPIR and its `tar` a TPIR.
+      figures: the methods' figures, for n ("nonmated_probes") and "tpir_gain_interval@fpir".
+
+    Raises:
+      UserError: no curve.
+    """
+    return _rate_figure(
+        curves,
+        figures or {},
+        kind=("nonmated_probes", "tpir_gain_interval@fpir"),
+        names=(
+            "True positive identification rate (TPIR)",
+            "false positive identification rate (FPIR)",
+            "false alarms",
+        ),
+        reading="The share of searches that find the right person at rank 1 and above the "
+        "threshold (higher is better) when that share of searches for absent people raises an "
+        "alarm.",
+    )
+
+
+def _rate_figure(
+    curves: Mapping[str, Band],
+    figures: _Figures,
+    *,
+    kind: tuple[str, str],
+    names: tuple[str, str, str],
+    reading: str,
+) -> Figure:
+    if not curves:
+        raise UserError("no curves were given, expected at least one to draw")
+    (count_key, gain_key), (title, rate, counted) = kind, names
+    # A rate of 0 has no place on a logarithmic axis.
+    curves = {
+        method: Band(*(values[curve.far > 0] for values in curve))
+        for method, curve in in_order(curves).items()
+    }
+    compared = "cosine" in curves and len(curves) > 1
+    figure, axes = new_figure(columns=1 + compared, width=10 if compared else 6.5, height=4.4)
+    left = min(curve.far[0] for curve in curves.values())
+    right = max(curve.far[-1] for curve in curves.values())
+    n = max((figures.get(method, {}).get(count_key, 0) for method in curves), default=0)
+    firm = min(10 / n, right) if n else left
+    left = max(left, firm / 10)
+    banded = {"cosine", _best_ida(curves, firm)}
+    gains = {
+        method: 100 * _gain(curve, curves["cosine"]) if compared else np.zeros(0)
+        for method, curve in curves.items()
+    }
+    for i, ((method, curve), (color, line, marker)) in enumerate(
+        zip(curves.items(), method_styles(curves), strict=True)
+    ):
+        style = {"color": color, "linestyle": line, "label": method_name(method)}
+        style |= {"marker": marker, "markersize": 5, "markevery": 0.13, "markerfacecolor": "white"}
+        style["linewidth"] = 2.2 if method in banded else 1.4
+        style["zorder"] = 3 if method in banded else 2
+        axes[0].plot(curve.far, curve.tar, **style)
+        if method in banded:
+            axes[0].fill_between(
+                curve.far, curve.low, curve.high, color=color, alpha=0.15, linewidth=0
+            )
+        if compared:
+            axes[1].plot(curve.far, gains[method], **style)
+            _draw_intervals(
+                axes[1],
+                {
+                    float(far): ends
+                    for far, ends in figures.get(method, {}).get(gain_key, {}).items()
+                },
+                shift=(right / left) ** (0.006 * (i - len(curves) / 2)),
+                color=color,
+            )
+    _fit(axes[0], [curve.tar[curve.far >= firm] for curve in curves.values()], ceiling=1)
+    axes[0].yaxis.set_major_formatter(lambda tar, _: f"{100 * tar:.6g} %")
+    axes[0].set_title(title)
+    if compared:
+        _fit(axes[1], [gains[method][curve.far >= firm] for method, curve in curves.items()])
+        axes[1].set_title("Gain over Cosine, percentage points")
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.set_xlim(left if left < right else 0.5 * left, right)
+        axis.set_xlabel(rate)
+        if n:
+            axis.axvspan(left, firm, color="#efefef", zorder=0, label=f"fewer than 10 {counted}")
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(len(handles), 5 if compared else 3)
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
+    if any(np.isfinite(curves[method].low).any() for method in banded & curves.keys()):
+        reading += " Bands and bars are 95 % intervals."
+    if n:
+        reading += f" In the shaded part fewer than ten {counted} decide: differences mean little."
+    figure.set_label(reading)
+    return figure
+
+
+def _best_ida(curves: Mapping[str, Band], firm: float) -> str:
+    """The IDA method that is highest at the lowest firm rate; "" where there is none."""
+    ida = [method for method in curves if "ida" in method]
+    return max(
+        ida, key=lambda m: np.interp(np.log(firm), np.log(curves[m].far), curves[m].tar), default=""
+    )
+
+
+def _draw_intervals(
+    axis: Axes, intervals: Mapping[float, tuple[float, float]], *, shift: float, color: str
+) -> None:
+    """Bars at each rate, moved a little so that those of several methods do not hide each other."""
+    for rate, ends in intervals.items():
+        if any(end is None for end in ends):
+            continue
+        low, high = (100 * end for end in ends)
+        axis.vlines(shift * rate, low, high, color=color, alpha=0.55, linewidth=1.6, zorder=1)
+
+
+def _fit(axis: Axes, values: Sequence[np.ndarray], ceiling: float | None = None) -> None:
+    """The vertical limits: all finite values with some room, and a rate's ceiling just visible."""
+    everything = np.concatenate(values)
+    everything = everything[np.isfinite(everything)]
+    if not everything.size:
+        return
+    low, high = everything.min(), everything.max()
+    if ceiling is not None:
+        room = max(ceiling - low, 0.005)
+        axis.set_ylim(ceiling - 1.08 * room, ceiling + 0.04 * room)
+    else:
+        margin = max(0.2 * (high - low), 0.01)
+        axis.set_ylim(low - margin, high + margin)
+
+
+@in_our_look
+def det_figure(curves: Mapping[str, Band]) -> Figure:
+    """DET curves on normal-deviate axes.
 
     Raises:
       UserError: no curve.
     """
     if not curves:
         raise UserError("no curves were given, expected at least one to draw")
-    compared = "cosine" in curves and len(curves) > 1
-    figure, axes = new_figure(columns=1 + compared, width=10 if compared else 6.5, height=4.4)
-    firm = 10 * min(curve.far[0] for curve in curves.values())
-    for (method, curve), (color, line, marker) in zip(
-        in_order(curves).items(), method_styles(in_order(curves)), strict=True
-    ):
-        style = {"color": color, "linestyle": line, "linewidth": 1.8, "label": method_name(method)}
-        style |= {"marker": marker, "markersize": 5, "markevery": 0.13, "markerfacecolor": "white"}
-        axes[0].plot(curve.far, curve.tar, **style)
-        if compared:
-            axes[1].plot(curve.far, 100 * _gain(curve, curves["cosine"]), **style)
+    curves = in_order(curves)
+    figure, (axis,) = new_figure(width=6.5, height=4.8)
+    named = {method_name(m): (curve.far, curve.tar) for m, curve in curves.items()}
+    draw_det(axis, named, dict(zip(named, method_styles(curves), strict=True)))
+    axis.legend(frameon=False)
+    figure.set_label(
+        "The share of genuine pairs rejected against the share of impostor pairs accepted; lower "
+        "is better. On these axes scores that are normally distributed give a straight line."
+    )
+    return figure
 
-    lowest = min(np.min(curve.tar[curve.far >= min(firm, 1)]) for curve in curves.values())
-    room = max(1 - lowest, 0.005)
-    axes[0].set_ylim(1 - 1.08 * room, 1 + 0.04 * room)
-    axes[0].yaxis.set_major_formatter(lambda tar, _: f"{100 * tar:.6g} %")
-    axes[0].set_title("True accept rate")
-    if compared:
-        firm_gains = [
-            100 * _gain(curve, curves["cosine"])[curve.far >= min(firm, 1)]
-            for curve in curves.values()
+
+def draw_det(
+    axis: Axes,
+    named: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    styles: Mapping[str, tuple],
+) -> None:
+    """Draws {name: (FARs, TARs)}, each in its `method_styles` style.
+
+    Rates of 0 and 1 have no place on the axes and are left out.
+    """
+    from scipy.special import ndtri
+
+    drawn = []
+    for name, rates in named.items():
+        points = [
+            (far, 1 - tar)
+            for far, tar in zip(*rates, strict=True)
+            if 0 < far < 1 and 0 < 1 - tar < 1
         ]
-        low, high = np.min(np.concatenate(firm_gains)), np.max(np.concatenate(firm_gains))
-        margin = max(0.12 * (high - low), 0.01)
-        axes[1].set_ylim(low - margin, high + margin)
-        axes[1].set_title("Gain over Cosine, percentage points")
-    for axis in axes:
-        axis.set_xscale("log")
-        axis.set_xlim(min(firm / 10, 0.5), 1)
-        axis.set_xlabel("false accept rate (FAR)")
-        axis.axvspan(
-            firm / 10, min(firm, 1), color="#efefef", zorder=0, label="fewer than 10 false accepts"
-        )
-    handles, labels = axes[0].get_legend_handles_labels()
-    columns = min(len(handles), 5 if compared else 3)
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
-    figure.set_label(
-        "The share of genuine pairs accepted (higher is better) when that share of impostor pairs "
-        "is let through; strict settings are on the left. In the shaded part fewer than ten "
-        "impostor pairs decide, so differences there mean little."
-    )
-    return figure
-
-
-@in_our_look
-def histogram_figure(
-    scores: Mapping[str, tuple[np.ndarray, np.ndarray]], *, far: float = 1e-3
-) -> Figure:
-    """One panel a method: densities of its genuine and impostor scores, and the threshold at a FAR.
-
-    Args:
-      scores: a method's (genuine [G], impostor [n]) scores. NaN scores are left out of the bars.
-      far: the FAR whose threshold is marked.
-
-    Raises:
-      UserError: no method, no scores of a kind, or no finite ones.
-    """
-    if not scores:
-        raise UserError("no scores were given, expected those of at least one method")
-    columns = min(len(scores), 3)
-    rows = -(-len(scores) // columns)
-    figure, axes = new_figure(
-        rows=rows, columns=columns, width=6.5 if columns == 1 else 10, height=0.6 + 3.4 * rows
-    )
-    for axis, (method, (genuine, impostor)) in zip(axes, in_order(scores).items(), strict=False):
-        (point,) = tar_at_far(genuine, impostor, [far])
-        finite = [kind[np.isfinite(kind)] for kind in (np.asarray(genuine), np.asarray(impostor))]
-        if not any(kind.size for kind in finite):
-            raise UserError(
-                f"{method_name(method)} has no finite score, expected at least one to draw"
-            )
-        everything = np.concatenate([[kind.min(), kind.max()] for kind in finite if kind.size])
-        edges = np.histogram_bin_edges(everything.astype(np.float64), bins=60)
-        width = edges[1] - edges[0]
-        looks = (("genuine", _BLUE, "-"), ("impostor", _VERMILION, "--"))
-        for (label, color, line), kind in zip(looks, finite, strict=True):
-            density = np.histogram(kind, edges)[0] / (max(kind.size, 1) * width)
-            axis.stairs(density, edges, fill=True, color=color, alpha=0.18)
-            axis.stairs(density, edges, color=color, linestyle=line, linewidth=1.5, label=label)
-        axis.set_yscale("log")
-        axis.set_ylim(0.5 / (max(kind.size for kind in finite) * width), None)
-        axis.axvline(point.threshold, color=_INK, linestyle=":", linewidth=1.6,
-                     label=f"threshold, FAR {far_name(far)}")  # fmt: skip
-        axis.set_title(f"{method_name(method)}: TAR {100 * point.tar:.2f} %")
-        axis.set_xlabel(_score_name(method))
-    for axis in axes[len(scores) :]:
-        axis.remove()
-    axes[0].set_ylabel("density (log scale)")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False
-    )
-    figure.set_label(
-        "Scores of genuine pairs (solid) and impostor pairs (dashed), on a logarithmic scale so "
-        "that the tails show. Genuine pairs right of the dotted threshold are accepted at FAR "
-        f"{far_name(far)}; the less the impostors' right tail reaches into them, the better."
-    )
-    return figure
-
-
-@in_our_look
-def log_density_figure(
-    log_density: np.ndarray, domains: np.ndarray, domain_names: Sequence[str]
-) -> Figure:
-    """log F of every face, by domain: dots as wide as the values are frequent, and quartile boxes.
-
-    Args:
-      log_density: [N] log F.
-      domains: int [N], the domain of each face, a place in `domain_names`.
-      domain_names: the domains' names. Those without a face are left out.
-
-    Raises:
-      UserError: lengths that differ, no face with a finite log F, or a domain without a name.
-    """
-    log_density, domains = np.asarray(log_density), np.asarray(domains)
-    if log_density.ndim != 1 or log_density.shape != domains.shape:
-        raise UserError(
-            f"log F of shape {log_density.shape} and domains of shape {domains.shape} were given, "
-            "expected one of each a face"
-        )
-    finite = np.isfinite(log_density)
-    log_density, domains = log_density[finite], domains[finite]
-    if not domains.size:
-        raise UserError("no face with a finite log F was given, expected at least one to draw")
-    if domains.min() < 0 or domains.max() >= len(domain_names):
-        raise UserError(
-            f"domains from {domains.min()} to {domains.max()} were given with "
-            f"{len(domain_names)} names, expected a name for each"
-        )
-    present = np.unique(domains)
-    values = [log_density[domains == domain] for domain in present]
-    crowded = int(np.argmin([np.median(value) for value in values]))
-    figure, (axis,) = new_figure(width=max(6.5, 1.4 * len(present) + 1.5), height=4.6)
-    rng = np.random.default_rng(0)
-    for i, value in enumerate(values):
-        color = _VERMILION if i == crowded and len(present) > 1 else _BLUE
-        shown = rng.permutation(value)[:1500]
-        counts, edges = np.histogram(shown, bins=30)
-        frequency = (counts / counts.max())[np.clip(np.digitize(shown, edges) - 1, 0, 29)]
-        across = i + 0.36 * frequency * rng.uniform(-1, 1, shown.size)
-        axis.plot(across, shown, ".", color=color, markersize=3.5, alpha=0.45, markeredgewidth=0)
-        axis.boxplot(
-            [value], positions=[i], widths=0.14, showfliers=False, patch_artist=True, zorder=3,
-            boxprops={"facecolor": "white", "edgecolor": _INK}, whiskerprops={"color": _INK},
-            capprops={"linewidth": 0}, medianprops={"color": _INK, "linewidth": 2.2},
+        drawn += points
+        color, line, marker = styles[name]
+        far, frr = zip(*points, strict=True) if points else ((), ())
+        axis.plot(
+            ndtri(far), ndtri(frr), color=color, linestyle=line, linewidth=1.8, label=name,
+            marker=marker, markersize=5, markevery=0.13, markerfacecolor="white",
         )  # fmt: skip
-    names = [
-        f"{domain_names[domain]}\n{value.size:,} faces"
-        for domain, value in zip(present, values, strict=True)
-    ]
-    axis.set_xticks(range(len(names)), names)
-    axis.set_xlim(-0.6, len(names) - 0.4)
-    axis.grid(False, axis="x")
-    axis.set_ylabel("log F   (lower: more crowded)")
-    figure.set_label(
-        "Each dot is a face, the boxes hold the middle half of a domain. Low values mean that many "
-        "other people's faces lie near: the model separates that domain less well, and IDA lowers "
-        "its scores accordingly. The most crowded domain is vermilion."
+    powers = range(max(-9, math.floor(math.log10(min((far for far, _ in drawn), default=0.1)))), 0)
+    # From the right, so that 10 % is kept where every second power has room.
+    ticks = [10.0**power for power in powers[:: -1 if len(powers) < 6 else -2]]
+    axis.set_xticks(
+        ndtri(ticks), [f"{100 * tick:.7f}".rstrip("0").rstrip(".") + " %" for tick in ticks]
     )
-    return figure
+    low, high = (end((frr for _, frr in drawn), default=0.5) for end in (min, max))
+    levels = _DET_LEVELS if high > 100 * low else _FINE_DET_LEVELS
+    levels = [rate for rate in levels if 0.5 * low <= rate <= 2 * high]
+    axis.set_yticks(ndtri(levels), [f"{100 * rate:g} %" for rate in levels])
+    axis.set_title("Detection error trade-off (DET)")
+    axis.set_xlabel("false accept rate (FAR)")
+    axis.set_ylabel("false reject rate (1 − TAR)")
 
 
-@in_our_look
-def training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and learning rate against the step, from the records of one stage's `metrics.jsonl`.
-
-    Args:
-      metrics: records with "step" and any of "loss" and "learning_rate"; others are passed over.
-
-    Raises:
-      UserError: no record with a step and a loss.
-    """
-    steps, losses = _series(metrics, "loss")
-    if not steps.size:
-        raise UserError(
-            f"{len(metrics)} records were given, none with a step and a loss: pass the records of "
-            "a metrics.jsonl"
-        )
-    rate_steps, rates = _series(metrics, "learning_rate")
-    figure, axes = new_figure(
-        columns=1 + bool(rates.size), width=10 if rates.size else 6.5, height=3.8
-    )
-    axes[0].set_title("Loss")
-    window = max(1, steps.size // 40)
-    if window == 1:
-        axes[0].plot(steps, losses, color=_BLUE, linewidth=1.8)
-    else:
-        axes[0].plot(steps, losses, color=_BLUE, linewidth=0.8, alpha=0.35, label="logged")
-        middle = slice(window // 2, window // 2 + steps.size - window + 1)
-        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes[0].plot(steps[middle], smooth, color=_BLUE, linewidth=2,
-                     label=f"mean of {window} records")  # fmt: skip
-        axes[0].legend(frameon=False)
-    if rates.size:
-        axes[1].step(rate_steps, rates, where="post", color=_VERMILION, linewidth=1.8)
-        axes[1].set_title("Learning rate")
-        if (rates > 0).all() and rates.max() > 3 * rates.min():
-            axes[1].set_yscale("log")
-    for axis in axes:
-        axis.set_xlabel("step")
-        axis.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    figure.set_label(
-        "The loss should fall and then level off, with drops where the learning rate is lowered. A "
-        "gap in the curve is a loss that was not a number."
-    )
-    return figure
-
-
-def new_figure(
-    *, rows: int = 1, columns: int = 1, width: float, height: float
-) -> tuple[Figure, list[Axes]]:
-    """A figure in inches, and its axes row by row."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-
-
-def method_styles(methods: Mapping[str, Any]) -> list[tuple]:
-    """Each method's colour, line and marker."""
-    unknown = [method for method in methods if method not in _STYLES]
-    spare = {m: _SPARE_STYLES[i % len(_SPARE_STYLES)] for i, m in enumerate(unknown)}
-    return [_STYLES.get(method) or spare[method] for method in methods]
-
-
-def _gain(curve: Curve, base: Curve) -> np.ndarray:
-    """TAR above the base's at the curve's FARs; between the base's points, linear in log FAR."""
+def _gain(curve: Band, base: Band) -> np.ndarray:
+    """TAR above the base's at the curve's rates; between the base's points, linear in log FAR."""
     return curve.tar - np.interp(np.log(curve.far), np.log(base.far), base.tar)
-
-
-def _score_name(method: str) -> str:
-    if method == "cosine":
-        return "cosine similarity"
-    return "log-DAO" if "ida" in method else "score"
-
-
-def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [(m["step"], m[key]) for m in metrics if "step" in m and m.get(key) is not None]
-    steps, values = zip(*found, strict=True) if found else ((), ())
-    return np.array(steps), np.array(values, np.float64)

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS, far_key
-from ida_jax.report.plots import in_our_look, method_styles, new_figure
-from ida_jax.report.tables import MISSING, far_name
+from ida_jax.report.look import in_our_look, method_styles, new_figure
+from ida_jax.report.names import MISSING, far_name
+from ida_jax.report.plots import draw_det
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,7 +170,8 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
     figure, axes = new_figure(columns=1 + grouped, width=10 if grouped else 6, height=4.6)
     named = {figures["name"]: figures for figures in results["methods"].values()}
     styles = dict(zip(named, method_styles(named), strict=True))
-    _draw_det(axes[0], named, styles)
+    curves = {name: (f["curve"]["far"], f["curve"]["tar"]) for name, f in named.items()}
+    draw_det(axes[0], curves, styles)
     if grouped:
         counts = results["methods"]["scores"]["false_accepts"]
         firm = [f for f in results["fars"] if counts[far_key(f)] >= FEWEST_FALSE_ACCEPTS]
@@ -185,30 +187,6 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
         "lower is better."
     )
     return figure
-
-
-def _draw_det(axis: Axes, named: Mapping[str, Any], styles: Mapping[str, tuple]) -> None:
-    from scipy.special import ndtri
-
-    low = min(min(m["curve"]["far"]) for m in named.values())
-    for name, figures in named.items():
-        points = [
-            (far, 1 - tar)
-            for far, tar in zip(figures["curve"]["far"], figures["curve"]["tar"], strict=True)
-            if far < 1 and 0 < 1 - tar < 1
-        ]
-        color, line, _ = styles[name]
-        far, frr = zip(*points, strict=True) if points else ((), ())
-        axis.plot(ndtri(far), ndtri(frr), color=color, linestyle=line, linewidth=1.8, label=name)
-    powers = range(max(-9, math.floor(math.log10(low))), 0)
-    # From the right, so that 1e-1 is kept where every second power has room.
-    ticks = [10.0**power for power in powers[:: -1 if len(powers) < 6 else -2]]
-    axis.set_xticks(ndtri(ticks), [far_name(tick) for tick in ticks])
-    rates = [0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 0.9]
-    axis.set_yticks(ndtri(rates), [f"{100 * rate:g} %" for rate in rates])
-    axis.set_title("DET")
-    axis.set_xlabel("false accept rate (FAR)")
-    axis.set_ylabel("false reject rate (1 − TAR)")
 
 
 def _draw_groups(

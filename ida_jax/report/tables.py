@@ -1,223 +1,208 @@
-"""Tables of `results.json`, for the terminal, for Markdown and (as cells) for the HTML page.
+"""Tables of `results.json` for the terminal, for Markdown and for LaTeX.
 
-`results` is `{"protocols": {NAME: {METHOD: {"accuracy": 0.98, "accuracy_deviation": 0.004,
-"tar@far": {"1e-05": 0.93}, "false_accepts": {"1e-05": 134}, "eer": 0.01, "genuine": 7070,
-"impostor": 13484345}}}, "ssr": {"r2": 0.7, "rank_correlation": 0.8}}`, rates as fractions of 1.
-Any key may be missing: its place shows "–", and a column that no method has is left out.
+What `results` holds, and what the marks mean: `ida_jax.report.cells`.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-METHOD_NAMES = {
-    "cosine": "Cosine",
-    "ida_r": "IDA-R",
-    "ida_r_fallback": "IDA-R fallback",
-    "ida_l": "IDA-L",
-    "pfe": "PFE",
-    "pfe_ida_r": "PFE & IDA-R",
-    "pfe_ida_l": "PFE & IDA-L",
-    "z_norm": "Z-norm",
-    "t_norm": "T-norm",
-    "s_norm": "S-norm",
-    "as_norm": "AS-norm",
-    "csn": "CSN",
-}
-MISSING = "–"
+from ida_jax.files import written_whole
+from ida_jax.report.cells import (
+    FEW,
+    GAIN,
+    LOSS,
+    Cell,
+    Column,
+    ProtocolTable,
+    legend,
+    protocol_tables,
+    ssr_note,
+)
+
+_TERMINAL_WIDTH = 120
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "–": "--", "±": r"$\pm$", "−": "$-$", "τ": r"$\tau$", "²": r"$^2$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}  # fmt: skip
+_DAGGER = r"$^\dagger$"
+_LATEX_CHANGES = {"": "", GAIN: r"$^\uparrow$", LOSS: r"$^\downarrow$"}
 
 
-class Cell(NamedTuple):
-    """A value as shown, and whether it is the best of its column."""
+def write_tables(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
+    """Writes results.md and results.tex into a folder, each whole; existing ones are replaced.
 
-    text: str
-    best: bool = False
-
-
-class ProtocolTable(NamedTuple):
-    """One protocol's table.
-
-    Attributes:
-      name: the protocol's.
-      columns: the titles after "Method".
-      rows: a method's display name and its cells, one for each column.
-      notes: sentences to stand below: the number of pairs, and what the best method gains.
+    Raises:
+      UserError: the folder does not exist or cannot be written.
     """
-
-    name: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-    notes: tuple[str, ...]
-
-
-def method_name(method: str) -> str:
-    """The display name of a method's key; an unknown key stands for itself."""
-    return METHOD_NAMES.get(method, method)
-
-
-def protocol_tables(results: Mapping[str, Any]) -> tuple[ProtocolTable, ...]:
-    """The tables of all protocols, methods in METHOD_NAMES' order and unknown ones last.
-
-    The best value of a column is marked where its methods show different values: the highest
-    accuracy and TAR, the lowest EER; all that show the same figure share the mark.
-    """
-    return tuple(
-        _protocol_table(name, in_order(methods))
-        for name, methods in results.get("protocols", {}).items()
-    )
-
-
-def in_order(methods: Mapping[str, Any]) -> dict[str, Any]:
-    """The same entries in METHOD_NAMES' order, unknown ones last in theirs."""
-    place = {method: i for i, method in enumerate(METHOD_NAMES)}
-    return dict(sorted(methods.items(), key=lambda item: place.get(item[0], len(place))))
-
-
-def ssr_note(results: Mapping[str, Any]) -> str | None:
-    """A sentence on how well the SSR module knows the searched densities; None without figures."""
-    ssr = results.get("ssr", {})
-    parts = [
-        f"{label} {_number(ssr.get(key)):.3f}"
-        for key, label in (("r2", "R²"), ("rank_correlation", "rank correlation"))
-        if _number(ssr.get(key)) is not None
-    ]
-    return f"SSR against the searched density: {', '.join(parts)}." if parts else None
-
-
-def far_name(far: float | str) -> str:
-    """A FAR in short: 1e-5 for 1e-05, 1e-3 for 0.001."""
-    mantissa, exponent = f"{float(far):.6e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    for name, table in (("results.md", markdown_table), ("results.tex", latex_table)):
+        with written_whole(Path(folder) / name) as temporary:
+            temporary.write_text(table(results) + "\n", encoding="utf-8")
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """All protocols for the terminal, the best of a column marked by a star."""
-    parts = []
-    for table in protocol_tables(results):
-        cells = [[cell.text + ("*" if cell.best else " ") for cell in row] for _, row in table.rows]
-        names = ["Method", *(name for name, _ in table.rows)]
-        columns = [
-            [f"{title} ", *column] for title, *column in zip(table.columns, *cells, strict=True)
-        ]
-        widths = [max(map(len, column)) for column in columns]
-        left = max(map(len, names))
-        lines = [
-            name.ljust(left) + "".join("  " + c.rjust(w) for c, w in zip(row, widths, strict=True))
-            for name, *row in zip(names, *columns, strict=True)
-        ]
-        rule = "─" * max(map(len, lines))
-        lines = [rule, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule]
-        if any(cell.best for _, row in table.rows for cell in row):
-            lines.append("* best of its column; in parentheses, the false accepts behind a figure")
-        parts.append("\n".join([table.name, *lines, *table.notes]))
+    """All protocols for the terminal, the best of a column marked by a star.
+
+    An interval stands below its figure. Columns that do not fit 120 characters go below the others.
+    """
+    tables = protocol_tables(results)
+    parts = ["\n".join([t.name, *_terminal_lines(t), *t.notes]) for t in tables]
     if note := ssr_note(results):
         parts.append(note)
+    marks = [f"{mark} {meaning}" for mark, meaning in legend(tables)]
+    if any(cell.best for table in tables for column in table.columns for cell in column.cells):
+        marks.insert(0, "* best of its column")
+    if any(cell.interval for table in tables for column in table.columns for cell in column.cells):
+        marks.append("in brackets: 95 % intervals")
+    if marks:
+        parts.append("\n".join(marks))
     return "\n\n".join(parts)
+
+
+def _terminal_lines(table: ProtocolTable) -> list[str]:
+    left = max(map(len, ("Method", *table.methods)))
+    columns = [_terminal_column(column) for column in table.columns]
+    blocks: list[list[list[str]]] = [[]]
+    room = _TERMINAL_WIDTH - left
+    for column in columns:
+        width = 2 + len(column[0])
+        if blocks[-1] and width > room - sum(2 + len(c[0]) for c in blocks[-1]):
+            blocks.append([])
+        blocks[-1].append(column)
+    names = ["Method", ""] + [line for name in table.methods for line in (name, "")]
+    lines = []
+    for block in blocks:
+        rows = [
+            "  ".join([name.ljust(left), *(column[i] for column in block)]).rstrip()
+            for i, name in enumerate(names)
+        ]
+        rows = [row for row in rows if row]  # no counts, no intervals: no line for them
+        head = 1 + any(column[1].strip() for column in block)
+        rule = "─" * max(map(len, rows))
+        lines += [rule, *rows[:head], rule, *rows[head:]]
+    return [*lines, rule]
+
+
+def _terminal_column(column: Column) -> list[str]:
+    """Title, basis, and two lines a method, all of one width.
+
+    The figures end in the same place, whatever marks stand behind them.
+    """
+    marks = [("*" if c.best else "") + c.change + (FEW if c.few else "") for c in column.cells]
+    behind = max(map(len, marks))
+    lines = [column.title + " " * behind, column.basis + " " * behind]
+    for cell, mark in zip(column.cells, marks, strict=True):
+        count = f" ({cell.count})" if cell.count else ""
+        lines.append(cell.text + count + mark.ljust(behind))
+        lines.append(f"[{cell.interval}]" + " " * max(behind - 1, 0) if cell.interval else "")
+    width = max(map(len, lines))
+    return [line.rjust(width) for line in lines]
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """All protocols as GitHub Markdown, the best of a column in bold."""
+    """All protocols as GitHub Markdown, the best of a column in bold, intervals in brackets."""
+    tables = protocol_tables(results)
     parts = []
-    for table in protocol_tables(results):
-        rows = [["Method", *table.columns], ["---", *["---:"] * len(table.columns)]]
-        for name, cells in table.rows:
-            rows.append([name, *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)])
+    for table in tables:
+        titles = [", ".join(filter(None, (c.title, c.basis))) for c in table.columns]
+        rows = [["Method", *titles], ["---", *["---:"] * len(titles)]]
+        for i, name in enumerate(table.methods):
+            rows.append([name, *(_markdown_cell(column.cells[i]) for column in table.columns)])
         lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
         parts.append("\n".join([f"### {table.name}", "", *lines]))
-        parts += table.notes
+        parts += [*table.notes, *table.remarks]
     if note := ssr_note(results):
         parts.append(note)
+    if marks := legend(tables):
+        parts.append("; ".join(f"{mark} {meaning}" for mark, meaning in marks) + ".")
+    if any(cell.interval for t in tables for column in t.columns for cell in column.cells):
+        parts.append("In brackets: 95 % intervals.")
     return "\n\n".join(parts)
 
 
-def _protocol_table(name: str, methods: Mapping[str, Mapping[str, Any]]) -> ProtocolTable:
-    columns = [_column("Accuracy %", methods, lambda m: m.get("accuracy"), _accuracy, max)]
-    for far in sorted({far for m in methods.values() for far in _by_far(m, "tar@far")})[::-1]:
-        columns.append(
-            _column(
-                f"TAR@{far_name(far)} %",
-                methods,
-                lambda m, far=far: _by_far(m, "tar@far").get(far),
-                lambda m, shown, far=far: shown + _in_parentheses(m, far),
-                max,
-            )
-        )
-    columns.append(_column("EER %", methods, lambda m: m.get("eer"), lambda m, shown: shown, min))
-    columns = [column for column in columns if column is not None]
-    return ProtocolTable(
-        name=name,
-        columns=tuple(title for title, _ in columns),
-        rows=tuple(
-            (method_name(method), tuple(cells[i] for _, cells in columns))
-            for i, method in enumerate(methods)
-        ),
-        notes=tuple(note for note in (_pairs_note(methods), _gain_note(methods)) if note),
+def _markdown_cell(cell: Cell) -> str:
+    value = f"**{cell.text}**" if cell.best else cell.text
+    parts = [
+        value + " " * bool(cell.change) + cell.change + FEW * cell.few,
+        f"[{cell.interval}]" if cell.interval else "",
+        f"({cell.count})" if cell.count else "",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def latex_table(results: Mapping[str, Any]) -> str:
+    """All protocols as LaTeX, for a document with the packages booktabs and xcolor."""
+    parts = [r"% needs \usepackage{booktabs} and \usepackage{xcolor}"]
+    tables = protocol_tables(results)
+    parts += [_latex_protocol(table) for table in tables if table.columns]
+    if note := ssr_note(results):
+        parts.append(_escaped(note))
+    return "\n\n".join(parts)
+
+
+def _latex_protocol(table: ProtocolTable) -> str:
+    head = [["Method", *(_latex_title(column.title) for column in table.columns)]]
+    if any(column.basis for column in table.columns):
+        head.append(["", *(_small(column.basis) for column in table.columns)])
+    rows = []
+    for i, name in enumerate(table.methods):
+        cells = [column.cells[i] for column in table.columns]
+        rows.append([_escaped(name), *map(_latex_cell, cells)])
+        if any(cell.interval for cell in cells):
+            rows.append(["", *(_small(cell.interval) for cell in cells)])
+    caption = [f"{_escaped(table.name)}.", *map(_escaped, (*table.notes, *table.remarks))]
+    caption += [
+        f"{_LATEX_CHANGES.get(mark, _DAGGER)} {_escaped(meaning)}."
+        for mark, meaning in legend((table,))
+    ]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            r"\caption{" + " ".join(caption) + "}",
+            r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
+            r"\toprule",
+            *_latex_rows(head),
+            r"\midrule",
+            *_latex_rows(rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
     )
 
 
-def _column(
-    title: str,
-    methods: Mapping[str, Mapping[str, Any]],
-    value: Callable[[Mapping[str, Any]], Any],
-    text: Callable[[Mapping[str, Any], str], str],
-    best: Callable[[list[str]], str],
-) -> tuple[str, list[Cell]] | None:
-    """Title and cells of one figure in percent; None where no method has it."""
-    values = [_number(value(m)) for m in methods.values()]
-    shown = [None if v is None else f"{100 * v:.2f}" for v in values]
-    present = [s for s in shown if s is not None]
-    if not present:
-        return None
-    # Compared as shown, so that of two equal figures not one alone is marked.
-    winner = best(present, key=float) if len(set(present)) > 1 else None
-    return title, [
-        Cell(MISSING) if s is None else Cell(text(m, s), best=s == winner)
-        for m, s in zip(methods.values(), shown, strict=True)
-    ]
+def _latex_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [" & ".join(row).rstrip() + r" \\" for row in rows]
 
 
-def _number(value: Any) -> float | None:
-    """The value, or None where there is none that can be shown (missing, NaN, infinite)."""
-    return float(value) if value is not None and math.isfinite(value) else None
+def _latex_title(title: str) -> str:
+    return re.sub(r"@([\d.]*)e(-?\d+)", _power, _escaped(title))
 
 
-def _by_far(method: Mapping[str, Any], key: str) -> dict[float, Any]:
-    return {float(far): value for far, value in method.get(key, {}).items()}
+def _power(match: re.Match) -> str:
+    mantissa, exponent = match.groups()
+    factor = "" if mantissa == "1" else rf"{mantissa}\cdot"
+    return f"@${factor}10^{{{exponent}}}$"
 
 
-def _accuracy(method: Mapping[str, Any], shown: str) -> str:
-    deviation = _number(method.get("accuracy_deviation"))
-    return shown if deviation is None else f"{shown} ± {100 * deviation:.2f}"
+def _latex_cell(cell: Cell) -> str:
+    text = _escaped(cell.text)
+    if cell.best:
+        text = rf"\textbf{{{text}}}"
+    if cell.count:
+        text += f" {_small(f'({cell.count})')}"
+    if cell.few:
+        text = rf"\textcolor{{gray}}{{{text}}}{_DAGGER}"
+    return text + _LATEX_CHANGES[cell.change]
 
 
-def _in_parentheses(method: Mapping[str, Any], far: float) -> str:
-    count = _by_far(method, "false_accepts").get(far)
-    return "" if count is None else f" ({count:,})"
+def _small(text: str) -> str:
+    return rf"{{\scriptsize {_escaped(text)}}}" if text else ""
 
 
-def _pairs_note(methods: Mapping[str, Mapping[str, Any]]) -> str | None:
-    counted = [m for m in methods.values() if "genuine" in m and "impostor" in m]
-    counts = {(m["genuine"], m["impostor"]) for m in counted}
-    if len(counts) != 1:  # none known, or methods scored on different pairs
-        return None
-    ((genuine, impostor),) = counts
-    return f"{genuine:,} genuine and {impostor:,} impostor pairs."
-
-
-def _gain_note(methods: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What the best method gains over cosine, at the lowest FAR that ten false accepts decide."""
-    cosine = methods.get("cosine", {})
-    for far, base in sorted(_by_far(cosine, "tar@far").items()):
-        if _number(base) is None or _by_far(cosine, "false_accepts").get(far, 0) < 10:
-            continue
-        tars = {k: _number(_by_far(m, "tar@far").get(far)) for k, m in methods.items()}
-        others = {k: tar for k, tar in tars.items() if tar is not None and k != "cosine"}
-        if not others:
-            return None
-        best = max(others, key=others.get)
-        return (
-            f"At FAR {far_name(far)}, {method_name(best)} accepts {100 * others[best]:.2f} % of "
-            f"the genuine pairs, cosine {100 * base:.2f} %: "
-            f"{100 * (others[best] - base):+.2f} percentage points."
-        )
-    return None
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

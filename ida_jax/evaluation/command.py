@@ -1,0 +1,255 @@
+"""python -m ida_jax.evaluate --protocol=P --files=F --embeddings=E --output=DIR [--anchors=A …]
+
+A protocol's figures for cosine, IDA and every other method at once, with confidence intervals:
+DIR/results.json, report.html, results.md and results.tex. E comes from python -m ida_jax.embed or
+from any other model.
+
+  P            F                                               E, a row each
+  pairs        a pair list, rows of E or names (--labels)      faces
+  lfw, calfw   pairs.txt, pairs_CALFW.txt                      images, named A/A_0001.jpg
+  all_pairs    none: every pair of E                           faces, named PERSON/IMAGE
+  ytf          splits.txt                                      frames, named PERSON/VIDEO/FRAME
+  ijbb, ijbc   the release's folder, with meta/                images of meta/*_face_tid_mid.txt
+  megaface     a folder with the devkit's and the noise lists  FaceScrub's; --distractors=D
+
+Names are E's own (.npz, .parquet), those of --names, or of E.names.txt beside an .npy. --run takes
+anchors and modules from a workdir of python -m ida_jax.main.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ida_jax.command_line import Parser, numbers
+from ida_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ida_jax.evaluation.evaluated import Evaluated
+    from ida_jax.rescoring.rescorer import Rescorer
+    from ida_jax.tables.embeddings import EmbeddingFile
+
+PROTOCOLS = ("pairs", "lfw", "calfw", "all_pairs", "ytf", "ijbb", "ijbc", "megaface")
+_MODULES = {"ida_l": "ssr", "csn": "csn"}
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags, evaluates, prints the tables, writes DIR."""
+    options = _parser().parse_args(argv)
+    _check(options)
+    from ida_jax.files import written_whole
+    from ida_jax.provenance import provenance
+    from ida_jax.report.run_report import write_protocol_report
+    from ida_jax.report.tables import results_table
+
+    files, methods = _artefacts(options)
+    embeddings = _embeddings(options)
+    scorers = _scorers(options, files, methods, embeddings.embeddings)
+    evaluated = _evaluate(options, embeddings, scorers)
+    results: dict[str, Any] = {
+        "protocols": {name: each.figures for name, each in evaluated.items()},
+        "notes": {name: list(each.notes) for name, each in evaluated.items() if each.notes},
+        "settings": _settings(options, files),
+        "provenance": provenance(),
+        **_anchors(scorers),
+    }
+    print(results_table(results))
+    for name, notes in results["notes"].items():
+        for note in notes:
+            print(f"{name}: {note}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_protocol_report(
+        options.output / "report.html",
+        title=options.title or options.protocol,
+        settings={**results["settings"], **results["provenance"]},
+        results=results,
+        evaluated=evaluated,
+    )
+    with written_whole(options.output / "results.json") as temporary:
+        text = json.dumps(_finite(results), indent=1, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(f"\nsee {options.output / 'report.html'}")
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    # fmt: off
+    add("--protocol", required=True, choices=PROTOCOLS, help="one of the table above")
+    add("--files", type=Path, metavar="F", help="the protocol's files")
+    add("--embeddings", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
+    add("--names", type=Path, metavar="FILE", help="E's names, one a line")
+    add("--labels", type=Path, metavar="L", help="of pairs: 1 or 0 a pair")
+    add("--identities", type=Path, metavar="I", help="of pairs: both sides' identities; intervals "
+        "are then over people")
+    add("--distractors", type=Path, metavar="D", help="of megaface: embeddings as E, or a "
+        "folder of feature files")
+    add("--distractor_names", type=Path, metavar="FILE", help="D's names, one a line")
+    add("--output", type=Path, required=True, metavar="DIR", help="results and report")
+    add("--title", help="the report's")
+    add("--run", type=Path, metavar="W", help="a workdir: its anchors, ssr and csn")
+    add("--anchors", type=Path, metavar="A", help="an anchor set, or embeddings")
+    add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
+    add("--csn", type=Path, metavar="FILE", help="the classifier of csn")
+    add("--methods", type=_words, metavar="METHOD,…", help="all that the given files allow")
+    add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
+    add("--tau", type=float, help="τ (the anchor set's own, 1)")
+    add("--top_n", type=int, default=300, help="as_norm's cohort (300)")
+    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add("--fars", type=numbers(float), metavar="FAR,…", help="false accept rates")
+    add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
+    add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    add("--norm", choices=("keep", "unit"), default="keep", help="of ijbb, ijbc: an image's weight "
+        "in its template is its embedding's norm (keep), or all weigh alike (unit)")
+    add("--detector", choices=("weight", "ignore"), default="weight", help="of ijbb, ijbc: images "
+        "are weighted by the detector's score where the release has it")
+    add("--densities", choices=("template", "images"), default="template", help="of ijbb, ijbc: F "
+        "of the pooled embedding, or pooled F of its images")
+    # fmt: on
+    return parser
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
+def _check(options: Any) -> None:
+    """What is wrong with the flags themselves, before anything is read."""
+    needed = {"pairs": ("files", "labels"), "all_pairs": (), "megaface": ("files", "distractors")}
+    for flag in needed.get(options.protocol, ("files",)):
+        if getattr(options, flag) is None:
+            raise UserError(f"--protocol={options.protocol} needs --{flag}; see --protocol --help")
+    if options.resamples < 2 or options.seed < 0:
+        raise UserError(
+            f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
+            "resamples, and a seed of at least 0"
+        )
+    if (options.output / "results.json").exists():
+        raise UserError(
+            f"{options.output} holds results already: name another --output, or delete them"
+        )
+    if options.output.exists() and not options.output.is_dir():
+        raise UserError(f"--output={options.output} is a file: name a folder")
+
+
+def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
+    """The files that methods need, and the methods."""
+    from ida_jax.files import require_file
+    from ida_jax.rescoring.rescorer import METHODS
+
+    files = {"anchors": options.anchors, "ssr": options.ssr, "csn": options.csn}
+    if options.run is not None:
+        if not options.run.is_dir():
+            raise UserError(f"no workdir at {options.run}: expected that of python -m ida_jax.main")
+        inside = {
+            "anchors": options.run / "anchors" / "anchors.safetensors",
+            "ssr": options.run / "ssr.safetensors",
+            "csn": options.run / "csn.safetensors",
+        }
+        for kind, path in inside.items():
+            if files[kind] is None and path.is_file():
+                files[kind] = path
+    for kind, path in files.items():
+        if path is not None:
+            require_file(path, what=kind)
+    lacking = {
+        method: _MODULES.get(method, "anchors")
+        for method in METHODS
+        if method != "cosine" and files[_MODULES.get(method, "anchors")] is None
+    }
+    if files["anchors"] is None:
+        lacking["csn"] = "anchors"
+    if options.methods is None:
+        # Z- and T-norm look at one side alone, which a list of pairs does not tell apart.
+        usual = [m for m in METHODS if m not in ("z_norm", "t_norm")]
+        return files, tuple(m for m in usual if m not in lacking)
+    for method in options.methods:
+        if method not in METHODS:
+            raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(METHODS)}")
+        if method in lacking:
+            raise UserError(f"--methods: {method} needs --{lacking[method]}, or --run")
+    return files, options.methods
+
+
+def _embeddings(options: Any) -> "EmbeddingFile":
+    from ida_jax.tables.embeddings import read_embeddings
+
+    return read_embeddings(
+        options.embeddings, names=_names_beside(options.embeddings, options.names)
+    )
+
+
+def _names_beside(embeddings: Path, names: Path | None) -> Path | None:
+    """The names' file that was given, or the one that `ida_jax.embed` writes beside an .npy."""
+    beside = embeddings.with_suffix(".names.txt")
+    return beside if names is None and beside.is_file() else names
+
+
+def _scorers(
+    options: Any, files: Mapping[str, Path | None], methods: tuple[str, ...], embeddings: Any
+) -> "dict[str, Rescorer]":
+    from ida_jax.rescoring.methods import load_scorers
+
+    if files["anchors"] is not None and files["anchors"].samefile(options.embeddings):
+        raise UserError(
+            f"the anchors are the embeddings themselves, {options.anchors}: each face would be its "
+            "own nearest anchor; take faces of other people"
+        )
+    return load_scorers(
+        methods,
+        **files,
+        k=options.k,
+        tau=options.tau,
+        top_n=options.top_n,
+        searcher=options.searcher,
+        expected_faces=len(embeddings),
+    )
+
+
+def _evaluate(
+    options: Any, found: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
+) -> "dict[str, Evaluated]":
+    """{variant: what it gives}."""
+    from ida_jax.evaluation import protocols
+
+    match options.protocol:
+        case "pairs":
+            return protocols.labelled_pairs(options, found, scorers)
+        case "lfw" | "calfw":
+            return protocols.kfold(options, found, scorers)
+        case "all_pairs":
+            return protocols.all_pairs(options, found, scorers)
+        case "ytf":
+            return protocols.videos(options, found, scorers)
+        case "megaface":
+            return protocols.distractors(options, found, scorers)
+    return protocols.templates(options, found, scorers)
+
+
+def _settings(options: Any, files: Mapping[str, Path | None]) -> dict[str, Any]:
+    given = {**vars(options), **files}
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in given.items()
+        if value is not None
+    }
+
+
+def _anchors(scorers: "Mapping[str, Rescorer]") -> dict[str, Any]:
+    for scorer in scorers.values():
+        if (anchors := scorer.anchors) is not None:
+            found = {"source": anchors.source, "size": len(anchors)}
+            return {
+                "anchors": {**found, "fingerprint": anchors.fingerprint},
+                "model": {"fingerprint": anchors.fingerprint},
+            }
+    return {}
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON cannot say: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and value - value != 0 else value

@@ -1,0 +1,87 @@
+"""Faces in blocks of one fixed size, so that numbers of a face do not hang on those beside it.
+
+A matrix product's last bits depend on its shape: a search, or an SSR module, of 8191 rows may
+differ from one of 8192 there.
+
+N faces, D embedding, n rows of a block.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.validation import UnitRows, unit_rows
+
+# The sizes: the larger one's search keeps every core busy, the smaller one is for few faces.
+SIZES = (512, 8192)
+
+
+class FaceBlock(NamedTuple):
+    """The next faces of a stream, filled up to a block.
+
+    Attributes:
+      faces: float32 [n, D], unit rows; bad rows and the rest are filled.
+      good: bool [n], which rows are faces.
+      bad: the numbers of zero, NaN and infinite rows, from the block's first.
+      count: how many came.
+    """
+
+    faces: np.ndarray
+    good: np.ndarray
+    bad: np.ndarray
+    count: int
+
+
+def filled_up(faces: np.ndarray, block: int) -> np.ndarray:
+    """Unit rows [N, D], N ≤ n, with more below them: a copy, float32 [n, D]."""
+    return np.concatenate([faces, _no_faces(block - len(faces), faces.shape[1])])
+
+
+def fixed_blocks(
+    came: Iterable[np.ndarray], *, width: int, block: int, reach: int, what: str
+) -> Iterator[FaceBlock]:
+    """The first `reach` faces of a stream by blocks of one size, whatever comes in.
+
+    Args:
+      came: blocks [n, D] floating point, rows of any norm, n as it comes.
+      width: D.
+      block: rows of what is given.
+      reach: no block beyond so many rows is taken; fewer may come.
+      what: how an error names them.
+
+    Raises:
+      UserError: a block of another rank, type or width.
+    """
+    faces, bad, count, left = _no_faces(block, width), np.zeros(block, bool), 0, reach
+    for rows in came:
+        if np.ndim(rows) != 2 or np.shape(rows)[1] != width:
+            raise UserError(
+                f"a block of {what} is {list(np.shape(rows))}, expected [n, {width}]: faces that "
+                "are compared must come from the same model"
+            )
+        for first in range(0, len(rows), block):
+            some = unit_rows(rows[first : first + block], skip_bad=True, what=what)
+            while len(some.bad) and left:
+                taken = min(len(some.bad), block - count, left)
+                here = slice(count, count + taken)
+                faces[here][~some.bad[:taken]] = some.embeddings[:taken][~some.bad[:taken]]
+                bad[here] = some.bad[:taken]
+                count, left = count + taken, left - taken
+                some = UnitRows(some.embeddings[taken:], some.bad[taken:])
+                if count == block:
+                    yield FaceBlock(faces, ~bad, np.flatnonzero(bad), count)
+                    faces, bad, count = _no_faces(block, width), np.zeros(block, bool), 0
+        if not left:
+            break
+    if count:
+        good = ~bad & (np.arange(block) < count)
+        yield FaceBlock(faces, good, np.flatnonzero(bad), count)
+
+
+def _no_faces(count: int, width: int) -> np.ndarray:
+    """Rows to fill a block with: unit ones, since methods refuse others."""
+    out = np.zeros((count, width), np.float32)
+    out[:, 0] = 1
+    return out

@@ -1,0 +1,283 @@
+"""MegaFace: rank-1 of every method in one pass over the distractors.
+
+A distractor is a gallery face: its numbers (its density) are computed once, before any probe sees
+it, and in the rule it is the first face, the enrolled one.
+
+Distractors are taken in blocks of one fixed size, whatever the size of those that come in, and each
+score, the mates' too, is an entry of a product of one fixed shape. So the figures do not depend on
+the incoming blocks, to the last bit; and a distractor that is a copy of the mate ties with it,
+which is a fault.
+
+F probes, D embedding, n distractors of a block, S sizes, V numbers a face.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from ida_jax.errors import UserError
+from ida_jax.evaluation import face_blocks
+from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.evaluation.face_blocks import filled_up, fixed_blocks
+from ida_jax.padding import block_size
+from ida_jax.protocols.bootstrap import bootstrap_means
+from ida_jax.protocols.megaface import SIZES, Rank1, Searches, prefix_sets, rank1, searches
+from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS
+from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.terms import pair_score
+from ida_jax.validation import unit_embeddings
+
+_BASELINE = "cosine"
+# 512 × 8192 scores are 16 MiB.
+_PROBES = 512
+
+
+class _Block(NamedTuple):
+    """Faces filled up to a block, on the device, and each method's numbers of them."""
+
+    faces: jax.Array
+    values: dict[str, jax.Array]
+
+
+def evaluate_megaface(
+    probes: np.ndarray,
+    probe_labels: ArrayLike,
+    distractors: Iterable[np.ndarray],
+    scorers: Mapping[str, Rescorer],
+    *,
+    sizes: Sequence[int] = SIZES,
+    sets: Mapping[int, ArrayLike] | None = None,
+    skip_bad: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Evaluated:
+    """Rank-1 against each number of distractors (`ida_jax.protocols.megaface`), by every method.
+
+    Intervals are of the bootstrap over the probes' identities, paired for gains over the cosine.
+
+    Args:
+      probes: [F, D] floating point, rows of any norm.
+      probe_labels: int [F], their identities.
+      distractors: blocks [n, D] floating point, rows of any norm, n as it comes; taken once, and no
+        further than the sets reach.
+      scorers: a Rescorer a method, under its name in the figures.
+      sizes: numbers of distractors, the first so many.
+      sets: {size: int rows}, in place of sizes: the distractors of each.
+      skip_bad: leaves out distractors that are zero, NaN or infinite, and counts them, instead of
+        raising.
+      resamples, seed, level: of the bootstrap.
+
+    Returns:
+      Figures by method: "rank1@distractors" and "faults@distractors" by size, their intervals and
+      gains, "probes", "searches".
+
+    Raises:
+      UserError: bad rows, named; widths that differ; fewer distractors than the sets reach; no
+        identity with two images.
+    """
+    faces = unit_embeddings(probes, what="probes")
+    found = searches(probe_labels)
+    if len(probe_labels) != len(faces):
+        raise UserError(f"{len(probe_labels)} labels for {len(faces)} probes: expected one each")
+    members = _members(prefix_sets(sizes) if sets is None else sets)
+    reach = next(iter(members.values())).size
+    block = block_size(face_blocks.SIZES, max(len(faces), reach))
+    rules = {name: (scorer.rule, jax.device_put(scorer.constants)) for name, scorer in
+             scorers.items()}  # fmt: skip
+    own = [_block(faces[i : i + block], scorers, block) for i in range(0, len(faces), block)]
+    blocks = _probe_blocks(faces, own, block)
+    mates = _mate_scores(blocks, own, rules, found, block)
+
+    highest = {name: np.full((len(faces), len(members)), -np.inf, np.float32) for name in scorers}
+    start, bad = 0, []
+    with tqdm(total=reach, desc="distractors", unit="face", delay=2, leave=False) as progress:
+        for came in fixed_blocks(
+            distractors, width=faces.shape[1], block=block, reach=reach, what="distractors"
+        ):
+            inside = [_padded(rows[start : start + block], block) for rows in members.values()]
+            bad.extend((start + came.bad[np.any(inside, axis=0)[came.bad]]).tolist())
+            if bad and not skip_bad:
+                raise UserError(
+                    f"distractors: row {bad[0]} is zero, NaN or infinite; such a face can match "
+                    "nobody: leave it out, or embed it again"
+                )
+            masks = {place: came.good & rows for place, rows in enumerate(inside) if rows.any()}
+            _raise_highest(highest, blocks, _block(came.faces, scorers, block), rules, masks)
+            start += came.count
+            progress.update(came.count)
+    if start < reach:
+        raise UserError(
+            f"{start:,} distractors were given, the sets reach {reach:,}: ask for smaller sizes"
+        )
+    ranks = {name: rank1(mates[name], highest[name], found.probe) for name in scorers}
+    figures = _figures(ranks, members, found, len(faces), resamples, seed, level)
+    return Evaluated(figures, {}, _notes(ranks, members, bad))
+
+
+def _members(sets: Mapping[int, ArrayLike]) -> dict[int, np.ndarray]:
+    """{size: bool [T], whether it has each distractor}, by ascending size."""
+    rows = {int(size): np.asarray(rows, np.int64) for size, rows in sorted(sets.items())}
+    reach = max((int(each.max()) + 1 for each in rows.values() if each.size), default=0)
+    if not reach or min(int(each.min(initial=0)) for each in rows.values()) < 0:
+        raise UserError("the sets have no distractors, or negative rows: expected rows from 0")
+    members = {size: np.zeros(reach, bool) for size in rows}
+    for size, each in rows.items():
+        members[size][each] = True
+    return members
+
+
+def _block(faces: np.ndarray, scorers: Mapping[str, Rescorer], block: int) -> _Block:
+    filled = filled_up(faces, block)
+    values = {name: scorer.terms(filled).values for name, scorer in scorers.items()}
+    return _Block(jax.device_put(filled), jax.device_put(values))
+
+
+def _padded(rows: np.ndarray, block: int) -> np.ndarray:
+    return np.pad(rows, (0, block - len(rows)))
+
+
+def _probe_blocks(faces: np.ndarray, own: Sequence[_Block], block: int) -> list[_Block]:
+    """The probes with their numbers by blocks of _PROBES rows, the last one filled up."""
+    return [
+        _Block(
+            each.faces[first : first + _PROBES],
+            {name: values[first : first + _PROBES] for name, values in each.values.items()},
+        )
+        for number, each in enumerate(own)
+        for first in range(0, block, _PROBES)
+        if number * block + first < len(faces)
+    ]
+
+
+def _scores_of(
+    probes: _Block, gallery: _Block, rules: Mapping[str, tuple[str, jax.Array]]
+) -> Iterator[tuple[str, jax.Array]]:
+    """(method, [_PROBES, n] scores), one product serving all methods."""
+    cosine = _cosines(probes.faces, gallery.faces)
+    for name, (rule, constants) in rules.items():
+        yield name, _scores(rule, cosine, gallery.values[name], probes.values[name], constants)
+
+
+def _mate_scores(
+    blocks: Sequence[_Block],
+    own: Sequence[_Block],
+    rules: Mapping[str, tuple[str, jax.Array]],
+    found: Searches,
+    block: int,
+) -> dict[str, np.ndarray]:
+    """s(g, p) of each search, by method."""
+    out = {name: np.empty(len(found.probe), np.float32) for name in rules}
+    for row, probes in enumerate(blocks):
+        for column, gallery in enumerate(own):
+            here = (found.probe // _PROBES == row) & (found.mate // block == column)
+            at = found.probe[here] % _PROBES, found.mate[here] % block
+            for name, scores in _scores_of(probes, gallery, rules):
+                out[name][here] = np.asarray(scores)[at]
+    return out
+
+
+def _raise_highest(
+    highest: Mapping[str, np.ndarray],
+    blocks: Sequence[_Block],
+    gallery: _Block,
+    rules: Mapping[str, tuple[str, jax.Array]],
+    masks: Mapping[int, np.ndarray],
+) -> None:
+    """Raises each probe's highest scores to those of a block, in the places of its sizes."""
+    for number, probes in enumerate(blocks):
+        for name, scores in _scores_of(probes, gallery, rules):
+            so_far = highest[name][number * _PROBES : (number + 1) * _PROBES]
+            for place, mask in masks.items():
+                here = np.asarray(_highest(scores, mask))[: len(so_far)]
+                np.maximum(so_far[:, place], here, out=so_far[:, place])
+
+
+@jax.jit
+def _cosines(probes: jax.Array, gallery: jax.Array) -> jax.Array:
+    return jnp.matmul(probes, gallery.T, precision=lax.Precision.HIGHEST)
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _scores(
+    rule: str, cosine: jax.Array, gallery: jax.Array, probes: jax.Array, constants: jax.Array
+) -> jax.Array:
+    return pair_score(rule, cosine, gallery[None, :, :], probes[:, None, :], constants)
+
+
+@jax.jit
+def _highest(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """[_PROBES]: the highest score of the columns in the mask; NaN is none."""
+    return jnp.max(jnp.where(mask[None, :] & ~jnp.isnan(scores), scores, -jnp.inf), axis=1)
+
+
+def _figures(
+    ranks: Mapping[str, Rank1],
+    members: Mapping[int, np.ndarray],
+    found: Searches,
+    probes: int,
+    resamples: int,
+    seed: int,
+    level: float,
+) -> dict[str, dict]:
+    keys = [str(size) for size in members]
+    figures: dict[str, dict] = {
+        name: {
+            "rank1@distractors": dict(zip(keys, rank.rate.tolist(), strict=True)),
+            "rank1_interval@distractors": {},
+            "faults@distractors": dict(zip(keys, rank.faults.tolist(), strict=True)),
+            "probes": probes,
+            "searches": len(found.probe),
+        }
+        for name, rank in ranks.items()
+    }
+    for place, key in enumerate(keys):
+        sure = bootstrap_means(
+            {name: rank.right[:, place] for name, rank in ranks.items()},
+            found.identity[:, None],
+            count=found.identities,
+            over="identities",
+            baseline=_BASELINE,
+            resamples=resamples,
+            seed=seed,
+            level=level,
+        )
+        for name, interval in sure.methods.items():
+            figures[name]["rank1_interval@distractors"][key] = list(interval)
+        for name, interval in sure.differences.items():
+            gain = float(ranks[name].rate[place] - ranks[_BASELINE].rate[place])
+            of = figures[name]
+            of.setdefault("rank1_gain@distractors", {})[key] = gain
+            of.setdefault("rank1_gain_interval@distractors", {})[key] = list(interval)
+    return figures
+
+
+def _notes(
+    ranks: Mapping[str, Rank1], members: Mapping[int, np.ndarray], bad: Sequence[int]
+) -> tuple[str, ...]:
+    notes = []
+    if bad:
+        notes.append(
+            f"{len(bad):,} distractors that are zero, NaN or infinite were left out, "
+            f"the first is row {bad[0]}"
+        )
+    for size, rows in members.items():
+        if (left := int(np.count_nonzero(rows))) != size:
+            notes.append(f"the {size:,} distractors are {left:,} without those deleted")
+    for name, rank in ranks.items():
+        few = [size for size, faults in zip(members, rank.faults, strict=True)
+               if faults < FEWEST_FALSE_ACCEPTS]  # fmt: skip
+        if few:
+            listed = ", ".join(f"{size:,}" for size in few)
+            notes.append(
+                f"{name}: fewer than {FEWEST_FALSE_ACCEPTS} faults decide rank-1 against {listed} "
+                "distractors"
+            )
+    return tuple(notes)

@@ -1,0 +1,121 @@
+"""From a protocol's files and embeddings to figures, for `ida_jax.evaluation.command`.
+
+N faces, P pairs, D embedding.
+"""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.evaluation.pair_lists import (
+    evaluate_all_pairs,
+    evaluate_kfold,
+    evaluate_labelled_pairs,
+)
+from ida_jax.protocols.pair_lists import read_calfw_pairs, read_lfw_pairs
+from ida_jax.rescoring.pairs import score_pairs
+from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.tables.embeddings import EmbeddingFile
+from ida_jax.validation import unit_embeddings
+
+_FARS = (1e-3, 1e-4, 1e-5)
+_SUFFIX = re.compile(r"\.(jpe?g|png|bmp)$", re.IGNORECASE)
+
+
+def labelled_pairs(
+    options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    """Any labelled pair list."""
+    from ida_jax.tables.labelled_scores import read_identities, read_labels
+    from ida_jax.tables.pair_lists import PairFile, convert_pairs
+
+    faces = unit_embeddings(found.embeddings)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.npy"
+        convert_pairs(options.files, path, names=found.names, rows=len(faces))
+        listed = PairFile(path)
+        pairs = np.array(listed.read(0, listed.count))
+    same = read_labels(options.labels)
+    units = None if options.identities is None else read_identities(options.identities)
+    for file, rows in ((options.labels, same), (options.identities, units)):
+        if rows is not None and len(rows) != len(pairs):
+            raise UserError(
+                f"{file} has {len(rows)} rows and {options.files} has {len(pairs)} pairs: expected "
+                "one a pair"
+            )
+    scores = {
+        name: score_pairs(faces, pairs, scorer.terms(faces)) for name, scorer in scorers.items()
+    }
+    evaluated = evaluate_labelled_pairs(
+        scores, same, units, fars=options.fars or _FARS, **_bootstrap(options)
+    )
+    return {"pairs": evaluated}
+
+
+def kfold(
+    options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    """LFW and CALFW: 10-fold accuracy of the set's own list."""
+    names = [_SUFFIX.sub("", name) for name in _required_names(found, options)]
+    if options.protocol == "lfw":
+        names = [name if "/" in name else f"{_person(name)}/{name}" for name in names]
+        pair_list = read_lfw_pairs(_inside(options.files, "pairs.txt"), names)
+    else:
+        pair_list = read_calfw_pairs(_inside(options.files, "pairs_CALFW.txt"), names)
+    # The same person is one unit of the bootstrap, in whatever folder the image is.
+    people = [_person(name.rsplit("/", 1)[-1]) for name in names]
+    _, labels = np.unique(people, return_inverse=True)
+    faces = unit_embeddings(found.embeddings)
+    methods = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    folds = int(pair_list.fold.max()) + 1
+    evaluated = evaluate_kfold(faces, pair_list, methods, labels=labels, **_bootstrap(options))
+    return {f"{options.protocol}_{folds}fold": evaluated}
+
+
+def all_pairs(
+    options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    """Every pair of the faces; a face's person is the folder of its name."""
+    names = _required_names(found, options)
+    for row, name in enumerate(names):
+        if "/" not in name:
+            raise UserError(
+                f"row {row} of {options.embeddings} is named {name}: expected PERSON/IMAGE, which "
+                "says whose face it is"
+            )
+    _, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
+    faces = unit_embeddings(found.embeddings)
+    methods = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    everything = evaluate_all_pairs(
+        faces, labels, methods, fars=options.fars or _FARS, **_bootstrap(options)
+    )
+    return {"all_pairs": everything.evaluated}
+
+
+def _bootstrap(options: Any) -> dict[str, Any]:
+    return {"resamples": options.resamples, "seed": options.seed}
+
+
+def _required_names(found: EmbeddingFile, options: Any) -> Sequence[str]:
+    if found.names is None:
+        raise UserError(
+            f"{options.embeddings} has no names, which --protocol={options.protocol} looks images "
+            "up by: give --names=FILE, one a line in the embeddings' order"
+        )
+    return found.names
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The file itself, or the one of that name in the folder."""
+    return path / name if path.is_dir() else path
+
+
+def _person(image: str) -> str:
+    """George_W_Bush of George_W_Bush_0001."""
+    return re.sub(r"_\d+$", "", image)

@@ -1,0 +1,246 @@
+"""YouTube Faces: 10-fold accuracy of every method on pairs of videos, in two modes.
+
+- ytf_mean_feature: a video is the mean of all its frames' unit embeddings, normalised. IDA takes
+  the density of that mean.
+- ytf_first100_pairs: the mean score over all pairs of the first 100 frames of either video. IDA
+  scores each pair of frames by their own densities.
+
+A pair's score does not depend on the other pairs, but for rounding.
+
+P pairs, V videos, N frames, D embedding.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm import tqdm
+
+from ida_jax.data.ytf import PAIRS, Frames, VideoPairs
+from ida_jax.errors import UserError
+from ida_jax.evaluation import face_blocks
+from ida_jax.evaluation.evaluated import Band, Evaluated
+from ida_jax.evaluation.face_blocks import fixed_blocks
+from ida_jax.padding import block_size, padded
+from ida_jax.protocols.bootstrap import bootstrap_means, bootstrap_tails
+from ida_jax.protocols.roc import equal_error_rate, tar_at_far
+from ida_jax.protocols.score_figures import split_scores
+from ida_jax.protocols.tails import pair_list_total, tail
+from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.rescoring.pairs import score_pairs
+from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.terms import FaceTerms, pair_score
+from ida_jax.validation import unit_rows
+
+_BASELINE = "cosine"
+_FIRST = 100
+_CURVE = np.geomspace(1e-3, 0.5, 25)
+
+
+class _Videos(NamedTuple):
+    """What both modes take of the frames.
+
+    Attributes:
+      means: float32 [V, D], unit rows.
+      first: the rows of each video's first frames.
+      skipped: how many bad frames were left out.
+    """
+
+    means: np.ndarray
+    first: list[np.ndarray]
+    skipped: int
+
+
+def evaluate_ytf(
+    embeddings: np.ndarray,
+    frames: Frames,
+    listed: VideoPairs,
+    scorers: Mapping[str, Rescorer],
+    *,
+    skip_bad: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Evaluated]:
+    """{mode: accuracy ± deviation, EER and ROC of each method}.
+
+    Intervals are of the bootstrap over people, each fold's threshold as it was found; gains over
+    the cosine are paired.
+
+    Args:
+      embeddings: [N, D] floating point, rows of any norm; may be memory-mapped.
+      frames: the frames of each video of the list.
+      listed: the pairs of videos.
+      scorers: a Rescorer a method, under its name in the figures.
+      skip_bad: leaves out frames that are zero, NaN or infinite, and counts them, instead of
+        raising.
+      resamples, seed, level: of the bootstrap.
+
+    Raises:
+      UserError: bad frames, named by row; a video without a good one.
+    """
+    videos = _videos(embeddings, frames, listed.videos, skip_bad)
+    terms = _terms([videos.means], *videos.means.shape, scorers)
+    scores = {
+        "ytf_mean_feature": {
+            name: score_pairs(videos.means, listed.pairs, own) for name, own in terms.items()
+        },
+        "ytf_first100_pairs": _frame_scores(embeddings, videos.first, listed.pairs, scorers),
+    }
+    notes = []
+    if len(listed.pairs) != PAIRS:
+        notes.append(f"{len(listed.pairs):,} pairs were scored, YTF's own list has {PAIRS:,}")
+    if videos.skipped:
+        notes.append(f"{videos.skipped:,} frames that are zero, NaN or infinite were left out")
+    bootstrap = {"resamples": resamples, "seed": seed, "level": level}
+    return {mode: _evaluated(of, listed, tuple(notes), **bootstrap) for mode, of in scores.items()}
+
+
+def _videos(
+    embeddings: np.ndarray, frames: Frames, names: Sequence[str], skip_bad: bool
+) -> _Videos:
+    means = np.empty((len(names), embeddings.shape[1]), np.float32)
+    first, skipped = [], 0
+    for video in tqdm(range(len(names)), desc="videos", unit="video", delay=2, leave=False):
+        rows = frames.of(video)
+        unit = unit_rows(embeddings[rows], skip_bad=True, what="frames")
+        if unit.bad.any() and not skip_bad:
+            raise UserError(
+                f"frames: row {rows[unit.bad][0]}, of {names[video]}, is zero, NaN or infinite: "
+                "leave it out, or embed it again"
+            )
+        skipped += int(np.count_nonzero(unit.bad))
+        good = unit.embeddings[~unit.bad].astype(np.float64)
+        norm = np.linalg.norm(np.mean(good, axis=0)) if len(good) else 0.0
+        if not norm > 0:
+            raise UserError(
+                f"video {names[video]} has {len(good)} good frames with a mean of {norm:g}: it "
+                "can't be scored; embed it again"
+            )
+        means[video] = np.mean(good, axis=0) / norm
+        first.append(rows[~unit.bad][:_FIRST])
+    return _Videos(means, first, skipped)
+
+
+def _terms(
+    came: Iterable[np.ndarray], count: int, width: int, scorers: Mapping[str, Rescorer]
+) -> dict[str, FaceTerms]:
+    """Each method's numbers of all faces that come, blocks of rows of any norm."""
+    block = block_size(face_blocks.SIZES, count)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
+    with tqdm(total=count, desc="densities", unit="face", delay=2, leave=False) as progress:
+        for each in fixed_blocks(came, width=width, block=block, reach=count, what="frames"):
+            for name, scorer in scorers.items():
+                values[name].append(scorer.terms(each.faces).values[: each.count])
+            progress.update(each.count)
+    return {
+        name: FaceTerms(scorer.rule, np.concatenate(values[name]), scorer.constants)
+        for name, scorer in scorers.items()
+    }
+
+
+def _frame_scores(
+    embeddings: np.ndarray,
+    first: Sequence[np.ndarray],
+    pairs: np.ndarray,
+    scorers: Mapping[str, Rescorer],
+) -> dict[str, np.ndarray]:
+    """The mean score over all pairs of two videos' first frames, float32 [P] by method."""
+    starts = np.cumsum([0] + [len(rows) for rows in first])
+    came = (embeddings[rows] for rows in first)
+    terms = _terms(came, int(starts[-1]), embeddings.shape[1], scorers)
+    scores = {name: np.empty(len(pairs), np.float32) for name in scorers}
+    for place, videos in enumerate(
+        tqdm(pairs.tolist(), desc="frames", unit="pair", delay=2, leave=False)
+    ):
+        # One pair of videos at a time in one shape: nothing compiles anew or hangs on a batch.
+        counts = np.int32([len(first[video]) for video in videos])
+        cosine = _cosines(*(padded(_unit(embeddings[first[video]]), _FIRST) for video in videos))
+        for name, own in terms.items():
+            values = (
+                padded(own.values[starts[video] : starts[video + 1]], _FIRST) for video in videos
+            )
+            scores[name][place] = _mean_score(own.rule, cosine, *values, own.constants, counts)
+    return scores
+
+
+def _unit(frames: np.ndarray) -> np.ndarray:
+    return unit_rows(frames, what="frames").embeddings
+
+
+@jax.jit
+def _cosines(first: jax.Array, second: jax.Array) -> jax.Array:
+    return jnp.matmul(first, second.T, precision=lax.Precision.HIGHEST)
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _mean_score(
+    rule: str,
+    cosine: jax.Array,
+    first: jax.Array,
+    second: jax.Array,
+    constants: jax.Array,
+    counts: jax.Array,
+) -> jax.Array:
+    """The mean of the scores [n, n] of the first counts[0] and counts[1] frames."""
+    scores = pair_score(rule, cosine, first[:, None, :], second[None, :, :], constants)
+    row, column = (jnp.arange(_FIRST) < count for count in counts)
+    total = jnp.sum(jnp.where(row[:, None] & column[None, :], scores, 0))
+    return total / (counts[0] * counts[1]).astype(jnp.float32)
+
+
+def _evaluated(
+    scores: Mapping[str, np.ndarray],
+    listed: VideoPairs,
+    notes: tuple[str, ...],
+    **bootstrap: Any,
+) -> Evaluated:
+    """Figures and curves of one mode; `bootstrap` has resamples, seed and level."""
+    count = int(listed.people.max()) + 1
+    units = listed.people[listed.pairs]
+    accuracy = {
+        name: kfold_accuracy(of, listed.same, folds=listed.fold) for name, of in scores.items()
+    }
+    split = {name: split_scores(of, listed.same) for name, of in scores.items()}
+    sure = bootstrap_means(
+        {name: of.correct for name, of in accuracy.items()},
+        units,
+        count=count,
+        over="people",
+        baseline=_BASELINE,
+        **bootstrap,
+    )
+    figures: dict[str, dict[str, Any]] = {}
+    for name, of in accuracy.items():
+        figures[name] = {
+            "accuracy": of.mean,
+            "accuracy_deviation": of.deviation,
+            "accuracy_interval": list(sure.methods[name]),
+            "eer": equal_error_rate(*split[name]),
+            "genuine": split[name].genuine.size,
+            "impostor": split[name].impostor.size,
+        }
+        if name in sure.differences:
+            figures[name] |= {
+                "accuracy_gain": of.mean - accuracy[_BASELINE].mean,
+                "accuracy_gain_interval": list(sure.differences[name]),
+            }
+    band = bootstrap_tails(
+        {name: tail(of, listed.same, units, highest_far=_CURVE[-1]) for name, of in scores.items()},
+        units=count,
+        total=pair_list_total(units[~listed.same], count=count),
+        fars=_CURVE,
+        over="people",
+        baseline=_BASELINE,
+        **bootstrap,
+    )
+    curves = {}
+    for name, points in band.methods.items():
+        tar = [point.tar for point in tar_at_far(*split[name], _CURVE)]
+        low, high = np.transpose([point.tar for point in points])
+        curves[name] = Band(_CURVE, np.array(tar), low, high)
+    return Evaluated(figures, curves, notes)

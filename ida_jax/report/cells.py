@@ -1,0 +1,320 @@
+"""Cells of the tables of `results.json`, from which every form of table is written.
+
+`results["protocols"]` is {VARIANT: {METHOD: FIGURES}}, rates as fractions of 1. A method's figures:
+
+- "accuracy", "accuracy_deviation"; "tar@far" {FAR: TAR}, "false_accepts" {FAR: count}; "eer";
+  "genuine", "impostor"
+- of a 1:N search: "tpir@fpir", "false_alarms"; "rank" {k: rate}; "mated_probes", "nonmated_probes",
+  "gallery"
+- of MegaFace: "rank1@distractors" {size: rate}, "faults@distractors" {size: count}; "probes"
+
+A 95 % interval [low, high] stands under "NAME_interval" with the same places of FAR, k or size
+("tar_interval@far"), a gain over cosine under "NAME_gain" and its interval under
+"NAME_gain_interval". Any key may be missing: its place shows "–", and a column that no method has
+is left out. `results["notes"]` is {VARIANT: sentences}.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS
+from ida_jax.report.names import MISSING, far_name, in_order, method_name
+
+GAIN, LOSS, FEW = "▲", "▼", "†"
+
+
+class Cell(NamedTuple):
+    """A figure as shown, in percent.
+
+    Attributes:
+      text: the value, with the folds' deviation where it has one.
+      best: the column's best value.
+      interval: its 95 % interval; "" where none is known.
+      count: what decides the figure (false accepts, say), where the column's methods differ in it.
+      change: GAIN or LOSS where the interval of the gain over cosine excludes 0, else "".
+      few: fewer than ten decide the figure.
+    """
+
+    text: str
+    best: bool = False
+    interval: str = ""
+    count: str = ""
+    change: str = ""
+    few: bool = False
+
+
+class Column(NamedTuple):
+    """One figure of all methods.
+
+    Attributes:
+      title: "TAR@1e-5 %".
+      basis: "134 false accepts" where all methods rest on as many; the counted thing's name where
+        they differ; "" where nothing is counted.
+      cells: one a method.
+      change: one a method: (value − cosine's, the gain's interval or None), in percentage points;
+        None for cosine and for missing values.
+    """
+
+    title: str
+    basis: str
+    cells: tuple[Cell, ...]
+    change: tuple[tuple[float, tuple[float, float] | None] | None, ...]
+
+
+class ProtocolTable(NamedTuple):
+    """One protocol variant's table.
+
+    Attributes:
+      name: the variant's.
+      methods: the rows' display names.
+      columns: one a figure.
+      notes: sentences to stand below: the number of pairs, and what the best method gains.
+      remarks: the evaluation's own sentences.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+class _Figure(NamedTuple):
+    """One figure of results.json: what its column is called, and the keys beside it."""
+
+    key: str  # "tar@far": its suffix is kept by its intervals
+    title: Callable[[str], str]
+    counts: str = ""
+    counted: str = ""
+    ascending: bool = True
+    lower_is_better: bool = False
+
+
+# The order of the columns; of one figure, from the easiest place to the hardest.
+_FIGURES = (
+    _Figure("accuracy", lambda _: "Accuracy %"),
+    _Figure("tar@far", lambda far: f"TAR@{far_name(far)} %",
+            "false_accepts", "false accepts", ascending=False),
+    _Figure("eer", lambda _: "EER %", lower_is_better=True),
+    _Figure("tpir@fpir", lambda fpir: f"TPIR@{float(fpir):g} %",
+            "false_alarms", "false alarms", ascending=False),
+    _Figure("rank", lambda k: f"Rank-{k} %"),
+    _Figure("rank1@distractors", lambda size: f"Rank-1@{_size(size)} %",
+            "faults@distractors", "failed"),
+)  # fmt: skip
+# Where the sentence on the best method's gain is about: the hardest place of the first one present.
+_HEADLINES = ("tar@far", "tpir@fpir", "rank1@distractors", "accuracy")
+
+
+def protocol_tables(results: Mapping[str, Any]) -> tuple[ProtocolTable, ...]:
+    """The tables of all variants, methods in METHOD_NAMES' order and unknown ones last.
+
+    The best value of a column is marked where its methods show different values: the highest rate,
+    the lowest EER; all that show the same figure share the mark. Where fewer than ten false accepts
+    (or alarms, or faults) decide every method's figure, none is best and no gain is marked.
+    """
+    notes = results.get("notes", {})
+    return tuple(
+        _protocol_table(name, in_order(methods), tuple(notes.get(name, ())))
+        for name, methods in results.get("protocols", {}).items()
+    )
+
+
+def ssr_note(results: Mapping[str, Any]) -> str | None:
+    """A sentence on how well the SSR module knows the searched densities; None without figures."""
+    ssr = results.get("ssr", {})
+    parts = [
+        f"{label} {_number(ssr.get(key)):.3f}"
+        for key, label in (("r2", "R²"), ("rank_correlation", "rank correlation"))
+        if _number(ssr.get(key)) is not None
+    ]
+    return f"SSR against the searched density: {', '.join(parts)}." if parts else None
+
+
+def legend(tables: tuple[ProtocolTable, ...]) -> tuple[tuple[str, str], ...]:
+    """The marks that the tables' cells carry, each with what it says."""
+    cells = [cell for table in tables for column in table.columns for cell in column.cells]
+    changes = {cell.change for cell in cells}
+    entries = (
+        (GAIN, "above cosine: the 95 % interval of the difference excludes 0", GAIN in changes),
+        (LOSS, "below cosine, likewise", LOSS in changes),
+        (FEW, f"fewer than {FEWEST_FALSE_ACCEPTS} decide it: conclude nothing from it",
+         any(cell.few for cell in cells)),
+    )  # fmt: skip
+    return tuple((mark, meaning) for mark, meaning, present in entries if present)
+
+
+def _protocol_table(
+    name: str, methods: Mapping[str, Mapping[str, Any]], remarks: tuple[str, ...]
+) -> ProtocolTable:
+    columns = {
+        (figure.key, place): _column(figure, place, methods)
+        for figure in _FIGURES
+        for place in _places(figure, methods)
+    }
+    columns = {key: column for key, column in columns.items() if column is not None}
+    notes = (_size_note(methods), _gain_note(methods, columns))
+    return ProtocolTable(
+        name,
+        tuple(map(method_name, methods)),
+        tuple(columns.values()),
+        tuple(note for note in notes if note),
+        remarks,
+    )
+
+
+def _places(figure: _Figure, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The FARs, ranks or sizes at which some method has the figure, each as its first key."""
+    if "@" not in figure.key and figure.key != "rank":
+        return [""]
+    keys = {float(key): key for m in methods.values() for key in m.get(figure.key, {})}
+    return [keys[value] for value in sorted(keys, reverse=not figure.ascending)]
+
+
+def _column(figure: _Figure, place: str, methods: Mapping[str, Mapping[str, Any]]) -> Column | None:
+    """None where no method has the figure."""
+    values = [_number(_at(m, figure.key, place)) for m in methods.values()]
+    shown = [None if v is None else f"{100 * v:.2f}" for v in values]
+    present = [s for s in shown if s is not None]
+    if not present:
+        return None
+    counts = [
+        _number(_at(m, figure.counts, place)) if figure.counts and s is not None else None
+        for m, s in zip(methods.values(), shown, strict=True)
+    ]
+    known = [count for count in counts if count is not None]
+    few = [count is not None and count < FEWEST_FALSE_ACCEPTS for count in counts]
+    decided = not known or len(known) < len(present) or max(known) >= FEWEST_FALSE_ACCEPTS
+    # Compared as shown, so that of two equal figures not one alone is marked.
+    best = min if figure.lower_is_better else max
+    winner = best(present, key=float) if decided and len(set(present)) > 1 else None
+    shared = len(set(known)) == 1 and len(known) == len(present)
+    base = _number(_at(methods.get("cosine", {}), figure.key, place))
+    changes, cells = [], []
+    for (name, m), value, text, count, weak in zip(
+        methods.items(), values, shown, counts, few, strict=True
+    ):
+        gain = _interval(m, figure.key, "_gain_interval", place)
+        compared = value is not None and base is not None and name != "cosine"
+        changes.append((100 * (value - base), gain) if compared else None)
+        cells.append(
+            Cell(
+                MISSING if text is None else text + _deviation(m, figure.key),
+                best=text is not None and text == winner,
+                interval=_range(_interval(m, figure.key, "_interval", place)) if text else "",
+                count="" if count is None or shared else f"{count:,.0f}",
+                change=_change(gain) if decided and text else "",
+                few=weak,
+            )
+        )
+    basis = figure.counted if known else ""
+    if shared:
+        basis = f"{known[0]:,.0f} {basis.removesuffix('s') if known[0] == 1 else basis}"
+    return Column(figure.title(place), basis, tuple(cells), tuple(changes))
+
+
+def _at(method: Mapping[str, Any], key: str, place: str) -> Any:
+    """The figure at the place, whatever way the place's number is written."""
+    found = method.get(key)
+    if not place or found is None:
+        return found
+    return next((value for k, value in found.items() if float(k) == float(place)), None)
+
+
+def _interval(
+    method: Mapping[str, Any], key: str, kind: str, place: str
+) -> tuple[float, float] | None:
+    """An interval in percent: of "tar@far", "_interval" stands under "tar_interval@far"."""
+    name, at, suffix = key.partition("@")
+    ends = _at(method, f"{name}{kind}{at}{suffix}", place)
+    if ends is None or any(_number(end) is None for end in ends):
+        return None
+    low, high = ends
+    return 100 * low, 100 * high
+
+
+def _range(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.2f}–{ends[1]:.2f}"
+
+
+def _change(gain: tuple[float, float] | None) -> str:
+    if gain is None:
+        return ""
+    return GAIN if gain[0] > 0 else LOSS if gain[1] < 0 else ""
+
+
+def _deviation(method: Mapping[str, Any], key: str) -> str:
+    deviation = _number(method.get(f"{key}_deviation"))
+    return "" if deviation is None else f" ± {100 * deviation:.2f}"
+
+
+def _number(value: Any) -> float | None:
+    """The value, or None where there is none that can be shown (missing, NaN, infinite)."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _size(size: str) -> str:
+    """A gallery's size in short: 10, 1k, 1M."""
+    number = float(size)
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if number >= unit and number % (unit / 10) == 0:
+            return f"{number / unit:g}{name}"
+    return f"{number:,.0f}"
+
+
+def _size_note(methods: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """How many pairs, probes and gallery entries; None where unknown or not the same for all."""
+    forms = (
+        (("genuine", "impostor"), "{:,} genuine and {:,} impostor pairs."),
+        (("pairs",), "{:,} pairs."),
+        (("mated_probes", "nonmated_probes", "gallery"),
+         "{:,} mated and {:,} non-mated probes, a gallery of {:,}."),
+        (("probes",), "{:,} probes."),
+    )  # fmt: skip
+    for keys, form in forms:
+        counts = {
+            tuple(m[key] for key in keys) for m in methods.values() if all(k in m for k in keys)
+        }
+        if len(counts) == 1:
+            return form.format(*counts.pop())
+    return None
+
+
+def _gain_note(
+    methods: Mapping[str, Mapping[str, Any]], columns: Mapping[tuple[str, str], Column]
+) -> str | None:
+    """What the best method gains over cosine, at the hardest place that ten decide."""
+    names = list(methods)
+    for headline in _HEADLINES:
+        for (key, _), column in reversed(columns.items()):
+            if key != headline or "cosine" not in names:
+                continue
+            if column.cells[names.index("cosine")].few:
+                continue
+            changes = {n: c for n, c in zip(names, column.change, strict=True) if c is not None}
+            if not changes:
+                continue
+            best = max(changes, key=lambda name: changes[name][0])
+            return _gain_sentence(column, names, best, *changes[best])
+    return None
+
+
+def _gain_sentence(
+    column: Column,
+    names: list[str],
+    best: str,
+    gain: float,
+    interval: tuple[float, float] | None,
+) -> str:
+    value, base = (column.cells[names.index(name)].text.split(" ")[0] for name in (best, "cosine"))
+    said = (
+        f"{column.title.removesuffix(' %')}: {method_name(best)} {value} %, cosine {base} %: "
+        f"{gain:+.2f} percentage points"
+    )
+    if interval is None:
+        return said + "."
+    ends = f"95 % interval {interval[0]:+.2f} to {interval[1]:+.2f}"
+    if interval[0] <= 0 <= interval[1]:
+        ends += ", which includes 0: no difference is shown"
+    return f"{said} ({ends})."
