@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from ida_jax.errors import UserError
-from ida_jax.evaluation import pair_lists
-from ida_jax.evaluation.pair_lists import (
+from ida_jax.evaluation import scored_pairs
+from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
+from ida_jax.evaluation.scored_pairs import (
     band_fars,
-    evaluate_all_pairs,
-    evaluate_kfold,
     evaluate_labelled_pairs,
     few_false_accepts,
 )
@@ -142,7 +141,7 @@ def test_no_resamples_leave_the_intervals_out():
 
 
 def test_band_ends_where_it_would_cost_too_much(monkeypatch):
-    monkeypatch.setattr(pair_lists, "_BAND_FALSE_ACCEPTS", 5)
+    monkeypatch.setattr(scored_pairs, "_BAND_FALSE_ACCEPTS", 5)
     labels = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     faces, methods = some_faces(np.random.default_rng(2), labels)
     evaluated = evaluate_all_pairs(faces, labels, methods, fars=[1 / 24], resamples=9).evaluated

@@ -4,44 +4,39 @@ N faces, P pairs, D embedding, G genuine and n impostor pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from ida_jax.errors import UserError
-from ida_jax.evaluation.evaluated import Band, Evaluated
-from ida_jax.protocols.bootstrap import bootstrap_means, bootstrap_tar, deep_enough, tar_intervals
+from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.evaluation.scored_pairs import (
+    BASELINE,
+    PROGRESS,
+    all_fars,
+    evaluate_scored_pairs,
+    figures_and_curves,
+)
+from ida_jax.protocols.bootstrap import bootstrap_means, deep_enough
 from ida_jax.protocols.decisions import Changed, changed_decisions
-from ida_jax.protocols.intervals import Bootstrap, BootstrapPoint
 from ida_jax.protocols.pair_lists import PairList
 from ida_jax.protocols.roc import SplitScores, tar_at_far
 from ida_jax.protocols.score_figures import (
     FEWEST_FALSE_ACCEPTS,
-    split_scores,
-    verification_figures,
 )
 from ida_jax.protocols.tails import (
     Tail,
     all_pairs_total,
     genuine_rows,
     impostor_rows,
-    pair_list_total,
     split_tail,
-    tail,
 )
 from ida_jax.protocols.verification import kfold_accuracy
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
-_BASELINE = "cosine"
 _COMPARED = "ida_r"
-_BAND_POINTS = 25
-# A band's cost grows with the false accepts of its highest FAR; the curve goes on without one.
-_BAND_FALSE_ACCEPTS = 200_000
-_PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
 
 
 class AllPairs(NamedTuple):
@@ -94,7 +89,7 @@ def evaluate_kfold(
     accuracies = {
         name: kfold_accuracy(each, same, folds=pair_list.fold) for name, each in scores.items()
     }
-    options = {"baseline": _BASELINE, "resamples": resamples, "seed": seed}
+    options = {"baseline": BASELINE, "resamples": resamples, "seed": seed}
     sure = bootstrap_means(
         {name: accuracy.correct for name, accuracy in accuracies.items()},
         units,
@@ -111,18 +106,12 @@ def evaluate_kfold(
         if name in sure.methods:
             figures[name]["accuracy_interval"] = list(sure.methods[name])
         if name in sure.differences:
-            figures[name]["accuracy_gain"] = accuracy.mean - accuracies[_BASELINE].mean
+            figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
             figures[name]["accuracy_gain_interval"] = list(sure.differences[name])
-    bootstrap = deep_enough(
-        lambda far: {n: tail(each, same, units, highest_far=far) for n, each in scores.items()},
-        fars=band_fars(np.count_nonzero(~same)),
-        units=identities.size,
-        total=pair_list_total(units[~same], count=identities.size),
-        progress=_PROGRESS,
-        **options,
-    )
-    splits = {name: split_scores(each, same) for name, each in scores.items()}
-    return Evaluated(figures, roc_bands(splits, bootstrap))
+    curves = evaluate_scored_pairs(
+        scores, same, units, over="identities", fars=(), resamples=resamples, seed=seed
+    ).curves
+    return Evaluated(figures, curves)
 
 
 def evaluate_all_pairs(
@@ -172,123 +161,28 @@ def evaluate_all_pairs(
 
     bootstrap = deep_enough(
         tails,
-        fars=_all_fars(fars, impostors),
+        fars=all_fars(fars, impostors),
         units=identities.size,
         total=all_pairs_total(units),
-        baseline=_BASELINE,
+        baseline=BASELINE,
         resamples=resamples,
         seed=seed,
-        progress=_PROGRESS,
+        progress=PROGRESS,
     )
     changed_far, changed = _changed(scores, units, fars)
     for split in scores.values():
         for kind in split:
             kind.sort()
-    return AllPairs(_evaluated(scores, bootstrap, fars), scores, changed, changed_far)
-
-
-def evaluate_labelled_pairs(
-    scores: Mapping[str, ArrayLike],
-    same: ArrayLike,
-    units: ArrayLike | None,
-    *,
-    fars: Sequence[float],
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Evaluated:
-    """Verification of any labelled pairs.
-
-    Args:
-      scores: {method: [P]}.
-      same: bool [P], True for a genuine pair.
-      units: int [P, 2], the identities of both sides; intervals are over pairs where None.
-      fars: the FARs of the figures.
-      resamples: of the bootstrap; 0 leaves the intervals out.
-      seed: of the bootstrap.
-
-    Raises:
-      UserError: as `bootstrap_tar`.
-    """
-    same = np.asarray(same, bool)
-    bootstrap = bootstrap_tar(
-        scores,
-        same,
-        fars=_all_fars(fars, np.count_nonzero(~same)),
-        identities=units,
-        baseline=_BASELINE if _BASELINE in scores else None,
-        resamples=resamples,
-        seed=seed,
-        progress=_PROGRESS,
-    )
-    splits = {name: split_scores(np.asarray(each), same) for name, each in scores.items()}
-    evaluated = _evaluated(splits, bootstrap, fars)
-    if resamples and units is None:
-        note = "the intervals take pairs for independent, and so are too narrow: no identities"
-        return evaluated._replace(notes=(*evaluated.notes, note))
-    return evaluated
-
-
-def band_fars(impostors: int) -> tuple[float, ...]:
-    """The FARs of a curve's band: up to 25 whole false accepts of n, evenly in log FAR from 1/n.
-
-    They end at FAR 1, or at 200,000 false accepts.
-    """
-    reach = min(impostors, _BAND_FALSE_ACCEPTS)
-    accepts = np.unique(np.rint(np.geomspace(1, max(reach, 1), _BAND_POINTS)))
-    return tuple((accepts / max(impostors, 1)).tolist())
-
-
-def roc_bands(splits: Mapping[str, SplitScores], bootstrap: Bootstrap) -> dict[str, Band]:
-    """{method: its ROC curve up to FAR 1}, with the bootstrap's intervals as a band as far as they
-    go; without one where there was no bootstrap."""
-    bands = {}
-    for name, split in splits.items():
-        n = split.impostor.size
-        points = {p.far: p for p in bootstrap.methods.get(name, ()) if p.far * n >= 1 - 1e-9}
-        known = sorted(points or band_fars(n))
-        # On from the last of them with as many points a decade.
-        rest = np.geomspace(known[-1], 1, 11)[1:].tolist() if known[-1] < 1 else []
-        far = np.array(known + rest)
-        tar = [point.tar for point in tar_at_far(*split, far.tolist())]
-        ends = np.array([_ends(points.get(each)) for each in far.tolist()])
-        bands[name] = Band(far, np.array(tar), *ends.T)
-    return bands
-
-
-def few_false_accepts(figures: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """A sentence for each FAR at which fewer than 10 false accepts decide a method's TAR."""
-    notes = []
-    first = next(iter(figures.values()), {"false_accepts": {}})
-    for far in first["false_accepts"]:
-        counts = [of["false_accepts"][far] for of in figures.values()]
-        low, high = min(counts), max(counts)
-        if low < FEWEST_FALSE_ACCEPTS:
-            number = f"{low}" if low == high else f"{low} to {high}"
-            notes.append(
-                f"at FAR {far} the TAR rests on {number} false accepts: fewer than "
-                f"{FEWEST_FALSE_ACCEPTS} say little"
-            )
-    return tuple(notes)
-
-
-def _evaluated(
-    splits: Mapping[str, SplitScores], bootstrap: Bootstrap, fars: Sequence[float]
-) -> Evaluated:
-    sure = tar_intervals(bootstrap, fars=fars)
-    figures = {
-        name: verification_figures(split, fars=fars) | sure.get(name, {})
-        for name, split in splits.items()
-    }
-    return Evaluated(figures, roc_bands(splits, bootstrap), few_false_accepts(figures))
+    return AllPairs(figures_and_curves(scores, bootstrap, fars), scores, changed, changed_far)
 
 
 def _changed(
     scores: Mapping[str, SplitScores], labels: np.ndarray, fars: Sequence[float]
 ) -> tuple[float | None, Changed | None]:
     """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
-    if _BASELINE not in scores or _COMPARED not in scores:
+    if BASELINE not in scores or _COMPARED not in scores:
         return None, None
-    base, other = scores[_BASELINE], scores[_COMPARED]
+    base, other = scores[BASELINE], scores[_COMPARED]
     wanted = sorted(set(fars))
     points = zip(tar_at_far(*base, wanted), tar_at_far(*other, wanted), strict=True)
     firm = [pair for pair in points if min(p.false_accepts for p in pair) >= FEWEST_FALSE_ACCEPTS]
@@ -311,15 +205,6 @@ def _changed(
         else:
             rows[kind] = np.stack(impostor_rows(labels, places - genuine), axis=1)
     return at_base.far, found._replace(**rows)
-
-
-def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:
-    """The figures' FARs and the band's, ascending, each once."""
-    return tuple(sorted({*map(float, fars), *band_fars(impostors)}))
-
-
-def _ends(point: BootstrapPoint | None) -> tuple[float, float]:
-    return (np.nan, np.nan) if point is None else tuple(point.tar)
 
 
 def _checked_labels(labels: ArrayLike, faces: int) -> np.ndarray:

@@ -13,11 +13,8 @@ import numpy as np
 
 from ida_jax.errors import UserError
 from ida_jax.evaluation.evaluated import Evaluated
-from ida_jax.evaluation.pair_lists import (
-    evaluate_all_pairs,
-    evaluate_kfold,
-    evaluate_labelled_pairs,
-)
+from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
+from ida_jax.evaluation.scored_pairs import evaluate_labelled_pairs
 from ida_jax.protocols.pair_lists import read_calfw_pairs, read_lfw_pairs
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer

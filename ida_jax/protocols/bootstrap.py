@@ -41,6 +41,7 @@ from ida_jax.protocols.resampling import (
     unit_weights,
 )
 from ida_jax.protocols.roc import accepted_impostors
+from ida_jax.protocols.score_figures import far_key
 from ida_jax.protocols.tails import Tail, Total, pair_list_total, require_units, tail
 from ida_jax.protocols.weighted_roc import Ranked, ShortTail, operating_points, rank_tail
 
@@ -247,9 +248,6 @@ def tar_intervals(
       bootstrap: what `bootstrap_tails` or `bootstrap_tar` gave.
       fars: those to take of the bootstrap's FARs, in this order; all where None.
     """
-    # calibration, which score_figures needs, takes Interval from here.
-    from ida_jax.protocols.score_figures import far_key
-
     entries: dict[str, dict[str, Any]] = {}
     for name, points in bootstrap.methods.items():
         kept = _at(points, fars)

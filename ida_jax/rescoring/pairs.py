@@ -62,7 +62,22 @@ def score_chunk(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.nda
       pairs: int32 [P, 2] within 0 … N−1.
       terms: of the N faces.
     """
-    scores = _cosines(faces, pairs)
+    return _ruled(_cosines(faces, pairs), pairs, terms)
+
+
+def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
+    """`score_pairs` from the pairs' cosines, which serve every method: float32 [P].
+
+    Args:
+      cosines: float32 [P], what `score_pairs` gives without terms.
+      pairs: int32 [P, 2].
+      terms: the method's numbers of the faces.
+    """
+    return _ruled(cosines.copy(), pairs, terms)
+
+
+def _ruled(scores: np.ndarray, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
+    """The method's scores, written over the cosines."""
     if terms.rule == "cosine":
         return scores
     values, constants = jax.device_put(terms.values), jax.device_put(terms.constants)

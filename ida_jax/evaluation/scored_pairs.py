@@ -1,0 +1,175 @@
+"""Figures, intervals and curves of pairs that are scored already, by every method.
+
+P pairs, G genuine and n impostor pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from ida_jax.evaluation.evaluated import Band, Evaluated
+from ida_jax.protocols.bootstrap import bootstrap_tar, deep_enough, tar_intervals
+from ida_jax.protocols.intervals import Bootstrap, BootstrapPoint
+from ida_jax.protocols.resampling import identity_codes
+from ida_jax.protocols.roc import SplitScores, tar_at_far
+from ida_jax.protocols.score_figures import (
+    FEWEST_FALSE_ACCEPTS,
+    split_scores,
+    verification_figures,
+)
+from ida_jax.protocols.tails import pair_list_total, tail
+
+BASELINE = "cosine"
+PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
+_BAND_POINTS = 25
+# A band's cost grows with the false accepts of its highest FAR; the curve goes on without one.
+_BAND_FALSE_ACCEPTS = 200_000
+
+
+def evaluate_labelled_pairs(
+    scores: Mapping[str, ArrayLike],
+    same: ArrayLike,
+    units: ArrayLike | None,
+    *,
+    fars: Sequence[float],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluated:
+    """Verification of any labelled pairs.
+
+    Args:
+      scores: {method: [P]}.
+      same: bool [P], True for a genuine pair.
+      units: int [P, 2], the identities of both sides; intervals are over pairs where None.
+      fars: the FARs of the figures.
+      resamples: of the bootstrap; 0 leaves the intervals out.
+      seed: of the bootstrap.
+
+    Raises:
+      UserError: as `bootstrap_tar`.
+    """
+    same = np.asarray(same, bool)
+    options = {"fars": fars, "resamples": resamples, "seed": seed}
+    if units is not None:
+        codes, _ = identity_codes(units, same)
+        scores = {name: np.asarray(each) for name, each in scores.items()}
+        return evaluate_scored_pairs(scores, same, codes, over="identities", **options)
+    bootstrap = bootstrap_tar(
+        scores,
+        same,
+        **{**options, "fars": all_fars(fars, np.count_nonzero(~same))},
+        baseline=BASELINE if BASELINE in scores else None,
+        progress=PROGRESS,
+    )
+    splits = {name: split_scores(np.asarray(each), same) for name, each in scores.items()}
+    evaluated = figures_and_curves(splits, bootstrap, fars)
+    if not resamples:
+        return evaluated
+    note = "the intervals take pairs for independent, and so are too narrow: no identities"
+    return evaluated._replace(notes=(*evaluated.notes, note))
+
+
+def evaluate_scored_pairs(
+    scores: Mapping[str, np.ndarray],
+    same: np.ndarray,
+    units: np.ndarray,
+    *,
+    over: str,
+    fars: Sequence[float],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluated:
+    """`evaluate_labelled_pairs` over any units: a genuine pair may be of two of them (templates).
+
+    Memory: 4 bytes a pair and method, and about 40 bytes a pair besides.
+
+    Args:
+      scores: {method: float32 [P]}.
+      same: bool [P].
+      units: int [P, 2], numbered from 0.
+      over: what the units are.
+      fars: the FARs of the figures.
+      resamples: of the bootstrap; 0 leaves the intervals out.
+      seed: of the bootstrap.
+    """
+    count = int(units.max()) + 1
+    bootstrap = deep_enough(
+        lambda far: {n: tail(each, same, units, highest_far=far) for n, each in scores.items()},
+        fars=all_fars(fars, np.count_nonzero(~same)),
+        units=count,
+        total=pair_list_total(units[~same], count=count),
+        over=over,
+        baseline=BASELINE,
+        resamples=resamples,
+        seed=seed,
+        progress=PROGRESS,
+    )
+    splits = {name: split_scores(each, same) for name, each in scores.items()}
+    return figures_and_curves(splits, bootstrap, fars)
+
+
+def band_fars(impostors: int) -> tuple[float, ...]:
+    """The FARs of a curve's band: up to 25 whole false accepts of n, evenly in log FAR from 1/n.
+
+    They end at FAR 1, or at 200,000 false accepts.
+    """
+    reach = min(impostors, _BAND_FALSE_ACCEPTS)
+    accepts = np.unique(np.rint(np.geomspace(1, max(reach, 1), _BAND_POINTS)))
+    return tuple((accepts / max(impostors, 1)).tolist())
+
+
+def roc_bands(splits: Mapping[str, SplitScores], bootstrap: Bootstrap) -> dict[str, Band]:
+    """{method: its ROC curve up to FAR 1}, with the bootstrap's intervals as a band as far as they
+    go; without one where there was no bootstrap."""
+    bands = {}
+    for name, split in splits.items():
+        n = split.impostor.size
+        points = {p.far: p for p in bootstrap.methods.get(name, ()) if p.far * n >= 1 - 1e-9}
+        known = sorted(points or band_fars(n))
+        # On from the last of them with as many points a decade.
+        rest = np.geomspace(known[-1], 1, 11)[1:].tolist() if known[-1] < 1 else []
+        far = np.array(known + rest)
+        tar = [point.tar for point in tar_at_far(*split, far.tolist())]
+        ends = np.array([_ends(points.get(each)) for each in far.tolist()])
+        bands[name] = Band(far, np.array(tar), *ends.T)
+    return bands
+
+
+def few_false_accepts(figures: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """A sentence for each FAR at which fewer than 10 false accepts decide a method's TAR."""
+    notes = []
+    first = next(iter(figures.values()), {"false_accepts": {}})
+    for far in first["false_accepts"]:
+        counts = [of["false_accepts"][far] for of in figures.values()]
+        low, high = min(counts), max(counts)
+        if low < FEWEST_FALSE_ACCEPTS:
+            number = f"{low}" if low == high else f"{low} to {high}"
+            notes.append(
+                f"at FAR {far} the TAR rests on {number} false accepts: fewer than "
+                f"{FEWEST_FALSE_ACCEPTS} say little"
+            )
+    return tuple(notes)
+
+
+def figures_and_curves(
+    splits: Mapping[str, SplitScores], bootstrap: Bootstrap, fars: Sequence[float]
+) -> Evaluated:
+    sure = tar_intervals(bootstrap, fars=fars)
+    figures = {
+        name: verification_figures(split, fars=fars) | sure.get(name, {})
+        for name, split in splits.items()
+    }
+    return Evaluated(figures, roc_bands(splits, bootstrap), few_false_accepts(figures))
+
+
+def all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:
+    """The figures' FARs and the band's, ascending, each once."""
+    return tuple(sorted({*map(float, fars), *band_fars(impostors)}))
+
+
+def _ends(point: BootstrapPoint | None) -> tuple[float, float]:
+    return (np.nan, np.nan) if point is None else tuple(point.tar)

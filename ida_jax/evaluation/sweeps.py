@@ -1,0 +1,205 @@
+"""TAR against the support set's size k, τ and the number of anchors: Fig. 6 and 7 of the paper.
+
+All pairs of the faces are scored at every setting. One search serves them all: support sets of the
+largest k, over nested subsets of the anchors, whose prefixes are the smaller sets. The pairs'
+cosines are computed once, by tiles; a setting then is an elementwise rule on them, and of the
+impostors only the highest scores are kept.
+
+N faces, A anchors, K support, R rows of a tile, D embedding.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.search import support_sets
+from ida_jax.errors import UserError
+from ida_jax.protocols.roc import accepted_impostors
+from ida_jax.protocols.score_figures import far_key
+from ida_jax.rescoring.density import log_density_of
+from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms, pair_score
+from ida_jax.validation import require_unit
+
+_ROWS = 512
+
+
+class _Setting(NamedTuple):
+    """What log F is a function of, beside the face."""
+
+    k: int
+    tau: float
+    anchors: int
+
+
+def sweep(
+    faces: np.ndarray,
+    labels: ArrayLike,
+    anchors: AnchorSet,
+    *,
+    fars: Sequence[float],
+    ks: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
+    taus: Sequence[float] = (0.25, 0.5, 1, 2, 4, 8, 16),
+    sizes: Sequence[int] | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """IDA-R's TAR over all pairs, one of k, τ and |A| changed at a time.
+
+    The others stay at the anchor set's own k and τ, and at all its anchors. No face's own person
+    may be among the anchors.
+
+    Args:
+      faces: float32 [N, D], unit rows.
+      labels: int [N], the faces' identities.
+      anchors: where support sets are searched.
+      fars: FARs in (0, 1].
+      ks: those above A are left out.
+      taus: values of τ.
+      sizes: numbers of anchors, nested subsets in an order that the seed draws; those below the
+        set's k or above A are left out. 10, 20, 50, 100, … and A if None.
+      seed: of the subsets.
+
+    Returns:
+      {"k": {"values": [1, 2], "tar@far": {"0.001": [0.90, 0.91]}, "cosine": {"0.001": 0.89}},
+      "tau": …, "anchors": …}; a dimension of which no value is left is left out.
+
+    Raises:
+      UserError: faces that are no unit rows, labels of another number, no pairs of a kind, a FAR or
+        τ out of range, values of k or sizes below 1, an anchor set smaller than its k.
+    """
+    faces, labels = require_unit(faces), np.asarray(labels)
+    if labels.shape != (len(faces),):
+        raise UserError(f"{labels.size} labels for {len(faces)} faces: expected one each")
+    own = _Setting(anchors.k, anchors.tau, len(anchors))
+    if own.k > own.anchors:
+        raise UserError(f"k is {own.k}, but there are {own.anchors} anchors: lower k")
+    for name, values in (("k", ks), ("the number of anchors", sizes or ())):
+        if any(value < 1 for value in values):
+            raise UserError(f"{name} is {min(values)} in a sweep: expected at least 1")
+    if not all(0 < tau < np.inf for tau in taus):
+        raise UserError(f"the values of tau are {list(taus)}: expected finite numbers above 0")
+    steps = _steps(own.anchors) if sizes is None else sizes
+    dimensions = {
+        "k": [own._replace(k=k) for k in ks if k <= own.anchors],
+        "tau": [own._replace(tau=float(tau)) for tau in taus],
+        "anchors": [own._replace(anchors=size) for size in steps if own.k <= size <= own.anchors],
+    }
+    settings = list(dict.fromkeys(setting for each in dimensions.values() for setting in each))
+    terms = {
+        setting: dao_terms(log_density, tau=setting.tau)
+        for setting, log_density in _log_densities(faces, anchors, settings, seed).items()
+    }
+    cosine, *found = _tars(faces, labels, [cosine_terms(len(faces)), *terms.values()], fars)
+    tars = dict(zip(terms, found, strict=True))
+    keys = [far_key(far) for far in fars]
+    return {
+        name: {
+            "values": [getattr(setting, name) for setting in each],
+            "tar@far": {key: [tars[setting][i] for setting in each] for i, key in enumerate(keys)},
+            "cosine": dict(zip(keys, cosine, strict=True)),
+        }
+        for name, each in dimensions.items()
+        if each
+    }
+
+
+def _steps(anchors: int) -> tuple[int, ...]:
+    """10, 20, 50, 100, … below the number of anchors, and that number."""
+    steps = [m * 10**e for e in range(1, 9) for m in (1, 2, 5)]
+    return (*(step for step in steps if step < anchors), anchors)
+
+
+def _log_densities(
+    faces: np.ndarray, anchors: AnchorSet, settings: Sequence[_Setting], seed: int
+) -> dict[_Setting, np.ndarray]:
+    """log F of all faces at each setting, float32 [N].
+
+    Anchors are searched in segments, from each size to the next; the best of all segments so far
+    are a smaller set's support sets, at the end the whole set's.
+    """
+    order = np.random.default_rng(seed).permutation(len(anchors))
+    ends = sorted({setting.anchors for setting in settings} | {len(anchors)})
+    most = max(setting.k for setting in settings)
+    similarities = np.empty((len(faces), 0), np.float32)
+    out, start = {}, 0
+    for end in ends:
+        # In their own order within a segment: equal rows are read one after the other.
+        segment = AnchorSet(anchors.embeddings[np.sort(order[start:end])])
+        found = support_sets(faces, segment, k=min(most, end - start), searcher="exact")
+        merged = np.concatenate([similarities, found.similarities], axis=1)
+        similarities = -np.sort(-merged, axis=1)[:, :most]
+        for setting in settings:
+            if setting.anchors == end:
+                nearest = similarities[:, : setting.k]
+                out[setting] = log_density_of(nearest, tau=setting.tau)
+        start = end
+    return out
+
+
+def _tars(
+    faces: np.ndarray, labels: np.ndarray, methods: Sequence[FaceTerms], fars: Sequence[float]
+) -> list[list[float]]:
+    """TAR at each FAR (`protocols.roc`'s rule) by each method, over all pairs (i, j), i < j."""
+    n = len(faces)
+    _, counts = np.unique(labels, return_counts=True)
+    genuine = int(np.sum(counts * (counts - 1)) // 2)
+    impostors = n * (n - 1) // 2 - genuine
+    for kind, count in (("genuine", genuine), ("impostor", impostors)):
+        if not count:
+            raise UserError(f"0 {kind} pairs among {n} faces, at least 1 is needed: see the labels")
+    accepted = [accepted_impostors(far, impostors) for far in fars]
+    depth = min(impostors, max(accepted, default=0) + 1)
+    of_genuine: list[list[np.ndarray]] = [[] for _ in methods]
+    highest = [np.empty(0, np.float32) for _ in methods]
+    floors = [-np.inf for _ in methods]
+    on_device = jax.device_put(faces)
+    on_devices = [jax.device_put((each.values, each.constants)) for each in methods]
+    block = min(_ROWS, n)
+    for start in tqdm(range(0, n, block), desc="sweep", unit="block", delay=2, leave=False):
+        first = min(start, n - block)
+        rows = np.arange(first, first + block)
+        # Each pair once (row < column), and no row that the tile before has done.
+        wanted = (rows[:, None] < np.arange(n)[None, :]) & (rows >= start)[:, None]
+        same = labels[rows][:, None] == labels[None, :]
+        of_one, of_two = np.flatnonzero(wanted & same), wanted & ~same
+        cosine = _cosines(block, on_device, first)
+        for i, method in enumerate(methods):
+            scores = np.asarray(_scores(method.rule, block, cosine, *on_devices[i], first))
+            of_genuine[i].append(scores.ravel()[of_one])
+            above = scores[of_two & (scores > floors[i])]
+            highest[i] = np.concatenate([highest[i], above])
+            if len(highest[i]) > 2 * depth:
+                highest[i] = np.partition(highest[i], len(highest[i]) - depth)[-depth:]
+                floors[i] = highest[i].min()
+    tars = []
+    for scores, kept in zip(of_genuine, highest, strict=True):
+        scores, kept = np.concatenate(scores), np.sort(kept)[::-1]
+        thresholds = [kept[r] if r < impostors else -np.inf for r in accepted]
+        tars.append([float(np.mean(scores > threshold)) for threshold in thresholds])
+    return tars
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _cosines(rows: int, faces: jax.Array, first: jax.Array) -> jax.Array:
+    tile = lax.dynamic_slice_in_dim(faces, first, rows)
+    return jnp.matmul(tile, faces.T, precision=lax.Precision.HIGHEST)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scores(
+    rule: str,
+    rows: int,
+    cosine: jax.Array,
+    values: jax.Array,
+    constants: jax.Array,
+    first: jax.Array,
+) -> jax.Array:
+    own = lax.dynamic_slice_in_dim(values, first, rows)
+    return pair_score(rule, cosine, own[:, None, :], values[None, :, :], constants)
