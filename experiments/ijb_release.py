@@ -96,7 +96,7 @@ def _write_embeddings(
     for start in range(0, size.images, _SLAB):
         of = subject[start : start + _SLAB]
         noise = rng.standard_normal((of.size, size.width), np.float32)
-        slab = _unit(centres[of] + noise * np.float32(1.6 / np.sqrt(size.width)))
+        slab = _unit(centres[of] + noise * np.float32(7 / np.sqrt(size.width)))
         out[start : start + _SLAB] = slab * rng.uniform(10, 30, (of.size, 1)).astype(np.float32)
     out.flush()
 

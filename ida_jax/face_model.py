@@ -151,17 +151,38 @@ class FaceModel:
         flip: bool = False,
         progress: str | None = None,
     ) -> np.ndarray:
-        """Unit embeddings of face crops, float32 [N, D], by batches over all devices.
+        """Unit embeddings of face crops, float32 [N, D]: `raw_embeddings`, normalised.
+
+        Raises:
+          UserError: a crop of another size; a zero, NaN or infinite embedding, named by row.
+        """
+        raw = self.raw_embeddings(images, batch_size=batch_size, flip=flip, progress=progress)
+        return unit_embeddings(raw, what="the model's embeddings")
+
+    def raw_embeddings(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        batch_size: int = 128,
+        flip: bool = False,
+        progress: str | None = None,
+    ) -> np.ndarray:
+        """Embeddings of face crops as the network gives them, by batches over all devices.
+
+        Their norms tell of the images' quality, which the IJB protocols may use.
 
         Args:
           images: N crops, uint8 [H, W, 3], RGB, of the model's size.
           batch_size: crops at once, 8 of fewer crops than that; the last batch is padded, so that
             one shape is compiled.
-          flip: embeds f(x) + f(mirrored x), the sum normalised (the LFW and IJB protocols' habit).
+          flip: embeds f(x) + f(mirrored x) (the LFW and IJB protocols' habit).
           progress: the title of a progress bar; none if None.
 
+        Returns:
+          float32 [N, D].
+
         Raises:
-          UserError: a crop of another size; a zero, NaN or infinite embedding, named by row.
+          UserError: a crop of another size.
         """
         mesh = local_mesh()
         variables = jax.device_put(self.variables, replicated(mesh))
@@ -182,8 +203,7 @@ class FaceModel:
             pending = (out, len(batch))
         if pending is not None:
             chunks.append(np.asarray(pending[0])[: pending[1]])
-        embeddings = np.concatenate(chunks) if chunks else np.zeros((0, self.width), np.float32)
-        return unit_embeddings(embeddings, what="the model's embeddings")
+        return np.concatenate(chunks) if chunks else np.zeros((0, self.width), np.float32)
 
 
 def build_network(name: str, options: dict[str, Any]) -> nn.Module:

@@ -99,7 +99,7 @@ MISTAKES = [
     ("ijbc_name_5pts_score.txt", 1, "", r"has 209 lines and ijbc_face_tid_mid.txt 210"),
     ("ijbc_1N_gallery_G1.csv", 0, "A,B,C,D", r"G1.csv:1: the columns are A, B, C, D"),
     ("ijbc_1N_gallery_G1.csv", 2, "7,one", r"G1.csv:3: expected whole numbers"),
-    ("ijbc_1N_gallery_G1.csv", 2, "2,1001", r"G1.csv: template 2 has no images"),
+    ("ijbc_1N_gallery_G1.csv", 2, "2,1001", r"G1.csv:3: template 2 has no images"),
     ("ijbc_1N_gallery_G1.csv", 2, "7,1000", r"G1.csv: subject 1000 has 2 templates"),
     ("ijbc_1N_gallery_G2.csv", 2, "7,1001", r"G2.csv: subject 1001 is in ijbc_1N_gallery_G1"),
     ("ijbc_1N_probe_mixed.csv", 2, "4,1", r"mixed.csv:\d+: template 4 is of subject"),

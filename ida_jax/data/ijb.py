@@ -126,7 +126,8 @@ def read_galleries(
 
     Raises:
       UserError: only some of them are there, another form, a template without images, a template of
-        two subjects, a subject twice in a gallery, or one in both galleries; by file and line.
+        two subjects, a subject twice in a gallery or in both, an enrolled probe; by file, and by
+        line where it is of one line.
     """
     meta = _meta(folder)
     paths = {}
@@ -151,6 +152,13 @@ def read_galleries(
             "without a common subject"
         )
     probes = found.pop("probes")
+    for key, enrolled in found.items():
+        both = np.intersect1d(enrolled.rows, probes.rows)
+        if both.size:
+            raise UserError(
+                f"{paths['probes']}: template {template_ids[both[0]]} is in {paths[key].name} too, "
+                "expected probes that are not enrolled"
+            )
     return Galleries(found, probes)
 
 
@@ -205,8 +213,7 @@ def _detector(path: Path, names: np.ndarray, images: Path) -> np.ndarray:
     found, *numbers = _columns(path, (str, *[float] * 11))
     if len(found) != len(names):
         raise UserError(
-            f"{path} has {len(found)} lines and {images.name} {len(names)}: expected one an image "
-            "in both"
+            f"{path} has {len(found)} lines and {images.name} {len(names)}: expected as many"
         )
     other = np.flatnonzero(found != names)
     if other.size:
@@ -214,27 +221,29 @@ def _detector(path: Path, names: np.ndarray, images: Path) -> np.ndarray:
             f"{path}:{_line(path, other[0])}: image {found[other[0]]}, but {images.name} has "
             f"{names[other[0]]} there: expected both in the same order"
         )
-    score = numbers[-1].astype(np.float32)
-    bad = np.flatnonzero(~(np.isfinite(score) & (score >= 0)))
+    score = numbers[-1]
+    # NaN fails the comparison too; a score beyond float32 is as good as infinite.
+    bad = np.flatnonzero(~((score >= 0) & (score <= np.finfo(np.float32).max)))
     if bad.size:
         raise UserError(
             f"{path}:{_line(path, bad[0])}: score {score[bad[0]]}, expected a finite one of at "
             "least 0"
         )
-    return score
+    return score.astype(np.float32)
 
 
 def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
     require_file(path, what="list of templates and subjects")
     subject_of: dict[int, int] = {}
+    line_of: dict[int, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened)
             header = [name.strip().upper() for name in next(reader, [])]
             if not {"TEMPLATE_ID", "SUBJECT_ID"} <= set(header):
                 raise UserError(
-                    f"{path}:1: the columns are {', '.join(header)[:80]}: expected TEMPLATE_ID and "
-                    "SUBJECT_ID among them"
+                    f"{path}:1: the columns are {' '.join(', '.join(header).split())[:80]}: "
+                    "expected TEMPLATE_ID and SUBJECT_ID among them"
                 )
             columns = [header.index("TEMPLATE_ID"), header.index("SUBJECT_ID")]
             for fields in reader:
@@ -247,6 +256,7 @@ def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
                         f"{path}:{reader.line_num}: expected whole numbers as TEMPLATE_ID and "
                         "SUBJECT_ID"
                     ) from None
+                line_of.setdefault(template, reader.line_num)
                 if subject_of.setdefault(template, subject) != subject:
                     raise UserError(
                         f"{path}:{reader.line_num}: template {template} is of subject {subject}, "
@@ -262,8 +272,10 @@ def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
     except OverflowError:
         raise UserError(f"{path} has ids beyond 64 bits") from None
     rows = _rows_of(ids, template_ids)
-    if (rows < 0).any():
-        raise UserError(f"{path}: template {ids[rows < 0][0]} has no images in the list of faces")
+    unknown = ids[rows < 0].tolist()
+    if unknown:
+        line, first = min((line_of[template], template) for template in unknown)
+        raise UserError(f"{path}:{line}: template {first} has no images in the list of faces")
     return Enrolled(rows, subjects)
 
 

@@ -9,7 +9,6 @@ N faces.
 
 import csv
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.image_files import decode, open_images
 from ida_jax.errors import UserError
 
 
@@ -31,13 +31,7 @@ class EncodedImages(Sequence[np.ndarray]):
         return len(self._encoded)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        import cv2
-
-        data = np.frombuffer(self._encoded[index], np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
-        if image is None:
-            raise UserError(f"image {self._names[index]} cannot be decoded: replace or remove it")
-        return image
+        return decode(self._encoded[index], where=self._names[index])
 
 
 def load_lfw(
@@ -92,32 +86,52 @@ def find_crops(root: str | os.PathLike[str]) -> Path:
     )
 
 
-def _read_crops(path: Path) -> dict[str, bytes]:
-    """{"NAME/NAME_0001": JPEG bytes}; the whole set is 85 MB."""
-    if path.is_dir():
-        return {
-            str(file.relative_to(path).with_suffix("")): file.read_bytes()
-            for file in path.glob("*/*.jpg")
-        }
+def read_split(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The roles that a split gives to identities: {identity: role}.
+
+    Args:
+      path: lines identity,role,… under a header with at least these two names.
+
+    Raises:
+      UserError: no such file, or one of another form; an identity that comes twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no split at {path}: expected lines identity,role,images")
+    roles: dict[str, str] = {}
     try:
-        with tarfile.open(path) as archive:
-            return {
-                member.name.removeprefix("./").removesuffix(".jpg"): archive.extractfile(
-                    member
-                ).read()
-                for member in archive
-                if member.isfile() and member.name.endswith(".jpg")
-            }
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is not a whole tar file: {error}") from error
+        with path.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened)
+            if not {"identity", "role"} <= set(reader.fieldnames or ()):
+                raise UserError(f"{path}, line 1: expected a header identity,role,images")
+            for row in reader:
+                identity, role = row["identity"], row["role"]
+                where = f"{path}, line {reader.line_num}"
+                if not identity or not role:
+                    raise UserError(f"{where}: expected identity,role,images")
+                if identity in roles:
+                    raise UserError(f"{where}: {identity} comes twice, expected once")
+                roles[identity] = role
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no split, lines identity,role,images: {error}") from error
+    return roles
+
+
+def _read_crops(path: Path) -> dict[str, bytes]:
+    """{"NAME/NAME_0001": the encoded image}; the whole set is 85 MB."""
+    files = open_images(path)
+    encoded = {}
+    for row, full in enumerate(files.names):
+        name = full.rsplit(".", 1)[0]
+        if name in encoded:
+            raise UserError(f"{files.where(row)}: {name} is there with another suffix too")
+        encoded[name] = files.encoded(row)
+    return encoded
 
 
 def _identities_of(path: Path, role: str) -> set[str]:
-    if not path.is_file():
-        raise UserError(f"no split at {path}: expected lines identity,role,images")
-    with path.open(encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    roles = {row["role"] for row in rows}
-    if role not in roles:
-        raise UserError(f"role '{role}' is not in {path}: it has {', '.join(sorted(roles))}")
-    return {row["identity"] for row in rows if row["role"] == role}
+    roles = read_split(path)
+    if role not in roles.values():
+        known = ", ".join(sorted(set(roles.values())))
+        raise UserError(f"role '{role}' is not in {path}: it has {known}")
+    return {identity for identity, its_role in roles.items() if its_role == role}

@@ -1,17 +1,16 @@
-"""Faces as a TFDS data set in ArrayRecord files, written and read without TensorFlow.
+"""Faces and pairs of TFDS data sets in ArrayRecord files, read without TensorFlow.
 
-N faces, C identities, H height, W width.
+N faces, P pairs, C identities, H height, W width.
 """
 
 import bisect
 import contextlib
-import io
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -49,9 +48,13 @@ class TfdsImages(Sequence[np.ndarray]):
         Raises:
           UserError: its bytes are no image.
         """
+        return self.image(index, "image")
+
+    def image(self, index: int, feature: str) -> np.ndarray:
+        """One of a row's images, uint8 [H, W, 3] RGB; raises as `__getitem__`."""
         import cv2
 
-        encoded = np.frombuffer(self.features(index)["image"].bytes_list.value[0], np.uint8)
+        encoded = np.frombuffer(self.features(index)[feature].bytes_list.value[0], np.uint8)
         image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
         if image is None:
             raise UserError(
@@ -97,6 +100,29 @@ class TfdsImages(Sequence[np.ndarray]):
             return self._readers[file]
 
 
+class PairImages(NamedTuple):
+    """P labelled pairs of images.
+
+    Attributes:
+      images: 2P images, uint8 [H, W, 3] RGB, decoded when asked for; pair i is 2i and 2i + 1.
+      same: bool [P], True for one identity's pair.
+    """
+
+    images: Sequence[np.ndarray]
+    same: np.ndarray
+
+
+class _BothSides(Sequence[np.ndarray]):
+    def __init__(self, pairs: TfdsImages) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._pairs.image(index // 2, ("first", "second")[index % 2])
+
+
 def find_tfds(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
     """The folder of the newest version of DATA_DIR/NAME.
 
@@ -126,31 +152,53 @@ def load_tfds(name: str, *, data_dir: str | os.PathLike[str], split: str = "trai
     Raises:
       UserError: the data set is not there, or has other features or files than expected.
     """
+    path, info, images = _open(name, data_dir, split, ("image", "label"))
+    label = info.features["label"]
+    names = label.names or tuple(map(str, range(label.num_classes)))
+    return FaceDataset(images, _labels(images, path / f"{split}_labels.safetensors"), tuple(names))
+
+
+def load_pairs(name: str, *, data_dir: str | os.PathLike[str], split: str = "test") -> PairImages:
+    """The data set DATA_DIR/NAME of pairs, with the features "first", "second" (RGB) and "same".
+
+    Raises:
+      UserError: the data set is not there, or has other features or files than expected.
+    """
+    _, _, pairs = _open(name, data_dir, split, ("first", "second", "same"))
+    same = [pairs.features(row)["same"].int64_list.value[0] for row in range(len(pairs))]
+    return PairImages(_BothSides(pairs), np.array(same, bool))
+
+
+def _open(
+    name: str, data_dir: str | os.PathLike[str], split: str, expected: tuple[str, ...]
+) -> tuple[Path, Any, TfdsImages]:
+    """The data set's folder, what TFDS says of it, and its records."""
     path = find_tfds(name, data_dir=data_dir)
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(path)
-    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+    try:
+        info = tfds.builder_from_directory(path).info
+    except Exception as error:  # whatever a damaged JSON makes TFDS and protobuf raise
         raise UserError(
-            f"{path} is in {builder.info.file_format.value} files: prepare it with "
+            f"{path} cannot be read ({' '.join(str(error).split())}): prepare it anew"
+        ) from error
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"{path} is in {info.file_format.value} files: prepare it with "
             'file_format="array_record", which is read without TensorFlow'
         )
-    if split not in builder.info.splits:
-        raise UserError(f"{name} has no split '{split}': it has {', '.join(builder.info.splits)}")
-    features = builder.info.features
-    missing = {"image", "label"} - set(features)
+    if split not in info.splits:
+        raise UserError(f"{name} has no split '{split}': it has {', '.join(info.splits)}")
+    missing = [feature for feature in expected if feature not in info.features]
     if missing:
-        raise UserError(f"{name} lacks the feature {missing.pop()}: it has {', '.join(features)}")
-    info = builder.info.splits[split]
-    images = TfdsImages(tuple(map(str, info.filepaths)), tuple(info.shard_lengths))
-    names = features["label"].names or tuple(map(str, range(features["label"].num_classes)))
-    return FaceDataset(images, _labels(images, path / f"{split}_labels.safetensors"), tuple(names))
+        raise UserError(f"{name} lacks the feature {missing[0]}: it has {', '.join(info.features)}")
+    found = info.splits[split]
+    return path, info, TfdsImages(tuple(map(str, found.filepaths)), tuple(found.shard_lengths))
 
 
 def _labels(images: TfdsImages, path: Path) -> np.ndarray:
     """int32 [N]: from the file at `path` if it is of these records, else from the records."""
-    sizes = np.array([os.stat(file).st_size for file in images.files], np.int64)
-    expected = {"bytes": sizes, "records": np.array(images.records, np.int64)}
+    expected = _fingerprint(images)
     if path.is_file():
         try:
             kept, _ = load_tensors(path, kind="labels")
@@ -164,63 +212,21 @@ def _labels(images: TfdsImages, path: Path) -> np.ndarray:
     rows = tqdm(range(len(images)), desc="labels", unit="face", delay=2, leave=False)
     labels = np.fromiter((_label(images, row) for row in rows), np.int32, count=len(images))
     with contextlib.suppress(UserError):  # a folder that is not ours is read anew each time
-        save_tensors(path, {"labels": labels, **expected}, kind="labels", metadata={})
+        keep_labels(path, labels, images)
     return labels
+
+
+def keep_labels(path: Path, labels: np.ndarray, images: TfdsImages) -> None:
+    """Writes the labels of records, int32 [N], where `load_tfds` finds them."""
+    tensors = {"labels": labels, **_fingerprint(images)}
+    save_tensors(path, tensors, kind="labels", metadata={})
+
+
+def _fingerprint(images: TfdsImages) -> dict[str, np.ndarray]:
+    """What changes with the records' files: their sizes, and how many each holds."""
+    sizes = [os.stat(file).st_size for file in images.files]
+    return {"bytes": np.array(sizes, np.int64), "records": np.array(images.records, np.int64)}
 
 
 def _label(images: TfdsImages, row: int) -> int:
     return images.features(row)["label"].int64_list.value[0]
-
-
-def write_tfds(
-    name: str,
-    files: Sequence[Path],
-    labels: Sequence[int],
-    identities: Sequence[str],
-    *,
-    data_dir: str | os.PathLike[str],
-) -> Path:
-    """Writes encoded images as the data set DATA_DIR/NAME; their bytes are kept as they are.
-
-    Args:
-      name: the data set's, in small letters, digits and underscores.
-      files: N JPEG files.
-      labels: N labels, 0 … C−1.
-      identities: the C identities' names.
-      data_dir: where data sets are.
-
-    Returns:
-      The data set's folder.
-
-    Raises:
-      UserError: a name that TFDS does not take, or a data set that is there already.
-    """
-    import tensorflow_datasets as tfds
-
-    if not name.isidentifier() or name != name.lower():
-        raise UserError(f"'{name}' names no data set: use small letters, digits and underscores")
-
-    class Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-            label = tfds.features.ClassLabel(names=list(identities))
-            features = tfds.features.FeaturesDict({"image": image, "label": label})
-            return self.dataset_info_from_configs(features=features)
-
-        def _split_generators(self, manager: tfds.download.DownloadManager) -> dict:
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self) -> Iterator[tuple[int, dict]]:
-            for row, (file, label) in enumerate(zip(files, labels, strict=True)):
-                # Bytes, since TFDS encodes an array with TensorFlow.
-                yield row, {"image": io.BytesIO(file.read_bytes()), "label": int(label)}
-
-    Faces.name = name
-    builder = Faces(data_dir=data_dir, file_format="array_record")
-    if builder.is_prepared():
-        raise UserError(f"{builder.data_path} is there already: delete it or take another --name")
-    builder.download_and_prepare()
-    load_tfds(name, data_dir=data_dir)  # keeps the labels for every later start
-    return Path(builder.data_path)

@@ -25,7 +25,7 @@ from ida_jax.rescoring.terms import FaceTerms
 _BASELINE = "cosine"
 _INTERVALS_OF_MEANS = (
     "figures are the means of the two galleries'; the intervals' half-lengths are added in "
-    "quadrature, since the galleries have no subject in common"
+    "quadrature, as if the galleries were independent: they have no subject in common"
 )
 
 

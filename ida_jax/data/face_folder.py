@@ -1,0 +1,119 @@
+"""Identity folders: FOLDER/IDENTITY/IMAGE, .jpg, .jpeg or .png.
+
+N faces, C identities.
+"""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from ida_jax.data.encoded import EncodedFaces
+from ida_jax.errors import UserError
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_TOLD = 5
+
+
+class FolderImages(Sequence[bytes]):
+    """The bytes of N image files, each read when it is asked for."""
+
+    def __init__(self, folder: str, identities: Sequence[str], labels: np.ndarray,
+                 files: Sequence[str]) -> None:  # fmt: skip
+        self._folder, self._identities = folder, identities
+        self._labels, self._files = labels, files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, row: int) -> str:
+        """The file of a row."""
+        return os.path.join(self._folder, self._identities[self._labels[row]], self._files[row])
+
+    def __getitem__(self, row: int) -> bytes:
+        path = self.path(row)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
+    """The images of FOLDER/IDENTITY/, by identity and file name; hidden files are passed over.
+
+    Images are read when asked for. The notes tell of identity folders without an image, and of what
+    is left out: other files, and what lies in FOLDER itself or below an identity's folder.
+
+    Raises:
+      UserError: no such folder, no image in it, one that cannot be listed, a name that is not
+        UTF-8, or two identities whose names differ by case (or by how accents are encoded) alone.
+    """
+    folder = os.fspath(folder)
+    if not os.path.isdir(folder):
+        raise UserError(f"no folder at {folder}: expected one that holds a folder an identity")
+    folders, left_out = _listed(folder, keep_folders=True)
+    _refuse_twins(folder, folders)
+    identities, empty, files, counts = [], [], [], []
+    for name in folders:
+        images, others = _listed(os.path.join(folder, name), keep_folders=False)
+        left_out += others
+        if not images:
+            empty.append(name)
+            continue
+        identities.append(name)
+        files += images
+        counts.append(len(images))
+    if not files:
+        raise UserError(
+            f"no image at {folder}/IDENTITY/*.jpg, .jpeg or .png: expected a folder an identity, "
+            f"{len(folders)} folders were found"
+        )
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    images = FolderImages(folder, identities, labels, files)
+    notes = []
+    if empty:
+        notes.append(f"{len(empty)} identity folders hold no image: {_some(empty)}")
+    if left_out:
+        notes.append(
+            f"{len(left_out)} entries that are no FOLDER/IDENTITY/IMAGE are left out: "
+            f"{_some(left_out)}"
+        )
+    return EncodedFaces(images, labels, tuple(identities), images.path, tuple(notes))
+
+
+def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str]]:
+    """Sorted: the names to keep (folders, or else images), and the paths of all others."""
+    kept, others = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                is_image = entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
+                wanted = entry.is_dir() if keep_folders else is_image
+                (kept if wanted else others).append(entry.name if wanted else entry.path)
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}") from error
+    for name in kept:
+        if not name.isprintable():
+            raise UserError(f"{folder} holds {name!r}: rename it to printable UTF-8 text")
+    return sorted(kept), sorted(others)
+
+
+def _refuse_twins(folder: str, names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if twin != name:
+            raise UserError(
+                f"{folder} holds the identities {twin} and {name}, one name but for its case or "
+                "accents: merge or rename them"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    # A name that is left out need not be text that can be printed.
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_TOLD])
+    return shown + ", …" * (len(names) > _TOLD)

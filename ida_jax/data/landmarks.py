@@ -1,0 +1,122 @@
+"""Lists of five points of faces: LFW's (image x1 y1 … x5 y5) and IJB's (a detector's score after).
+
+N faces.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.files import require_file
+from ida_jax.tables.blocks import TextBlock, parse_columns, text_blocks
+
+_SHOWN = 60
+_EXPECTED = "expected an image, x1 y1 … x5 y5, and a score or none"
+
+
+class Landmarks(NamedTuple):
+    """Five points an image.
+
+    Attributes:
+      names: N distinct names of images, as the list writes them.
+      points: float64 [N, 5, 2], (x, y) in pixels.
+      scores: float64 [N], the detector's, or None where the list has none.
+    """
+
+    names: tuple[str, ...]
+    points: np.ndarray
+    scores: np.ndarray | None
+
+
+def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
+    """Reads a list of five points, one image a line, separated by tabs or by spaces.
+
+    All lines have 11 fields, or all have 12. A name may hold spaces where tabs separate.
+
+    Raises:
+      UserError: a file that is absent, empty or no text; a line of another form; a number that is
+        not finite; an image that comes twice. The message gives the file and the line.
+    """
+    path = Path(path)
+    require_file(path, what="landmarks")
+    names: list[str] = []
+    numbers = []
+    width = 0
+    for block in text_blocks(path):
+        if not width:
+            first = block.text.split(b"\n", 1)[0]
+            width = len(split_line(first.decode("utf-8", errors="replace")))
+            if width not in (11, 12):
+                raise UserError(f"{path}, line 1: {width} fields were found, {_EXPECTED}")
+        block_names, block_numbers = _fast(block, width) or _slow(path, block, width)
+        names += block_names
+        numbers.append(block_numbers)
+    if not names:
+        raise UserError(f"{path} is empty: {_EXPECTED} on each line")
+    values = np.concatenate(numbers)
+    if not np.isfinite(values).all():
+        line = int(np.argmin(np.isfinite(values).all(axis=1))) + 1
+        raise UserError(f"{path}, line {line}: a number is not finite, {_EXPECTED}")
+    if len(set(names)) < len(names):
+        _raise_repeated(path, names)
+    return Landmarks(
+        tuple(names), values[:, :10].reshape(-1, 5, 2), values[:, 10] if width == 12 else None
+    )
+
+
+def split_line(line: str) -> list[str]:
+    """A line's fields: between tabs where it has any, else between white space."""
+    return [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
+
+
+def _fast(block: TextBlock, width: int) -> tuple[list[str], np.ndarray] | None:
+    """The block by Arrow; None where it is not all of the plain form."""
+    import pyarrow as pa
+
+    # A quote would have Arrow take it away, and with it what is between two of them.
+    if b'"' in block.text:
+        return None
+    tabs = b"\t" in block.text
+    types = [pa.string(), *[pa.float64()] * (width - 1)]
+    columns = parse_columns(block, "\t" if tabs else " ", types)
+    if columns is None:
+        return None
+    names = columns[0].to_pylist()
+    if any(not name or name != name.strip() for name in names):
+        return None
+    return names, np.stack([column.to_numpy() for column in columns[1:]], axis=1)
+
+
+def _slow(path: Path, block: TextBlock, width: int) -> tuple[list[str], np.ndarray]:
+    """The block line by line: several spaces in a row, or a mistake, which is named."""
+    names, numbers = [], []
+    for number, line in enumerate(block.text.removesuffix(b"\n").split(b"\n"), block.first_line):
+        where = f"{path}, line {number}"
+        try:
+            fields = split_line(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where} is not UTF-8 text, {_EXPECTED}") from error
+        if len(fields) != width or not fields[0]:
+            found = f"{len(fields)} fields were found, the first line has {width}"
+            raise UserError(f"{where}: {found if fields else 'a blank line'}; {_EXPECTED}")
+        try:
+            numbers.append([float(field) for field in fields[1:]])
+        except ValueError as error:
+            shown = line.decode("utf-8")[:_SHOWN].rstrip()
+            raise UserError(f"{where}: {shown!r}: {_EXPECTED}") from error
+        names.append(fields[0])
+    return names, np.array(numbers).reshape(-1, width - 1)
+
+
+def _raise_repeated(path: Path, names: list[str]) -> None:
+    lines: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if name in lines:
+            raise UserError(
+                f"{path}, line {number}: {name} is on line {lines[name]} too, expected one line an "
+                "image"
+            )
+        lines[name] = number

@@ -1,0 +1,259 @@
+"""LFW and CALFW as they are downloaded, made into the aligned crops that ida_jax reads.
+
+    DATA_DIR/lfw/lfw_112.tar        NAME/NAME_0001.jpg, 112×112, with pairs.txt and split.csv
+    DATA_DIR/calfw/calfw_112.tar    NAME_0001.jpg, 112×112, with pairs_CALFW.txt
+
+N images.
+"""
+
+import contextlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from ida_jax.data.alignment import align, similarity_transform
+from ida_jax.data.image_files import ImageFiles, decode, open_images
+from ida_jax.data.jpeg import check_image
+from ida_jax.data.landmarks import read_landmarks
+from ida_jax.data.lfw import read_split
+from ida_jax.errors import UserError
+from ida_jax.files import require_file, written_whole
+from ida_jax.protocols.pair_lists import read_calfw_pairs, read_lfw_pairs
+
+_SIZE = 112
+# The crop is what networks see: losses of a second compression are kept below a grey level.
+_QUALITY = 98
+_BATCH = 512
+_SHOWN = 5
+_FILE_NAME = re.compile(r"([^.].*)_\d+")
+
+
+class _Set(NamedTuple):
+    images: int
+    by_person: bool
+    pairs: str
+    read_pairs: Callable
+
+
+_SETS = {
+    "lfw": _Set(13_233, True, "pairs.txt", read_lfw_pairs),
+    "calfw": _Set(12_174, False, "pairs_CALFW.txt", read_calfw_pairs),
+}
+
+
+class PreparedLfw(NamedTuple):
+    """What was written.
+
+    Attributes:
+      folder: DATA_DIR/lfw or DATA_DIR/calfw.
+      images: N.
+      pairs: how many the list has.
+      notes: what differs from the whole data set.
+    """
+
+    folder: Path
+    images: int
+    pairs: int
+    notes: tuple[str, ...] = ()
+
+
+def prepare_lfw(
+    source: str | os.PathLike[str],
+    *,
+    landmarks: str | os.PathLike[str] | None = None,
+    pairs: str | os.PathLike[str],
+    split: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str],
+    name: str = "lfw",
+) -> PreparedLfw:
+    """Writes the crops and the lists into DATA_DIR/NAME, all or none, with a progress bar.
+
+    Images are aligned by `ida_jax.data.alignment` and kept as JPEG of quality 98. Without
+    landmarks they must be crops of 112×112 already, and keep their bytes (grey ones become RGB).
+
+    Args:
+      source: a folder or tar file of NAME_0001.jpg, in whatever folders.
+      landmarks: five points an image, LFW's or IJB's form; images are found by their file names.
+      pairs: the set's own list of pairs.
+      split: identity,role,images (see `ida_jax.data.lfw`), for "lfw".
+      data_dir: where data sets are.
+      name: "lfw" or "calfw".
+
+    Raises:
+      UserError: an unknown name; crops that are there already; a file that is absent or damaged; an
+        image without landmarks, of the wrong size, or that cannot be decoded; a pair or a line of
+        the split that names an absent image or identity.
+    """
+    if name not in _SETS:
+        raise UserError(f"data set '{name}' is unknown: choose {' or '.join(_SETS)}")
+    if split is not None and name != "lfw":
+        raise UserError(f"a split is for lfw, not for {name}")
+    described = _SETS[name]
+    folder = Path(data_dir) / name
+    tar = folder / f"{name}_{_SIZE}.tar"
+    if tar.exists():
+        raise UserError(f"{tar} is there already: remove it first, or name another data_dir")
+    require_file(Path(pairs), what="list of pairs")
+    files = open_images(source)
+    paths = _paths(files, by_person=described.by_person)
+    rows = sorted(range(len(files)), key=paths.__getitem__)
+    rows = [row for row in rows if paths[row]]
+    if not rows:
+        raise UserError(f"{source} holds no image named NAME_0001.jpg")
+    names = [paths[row].rsplit(".", 1)[0] for row in rows]
+    listed = described.read_pairs(pairs, names)
+    lists = {described.pairs: _content(pairs)}
+    if split is not None:
+        _check_split(Path(split), {image.split("/")[0] for image in names})
+        lists["split.csv"] = _content(split)
+    points = None if landmarks is None else _points(Path(landmarks), names)
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    for left in folder.glob(f".{tar.name}.*"):  # of a kill
+        left.unlink()
+    try:
+        # The tar appears last: without it, nothing else of the folder is looked at.
+        with written_whole(tar) as temporary:
+            _write_tar(temporary, [paths[row] for row in rows], _crops(files, rows, points))
+            for file, content in lists.items():
+                with written_whole(folder / file) as part:
+                    part.write_bytes(content)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return PreparedLfw(folder, len(rows), len(listed.same), _notes(name, len(rows), len(files)))
+
+
+def _paths(files: ImageFiles, *, by_person: bool) -> list[str]:
+    """Each image's path in the tar; empty for hidden files (macOS leaves some in archives)."""
+    paths, first = [], {}
+    for row, full in enumerate(files.names):
+        path = PurePosixPath(full)
+        matched = _FILE_NAME.fullmatch(path.stem)
+        if matched is None and not path.name.startswith("."):
+            raise UserError(
+                f"{files.where(row)}: expected images named NAME_0001.jpg; take other images away"
+            )
+        if matched is None:
+            paths.append("")
+            continue
+        if path.stem in first:
+            raise UserError(
+                f"{files.where(row)}: {files.where(first[path.stem])} has the same name, expected "
+                "each image once"
+            )
+        first[path.stem] = row
+        suffix = path.suffix.lower()
+        paths.append(f"{matched[1]}/{path.stem}{suffix}" if by_person else path.stem + suffix)
+    return paths
+
+
+def _points(path: Path, names: Sequence[str]) -> np.ndarray:
+    """float64 [N, 5, 2], in the order of the names."""
+    found = read_landmarks(path)
+    stems = [PurePosixPath(image).stem for image in found.names]
+    place = {stem: row for row, stem in enumerate(stems)}
+    if len(place) < len(stems):
+        twice = next(stem for row, stem in enumerate(stems) if place[stem] != row)
+        raise UserError(f"{path} has two lines for {twice}: expected one an image")
+    missing = [image for image in names if image.rsplit("/", 1)[-1] not in place]
+    if missing:
+        raise UserError(
+            f"{path} has no points for {len(missing)} of {len(names)} images: "
+            f"{', '.join(missing[:_SHOWN])}{', …' if len(missing) > _SHOWN else ''}; add them, or "
+            "take the images away"
+        )
+    rows = [place[image.rsplit("/", 1)[-1]] for image in names]
+    for row in rows:
+        try:
+            similarity_transform(found.points[row])
+        except UserError as error:
+            raise UserError(f"{path}, line {row + 1}: {error}") from error
+    return found.points[rows]
+
+
+def _crops(files: ImageFiles, rows: Sequence[int], points: np.ndarray | None) -> Iterator[bytes]:
+    from tqdm import tqdm
+
+    def crop(place: int) -> bytes:
+        row = rows[place]
+        return _crop(
+            files.encoded(row), None if points is None else points[place], files.where(row)
+        )
+
+    title = "crops" if points is None else "align"
+    with tqdm(total=len(rows), desc=title, unit="image", leave=False) as bar:
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(rows), _BATCH):
+                batch = range(start, min(start + _BATCH, len(rows)))
+                yield from pool.map(crop, batch)
+                bar.update(len(batch))
+
+
+def _crop(encoded: bytes, points: np.ndarray | None, where: str) -> bytes:
+    import cv2
+
+    checked = check_image(encoded)
+    if checked.problem is not None:
+        raise UserError(f"{where} {checked.problem}; replace it, or take it away with its pairs")
+    image = decode(checked.image, where=where)
+    if points is None:
+        if image.shape[:2] != (_SIZE, _SIZE):
+            raise UserError(
+                f"{where} is {image.shape[1]}×{image.shape[0]}: without landmarks, expected crops "
+                f"of {_SIZE}×{_SIZE}; give --landmarks=FILE, five points an image"
+            )
+        return checked.image
+    aligned = align(image, points, size=_SIZE)
+    settings = [
+        cv2.IMWRITE_JPEG_QUALITY, _QUALITY,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]  # fmt: skip
+    return cv2.imencode(".jpg", cv2.cvtColor(aligned, cv2.COLOR_RGB2BGR), settings)[1].tobytes()
+
+
+def _write_tar(path: Path, names: Sequence[str], crops: Iterator[bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, encoded in zip(names, crops, strict=True):
+            # By what it is: an aligned PNG has become a JPEG.
+            suffix = ".jpg" if encoded.startswith(b"\xff\xd8") else ".png"
+            member = tarfile.TarInfo(name.rsplit(".", 1)[0] + suffix)
+            member.size = len(encoded)
+            archive.addfile(member, io.BytesIO(encoded))
+
+
+def _check_split(path: Path, people: set[str]) -> None:
+    for identity in read_split(path):
+        if identity not in people:
+            raise UserError(
+                f"{path}: identity {identity} has no image: correct the split, or give its images"
+            )
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _notes(name: str, images: int, found: int) -> tuple[str, ...]:
+    notes = []
+    if images != _SETS[name].images:
+        notes.append(f"{images:,} images were found, the whole {name.upper()} has "
+                     f"{_SETS[name].images:,}")  # fmt: skip
+    if found > images:
+        notes.append(f"{found - images} hidden files were left out")
+    return tuple(notes)
