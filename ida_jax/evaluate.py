@@ -12,6 +12,9 @@ log-likelihood ratios for python -m ida_jax.rescore --calibration.
 
 All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
 columns those named score, label, group, identity_1 and identity_2 are read.
+
+A protocol's own files (LFW, CALFW, YTF, IJB-B, IJB-C, MegaFace), with embeddings and all methods at
+once: python -m ida_jax.evaluate --protocol=lfw --help
 """
 
 import json
@@ -31,6 +34,11 @@ _LEVEL = 0.95
 
 def main(argv: list[str]) -> None:
     """Parses flags, evaluates, prints, and writes what was asked for."""
+    if any(word.split("=")[0] == "--protocol" for word in argv):
+        from ida_jax.evaluation.command import main as evaluate_protocol
+
+        evaluate_protocol(argv)
+        return
     options = _parser().parse_args(argv)
     _check(options)
     from ida_jax.report.score_report import score_text

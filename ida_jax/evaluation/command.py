@@ -99,6 +99,8 @@ def _parser() -> Parser:
     add("--fars", type=numbers(float), metavar="FAR,…", help="false accept rates")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    add("--flip", choices=("none", "added", "halves"), default="none", help="of ijbb, ijbc: mirror "
+        "images' embeddings are added in E already, or stand beside the others, [N, 2D] (none)")
     add("--norm", choices=("keep", "unit"), default="keep", help="of ijbb, ijbc: an image's weight "
         "in its template is its embedding's norm (keep), or all weigh alike (unit)")
     add("--detector", choices=("weight", "ignore"), default="weight", help="of ijbb, ijbc: images "
@@ -172,17 +174,11 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
 
 
 def _embeddings(options: Any) -> "EmbeddingFile":
+    from ida_jax.evaluation.protocols import names_beside
     from ida_jax.tables.embeddings import read_embeddings
 
-    return read_embeddings(
-        options.embeddings, names=_names_beside(options.embeddings, options.names)
-    )
-
-
-def _names_beside(embeddings: Path, names: Path | None) -> Path | None:
-    """The names' file that was given, or the one that `ida_jax.embed` writes beside an .npy."""
-    beside = embeddings.with_suffix(".names.txt")
-    return beside if names is None and beside.is_file() else names
+    names = names_beside(options.embeddings, options.names)
+    return read_embeddings(options.embeddings, names=names)
 
 
 def _scorers(

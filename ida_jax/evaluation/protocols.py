@@ -95,6 +95,91 @@ def all_pairs(
     return {"all_pairs": everything.evaluated}
 
 
+def videos(
+    options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    """YTF in both modes."""
+    from ida_jax.data.ytf import group_frames, read_ytf_splits
+    from ida_jax.evaluation.ytf import evaluate_ytf
+
+    listed = read_ytf_splits(_inside(options.files, "splits.txt"))
+    frames = group_frames(_required_names(found, options), listed.videos)
+    return evaluate_ytf(found.embeddings, frames, listed, scorers, **_bootstrap(options))
+
+
+def distractors(
+    options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    """MegaFace's identification, FaceScrub's faces among distractors."""
+    from ida_jax.data.megaface import find_lists, load_megaface
+    from ida_jax.evaluation.megaface import evaluate_megaface
+    from ida_jax.tables.embeddings import read_embeddings
+
+    crowd = options.distractors
+    if not crowd.is_dir():
+        crowd = read_embeddings(crowd, names=names_beside(crowd, options.distractor_names))
+    data = load_megaface(find_lists(options.files), facescrub=found, megaface=crowd)
+    evaluated = evaluate_megaface(
+        data.probes, data.labels, data.distractors, scorers, sets=data.sets, **_bootstrap(options)
+    )
+    return {"megaface": evaluated._replace(notes=(*data.notes, *evaluated.notes))}
+
+
+def templates(
+    options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    """IJB-B or IJB-C, 1:1, and 1:N where the release has its lists."""
+    from ida_jax.data.ijb import read_galleries, read_ijb
+    from ida_jax.evaluation.ijb import FARS, evaluate_ijb
+
+    subset = options.protocol
+    meta = read_ijb(options.files, subset=subset)
+    galleries = read_galleries(options.files, subset=subset, template_ids=meta.template_ids)
+    return evaluate_ijb(
+        in_order(found, meta.names, options.embeddings),
+        meta,
+        scorers,
+        subset=subset,
+        galleries=galleries,
+        images=options.norm,
+        flip=options.flip,
+        detector=options.detector == "weight",
+        densities=options.densities,
+        fars=options.fars or FARS,
+        **_bootstrap(options),
+    )
+
+
+def in_order(found: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarray:
+    """The embeddings in the order of a list's images; names are compared without their folders.
+
+    Raises:
+      UserError: embeddings without names of another number, or an image that has none.
+    """
+    if found.names is None:
+        if len(found.embeddings) != len(names):
+            raise UserError(
+                f"{path} has {len(found.embeddings)} embeddings and the list {len(names)} images: "
+                "expected one an image in the list's order, or names"
+            )
+        return found.embeddings
+    files = [name.rsplit("/", 1)[-1] for name in found.names]
+    wanted = [name.rsplit("/", 1)[-1] for name in names]
+    if files == wanted:
+        return found.embeddings
+    row_of = {name: row for row, name in enumerate(files)}
+    for name in wanted:
+        if name not in row_of:
+            raise UserError(f"{path} has no embedding of {name}, which the list names")
+    return found.embeddings[[row_of[name] for name in wanted]]
+
+
+def names_beside(embeddings: Path, names: Path | None) -> Path | None:
+    """The names' file that was given, or the one that `ida_jax.embed` writes beside an .npy."""
+    beside = embeddings.with_suffix(".names.txt")
+    return beside if names is None and beside.is_file() else names
+
+
 def _bootstrap(options: Any) -> dict[str, Any]:
     return {"resamples": options.resamples, "seed": options.seed}
 
