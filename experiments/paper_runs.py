@@ -85,8 +85,8 @@ def require_paper(
         data = load_config(name).train_data.dataset
         workdir = options.workdir / name
         if faces or not (workdir / "results.json").is_file():
-            command = f"python -m ida_jax.main --config=configs/{name}.py --workdir={workdir}"
-            needed[options.data_dir / data] = f"the training set, for {command}"
+            of = needed.get(options.data_dir / data, "the training set of")
+            needed[options.data_dir / data] = f"{of} configs/{name}.py"
             needed[options.data_dir / "lfw" / "pairs.txt"] = "LFW, which the run is verified on"
         for protocol in protocols:
             needed |= protocol_files(options, workdir, protocol)
@@ -211,7 +211,7 @@ def protocol_files(options: Any, workdir: Path, protocol: str) -> dict[Path, str
     path, what = lists[protocol]
     images = ("facescrub", "megaface") if protocol == "megaface" else (protocol,)
     model = workdir / "model.safetensors"
-    embed = f"python -m ida_jax.embed --model={model} --images=IMAGES --output="
+    embed = f"python -m ida_jax.embed --model={model} --images={options.data_dir}/… --output="
     return {
         options.data_dir / path: what,
         **{

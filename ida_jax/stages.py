@@ -180,8 +180,13 @@ def _anchors(run: Run) -> None:
             faces = run.train_faces
             rows = sources.real_db_rows(faces.labels, size=c.size, seed=run.config.seed)
             embeddings = run.embed(ImageSubset(faces.images, rows), "anchors")
+            labels = faces.labels[rows]
             anchors = AnchorSet.from_embeddings(
-                embeddings, labels=faces.labels[rows], source="real_db", **options
+                embeddings,
+                labels=labels,
+                source="real_db",
+                names=[faces.identities[label] for label in labels],
+                **options,
             )
     run.anchors_path.parent.mkdir(exist_ok=True)
     anchors.save(run.anchors_path)

@@ -76,7 +76,7 @@ def similarity_transform(
 
 
 def align(image: np.ndarray, points: ArrayLike, *, size: int = 112) -> np.ndarray:
-    """The aligned crop of one face, bilinear, black beyond the picture (as InsightFace's norm_crop).
+    """One face's aligned crop, bilinear, black beyond the picture (InsightFace's norm_crop).
 
     Args:
       image: uint8 [H, W, 3].

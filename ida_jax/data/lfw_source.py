@@ -194,12 +194,12 @@ def _crops(files: ImageFiles, rows: Sequence[int], points: np.ndarray | None) ->
         )
 
     title = "crops" if points is None else "align"
-    with tqdm(total=len(rows), desc=title, unit="image", leave=False) as bar:
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(rows), _BATCH):
-                batch = range(start, min(start + _BATCH, len(rows)))
-                yield from pool.map(crop, batch)
-                bar.update(len(batch))
+    bar = tqdm(total=len(rows), desc=title, unit="image", leave=False)
+    with bar, ThreadPoolExecutor() as pool:
+        for start in range(0, len(rows), _BATCH):
+            batch = range(start, min(start + _BATCH, len(rows)))
+            yield from pool.map(crop, batch)
+            bar.update(len(batch))
 
 
 def _crop(encoded: bytes, points: np.ndarray | None, where: str) -> bytes:

@@ -18,6 +18,7 @@ from ida_jax.evaluation.scored_pairs import evaluate_labelled_pairs
 from ida_jax.protocols.pair_lists import read_calfw_pairs, read_lfw_pairs
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.embeddings import EmbeddingFile
 from ida_jax.validation import unit_embeddings
 
@@ -69,7 +70,7 @@ def kfold(
     people = [_person(name.rsplit("/", 1)[-1]) for name in names]
     _, labels = np.unique(people, return_inverse=True)
     faces = unit_embeddings(found.embeddings)
-    methods = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    methods = _terms(faces, people, scorers)
     folds = int(pair_list.fold.max()) + 1
     evaluated = evaluate_kfold(faces, pair_list, methods, labels=labels, **_bootstrap(options))
     return {f"{options.protocol}_{folds}fold": evaluated}
@@ -86,9 +87,10 @@ def all_pairs(
                 f"row {row} of {options.embeddings} is named {name}: expected PERSON/IMAGE, which "
                 "says whose face it is"
             )
-    _, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
+    people = [name.split("/")[0] for name in names]
+    _, labels = np.unique(people, return_inverse=True)
     faces = unit_embeddings(found.embeddings)
-    methods = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    methods = _terms(faces, people, scorers)
     everything = evaluate_all_pairs(
         faces, labels, methods, fars=options.fars or _FARS, **_bootstrap(options)
     )
@@ -178,6 +180,21 @@ def names_beside(embeddings: Path, names: Path | None) -> Path | None:
     """The names' file that was given, or the one that `ida_jax.embed` writes beside an .npy."""
     beside = embeddings.with_suffix(".names.txt")
     return beside if names is None and beside.is_file() else names
+
+
+def _terms(
+    faces: np.ndarray, people: Sequence[str], scorers: Mapping[str, Rescorer]
+) -> dict[str, FaceTerms]:
+    """Every method's terms; people who are among the anchors by name are left out of their own
+    support sets."""
+    own = None
+    for scorer in scorers.values():
+        anchors = scorer.anchors
+        if anchors is not None and anchors.names and anchors.labels is not None and own is None:
+            label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
+            found = np.array([label_of.get(person, -1) for person in people], np.int32)
+            own = found if np.any(found >= 0) else None
+    return {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
 
 
 def _bootstrap(options: Any) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ida_jax.data.landmarks import read_landmarks
+from ida_jax.errors import UserError
+
+_POINTS = np.random.default_rng(0).uniform(0, 250, (7, 5, 2)).round(3)
+_NAMES = tuple(f"Bo_{i}/Bo_{i}_000{i}.jpg" for i in range(7))
+_SCORES = np.linspace(0, 1, 7).round(4)
+
+
+def _text(separator, *, scores=False, names=_NAMES):
+    lines = []
+    for name, points, score in zip(names, _POINTS, _SCORES, strict=True):
+        numbers = [*points.ravel(), *([score] if scores else [])]
+        lines.append(separator.join([name, *map(str, numbers)]))
+    return lines
+
+
+@pytest.mark.parametrize("separator", ["\t", " ", "  ", " \t"])
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_both_forms(tmp_path, separator, scores, ending):
+    text = ending.join(_text(separator, scores=scores)) + 3 * ending
+    path = tmp_path / "points.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    found = read_landmarks(path)
+    assert found.names == _NAMES
+    assert found.points.dtype == np.float64
+    np.testing.assert_array_equal(found.points, _POINTS)
+    if scores:
+        np.testing.assert_array_equal(found.scores, _SCORES)
+    else:
+        assert found.scores is None
+
+
+def test_one_line_and_no_line_end(tmp_path):
+    path = tmp_path / "points.txt"
+    path.write_text(_text(" ")[0])
+    assert read_landmarks(path).points.shape == (1, 5, 2)
+
+
+def test_names_may_hold_spaces_and_quotes(tmp_path):
+    path = tmp_path / "points.txt"
+    names = ("a b.jpg", 'c "d" e.jpg', "'f.jpg", "g,h.jpg", "é.jpg", "#i.jpg", "j\\.jpg")
+    path.write_text("\n".join(_text("\t", names=names)), encoding="utf-8")
+    assert read_landmarks(path).names == names
+
+
+@pytest.mark.parametrize("separator", ["\t", " ", "  "])
+def test_mistakes_are_named_by_line(tmp_path, separator):
+    path = tmp_path / "points.txt"
+
+    def refused(change, message):
+        lines = _text(separator)
+        change(lines)
+        path.write_bytes("\n".join(lines).encode("utf-8", errors="surrogateescape"))
+        with pytest.raises(UserError, match=f"points.txt{message}") as caught:
+            read_landmarks(path)
+        assert "\n" not in str(caught.value)
+
+    def cut(lines):
+        lines[4] = lines[4].rsplit(separator, 1)[0]
+
+    def word(lines):
+        lines[4] = lines[4].rsplit(separator, 1)[0] + separator + "x"
+
+    def nan(lines):
+        lines[4] = lines[4].rsplit(separator, 1)[0] + separator + "nan"
+
+    refused(cut, ", line 5: 10 fields were found, the first line has 11")
+    refused(word, ", line 5: 'Bo_4.*expected an image, x1 y1")
+    refused(nan, ", line 5: a number is not finite")
+    refused(lambda lines: lines.insert(4, ""), ", line 5: a blank line")
+    refused(lambda lines: lines.append(lines[1]), ", line 8: Bo_1/Bo_1_0001.jpg is on line 2 too")
+    refused(lambda lines: lines.insert(0, "7"), ", line 1: 1 fields were found")
+    refused(lambda lines: lines.clear(), " is empty")
+    refused(lambda lines: lines.append("\udcff" + lines[1]), ", line 8 is not UTF-8")
+    with pytest.raises(UserError, match="no landmarks at"):
+        read_landmarks(tmp_path / "absent.txt")
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_damage_is_a_user_error_or_read(tmp_path_factory, data):
+    whole = "\n".join(_text(data.draw(st.sampled_from(["\t", " "])), scores=True)).encode()
+    kind = data.draw(st.sampled_from(["cut", "flip", "random"]))
+    if kind == "cut":
+        damaged = whole[: data.draw(st.integers(0, len(whole)))]
+    elif kind == "flip":
+        at = data.draw(st.integers(0, len(whole) - 1))
+        damaged = whole[:at] + bytes([data.draw(st.integers(0, 255))]) + whole[at + 1 :]
+    else:
+        damaged = data.draw(st.binary(max_size=200))
+    path = tmp_path_factory.getbasetemp() / "damaged.txt"
+    path.write_bytes(damaged)
+    try:
+        found = read_landmarks(path)
+    except UserError as error:
+        assert "damaged.txt" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert np.isfinite(found.points).all()
+        assert len(set(found.names)) == len(found.points) >= 1
+
+
+def test_lfws_own_file(shared_data):
+    path = shared_data / "protocols" / "lfw_landmark_5pt_original_lfw.txt"
+    found = read_landmarks(path)
+    assert len(found.names) == 13_233
+    assert found.names[0] == "Aaron_Eckhart/Aaron_Eckhart_0001.jpg"
+    np.testing.assert_array_equal(found.points[0, :2], [[107, 107], [147, 111]])
+    assert found.scores is None
