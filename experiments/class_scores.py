@@ -3,6 +3,7 @@
 n samples, C classes, D embedding.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -35,6 +36,20 @@ class Segments(NamedTuple):
 
     low: np.ndarray
     high: np.ndarray
+
+
+class Panel(NamedTuple):
+    """One panel of a figure.
+
+    Attributes:
+      title: above it.
+      xlabel: what is distributed.
+      series: {label: values}, at most two.
+    """
+
+    title: str
+    xlabel: str
+    series: dict[str, np.ndarray]
 
 
 def sampled_faces(run: Run, model: FaceModel, *, count: int) -> Sample:
@@ -84,5 +99,38 @@ def overlap(low: np.ndarray, high: np.ndarray) -> float:
     scale: 1 less the (one-sided) Kolmogorov–Smirnov distance.
     """
     every = np.sort(np.concatenate([low, high]))
-    below = [np.searchsorted(np.sort(each), every, side="right") / each.size for each in (low, high)]
+    below = [
+        np.searchsorted(np.sort(each), every, side="right") / each.size for each in (low, high)
+    ]
     return float(1 - max(0.0, np.max(below[0] - below[1])))
+
+
+def density_figure(rows: Sequence[Sequence[Panel]]) -> Any:
+    """Densities as histograms, a row of panels each."""
+    from ida_jax.report.look import BLUE, VERMILION, in_our_look, new_figure
+
+    @in_our_look
+    def draw() -> Any:
+        count = len(rows), len(rows[0])
+        figure, axes = new_figure(
+            rows=count[0], columns=count[1], width=3.4 * count[1], height=0.5 + 2.5 * count[0]
+        )
+        for axis, panel in zip(axes, (panel for row in rows for panel in row), strict=True):
+            ends = (
+                min(s.min() for s in panel.series.values()),
+                max(s.max() for s in panel.series.values()),
+            )
+            edges = np.linspace(ends[0], ends[1] + 1e-9, 41)
+            looks = zip(panel.series.items(), ((BLUE, "-"), (VERMILION, "--")), strict=False)
+            for (label, values), (color, line) in looks:
+                height, _ = np.histogram(values, edges, density=True)
+                axis.stairs(height, edges, fill=True, color=color, alpha=0.18)
+                axis.stairs(height, edges, color=color, linestyle=line, linewidth=1.5, label=label)
+            axis.set_title(panel.title, fontsize=9.5)
+            axis.set_xlabel(panel.xlabel)
+            axis.set_yticks([])
+            if len(panel.series) > 1:
+                axis.legend(frameon=False, fontsize=8)
+        return figure
+
+    return draw()

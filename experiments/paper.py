@@ -81,7 +81,7 @@ FIGURES = {
     "fig7": "IJB-B, TAR@FAR 1e-5: best at τ = 1, lower at 0.5 and beyond 1",
     "fig8": "at 80,000, 140,000 and 200,000 of 200,000 steps: both distributions become sharper, "
     "and the overlap of the segments' cosines does not go away",
-    "fig9": "the segments' overlap is smaller in DAO than in the cosine, and the curves are sharper",
+    "fig9": "the overlap of the segments is smaller in DAO than in the cosine, the curves sharper",
     "fig10": "wrong decisions of the cosine on MegaFace, of both kinds, that IDA corrects",
 }
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from paper import require
 
 from ida_jax import stages
+from ida_jax.errors import UserError
 from ida_jax.files import written_whole
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
@@ -102,6 +103,12 @@ def _finished(config: ConfigDict, options: Any, name: str, *, keep: bool) -> Run
     run = Run(config, workdir)
     for path, step in moments(run).items() if keep else ():
         if not path.is_file():
+            reached = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+            if max(reached, default=0) > step:
+                raise UserError(
+                    f"no {path}: {workdir} is past step {step} and has not kept that state; take "
+                    "another --workdir"
+                )
             until = config.copy_and_resolve_references()
             until.train.steps = step
             train(run.train_faces, until, workdir=workdir).save(path)
@@ -111,7 +118,7 @@ def _finished(config: ConfigDict, options: Any, name: str, *, keep: bool) -> Run
 
 def moments(run: Run) -> dict[Path, int]:
     """{the model's file: its step} at `MOMENTS`."""
-    steps = [int(moment * run.config.train.steps) for moment in MOMENTS]
+    steps = [round(moment * run.config.train.steps) for moment in MOMENTS]
     return {run.workdir / f"model-{step}.safetensors": step for step in steps}
 
 

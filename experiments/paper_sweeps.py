@@ -6,8 +6,6 @@ from typing import Any
 from paper import save_figure
 
 
-
-
 def small_sweeps(
     options: Any, *, ks: Sequence[int], taus: Sequence[float], sizes: Sequence[int] | None
 ) -> dict[str, Any]:

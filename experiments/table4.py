@@ -82,9 +82,7 @@ def _rows(figures: dict[str, Any], fars: list[str]) -> list[dict[str, str]]:
         row = {"anchors": title}
         for far in fars:
             row |= columns(f"TAR@{far}", figures.get(source), "tar@far", far)
-        row |= {
-            f"paper's IJB-B {far}": f"{100 * rate:.2f}" for far, rate in TABLE4[source].items()
-        }
+        row |= {f"paper's IJB-B {far}": f"{100 * rate:.2f}" for far, rate in TABLE4[source].items()}
         rows.append(row)
     return rows
 

@@ -1,54 +1,202 @@
-"""python -m ida_jax.prepare folder --from=FOLDER --name=NAME --data_dir=DIR
+"""python -m ida_jax.prepare recordio|folder|bin|lfw …
 
-Turns FOLDER/IDENTITY/*.jpg (or .jpeg), aligned crops of the size that the network takes, into the
-TFDS data set DIR/NAME that training reads. The images' bytes are kept as they are; the labels are
-kept a second time in one small file, so that training starts at once.
+Turns face images as people have them on disk into data sets that ida_jax reads.
+
+  recordio  InsightFace's train.rec, train.idx, property (MS1M, CASIA-WebFace, WebFace, …)
+  folder    a folder of aligned crops an identity
+  bin       a verification .bin file (lfw.bin, calfw.bin, …); or makes one of images and pairs
+  lfw       LFW's or CALFW's images and pair list, aligned by five landmarks an image
+
+`python -m ida_jax.prepare recordio --help` and so on say more.
 """
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ida_jax.data.tfds_faces import write_tfds
+from ida_jax.command_line import Parser
 from ida_jax.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from ida_jax.data.encoded import EncodedFaces
+    from ida_jax.data.tfds_writer import Written
+
+_FACES = """Writes the TFDS data set DIR/NAME (split train: image, label), which training reads.
+
+Images keep their bytes; grey and CMYK ones become RGB. Every image is checked: the first ten that
+are corrupt are listed, and nothing is written. Stopped, the same command goes on."""
+
+_BIN = """Writes the TFDS data set DIR/NAME of pairs (split test: first, second, same), or makes a
+verification file:
+
+  --from=X.bin --name=NAME [--data_dir=DIR]
+  --images=IMAGES --pairs=PAIRS --output=X.bin
+
+IMAGES is a folder, a .txt list or a .tar file; PAIRS is LFW's pairs.txt, or a .csv of
+NAME,NAME,SAME. No pickle in a .bin file can run code: what is not plain data is refused."""
+
+_LFW = """Writes DIR/lfw or DIR/calfw: crops of 112×112 in a tar file, and the lists beside them. Without
+--landmarks the images must be such crops already."""
 
 
 def main(argv: list[str]) -> None:
-    """Parses flags and writes the data set."""
-    from absl import flags
-
-    parsed = flags.FlagValues()
-    flags.DEFINE_string("from", None, "The folder of identity folders.", flag_values=parsed)
-    flags.DEFINE_string("name", None, "The data set's name.", flag_values=parsed)
-    flags.DEFINE_string("data_dir", "data", "Where data sets are.", flag_values=parsed)
-    if {"--help", "-h"} & set(argv):
+    """Runs one of the four."""
+    sources = {"recordio": _recordio, "folder": _folder, "bin": _bin, "lfw": _lfw}
+    if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
-        return
-    try:
-        sources = parsed(argv)[1:]
-    except flags.Error as error:
-        raise UserError(f"{error}; see --help") from error
-    if sources != ["folder"] or parsed["from"].value is None or parsed.name is None:
-        raise UserError("expected folder --from=FOLDER --name=NAME [--data_dir=DIR]")
-    folder = Path(parsed["from"].value)
-    if not folder.is_dir():
-        raise UserError(f"no folder at {folder}: expected one that holds a folder an identity")
-    inside = [path for path in sorted(folder.glob("*/*")) if path.is_file()]
-    files = [path for path in inside if path.suffix.lower() in (".jpg", ".jpeg")]
-    if not files:
-        raise UserError(f"no JPEG at {folder}/IDENTITY/*.jpg: expected a folder an identity")
-    if len(files) < len(inside):
-        print(f"{len(inside) - len(files)} files that are no .jpg or .jpeg are left out")
-    identities = sorted({file.parent.name for file in files})
-    label = {identity: number for number, identity in enumerate(identities)}
-    path = write_tfds(
-        parsed.name,
-        files,
-        [label[file.parent.name] for file in files],
-        identities,
-        data_dir=parsed.data_dir,
+    elif argv[0] in sources:
+        sources[argv[0]](argv[1:])
+    else:
+        raise UserError(f"'{argv[0]}' is unknown: expected {', '.join(sources)}; see --help")
+
+
+def _recordio(argv: list[str]) -> None:
+    options = _face_options("recordio", argv, "the folder with train.rec and train.idx")
+    from ida_jax.data.recordio import read_recordio
+
+    _write_faces(read_recordio(options.source), options)
+
+
+def _folder(argv: list[str]) -> None:
+    options = _face_options("folder", argv, "the folder that holds a folder an identity")
+    from ida_jax.data.face_folder import read_face_folder
+
+    _write_faces(read_face_folder(options.source), options)
+
+
+def _bin(argv: list[str]) -> None:
+    parser = _parser("bin", _BIN)
+    add = parser.add_argument
+    add("--from", dest="source", type=Path, metavar="X.bin", help="the verification file")
+    add("--name", help="the data set's, in small letters, digits and underscores")
+    _add_data_dir(parser)
+    _add_size(parser)
+    add("--images", type=Path, metavar="IMAGES", help="encoded images, which keep their bytes")
+    add("--pairs", type=Path, metavar="PAIRS", help="who is to be compared")
+    add("--output", type=Path, metavar="X.bin", help="the verification file to make")
+    options = parser.parse_args(argv)
+    reads = [options.source, options.name]
+    makes = [options.images, options.pairs, options.output]
+    if None not in makes and reads == [None, None]:
+        _make_bin(options)
+    elif None not in reads and makes == [None, None, None]:
+        _read_bin(options)
+    else:
+        raise UserError("expected --from and --name, or --images, --pairs and --output; see --help")
+
+
+def _make_bin(options: "Namespace") -> None:
+    from ida_jax.data.verification_bin import write_verification_bin
+
+    pairs = write_verification_bin(options.output, images=options.images, pairs=options.pairs)
+    print(f"{pairs:,} pairs: {options.output}")
+
+
+def _read_bin(options: "Namespace") -> None:
+    from ida_jax.data.verification_bin import read_verification_bin
+
+    _require_new(options)
+    pairs = read_verification_bin(options.source)
+    from ida_jax.data.tfds_writer import write_pairs
+
+    written = write_pairs(options.name, pairs, data_dir=options.data_dir, size=options.size)
+    print(f"{written.records:,} pairs, {pairs.same.sum():,} genuine: {written.path}")
+    _tell(written)
+
+
+def _lfw(argv: list[str]) -> None:
+    parser = _parser("lfw", _LFW)
+    add = parser.add_argument
+    add("--from", dest="source", type=Path, required=True, help="the images: a folder or a tar")
+    add("--landmarks", type=Path, help="five points an image")
+    add("--pairs", type=Path, required=True, help="the set's own list of pairs")
+    add("--name", choices=("lfw", "calfw"), default="lfw", help="which set (lfw)")
+    add("--split", type=Path, help="split.csv: which identities are anchors, and which under test")
+    _add_data_dir(parser)
+    options = parser.parse_args(argv)
+    from ida_jax.data.lfw_source import prepare_lfw
+
+    prepared = prepare_lfw(
+        options.source,
+        landmarks=options.landmarks,
+        pairs=options.pairs,
+        split=options.split,
+        data_dir=options.data_dir,
+        name=options.name,
     )
-    print(f"{len(files)} images of {len(identities)} identities: {path}")
+    print(f"{prepared.images:,} images, {prepared.pairs:,} pairs: {prepared.folder}")
+    for note in prepared.notes:
+        print(note)
+
+
+def _face_options(source: str, argv: list[str], what: str) -> "Namespace":
+    parser = _parser(source, _FACES)
+    add = parser.add_argument
+    add("--from", dest="source", type=Path, required=True, metavar="FOLDER", help=what)
+    add("--name", required=True, help="the data set's, in small letters, digits and underscores")
+    _add_data_dir(parser)
+    add(
+        "--skip_corrupt",
+        action="store_true",
+        help="leave corrupt images out, and list them in DIR/NAME.skipped.txt",
+    )
+    _add_size(parser)
+    options = parser.parse_args(argv)
+    _require_new(options)
+    return options
+
+
+def _require_new(options: "Namespace") -> None:
+    """Before a source of millions of records is read."""
+    from ida_jax.data.tfds_writer import require_new
+
+    require_new(options.name, data_dir=options.data_dir)
+
+
+def _write_faces(faces: "EncodedFaces", options: "Namespace") -> None:
+    from ida_jax.data.tfds_writer import write_faces
+
+    written = write_faces(
+        options.name,
+        faces,
+        data_dir=options.data_dir,
+        skip_corrupt=options.skip_corrupt,
+        size=options.size,
+    )
+    people = len(faces.identities)
+    print(f"{written.records:,} images of {people:,} identities: {written.path}")
+    _tell(written)
+    if written.skipped:
+        listed = options.data_dir / f"{options.name}.skipped.txt"
+        print(f"{len(written.skipped):,} corrupt images were left out: {listed}")
+
+
+def _tell(written: "Written") -> None:
+    if written.converted:
+        print(f"{written.converted:,} images were not RGB and were converted")
+    for note in written.notes:
+        print(note)
+
+
+def _parser(source: str, description: str) -> Parser:
+    parser = Parser(description=description)
+    parser.prog = f"python -m ida_jax.prepare {source}"
+    return parser
+
+
+def _add_data_dir(parser: Parser) -> None:
+    parser.add_argument(
+        "--data_dir", type=Path, default=Path("data"), metavar="DIR", help="of data sets (data)"
+    )
+
+
+def _add_size(parser: Parser) -> None:
+    parser.add_argument(
+        "--size", type=int, help="of the crops in pixels; another size counts as corrupt (any)"
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(sys.argv)))
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -96,11 +96,14 @@ def test_damage_is_a_user_error_or_read(tmp_path_factory, data):
         damaged = data.draw(st.binary(max_size=200))
     path = tmp_path_factory.getbasetemp() / "damaged.txt"
     path.write_bytes(damaged)
+    message = ""
     try:
         found = read_landmarks(path)
     except UserError as error:
-        assert "damaged.txt" in str(error)
-        assert "\n" not in str(error)
+        message = str(error)
+    if message:
+        assert "damaged.txt" in message
+        assert "\n" not in message
     else:
         assert np.isfinite(found.points).all()
         assert len(set(found.names)) == len(found.points) >= 1

@@ -87,7 +87,7 @@ def align(image: np.ndarray, points: ArrayLike, *, size: int = 112) -> np.ndarra
       uint8 [size, size, 3].
 
     Raises:
-      UserError: another kind of image, one too large for OpenCV, or as `similarity_transform`.
+      UserError: another kind of image, an empty one, or as `similarity_transform`.
     """
     import cv2
 

@@ -3,11 +3,17 @@
 N images, H height, W width.
 """
 
+import gzip
+import hashlib
 import os
+import shutil
 import tarfile
+import tempfile
 import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -16,13 +22,14 @@ from ida_jax.files import require_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _TARS = (".tar", ".tgz", ".tar.gz")
+_SHOWN = 200
 
 
 class ImageFiles(Sequence[np.ndarray]):
-    """N encoded images; `files[row]` is decoded to uint8 [H, W, 3] RGB.
+    """N encoded images; `files[row]` is decoded to uint8 [H, W, 3] RGB. Threads may share it.
 
     Attributes:
-      names: the N images' paths inside the folder or tar, or as the list has them.
+      names: the N images' distinct paths inside the folder or tar, or as the list has them.
     """
 
     def __init__(self, names: Sequence[str], source: "_Folder | _Tar") -> None:
@@ -47,19 +54,32 @@ class ImageFiles(Sequence[np.ndarray]):
         """What messages call the image."""
         return self._source.where(self.names[row])
 
+    def stamp(self) -> str:
+        """Hex digits that differ once an image has been changed, by names, sizes and times."""
+        digest = hashlib.sha256()
+        for text in self._source.stamps(self.names):
+            digest.update(f"{text}\n".encode())
+        return digest.hexdigest()
+
 
 def decode(encoded: bytes, *, where: str) -> np.ndarray:
     """uint8 [H, W, 3] RGB of a JPEG, PNG or BMP, grey ones and CMYK converted.
 
     Raises:
-      UserError: bytes that are no image.
+      UserError: bytes that are no image, or a JPEG without its end.
     """
     import cv2
 
     data = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    except cv2.error:  # a damaged header that promises too many pixels
+        image = None
     if image is None:
         raise UserError(f"image {where} cannot be decoded: replace or remove it")
+    # What is missing would be grey. No pixel data looks like the end marker.
+    if encoded.startswith(b"\xff\xd8") and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda"):
+        raise UserError(f"image {where} is cut short, a JPEG without its end: replace or remove it")
     return image
 
 
@@ -69,51 +89,108 @@ def open_images(
     """The images at a path.
 
     Args:
-      path: a folder, whose images at any depth are taken, sorted by path; a .tar or .tgz, likewise;
-        or a text file, a path a line and in its order, what follows white space passed over.
+      path: a folder, whose images at any depth are taken, sorted by path; a .tar or .tgz, likewise
+        (the latter is unpacked to a temporary file); or a text file, a path a line and in its
+        order. After the path a line may go on, behind a tab or a space: a list of landmarks is one
+        of images.
       root: the folder that a list's paths start from; the list's own if None.
 
     Raises:
-      UserError: nothing there, a damaged tar, no images, or a list with an absent file (by line).
+      UserError: nothing there, a damaged tar, no images, or a list with an absent or repeated file
+        (by line).
     """
     path = Path(path)
+    is_tar = path.name.lower().endswith(_TARS)
+    if root is not None and (is_tar or path.is_dir()):
+        raise UserError(f"--root={root} is for lists of images, {path} is none: leave it out")
     if path.is_dir():
-        found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        names = sorted(p.relative_to(path).as_posix() for p in found)
-        return ImageFiles(_some(names, path), _Folder(path))
+        return ImageFiles(_some(_images_in(path), path), _Folder(path))
     require_file(path, what="images")
-    if path.name.lower().endswith(_TARS):
+    if is_tar:
         source = _Tar(path)
-        return ImageFiles(_some(sorted(source.members), path), source)
-    return _from_list(path, path.parent if root is None else Path(root))
+        return ImageFiles(_some(source.members, path), source)
+    root = path.parent if root is None else Path(root)
+    return ImageFiles(_some(_listed(path, root), path), _Folder(root))
 
 
-def _some(names: list[str], path: Path) -> list[str]:
+def _some(names: Sequence[str], path: Path) -> Sequence[str]:
     if not names:
         raise UserError(f"{path} holds no images: expected {', '.join(SUFFIXES)} files")
     return names
 
 
-def _from_list(path: Path, root: Path) -> ImageFiles:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no folder, no .tar, and no list of images: {error}") from error
+def _images_in(folder: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
     names = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name = line.split()[0]
-        if not (root / name).is_file():
+    for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(current)
+        for name in folders:
+            link = os.path.join(current, name)
+            if os.path.islink(link) and _is_within(real, os.path.realpath(link)):
+                raise UserError(f"{link} leads back to a folder around it: remove this link")
+        within = Path(current).relative_to(folder)
+        names += [_sayable((within / n).as_posix()) for n in files if n.lower().endswith(SUFFIXES)]
+    return sorted(names)
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
+def _sayable(name: str) -> str:
+    """The name, refused where it cannot stand on a line of a text file."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the file name {name!r} is not UTF-8: rename it") from error
+    if name != name.strip() or len(name.splitlines()) != 1:
+        raise UserError(
+            f"the file name {name!r} has a line break, or blanks at its ends: rename it"
+        )
+    return name
+
+
+def _listed(path: Path, root: Path) -> dict[str, int]:
+    """A list's names with their lines."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig").rstrip()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no folder, no .tar or .tgz, and no UTF-8 list of images: byte "
+            f"{error.start} is no text"
+        ) from error
+    names: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n") if text else (), 1):
+        where = f"{path}, line {number}"
+        name = _path_of(line, root)
+        if not name:
+            raise UserError(f"{where} is blank: expected an image's path")
+        if not os.path.isfile(root / name):
             raise UserError(
-                f"{path}:{number}: no image at {root / name}: name the folder that the paths start "
-                "from (--root), or correct the list"
+                f"{where}: no image at {str(root / name)[:_SHOWN]!r}: correct the list, or name "
+                "the folder that its paths start from (--root)"
             )
-        names.append(name)
-    return ImageFiles(_some(names, path), _Folder(root))
+        if name in names:
+            raise UserError(f"{where}: {name} is on line {names[name]} too, expected it once")
+        names[name] = number
+    return names
+
+
+def _path_of(line: str, root: Path) -> str:
+    """The line's path: up to a tab, the whole line where there is such a file, or up to a space."""
+    line = line.strip()
+    if "\t" in line or not line:
+        return line.split("\t")[0].strip()
+    return line if os.path.isfile(root / line) else line.split()[0]
 
 
 class _Folder:
+    """Files by their paths from a folder."""
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
@@ -126,40 +203,99 @@ class _Folder:
         except OSError as error:
             raise UserError(f"image {self.where(name)} cannot be read: {error.strerror}") from error
 
+    def stamps(self, names: Sequence[str]) -> list[str]:
+        return [f"{name} {_size_and_time(self._root / name)}" for name in names]
+
 
 class _Tar:
-    """A tar file's images by their places in it; a compressed one is held in memory."""
+    """A tar file's images by their places in it; a compressed one is unpacked first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._held: dict[str, bytes] = {}
-        self.members: dict[str, tuple[int, int]] = {}
-        compressed = not path.name.lower().endswith(".tar")
+        self._file = _plain(path)
         try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    name = member.name.removeprefix("./")
-                    if not member.isfile() or not name.lower().endswith(SUFFIXES):
-                        continue
-                    self.members[name] = member.offset_data, member.size
-                    if compressed:
-                        self._held[name] = archive.extractfile(member).read()
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise UserError(f"{path} is not a whole tar file: {error}") from error
-        self._size = path.stat().st_size
-        self._file = None if compressed else path.open("rb")
+            members = _members(self._file)
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            raise _damaged(path, error) from error
+        self.members = {_sayable(name): members[name] for name in sorted(members)}
 
     def where(self, name: str) -> str:
         return f"{name} of {self._path}"
 
     def read(self, name: str) -> bytes:
-        if name in self._held:
-            return self._held[name]
         offset, size = self.members[name]
-        with self._lock:
-            self._file.seek(offset)
-            encoded = self._file.read(size)
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                encoded = self._file.read(size)
+        except OSError as error:
+            raise UserError(f"image {self.where(name)} cannot be read: {error.strerror}") from error
         if len(encoded) < size:
             raise UserError(f"{self._path} ends within {name}: copy the file again")
         return encoded
+
+    def stamps(self, names: Sequence[str]) -> list[str]:
+        return [*names, _size_and_time(self._path)]
+
+
+def _plain(path: Path) -> BinaryIO:
+    """The tar itself, or a temporary file of what it unpacks to."""
+    try:
+        file = path.open("rb")
+        compressed = file.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not compressed:
+        return file
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (it is read as long as the images are)
+    try:
+        with file, gzip.open(path) as stream:
+            shutil.copyfileobj(stream, unpacked, 1 << 20)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot unpack {path} to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a "
+            "folder with room"
+        ) from error
+    return unpacked
+
+
+def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
+    """The images' places: {name: (offset, size)}; of a name that comes twice the last, as in tar.
+
+    Raises:
+      ValueError: a tar file without its end, or an image in a form that is not plain bytes.
+    """
+    members = {}
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            if member.size < 0:
+                raise ValueError(f"a negative size at byte {member.offset}")
+            name = member.name.removeprefix("./")
+            if member.isdir() or not name.lower().endswith(SUFFIXES):
+                continue
+            if not member.isreg() or member.issparse():
+                raise ValueError(f"{name} is a link, sparse or special: pack the files themselves")
+            members[name] = member.offset_data, member.size
+        end = archive.offset
+    # tarfile takes a damaged header for the end, and what comes after it for nothing.
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise ValueError(f"no header and no end mark at byte {end}")
+    return members
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    said = " ".join(str(error).split())
+    return UserError(f"{path} is not a whole tar file: {said}; copy or pack it again")
+
+
+def _size_and_time(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return f"{found.st_size} {found.st_mtime_ns}"

@@ -131,40 +131,26 @@ def _write_shard(
 
     records = size = converted = 0
     corrupt = []
-    with written_whole(path) as temporary:
-        # JPEGs do not shrink; a group of one is what random access wants.
-        with _writing(path):
+    try:
+        with written_whole(path) as temporary:
+            # JPEGs do not shrink; a group of one is what random access wants.
             writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        try:
-            for row, record, (_, changed, problem) in rows:
-                if problem is None:
-                    with _writing(path):
+            try:
+                for row, record, (_, changed, problem) in rows:
+                    if problem is None:
                         writer.write(record)
-                    records, size = records + 1, size + len(record)
-                    converted += changed
-                else:
-                    corrupt.append((row, problem))
-                progress(1)
-        finally:
-            with _writing(path):
+                        records, size = records + 1, size + len(record)
+                        converted += changed
+                    else:
+                        corrupt.append((row, problem))
+                    progress(1)
+            finally:
                 writer.close()
+    except RuntimeError as error:  # array_record's own
+        raise UserError(
+            f"cannot write {path} ({error}): make room; the same command goes on from here"
+        ) from error
     return Shard(records, size, converted, corrupt)
-
-
-class _writing:
-    """Turns array_record's errors, a full disk say, into one line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError | ValueError) and not isinstance(error, UserError):
-            raise UserError(
-                f"cannot write {self._path} ({error}): give it room; the same command goes on"
-            ) from error
 
 
 def _serialized(

@@ -18,7 +18,15 @@ import numpy as np
 
 from ida_jax.data.encoded import EncodedFaces
 from ida_jax.data.jpeg import check_image
-from ida_jax.data.shards import LISTED, Example, Shard, remove_reports, serialize, write_shards
+from ida_jax.data.shards import (
+    LISTED,
+    Example,
+    Shard,
+    remove_reports,
+    serialize,
+    shard_name,
+    write_shards,
+)
 from ida_jax.data.tfds_faces import TfdsImages, keep_labels
 from ida_jax.data.verification_bin import VerificationBin
 from ida_jax.errors import UserError
@@ -128,7 +136,6 @@ def write_pairs(
     pairs: VerificationBin,
     *,
     data_dir: str | os.PathLike[str],
-    source: str | os.PathLike[str],
     size: int | None = None,
 ) -> Written:
     """Writes P pairs as the data set DATA_DIR/NAME, split "test": first, second, same.
@@ -137,7 +144,6 @@ def write_pairs(
       name: as in `write_faces`.
       pairs: 2P encoded images and P answers.
       data_dir: where data sets are.
-      source: where the pairs are from, for messages.
       size: as in `write_faces`.
 
     Raises:
@@ -150,7 +156,7 @@ def write_pairs(
         first, second = (check_image(pairs.images[row], size=size) for row in rows)
         for row, image in zip(rows, (first, second), strict=True):
             if image.problem is not None:
-                return Example({}, problem=f"{source}, image {row} {image.problem}")
+                return Example({}, problem=f"{pairs.where(row)} {image.problem}")
         features = {"first": first.image, "second": second.image, "same": int(pairs.same[pair])}
         return Example(features, first.converted + second.converted)
 

@@ -1,0 +1,250 @@
+"""python -m ida_jax.evaluate --protocol=…, from files to results and report."""
+
+import json
+
+import numpy as np
+import pytest
+from ijb_release import Size, write_release
+
+from ida_jax import evaluate
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.errors import UserError
+from ida_jax.protocols.roc import tar_at_far
+from ida_jax.rescoring.pairs import score_all_pairs
+from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.validation import unit_embeddings
+
+D = 12
+PEOPLE = [f"P{chr(65 + i)}" for i in range(12)]
+
+
+def _embeddings(names, person_of, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = {person: rng.normal(size=D) for person in sorted({person_of(n) for n in names})}
+    return np.float32([centres[person_of(n)] + 0.5 * rng.normal(size=D) for n in names])
+
+
+@pytest.fixture
+def anchors(tmp_path):
+    path = tmp_path / "anchors.safetensors"
+    embeddings = np.random.default_rng(7).normal(size=(70, D)).astype(np.float32)
+    AnchorSet.from_embeddings(embeddings, k=5).save(path)
+    return path
+
+
+@pytest.fixture
+def lfw(tmp_path):
+    names = [f"{person}/{person}_{i:04d}.jpg" for person in PEOPLE for i in (1, 2, 3)]
+    np.save(tmp_path / "E.npy", _embeddings(names, lambda name: name.split("/")[0]))
+    (tmp_path / "E.names.txt").write_text("\r\n".join(names) + "\r\n")
+    lines = ["3\t4"]
+    for fold in range(3):
+        own = PEOPLE[4 * fold : 4 * fold + 4]
+        lines += [f"{person}\t1\t{2 + i % 2}" for i, person in enumerate(own)]
+        lines += [f"{a}\t1\t{b}\t3" for a, b in zip(own, own[1:] + own[:1], strict=True)]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    return tmp_path
+
+
+def _run(folder, *flags):
+    evaluate.main([*flags, f"--output={folder / 'out'}", "--resamples=20"])
+    results = json.loads((folder / "out" / "results.json").read_text())
+    for name in ("report.html", "results.md", "results.tex"):
+        assert (folder / "out" / name).stat().st_size
+    return results["protocols"], results
+
+
+def test_lfw(lfw, anchors, capsys):
+    protocols, results = _run(
+        lfw,
+        "--protocol=lfw",
+        f"--files={lfw / 'pairs.txt'}",
+        f"--embeddings={lfw / 'E.npy'}",
+        f"--anchors={anchors}",
+        "--top_n=9",
+    )
+    (figures,) = protocols.values()
+    assert list(protocols) == ["lfw_3fold"]
+    assert list(figures) == ["cosine", "ida_r", "ida_r_fallback", "s_norm", "as_norm"]
+    assert 0.5 < figures["cosine"]["accuracy"] <= 1
+    assert {"accuracy_interval", "accuracy_gain_interval"} <= set(figures["ida_r"])
+    assert results["anchors"] == {"source": "embeddings", "size": 70, "fingerprint": ""}
+    assert results["provenance"]["versions"]
+    assert "lfw_3fold" in capsys.readouterr().out
+
+
+def test_people_among_the_anchors_are_left_out(lfw):
+    """An anchor that is the face itself would be its own nearest neighbour."""
+    faces = np.load(lfw / "E.npy")
+    others = np.random.default_rng(7).normal(size=(70, D)).astype(np.float32)
+    anchors = AnchorSet.from_embeddings(
+        np.concatenate([others, faces[::3]]),
+        labels=np.arange(82, dtype=np.int32),
+        names=[f"X{i}" for i in range(70)] + PEOPLE,
+        k=5,
+        tau=20.0,
+    )
+    anchors.save(lfw / "anchors.safetensors")
+    protocols, _ = _run(
+        lfw, "--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", "--methods=cosine,ida_r",
+        f"--anchors={lfw / 'anchors.safetensors'}", "--fars=0.1,0.01",
+    )  # fmt: skip
+    people = np.repeat(np.arange(12), 3)
+    unit = unit_embeddings(faces)
+    scorer = Rescorer(anchors)
+    found = {}
+    for left_out, own in ((True, (70 + people).astype(np.int32)), (False, None)):
+        split = score_all_pairs(unit, people, scorer.terms(unit, labels=own))
+        found[left_out] = [point.threshold for point in tar_at_far(*split, [0.1, 0.01])]
+    assert list(protocols["all_pairs"]["ida_r"]["threshold@far"].values()) == found[True]
+    assert found[True] != found[False]
+
+
+def test_calfw(lfw):
+    lines = []
+    for fold, person in enumerate(PEOPLE[:4], 1):
+        lines += [f"{person}_0001.jpg {1 + fold % 2}", f"{person}_0002.jpg {1 + fold % 2}"]
+    for a, b in zip(PEOPLE[:4], PEOPLE[4:8], strict=True):
+        lines += [f"{a}_0003.jpg 0", f"{b}_0003.jpg 0"]
+    (lfw / "pairs_CALFW.txt").write_text("\r\n".join(lines))
+    protocols, _ = _run(lfw, "--protocol=calfw", f"--files={lfw}", f"--embeddings={lfw / 'E.npy'}")
+    assert protocols["calfw_2fold"]["cosine"]["pairs"] == 8
+
+
+@pytest.mark.parametrize("identities", [False, True])
+def test_labelled_pairs(lfw, identities):
+    rng = np.random.default_rng(3)
+    pairs = rng.integers(36, size=(300, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    names = (lfw / "E.names.txt").read_text().split()
+    people = np.array([name.split("/")[0] for name in names])
+    same = people[pairs[:, 0]] == people[pairs[:, 1]]
+    rows = [f"{names[a]},{names[b]}" for a, b in pairs]
+    (lfw / "list.csv").write_text("\r\n".join(["first,second", *rows]))
+    np.save(lfw / "labels.npy", same)
+    flags = []
+    if identities:
+        sides = [f"{people[a]},{people[b]}" for a, b in pairs]
+        (lfw / "people.csv").write_text("\n".join(["identity_1,identity_2", *sides]))
+        flags = [f"--identities={lfw / 'people.csv'}"]
+    protocols, results = _run(
+        lfw, "--protocol=pairs", f"--files={lfw / 'list.csv'}", f"--labels={lfw / 'labels.npy'}",
+        f"--embeddings={lfw / 'E.npy'}", "--fars=0.1", *flags,
+    )  # fmt: skip
+    figures = protocols["pairs"]["cosine"]
+    assert figures["genuine"] == same.sum()
+    told = any("take pairs for independent" in note for note in results["notes"].get("pairs", []))
+    assert told is not identities
+
+
+def test_ytf(tmp_path, anchors):
+    lines = [
+        f"{fold}, {i}, {PEOPLE[fold + a]}/0, {PEOPLE[fold + b]}/1, {int(a == b)}"
+        for fold in (1, 2, 3)
+        for i, (a, b) in enumerate([(0, 0), (4, 4), (0, 4), (4, 0)], 1)
+    ]
+    (tmp_path / "splits.txt").write_text("\n".join(lines))
+    names = [f"{p}/{v}/{i}.jpg" for p in PEOPLE for v in (0, 1) for i in range(3)]
+    np.savez(
+        tmp_path / "E.npz",
+        embeddings=_embeddings(names, lambda name: name.split("/")[0]),
+        names=np.array(names),
+    )
+    protocols, _ = _run(
+        tmp_path, "--protocol=ytf", f"--files={tmp_path}", f"--embeddings={tmp_path / 'E.npz'}",
+        f"--anchors={anchors}", "--methods=cosine,ida_r",
+    )  # fmt: skip
+    assert list(protocols) == ["ytf_mean_feature", "ytf_first100_pairs"]
+
+
+def test_ijb(tmp_path, anchors):
+    release = tmp_path / "release"
+    write_release(release, Size(120, 40, 15, 300, 20, D))
+    names = [f"loose_crop/{i + 1}.jpg" for i in range(120)]
+    order = np.random.default_rng(0).permutation(120)  # names bring them back into the lists' order
+    shuffled = np.load(release / "embeddings.npy")[order]
+    np.savez(tmp_path / "E.npz", embeddings=shuffled, names=np.array(names)[order])
+    common = ["--protocol=ijbc", f"--files={release}", f"--anchors={anchors}", "--fars=0.1",
+              "--methods=cosine,ida_r"]  # fmt: skip
+    found = {}
+    for kind, embeddings in (("names", tmp_path / "E.npz"), ("rows", release / "embeddings.npy")):
+        (tmp_path / kind).mkdir()
+        found[kind], _ = _run(tmp_path / kind, *common, f"--embeddings={embeddings}")
+    assert found["names"] == found["rows"]
+    assert "ijbc_1to1_norm_detector" in found["rows"]
+    assert "rank" in found["rows"]["ijbc_1toN_norm_detector"]["ida_r"]
+
+
+def test_megaface(tmp_path, anchors):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    probes = [f"{p}/{p}_{i}.png" for p in PEOPLE[:4] for i in range(3)]
+    ids = [path.split("/")[0] for path in probes]
+    others = [f"{i}/{i}_0.jpg" for i in range(25)]
+    features = {"path": probes, "id": ids}
+    (lists / "facescrub_features_list.json").write_text(json.dumps(features))
+    (lists / "megaface_features_list.json_25_1").write_text(json.dumps({"path": others}))
+    (lists / "megaface_noises.txt").write_text(f"# found by hand\r\n{others[3]}\r\n")
+    for name, paths in (("E", probes), ("D", others)):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            embeddings=_embeddings(paths, lambda path: path.split("/")[0]),
+            names=np.array(paths),
+        )
+    protocols, results = _run(
+        tmp_path, "--protocol=megaface", f"--files={lists}", f"--embeddings={tmp_path / 'E.npz'}",
+        f"--distractors={tmp_path / 'D.npz'}", f"--anchors={anchors}", "--methods=cosine,ida_r",
+    )  # fmt: skip
+    assert "10" in protocols["megaface"]["ida_r"]["rank1@distractors"]
+    assert results["notes"]["megaface"]
+
+
+MISTAKES = [
+    (["--protocol=lfw"], "--protocol=lfw needs --files"),
+    (["--protocol=pairs", "--files=x"], "--protocol=pairs needs --labels"),
+    (["--protocol=cplfw"], "invalid choice"),
+    (["--protocol=all_pairs", "--methods=ida_r"], "ida_r needs --anchors, or --run"),
+    (["--protocol=all_pairs", "--methods=best"], "'best' is unknown"),
+    (["--protocol=all_pairs", "--run=nowhere"], "no workdir at nowhere"),
+    (["--protocol=all_pairs", "--anchors=nowhere.npy"], "no anchors at nowhere.npy"),
+    (["--protocol=all_pairs", "--resamples=1"], "at least 2"),
+    (["--protocol=all_pairs", "--names=nowhere"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES)
+def test_mistakes_leave_nothing_behind(lfw, flags, message):
+    given = [f"--embeddings={lfw / 'E.npy'}", f"--output={lfw / 'out'}", *flags]
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate.main(given)
+    assert "\n" not in str(caught.value)
+    assert not (lfw / "out").exists()
+
+
+def test_mistakes_in_the_files(lfw):
+    given = [f"--embeddings={lfw / 'E.npy'}", f"--output={lfw / 'out'}"]
+    lines = (lfw / "pairs.txt").read_text().splitlines()
+    (lfw / "pairs.txt").write_text("\n".join([lines[0], "Nobody\t1\t2", *lines[2:]]))
+    with pytest.raises(UserError, match=r"pairs.txt:2: Nobody/Nobody_0001 is not among the 36"):
+        evaluate.main([*given, "--protocol=lfw", f"--files={lfw / 'pairs.txt'}"])
+    np.save(lfw / "labels.npy", np.ones(3, bool))
+    (lfw / "list.csv").write_text("PA/PA_0001.jpg,PB/PB_0001.jpg\n")
+    with pytest.raises(UserError, match=r"has 3 rows and .* has 1 pairs"):
+        evaluate.main(
+            [*given, "--protocol=pairs", f"--files={lfw / 'list.csv'}",
+             f"--labels={lfw / 'labels.npy'}"]
+        )  # fmt: skip
+    (lfw / "E.names.txt").write_text("\n".join(f"face{i}" for i in range(36)))
+    with pytest.raises(UserError, match=r"row 0 of .* is named face0: expected PERSON/IMAGE"):
+        evaluate.main([*given, "--protocol=all_pairs"])
+    (lfw / "E.names.txt").unlink()
+    with pytest.raises(UserError, match="has no names"):
+        evaluate.main([*given, "--protocol=all_pairs"])
+    assert not (lfw / "out").exists()
+
+
+def test_results_are_not_overwritten(lfw):
+    flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1"]
+    _run(lfw, *flags)
+    with pytest.raises(UserError, match="holds results already"):
+        _run(lfw, *flags)
