@@ -45,11 +45,13 @@ class Panel(NamedTuple):
       title: above it.
       xlabel: what is distributed.
       series: {label: values}, at most two.
+      log: whether the density is on a log scale.
     """
 
     title: str
     xlabel: str
     series: dict[str, np.ndarray]
+    log: bool = False
 
 
 def sampled_faces(run: Run, model: FaceModel, *, count: int) -> Sample:
@@ -106,7 +108,8 @@ def overlap(low: np.ndarray, high: np.ndarray) -> float:
 
 
 def density_figure(rows: Sequence[Sequence[Panel]]) -> Any:
-    """Densities as histograms, a row of panels each."""
+    """Densities as histograms of 40 bins, a row of panels each; those below each other that show
+    the same share their range."""
     from ida_jax.report.look import BLUE, VERMILION, in_our_look, new_figure
 
     @in_our_look
@@ -115,12 +118,11 @@ def density_figure(rows: Sequence[Sequence[Panel]]) -> Any:
         figure, axes = new_figure(
             rows=count[0], columns=count[1], width=3.4 * count[1], height=0.5 + 2.5 * count[0]
         )
-        for axis, panel in zip(axes, (panel for row in rows for panel in row), strict=True):
-            ends = (
-                min(s.min() for s in panel.series.values()),
-                max(s.max() for s in panel.series.values()),
-            )
-            edges = np.linspace(ends[0], ends[1] + 1e-9, 41)
+        for place, axis in enumerate(axes):
+            row, column = divmod(place, count[1])
+            panel = rows[row][column]
+            everything = np.concatenate([s for each in rows for s in each[column].series.values()])
+            edges = np.linspace(everything.min(), everything.max() + 1e-9, 41)
             looks = zip(panel.series.items(), ((BLUE, "-"), (VERMILION, "--")), strict=False)
             for (label, values), (color, line) in looks:
                 height, _ = np.histogram(values, edges, density=True)
@@ -128,7 +130,12 @@ def density_figure(rows: Sequence[Sequence[Panel]]) -> Any:
                 axis.stairs(height, edges, color=color, linestyle=line, linewidth=1.5, label=label)
             axis.set_title(panel.title, fontsize=9.5)
             axis.set_xlabel(panel.xlabel)
-            axis.set_yticks([])
+            if panel.log:
+                axis.set_yscale("log")
+                axis.set_ylabel("density, log scale")
+            else:
+                axis.set_yticks([])
+                axis.set_ylabel("density")
             if len(panel.series) > 1:
                 axis.legend(frameon=False, fontsize=8)
         return figure

@@ -80,7 +80,7 @@ def _figure(changed: Any, images: Any) -> Any:
     @in_our_look
     def draw() -> Any:
         rows = len(changed.groups)
-        figure, axes = new_figure(rows=rows, columns=_SHOWN, width=11, height=2.1 * rows + 0.5)
+        figure, axes = new_figure(rows=rows, columns=_SHOWN, width=11, height=1.35 * rows + 0.4)
         for axis in axes:
             axis.axis("off")
         for i, group in enumerate(changed.groups):

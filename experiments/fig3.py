@@ -70,10 +70,10 @@ def _figure(own: Any, others: Any, quantiles: Any) -> Any:
             interpolation="nearest", extent=(0.5, others.shape[1] + 1.5, len(own), 0),
         )  # fmt: skip
         tiled.grid(False)
-        tiled.set_title("Each sample's cosines, its own class first")
+        tiled.set_title("Each sample's cosines, its own class's first")
         tiled.set_xlabel("class, the nearest first")
         tiled.set_ylabel("samples, by the own class's cosine")
-        figure.colorbar(image, ax=tiled, label="cosine")
+        figure.colorbar(image, ax=tiled)
         rank = np.arange(1, others.shape[1] + 1)
         curves.fill_between(rank, quantiles[0], quantiles[2], color=BLUE, alpha=0.2, linewidth=0,
                             label="other classes, 5 % to 95 %")  # fmt: skip

@@ -58,7 +58,7 @@ def _drawn(options: Any, run: Any) -> dict[str, Any]:
         rows.append(
             [
                 Panel(f"step {step:,}", "cosine to the own class", {"all": cosine}),
-                Panel("", "probability of the own class", {"all": probability}),
+                Panel("", "probability of the own class", {"all": probability}, log=True),
                 Panel(f"two segments, overlap {shared:.2f}", "cosine to the own class", split),
             ]
         )

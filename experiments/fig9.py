@@ -48,11 +48,10 @@ def _drawn(options: Any, run: Any) -> dict[str, Any]:
         "real_db": run.anchors,
         "class_weights": AnchorSet(sample.weights, every_class),
     }
+    titles = {"real_db": "real-db", "class_weights": "class weights"}
     ours: dict[str, Any] = {"samples": len(cosine), "overlap_in_cosine": _overlap(cosine, part)}
     scores = {}
     for source, anchors in sources.items():
-        if anchors.labels is None:
-            continue
         sides = [
             support_sets(rows, anchors, k=run.config.k, labels=labels).similarities
             for rows, labels in ((sample.faces, sample.labels), (sample.weights, every_class))
@@ -64,7 +63,6 @@ def _drawn(options: Any, run: Any) -> dict[str, Any]:
             scores[source, tau] = log_dao
             overlaps[tau] = overlap(log_dao[part.low], log_dao[part.high])
         ours[f"overlap_in_dao_{source}"] = overlaps
-    tau = run.config.tau
     names = {"low": "low probability", "high": "high probability"}
     split = {name: getattr(part, key) for key, name in names.items()}
     first = Panel(
@@ -73,11 +71,11 @@ def _drawn(options: Any, run: Any) -> dict[str, Any]:
         {name: cosine[of] for name, of in split.items()},
     )
     rows = [[first]]
-    for value in (tau, 8):
-        log_dao = scores["real_db", value]
+    for source, title in titles.items():
+        log_dao = scores[source, run.config.tau]
         rows[0].append(
             Panel(
-                f"DAO, τ = {value:g}, overlap {_overlap(log_dao, part):.3f}",
+                f"DAO, {title}, overlap {_overlap(log_dao, part):.3f}",
                 "log-DAO",
                 {name: log_dao[of] for name, of in split.items()},
             )

@@ -22,7 +22,9 @@ def small_sweeps(
             each.faces, each.labels, each.run.anchors, fars=fars, ks=ks, taus=taus, sizes=sizes,
             seed=each.run.config.seed,
         )  # fmt: skip
-        ours[each.name] = {"anchors": len(each.run.anchors), "faces": len(each.faces), **found}
+        ours[each.name] = {
+            "faces": len(each.faces), "anchor_set": len(each.run.anchors), "sweeps": found
+        }  # fmt: skip
         pictures.append(save_figure(options, sweep_figure(found), f"_{each.name}"))
     return {
         "ours": ours,

@@ -17,16 +17,16 @@ import json
 import re
 import shutil
 import sys
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.command_line import Parser
 from ida_jax.errors import UserError, exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy as np
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
     files = open_images(options.images, root=options.root)
     points = None if options.landmarks is None else _points(options, files)
-    crops = _Crops(files, model.preprocessing.image_size, points, skip_bad=options.skip_bad)
+    source = _Source(files, model.preprocessing.image_size, points, options.skip_bad)
     output = options.output
     parts = output.parent / f".{output.name}.{_key(options, model, files)}.parts"
     try:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
     try:
-        _embed_parts(parts, crops, model, options)
+        _embed_parts(parts, source, model, options)
         skipped = _put_together(output, parts, files.names, model.width)
     except BaseException:
         if not any(parts.iterdir()):
@@ -66,10 +66,10 @@ def main(argv: list[str]) -> None:
     _clear(output)
     print(f"{len(files):,} embeddings of {model.width} numbers in {output}")
     if skipped:
+        named = ", ".join(line.split("\t")[0] for line in skipped[:_TOLD])
         print(
-            f"{len(skipped)} of them are NaN, which never counts as a match: "
-            f"{', '.join(skipped[:_TOLD])}{', …' if len(skipped) > _TOLD else ''}; the reasons are "
-            f"in {output.with_suffix('.skipped.txt')}"
+            f"{len(skipped)} of them are NaN, which never match: {named}"
+            f"{', …' if len(skipped) > _TOLD else ''}; the reasons are in {_reasons(output)}"
         )
 
 
@@ -84,20 +84,16 @@ def _parser() -> Parser:
     add("--output", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--flip", action="store_true", help="adds the embedding of the mirror image")
     add("--batch_size", type=int, default=128, help="images at once (128)")
-    add("--skip_bad", action="store_true", help="what cannot be decoded, aligned or embedded "
+    add("--skip-bad", action="store_true", help="what cannot be decoded, aligned or embedded "
         "becomes NaN and is listed in E.skipped.txt, instead of ending the run")
     # fmt: on
     return parser
 
 
 def _check(options: Any) -> None:
-    output = options.output
-    if output.suffix not in _WRITERS:
-        raise UserError(f"--output={output}: expected a name that ends in {', '.join(_WRITERS)}")
-    if output.is_dir():
-        raise UserError(f"cannot write {output}: it is a folder; name a file")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"cannot write {output}: no folder {output.parent}; make it first")
+    from ida_jax.tables.embedding_output import check_output
+
+    check_output(options.output)
     if options.batch_size < 1:
         raise UserError(f"--batch_size={options.batch_size}: expected 1 or more")
     if not options.model.is_dir() and options.model.suffix != ".safetensors":
@@ -107,57 +103,62 @@ def _check(options: Any) -> None:
         )
 
 
-class _Crops(Sequence["np.ndarray"]):
-    """The images as the model takes them; a bad one that is skipped is black, and noted."""
+class _Source(NamedTuple):
+    """Where crops come from: images, the model's size, each image's points (if aligned)."""
 
-    def __init__(
-        self,
-        files: "ImageFiles",
-        size: int,
-        points: "list[np.ndarray | None] | None",
-        *,
-        skip_bad: bool,
-    ) -> None:
-        self.files, self.size, self.points, self.skip_bad = files, size, points, skip_bad
+    files: "ImageFiles"
+    size: int
+    points: "list[np.ndarray | None] | None"
+    skip_bad: bool
+
+
+class _Crops(Sequence["np.ndarray"]):
+    """Some rows' images as the model takes them; a bad one that is skipped is black, and noted."""
+
+    def __init__(self, source: _Source, rows: range, tick: "Callable[[], object]") -> None:
+        self._source, self._rows, self._tick = source, rows, tick
+        self._lock = threading.Lock()
         self.skipped: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._rows)
 
-    def __getitem__(self, row: int) -> "np.ndarray":
+    def __getitem__(self, index: int) -> "np.ndarray":
         import numpy as np
 
-        from ida_jax.data.alignment import align
-
-        image = np.zeros((self.size, self.size, 3), np.uint8)
-        if self.points is not None and self.points[row] is None:
-            self.skip(row, f"image {self.files.where(row)} has no landmarks")
-            return image
+        row, (files, size, points, skip_bad) = self._rows[index], self._source
         try:
-            found = self.files[row]
+            image = _crop(files, row, size, points)
         except UserError as error:
-            self.skip(row, str(error))
-            return image
-        if self.points is not None:
-            try:
-                return align(found, self.points[row], size=self.size)
-            except UserError as error:
-                self.skip(row, f"image {self.files.where(row)}: {error}")
-                return image
-        # Never skipped: a wrong size is that of all images, as a rule.
-        if found.shape != image.shape:
-            height, width, _ = found.shape
+            if not skip_bad:
+                raise UserError(f"{error}; --skip-bad goes on without it") from error
+            self.skipped[index] = str(error)
+            image = np.zeros((size, size, 3), np.uint8)
+        if image.shape != (size, size, 3):
+            # Never skipped: a wrong size is that of all images, as a rule.
             raise UserError(
-                f"image {self.files.where(row)} is {width}×{height} pixels, the model takes "
-                f"{self.size}×{self.size}: give --landmarks to align it, or crop it before"
+                f"image {files.where(row)} is {image.shape[1]}×{image.shape[0]} pixels, the model "
+                f"takes {size}×{size}: give --landmarks to align it, or crop it before"
             )
-        return found
+        with self._lock:
+            self._tick()
+        return image
 
-    def skip(self, row: int, reason: str) -> None:
-        """Notes a bad image, or raises if such are not skipped."""
-        if not self.skip_bad:
-            raise UserError(f"{reason}; --skip_bad goes on without it")
-        self.skipped[row] = " ".join(reason.split())
+
+def _crop(
+    files: "ImageFiles", row: int, size: int, points: "list[np.ndarray | None] | None"
+) -> "np.ndarray":
+    from ida_jax.data.alignment import align
+
+    if points is None:
+        return files[row]
+    if points[row] is None:
+        raise UserError(f"image {files.where(row)} has no landmarks")
+    image = files[row]
+    try:
+        return align(image, points[row], size=size)
+    except UserError as error:
+        raise UserError(f"image {files.where(row)}: {error}") from error
 
 
 def _points(options: Any, files: "ImageFiles") -> "list[np.ndarray | None]":
@@ -176,7 +177,7 @@ def _points(options: Any, files: "ImageFiles") -> "list[np.ndarray | None]":
         raise UserError(
             f"{options.landmarks} has no points for {len(missing)} of {len(wanted)} images, "
             f"{files.names[missing[0]]} the first; its own first is {landmarks.names[0]}: expected "
-            "the same paths, or the same file names; --skip_bad goes on without images that lack "
+            "the same paths, or the same file names; --skip-bad goes on without images that lack "
             "points"
         )
     return [landmarks.points[place[name]] if name in place else None for name in wanted]
@@ -186,27 +187,57 @@ def _file_name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _embed_parts(parts: Path, crops: _Crops, model: "FaceModel", options: Any) -> None:
+def _embed_parts(parts: Path, source: _Source, model: "FaceModel", options: Any) -> None:
     """Makes the parts that are not there."""
     from tqdm import tqdm
 
-    # A part of whole batches, of one at least.
+    count = len(source.files)
+    # Whole batches, one at least: all parts but the last are of one compiled shape.
     size = options.batch_size * max(1, _PART // options.batch_size)
-    ranges = [range(start, min(start + size, len(crops))) for start in range(0, len(crops), size)]
-    left = [rows for rows in ranges if not _is_done(_part(parts, rows), options.skip_bad)]
-    done = len(crops) - sum(map(len, left))
-    start = time.perf_counter()
-    with tqdm(total=len(crops), initial=done, desc="embed", unit="image", delay=1) as bar:
+    ranges = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    left = [rows for rows in ranges if not _is_done(_part(parts, rows.start), source.skip_bad)]
+    todo = sum(map(len, left))
+    with tqdm(total=count, initial=count - todo, desc="embed", unit="image", leave=False) as bar:
         for rows in left:
-            _embed_part(_part(parts, rows), crops, rows, model, options, bar.update)
-    seconds = time.perf_counter() - start
-    if left:
-        count = len(crops) - done
-        print(f"{count:,} images in {seconds:.1f} s, {count / seconds:,.0f} images/s")
+            crops = _Crops(source, rows, bar.update)
+            embeddings = model.raw_embeddings(
+                crops, batch_size=options.batch_size, flip=options.flip
+            )
+            _save_part(_part(parts, rows.start), embeddings, crops.skipped, source, rows)
 
 
-def _part(parts: Path, rows: range) -> Path:
-    return parts / f"from-{rows.start:09}.npy"
+def _save_part(
+    part: Path, embeddings: "np.ndarray", skipped: dict[int, str], source: _Source, rows: range
+) -> None:
+    import numpy as np
+
+    from ida_jax.files import written_whole
+    from ida_jax.validation import unit_rows
+
+    embeddings[list(skipped)] = np.nan
+    for bad in np.flatnonzero(unit_rows(embeddings, skip_bad=True).bad).tolist():
+        if bad not in skipped:
+            where = source.files.where(rows[bad])
+            skipped[bad] = f"image {where}: its embedding is zero, NaN or infinite"
+            if not source.skip_bad:
+                raise UserError(
+                    f"{skipped[bad]}; look at the image and at the model, or give --skip-bad"
+                )
+    embeddings[list(skipped)] = np.nan
+    _reasons(part).unlink(missing_ok=True)
+    if skipped:
+        names = source.files.names
+        lines = [
+            f"{names[rows[row]]}\t{' '.join(skipped[row].split())}\n" for row in sorted(skipped)
+        ]
+        with written_whole(_reasons(part)) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+    with written_whole(part) as temporary, temporary.open("wb") as file:
+        np.save(file, embeddings)
+
+
+def _part(parts: Path, start: int) -> Path:
+    return parts / f"from-{start:09}.npy"
 
 
 def _reasons(part: Path) -> Path:
@@ -214,5 +245,50 @@ def _reasons(part: Path) -> Path:
 
 
 def _is_done(part: Path, skip_bad: bool) -> bool:
-    # What another run skipped is to end this one.
+    # What a run with --skip-bad has skipped ends one without it.
     return part.is_file() and (skip_bad or not _reasons(part).is_file())
+
+
+def _put_together(output: Path, parts: Path, names: Sequence[str], width: int) -> list[str]:
+    """Writes E and what stands beside it; the lines of E.skipped.txt."""
+    import numpy as np
+
+    from ida_jax.files import written_whole
+    from ida_jax.tables.embedding_output import write_embeddings
+
+    paths = sorted(parts.glob("from-*.npy"))
+    write_embeddings(output, (np.load(path) for path in paths), names, width=width)
+    reasons = [_reasons(path) for path in paths if _reasons(path).is_file()]
+    skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
+    if skipped:
+        with written_whole(_reasons(output)) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+    else:
+        _reasons(output).unlink(missing_ok=True)
+    return skipped
+
+
+def _key(options: Any, model: "FaceModel", files: "ImageFiles") -> str:
+    """Names a job: all that its embeddings depend on, to the last bit."""
+    described = [model.fingerprint, options.flip, options.batch_size, files.stamp()]
+    described.append(str(options.images.resolve()))
+    if options.landmarks is not None:
+        stat = options.landmarks.stat()
+        described += [str(options.landmarks.resolve()), stat.st_size, stat.st_mtime_ns]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+
+
+def _clear(output: Path) -> None:
+    """Removes this job's parts, and what others for the same output have left behind."""
+    for path in output.absolute().parent.iterdir():
+        if not path.name.startswith(f".{output.name}."):
+            continue
+        rest = path.name.removeprefix(f".{output.name}.")
+        if rest.endswith(".parts"):
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(r"[a-z0-9_]{8}", rest):  # what a kill left of `written_whole`
+            path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

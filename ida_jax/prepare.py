@@ -37,8 +37,8 @@ verification file:
 IMAGES is a folder, a .txt list or a .tar file; PAIRS is LFW's pairs.txt, or a .csv of
 NAME,NAME,SAME. No pickle in a .bin file can run code: what is not plain data is refused."""
 
-_LFW = """Writes DIR/lfw or DIR/calfw: crops of 112×112 in a tar file, and the lists beside them. Without
---landmarks the images must be such crops already."""
+_LFW = """Writes DIR/lfw or DIR/calfw: crops of 112×112 in a tar file, and the lists beside them.
+Without --landmarks the images must be such crops already."""
 
 
 def main(argv: list[str]) -> None:

@@ -4,7 +4,7 @@ import tarfile
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.data.alignment import ARCFACE_POINTS, align, similarity_transform
@@ -198,7 +198,26 @@ def test_splits(tmp_path):
             read_split(path)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
+@given(st.data())
+def test_a_damaged_split_is_a_user_error_or_read(tmp_path_factory, data):
+    content = bytearray(b"identity,role,images\r\nAl_B,anchor,2\r\nCy,eval,2\r\n")
+    if data.draw(st.booleans()):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    else:
+        content = data.draw(st.binary(max_size=60))
+    path = tmp_path_factory.getbasetemp() / "damaged.csv"
+    path.write_bytes(content)
+    message = ""
+    try:
+        found = read_split(path)
+    except UserError as error:
+        message = str(error)
+    assert "damaged.csv" in message if message else all(found.values())
+    assert "\n" not in message
+
+
+@settings(max_examples=25)
 @given(st.data())
 def test_damaged_archives_are_user_errors_or_read(tmp_path_factory, data):
     root = tmp_path_factory.getbasetemp() / "damaged"

@@ -108,7 +108,6 @@ class Call:
         (Call(np.save, "ran", 1), "save"),
         (Call(open, "ran", "w"), "io.open"),
         (Call(getattr, "x", "y"), "getattr"),
-        (Call(bytes, 1 << 40), "damaged"),
         (Call(bytearray, 1 << 40), "bytearray"),
     ],
 )
@@ -125,7 +124,9 @@ def test_code_is_refused_by_name(tmp_path, monkeypatch, bad, name, protocol):
         (b"cos\nsystem\n(S'touch ran'\ntR.", ["byte 0", "tries to load os.system"]),
         (b"(S'touch ran'\nios\nsystem\n.", ["byte 14", "tries to load os.system"]),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", ["byte 14", "tries to load os.system"]),
-        (b"cos\x1b\nsys\xfftem\n.", ["tries to load os\\x1b"]),
+        (b"cos\x1b\nsystem\n.", ["tries to load os\\x1b"]),
+        (b"cos\nsys\xfftem\n.", ["can't decode"]),
+        (pickle.dumps(([Call(bytes, 1 << 40)], SAME)), ["damaged"]),
         (b"cnumpy\nload\n.", ["tries to load numpy.load"]),
         (b"\x80\x02}.", ["byte 2", "EMPTY_DICT"]),
         (b"Ppid\n.", ["byte 0", "PERSID"]),
@@ -152,12 +153,6 @@ def test_other_forms_are_refused(tmp_path, monkeypatch, content, words):
     assert not (tmp_path / "ran").exists()
 
 
-def _many(build, times):
-    """One buffer of 1 MB, from which something is built again and again."""
-    body = struct.pack("<BI", ord("B"), 1 << 20) + bytes(1 << 20) + b"q\x01"
-    return b"\x80\x03]" + body + b"q\x02(" + build * times + b"e."
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -171,7 +166,6 @@ def _many(build, times):
             b"K\x00\x85", b"J\xff\xff\xff\x7f\x85"
         ),
         pickle.dumps((np.array([b"ab"]), SAME), 2).replace(b"S2", b"S0"),
-        _many(b"c_codecs\nencode\nX\x01\0\0\0aX\x06\0\0\0latin1\x86R", 10),
     ],
 )
 def test_memory_bombs(tmp_path, content):
@@ -183,7 +177,7 @@ def test_memory_bombs(tmp_path, content):
 def test_bytes_built_again_and_again_are_refused(tmp_path):
     text = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20) + b"q\x01"
     build = b"c_codecs\nencode\nh\x01X\x06\0\0\0latin1\x86R"
-    refused(tmp_path, b"\x80\x02]" + text + b"0]("[1:] + build * 500 + b"e.", "more bytes than")
+    refused(tmp_path, b"\x80\x02](" + text + build * 500 + b"e.", "more bytes than")
     array = (
         b"cnumpy.core.numeric\n_frombuffer\n(h\x01cnumpy\ndtype\nX\x02\0\0\0u1\x85RJ\0\0\x10\0\x85"
     )

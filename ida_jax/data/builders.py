@@ -58,6 +58,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         faces = self.read(Path(download_config.manual_dir))
         written = write_faces(self.name, faces, data_dir=Path(self.data_path).parents[1])
         print(*written.notes, sep="\n", end="\n" * bool(written.notes))
+        # The default is TFRecord, which TFDS reads with TensorFlow alone.
+        self.info.set_file_format("array_record", override=True)
         self.info.read_from_directory(self.data_path)
 
     def _info(self) -> tfds.core.DatasetInfo:

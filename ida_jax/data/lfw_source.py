@@ -118,10 +118,10 @@ def prepare_lfw(
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{tar.name}.*"):  # of a kill
+            left.unlink()
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    for left in folder.glob(f".{tar.name}.*"):  # of a kill
-        left.unlink()
     try:
         # The tar appears last: without it, nothing else of the folder is looked at.
         with written_whole(tar) as temporary:

@@ -62,24 +62,28 @@ def load_plain_pickle(path: Path) -> Any:
     """
     content = path.read_bytes()
     loads, stop, fault = _checked_instructions(content)
+    if fault is not None:
+        # What comes before is built all the same: a name that it loads says more than the fault.
+        content = content[:stop] + pickle.STOP + content[stop + 1 :]
     try:
-        # Up to a fault, too: a name that is loaded before it says more.
-        return _Unpickler(path, content[:stop], loads).load()
+        found = _Unpickler(path, content, loads).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
-        if fault is not None:
-            raise UserError(f"{path}, byte {stop}: {fault}: {EXPECTED}") from error
-        text = " ".join(str(error).split())[:80]
-        raise UserError(f"{path} is damaged or of another form ({text}): {EXPECTED}") from error
+        if fault is None:
+            text = ascii(" ".join(str(error).split())[:80])[1:-1]
+            raise UserError(f"{path} is damaged or of another form ({text}): {EXPECTED}") from error
+    if fault is not None:
+        raise UserError(f"{path}, byte {stop}: {fault}: {EXPECTED}")
+    return found
 
 
 def _checked_instructions(content: bytes) -> tuple[list[int], int, str | None]:
     """Steps through a pickle's instructions.
 
     Returns:
-      The bytes at which it loads names; where it ends, or the first instruction that does not pass;
-      what is wrong with that one.
+      The bytes at which it loads names; the first instruction that does not pass, or the end; what
+      is wrong with that one.
     """
     allowed = frozenset(_ALLOWED.split())
     loads, at, count = [], 0, 0

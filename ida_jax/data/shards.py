@@ -118,10 +118,12 @@ def remove_reports(folder: Path) -> None:
 
 
 def _finished(path: Path, report: Path) -> Shard | None:
-    if not (path.is_file() and report.is_file()):
+    try:
+        entries = json.loads(report.read_text(encoding="utf-8"))
+        shard = Shard(**entries | {"corrupt": [tuple(entry) for entry in entries["corrupt"]]})
+    except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one: as good as none
         return None
-    entries = json.loads(report.read_text(encoding="utf-8"))
-    return Shard(**entries | {"corrupt": [tuple(entry) for entry in entries["corrupt"]]})
+    return shard if path.is_file() else None
 
 
 def _write_shard(
@@ -169,15 +171,13 @@ def _serialized(
 
 def serialize(features: dict[str, bytes | int]) -> bytes:
     """The tf.train.Example of these features, as TFDS writes it."""
-    from tensorflow_datasets.proto import tf_example_pb2 as proto
+    from tensorflow_datasets.proto import tf_example_pb2
+    from tensorflow_datasets.proto import tf_feature_pb2 as proto
 
-    return proto.Example(
-        features=proto.Features(
-            feature={
-                name: proto.Feature(bytes_list=proto.BytesList(value=[value]))
-                if isinstance(value, bytes)
-                else proto.Feature(int64_list=proto.Int64List(value=[value]))
-                for name, value in features.items()
-            }
-        )
-    ).SerializeToString()
+    stored = {
+        name: proto.Feature(bytes_list=proto.BytesList(value=[value]))
+        if isinstance(value, bytes)
+        else proto.Feature(int64_list=proto.Int64List(value=[value]))
+        for name, value in features.items()
+    }
+    return tf_example_pb2.Example(features=proto.Features(feature=stored)).SerializeToString()

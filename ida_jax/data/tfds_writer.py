@@ -101,7 +101,8 @@ def write_faces(
 
     Raises:
       UserError: a name that TFDS does not take; a data set that is there already; corrupt images,
-        of which the first ten are listed, and then nothing is written; a full disk.
+        of which the first ten are listed, and then nothing is written; a full disk; an identity's
+        name that is no line of text.
     """
 
     def example(row: int) -> Example:
@@ -116,6 +117,12 @@ def write_faces(
     def keep(folder: Path, images: TfdsImages, left_out: list[int]) -> None:
         keep_labels(folder / "train_labels.safetensors", np.delete(labels, left_out), images)
 
+    # TFDS keeps the names as a text file's lines.
+    unfit = [name for name in faces.identities if name.strip().splitlines() != [name]]
+    if unfit:
+        raise UserError(
+            f"identity {unfit[0]!r} is no name: rename it, without white space at its ends"
+        )
     labels = np.asarray(faces.labels, np.int32)
     digest = hashlib.sha256(labels.tobytes())
     digest.update("\n".join(faces.identities).encode())
@@ -267,6 +274,8 @@ def _begin(folder: Path, source: str) -> None:
     noted = folder / "source.json"
     try:
         if noted.is_file() and noted.read_bytes() == json.dumps(source).encode():
+            for torn in folder.glob(".*"):  # what a killed process was writing
+                torn.unlink()
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -73,9 +73,21 @@ def _draw_sweep(axis: Axes, name: str, sweep: Mapping[str, Any], far: float) -> 
             axis.axhline(tar, color=base_style[0], linestyle="--", linewidth=1.6, label="Cosine")
     if values.size and values.min() > 0 and values.max() >= 8 * values.min():
         axis.set_xscale("log")
-    axis.set_xticks(values, [f"{value:g}" if value < 1e4 else far_name(value) for value in values])
+    axis.set_xticks(values, _tick_labels(values, log=axis.get_xscale() == "log"))
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda tar, _: f"{100 * tar:.6g} %")
+
+
+def _tick_labels(values: np.ndarray, *, log: bool) -> list[str]:
+    """A label for each value that lies far enough from the one labelled before; else none."""
+    places = np.log(values) if log else np.asarray(values, np.float64)
+    span = places.max() - places.min() if places.size else 0
+    labels, last = [], -np.inf
+    for value, place in zip(values, places, strict=True):
+        far_enough = place - last >= 0.1 * span
+        labels.append((f"{value:g}" if value < 1e4 else far_name(value)) if far_enough else "")
+        last = place if far_enough else last
+    return labels
 
 
 @in_our_look

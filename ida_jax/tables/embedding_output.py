@@ -1,0 +1,108 @@
+"""Embeddings out, in the forms that `ida_jax.tables.embeddings` reads: whole or not at all.
+
+N faces, D embedding.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ida_jax.errors import UserError
+from ida_jax.files import written_whole
+from ida_jax.tables.blocks import known_suffix
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Finds out before the work whether embeddings can be written to a path.
+
+    Raises:
+      UserError: a suffix other than .npy, .npz and .parquet, a folder in its place, or none around.
+    """
+    path = Path(path)
+    known_suffix(path, tuple(_WRITERS), what="embeddings")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"cannot write {path}: no folder {path.parent}; make it first")
+
+
+def write_embeddings(
+    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], names: Sequence[str], *, width: int
+) -> None:
+    """Writes embeddings as float32 and the faces' names, holding one block in memory.
+
+    Args:
+      path: .npy, with the names one a line in PATH's .names.txt beside it; .npz, the arrays
+        `embeddings` and `names`; .parquet, the columns `name` and `embedding`.
+      blocks: [n, D] each, N rows in all.
+      names: N, without line breaks.
+      width: D.
+
+    Raises:
+      UserError: another suffix, or a file that cannot be written; what was there before is kept.
+      ValueError: blocks of another width, or not N rows; what was there before is kept.
+    """
+    path = Path(path)
+    suffix = known_suffix(path, tuple(_WRITERS), what="embeddings")
+    with written_whole(path) as temporary:
+        with temporary.open("wb") as file:
+            _WRITERS[suffix](file, _checked(blocks, len(names), width), names, width)
+        if suffix == ".npy":
+            with written_whole(path.with_suffix(".names.txt")) as listed:
+                listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def _checked(blocks: Iterable[np.ndarray], count: int, width: int) -> Iterable[np.ndarray]:
+    total = 0
+    for block in blocks:
+        if np.ndim(block) != 2 or block.shape[1] != width:
+            raise ValueError(f"a block of shape {list(np.shape(block))}, expected [n, {width}]")
+        total += len(block)
+        yield np.ascontiguousarray(block, "<f4")
+    if total != count:
+        raise ValueError(f"{total} embeddings for {count} names: expected one each")
+
+
+def _write_npy(
+    file: BinaryIO, blocks: Iterable[np.ndarray], names: Sequence[str], width: int
+) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), width)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(block.tobytes())
+
+
+def _write_npz(
+    file: BinaryIO, blocks: Iterable[np.ndarray], names: Sequence[str], width: int
+) -> None:
+    # np.savez would want the whole array in memory.
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open("embeddings.npy", "w", force_zip64=True) as member:
+            _write_npy(member, blocks, names, width)
+        with archive.open("names.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, np.array(names, np.str_), allow_pickle=False)
+
+
+def _write_parquet(
+    file: BinaryIO, blocks: Iterable[np.ndarray], names: Sequence[str], width: int
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = pa.list_(pa.float32(), width)
+    schema = pa.schema([("name", pa.string()), ("embedding", kind)])
+    start = 0
+    # Embeddings hardly repeat and hardly compress.
+    with parquet.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+        for block in blocks:
+            rows = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), type=kind)
+            listed = pa.array(names[start : start + len(block)], pa.string())
+            writer.write_batch(pa.record_batch([listed, rows], schema=schema))
+            start += len(block)
+
+
+_WRITERS = {".npy": _write_npy, ".npz": _write_npz, ".parquet": _write_parquet}
