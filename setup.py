@@ -43,6 +43,6 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "interop": [*_EXPORT, "torch"],
-        "test": [*_EXPORT, "hypothesis", "pytest>=8", "ruff"],
+        "test": [*_EXPORT, "hypothesis", "pytest>=8", "pytest-xdist", "ruff", "scikit-image"],
     },
 )

@@ -97,7 +97,7 @@ def _make_bin(options: "Namespace") -> None:
 def _read_bin(options: "Namespace") -> None:
     from ida_jax.data.verification_bin import read_verification_bin
 
-    _require_new(options)
+    _check(options)
     pairs = read_verification_bin(options.source)
     from ida_jax.data.tfds_writer import write_pairs
 
@@ -144,12 +144,14 @@ def _face_options(source: str, argv: list[str], what: str) -> "Namespace":
     )
     _add_size(parser)
     options = parser.parse_args(argv)
-    _require_new(options)
+    _check(options)
     return options
 
 
-def _require_new(options: "Namespace") -> None:
+def _check(options: "Namespace") -> None:
     """Before a source of millions of records is read."""
+    if options.size is not None and options.size < 1:
+        raise UserError(f"--size is {options.size}: expected the crops' height in pixels")
     from ida_jax.data.tfds_writer import require_new
 
     require_new(options.name, data_dir=options.data_dir)

@@ -25,7 +25,8 @@ FORBIDDEN = {
     "anchors": {"ida_jax.training", "ida_jax.report"},
     "rescoring": {"ida_jax.training", "ida_jax.report"},
     "tables": {"jax", "ida_jax.training", "ida_jax.report", "ida_jax.anchors", "ida_jax.rescoring"},
-    "data": {"ida_jax.training", "ida_jax.report", "ida_jax.rescoring"},
+    "data": {"ida_jax.training", "ida_jax.report", "ida_jax.rescoring", "ida_jax.evaluation"},
+    "evaluation": {"ida_jax.training", "ida_jax.stages"},
     "interop": {"ida_jax.training"},
     "report": {"ida_jax.training", "ida_jax.stages"},
 }
@@ -80,6 +81,8 @@ def test_only_the_search_imports_scann():
 
 def test_heavy_packages_are_imported_where_they_are_used():
     for path in ROOT.rglob("*.py"):
+        if path.name == "builders.py":  # subclasses TFDS's builder: importing it registers ours
+            continue
         heavy = {n for n in _imports(path, top_level=True) if _within(n.split(".")[0], HEAVY)}
         assert not heavy, f"{path.name} imports {heavy} at its top"
 

@@ -1,24 +1,19 @@
 import io
 import pickle
 import shutil
-import sys
 import tarfile
 
 import cv2
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from face_sources import encoded_faces, jpeg
 
-from ida_jax import prepare
 from ida_jax.data.lfw import load_lfw
-from ida_jax.data.tfds_faces import TfdsImages, load_tfds, write_tfds
+from ida_jax.data.shards import serialize
+from ida_jax.data.tfds_faces import TfdsImages, load_pairs, load_tfds
+from ida_jax.data.tfds_writer import write_faces
 from ida_jax.errors import UserError
-
-
-def _jpeg(value):
-    """Red by `value`, and no other colour."""
-    bgr = np.zeros((8, 8, 3), np.uint8)
-    bgr[:, :, 2] = value
-    return cv2.imencode(".jpg", bgr)[1].tobytes()
 
 
 def _redness(image):
@@ -33,7 +28,7 @@ def _write_lfw(root, encoded=None):
     names = {"Bo_A/Bo_A_0002": 80, "Bo_A/Bo_A_0001": 40, "Cy/Cy_0001": 120, "Al/Al_0001": 160}
     with tarfile.open(root / "lfw_112.tar", "w") as archive:
         for name, value in names.items():
-            data = encoded or _jpeg(value)
+            data = encoded or jpeg(value)
             info = tarfile.TarInfo(f"./{name}.jpg")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -96,71 +91,19 @@ def test_lfw_is_read_whole(shared_data):
     assert list(data.names) == sorted(names)
 
 
-def _write_folder(root):
-    for i in range(7):
-        path = root / f"person_{i % 3}" / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_jpeg(30 * i))
-
-
-@pytest.mark.filterwarnings("ignore")  # tensorflow-datasets' own, while it writes
-def test_a_folder_becomes_a_tfds_data_set(tmp_path, capsys):
-    _write_folder(tmp_path / "faces")
-    argv = [
-        "prepare", "folder", f"--from={tmp_path / 'faces'}", "--name=ms1m",
-        f"--data_dir={tmp_path}",
-    ]  # fmt: skip
-    prepare.main(argv)
-    assert "7 images of 3 identities" in capsys.readouterr().out
-    data = load_tfds("ms1m", data_dir=tmp_path)
-    assert data.identities == ("person_0", "person_1", "person_2")
-    assert len(data.images) == len(data.labels) == 7
-    seen = set()
-    for image, label in zip(data.images, data.labels, strict=True):
-        i = round(_redness(image) / 30)
-        seen.add(i)
-        assert label == i % 3
-    assert seen == set(range(7))
-    assert "tensorflow" not in sys.modules
-    with pytest.raises(UserError, match="no split 'test': it has train"):
-        load_tfds("ms1m", data_dir=tmp_path, split="test")
-    with pytest.raises(UserError, match="is there already"):
-        prepare.main(argv)
-
-
-def test_prepare_mistakes(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for argv, message in (
-        (["folder"], "expected folder --from"),
-        (["recordio", "--from=x", "--name=x"], "expected folder --from"),
-        (["folder", "--from=absent", "--name=x"], "no folder at absent"),
-        (["folder", f"--from={tmp_path / 'empty'}", "--name=x"], "no JPEG at"),
-        (["folder", "--fro=x"], "Unknown command line flag 'fro'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            prepare.main(["prepare", *argv])
-
-
 def test_an_absent_tfds_data_set(tmp_path):
     with pytest.raises(UserError, match=r"ms1m is not at .*ida_jax.prepare folder"):
         load_tfds("ms1m", data_dir=tmp_path)
 
 
 def _write_tfds(root, name, values, labels):
-    files = []
-    for i, value in enumerate(values):
-        files.append(root / f"{name}_{i}.jpg")
-        files[-1].write_bytes(_jpeg(value))
-    identities = [f"person_{i}" for i in range(max(labels) + 1)]
-    return write_tfds(name, files, labels, identities, data_dir=root)
+    return write_faces(name, encoded_faces(map(jpeg, values), labels), data_dir=root).path
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_images_are_those_of_the_tfds_decoder(tmp_path):
     rng = np.random.default_rng(0)
-    file = tmp_path / "face.jpg"
-    file.write_bytes(cv2.imencode(".jpg", rng.integers(0, 256, (9, 7, 3), np.uint8))[1].tobytes())
-    path = write_tfds("colours", [file], [0], ["a"], data_dir=tmp_path)
+    image = cv2.imencode(".jpg", rng.integers(0, 256, (9, 7, 3), np.uint8))[1].tobytes()
+    path = write_faces("colours", encoded_faces([image], [0]), data_dir=tmp_path).path
     import tensorflow_datasets as tfds
 
     expected = tfds.builder_from_directory(path).as_data_source(split="train")[0]["image"]
@@ -174,7 +117,6 @@ def test_images_are_those_of_the_tfds_decoder(tmp_path):
         images[1]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_labels_are_kept_beside_the_records(tmp_path, monkeypatch):
     path = _write_tfds(tmp_path, "one", [0, 40, 80, 120, 160], [0, 1, 2, 1, 0])
     expected = load_tfds("one", data_dir=tmp_path).labels
@@ -202,20 +144,44 @@ def test_labels_are_kept_beside_the_records(tmp_path, monkeypatch):
         np.testing.assert_array_equal(load_tfds("one", data_dir=tmp_path).labels, expected)
 
 
-@pytest.mark.filterwarnings("ignore")
+def _overwrite(file, images, labels):
+    """Puts other records into a data set's only shard."""
+    writer = ArrayRecordWriter(str(file), "group_size:1")
+    for image, label in zip(images, labels, strict=True):
+        writer.write(serialize({"image": image, "label": label}))
+    writer.close()
+
+
 def test_damaged_records_are_named(tmp_path):
-    good, bad = tmp_path / "good.jpg", tmp_path / "bad.jpg"
-    good.write_bytes(_jpeg(40))
+    path = _write_tfds(tmp_path, "faces", [40, 80], [0, 1])
+    shard = next(path.glob("*.array_record-*"))
     for content in (b"no jpeg", b""):
-        bad.write_bytes(content)
-        name = f"faces_{len(content)}"
-        write_tfds(name, [good, bad], [0, 1], ["a", "b"], data_dir=tmp_path)
-        data = load_tfds(name, data_dir=tmp_path)
-        row = int(np.flatnonzero(data.labels == 1)[0])
-        assert data.images[1 - row].shape == (8, 8, 3)
-        with pytest.raises(UserError, match=f"image of row {row} cannot be decoded"):
-            data.images[row]
+        _overwrite(shard, [jpeg(40), content], [0, 1])
+        images = load_tfds("faces", data_dir=tmp_path).images
+        assert images[0].shape == (8, 8, 3)
+        with pytest.raises(UserError, match="image of row 1 cannot be decoded"):
+            images[1]
     file = tmp_path / "torn"
     file.write_bytes(b"no records")
     with pytest.raises(UserError, match=r"row 3 cannot be read from .*torn"):
         TfdsImages([str(file)], [7])[3]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"splits": 3}'])
+def test_a_damaged_description_is_one_line(tmp_path, name, content):
+    path = _write_tfds(tmp_path, "faces", [40, 80], [0, 1])
+    (path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"1\.0\.0 .*") as raised:
+        load_tfds("faces", data_dir=tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_absent_and_other_pairs(tmp_path):
+    with pytest.raises(UserError, match=r"pairs is not at .*ida_jax.prepare bin --from=X.bin"):
+        load_pairs("pairs", data_dir=tmp_path)
+    _write_tfds(tmp_path, "faces", [40, 80], [0, 1])
+    with pytest.raises(UserError, match="lacks the feature first: it has image, label"):
+        load_pairs("faces", data_dir=tmp_path, split="train")
+    with pytest.raises(UserError, match="no split 'test': it has train"):
+        load_pairs("faces", data_dir=tmp_path)

@@ -161,7 +161,7 @@ def test_published_tables_are_the_papers(shared_data):
     if not articles:
         pytest.skip("the paper's text is not beside the real data")
     rows = [line.split("\t") for line in articles[0].read_text(encoding="utf-8").splitlines()]
-    rows = [(row[0], tuple(row[1:])) for row in rows if len(row) > 1]
+    rows = [(row[0], tuple(cell for cell in row[1:] if cell)) for row in rows if len(row) > 1]
 
     def flat(of):
         return [x for v in of.values() for x in (flat(v) if isinstance(v, dict) else [v])]
@@ -196,9 +196,10 @@ def test_log_odds_are_those_of_the_softmax(head, margin, slab, monkeypatch):
     np.testing.assert_allclose(cosine, expected, atol=1e-6)
     for i in range(7):
         z = 8 * faces[i] @ weights.T
-        angle = np.arccos(expected[i])
-        z[labels[i]] = {"arcface": 8 * np.cos(angle + margin), "cosface": 8 * (expected[i] - margin),
-                        "l2_softmax": 8 * expected[i]}[head]  # fmt: skip
+        own = expected[i]
+        z[labels[i]] = 8 * {
+            "arcface": np.cos(np.arccos(own) + margin), "cosface": own - margin, "l2_softmax": own
+        }[head]  # fmt: skip
         p = np.exp(z[labels[i]]) / np.exp(z).sum()
         np.testing.assert_allclose(1 / (1 + np.exp(-odds[i])), p, rtol=1e-4)
 

@@ -180,4 +180,6 @@ def serialize(features: dict[str, bytes | int]) -> bytes:
         else proto.Feature(int64_list=proto.Int64List(value=[value]))
         for name, value in features.items()
     }
-    return tf_example_pb2.Example(features=proto.Features(feature=stored)).SerializeToString()
+    example = tf_example_pb2.Example(features=proto.Features(feature=stored))
+    # Else the features' order changes from process to process.
+    return example.SerializeToString(deterministic=True)
