@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ida_jax.data.image_files import ImageFiles
     from ida_jax.face_model import FaceModel
 
-# Images a part, which is what a kill can cost: of a 100-layer network half an hour of a CPU.
+# Images a part, the most that a kill costs.
 _PART = 4096
 _TOLD = 5
 

@@ -26,22 +26,19 @@ NAMES = [f"p{i % 3}/{i:02}.png" for i in range(11)]
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    """A folder with a tiny model of random weights."""
-    folder = tmp_path_factory.mktemp("model")
+def model():
+    """A tiny model of random weights."""
     network = build_network("iresnet_nano", dict(OPTIONS))
-    variables = network.init(
-        jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32), train=False
-    )
-    FaceModel("iresnet_nano", OPTIONS, Preprocessing(SIZE), dict(variables)).save(
-        folder / "model.safetensors"
-    )
-    return folder
+    image = np.zeros((1, SIZE, SIZE, 3), np.float32)
+    variables = jax.jit(lambda key: network.init(key, image, train=False))(jax.random.key(0))
+    return FaceModel("iresnet_nano", OPTIONS, Preprocessing(SIZE), dict(variables))
 
 
 @pytest.fixture(scope="module")
-def model(model_dir):
-    return FaceModel.load(model_dir / "model.safetensors")
+def model_dir(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save(folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture
@@ -69,19 +66,15 @@ def _hidden(folder):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_raw_embeddings_are_those_that_embed_normalises(model, flip):
-    images = list(np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8))
+    images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
     raw = model.raw_embeddings(images, flip=flip, batch_size=8)
     assert raw.dtype == np.float32
-    np.testing.assert_array_equal(
-        unit_embeddings(raw), model.embed(images, flip=flip, batch_size=8)
-    )
+    unit = model.embed(images, flip=flip, batch_size=8)
+    np.testing.assert_array_equal(unit_embeddings(raw), unit)
     assert np.ptp(np.linalg.norm(raw, axis=1)) > 1e-3
     if flip:
-        mirrored = [image[:, ::-1] for image in images]
-        both = model.raw_embeddings(images, batch_size=8) + model.raw_embeddings(
-            mirrored, batch_size=8
-        )
-        np.testing.assert_allclose(raw, both, rtol=1e-4, atol=1e-5)
+        both = [model.raw_embeddings(x, batch_size=8) for x in (images, images[:, :, ::-1])]
+        np.testing.assert_allclose(raw, both[0] + both[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
@@ -93,9 +86,8 @@ def test_a_folder(tmp_path, model_dir, model, crops, suffix, flip, capsys):
     read = read_embeddings(path, names=listed)
     assert read.names == sorted(NAMES)
     assert read.embeddings.dtype == np.float32
-    expected = model.raw_embeddings(
-        [crops[name] for name in sorted(NAMES)], flip=flip, batch_size=8
-    )
+    images = [crops[name] for name in sorted(NAMES)]
+    expected = model.raw_embeddings(images, flip=flip, batch_size=8)
     np.testing.assert_allclose(read.embeddings, expected, rtol=1e-4, atol=1e-5)
     assert "11 embeddings of 8 numbers" in capsys.readouterr().out
     assert not _hidden(tmp_path)
@@ -124,11 +116,8 @@ def _points(seed):
 
 
 def _landmarks(path, names):
-    lines = [
-        " ".join([name, *map(str, _points(seed).ravel().tolist()), "0.9"])
-        for seed, name in names.items()
-    ]
-    path.write_text("\n".join(lines) + "\n")
+    points = {name: " ".join(map(str, _points(seed).ravel())) for seed, name in names.items()}
+    path.write_text("".join(f"{name} {row} 0.9\n" for name, row in points.items()))
 
 
 @pytest.mark.parametrize("images", ["pictures", "landmarks.txt"])
@@ -203,10 +192,9 @@ def test_images_without_points_and_with_impossible_ones(tmp_path, model_dir):
 
 def test_a_wrong_size_is_never_skipped(tmp_path, model_dir, crops):
     _write(tmp_path / "crops" / "p0" / "03.png", 0, size=40)
+    message = r"03.png is 40×40 pixels, the model takes 32×32: give --landmarks"
     for flags in ([], ["--skip-bad"]):
-        with pytest.raises(
-            UserError, match=r"03.png is 40×40 pixels, the model takes 32×32: give --landmarks"
-        ):
+        with pytest.raises(UserError, match=message):
             _embed(tmp_path, model_dir, *flags)
     assert not _hidden(tmp_path)
 
@@ -256,9 +244,7 @@ def test_parts_are_not_made_again(tmp_path, model_dir, crops, monkeypatch):
     assert embedded == [8, 3, 3, 8, 3]
 
 
-def test_parts_that_skipped_are_made_again_without_the_flag(
-    tmp_path, model_dir, crops, monkeypatch
-):
+def test_skipped_parts_are_made_again_without_the_flag(tmp_path, model_dir, crops, monkeypatch):
     monkeypatch.setattr(module, "_PART", 8)
     embedded = _count_embedded(monkeypatch)
     (tmp_path / "crops" / sorted(NAMES)[9]).write_bytes(b"no image")
@@ -349,10 +335,8 @@ def test_the_mobilefacenet_on_lfw(shared_data, tmp_path):
         members = [m for m in archive if m.name[2:].removesuffix(".jpg") in set(wanted)]
         archive.extractall(tmp_path / "crops", members, filter="data")
     (tmp_path / "list.txt").write_text("".join(f"{name}.jpg\r\n" for name in wanted))
-    path = _embed(
-        tmp_path, tmp_path / "m.safetensors", f"--root={tmp_path}/crops", "--batch_size=64",
-        images="list.txt",
-    )  # fmt: skip
+    flags = [f"--root={tmp_path}/crops", "--batch_size=64"]
+    path = _embed(tmp_path, tmp_path / "m.safetensors", *flags, images="list.txt")
     ours = np.load(path)
     row = {name: i for i, name in enumerate(names)}
     given = np.load(shared_data / "lfw" / "mobilefacenet_embeddings.npy")

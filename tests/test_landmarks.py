@@ -74,12 +74,20 @@ def test_mistakes_are_named_by_line(tmp_path, separator):
     refused(word, ", line 5: 'Bo_4.*expected an image, x1 y1")
     refused(nan, ", line 5: a number is not finite")
     refused(lambda lines: lines.insert(4, ""), ", line 5: a blank line")
-    refused(lambda lines: lines.append(lines[1]), ", line 8: Bo_1/Bo_1_0001.jpg is on line 2 too")
+    refused(lambda lines: lines.append(lines[1]), ", line 8: 'Bo_1/Bo_1_0001.jpg' is on line 2 too")
     refused(lambda lines: lines.insert(0, "7"), ", line 1: 1 fields were found")
     refused(lambda lines: lines.clear(), " is empty")
     refused(lambda lines: lines.append("\udcff" + lines[1]), ", line 8 is not UTF-8")
     with pytest.raises(UserError, match="no landmarks at"):
         read_landmarks(tmp_path / "absent.txt")
+
+
+def test_a_repeated_name_with_a_line_break_is_told_on_one_line(tmp_path):
+    path = tmp_path / "points.txt"
+    path.write_bytes("\n".join(2 * _text("\t", names=("a\rb.jpg", *_NAMES[1:]))).encode())
+    with pytest.raises(UserError, match=r"line 8: 'a\\rb.jpg' is on line 1") as caught:
+        read_landmarks(path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @settings(max_examples=60)

@@ -150,12 +150,13 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path):
     refused("no list of pairs at", pairs=raw / "absent")
     refused("no landmarks at", landmarks=raw / "absent")
     refused(r"list.txt:5: D-E/D-E_0002 is not among", pairs=text(PAIRS.replace("D-E\t1", "D-E\t2")))
-    refused("Fay has no image", split=text("identity,role\nFay,eval\n"), landmarks=points)
+    refused("'Fay' has no image", split=text("identity,role\nFay,eval\n"), landmarks=points)
+    refused(r"'Fay\\nB' has", split=text('identity,role\n"Fay\nB",eval\n'), landmarks=points)
     few = "\n".join(lines[:3])
     refused("no points for 2 of 5 images: Cy/Cy_0002, D-E/D-E_0001; add", landmarks=text(few))
     flat = "\n".join([lines[0], "Al_B_0002.jpg" + 10 * " 7", *lines[2:]])
     refused("list.txt, line 2: the five points give no alignment", landmarks=text(flat))
-    refused("two lines for Cy_0001", landmarks=text("\n".join([*lines, f"x/{lines[2]}"])))
+    refused("two lines for 'Cy_0001'", landmarks=text("\n".join([*lines, f"x/{lines[2]}"])))
     good = (images / "Cy" / "Cy_0002.jpg").read_bytes()
     (images / "Cy" / "Cy_0002.jpg").write_bytes(good[: len(good) // 2])
     refused("Cy_0002.jpg is truncated", landmarks=points)
@@ -167,19 +168,20 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path):
     refused("map.jpg: expected images named NAME_0001.jpg", landmarks=points)
 
 
-def test_what_fails_late_leaves_the_folder_as_it_was(tmp_path):
+@pytest.mark.parametrize(("blocked", "split"), [("pairs.txt", None), ("split.csv", "split.csv")])
+def test_what_fails_late_leaves_the_folder_as_it_was(tmp_path, blocked, split):
     raw = _write(tmp_path / "raw")
     folder = tmp_path / "data" / "lfw"
     folder.mkdir(parents=True)
     (folder / "own.txt").write_text("mine")
     (folder / ".lfw_112.tar.abcdefgh").write_text("of a kill")
-    (folder / "pairs.txt").mkdir()  # cannot be replaced
-    with pytest.raises(UserError, match=r"cannot write .*pairs.txt"):
+    (folder / blocked).mkdir()  # cannot be replaced
+    with pytest.raises(UserError, match=f"cannot write .*{blocked}"):
         prepare_lfw(
             raw / "images", landmarks=raw / "points.txt", pairs=raw / "pairs.txt",
-            data_dir=tmp_path / "data",
+            split=split and raw / split, data_dir=tmp_path / "data",
         )  # fmt: skip
-    assert {path.name for path in folder.iterdir()} == {"own.txt", "pairs.txt"}
+    assert {path.name for path in folder.iterdir()} == {"own.txt", blocked}
 
 
 def test_splits(tmp_path):

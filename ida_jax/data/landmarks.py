@@ -116,7 +116,7 @@ def _raise_repeated(path: Path, names: list[str]) -> None:
     for number, name in enumerate(names, 1):
         if name in lines:
             raise UserError(
-                f"{path}, line {number}: {name} is on line {lines[name]} too, expected one line an "
-                "image"
+                f"{path}, line {number}: {name!r} is on line {lines[name]} too, expected one line "
+                "an image"
             )
         lines[name] = number

@@ -123,12 +123,13 @@ def prepare_lfw(
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
     try:
-        # The tar appears last: without it, nothing else of the folder is looked at.
-        with written_whole(tar) as temporary:
+        # Files appear once all are written, the tar last: without it, nothing of the folder is
+        # looked at.
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(written_whole(tar))
             _write_tar(temporary, [paths[row] for row in rows], _crops(files, rows, points))
             for file, content in lists.items():
-                with written_whole(folder / file) as part:
-                    part.write_bytes(content)
+                stack.enter_context(written_whole(folder / file)).write_bytes(content)
     except BaseException:
         if new:
             with contextlib.suppress(OSError):
@@ -168,7 +169,7 @@ def _points(path: Path, names: Sequence[str]) -> np.ndarray:
     place = {stem: row for row, stem in enumerate(stems)}
     if len(place) < len(stems):
         twice = next(stem for row, stem in enumerate(stems) if place[stem] != row)
-        raise UserError(f"{path} has two lines for {twice}: expected one an image")
+        raise UserError(f"{path} has two lines for {twice!r}: expected one an image")
     missing = [image for image in names if image.rsplit("/", 1)[-1] not in place]
     if missing:
         raise UserError(
@@ -239,7 +240,7 @@ def _check_split(path: Path, people: set[str]) -> None:
     for identity in read_split(path):
         if identity not in people:
             raise UserError(
-                f"{path}: identity {identity} has no image: correct the split, or give its images"
+                f"{path}: identity {identity!r} has no image: correct the split, or give its images"
             )
 
 

@@ -86,7 +86,102 @@ class TfdsImages(Sequence[np.ndarray]):
                 "again, or prepare the data set anew"
             ) from error
 
-    def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsImages]:
+    def _open(self, file: int) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._opening:
+            if file not in self._readers:
+                # Single records in any order: nothing is worth reading ahead.
+                self._readers[file] = ArrayRecordReader(
+                    self.files[file],
+                    options="readahead_buffer_size:0",
+                    file_reader_buffer_size=32768,
+                )
+            return self._readers[file]
+
+
+class PairImages(NamedTuple):
+    """P labelled pairs of images.
+
+    Attributes:
+      images: 2P images, uint8 [H, W, 3] RGB, decoded when asked for; pair i is 2i and 2i + 1.
+      same: bool [P], True for one identity's pair.
+    """
+
+    images: Sequence[np.ndarray]
+    same: np.ndarray
+
+
+class _BothSides(Sequence[np.ndarray]):
+    def __init__(self, pairs: TfdsImages) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._pairs.image(index // 2, ("first", "second")[index % 2])
+
+
+def find_tfds(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str],
+    source: str = "folder (or recordio) --from=FOLDER",
+) -> Path:
+    """The folder of the newest version of DATA_DIR/NAME.
+
+    Args:
+      name: the data set's.
+      data_dir: where data sets are.
+      source: how `ida_jax.prepare` makes such a data set, for the message.
+
+    Raises:
+      UserError: the data set is not there.
+    """
+    root = Path(data_dir) / name
+    versions = sorted(
+        (p for p in root.glob("*.*.*") if (p / "dataset_info.json").is_file()),
+        key=lambda p: [int(part) if part.isdigit() else -1 for part in p.name.split(".")],
+    )
+    if not versions:
+        raise UserError(
+            f"the data set {name} is not at {root}: prepare it there with python -m "
+            f"ida_jax.prepare {source} --name={name} --data_dir={data_dir}, or name the folder "
+            "that holds it as data_dir (--config.data_dir)"
+        )
+    return versions[-1]
+
+
+def load_tfds(name: str, *, data_dir: str | os.PathLike[str], split: str = "train") -> FaceDataset:
+    """The data set DATA_DIR/NAME with the features "image" (RGB) and "label" (identity).
+
+    Images stay on disk and are decoded when asked for. The labels are read from the records once
+    and then kept in SPLIT_labels.safetensors beside them, if that folder can be written.
+
+    Raises:
+      UserError: the data set is not there, or has other features or files than expected.
+    """
+    path = find_tfds(name, data_dir=data_dir)
+    info, images = _open(path, split, ("image", "label"))
+    label = info.features["label"]
+    names = label.names or tuple(map(str, range(label.num_classes)))
+    return FaceDataset(images, _labels(images, path / f"{split}_labels.safetensors"), tuple(names))
+
+
+def load_pairs(name: str, *, data_dir: str | os.PathLike[str], split: str = "test") -> PairImages:
+    """The data set DATA_DIR/NAME of pairs, with the features "first", "second" (RGB) and "same".
+
+    Raises:
+      UserError: the data set is not there, or has other features or files than expected.
+    """
+    path = find_tfds(name, data_dir=data_dir, source="bin --from=X.bin")
+    _, pairs = _open(path, split, ("first", "second", "same"))
+    same = [pairs.features(row)["same"].int64_list.value[0] for row in range(len(pairs))]
+    return PairImages(_BothSides(pairs), np.array(same, bool))
+
+
+def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsImages]:
     """What TFDS says of a data set, and its records."""
     import tensorflow_datasets as tfds
 
@@ -105,7 +200,9 @@ class TfdsImages(Sequence[np.ndarray]):
         raise UserError(f"{path} has no split '{split}': it has {', '.join(info.splits)}")
     missing = [feature for feature in expected if feature not in info.features]
     if missing:
-        raise UserError(f"{path} lacks the feature {missing[0]}: it has {', '.join(info.features)}")
+        raise UserError(
+            f"{path} lacks the feature {missing[0]}: it has {', '.join(sorted(info.features))}"
+        )
     found = info.splits[split]
     return info, TfdsImages(tuple(map(str, found.filepaths)), tuple(found.shard_lengths))
 

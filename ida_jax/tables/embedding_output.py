@@ -62,9 +62,11 @@ def _checked(blocks: Iterable[np.ndarray], count: int, width: int) -> Iterable[n
         if np.ndim(block) != 2 or block.shape[1] != width:
             raise ValueError(f"a block of shape {list(np.shape(block))}, expected [n, {width}]")
         total += len(block)
+        if total > count:
+            break
         yield np.ascontiguousarray(block, "<f4")
     if total != count:
-        raise ValueError(f"{total} embeddings for {count} names: expected one each")
+        raise ValueError(f"{total} embeddings or more for {count} names: expected one each")
 
 
 def _write_npy(
