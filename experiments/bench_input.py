@@ -14,13 +14,11 @@ costs: microseconds of each step of one image, in one thread.
 
 import argparse
 import collections
-import contextlib
 import itertools
 import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,9 +29,11 @@ import numpy as np
 
 from ida_jax.data.augment import CHANGES, stream
 from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.encoded import EncodedFaces
 from ida_jax.data.pipeline import training_batches
 from ida_jax.data.rendered import rendered_faces
-from ida_jax.data.tfds_faces import load_tfds, write_tfds
+from ida_jax.data.tfds_faces import load_tfds
+from ida_jax.data.tfds_writer import write_faces
 from ida_jax.processes import cores
 from ida_jax.provenance import provenance
 
@@ -69,12 +69,11 @@ def _write_rendered(folder: str, *, images: int, size: int, quality: int) -> Non
     data = rendered_faces(
         identities=-(-images // per_identity), images_per_identity=per_identity, image_size=size
     )
-    files = []
-    for number, image in enumerate(data.images):
-        files.append(Path(folder) / f"{number}.jpg")
-        cv2.imwrite(str(files[-1]), image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
-    with contextlib.redirect_stdout(sys.stderr):  # where TFDS reports what it does
-        write_tfds("rendered", files, data.labels.tolist(), data.identities, data_dir=folder)
+    settings = (cv2.IMWRITE_JPEG_QUALITY, quality)
+    images = [cv2.imencode(".jpg", image[:, :, ::-1], settings)[1].tobytes()
+              for image in data.images]  # fmt: skip
+    faces = EncodedFaces(images, data.labels, data.identities, "image {}".format)
+    write_faces("rendered", faces, data_dir=folder)
 
 
 def _costs(data: FaceDataset, encoded: list[np.ndarray]) -> dict[str, float]:
