@@ -246,7 +246,7 @@ def _reasons(part: Path) -> Path:
 
 def _is_done(part: Path, skip_bad: bool) -> bool:
     # What a run with --skip-bad has skipped ends one without it.
-    return part.is_file() and (skip_bad or not _reasons(part).is_file())
+    return part.is_file()
 
 
 def _put_together(output: Path, parts: Path, names: Sequence[str], width: int) -> list[str]:
