@@ -6,7 +6,7 @@ output appears whole or not at all.
 
   M  model.safetensors (python -m ida_jax.export makes one of .onnx or .pth), or a workdir
   I  a folder (its images sorted by path), a .tar or .tgz (likewise), or a text file, a path a line;
-     a list of landmarks is one too
+     a list of landmarks is one too; or a verification set (.bin), its images in their order
   L  five points an image, LFW's or IJB's form: images are aligned; without it they are crops of the
      model's size already
   E  .npy, with the images' names in E.names.txt beside it; .npz or .parquet, with the names inside
@@ -43,11 +43,15 @@ def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     _check(options)
     from ida_jax.data.image_files import open_images
+    from ida_jax.data.verification_bin import open_bin
     from ida_jax.face_model import FaceModel
 
     folder = options.model.is_dir()
     model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
-    files = open_images(options.images, root=options.root)
+    if options.images.suffix.lower() == ".bin":
+        files = open_bin(options.images)
+    else:
+        files = open_images(options.images, root=options.root)
     points = None if options.landmarks is None else _points(options, files)
     source = _Source(files, model.preprocessing.image_size, points, options.skip_bad)
     output = options.output
@@ -246,7 +250,7 @@ def _reasons(part: Path) -> Path:
 
 def _is_done(part: Path, skip_bad: bool) -> bool:
     # What a run with --skip-bad has skipped ends one without it.
-    return part.is_file()
+    return part.is_file() and (skip_bad or not _reasons(part).is_file())
 
 
 def _put_together(output: Path, parts: Path, names: Sequence[str], width: int) -> list[str]:

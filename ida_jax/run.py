@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,13 +15,26 @@ from ml_collections import ConfigDict
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.data.dataset import FaceDataset, ImageSubset
 from ida_jax.data.load import load_faces
+from ida_jax.data.tfds_faces import load_pairs
 from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.files import written_whole
-from ida_jax.protocols.pair_lists import PairList, kfold_pairs, read_lfw_pairs
+from ida_jax.protocols.pair_lists import (
+    PairList,
+    consecutive_pairs,
+    kfold_pairs,
+    read_lfw_pairs,
+)
 from ida_jax.rescoring.density import DensityRegressor
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536
+
+
+class Verification(NamedTuple):
+    """Images, and pairs of them."""
+
+    images: Sequence[np.ndarray]
+    pairs: PairList
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +80,16 @@ class Run:
         return _pairs(c, c.evaluate.pairs, self.eval_faces, folds=c.evaluate.folds)
 
     @cached_property
-    def verify_faces(self) -> FaceDataset:
+    def verification(self) -> Verification:
+        """The held-out pairs of verify_data: faces' (by its name as evaluate.pairs), or listed."""
         c = self.config
-        return load_faces(c.verify_data, data_dir=c.data_dir, seed=c.seed)
-
-    @cached_property
-    def verify_pairs(self) -> PairList:
-        c = self.config
-        return _pairs(c, c.verify_data.name, self.verify_faces, folds=c.evaluate.folds)
+        if c.verify_data.name == "pairs":
+            listed = load_pairs(c.verify_data.dataset, data_dir=c.data_dir)
+            pairs = consecutive_pairs(listed.same, folds=c.evaluate.folds)
+            return Verification(listed.images, pairs)
+        faces = load_faces(c.verify_data, data_dir=c.data_dir, seed=c.seed)
+        pairs = _pairs(c, c.verify_data.name, faces, folds=c.evaluate.folds)
+        return Verification(faces.images, pairs)
 
     @property
     def model_preprocessing(self) -> Preprocessing:

@@ -91,9 +91,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
     if "train" in unfinished and c.train.verify_every and is_first():
-        require_faces(c.verify_data, data_dir=c.data_dir)
-        run.model_preprocessing.check(run.verify_faces.images[0], what="verify_data's first image")
-        _ = run.verify_pairs
+        run.model_preprocessing.check(run.verification.images[0], what="verify_data's first image")
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
     if {"train", "anchors", "ssr"} & set(unfinished):
@@ -141,8 +139,8 @@ def _train(run: Run) -> None:
 
 def _verification_accuracy(run: Run, model: FaceModel) -> float:
     """Of the cosine, by folds of the held-out pairs."""
-    faces = model.embed(run.verify_faces.images, flip=run.config.flip)
-    pairs, same, fold = run.verify_pairs
+    images, (pairs, same, fold) = run.verification
+    faces = model.embed(images, flip=run.config.flip)
     cosines = np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1)
     return kfold_accuracy(cosines, same, folds=fold).mean
 

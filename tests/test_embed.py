@@ -249,7 +249,7 @@ def test_skipped_parts_are_made_again_without_the_flag(tmp_path, model_dir, crop
     embedded = _count_embedded(monkeypatch)
     (tmp_path / "crops" / sorted(NAMES)[9]).write_bytes(b"no image")
     monkeypatch.setattr(module, "_put_together", _stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         _embed(tmp_path, model_dir, "--skip-bad")
     with pytest.raises(UserError, match="cannot be decoded"):
         _embed(tmp_path, model_dir)
@@ -257,14 +257,14 @@ def test_skipped_parts_are_made_again_without_the_flag(tmp_path, model_dir, crop
 
 
 def _stop(*_):
-    raise KeyboardInterrupt
+    raise RuntimeError
 
 
 def test_a_changed_input_starts_anew(tmp_path, model_dir, crops, monkeypatch):
     embedded = _count_embedded(monkeypatch)
     together = module._put_together
     monkeypatch.setattr(module, "_put_together", _stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         _embed(tmp_path, model_dir)
     _write(tmp_path / "crops" / NAMES[4], 99)
     os.utime(tmp_path / "crops" / NAMES[4], ns=(1, 1))

@@ -4,7 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.errors import UserError
-from ida_jax.protocols.pair_lists import kfold_pairs, read_calfw_pairs, read_lfw_pairs
+from ida_jax.protocols.pair_lists import (
+    consecutive_pairs,
+    kfold_pairs,
+    read_calfw_pairs,
+    read_lfw_pairs,
+)
 from ida_jax.protocols.verification import kfold_accuracy
 
 
@@ -214,3 +219,17 @@ def test_calfw_needs_both_kinds_in_every_fold(tmp_path):
     path.write_text("\n".join(_calfw_lines()[:12]))
     with pytest.raises(UserError, match="0 impostor pairs"):
         read_calfw_pairs(path, CALFW_NAMES)
+
+
+@pytest.mark.parametrize("pairs", [9, 10, 11, 21])
+def test_consecutive_pairs(pairs):
+    same = np.arange(pairs) % 3 == 0
+    found = consecutive_pairs(same, folds=9)
+    assert found.pairs.tolist() == [[2 * i, 2 * i + 1] for i in range(pairs)]
+    np.testing.assert_array_equal(found.same, same)
+    assert np.all(np.diff(found.fold) >= 0)
+    sizes = np.bincount(found.fold)
+    assert sizes.size == 9
+    assert sizes.max() - sizes.min() <= 1
+    with pytest.raises(UserError, match=f"of {pairs} pairs"):
+        consecutive_pairs(same, folds=pairs + 1)

@@ -1,7 +1,9 @@
 """python -m ida_jax.evaluate --protocol=…, from files to results and report."""
 
 import json
+import pickle
 
+import cv2
 import numpy as np
 import pytest
 from ijb_release import Size, write_release
@@ -109,6 +111,23 @@ def test_calfw(lfw):
     (lfw / "pairs_CALFW.txt").write_text("\r\n".join(lines))
     protocols, _ = _run(lfw, "--protocol=calfw", f"--files={lfw}", f"--embeddings={lfw / 'E.npy'}")
     assert protocols["calfw_2fold"]["cosine"]["pairs"] == 8
+
+
+def test_bin(lfw):
+    encoded = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    same = [i % 2 == 0 for i in range(18)]
+    (lfw / "agedb_30.bin").write_bytes(pickle.dumps(([encoded] * 36, same)))
+    faces = np.load(lfw / "E.npy")
+    order = [row for i in range(18) for row in ((i, i) if same[i] else (i, (i + 9) % 36))]
+    np.save(lfw / "of_bin.npy", faces[order])
+    flags = ["--protocol=bin", f"--files={lfw / 'agedb_30.bin'}"]
+    protocols, results = _run(lfw, *flags, f"--embeddings={lfw / 'of_bin.npy'}")
+    assert protocols["agedb_30_10fold"]["cosine"]["accuracy"] == 1
+    assert protocols["agedb_30_10fold"]["cosine"]["pairs"] == 18
+    assert "pairs for independent" in results["notes"]["agedb_30_10fold"][-1]
+    np.save(lfw / "of_bin.npy", faces[:35])
+    with pytest.raises(UserError, match=r"has 35 embeddings and .* 36 images"):
+        evaluate.main([*flags, f"--embeddings={lfw / 'of_bin.npy'}", f"--output={lfw / 'other'}"])
 
 
 @pytest.mark.parametrize("identities", [False, True])

@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class ImageFiles(Sequence[np.ndarray]):
       names: the N images' distinct paths inside the folder or tar, or as the list has them.
     """
 
-    def __init__(self, names: Sequence[str], source: "_Folder | _Tar") -> None:
+    def __init__(self, names: Sequence[str], source: "_Source") -> None:
         self.names = tuple(names)
         self._source = source
 
@@ -186,6 +186,14 @@ def _path_of(line: str, root: Path) -> str:
     if "\t" in line or not line:
         return line.split("\t")[0].strip()
     return line if os.path.isfile(root / line) else line.split()[0]
+
+
+class _Source(Protocol):
+    """Where encoded images are read from, by name."""
+
+    def where(self, name: str) -> str: ...
+    def read(self, name: str) -> bytes: ...
+    def stamps(self, names: Sequence[str]) -> list[str]: ...
 
 
 class _Folder:

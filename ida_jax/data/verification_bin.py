@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ida_jax.data.image_files import open_images
+from ida_jax.data.image_files import ImageFiles, open_images
 from ida_jax.data.jpeg import check_image
 from ida_jax.data.plain_pickle import EXPECTED, Array, load_plain_pickle
 from ida_jax.errors import UserError
@@ -64,6 +64,32 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
             "one pair or more"
         )
     return VerificationBin(images, np.array(same, bool), lambda row: f"{path}, image {row}")
+
+
+def open_bin(path: str | os.PathLike[str]) -> ImageFiles:
+    """A set's 2P images in their order, named by their numbers from 0.
+
+    Raises:
+      UserError: as `read_verification_bin`.
+    """
+    path = Path(path)
+    found = read_verification_bin(path)
+    return ImageFiles([f"{row:06}" for row in range(len(found.images))], _Bin(path, found))
+
+
+class _Bin:
+    def __init__(self, path: Path, found: VerificationBin) -> None:
+        self._path, self._found = path, found
+
+    def where(self, name: str) -> str:
+        return self._found.where(int(name))
+
+    def read(self, name: str) -> bytes:
+        return self._found.images[int(name)]
+
+    def stamps(self, names: Sequence[str]) -> list[str]:
+        status = self._path.stat()
+        return [f"{len(names)} {status.st_size} {status.st_mtime_ns}"]
 
 
 def write_verification_bin(

@@ -7,6 +7,7 @@ from any other model.
   P            F                                               E, a row each
   pairs        a pair list, rows of E or names (--labels)      faces
   lfw, calfw   pairs.txt, pairs_CALFW.txt                      images, named A/A_0001.jpg
+  bin          a verification set, X.bin                       its images: embed --images=X.bin
   all_pairs    none: every pair of E                           faces, named PERSON/IMAGE
   ytf          splits.txt                                      frames, named PERSON/VIDEO/FRAME
   ijbb, ijbc   the release's folder, with meta/                images of meta/*_face_tid_mid.txt
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
 
-PROTOCOLS = ("pairs", "lfw", "calfw", "all_pairs", "ytf", "ijbb", "ijbc", "megaface")
+PROTOCOLS = ("pairs", "lfw", "calfw", "bin", "all_pairs", "ytf", "ijbb", "ijbc", "megaface")
 _MODULES = {"ida_l": "ssr", "csn": "csn"}
 
 
@@ -213,6 +214,8 @@ def _evaluate(
             return protocols.labelled_pairs(options, found, scorers)
         case "lfw" | "calfw":
             return protocols.kfold(options, found, scorers)
+        case "bin":
+            return protocols.verification_bin(options, found, scorers)
         case "all_pairs":
             return protocols.all_pairs(options, found, scorers)
         case "ytf":

@@ -14,8 +14,8 @@ import numpy as np
 from ida_jax.errors import UserError
 from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
-from ida_jax.evaluation.scored_pairs import evaluate_labelled_pairs
-from ida_jax.protocols.pair_lists import read_calfw_pairs, read_lfw_pairs
+from ida_jax.evaluation.scored_pairs import OVER_PAIRS, evaluate_labelled_pairs
+from ida_jax.protocols.pair_lists import consecutive_pairs, read_calfw_pairs, read_lfw_pairs
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
@@ -74,6 +74,31 @@ def kfold(
     folds = int(pair_list.fold.max()) + 1
     evaluated = evaluate_kfold(faces, pair_list, methods, labels=labels, **_bootstrap(options))
     return {f"{options.protocol}_{folds}fold": evaluated}
+
+
+def verification_bin(
+    options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    """A verification set (`.bin`), whose embeddings are those of its images in their order."""
+    from ida_jax.data.verification_bin import read_verification_bin
+
+    same = read_verification_bin(options.files).same
+    if len(found.embeddings) != 2 * same.size:
+        raise UserError(
+            f"{options.embeddings} has {len(found.embeddings)} embeddings and {options.files} "
+            f"{2 * same.size} images: expected those of python -m ida_jax.embed "
+            f"--images={options.files}"
+        )
+    faces = unit_embeddings(found.embeddings)
+    methods = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    # Nobody says whose the images are: each pair is a unit of its own.
+    pairs = np.repeat(np.arange(same.size), 2)
+    evaluated = evaluate_kfold(
+        faces, consecutive_pairs(same), methods, labels=pairs, **_bootstrap(options)
+    )
+    return {
+        f"{options.files.stem}_10fold": evaluated._replace(notes=(*evaluated.notes, OVER_PAIRS))
+    }
 
 
 def all_pairs(

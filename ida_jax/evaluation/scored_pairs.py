@@ -25,6 +25,7 @@ from ida_jax.protocols.tails import pair_list_total, tail
 
 BASELINE = "cosine"
 PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
+OVER_PAIRS = "the intervals take pairs for independent, and so are too narrow: no identities"
 _BAND_POINTS = 25
 # A band's cost grows with the false accepts of its highest FAR; the curve goes on without one.
 _BAND_FALSE_ACCEPTS = 200_000
@@ -69,8 +70,7 @@ def evaluate_labelled_pairs(
     evaluated = figures_and_curves(splits, bootstrap, fars)
     if not resamples:
         return evaluated
-    note = "the intervals take pairs for independent, and so are too narrow: no identities"
-    return evaluated._replace(notes=(*evaluated.notes, note))
+    return evaluated._replace(notes=(*evaluated.notes, OVER_PAIRS))
 
 
 def evaluate_scored_pairs(

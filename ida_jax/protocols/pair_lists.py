@@ -21,7 +21,7 @@ class PairList(NamedTuple):
     Attributes:
       pairs: int32 [P, 2], rows of the N faces.
       same: bool [P], True for a genuine pair.
-      fold: int32 [P], the fold of each pair, from 0. Folds are contiguous and equally long.
+      fold: int32 [P], the fold of each pair, from 0. Folds are contiguous.
     """
 
     pairs: np.ndarray
@@ -93,6 +93,31 @@ def kfold_pairs(
         pairs=np.concatenate(pairs).astype(np.int32),
         same=np.tile(np.repeat([True, False], count), folds),
         fold=np.repeat(np.arange(folds, dtype=np.int32), 2 * count),
+    )
+
+
+def consecutive_pairs(same: ArrayLike, *, folds: int = 10) -> PairList:
+    """The list of a verification set (`.bin`): pair i is of the images 2i and 2i + 1.
+
+    Folds are contiguous blocks, as InsightFace cuts them; the first P mod F are one longer.
+
+    Args:
+      same: bool [P].
+      folds: F.
+
+    Raises:
+      UserError: fewer pairs than folds, or fewer than 1 fold.
+    """
+    same = np.asarray(same, bool)
+    if not 1 <= folds <= same.size:
+        raise UserError(
+            f"{folds} folds of {same.size} pairs were asked for, expected 1 to as many as pairs"
+        )
+    sizes = [block.size for block in np.array_split(same, folds)]
+    return PairList(
+        pairs=np.arange(2 * same.size, dtype=np.int32).reshape(-1, 2),
+        same=same,
+        fold=np.repeat(np.arange(folds, dtype=np.int32), sizes),
     )
 
 
