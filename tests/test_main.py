@@ -65,7 +65,8 @@ def test_the_road_leaves_what_the_contract_names(finished):
     assert {"r2", "rank_correlation"} == set(results["ssr"])
     assert {"command", "commit", "devices", "versions"} <= set(results["provenance"])
     for name in (
-        "metrics.jsonl", "tensorboard", "report.html", "roc.png", "contact_sheet.png",
+        "metrics.jsonl", "tensorboard", "report.html", "results.md", "results.tex",
+        "roc-rendered_all_pairs.png", "contact_sheet.png",
         "checkpoints", "anchors/anchors.safetensors", "ssr.safetensors",
     ):  # fmt: skip
         assert (workdir / name).exists(), name

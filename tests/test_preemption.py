@@ -33,6 +33,15 @@ def test_schedulers_may_repeat_sigterm():
         assert requested(1)
 
 
+@pytest.fixture
+def pythons_own_ctrl_c():
+    """KeyboardInterrupt, whatever the tests' runner does on Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_ctrl_c")
 def test_a_second_ctrl_c_ends_at_once(capfd):
     with preemption() as requested:
         signal.raise_signal(signal.SIGINT)
