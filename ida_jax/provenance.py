@@ -37,7 +37,11 @@ def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+        # Records that were just written are no change of what made them.
+        paths = ["--", ":(top)", ":(top,exclude)experiments/results"]
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", *paths], capture_output=True, text=True
+        )
     except OSError:
         return ""
     if commit.returncode:
