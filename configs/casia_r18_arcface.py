@@ -1,8 +1,9 @@
 """ResNet-18 with ArcFace on CASIA-WebFace, then IDA-R and IDA-L.
 
 Reproduces: the LFW column of Table 2.
-Needs: DATA/casia as TFDS ArrayRecord files with the features image and label (0.49 M images,
-10,572 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and pairs.txt.
+Needs: DATA/casia_webface as TFDS ArrayRecord files with the features image and label (0.49 M
+images, 10,572 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
+pairs.txt.
 Hardware: 512 images a step for 40 k steps are 20 M images, 42 epochs, with 2/5 of ResNet-50's
 arithmetic: some half an hour at the rate that InsightFace reports for that one on 8 V100.
 Expected: in the paper's Table 2, LFW accuracy of 98.73 (cosine), 99.03 (IDA-R), 98.98 (IDA-L).
@@ -19,7 +20,7 @@ from ida_jax.run_config import choose_variant, run_section
 
 def get_config(variant: str = "") -> ConfigDict:
     c = run_section("CASIA-WebFace, ResNet-18, ArcFace")
-    c.train_data.dataset = "casia"
+    c.train_data.dataset = "casia_webface"
     c.model.network = "iresnet18"
     c.train.steps, c.train.decay_steps = 40_000, (20_000, 30_000, 35_000)
     c.train.checkpoint_every = c.train.verify_every = 2_000

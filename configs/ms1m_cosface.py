@@ -1,7 +1,7 @@
 """ResNet-50 with CosFace on MS-Celeb-1M, then IDA-R and IDA-L.
 
-Reproduces: the CosFace, +IDA-R and +IDA-L rows of Table 1. (Trained model and modules; here they
-are evaluated on LFW, since the IJB sets need a licence and their own readers.)
+Reproduces: the CosFace, +IDA-R and +IDA-L rows of Table 1. (Trained model and modules, looked
+at on LFW; then IJB by ida_jax.embed --flip and ida_jax.evaluate --protocol=ijbc --flip=added.)
 Needs: DATA/ms1m as TFDS ArrayRecord files with the features image and label (the refined MS1M: 5.8
 M images, 85,742 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
 pairs.txt.

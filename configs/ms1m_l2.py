@@ -1,8 +1,8 @@
 """ResNet-50 with the L2-constrained softmax on MS-Celeb-1M, then IDA-R and IDA-L.
 
 Reproduces: the L2-Face, +IDA-R and +IDA-L rows of Table 1, at the scale α = 64 of the other two
-losses, since the paper gives none. (Trained model and modules; here they are evaluated on LFW,
-since the IJB sets need a licence and their own readers.)
+losses, since the paper gives none. (Trained model and modules, looked at on LFW; then IJB
+by ida_jax.embed --flip and ida_jax.evaluate --protocol=ijbc --flip=added.)
 Needs: DATA/ms1m as TFDS ArrayRecord files with the features image and label (the refined MS1M: 5.8
 M images, 85,742 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
 pairs.txt.

@@ -1,7 +1,7 @@
 """ResNet-100 with ArcFace on MS-Celeb-1M, then IDA-R and IDA-L.
 
-Reproduces: the model of Table 3 (MegaFace). (Trained model and modules; here they are evaluated on
-LFW, since MegaFace needs a licence and its own reader.)
+Reproduces: the model of Table 3 (MegaFace). (Trained model and modules, looked at on LFW;
+then MegaFace by ida_jax.embed --flip and ida_jax.evaluate --protocol=megaface.)
 Needs: DATA/ms1m as TFDS ArrayRecord files with the features image and label (the refined MS1M: 5.8
 M images, 85,742 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
 pairs.txt.

@@ -5,8 +5,6 @@ rendered identities and, where --data_dir has them, LFW and the given MobileFace
 laptop; `smoke`, the same code on a handful of faces, whose figures mean nothing.
 """
 
-import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 
 from ida_jax.command_line import Parser
 from ida_jax.errors import exit_code
-from ida_jax.files import written_whole
+from ida_jax.files import json_text, written_whole
 
 NAMES = {"cosine": "", "ida_r": " +IDA-R", "ida_l": " +IDA-L"}
 HEADS = {"l2_softmax": "L2-Face", "cosface": "CosFace", "arcface": "ArcFace"}
@@ -129,8 +127,7 @@ def experiment(
             with written_whole(options.output.with_suffix(".md")) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
         with written_whole(options.output) as temporary:
-            text = json.dumps(_finite(record), indent=1, allow_nan=False, ensure_ascii=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(json_text(record), encoding="utf-8")
         print(f"see {options.output}")
 
     sys.exit(exit_code(body))
@@ -209,14 +206,3 @@ def _parser(name: str, description: str) -> Parser:
     add("--workdir", type=Path, default=Path("runs/paper"), help="trained runs (runs/paper)")
     add("--output", type=Path, metavar="JSON", help=f"the record (WORKDIR/{name}_SCALE.json)")
     return parser
-
-
-def _finite(value: Any) -> Any:
-    """The same for JSON: None for NaN and infinities, plain numbers for NumPy's."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if hasattr(value, "tolist"):
-        return _finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -90,7 +90,8 @@ def require_paper(
             needed[options.data_dir / data] = f"{of} configs/{name}.py"
             needed[options.data_dir / "lfw" / "pairs.txt"] = "LFW, which the run is verified on"
         for protocol in protocols:
-            needed |= protocol_files(options, workdir, protocol)
+            flip = load_config(name).flip
+            needed |= protocol_files(options, workdir, protocol, flip=flip)
     require(needed)
 
 
@@ -187,6 +188,8 @@ def evaluated(
             "methods": ",".join(METHODS),
             "output": folder,
         }
+        if protocol in ("ijbb", "ijbc") and run.config.flip:
+            given["flip"] = "added"
         if protocol == "megaface":
             given["distractors"] = run.workdir / "megaface.npy"
         if protocol == "ytf":
@@ -205,8 +208,11 @@ def first_variant(protocols: Mapping[str, Any]) -> Any:
     return next(iter(protocols.values()))
 
 
-def protocol_files(options: Any, workdir: Path, protocol: str) -> dict[Path, str]:
-    """{path: what it is} of a protocol's lists and of the embeddings of its images."""
+def protocol_files(options: Any, workdir: Path, protocol: str, *, flip: bool) -> dict[Path, str]:
+    """{path: what it is} of a protocol's lists and of the embeddings of its images.
+
+    With `flip`, as the run's anchors are, they have the mirror images' added.
+    """
     lists = {
         "lfw": ("lfw/pairs.txt", "LFW's own pairs"),
         "calfw": ("calfw/pairs_CALFW.txt", "CALFW's own pairs"),
@@ -218,7 +224,11 @@ def protocol_files(options: Any, workdir: Path, protocol: str) -> dict[Path, str
     path, what = lists[protocol]
     images = ("facescrub", "megaface") if protocol == "megaface" else (protocol,)
     model = workdir / "model.safetensors"
-    embed = f"python -m ida_jax.embed --model={model} --images={options.data_dir}/… --output="
+    embed = f"python -m ida_jax.embed --model={model} --images={options.data_dir}/… "
+    if protocol in ("ijbb", "ijbc"):
+        points = options.data_dir / protocol / "meta" / f"{protocol}_name_5pts_score.txt"
+        embed += f"--landmarks={points} "
+    embed += f"{'--flip ' if flip else ''}--output="
     return {
         options.data_dir / path: what,
         **{

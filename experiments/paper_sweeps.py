@@ -53,6 +53,7 @@ def swept_protocol(options: Any, **values: Sequence[float]) -> dict[str, Any]:
     order = np.random.default_rng(run.config.seed).permutation(len(anchors))
     for name, each in values.items():
         figures = []
+        each = [value for value in each if name != "anchors" or value <= len(anchors)]
         for value in each:
             flags: dict[str, Any] = {name: value}
             if name == "anchors":
@@ -67,11 +68,19 @@ def swept_protocol(options: Any, **values: Sequence[float]) -> dict[str, Any]:
                 flags = {"anchors": path}
             ending = f"_{name}_{value}"
             figures.append(
-                evaluated(options, run, "ijbb", ending=ending, methods="cosine,ida_r", **flags)
+                evaluated(
+                    options,
+                    run,
+                    "ijbb",
+                    ending=ending,
+                    methods="cosine,ida_r",
+                    resamples=2,
+                    **flags,
+                )
             )
         fars = ("1e-05", "0.0001")
         found[name] = {
-            "values": list(each),
+            "values": each,
             "tar@far": {far: [f["ida_r"]["tar@far"][far] for f in figures] for far in fars},
             "cosine": {far: figures[0]["cosine"]["tar@far"][far] for far in fars},
         }

@@ -17,8 +17,6 @@ A protocol's own files (LFW, CALFW, YTF, IJB-B, IJB-C, MegaFace), with embedding
 once: python -m ida_jax.evaluate --protocol=lfw --help
 """
 
-import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,12 +44,12 @@ def main(argv: list[str]) -> None:
     results = _evaluate(options)
     print(score_text(results))
     if options.json is not None:
-        from ida_jax.files import written_whole
+        from ida_jax.files import json_text, written_whole
         from ida_jax.provenance import provenance
 
         results["provenance"] = provenance()
         with written_whole(options.json) as temporary:
-            temporary.write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
+            temporary.write_text(json_text(results), encoding="utf-8")
     if options.plot is not None:
         from ida_jax.files import written_whole
         from ida_jax.report.score_report import score_figure
@@ -236,15 +234,6 @@ def _name(role: str, files: dict[str, Path]) -> str:
     """The file's name without its ending; where both are named alike, what they are."""
     stems = [path.stem for path in files.values()]
     return files[role].stem if len(set(stems)) == len(stems) else role
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say: NaN and the infinities."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

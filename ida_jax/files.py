@@ -6,6 +6,7 @@ header a string for each entry of its metadata, JSON-encoded. No pickle; readabl
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -101,6 +102,21 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(
             f"{path} was not written by ida_jax, or by another version: {error!r}"
         ) from error
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON, with null for NaN and the infinities, and plain numbers for NumPy's."""
+
+    def plain(entry: Any) -> Any:
+        if isinstance(entry, Mapping):
+            return {str(key): plain(inner) for key, inner in entry.items()}
+        if isinstance(entry, list | tuple):
+            return [plain(inner) for inner in entry]
+        if hasattr(entry, "tolist"):
+            return plain(entry.tolist())
+        return None if isinstance(entry, float) and not math.isfinite(entry) else entry
+
+    return json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
 
 
 def require_file(path: Path, *, what: str) -> None:

@@ -29,7 +29,7 @@ from ida_jax.errors import UserError
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.sweeps import sweep
 from ida_jax.face_model import FaceModel
-from ida_jax.files import require_file, written_whole
+from ida_jax.files import json_text, require_file, written_whole
 from ida_jax.processes import all_or_none, is_first
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.protocols.verification import kfold_accuracy
@@ -293,15 +293,7 @@ def _evaluate(run: Run) -> None:
         sweeps=results.get("sweeps"),
     )
     with written_whole(run.results_path) as temporary:
-        text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+        temporary.write_text(json_text(results), encoding="utf-8")
 
 
 def _labels_among_anchors(run: Run) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.scored_pairs import (
     band_fars,
     evaluate_labelled_pairs,
-    few_false_accepts,
+    notes_of_few,
 )
 from ida_jax.protocols.bootstrap import bootstrap_tar
 from ida_jax.protocols.pair_lists import PairList
@@ -168,13 +168,13 @@ def test_labelled_pairs_over_identities_and_over_pairs(everything):
         np.testing.assert_array_equal(over_pairs.curves[name].low, [p.tar.low for p in points])
 
 
-def test_few_false_accepts_are_noted(everything):
+def test_notes_of_few_are_noted(everything):
     _, found, _ = everything
     (note,) = found.evaluated.notes
     assert note.startswith("at FAR 0.02 the TAR rests on 2 false accepts")
     counts = {"a": {"false_accepts": {"0.1": 10}}, "b": {"false_accepts": {"0.1": 9}}}
-    assert "9 to 10 false accepts" in few_false_accepts(counts)[0]
-    assert few_false_accepts({"a": counts["a"]}) == ()
+    assert "9 to 10 false accepts" in notes_of_few(counts)[0]
+    assert notes_of_few({"a": counts["a"]}) == ()
 
 
 @pytest.mark.parametrize("pairs", [59, 60, 61])

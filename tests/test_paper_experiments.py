@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import class_scores
+import fig10
 import jax
 import numpy as np
 import paper
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from ida_jax.errors import UserError
+from ida_jax.files import json_text
+from ida_jax.report.pair_cards import ChangedDecisions, ChangedPairs
 from ida_jax.sharding import training_mesh
 from ida_jax.training import recognition
 
@@ -50,7 +53,7 @@ def test_script_at_smoke_scale(name, options, monkeypatch):
     content = script.small(options)
     assert set(content) >= {"ours", "differs"}
     assert content["differs"]
-    json.dumps(paper._finite(content), allow_nan=False)
+    json.loads(json_text(content))
     assert len({tuple(row) for row in content.get("rows", [{}])}) == 1  # one set of columns
     for picture in [content.get("picture"), *content.get("pictures", ())]:
         assert picture is None or (options.output.parent / picture).stat().st_size > 5000
@@ -229,3 +232,27 @@ def test_overlap_is_the_best_thresholds_error(low, high):
     errors = [np.mean(low > t) + np.mean(high <= t) for t in np.arange(-1, 10)]
     assert overlap(low, high) == pytest.approx(min(1, *errors))
     assert overlap(np.exp(low), np.exp(high)) == overlap(low, high)
+
+
+def test_the_pairs_that_ida_changes_are_drawn(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(8, 16, 16, 3), dtype=np.uint8)
+    groups = tuple(
+        ChangedPairs(
+            kind,
+            genuine,
+            np.array([[0, 1], [2, 3]]),
+            np.array([0.2, 0.2]),
+            np.array([-1.0, -1.0]),
+            7,
+        )
+        for kind in ("corrected", "broken")
+        for genuine in (True, False)
+    )
+    changed = ChangedDecisions("cosine", "ida_r", 1e-3, 0.25, -0.95, groups)
+    figure = fig10._figure(changed, images)
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert len(drawn) == 8
+    np.testing.assert_array_equal(
+        drawn[1].images[0].get_array(), np.concatenate([images[2], images[3]], axis=1)
+    )
+    assert drawn[0].get_title() == "cosine -0.050, IDA-R -0.050"

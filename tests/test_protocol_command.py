@@ -102,6 +102,18 @@ def test_people_among_the_anchors_are_left_out(lfw):
     assert found[True] != found[False]
 
 
+def test_groups_are_shown(lfw, anchors):
+    np.save(lfw / "groups.npy", np.arange(36) % 2)
+    flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1"]
+    groups = f"--groups={lfw / 'groups.npy'}"
+    _run(lfw, *flags, f"--anchors={anchors}", "--top_n=9", groups)
+    assert (lfw / "out" / "log-f-by-group.png").stat().st_size
+    for more, message in (([], "give --anchors"), ([f"--anchors={anchors}"], "has 35 rows")):
+        np.save(lfw / "groups.npy", np.arange(35) % 2)
+        with pytest.raises(UserError, match=message):
+            evaluate.main([*flags, groups, *more, "--top_n=9", f"--output={lfw / 'other'}"])
+
+
 def test_calfw(lfw):
     lines = []
     for fold, person in enumerate(PEOPLE[:4], 1):
@@ -190,6 +202,11 @@ def test_ijb(tmp_path, anchors):
         (tmp_path / kind).mkdir()
         found[kind], _ = _run(tmp_path / kind, *common, f"--embeddings={embeddings}")
     assert found["names"] == found["rows"]
+    twice = np.array(names)[order]
+    twice[1] = "other/" + twice[0].rsplit("/")[-1]
+    np.savez(tmp_path / "E.npz", embeddings=shuffled, names=twice)
+    with pytest.raises(UserError, match="several images named"):
+        evaluate.main([*common, f"--embeddings={tmp_path / 'E.npz'}", f"--output={tmp_path / 'x'}"])
     assert "ijbc_1to1_norm_detector" in found["rows"]
     assert "rank" in found["rows"]["ijbc_1toN_norm_detector"]["ida_r"]
 

@@ -244,3 +244,39 @@ def test_bad_frames_are_named_or_left_out(listed, scorers, small):
     broken[rows] = 0
     with pytest.raises(UserError, match=f"video {listed.videos[video]} has 0 good frames"):
         evaluate_ytf(broken, frames, listed, scorers, skip_bad=True)
+
+
+def test_without_bootstrap(small, listed, scorers):
+    names, embeddings = _frames(listed)
+    frames = group_frames(names, listed.videos)
+    found = evaluate_ytf(embeddings, frames, listed, scorers, resamples=0)
+    for each in found.values():
+        assert {"accuracy", "genuine", "impostor", "eer"} <= set(each.figures["ida_r"])
+        assert "accuracy_interval" not in each.figures["ida_r"]
+
+
+def test_people_among_the_anchors_are_left_out(small, listed):
+    names, embeddings = _frames(listed)
+    frames = group_frames(names, listed.videos)
+    people = [video.split("/")[0] for video in listed.videos]
+    own = reference.unit((len(people), D), 3)
+    for i, video in enumerate(listed.videos):  # an anchor of each video's own person
+        own[i] = embeddings[frames.of(listed.videos.index(video))].mean(axis=0)
+    labels = np.unique(people, return_inverse=True)[1].astype(np.int32)
+    everybody = AnchorSet.from_embeddings(
+        np.concatenate([ANCHORS, own]).astype(np.float32),
+        labels=np.concatenate([np.arange(100, 130, dtype=np.int32), labels]),
+        names=[*(f"X{i}" for i in range(30)), *people],
+    )
+    named = make_scorers(("cosine", "ida_r"), everybody, k=3, tau=4.0)
+    nameless = AnchorSet.from_embeddings(everybody.embeddings)
+    unnamed = make_scorers(("cosine", "ida_r"), nameless, k=3, tau=4.0)
+    scores = {}
+    for key, methods in (("named", named), ("unnamed", unnamed)):
+        taken = module.labels_among_anchors(people, methods)
+        assert (taken is None) is (key == "unnamed")
+        first = [frames.of(v)[:FIRST] for v in range(len(people))]
+        found = module._frame_scores(embeddings, first, listed.pairs, methods, taken)
+        scores[key] = found["ida_r"]
+    # Without its own anchors a face's neighbourhood is less dense, and its scores are higher.
+    assert np.all(scores["named"] > scores["unnamed"])

@@ -17,7 +17,6 @@ Names are E's own (.npz, .parquet), those of --names, or of E.names.txt beside a
 anchors and modules from a workdir of python -m ida_jax.main.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from ida_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ida_jax.evaluation.evaluated import Evaluated
+    from ida_jax.report.run_report import Groups
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     """Parses flags, evaluates, prints the tables, writes DIR."""
     options = _parser().parse_args(argv)
     _check(options)
-    from ida_jax.files import written_whole
+    from ida_jax.files import json_text, written_whole
     from ida_jax.provenance import provenance
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
     embeddings = _embeddings(options)
     scorers = _scorers(options, files, methods, embeddings.embeddings)
     evaluated = _evaluate(options, embeddings, scorers)
+    groups = _groups(options, embeddings, scorers)
     results: dict[str, Any] = {
         "protocols": {name: each.figures for name, each in evaluated.items()},
         "notes": {name: list(each.notes) for name, each in evaluated.items() if each.notes},
@@ -65,10 +66,10 @@ def main(argv: list[str]) -> None:
         settings={**results["settings"], **results["provenance"]},
         results=results,
         evaluated=evaluated,
+        groups=groups,
     )
     with written_whole(options.output / "results.json") as temporary:
-        text = json.dumps(_finite(results), indent=1, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json_text(results), encoding="utf-8")
     print(f"\nsee {options.output / 'report.html'}")
 
 
@@ -86,6 +87,10 @@ def _parser() -> Parser:
     add("--distractors", type=Path, metavar="D", help="of megaface: embeddings as E, or a "
         "folder of feature files")
     add("--distractor_names", type=Path, metavar="FILE", help="D's names, one a line")
+    add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
+        "of each")
+    add("--skip-bad", action="store_true", help="of ytf, megaface: frames and distractors without "
+        "an embedding (NaN) are left out and counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
     add("--run", type=Path, metavar="W", help="a workdir: its anchors, ssr and csn")
@@ -225,6 +230,27 @@ def _evaluate(
     return protocols.templates(options, found, scorers)
 
 
+def _groups(
+    options: Any, found: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
+) -> "Groups | None":
+    """log F of each row of E with its group, for the report's figure."""
+    if options.groups is None:
+        return None
+    from ida_jax.report.run_report import Groups
+    from ida_jax.tables.labelled_scores import read_groups
+
+    if "ida_r" not in scorers:
+        raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
+    groups = read_groups(options.groups)
+    if len(groups.codes) != len(found.embeddings):
+        raise UserError(
+            f"{options.groups} has {len(groups.codes)} rows and {options.embeddings} "
+            f"{len(found.embeddings)}: expected one group a row of E"
+        )
+    log_density = scorers["ida_r"].log_densities(found.embeddings)
+    return Groups(log_density, groups.codes, groups.names)
+
+
 def _settings(options: Any, files: Mapping[str, Path | None]) -> dict[str, Any]:
     given = {**vars(options), **files}
     return {
@@ -238,17 +264,5 @@ def _anchors(scorers: "Mapping[str, Rescorer]") -> dict[str, Any]:
     for scorer in scorers.values():
         if (anchors := scorer.anchors) is not None:
             found = {"source": anchors.source, "size": len(anchors)}
-            return {
-                "anchors": {**found, "fingerprint": anchors.fingerprint},
-                "model": {"fingerprint": anchors.fingerprint},
-            }
+            return {"anchors": {**found, "fingerprint": anchors.fingerprint}}
     return {}
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say: NaN and the infinities."""
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and value - value != 0 else value

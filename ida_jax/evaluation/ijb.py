@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 FLIPS = ("none", "added", "halves")
 DENSITIES = ("template", "images")
+_RULE = "thresholds never exceed their FAR or FPIR (InsightFace takes the nearest)"
 # Images searched at once where their densities are pooled.
 _SLAB = 8192
 
@@ -52,8 +53,8 @@ def evaluate_ijb(
     Intervals are over subjects where the galleries tell them, else over templates.
 
     IDA on templates: with densities="template" support sets are those of the pooled embedding; with
-    "images", F of a template is the mean of its images' F by the weights of the pooling (of the
-    methods that have densities; the others see the template alone).
+    "images", F of a template is the mean of its images' F by the weights w_i / n_m of the pooling
+    (of the methods that have densities; the others see the template alone).
 
     Args:
       embeddings: floating point [N, D], of any norm, in the lists' order; may be a map of a file.
@@ -103,9 +104,8 @@ def evaluate_ijb(
     if galleries is not None:
         searched = evaluate_searches(faces, terms, galleries, resamples=resamples, seed=seed)
         evaluated |= {f"{subset}_{name}{variant}": each for name, each in searched.items()}
-    return {
-        name: each._replace(notes=(*meta.notes, *each.notes)) for name, each in evaluated.items()
-    }
+    notes = (*meta.notes, _RULE)
+    return {name: each._replace(notes=(*notes, *each.notes)) for name, each in evaluated.items()}
 
 
 def _scores(
@@ -125,7 +125,7 @@ def _pooled_terms(
 ) -> dict[str, FaceTerms]:
     """The terms of the methods with densities: log of the weighted mean of the images' F."""
     dao = [name for name, each in terms.items() if each.rule == "dao"]
-    density = np.empty((len(dao), embeddings.shape[0]))
+    log_density = np.empty((len(dao), embeddings.shape[0]))
     width = embeddings.shape[1] // 2
     for start in range(0, embeddings.shape[0], _SLAB):
         slab = np.asarray(embeddings[start : start + _SLAB], np.float32)
@@ -133,14 +133,14 @@ def _pooled_terms(
             slab = slab[:, :width] + slab[:, width:]
         slab = unit_embeddings(slab)
         for row, name in enumerate(dao):
-            density[row, start : start + _SLAB] = np.exp(scorers[name].terms(slab).values[:, 0])
+            log_density[row, start : start + _SLAB] = scorers[name].terms(slab).values[:, 0]
     total = matrix.sum(axis=1)
-    return {
-        name: terms[name]._replace(
-            values=np.log((matrix @ density[row]) / total).astype(np.float32)[:, None]
-        )
-        for row, name in enumerate(dao)
-    }
+    pooled = {}
+    for name, each in zip(dao, log_density, strict=True):
+        highest = each.max()  # taken out, so that no exponential is 0
+        values = highest + np.log((matrix @ np.exp(each - highest)) / total)
+        pooled[name] = terms[name]._replace(values=values.astype(np.float32)[:, None])
+    return pooled
 
 
 def _subjects(galleries: Galleries, meta: IjbMeta) -> np.ndarray | None:

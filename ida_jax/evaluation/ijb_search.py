@@ -12,20 +12,18 @@ import numpy as np
 from ida_jax.data.ijb import Enrolled, Galleries
 from ida_jax.errors import UserError
 from ida_jax.evaluation.evaluated import Evaluated
-from ida_jax.evaluation.scored_pairs import band_fars, roc_bands
+from ida_jax.evaluation.scored_pairs import BASELINE, band_fars, notes_of_few, roc_bands
 from ida_jax.protocols.bootstrap import bootstrap_means, deep_enough, tar_intervals
 from ida_jax.protocols.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
 from ida_jax.protocols.roc import SplitScores
-from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS
 from ida_jax.protocols.tails import pair_list_total, tail
 from ida_jax.rescoring.identification import Gallery, identify
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
-_BASELINE = "cosine"
 _INTERVALS_OF_MEANS = (
-    "figures are the means of the two galleries'; the intervals' half-lengths are added in "
-    "quadrature, as if the galleries were independent: they have no subject in common"
+    "figures are the means of the two galleries', and so are their intervals' ends: no shorter "
+    "than the means' own intervals, the same probes being searched in both"
 )
 
 
@@ -91,7 +89,7 @@ def _evaluate_gallery(
         for method, each in terms.items()
     }
     _, units = np.unique(probes.subjects, return_inverse=True)
-    options = {"baseline": _BASELINE, "resamples": resamples, "seed": seed}
+    options = {"baseline": BASELINE, "resamples": resamples, "seed": seed}
     same = np.repeat([True, False], [mates.size, np.count_nonzero(~mated)])
     ordered = np.concatenate([units[mated], units[~mated]])[:, None]
     wanted = sorted({*map(float, fpirs), *band_fars(same.size - mates.size)})
@@ -118,14 +116,15 @@ def _evaluate_gallery(
         for method, interval in means.methods.items():
             figures[method].setdefault("rank_interval", {})[str(k)] = list(interval)
         for method, interval in means.differences.items():
-            gain = figures[method]["rank"][str(k)] - figures[_BASELINE]["rank"][str(k)]
+            gain = figures[method]["rank"][str(k)] - figures[BASELINE]["rank"][str(k)]
             figures[method].setdefault("rank_gain", {})[str(k)] = gain
             figures[method].setdefault("rank_gain_interval", {})[str(k)] = list(interval)
     splits = {
         method: SplitScores(np.sort(found.mate), np.sort(found.highest))
         for method, found in searches.items()
     }
-    return Evaluated(figures, roc_bands(splits, bootstrap), _few_alarms(figures))
+    few = notes_of_few(figures, counts="false_alarms", rate="FPIR", decided="TPIR")
+    return Evaluated(figures, roc_bands(splits, bootstrap), few)
 
 
 def _search(
@@ -151,44 +150,15 @@ def _search(
     )
 
 
-def _few_alarms(figures: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    notes = []
-    for fpir in next(iter(figures.values()))["false_alarms"]:
-        fewest = min(of["false_alarms"][fpir] for of in figures.values())
-        if fewest < FEWEST_FALSE_ACCEPTS:
-            notes.append(
-                f"at FPIR {fpir} the TPIR rests on {fewest} false alarms: fewer than "
-                f"{FEWEST_FALSE_ACCEPTS} say little"
-            )
-    return tuple(notes)
-
-
 def _mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The galleries' mean of each rate, with the interval of the mean."""
-    means: dict[str, Any] = {
-        key: first[key] + second[key] for key in ("mated_probes", "nonmated_probes", "gallery")
-    }
-    means["false_alarms"] = {
-        fpir: min(count, second["false_alarms"][fpir])
-        for fpir, count in first["false_alarms"].items()
-    }
-    for key in ("tpir@fpir", "tpir_gain@fpir", "rank", "rank_gain"):
-        if key not in first:
-            continue
-        means[key] = {at: (rate + second[key][at]) / 2 for at, rate in first[key].items()}
-        interval = key.replace("@", "_interval@") if "@" in key else f"{key}_interval"
-        if interval in first:
-            means[interval] = {
-                at: _interval_of_mean(
-                    mean, [(of[key][at], of[interval][at]) for of in (first, second)]
-                )
-                for at, mean in means[key].items()
-            }
-    return means
+    """The galleries' mean of each rate, and of the ends of its interval."""
 
+    def mean(one: Any, other: Any) -> Any:
+        if isinstance(one, Mapping):
+            return {key: mean(each, other[key]) for key, each in one.items()}
+        if isinstance(one, list):
+            return [mean(*ends) for ends in zip(one, other, strict=True)]
+        return (one + other) / 2
 
-def _interval_of_mean(mean: float, each: Sequence[tuple[float, Sequence[float]]]) -> list[float]:
-    below, above = (
-        float(np.sqrt(sum((rate - ends[end]) ** 2 for rate, ends in each))) / 2 for end in (0, 1)
-    )
-    return [mean - below, mean + above]
+    kinds = ("tpir", "rank")
+    return {key: mean(entry, second[key]) for key, entry in first.items() if key.startswith(kinds)}

@@ -26,6 +26,7 @@ from ida_jax.errors import UserError
 from ida_jax.evaluation import face_blocks
 from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.face_blocks import filled_up, fixed_blocks
+from ida_jax.evaluation.scored_pairs import BASELINE
 from ida_jax.padding import block_size
 from ida_jax.protocols.bootstrap import bootstrap_means
 from ida_jax.protocols.megaface import SIZES, Rank1, Searches, prefix_sets, rank1, searches
@@ -34,7 +35,6 @@ from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import pair_score
 from ida_jax.validation import unit_embeddings
 
-_BASELINE = "cosine"
 # 512 × 8192 scores are 16 MiB.
 _PROBES = 512
 
@@ -57,7 +57,6 @@ def evaluate_megaface(
     skip_bad: bool = False,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Evaluated:
     """Rank-1 against each number of distractors (`ida_jax.protocols.megaface`), by every method.
 
@@ -73,7 +72,7 @@ def evaluate_megaface(
       sets: {size: int rows}, in place of sizes: the distractors of each.
       skip_bad: leaves out distractors that are zero, NaN or infinite, and counts them, instead of
         raising.
-      resamples, seed, level: of the bootstrap.
+      resamples, seed: of the bootstrap.
 
     Returns:
       Figures by method: "rank1@distractors" and "faults@distractors" by size, their intervals and
@@ -118,7 +117,7 @@ def evaluate_megaface(
             f"{start:,} distractors were given, the sets reach {reach:,}: ask for smaller sizes"
         )
     ranks = {name: rank1(mates[name], highest[name], found.probe) for name in scorers}
-    figures = _figures(ranks, members, found, len(faces), resamples, seed, level)
+    figures = _figures(ranks, members, found, len(faces), resamples, seed)
     return Evaluated(figures, {}, _notes(ranks, members, bad))
 
 
@@ -225,13 +224,11 @@ def _figures(
     probes: int,
     resamples: int,
     seed: int,
-    level: float,
 ) -> dict[str, dict]:
     keys = [str(size) for size in members]
     figures: dict[str, dict] = {
         name: {
             "rank1@distractors": dict(zip(keys, rank.rate.tolist(), strict=True)),
-            "rank1_interval@distractors": {},
             "faults@distractors": dict(zip(keys, rank.faults.tolist(), strict=True)),
             "probes": probes,
             "searches": len(found.probe),
@@ -244,15 +241,14 @@ def _figures(
             found.identity[:, None],
             count=found.identities,
             over="identities",
-            baseline=_BASELINE,
+            baseline=BASELINE,
             resamples=resamples,
             seed=seed,
-            level=level,
         )
         for name, interval in sure.methods.items():
-            figures[name]["rank1_interval@distractors"][key] = list(interval)
+            figures[name].setdefault("rank1_interval@distractors", {})[key] = list(interval)
         for name, interval in sure.differences.items():
-            gain = float(ranks[name].rate[place] - ranks[_BASELINE].rate[place])
+            gain = float(ranks[name].rate[place] - ranks[BASELINE].rate[place])
             of = figures[name]
             of.setdefault("rank1_gain@distractors", {})[key] = gain
             of.setdefault("rank1_gain_interval@distractors", {})[key] = list(interval)

@@ -4,7 +4,7 @@ N faces, P pairs, D embedding, G genuine and n impostor pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,10 +15,10 @@ from ida_jax.evaluation.scored_pairs import (
     BASELINE,
     PROGRESS,
     all_fars,
-    evaluate_scored_pairs,
     figures_and_curves,
+    kfold_figures,
 )
-from ida_jax.protocols.bootstrap import bootstrap_means, deep_enough
+from ida_jax.protocols.bootstrap import deep_enough
 from ida_jax.protocols.decisions import Changed, changed_decisions
 from ida_jax.protocols.pair_lists import PairList
 from ida_jax.protocols.roc import SplitScores, tar_at_far
@@ -32,7 +32,6 @@ from ida_jax.protocols.tails import (
     impostor_rows,
     split_tail,
 )
-from ida_jax.protocols.verification import kfold_accuracy
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
@@ -84,34 +83,16 @@ def evaluate_kfold(
     labels = _checked_labels(labels, len(faces))
     same = np.asarray(pair_list.same, bool)
     scores = {name: score_pairs(faces, pair_list.pairs, terms) for name, terms in methods.items()}
-    identities, units = np.unique(labels[pair_list.pairs], return_inverse=True)
-    units = units.reshape(-1, 2)
-    accuracies = {
-        name: kfold_accuracy(each, same, folds=pair_list.fold) for name, each in scores.items()
-    }
-    options = {"baseline": BASELINE, "resamples": resamples, "seed": seed}
-    sure = bootstrap_means(
-        {name: accuracy.correct for name, accuracy in accuracies.items()},
-        units,
-        count=identities.size,
-        **options,
+    _, units = np.unique(labels[pair_list.pairs], return_inverse=True)
+    return kfold_figures(
+        scores,
+        same,
+        pair_list.fold,
+        units.reshape(-1, 2),
+        over="identities",
+        resamples=resamples,
+        seed=seed,
     )
-    figures: dict[str, dict[str, Any]] = {}
-    for name, accuracy in accuracies.items():
-        figures[name] = {
-            "accuracy": accuracy.mean,
-            "accuracy_deviation": accuracy.deviation,
-            "pairs": same.size,
-        }
-        if name in sure.methods:
-            figures[name]["accuracy_interval"] = list(sure.methods[name])
-        if name in sure.differences:
-            figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
-            figures[name]["accuracy_gain_interval"] = list(sure.differences[name])
-    curves = evaluate_scored_pairs(
-        scores, same, units, over="identities", fars=(), resamples=resamples, seed=seed
-    ).curves
-    return Evaluated(figures, curves)
 
 
 def evaluate_all_pairs(

@@ -16,6 +16,7 @@ from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.scored_pairs import OVER_PAIRS, evaluate_labelled_pairs
 from ida_jax.protocols.pair_lists import consecutive_pairs, read_calfw_pairs, read_lfw_pairs
+from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
@@ -131,7 +132,14 @@ def videos(
 
     listed = read_ytf_splits(_inside(options.files, "splits.txt"))
     frames = group_frames(_required_names(found, options), listed.videos)
-    return evaluate_ytf(found.embeddings, frames, listed, scorers, **_bootstrap(options))
+    return evaluate_ytf(
+        found.embeddings,
+        frames,
+        listed,
+        scorers,
+        skip_bad=options.skip_bad,
+        **_bootstrap(options),
+    )
 
 
 def distractors(
@@ -147,7 +155,13 @@ def distractors(
         crowd = read_embeddings(crowd, names=names_beside(crowd, options.distractor_names))
     data = load_megaface(find_lists(options.files), facescrub=found, megaface=crowd)
     evaluated = evaluate_megaface(
-        data.probes, data.labels, data.distractors, scorers, sets=data.sets, **_bootstrap(options)
+        data.probes,
+        data.labels,
+        data.distractors,
+        scorers,
+        sets=data.sets,
+        skip_bad=options.skip_bad,
+        **_bootstrap(options),
     )
     return {"megaface": evaluated._replace(notes=(*data.notes, *evaluated.notes))}
 
@@ -195,6 +209,12 @@ def in_order(found: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarr
     if files == wanted:
         return found.embeddings
     row_of = {name: row for row, name in enumerate(files)}
+    if len(row_of) < len(files):
+        twice = next(name for row, name in enumerate(files) if row_of[name] != row)
+        raise UserError(
+            f"{path} has several images named {twice} in different folders: give the embeddings of "
+            "the protocol's own images alone"
+        )
     for name in wanted:
         if name not in row_of:
             raise UserError(f"{path} has no embedding of {name}, which the list names")
@@ -210,15 +230,8 @@ def names_beside(embeddings: Path, names: Path | None) -> Path | None:
 def _terms(
     faces: np.ndarray, people: Sequence[str], scorers: Mapping[str, Rescorer]
 ) -> dict[str, FaceTerms]:
-    """Every method's terms; people who are among the anchors by name are left out of their own
-    support sets."""
-    own = None
-    for scorer in scorers.values():
-        anchors = scorer.anchors
-        if anchors is not None and anchors.names and anchors.labels is not None and own is None:
-            label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
-            found = np.array([label_of.get(person, -1) for person in people], np.int32)
-            own = found if np.any(found >= 0) else None
+    """Every method's terms; people among named anchors are left out of their own support sets."""
+    own = labels_among_anchors(people, scorers)
     return {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ida_jax.evaluation.evaluated import Band, Evaluated
-from ida_jax.protocols.bootstrap import bootstrap_tar, deep_enough, tar_intervals
+from ida_jax.protocols.bootstrap import bootstrap_means, bootstrap_tar, deep_enough, tar_intervals
 from ida_jax.protocols.intervals import Bootstrap, BootstrapPoint
 from ida_jax.protocols.resampling import identity_codes
 from ida_jax.protocols.roc import SplitScores, tar_at_far
@@ -22,6 +22,7 @@ from ida_jax.protocols.score_figures import (
     verification_figures,
 )
 from ida_jax.protocols.tails import pair_list_total, tail
+from ida_jax.protocols.verification import kfold_accuracy
 
 BASELINE = "cosine"
 PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
@@ -112,6 +113,56 @@ def evaluate_scored_pairs(
     return figures_and_curves(splits, bootstrap, fars)
 
 
+def kfold_figures(
+    scores: Mapping[str, np.ndarray],
+    same: np.ndarray,
+    fold: np.ndarray,
+    units: np.ndarray,
+    *,
+    over: str,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluated:
+    """Accuracy ± deviation by folds, EER, and the ROC curve, of pairs that are scored already.
+
+    Intervals of the accuracy take the folds' thresholds as they are: over resampled pairs,
+    Σ w_p [p decided right] / Σ w_p.
+
+    Args:
+      scores: {method: float32 [P]}.
+      same: bool [P].
+      fold: int [P].
+      units: int [P, 2], numbered from 0.
+      over: what the units are.
+      resamples: of the bootstrap; 0 leaves the intervals out.
+      seed: of the bootstrap.
+    """
+    accuracies = {name: kfold_accuracy(each, same, folds=fold) for name, each in scores.items()}
+    options = {"over": over, "resamples": resamples, "seed": seed}
+    sure = bootstrap_means(
+        {name: accuracy.correct for name, accuracy in accuracies.items()},
+        units,
+        count=int(units.max()) + 1,
+        baseline=BASELINE,
+        **options,
+    )
+    pairs = evaluate_scored_pairs(scores, same, units, fars=(), **options)
+    figures: dict[str, dict[str, Any]] = {}
+    for name, accuracy in accuracies.items():
+        figures[name] = {
+            "accuracy": accuracy.mean,
+            "accuracy_deviation": accuracy.deviation,
+            "pairs": same.size,
+            **{key: pairs.figures[name][key] for key in ("genuine", "impostor", "eer")},
+        }
+        if name in sure.methods:
+            figures[name]["accuracy_interval"] = list(sure.methods[name])
+        if name in sure.differences:
+            figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
+            figures[name]["accuracy_gain_interval"] = list(sure.differences[name])
+    return Evaluated(figures, pairs.curves)
+
+
 def band_fars(impostors: int) -> tuple[float, ...]:
     """The FARs of a curve's band: up to 25 whole false accepts of n, evenly in log FAR from 1/n.
 
@@ -139,17 +190,30 @@ def roc_bands(splits: Mapping[str, SplitScores], bootstrap: Bootstrap) -> dict[s
     return bands
 
 
-def few_false_accepts(figures: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """A sentence for each FAR at which fewer than 10 false accepts decide a method's TAR."""
+def notes_of_few(
+    figures: Mapping[str, Mapping[str, Any]],
+    *,
+    counts: str = "false_accepts",
+    rate: str = "FAR",
+    decided: str = "TAR",
+) -> tuple[str, ...]:
+    """A sentence for each rate at which fewer than 10 errors decide a method's figure.
+
+    Args:
+      figures: {method: figures}.
+      counts: the key of the errors behind each rate.
+      rate: what the rate is called.
+      decided: what the figure is called.
+    """
     notes = []
-    first = next(iter(figures.values()), {"false_accepts": {}})
-    for far in first["false_accepts"]:
-        counts = [of["false_accepts"][far] for of in figures.values()]
-        low, high = min(counts), max(counts)
+    what = counts.replace("_", " ")
+    for at in next(iter(figures.values()), {counts: {}})[counts]:
+        found = [of[counts][at] for of in figures.values()]
+        low, high = min(found), max(found)
         if low < FEWEST_FALSE_ACCEPTS:
             number = f"{low}" if low == high else f"{low} to {high}"
             notes.append(
-                f"at FAR {far} the TAR rests on {number} false accepts: fewer than "
+                f"at {rate} {at} the {decided} rests on {number} {what}: fewer than "
                 f"{FEWEST_FALSE_ACCEPTS} say little"
             )
     return tuple(notes)
@@ -163,7 +227,7 @@ def figures_and_curves(
         name: verification_figures(split, fars=fars) | sure.get(name, {})
         for name, split in splits.items()
     }
-    return Evaluated(figures, roc_bands(splits, bootstrap), few_false_accepts(figures))
+    return Evaluated(figures, roc_bands(splits, bootstrap), notes_of_few(figures))
 
 
 def all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ P pairs, V videos, N frames, D embedding.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,17 @@ from tqdm import tqdm
 from ida_jax.data.ytf import PAIRS, Frames, VideoPairs
 from ida_jax.errors import UserError
 from ida_jax.evaluation import face_blocks
-from ida_jax.evaluation.evaluated import Band, Evaluated
+from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.face_blocks import fixed_blocks
+from ida_jax.evaluation.scored_pairs import kfold_figures
 from ida_jax.padding import block_size, padded
-from ida_jax.protocols.bootstrap import bootstrap_means, bootstrap_tails
-from ida_jax.protocols.roc import equal_error_rate, tar_at_far
-from ida_jax.protocols.score_figures import split_scores
-from ida_jax.protocols.tails import pair_list_total, tail
-from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms, pair_score
 from ida_jax.validation import unit_rows
 
-_BASELINE = "cosine"
 _FIRST = 100
-_CURVE = np.geomspace(1e-3, 0.5, 25)
 
 
 class _Videos(NamedTuple):
@@ -64,12 +59,13 @@ def evaluate_ytf(
     skip_bad: bool = False,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, Evaluated]:
     """{mode: accuracy ± deviation, EER and ROC of each method}.
 
     Intervals are of the bootstrap over people, each fold's threshold as it was found; gains over
     the cosine are paired.
+
+    People who are among named anchors are left out of their own support sets.
 
     Args:
       embeddings: [N, D] floating point, rows of any norm; may be memory-mapped.
@@ -78,26 +74,37 @@ def evaluate_ytf(
       scorers: a Rescorer a method, under its name in the figures.
       skip_bad: leaves out frames that are zero, NaN or infinite, and counts them, instead of
         raising.
-      resamples, seed, level: of the bootstrap.
+      resamples, seed: of the bootstrap.
 
     Raises:
       UserError: bad frames, named by row; a video without a good one.
     """
     videos = _videos(embeddings, frames, listed.videos, skip_bad)
-    terms = _terms([videos.means], *videos.means.shape, scorers)
+    own = labels_among_anchors([video.split("/")[0] for video in listed.videos], scorers)
+    terms = _terms([videos.means], *videos.means.shape, scorers, own)
     scores = {
         "ytf_mean_feature": {
             name: score_pairs(videos.means, listed.pairs, own) for name, own in terms.items()
         },
-        "ytf_first100_pairs": _frame_scores(embeddings, videos.first, listed.pairs, scorers),
+        "ytf_first100_pairs": _frame_scores(embeddings, videos.first, listed.pairs, scorers, own),
     }
     notes = []
     if len(listed.pairs) != PAIRS:
         notes.append(f"{len(listed.pairs):,} pairs were scored, YTF's own list has {PAIRS:,}")
     if videos.skipped:
         notes.append(f"{videos.skipped:,} frames that are zero, NaN or infinite were left out")
-    bootstrap = {"resamples": resamples, "seed": seed, "level": level}
-    return {mode: _evaluated(of, listed, tuple(notes), **bootstrap) for mode, of in scores.items()}
+    return {
+        mode: kfold_figures(
+            of,
+            listed.same,
+            listed.fold,
+            listed.people[listed.pairs],
+            over="people",
+            resamples=resamples,
+            seed=seed,
+        )._replace(notes=tuple(notes))
+        for mode, of in scores.items()
+    }
 
 
 def _videos(
@@ -127,15 +134,28 @@ def _videos(
 
 
 def _terms(
-    came: Iterable[np.ndarray], count: int, width: int, scorers: Mapping[str, Rescorer]
+    came: Iterable[np.ndarray],
+    count: int,
+    width: int,
+    scorers: Mapping[str, Rescorer],
+    own: np.ndarray | None,
 ) -> dict[str, FaceTerms]:
-    """Each method's numbers of all faces that come, blocks of rows of any norm."""
+    """Each method's numbers of all faces that come, blocks of rows of any norm.
+
+    `own` has each face's label among the anchors, which are then left out.
+    """
     block = block_size(face_blocks.SIZES, count)
     values: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
+    done = 0
     with tqdm(total=count, desc="densities", unit="face", delay=2, leave=False) as progress:
         for each in fixed_blocks(came, width=width, block=block, reach=count, what="frames"):
+            labels = None
+            if own is not None:
+                labels = np.full(len(each.faces), -1, np.int32)
+                labels[: each.count] = own[done : done + each.count]
             for name, scorer in scorers.items():
-                values[name].append(scorer.terms(each.faces).values[: each.count])
+                values[name].append(scorer.terms(each.faces, labels=labels).values[: each.count])
+            done += each.count
             progress.update(each.count)
     return {
         name: FaceTerms(scorer.rule, np.concatenate(values[name]), scorer.constants)
@@ -148,11 +168,13 @@ def _frame_scores(
     first: Sequence[np.ndarray],
     pairs: np.ndarray,
     scorers: Mapping[str, Rescorer],
+    own: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     """The mean score over all pairs of two videos' first frames, float32 [P] by method."""
     starts = np.cumsum([0] + [len(rows) for rows in first])
     came = (embeddings[rows] for rows in first)
-    terms = _terms(came, int(starts[-1]), embeddings.shape[1], scorers)
+    of_frames = None if own is None else np.repeat(own, np.diff(starts))
+    terms = _terms(came, int(starts[-1]), embeddings.shape[1], scorers, of_frames)
     scores = {name: np.empty(len(pairs), np.float32) for name in scorers}
     for place, videos in enumerate(
         tqdm(pairs.tolist(), desc="frames", unit="pair", delay=2, leave=False)
@@ -191,56 +213,3 @@ def _mean_score(
     row, column = (jnp.arange(_FIRST) < count for count in counts)
     total = jnp.sum(jnp.where(row[:, None] & column[None, :], scores, 0))
     return total / (counts[0] * counts[1]).astype(jnp.float32)
-
-
-def _evaluated(
-    scores: Mapping[str, np.ndarray],
-    listed: VideoPairs,
-    notes: tuple[str, ...],
-    **bootstrap: Any,
-) -> Evaluated:
-    """Figures and curves of one mode; `bootstrap` has resamples, seed and level."""
-    count = int(listed.people.max()) + 1
-    units = listed.people[listed.pairs]
-    accuracy = {
-        name: kfold_accuracy(of, listed.same, folds=listed.fold) for name, of in scores.items()
-    }
-    split = {name: split_scores(of, listed.same) for name, of in scores.items()}
-    sure = bootstrap_means(
-        {name: of.correct for name, of in accuracy.items()},
-        units,
-        count=count,
-        over="people",
-        baseline=_BASELINE,
-        **bootstrap,
-    )
-    figures: dict[str, dict[str, Any]] = {}
-    for name, of in accuracy.items():
-        figures[name] = {
-            "accuracy": of.mean,
-            "accuracy_deviation": of.deviation,
-            "accuracy_interval": list(sure.methods[name]),
-            "eer": equal_error_rate(*split[name]),
-            "genuine": split[name].genuine.size,
-            "impostor": split[name].impostor.size,
-        }
-        if name in sure.differences:
-            figures[name] |= {
-                "accuracy_gain": of.mean - accuracy[_BASELINE].mean,
-                "accuracy_gain_interval": list(sure.differences[name]),
-            }
-    band = bootstrap_tails(
-        {name: tail(of, listed.same, units, highest_far=_CURVE[-1]) for name, of in scores.items()},
-        units=count,
-        total=pair_list_total(units[~listed.same], count=count),
-        fars=_CURVE,
-        over="people",
-        baseline=_BASELINE,
-        **bootstrap,
-    )
-    curves = {}
-    for name, points in band.methods.items():
-        tar = [point.tar for point in tar_at_far(*split[name], _CURVE)]
-        low, high = np.transpose([point.tar for point in points])
-        curves[name] = Band(_CURVE, np.array(tar), low, high)
-    return Evaluated(figures, curves, notes)

@@ -72,9 +72,8 @@ def tpir_figure(curves: Mapping[str, Band], *, figures: _Figures | None = None) 
             "false positive identification rate (FPIR)",
             "false alarms",
         ),
-        reading="The share of searches that find the right person at rank 1 and above the "
-        "threshold (higher is better) when that share of searches for absent people raises an "
-        "alarm.",
+        reading="The share of searches whose person scores above the threshold, at whatever rank "
+        "(higher is better), when that share of searches for absent people raises an alarm.",
     )
 
 

@@ -4,7 +4,7 @@ N faces, A anchors, K support.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -88,6 +88,26 @@ def make_scorers(
         )
     )
     return {method: scorer(method, search) for method in methods}
+
+
+def labels_among_anchors(
+    people: Sequence[str], scorers: Mapping[str, Rescorer]
+) -> np.ndarray | None:
+    """Each face's identity in the numbering of the anchors' labels, by name, int32 [N].
+
+    -1 for those who are not among them; None where none is, or the anchors are without names. With
+    it `Rescorer.terms` leaves a face's own identity out of its support set.
+
+    Args:
+      people: the N faces' people.
+      scorers: {method: its Rescorer}, all with the same anchors.
+    """
+    anchors = next((each.anchors for each in scorers.values() if each.anchors is not None), None)
+    if anchors is None or not anchors.names or anchors.labels is None:
+        return None
+    label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
+    found = np.array([label_of.get(person, -1) for person in people], np.int32)
+    return found if np.any(found >= 0) else None
 
 
 def load_scorers(
