@@ -49,6 +49,8 @@ def main(argv: list[str]) -> None:
     folder = options.model.is_dir()
     model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
     if options.images.suffix.lower() == ".bin":
+        if options.root is not None:
+            raise UserError(f"--root={options.root} is for lists of images: leave it out")
         files = open_bin(options.images)
     else:
         files = open_images(options.images, root=options.root)

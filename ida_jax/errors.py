@@ -1,5 +1,7 @@
 """How commands end: on a user's mistake, on a run that was stopped, on Ctrl-C."""
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -22,16 +24,24 @@ def exit_code(run: Callable[[], None]) -> int:
     """Runs a command's body and says how it ended.
 
     A UserError becomes one line on stderr and the exit code 2; Ctrl-C one line and the shell's 130;
-    Stopped one line and 0.
+    Stopped one line and 0; a closed output the shell's 141.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without τ is no reason to fail
     try:
         run()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted: the same command goes on from what was finished", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader of the output has gone, as `head` does; nor may the interpreter flush to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0

@@ -44,7 +44,9 @@ Without --landmarks the images must be such crops already."""
 def main(argv: list[str]) -> None:
     """Runs one of the four."""
     sources = {"recordio": _recordio, "folder": _folder, "bin": _bin, "lfw": _lfw}
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise UserError(f"no source was named: expected {', '.join(sources)}; see --help")
+    if argv[0] in ("-h", "--help"):
         print(__doc__)
     elif argv[0] in sources:
         sources[argv[0]](argv[1:])

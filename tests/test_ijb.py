@@ -263,7 +263,8 @@ def test_pooled_densities(written, scorers, monkeypatch, flip):
     matrix = pooling_matrix(meta.templates, meta.media)
     faces = _unit(embeddings[:60])
     dao = {name: scorers[name].terms(faces) for name in ("cosine", "ida_r")}
-    found = ijb._pooled_terms(matrix, given, scorers, dao, halves=flip == "halves")
+    rows = np.arange(len(embeddings))
+    found = ijb._pooled_terms(matrix, given, scorers, dao, rows=rows, halves=flip == "halves")
     density = np.exp(scorers["ida_r"].terms(_unit(embeddings)).values[:, 0].astype(np.float64))
     for t in range(60):
         inside = np.flatnonzero(meta.templates == t)
@@ -284,13 +285,41 @@ def test_pooled_densities_stay_finite(written, scorers):
     faces = _unit(embeddings[:60])
     terms = {"ida_r": sharp["ida_r"].terms(faces)}
     assert terms["ida_r"].values.min() < -104
-    found = ijb._pooled_terms(matrix, embeddings, sharp, terms, halves=False)["ida_r"].values
+    rows = np.arange(len(embeddings))
+    found = ijb._pooled_terms(matrix, embeddings, sharp, terms, rows=rows, halves=False)
+    found = found["ida_r"].values
     assert np.isfinite(found).all()
     assert found.min() < -104
 
 
 def _unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_images_without_an_embedding(written, scorers):
+    meta = read_ijb(written, subset="ijbc")
+    embeddings = np.load(written / "embeddings.npy")
+    several = np.flatnonzero(np.bincount(meta.templates) > 1)
+    bad = [int(np.flatnonzero(meta.templates == t)[0]) for t in several[:5]]
+    damaged = embeddings.copy()
+    damaged[bad] = np.nan
+    options = {"subset": "ijbc", "resamples": 0, "fars": (0.1,), "densities": "images"}
+    few = {name: scorers[name] for name in ("cosine", "ida_r")}
+    with pytest.raises(UserError, match=f"embedding {bad[0]} is zero, NaN"):
+        evaluate_ijb(damaged, meta, few, **options)
+    (found,) = evaluate_ijb(damaged, meta, few, skip_bad=True, **options).values()
+    assert any("5 images without an embedding" in note for note in found.notes)
+    kept = np.setdiff1d(np.arange(210), bad)
+    rest = meta._replace(
+        names=tuple(np.array(meta.names)[kept]), templates=meta.templates[kept],
+        media=meta.media[kept], detector=meta.detector[kept],
+    )  # fmt: skip
+    (expected,) = evaluate_ijb(embeddings[kept], rest, few, **options).values()
+    assert found.figures == expected.figures
+    alone = int(np.flatnonzero(np.bincount(meta.templates) == 1)[0])
+    damaged[meta.templates == alone] = 0
+    with pytest.raises(UserError, match=f"template {meta.template_ids[alone]} has no image"):
+        evaluate_ijb(damaged, meta, few, skip_bad=True, **options)
 
 
 def test_variants_are_in_the_names(written, scorers):

@@ -70,6 +70,9 @@ def test_lfw(lfw, anchors, capsys):
     assert list(figures) == ["cosine", "ida_r", "ida_r_fallback", "s_norm", "as_norm"]
     assert 0.5 < figures["cosine"]["accuracy"] <= 1
     assert {"accuracy_interval", "accuracy_gain_interval"} <= set(figures["ida_r"])
+    assert results["settings"]["k"] == 5
+    assert results["settings"]["methods"] == list(figures)
+    assert not {"norm", "fars"} & set(results["settings"])
     assert results["anchors"] == {"source": "embeddings", "size": 70, "fingerprint": ""}
     assert results["provenance"]["versions"]
     assert "lfw_3fold" in capsys.readouterr().out
@@ -244,6 +247,10 @@ MISTAKES = [
     (["--protocol=all_pairs", "--run=nowhere"], "no workdir at nowhere"),
     (["--protocol=all_pairs", "--anchors=nowhere.npy"], "no anchors at nowhere.npy"),
     (["--protocol=all_pairs", "--resamples=1"], "at least 2"),
+    (["--protocol=all_pairs", "--methods=,"], "--methods: is empty"),
+    (["--protocol=all_pairs", "--norm=unit"], "--norm is for ijbb, ijbc, not for all_pairs"),
+    (["--protocol=all_pairs", "--fars=0.1,2"], "--fars: 2 is not"),
+    (["--protocol=all_pairs", "--run=."], "holds none of anchors/anchors.safetensors"),
     (["--protocol=all_pairs", "--names=nowhere"], "nowhere"),
 ]
 
@@ -277,6 +284,40 @@ def test_mistakes_in_the_files(lfw):
     with pytest.raises(UserError, match="has no names"):
         evaluate.main([*given, "--protocol=all_pairs"])
     assert not (lfw / "out").exists()
+
+
+def test_faces_without_an_embedding(lfw):
+    faces = np.load(lfw / "E.npy")
+    faces[0] = np.nan
+    np.save(lfw / "E.npy", faces)
+    common = [f"--embeddings={lfw / 'E.npy'}", "--protocol=lfw", f"--files={lfw / 'pairs.txt'}"]
+    with pytest.raises(UserError, match=r"E\.npy"):
+        evaluate.main([*common, f"--output={lfw / 'out'}"])
+    assert not (lfw / "out").exists()
+    protocols, results = _run(lfw, *common, "--skip-bad")
+    assert "1 faces without an embedding never match" in results["notes"]["lfw_3fold"]
+    assert protocols["lfw_3fold"]["cosine"]["pairs"] == 24
+    (lfw / "every").mkdir()
+    protocols, _ = _run(
+        lfw / "every", common[0], "--protocol=all_pairs", "--skip-bad", "--fars=0.1"
+    )
+    assert protocols["all_pairs"]["cosine"]["genuine"] == 35 - 1
+
+
+def test_pairs_of_rows_though_names_lie_beside(lfw):
+    np.save(lfw / "labels.npy", np.array([True, True, False, False]))
+    (lfw / "list.csv").write_text("first,second\n0,1\n3,4\n0,3\n4,9\n")
+    protocols, _ = _run(
+        lfw, "--protocol=pairs", f"--files={lfw / 'list.csv'}", f"--labels={lfw / 'labels.npy'}",
+        f"--embeddings={lfw / 'E.npy'}", "--fars=0.5",
+    )  # fmt: skip
+    assert protocols["pairs"]["cosine"]["genuine"] == 2
+
+
+def test_an_output_that_cannot_be_written(lfw):
+    given = [f"--embeddings={lfw / 'E.npy'}", "--protocol=all_pairs", "--fars=0.1"]
+    with pytest.raises(UserError, match=r"cannot write .*pairs.txt/out"):
+        evaluate.main([*given, f"--output={lfw / 'pairs.txt' / 'out'}"])
 
 
 def test_results_are_not_overwritten(lfw):

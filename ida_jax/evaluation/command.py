@@ -6,7 +6,8 @@ from any other model.
 
   P            F                                               E, a row each
   pairs        a pair list, rows of E or names (--labels)      faces
-  lfw, calfw   pairs.txt, pairs_CALFW.txt                      images, named A/A_0001.jpg
+  lfw          pairs.txt                                       images, named A/A_0001.jpg
+  calfw cplfw  pairs_CALFW.txt, pairs_CPLFW.txt                images, named A_0001.jpg
   bin          a verification set, X.bin                       its images: embed --images=X.bin
   all_pairs    none: every pair of E                           faces, named PERSON/IMAGE
   ytf          splits.txt                                      frames, named PERSON/VIDEO/FRAME
@@ -17,7 +18,10 @@ Names are E's own (.npz, .parquet), those of --names, or of E.names.txt beside a
 anchors and modules from a workdir of python -m ida_jax.main.
 """
 
-from collections.abc import Mapping
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +34,49 @@ if TYPE_CHECKING:
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
 
-PROTOCOLS = ("pairs", "lfw", "calfw", "bin", "all_pairs", "ytf", "ijbb", "ijbc", "megaface")
+PROTOCOLS = (
+    "pairs",
+    "lfw",
+    "calfw",
+    "cplfw",
+    "bin",
+    "all_pairs",
+    "ytf",
+    "ijbb",
+    "ijbc",
+    "megaface",
+)
 _MODULES = {"ida_l": "ssr", "csn": "csn"}
+_IJB = ("ijbb", "ijbc")
+# Flags that some protocols alone read, and their defaults there.
+_ONLY_FOR = {
+    "labels": (("pairs",), None),
+    "identities": (("pairs",), None),
+    "distractors": (("megaface",), None),
+    "distractor_names": (("megaface",), None),
+    "fars": (("pairs", "all_pairs", *_IJB), None),
+    "flip": (_IJB, "none"),
+    "norm": (_IJB, "keep"),
+    "detector": (_IJB, "weight"),
+    "densities": (_IJB, "template"),
+}
 
 
 def main(argv: list[str]) -> None:
     """Parses flags, evaluates, prints the tables, writes DIR."""
     options = _parser().parse_args(argv)
     _check(options)
+    files, methods = _artefacts(options)
+    with _folder(options.output):
+        _run(options, files, methods)
+
+
+def _run(options: Any, files: Mapping[str, Path | None], methods: tuple[str, ...]) -> None:
     from ida_jax.files import json_text, written_whole
     from ida_jax.provenance import provenance
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
 
-    files, methods = _artefacts(options)
     embeddings = _embeddings(options)
     scorers = _scorers(options, files, methods, embeddings.embeddings)
     evaluated = _evaluate(options, embeddings, scorers)
@@ -51,15 +84,10 @@ def main(argv: list[str]) -> None:
     results: dict[str, Any] = {
         "protocols": {name: each.figures for name, each in evaluated.items()},
         "notes": {name: list(each.notes) for name, each in evaluated.items() if each.notes},
-        "settings": _settings(options, files),
+        "settings": _settings(options, files, scorers),
         "provenance": provenance(),
         **_anchors(scorers),
     }
-    print(results_table(results))
-    for name, notes in results["notes"].items():
-        for note in notes:
-            print(f"{name}: {note}")
-    options.output.mkdir(parents=True, exist_ok=True)
     write_protocol_report(
         options.output / "report.html",
         title=options.title or options.protocol,
@@ -70,7 +98,28 @@ def main(argv: list[str]) -> None:
     )
     with written_whole(options.output / "results.json") as temporary:
         temporary.write_text(json_text(results), encoding="utf-8")
+    print(results_table(results))
+    for name, notes in results["notes"].items():
+        for note in notes:
+            print(f"{name}: {note}")
     print(f"\nsee {options.output / 'report.html'}")
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Makes the folder beforehand; where the body fails, an empty one of ours goes again."""
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
+    try:
+        yield
+    finally:
+        if made and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _parser() -> Parser:
@@ -89,8 +138,8 @@ def _parser() -> Parser:
     add("--distractor_names", type=Path, metavar="FILE", help="D's names, one a line")
     add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
         "of each")
-    add("--skip-bad", action="store_true", help="of ytf, megaface: frames and distractors without "
-        "an embedding (NaN) are left out and counted")
+    add("--skip-bad", action="store_true", help="faces without an embedding (zero, NaN) never "
+        "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
     add("--run", type=Path, metavar="W", help="a workdir: its anchors, ssr and csn")
@@ -105,20 +154,23 @@ def _parser() -> Parser:
     add("--fars", type=numbers(float), metavar="FAR,…", help="false accept rates")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
-    add("--flip", choices=("none", "added", "halves"), default="none", help="of ijbb, ijbc: mirror "
+    add("--flip", choices=("none", "added", "halves"), help="of ijbb, ijbc: mirror "
         "images' embeddings are added in E already, or stand beside the others, [N, 2D] (none)")
-    add("--norm", choices=("keep", "unit"), default="keep", help="of ijbb, ijbc: an image's weight "
+    add("--norm", choices=("keep", "unit"), help="of ijbb, ijbc: an image's weight "
         "in its template is its embedding's norm (keep), or all weigh alike (unit)")
-    add("--detector", choices=("weight", "ignore"), default="weight", help="of ijbb, ijbc: images "
-        "are weighted by the detector's score where the release has it")
-    add("--densities", choices=("template", "images"), default="template", help="of ijbb, ijbc: F "
-        "of the pooled embedding, or pooled F of its images")
+    add("--detector", choices=("weight", "ignore"), help="of ijbb, ijbc: images "
+        "are weighted by the detector's score where the release has it (weight)")
+    add("--densities", choices=("template", "images"), help="of ijbb, ijbc: F "
+        "of the pooled embedding (template), or pooled F of its images")
     # fmt: on
     return parser
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
+    words = tuple(word for word in text.split(",") if word)
+    if not words:
+        raise argparse.ArgumentTypeError("is empty: expected names separated by commas")
+    return words
 
 
 def _check(options: Any) -> None:
@@ -126,7 +178,19 @@ def _check(options: Any) -> None:
     needed = {"pairs": ("files", "labels"), "all_pairs": (), "megaface": ("files", "distractors")}
     for flag in needed.get(options.protocol, ("files",)):
         if getattr(options, flag) is None:
-            raise UserError(f"--protocol={options.protocol} needs --{flag}; see --protocol --help")
+            raise UserError(
+                f"--protocol={options.protocol} needs --{flag}; see python -m ida_jax.evaluate "
+                f"--protocol={options.protocol} --help"
+            )
+    for flag, (protocols, default) in _ONLY_FOR.items():
+        given = getattr(options, flag)
+        if options.protocol not in protocols and given is not None:
+            raise UserError(f"--{flag} is for {', '.join(protocols)}, not for {options.protocol}")
+        if options.protocol in protocols and given is None:
+            setattr(options, flag, default)
+    for far in options.fars or ():
+        if not 0 < far <= 1:
+            raise UserError(f"--fars: {far:g} is not above 0 and at most 1")
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -136,8 +200,6 @@ def _check(options: Any) -> None:
         raise UserError(
             f"{options.output} holds results already: name another --output, or delete them"
         )
-    if options.output.exists() and not options.output.is_dir():
-        raise UserError(f"--output={options.output} is a file: name a folder")
 
 
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
@@ -154,6 +216,9 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
             "ssr": options.run / "ssr.safetensors",
             "csn": options.run / "csn.safetensors",
         }
+        if not any(path.is_file() for path in inside.values()):
+            listed = ", ".join(str(path.relative_to(options.run)) for path in inside.values())
+            raise UserError(f"{options.run} holds none of {listed}: name a workdir that has them")
         for kind, path in inside.items():
             if files[kind] is None and path.is_file():
                 files[kind] = path
@@ -217,7 +282,7 @@ def _evaluate(
     match options.protocol:
         case "pairs":
             return protocols.labelled_pairs(options, found, scorers)
-        case "lfw" | "calfw":
+        case "lfw" | "calfw" | "cplfw":
             return protocols.kfold(options, found, scorers)
         case "bin":
             return protocols.verification_bin(options, found, scorers)
@@ -251,11 +316,18 @@ def _groups(
     return Groups(log_density, groups.codes, groups.names)
 
 
-def _settings(options: Any, files: Mapping[str, Path | None]) -> dict[str, Any]:
-    given = {**vars(options), **files}
+def _settings(
+    options: Any, files: Mapping[str, Path | None], scorers: "Mapping[str, Rescorer]"
+) -> dict[str, Any]:
+    """What was given, and what was taken where nothing was."""
+    taken = {"methods": list(scorers)}
+    for scorer in scorers.values():
+        if scorer.anchors is not None:
+            taken |= {"k": scorer.k, "tau": scorer.tau}
+            break
     return {
         key: str(value) if isinstance(value, Path) else value
-        for key, value in given.items()
+        for key, value in {**vars(options), **files, **taken}.items()
         if value is not None
     }
 

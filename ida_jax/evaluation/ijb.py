@@ -41,6 +41,7 @@ def evaluate_ijb(
     flip: str = "none",
     detector: bool = True,
     densities: str = "template",
+    skip_bad: bool = False,
     fars: Sequence[float] = FARS,
     resamples: int = 1000,
     seed: int = 0,
@@ -67,6 +68,7 @@ def evaluate_ijb(
         [N, 2D], mirror images' beside them.
       detector: weights images by the detector's score, where the lists have it.
       densities: "template" or "images".
+      skip_bad: leaves images out whose embeddings are zero, NaN or infinite, and counts them.
       fars: the FARs of the figures.
       resamples: of the bootstrap; 0 leaves the intervals out.
       seed: of the bootstrap.
@@ -77,14 +79,26 @@ def evaluate_ijb(
     for name, given, known in (("flip", flip, FLIPS), ("densities", densities, DENSITIES)):
         if given not in known:
             raise UserError(f"{name} is '{given}': choose one of {', '.join(known)}")
+    if len(embeddings) != meta.templates.size:
+        raise UserError(
+            f"{len(embeddings)} embeddings were given, the lists have {meta.templates.size} images: "
+            "expected one an image, in the lists' order"
+        )
     weights = meta.detector if detector else None
-    matrix = pooling_matrix(meta.templates, meta.media, weights=weights)
+    rows = _good_rows(embeddings) if skip_bad else np.arange(meta.templates.size)
+    _require_images(meta, rows)
+    matrix = pooling_matrix(
+        meta.templates[rows], meta.media[rows], weights=None if weights is None else weights[rows]
+    )
     kind = f"{images}_halves" if flip == "halves" else images
-    faces = unit_embeddings(pool(matrix, embeddings, images=kind), what="templates")
+    pooled = pool(matrix, embeddings, images=kind, rows=rows)
+    faces = unit_embeddings(pooled, what="templates")
     terms = {name: scorer.terms(faces) for name, scorer in scorers.items()}
     pooled_densities = densities == "images" and any(t.rule == "dao" for t in terms.values())
     if pooled_densities:
-        terms |= _pooled_terms(matrix, embeddings, scorers, terms, halves=flip == "halves")
+        terms |= _pooled_terms(
+            matrix, embeddings, scorers, terms, rows=rows, halves=flip == "halves"
+        )
 
     variant = "_flip" * (flip != "none") + ("_norm" if images == "keep" else "_unit")
     variant += "_detector" * (weights is not None) + "_image_densities" * pooled_densities
@@ -105,7 +119,28 @@ def evaluate_ijb(
         searched = evaluate_searches(faces, terms, galleries, resamples=resamples, seed=seed)
         evaluated |= {f"{subset}_{name}{variant}": each for name, each in searched.items()}
     notes = (*meta.notes, _RULE)
+    if left_out := meta.templates.size - rows.size:
+        notes += (f"{left_out:,} images without an embedding were left out of their templates",)
     return {name: each._replace(notes=(*notes, *each.notes)) for name, each in evaluated.items()}
+
+
+def _good_rows(embeddings: np.ndarray) -> np.ndarray:
+    """The rows that are neither zero, NaN nor infinite."""
+    good = []
+    for start in range(0, len(embeddings), _SLAB):
+        slab = np.asarray(embeddings[start : start + _SLAB], np.float64)
+        norm = np.einsum("nd,nd->n", slab, slab)
+        good.append(start + np.flatnonzero(np.isfinite(norm) & (norm > 0)))
+    return np.concatenate(good)
+
+
+def _require_images(meta: IjbMeta, rows: np.ndarray) -> None:
+    empty = np.flatnonzero(np.bincount(meta.templates[rows], minlength=meta.template_ids.size) == 0)
+    if empty.size:
+        raise UserError(
+            f"template {meta.template_ids[empty[0]]} has no image with an embedding: embed its "
+            "images again"
+        )
 
 
 def _scores(
@@ -121,14 +156,15 @@ def _pooled_terms(
     scorers: Mapping[str, Rescorer],
     terms: Mapping[str, FaceTerms],
     *,
+    rows: np.ndarray,
     halves: bool,
 ) -> dict[str, FaceTerms]:
     """The terms of the methods with densities: log of the weighted mean of the images' F."""
     dao = [name for name, each in terms.items() if each.rule == "dao"]
-    log_density = np.empty((len(dao), embeddings.shape[0]))
+    log_density = np.empty((len(dao), rows.size))
     width = embeddings.shape[1] // 2
-    for start in range(0, embeddings.shape[0], _SLAB):
-        slab = np.asarray(embeddings[start : start + _SLAB], np.float32)
+    for start in range(0, rows.size, _SLAB):
+        slab = np.asarray(embeddings[rows[start : start + _SLAB]], np.float32)
         if halves:
             slab = slab[:, :width] + slab[:, width:]
         slab = unit_embeddings(slab)

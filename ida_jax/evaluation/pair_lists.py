@@ -61,6 +61,7 @@ def evaluate_kfold(
     methods: Mapping[str, FaceTerms],
     *,
     labels: ArrayLike,
+    bad: np.ndarray | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluated:
@@ -74,6 +75,7 @@ def evaluate_kfold(
       pair_list: the pairs, their answers and folds.
       methods: the faces' terms by each, under its name in the results.
       labels: int [N], the faces' identities.
+      bad: bool [N], faces whose pairs get NaN, which never matches; none where None.
       resamples: of the bootstrap; 0 leaves the intervals out.
       seed: of the bootstrap.
 
@@ -83,6 +85,9 @@ def evaluate_kfold(
     labels = _checked_labels(labels, len(faces))
     same = np.asarray(pair_list.same, bool)
     scores = {name: score_pairs(faces, pair_list.pairs, terms) for name, terms in methods.items()}
+    if bad is not None:
+        for each in scores.values():
+            each[bad[pair_list.pairs].any(axis=1)] = np.nan
     _, units = np.unique(labels[pair_list.pairs], return_inverse=True)
     return kfold_figures(
         scores,

@@ -6,8 +6,9 @@ N faces, P pairs, D embedding.
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +22,10 @@ from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.embeddings import EmbeddingFile
-from ida_jax.validation import unit_embeddings
+from ida_jax.validation import unit_rows
 
 _FARS = (1e-3, 1e-4, 1e-5)
+_FOLDS = 10
 _SUFFIX = re.compile(r"\.(jpe?g|png|bmp)$", re.IGNORECASE)
 
 
@@ -34,10 +36,17 @@ def labelled_pairs(
     from ida_jax.tables.labelled_scores import read_identities, read_labels
     from ida_jax.tables.pair_lists import PairFile, convert_pairs
 
-    faces = unit_embeddings(found.embeddings)
+    faces, bad, notes = _faces(options, found)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.npy"
-        convert_pairs(options.files, path, names=found.names, rows=len(faces))
+        convert = partial(convert_pairs, options.files, path, rows=len(faces))
+        if options.names is not None or found.names is None:
+            convert(names=found.names)
+        else:
+            try:  # names came along with E: the list may be of rows all the same
+                convert(names=None)
+            except UserError:
+                convert(names=found.names)
         listed = PairFile(path)
         pairs = np.array(listed.read(0, listed.count))
     same = read_labels(options.labels)
@@ -51,30 +60,35 @@ def labelled_pairs(
     scores = {
         name: score_pairs(faces, pairs, scorer.terms(faces)) for name, scorer in scorers.items()
     }
+    for each in scores.values():
+        each[bad[pairs].any(axis=1)] = np.nan
     evaluated = evaluate_labelled_pairs(
         scores, same, units, fars=options.fars or _FARS, **_bootstrap(options)
     )
-    return {"pairs": evaluated}
+    return {"pairs": evaluated._replace(notes=(*notes, *evaluated.notes))}
 
 
 def kfold(
     options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluated]:
-    """LFW and CALFW: 10-fold accuracy of the set's own list."""
+    """LFW, CALFW and CPLFW: 10-fold accuracy of the set's own list."""
     names = [_SUFFIX.sub("", name) for name in _required_names(found, options)]
     if options.protocol == "lfw":
         names = [name if "/" in name else f"{_person(name)}/{name}" for name in names]
         pair_list = read_lfw_pairs(_inside(options.files, "pairs.txt"), names)
     else:
-        pair_list = read_calfw_pairs(_inside(options.files, "pairs_CALFW.txt"), names)
+        file = f"pairs_{options.protocol.upper()}.txt"
+        pair_list = read_calfw_pairs(_inside(options.files, file), names)
     # The same person is one unit of the bootstrap, in whatever folder the image is.
     people = [_person(name.rsplit("/", 1)[-1]) for name in names]
     _, labels = np.unique(people, return_inverse=True)
-    faces = unit_embeddings(found.embeddings)
+    faces, bad, notes = _faces(options, found)
     methods = _terms(faces, people, scorers)
     folds = int(pair_list.fold.max()) + 1
-    evaluated = evaluate_kfold(faces, pair_list, methods, labels=labels, **_bootstrap(options))
-    return {f"{options.protocol}_{folds}fold": evaluated}
+    evaluated = evaluate_kfold(
+        faces, pair_list, methods, labels=labels, bad=bad, **_bootstrap(options)
+    )
+    return {f"{options.protocol}_{folds}fold": evaluated._replace(notes=notes)}
 
 
 def verification_bin(
@@ -90,16 +104,24 @@ def verification_bin(
             f"{2 * same.size} images: expected those of python -m ida_jax.embed "
             f"--images={options.files}"
         )
-    faces = unit_embeddings(found.embeddings)
+    if same.size < _FOLDS:
+        raise UserError(
+            f"{options.files} has {same.size} pairs: {_FOLDS} folds need at least {_FOLDS}"
+        )
+    faces, bad, notes = _faces(options, found)
     methods = {name: scorer.terms(faces) for name, scorer in scorers.items()}
     # Nobody says whose the images are: each pair is a unit of its own.
     pairs = np.repeat(np.arange(same.size), 2)
     evaluated = evaluate_kfold(
-        faces, consecutive_pairs(same), methods, labels=pairs, **_bootstrap(options)
+        faces,
+        consecutive_pairs(same, folds=_FOLDS),
+        methods,
+        labels=pairs,
+        bad=bad,
+        **_bootstrap(options),
     )
-    return {
-        f"{options.files.stem}_10fold": evaluated._replace(notes=(*evaluated.notes, OVER_PAIRS))
-    }
+    name = f"{options.files.stem}_{_FOLDS}fold"
+    return {name: evaluated._replace(notes=(*notes, OVER_PAIRS))}
 
 
 def all_pairs(
@@ -113,14 +135,23 @@ def all_pairs(
                 f"row {row} of {options.embeddings} is named {name}: expected PERSON/IMAGE, which "
                 "says whose face it is"
             )
-    people = [name.split("/")[0] for name in names]
-    _, labels = np.unique(people, return_inverse=True)
-    faces = unit_embeddings(found.embeddings)
-    methods = _terms(faces, people, scorers)
-    everything = evaluate_all_pairs(
+    faces, bad, _ = _faces(options, found)
+    people = np.array([name.split("/")[0] for name in names])[~bad]
+    identities, labels = np.unique(people, return_inverse=True)
+    if not 1 < identities.size < people.size:
+        raise UserError(
+            f"{options.embeddings} has {people.size} faces of {identities.size} people by their "
+            f"names, PERSON/IMAGE, such as {names[0]}: expected several people, and several images "
+            "of one"
+        )
+    faces = faces[~bad]
+    methods = _terms(faces, people.tolist(), scorers)
+    found_all = evaluate_all_pairs(
         faces, labels, methods, fars=options.fars or _FARS, **_bootstrap(options)
     )
-    return {"all_pairs": everything.evaluated}
+    notes = (f"{int(bad.sum()):,} faces without an embedding were left out",) if bad.any() else ()
+    evaluated = found_all.evaluated
+    return {"all_pairs": evaluated._replace(notes=(*notes, *evaluated.notes))}
 
 
 def videos(
@@ -151,6 +182,11 @@ def distractors(
     from ida_jax.tables.embeddings import read_embeddings
 
     crowd = options.distractors
+    if not crowd.exists():
+        raise UserError(
+            f"no distractors at {crowd}: expected embeddings with names, or a folder of feature "
+            "files"
+        )
     if not crowd.is_dir():
         crowd = read_embeddings(crowd, names=names_beside(crowd, options.distractor_names))
     data = load_megaface(find_lists(options.files), facescrub=found, megaface=crowd)
@@ -186,6 +222,7 @@ def templates(
         flip=options.flip,
         detector=options.detector == "weight",
         densities=options.densities,
+        skip_bad=options.skip_bad,
         fars=options.fars or FARS,
         **_bootstrap(options),
     )
@@ -233,6 +270,23 @@ def _terms(
     """Every method's terms; people among named anchors are left out of their own support sets."""
     own = labels_among_anchors(people, scorers)
     return {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+
+
+class _Faces(NamedTuple):
+    """Unit rows, a stand-in for each bad one, which ones are bad, and a note of how many."""
+
+    embeddings: np.ndarray
+    bad: np.ndarray
+    notes: tuple[str, ...]
+
+
+def _faces(options: Any, found: EmbeddingFile) -> _Faces:
+    what = f"embeddings in {options.embeddings}"
+    faces, bad = unit_rows(found.embeddings, skip_bad=options.skip_bad, what=what)
+    if not bad.any():
+        return _Faces(faces, bad, ())
+    faces[bad] = np.eye(1, faces.shape[1], dtype=np.float32)
+    return _Faces(faces, bad, (f"{int(bad.sum()):,} faces without an embedding never match",))
 
 
 def _bootstrap(options: Any) -> dict[str, Any]:

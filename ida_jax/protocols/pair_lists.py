@@ -156,6 +156,8 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
             kind = "a genuine" if genuine else "an impostor"
             raise UserError(f"{where}: {len(fields)} fields were found, {kind} pair is {expected}")
         second_name = fields[0] if genuine else fields[2]
+        if fields[:2] == [second_name, fields[-1]]:
+            raise UserError(f"{where}: an image with itself, expected two images")
         pairs.append(
             (
                 _row(where, fields[0], fields[1], row_of_name),
@@ -203,6 +205,8 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
                 "both lines of a pair"
             )
         pairs.append([row_of_name[_stem(fields[0])] for fields in (first, second)])
+        if pairs[-1][0] == pairs[-1][1]:
+            raise UserError(f"{path}:{next_at}: an image with itself, expected two images")
         numbers.append(int(first[1]))
     fold = np.array(numbers)
     same = fold > 0

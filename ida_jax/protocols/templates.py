@@ -68,7 +68,13 @@ def pooling_matrix(
     return csc_array((entries, (templates, np.arange(n))), shape=(count, n))
 
 
-def pool(matrix: "csc_array", values: np.ndarray, *, images: str = "keep") -> np.ndarray:
+def pool(
+    matrix: "csc_array",
+    values: np.ndarray,
+    *,
+    images: str = "keep",
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
     """S·E, float64 [T, D], in slabs of E, which may be a map of a file.
 
     Args:
@@ -76,6 +82,7 @@ def pool(matrix: "csc_array", values: np.ndarray, *, images: str = "keep") -> np
       values: E, floating point [N, D]; or [N, 2D], the embeddings of each image and of its mirror
         image side by side, with `images` ending in "_halves", which are added.
       images: "keep", an embedding's norm is its weight; "unit", each is normalised first.
+      rows: int [N], the rows of E that the columns of S are; all where None.
 
     Raises:
       UserError: another number of rows, an odd width of halves, or a row that is zero, NaN or
@@ -84,7 +91,8 @@ def pool(matrix: "csc_array", values: np.ndarray, *, images: str = "keep") -> np
     kind, _, halves = images.partition("_")
     if kind not in ("keep", "unit") or halves not in ("", "halves"):
         raise UserError(f"images '{images}' is unknown: choose keep or unit, with _halves or not")
-    if values.ndim != 2 or values.shape[0] != matrix.shape[1]:
+    rows = np.arange(values.shape[0]) if rows is None else rows
+    if values.ndim != 2 or rows.size != matrix.shape[1]:
         raise UserError(
             f"the embeddings are {list(values.shape)}, the lists have {matrix.shape[1]} images: "
             "expected one row an image, in the lists' order"
@@ -93,16 +101,16 @@ def pool(matrix: "csc_array", values: np.ndarray, *, images: str = "keep") -> np
         raise UserError(f"the embeddings are {values.shape[1]} wide: expected two halves")
     width = values.shape[1] // (2 if halves else 1)
     pooled = np.zeros((matrix.shape[0], width))
-    for start in range(0, values.shape[0], _SLAB):
-        slab = np.asarray(values[start : start + _SLAB], np.float64)
+    for start in range(0, rows.size, _SLAB):
+        slab = np.asarray(values[rows[start : start + _SLAB]], np.float64)
         if halves:
             slab = slab[:, :width] + slab[:, width:]
         norm = np.sqrt(np.einsum("nd,nd->n", slab, slab))
         bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))
         if bad.size:
             raise UserError(
-                f"embedding {start + bad[0]} is zero, NaN or infinite: expected a face's, embed "
-                "that image again"
+                f"embedding {rows[start + bad[0]]} is zero, NaN or infinite: embed that image again, "
+                "or leave it out (--skip-bad)"
             )
         if kind == "unit":
             slab /= norm[:, None]
