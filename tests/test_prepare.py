@@ -141,7 +141,9 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, argv, me
 
 
 def test_help_and_exit_codes(tmp_path, capsys):
-    prepare.main([])
+    with pytest.raises(UserError, match="no source was named"):
+        prepare.main([])
+    prepare.main(["--help"])
     assert "recordio" in capsys.readouterr().out
     for source in ("recordio", "folder", "bin", "lfw"):
         with pytest.raises(SystemExit) as ended:

@@ -241,7 +241,7 @@ def test_megaface(tmp_path, anchors):
 MISTAKES = [
     (["--protocol=lfw"], "--protocol=lfw needs --files"),
     (["--protocol=pairs", "--files=x"], "--protocol=pairs needs --labels"),
-    (["--protocol=cplfw"], "invalid choice"),
+    (["--protocol=agedb"], "invalid choice"),
     (["--protocol=all_pairs", "--methods=ida_r"], "ida_r needs --anchors, or --run"),
     (["--protocol=all_pairs", "--methods=best"], "'best' is unknown"),
     (["--protocol=all_pairs", "--run=nowhere"], "no workdir at nowhere"),

@@ -109,8 +109,8 @@ def pool(
         bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))
         if bad.size:
             raise UserError(
-                f"embedding {rows[start + bad[0]]} is zero, NaN or infinite: embed that image again, "
-                "or leave it out (--skip-bad)"
+                f"embedding {rows[start + bad[0]]} is zero, NaN or infinite: embed that image "
+                "again, or leave it out (--skip-bad)"
             )
         if kind == "unit":
             slab /= norm[:, None]
