@@ -81,8 +81,8 @@ def evaluate_ijb(
             raise UserError(f"{name} is '{given}': choose one of {', '.join(known)}")
     if len(embeddings) != meta.templates.size:
         raise UserError(
-            f"{len(embeddings)} embeddings for the lists' {meta.templates.size} images: expected one "
-            "an image, in the lists' order"
+            f"{len(embeddings)} embeddings for the lists' {meta.templates.size} images: expected "
+            "one an image, in the lists' order"
         )
     weights = meta.detector if detector else None
     rows = _good_rows(embeddings) if skip_bad else np.arange(meta.templates.size)
