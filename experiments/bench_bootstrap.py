@@ -17,6 +17,7 @@ import numpy as np
 from ida_jax.protocols.bootstrap import bootstrap_tails
 from ida_jax.protocols.roc import accepted_impostors
 from ida_jax.protocols.tails import Tail, pair_list_total, tail
+from ida_jax.provenance import provenance
 
 _GENUINE = 19_557
 
@@ -74,6 +75,7 @@ def main() -> None:
         ),
         "largest difference": float(np.abs(ends - mine).max()),
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "provenance": provenance(),
     }
     print(json.dumps(result, indent=1))
 
