@@ -17,6 +17,7 @@ from ida_jax.training.optimizer import SCHEDULES
 
 ANCHOR_SOURCES = ("class_weights", "real_db")
 PAIR_LISTS = ("drawn", "lfw")
+INPUTS = ("unit", "scaled")
 
 
 def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
@@ -47,6 +48,14 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _at_least_1(c, "anchors.size")
     if "ssr" in unfinished:
         _one_of("ssr.target", c.ssr.target, TARGETS)
+        _one_of("ssr.input", c.ssr.input, INPUTS)
+        for key in ("copies", "mix", "noise"):
+            if not 0 <= c.ssr[key] < math.inf:
+                raise UserError(f"ssr.{key} is {c.ssr[key]}: expected 0 or more")
+        if c.ssr.mix > 0.5:
+            raise UserError(
+                f"ssr.mix is {c.ssr.mix}: expected at most 0.5, where a face is half another's"
+            )
         for key in ("hidden", "batch_size", "steps"):
             _at_least_1(c, f"ssr.{key}")
         _positive(c, "ssr.learning_rate")

@@ -101,6 +101,12 @@ def ssr_section() -> ConfigDict:
     c = ConfigDict()
     c.hidden = 256
     c.target = "standardised"  # or log, or paper: F itself
+    c.input = "unit"  # or scaled: times √D, entries of unit size, which learns faster
+    # Made-up faces for each one, by mixing and noise, with targets searched as for any face: for
+    # small training sets, whose faces the module would learn by heart.
+    c.copies = 0
+    c.mix = 0.5
+    c.noise = 0.6
     c.batch_size = 512
     c.steps = 30_000
     c.learning_rate = 1e-3

@@ -191,13 +191,18 @@ def _anchors(run: Run) -> None:
 
 
 def _ssr(run: Run) -> None:
-    from ida_jax.training.ssr import train_ssr
+    from ida_jax.training.ssr import train_ssr, with_copies
 
     c = run.config
-    faces = run.train_embeddings
-    log_density = searched_log_density(
-        faces, run.anchors, labels=run.train_faces.labels, searcher=c.searcher
+    faces, labels = with_copies(
+        run.train_embeddings,
+        run.train_faces.labels,
+        copies=c.ssr.copies,
+        mix=c.ssr.mix,
+        noise=c.ssr.noise,
+        seed=c.seed,
     )
+    log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
     regressor = train_ssr(
         faces,
         log_density,

@@ -15,7 +15,7 @@ from ida_jax.run_config import run_section
 from ida_jax.training.metrics import open_metrics, read_metrics
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 from ida_jax.training.recognition import train
-from ida_jax.training.ssr import make_target, train_ssr
+from ida_jax.training.ssr import make_target, train_ssr, with_copies
 
 SIZE = 16
 NETWORK = {"embedding_dim": 8, "dropout_rate": 0.0}
@@ -157,7 +157,7 @@ def _ssr_config(**changes):
     config = {
         "hidden": 64, "target": "standardised", "batch_size": 128, "steps": 1500,
         "learning_rate": 0.05, "decay_steps": (1000,), "decay_factor": 0.1, "momentum": 0.9,
-        "weight_decay": 5e-4,
+        "weight_decay": 5e-4, "input": "unit",
     }  # fmt: skip
     return ConfigDict(config | changes)
 
@@ -190,6 +190,42 @@ def test_ssr_learns_the_density_of_unseen_faces(tmp_path, target):
     assert (loaded.k, loaded.tau, loaded.fingerprint) == (10, 1.0, "abc")
     with pytest.raises(UserError, match=r"8 wide, the SSR module's 16"):
         loaded.log_density(reference.unit((3, 8), 0))
+
+
+def test_a_scaled_input_is_folded_into_the_module(tmp_path):
+    """Trained on embeddings times √D, it takes unit ones, and learns faster."""
+    faces = reference.unit((1500, 16), 0, clusters=6)
+    anchors = AnchorSet.from_embeddings(reference.unit((300, 16), 1, clusters=6))
+    log_f = searched_log_density(faces, anchors)
+    errors = {}
+    for kind in ("unit", "scaled"):
+        config = _ssr_config(input=kind, steps=300, decay_steps=(200,), learning_rate=0.01)
+        regressor = train_ssr(
+            faces[:1000], log_f[:1000], config, k=10, tau=1.0, workdir=tmp_path, seed=0
+        )
+        errors[kind] = 1 - regression_quality(regressor.log_density(faces[1000:]), log_f[1000:]).r2
+    assert errors["scaled"] < 0.5 * errors["unit"]
+
+
+@pytest.mark.parametrize("copies", [0, 1, 3])
+def test_copies_of_faces(copies):
+    faces = reference.unit((41, 16), 0)
+    labels = np.arange(41) // 2
+    options = {"copies": copies, "mix": 0.5, "noise": 0.3}
+    made = with_copies(faces.astype(np.float32), labels, seed=1, **options)
+    assert made.embeddings.shape == (41 * (copies + 1), 16)
+    assert made.embeddings.dtype == np.float32
+    np.testing.assert_array_equal(made.embeddings[:41], faces.astype(np.float32))
+    np.testing.assert_array_equal(made.labels, np.tile(labels, copies + 1))
+    np.testing.assert_allclose(np.linalg.norm(made.embeddings, axis=1), 1, atol=1e-6)
+    again = with_copies(faces.astype(np.float32), labels, seed=1, **options)
+    np.testing.assert_array_equal(made.embeddings, again.embeddings)
+    other = with_copies(faces.astype(np.float32), labels, seed=2, **options)
+    assert copies == 0 or np.any(made.embeddings != other.embeddings)
+    # A copy is nearer to its face than to others: the own share is at least a half.
+    for copy in made.embeddings.reshape(copies + 1, 41, 16)[1:]:
+        own = np.sum(copy * faces, axis=1)
+        assert np.mean(own[:, None] >= copy @ faces.T) > 0.9
 
 
 def test_an_ssr_loss_that_is_not_finite_stops_the_run(tmp_path):

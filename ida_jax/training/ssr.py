@@ -72,6 +72,42 @@ def make_target(log_density: np.ndarray, kind: str) -> SSRTarget:
     return SSRTarget(values, mean, std, float(density.min()) / 2)
 
 
+class Faces(NamedTuple):
+    """Faces to train on: unit rows float32 [N, D] and their identities int32 [N]."""
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+
+
+def with_copies(
+    faces: np.ndarray, labels: np.ndarray, *, copies: int, mix: float, noise: float, seed: int
+) -> Faces:
+    """The faces, and for each `copies` made-up ones near it, of its identity; ours.
+
+    A copy of f is the unit vector of (1 − a) f + a g + ε, with g another face drawn at random, a
+    uniform in [0, mix) and ε normal of deviation noise / √D in each dimension. F is defined for any
+    point of the hypersphere, so that its target is searched as any face's, and a small training set
+    need not be learnt by heart.
+
+    Args:
+      faces: float32 [N, D], unit rows.
+      labels: int [N].
+      copies: of each face; 0 gives the faces alone.
+      mix: 0 … 0.5.
+      noise: at least 0; at 1 it is as long as the face.
+      seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    n, width = faces.shape
+    made = [np.asarray(faces)]
+    for _ in range(copies):
+        share = rng.uniform(0, mix, size=(n, 1)).astype(np.float32)
+        copy = (1 - share) * faces + share * faces[rng.permutation(n)]
+        copy += np.float32(noise / np.sqrt(width)) * rng.standard_normal((n, width), np.float32)
+        made.append(copy / np.linalg.norm(copy, axis=1, keepdims=True))
+    return Faces(np.concatenate(made), np.tile(np.asarray(labels, np.int32), copies + 1))
+
+
 def train_ssr(
     faces: np.ndarray,
     log_density: np.ndarray,
@@ -88,7 +124,7 @@ def train_ssr(
     Args:
       faces: float32 [N, D], unit rows, of the training set.
       log_density: float32 [N], log F of each, its own identity excluded from its support set.
-      config: hidden, target, batch_size, steps, learning_rate, decay_steps, decay_factor,
+      config: hidden, target, input, batch_size, steps, learning_rate, decay_steps, decay_factor,
         momentum, weight_decay.
       k: the support sets' size.
       tau: the densities' τ.
@@ -101,6 +137,7 @@ def train_ssr(
     """
     target = make_target(log_density, config.target)
     module = SSR(hidden=config.hidden)
+    scale = np.float32(np.sqrt(faces.shape[1]) if config.input == "scaled" else 1)
     schedule, optimizer = learning_rate_schedule(config), sgd(config)
     init_key, order_key = jax.random.split(jax.random.key(seed))
     params = module.init(init_key, jnp.zeros((1, faces.shape[1]), jnp.float32))["params"]
@@ -111,7 +148,7 @@ def train_ssr(
         rows = jax.random.randint(key, (config.batch_size,), 0, len(faces))
 
         def loss_fn(params: Any) -> jax.Array:
-            predicted = module.apply({"params": params}, data[0][rows])
+            predicted = module.apply({"params": params}, scale * data[0][rows])
             return jnp.mean(squared_error(predicted, data[1][rows]))
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
@@ -147,6 +184,8 @@ def train_ssr(
             bar.update(steps)
             bar.set_postfix(loss=f"{float(loss):.4g}")
     params = jax.tree.map(np.asarray, state.params)
+    # The module takes unit embeddings, whatever it was trained on.
+    params["hidden_fc"]["kernel"] = scale * params["hidden_fc"]["kernel"]
     return DensityRegressor(
         params, config.target, target.mean, target.std, target.floor, k, tau, fingerprint
     )
