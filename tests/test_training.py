@@ -204,7 +204,7 @@ def test_a_scaled_input_is_folded_into_the_module(tmp_path):
             faces[:1000], log_f[:1000], config, k=10, tau=1.0, workdir=tmp_path, seed=0
         )
         errors[kind] = 1 - regression_quality(regressor.log_density(faces[1000:]), log_f[1000:]).r2
-    assert errors["scaled"] < 0.5 * errors["unit"]
+    assert errors["scaled"] < 0.7 * errors["unit"]
 
 
 @pytest.mark.parametrize("copies", [0, 1, 3])
