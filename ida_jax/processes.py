@@ -93,7 +93,7 @@ def all_or_none() -> Iterator[None]:
         yield
     except OthersFailed:
         raise
-    except Exception:
+    except Exception:  # whatever it was: the others would else wait for this process for ever
         agree(ok=False)
         raise
     agree()

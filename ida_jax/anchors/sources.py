@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.data.lfw import EncodedImages
+from ida_jax.data.image_files import decode
 from ida_jax.errors import UserError
 from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.files import require_file
@@ -245,7 +245,7 @@ class _Crops(Sequence[np.ndarray]):
             encoded = file.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
-        image = EncodedImages([str(file)], [encoded])[0]
+        image = decode(encoded, where=str(file))
         self._preprocessing.check(image, what=str(file))
         return image
 
