@@ -259,8 +259,8 @@ def _scorers(
 
     if files["anchors"] is not None and files["anchors"].samefile(options.embeddings):
         raise UserError(
-            f"the anchors are the embeddings themselves, {options.embeddings}: each face would be its "
-            "own nearest anchor; take faces of other people"
+            f"the anchors are the embeddings themselves, {options.embeddings}: each face would be "
+            "its own nearest anchor; take faces of other people"
         )
     return load_scorers(
         methods,
