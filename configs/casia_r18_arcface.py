@@ -1,4 +1,4 @@
-"""ResNet-18 with ArcFace on CASIA-WebFace, then IDA-R and IDA-L.
+"""ResNet-18 with ArcFace on CASIA-WebFace, then IDA-R, IDA-L and PFE.
 
 Reproduces: the LFW column of Table 2.
 Needs: DATA/casia_webface as TFDS ArrayRecord files with the features image and label (0.49 M
@@ -20,11 +20,13 @@ from ida_jax.run_config import choose_variant, run_section
 
 def get_config(variant: str = "") -> ConfigDict:
     c = run_section("CASIA-WebFace, ResNet-18, ArcFace")
+    c.stages = ("train", "anchors", "ssr", "pfe", "csn", "evaluate")
     c.train_data.dataset = "casia_webface"
     c.model.network = "iresnet18"
     c.train.steps, c.train.decay_steps = 40_000, (20_000, 30_000, 35_000)
     c.train.checkpoint_every = c.train.verify_every = 2_000
+    c.pfe.steps, c.pfe.decay_steps = 3_000, (2_000,)
     # 10,572 identities give no more anchors than that.
     c.anchors.size = 10_000
-    c.evaluate.pairs = "lfw"
+    c.evaluate.pairs, c.evaluate.template_size = "lfw", 5
     return choose_variant(c, variant)

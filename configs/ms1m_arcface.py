@@ -1,6 +1,6 @@
-"""The paper's main model: ResNet-50 with ArcFace on MS-Celeb-1M, then IDA-R and IDA-L.
+"""The paper's main model: ResNet-50 with ArcFace on MS-Celeb-1M, then IDA-R, IDA-L and PFE.
 
-Reproduces: the ArcFace, +IDA-R and +IDA-L rows of Table 1. (Trained model and modules, looked
+Reproduces: the ArcFace, +IDA-R and +IDA-L rows of Table 1, and the model of Table 5. (Trained model and modules, looked
 at on LFW; then IJB by ida_jax.embed --flip and ida_jax.evaluate --protocol=ijbc --flip=added.)
 Needs: DATA/ms1m as TFDS ArrayRecord files with the features image and label (the refined MS1M: 5.8
 M images, 85,742 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
@@ -22,6 +22,7 @@ from ida_jax.run_config import choose_variant, run_section
 
 def get_config(variant: str = "") -> ConfigDict:
     c = run_section("MS1M, ResNet-50, ArcFace")
-    c.evaluate.pairs = "lfw"
+    c.stages = ("train", "anchors", "ssr", "pfe", "csn", "evaluate")
+    c.evaluate.pairs, c.evaluate.template_size = "lfw", 5
     c.train.verify_every = 5_000
     return choose_variant(c, variant)

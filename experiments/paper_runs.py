@@ -50,11 +50,15 @@ def rendered_run(options: Any, head: str = "arcface") -> Run:
     """
     smoke = options.scale == "smoke"
     config = load_config("quickstart", "smoke" if smoke else "")
-    config.stages = ("train", "anchors", "ssr", "evaluate")
+    config.stages = ("train", "anchors", "ssr", "pfe", "evaluate")
+    # The paper's 64 × 4 images; a fraction of its steps, on a fraction of its identities.
+    config.pfe.steps, config.pfe.decay_steps = 1_000, (700,)
+    config.evaluate.template_size = 5
     config.train.head, config.train.margin = head, _MARGINS[head]
     config.train.verify_every = 0
     if smoke:
         config.train.steps, config.train.checkpoint_every = 5, 5
+        config.pfe.steps, config.pfe.identities = 2, 8
     config.evaluate.methods, config.evaluate.sweeps = METHODS, False
     return _finished(config, options, f"{options.scale}_{head}", keep=head == "arcface")
 
@@ -126,13 +130,21 @@ def moments(run: Run) -> dict[Path, int]:
 def lfw_run(options: Any) -> Run | None:
     """The given MobileFaceNet on LFW's anchor half (configs/lfw_pretrained.py), up to its SSR
     module; None where --data_dir lacks it, and at smoke scale."""
+    return _lfw(options, "lfw_pretrained", "lfw_mobilefacenet", ("import", "anchors", "ssr"))
+
+
+def lfw_pfe_run(options: Any) -> Run | None:
+    """The same with PFE (configs/lfw_pfe.py), evaluated."""
+    return _lfw(options, "lfw_pfe", "lfw_pfe", ("import", "anchors", "ssr", "pfe", "evaluate"))
+
+
+def _lfw(options: Any, name: str, workdir: str, stages: tuple[str, ...]) -> Run | None:
     needed = ("lfw/lfw_112.tar", "lfw/split.csv", "weights/mobilefacenet.npz")
     if options.scale == "smoke" or not all((options.data_dir / f).is_file() for f in needed):
         return None
-    config = load_config("lfw_pretrained")
-    config.data_dir = str(options.data_dir)
-    config.stages = ("import", "anchors", "ssr")
-    return _finished(config, options, "lfw_mobilefacenet", keep=False)
+    config = load_config(name)
+    config.data_dir, config.stages = str(options.data_dir), stages
+    return _finished(config, options, workdir, keep=False)
 
 
 def sets(options: Any) -> list[Set]:

@@ -30,13 +30,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     if c.stages[0] not in ("train", "import"):
         raise UserError(f"stages begin with '{c.stages[0]}': expected train or import first")
     _check_model(c.model)
-    if c.seed < 0:
-        raise UserError(f"seed is {c.seed}: expected 0 or more")
-    _at_least_1(c, "k")
-    _positive(c, "tau")
-    _one_of("searcher", c.searcher, SEARCHERS)
-    if c.searcher == "scann" and not has_scann():
-        raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")
+    _check_search(c)
     if "train" in unfinished:
         check_training(c)
     if "import" in unfinished and c.anchors.source == "class_weights":
@@ -47,18 +41,9 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _one_of("anchors.source", c.anchors.source, ANCHOR_SOURCES)
         _at_least_1(c, "anchors.size")
     if "ssr" in unfinished:
-        _one_of("ssr.target", c.ssr.target, TARGETS)
-        _one_of("ssr.input", c.ssr.input, INPUTS)
-        for key in ("copies", "mix", "noise"):
-            if not 0 <= c.ssr[key] < math.inf:
-                raise UserError(f"ssr.{key} is {c.ssr[key]}: expected 0 or more")
-        if c.ssr.mix > 0.5:
-            raise UserError(
-                f"ssr.mix is {c.ssr.mix}: expected at most 0.5, where a face is half another's"
-            )
-        for key in ("hidden", "batch_size", "steps"):
-            _at_least_1(c, f"ssr.{key}")
-        _positive(c, "ssr.learning_rate")
+        _check_ssr(c)
+    if "pfe" in unfinished:
+        _check_pfe(c)
     if "csn" in unfinished:
         _at_least_1(c, "csn.degree")
         _at_least_1(c, "csn.top_n")
@@ -74,11 +59,80 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         if c.evaluate.top_n < 2:
             raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
-        if not c.evaluate.fars or not all(0 < far <= 1 for far in c.evaluate.fars):
-            raise UserError(f"evaluate.fars is {c.evaluate.fars}: expected rates in (0, 1]")
+        _check_fars(c)
+        if c.evaluate.template_size < 0:
+            raise UserError(
+                f"evaluate.template_size is {c.evaluate.template_size}: expected images a "
+                "template, or 0 for none"
+            )
         for key in ("folds", "resamples"):
             if c.evaluate[key] < 2:
                 raise UserError(f"evaluate.{key} is {c.evaluate[key]}: expected 2 or more")
+
+
+def check_embedding_config(config: ConfigDict) -> None:
+    """Checks the sections of a run from a file of embeddings; the files, `embedding_run` does.
+
+    Raises:
+      UserError: a value out of its range, or an unknown choice.
+    """
+    c = config
+    _check_search(c)
+    _check_ssr(c)
+    if not 0 < c.held_out < 1:
+        raise UserError(f"held_out is {c.held_out}: expected a share between 0 and 1, say 0.1")
+    _check_fars(c)
+    if c.evaluate.most_faces < 2:
+        raise UserError(f"evaluate.most_faces is {c.evaluate.most_faces}: expected 2 or more")
+    if c.evaluate.resamples < 2:
+        raise UserError(f"evaluate.resamples is {c.evaluate.resamples}: expected 2 or more")
+
+
+def _check_search(c: ConfigDict) -> None:
+    if c.seed < 0:
+        raise UserError(f"seed is {c.seed}: expected 0 or more")
+    _at_least_1(c, "k")
+    _positive(c, "tau")
+    _one_of("searcher", c.searcher, SEARCHERS)
+    if c.searcher == "scann" and not has_scann():
+        raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")
+
+
+def _check_fars(c: ConfigDict) -> None:
+    if not c.evaluate.fars or not all(0 < far <= 1 for far in c.evaluate.fars):
+        raise UserError(f"evaluate.fars is {c.evaluate.fars}: expected rates in (0, 1]")
+
+
+def _check_pfe(c: ConfigDict) -> None:
+    for key in ("hidden", "identities", "steps", "checkpoint_every", "log_every"):
+        _at_least_1(c, f"pfe.{key}")
+    if c.pfe.images < 2:
+        raise UserError(
+            f"pfe.images is {c.pfe.images}: expected 2 or more, since it learns from pairs"
+        )
+    _positive(c, "pfe.learning_rate")
+    changes = augmentation(c.pfe.augment)
+    if c.pfe.keep_maps and set(changes) - {"flip"}:
+        raise UserError(
+            f"pfe.augment is {c.pfe.augment}, whose images are all different: expected none or "
+            "flip where pfe.keep_maps keeps the maps of each; change one of the two"
+        )
+
+
+def _check_ssr(c: ConfigDict) -> None:
+    _one_of("ssr.targets", c.ssr.targets, ("searched", "on_the_fly"))
+    _one_of("ssr.target", c.ssr.target, TARGETS)
+    _one_of("ssr.input", c.ssr.input, INPUTS)
+    for key in ("copies", "mix", "noise"):
+        if not 0 <= c.ssr[key] < math.inf:
+            raise UserError(f"ssr.{key} is {c.ssr[key]}: expected 0 or more")
+    if c.ssr.mix > 0.5:
+        raise UserError(
+            f"ssr.mix is {c.ssr.mix}: expected at most 0.5, where a face is half another's"
+        )
+    for key in ("hidden", "batch_size", "steps"):
+        _at_least_1(c, f"ssr.{key}")
+    _positive(c, "ssr.learning_rate")
 
 
 def _check_model(model: ConfigDict) -> None:

@@ -6,7 +6,7 @@ B batch, N faces, H height, W width, D embedding, C classes.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -184,26 +184,56 @@ class FaceModel:
         Raises:
           UserError: a crop of another size.
         """
-        mesh = local_mesh()
-        variables = jax.device_put(self.variables, replicated(mesh))
+        variables = jax.device_put(self.variables, replicated(local_mesh()))
         module = build_network(self.network, self.network_options)
-        rows = batch_size if len(images) >= batch_size else min(_FEW, batch_size)
-        rows = -(-rows // mesh.size) * mesh.size
-        chunks = []
-        pending = None
-        for batch in _batches(images, rows, self.preprocessing, progress):
-            (padded,), _ = pad_batch(batch, to_multiple_of=rows)
-            out = _embed_batch(
-                module, self.preprocessing, flip, variables,
-                jax.device_put(padded, batch_sharding(mesh)),
-            )  # fmt: skip
-            # The previous batch is fetched while the device works on this one.
-            if pending is not None:
-                chunks.append(np.asarray(pending[0])[: pending[1]])
-            pending = (out, len(batch))
-        if pending is not None:
-            chunks.append(np.asarray(pending[0])[: pending[1]])
+
+        def embed(images: jax.Array) -> tuple[jax.Array]:
+            return (_embed_batch(module, self.preprocessing, flip, variables, images),)
+
+        batches = by_batches(
+            embed, images, self.preprocessing, batch_size=batch_size, progress=progress
+        )
+        chunks = [chunk for (chunk,) in batches]
         return np.concatenate(chunks) if chunks else np.zeros((0, self.width), np.float32)
+
+
+def by_batches(
+    function: Callable[[jax.Array], tuple[jax.Array, ...]],
+    images: Sequence[np.ndarray],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    progress: str | None,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """A jitted function of crops by batches of one shape, over all devices; its rows on the host.
+
+    Args:
+      function: uint8 [B, H, W, 3] → arrays of B rows.
+      images: N crops.
+      preprocessing: says what size they must have.
+      batch_size: crops at once, 8 of fewer crops than that; the last batch is padded.
+      progress: the title of a progress bar; none if None.
+
+    Raises:
+      UserError: a crop of another size.
+    """
+    mesh = local_mesh()
+    rows = batch_size if len(images) >= batch_size else min(_FEW, batch_size)
+    rows = -(-rows // mesh.size) * mesh.size
+    pending = None
+    for batch in _batches(images, rows, preprocessing, progress):
+        (padded,), _ = pad_batch(batch, to_multiple_of=rows)
+        out = function(jax.device_put(padded, batch_sharding(mesh)))
+        # The previous batch is fetched while the device works on this one.
+        if pending is not None:
+            yield _on_host(*pending)
+        pending = out, len(batch)
+    if pending is not None:
+        yield _on_host(*pending)
+
+
+def _on_host(arrays: tuple[jax.Array, ...], rows: int) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(array)[:rows] for array in arrays)
 
 
 def build_network(name: str, options: dict[str, Any]) -> nn.Module:

@@ -58,7 +58,8 @@ def save_tensors(
     from safetensors.numpy import save_file
 
     header = {key: json.dumps(value) for key, value in metadata.items()}
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    # ascontiguousarray would make a number an array of one.
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     with written_whole(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata={"kind": kind, **header})

@@ -1,7 +1,8 @@
 """python -m ida_jax.main --config=FILE[:variant] --workdir=DIR [--config.key=value …]
 
-Runs the stages that the config names: train or import, anchors, ssr, csn, evaluate. Each is
-resumable; run the same command again after an interruption.
+Runs the stages that the config names: train or import, anchors, ssr, csn, evaluate; or, from a file
+of embeddings, targets, ssr, evaluate. Each is resumable; run the same command again after an
+interruption.
 """
 
 import sys
@@ -22,7 +23,11 @@ def main() -> None:
     join_processes()
 
     from ida_jax.report.tables import results_table
-    from ida_jax.stages import run
+
+    if "embeddings" in config:
+        from ida_jax.embedding_run import run
+    else:
+        from ida_jax.stages import run
 
     results = run(config, workdir)
     if results:

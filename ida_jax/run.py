@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.sources import real_db_rows
 from ida_jax.data.dataset import FaceDataset, ImageSubset
 from ida_jax.data.load import load_faces
 from ida_jax.data.tfds_faces import load_pairs
@@ -25,6 +26,7 @@ from ida_jax.protocols.pair_lists import (
     read_lfw_pairs,
 )
 from ida_jax.rescoring.density import DensityRegressor
+from ida_jax.uncertainty import ProbabilisticEmbeddings, UncertaintyModel
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536
@@ -55,6 +57,10 @@ class Run:
     @property
     def ssr_path(self) -> Path:
         return self.workdir / "ssr.safetensors"
+
+    @property
+    def pfe_path(self) -> Path:
+        return self.workdir / "pfe.safetensors"
 
     @property
     def csn_path(self) -> Path:
@@ -111,6 +117,24 @@ class Run:
         ssr = DensityRegressor.load(self.ssr_path)
         ssr.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
         return ssr
+
+    @cached_property
+    def uncertainty(self) -> UncertaintyModel:
+        return UncertaintyModel.load(self.pfe_path)
+
+    @cached_property
+    def uncertain_anchors(self) -> ProbabilisticEmbeddings | None:
+        """The anchors with their variances; None where they have no images (class weights)."""
+        c, faces = self.config, self.train_faces
+        if self.anchors.source != "real_db":
+            return None
+        rows = real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
+        return self.uncertainty.embed(
+            self.model,
+            ImageSubset(faces.images, rows),
+            flip=c.flip,
+            progress="variances of the anchors",
+        )
 
     @cached_property
     def train_embeddings(self) -> np.ndarray:

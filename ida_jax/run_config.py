@@ -37,6 +37,7 @@ def run_section(title: str) -> ConfigDict:
     c.train = train_section()
     c.anchors = ConfigDict({"source": "real_db", "size": 50_000})
     c.ssr = ssr_section()
+    c.pfe = pfe_section()
     c.csn = ConfigDict({"top_n": 100, "degree": 3})
 
     c.evaluate = ConfigDict()
@@ -47,6 +48,9 @@ def run_section(title: str) -> ConfigDict:
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
+    # Also verification of templates of so many images each, by mean pooling and, where the stage
+    # pfe is run, by PFE's fusion; 0: none.
+    c.evaluate.template_size = 0
     c.evaluate.resamples = 1000  # of the bootstrap over identities
     c.evaluate.sweeps = True  # TAR against k, τ and the anchors' number (Fig. 6 and 7)
     return c
@@ -99,6 +103,9 @@ def train_section() -> ConfigDict:
 def ssr_section() -> ConfigDict:
     """Training of the SSR module (IDA-L)."""
     c = ConfigDict()
+    # searched: once for each face, before the training; on_the_fly: by each step for its batch, on
+    # a GPU or TPU.
+    c.targets = "searched"
     c.hidden = 256
     c.target = "standardised"  # or log, or paper: F itself
     c.input = "unit"  # or scaled: times √D, entries of unit size, which learns faster
@@ -115,6 +122,29 @@ def ssr_section() -> ConfigDict:
     c.decay_factor = 0.1
     c.momentum = 0.9
     c.weight_decay = 5e-4
+    return c
+
+
+def pfe_section() -> ConfigDict:
+    """Training of the uncertainty module (PFE): Shi & Jain's recipe for MS-Celeb-1M.
+
+    For CASIA-WebFace they take 3,000 steps, with the decay at 2,000.
+    """
+    c = ConfigDict()
+    c.hidden = 512
+    c.identities, c.images = 64, 4  # of each, a batch; an identity with fewer images repeats them
+    c.steps = 12_000
+    c.learning_rate = 1e-3
+    c.decay_steps = (8_000,)
+    c.decay_factor = 0.1
+    c.momentum = 0.9
+    c.weight_decay = 5e-4  # of the two layers' weights
+    c.augment = "flip"
+    c.workers = 0
+    # Feature maps computed once and kept on disk (100 kB a face): for small training sets on CPUs.
+    c.keep_maps = False
+    c.checkpoint_every = 1_000
+    c.log_every = 100
     return c
 
 
@@ -136,6 +166,7 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
     c.train.checkpoint_every = c.train.log_every = 1
     c.train.verify_every = min(2, c.train.verify_every)
     c.ssr.steps, c.ssr.decay_steps = 200, (100,)
+    c.pfe.identities, c.pfe.images, c.pfe.steps, c.pfe.decay_steps = 4, 2, 2, (1,)
     c.csn.top_n = c.evaluate.top_n = 12
     c.evaluate.pairs = "drawn"
     return c

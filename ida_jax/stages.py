@@ -4,6 +4,7 @@
     import    → DIR/model.safetensors            or a backbone's weights from elsewhere
     anchors   → DIR/anchors/anchors.safetensors  class weights or real-db (Table 4)
     ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
+    pfe       → DIR/pfe.safetensors              the uncertainty module on the frozen backbone (PFE)
     csn       → DIR/csn.safetensors              the classifier of CSN
     evaluate  → DIR/results.json                 every method's figures; and DIR/report.html
 
@@ -16,30 +17,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.config_check import check_config
+from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import ImageSubset
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
-from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
-from ida_jax.evaluation.sweeps import sweep
+from ida_jax.evaluate_stage import evaluate_run
 from ida_jax.face_model import FaceModel
-from ida_jax.files import json_text, require_file, written_whole
+from ida_jax.files import require_file
 from ida_jax.processes import all_or_none, is_first
-from ida_jax.protocols.regression import regression_quality
 from ida_jax.protocols.verification import kfold_accuracy
-from ida_jax.provenance import provenance
-from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.rescoring.methods import make_scorers
 from ida_jax.run import Run
 from ida_jax.sharding import training_mesh
+from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
 from ida_jax.workdir import claim_workdir
 
@@ -70,9 +69,9 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         result = _STAGES[name].result(current)
         if name not in unfinished:
             print(f"{name}: finished before, see {result}")
-        elif name == "train" or is_first():
+        elif name in _TRAINED_BY_ALL or is_first():
             _STAGES[name].run(current)
-        # All processes train; the first alone does the rest.
+        # The first process alone does the rest.
         while not is_first() and not result.is_file():
             time.sleep(1)
     if not (is_first() and current.results_path.is_file()):
@@ -84,12 +83,17 @@ def _check(run: Run, unfinished: list[str]) -> None:
     """Finds the mistakes that a stage would end on, before hours are spent on those before it."""
     c = run.config
     check_config(c, unfinished)
-    if {"train", "anchors", "ssr"} & set(unfinished):
+    if {"train", "anchors", "ssr", "pfe"} & set(unfinished):
         require_faces(c.train_data, data_dir=c.data_dir)
     if "evaluate" in unfinished:
         require_faces(c.eval_data, data_dir=c.data_dir)
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
+    if "pfe" in unfinished:
+        check_pfe_batch(c.pfe, jax.device_count())
+        balanced_rows(
+            run.train_faces.labels, identities=c.pfe.identities, images=c.pfe.images, seed=c.seed
+        )
     if "train" in unfinished and c.train.verify_every and is_first():
         run.model_preprocessing.check(run.verification.images[0], what="verify_data's first image")
     if "import" in unfinished:
@@ -191,29 +195,33 @@ def _anchors(run: Run) -> None:
 
 
 def _ssr(run: Run) -> None:
-    from ida_jax.training.ssr import train_ssr, with_copies
+    from ida_jax.training.ssr import train_ssr, train_ssr_on_the_fly, with_copies
 
     c = run.config
-    faces, labels = with_copies(
-        run.train_embeddings,
-        run.train_faces.labels,
-        copies=c.ssr.copies,
-        mix=c.ssr.mix,
-        noise=c.ssr.noise,
-        seed=c.seed,
-    )
-    log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
-    regressor = train_ssr(
-        faces,
-        log_density,
-        c.ssr,
-        k=c.k,
-        tau=c.tau,
-        fingerprint=run.model.fingerprint,
-        workdir=run.workdir,
-        seed=c.seed,
-    )
+    faces, labels = run.train_embeddings, run.train_faces.labels
+    options = {"k": c.k, "tau": c.tau, "fingerprint": run.model.fingerprint}
+    options |= {"workdir": run.workdir, "seed": c.seed}
+    if c.ssr.targets == "on_the_fly":
+        regressor = train_ssr_on_the_fly(
+            faces, labels, run.anchors, c.ssr, searcher=c.searcher, **options
+        )
+    else:
+        faces, labels = with_copies(
+            faces, labels, copies=c.ssr.copies, mix=c.ssr.mix, noise=c.ssr.noise, seed=c.seed
+        )
+        log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
+        regressor = train_ssr(faces, log_density, c.ssr, **options)
     regressor.save(run.ssr_path)
+
+
+def _pfe(run: Run) -> None:
+    from ida_jax.training.pfe import train_pfe
+
+    trained = train_pfe(
+        run.train_faces, run.model, run.config.pfe, workdir=run.workdir, seed=run.config.seed
+    )
+    if is_first():
+        trained.save(run.pfe_path)
 
 
 def _csn(run: Run) -> None:
@@ -229,93 +237,14 @@ def _csn(run: Run) -> None:
     csn.save(run.csn_path)
 
 
-def _evaluate(run: Run) -> None:
-    from ida_jax.report.pair_cards import changed_pairs
-    from ida_jax.report.run_report import write_run_report
-    from ida_jax.training.metrics import read_metrics
-
-    c = run.config
-    data = run.eval_faces
-    faces = run.embed(data.images, "embed the evaluation set")
-    own = _labels_among_anchors(run)
-    scorers = make_scorers(
-        c.evaluate.methods,
-        run.anchors,
-        k=c.k,
-        tau=c.tau,
-        top_n=c.evaluate.top_n,
-        searcher=c.searcher,
-        ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
-        csn=Csn.load(run.csn_path) if "csn" in c.evaluate.methods else None,
-    )
-    methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
-    results: dict[str, Any] = {
-        "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
-        "anchors": {
-            "source": run.anchors.source,
-            "size": len(run.anchors),
-            "fingerprint": run.anchors.fingerprint,
-        },
-    }
-    if "ida_r" in methods:
-        searched = methods["ida_r"].values[:, 0]
-    else:
-        searched = searched_log_density(
-            faces, run.anchors, k=c.k, tau=c.tau, labels=own, searcher=c.searcher
-        )
-    if "ida_l" in methods:
-        regressed = methods["ida_l"].values[:, 0]
-        results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
-
-    # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
-    name = c.eval_data.name + ("_flip" if c.flip else "")
-    kfold = f"{name}_{'' if c.evaluate.pairs == 'lfw' else 'drawn_'}{c.evaluate.folds}fold"
-    bootstrap = {"resamples": c.evaluate.resamples, "seed": c.seed}
-    everything = evaluate_all_pairs(faces, data.labels, methods, fars=c.evaluate.fars, **bootstrap)
-    evaluated = {
-        kfold: evaluate_kfold(faces, run.pair_list, methods, labels=data.labels, **bootstrap),
-        f"{name}_all_pairs": everything.evaluated,
-    }
-    results["protocols"] = {variant: each.figures for variant, each in evaluated.items()}
-    results["notes"] = {variant: each.notes for variant, each in evaluated.items() if each.notes}
-    # A sweep does not leave out a face's own person, who should not be among the anchors.
-    if c.evaluate.sweeps and own is None:
-        results["sweeps"] = sweep(
-            faces, data.labels, run.anchors, fars=c.evaluate.fars, seed=c.seed
-        )
-    results["provenance"] = provenance()
-    write_run_report(
-        run.workdir / "report.html",
-        title=c.title,
-        settings={"config": c.to_dict(), **results["provenance"]},
-        results=results,
-        evaluated=evaluated,
-        scores=everything.scores,
-        log_density=searched,
-        dataset=data,
-        metrics=read_metrics(run.workdir),
-        changed=changed_pairs(everything, faces, methods),
-        sweeps=results.get("sweeps"),
-    )
-    with written_whole(run.results_path) as temporary:
-        temporary.write_text(json_text(results), encoding="utf-8")
-
-
-def _labels_among_anchors(run: Run) -> np.ndarray | None:
-    """The evaluation's identities in the anchors' numbering, by name, -1 for those not among them.
-
-    None where no person is in both sets, as it should be.
-    """
-    number = {name: label for label, name in enumerate(run.train_faces.identities)}
-    shared = np.array([number.get(name, -1) for name in run.eval_faces.identities], np.int32)
-    return shared[run.eval_faces.labels] if np.any(shared >= 0) else None
-
-
+# All processes of a run take part.
+_TRAINED_BY_ALL = ("train", "pfe")
 _STAGES = {
     "train": _Stage(_train, lambda run: run.model_path),
     "import": _Stage(_import, lambda run: run.model_path),
     "anchors": _Stage(_anchors, lambda run: run.anchors_path),
     "ssr": _Stage(_ssr, lambda run: run.ssr_path),
+    "pfe": _Stage(_pfe, lambda run: run.pfe_path),
     "csn": _Stage(_csn, lambda run: run.csn_path),
-    "evaluate": _Stage(_evaluate, lambda run: run.results_path),
+    "evaluate": _Stage(evaluate_run, lambda run: run.results_path),
 }

@@ -84,7 +84,13 @@ def _unit_block(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_same_model(
-    what: str, made_by: str, made_for: int, *, fingerprint: str, width: int
+    what: str,
+    made_by: str,
+    made_for: int,
+    *,
+    fingerprint: str,
+    width: int,
+    whose: str = "the model",
 ) -> None:
     """Refuses what was made with another model's embeddings.
 
@@ -94,18 +100,20 @@ def require_same_model(
       made_for: the width of the embeddings that it takes.
       fingerprint: the model's; "" where unknown.
       width: the model's.
+      whose: what an error says that these two are of.
 
     Raises:
       UserError: another width, or another fingerprint where both are known.
     """
+    owner = f"{what}'" if what.endswith("s") else f"{what}'s"
     if width != made_for:
         raise UserError(
-            f"the model's embeddings are {width} wide, the {what}'s {made_for}: "
+            f"{whose}'s embeddings are {width} wide, the {owner} {made_for}: "
             "make both with the same model"
         )
     if fingerprint and made_by and fingerprint != made_by:
         raise UserError(
-            f"the model's fingerprint is {fingerprint}, the {what}'s {made_by}: "
+            f"{whose}'s fingerprint is {fingerprint}, the {owner} {made_by}: "
             "make both with the same model"
         )
 
@@ -131,6 +139,27 @@ def require_unit(faces: np.ndarray, *, what: str = "faces") -> np.ndarray:
             "pass them through ida_jax.unit_embeddings"
         )
     return faces
+
+
+def require_log_variances(log_variances: np.ndarray, *, what: str = "log σ²") -> np.ndarray:
+    """Log-variances of faces as float32 [N, D].
+
+    Raises:
+      UserError: another rank or type, or a row with a NaN or an infinity, named by number.
+    """
+    log_variances = np.asarray(log_variances)
+    if log_variances.ndim != 2 or not np.issubdtype(log_variances.dtype, np.floating):
+        raise UserError(
+            f"{what} is {log_variances.dtype} {list(log_variances.shape)}: expected floating "
+            "point [N, D]"
+        )
+    bad = np.flatnonzero(~np.isfinite(log_variances).all(axis=1))
+    if bad.size:
+        raise UserError(
+            f"{what}: {_rows(bad)} NaN or infinite; train the uncertainty module again with a "
+            "lower pfe.learning_rate, or leave such faces out"
+        )
+    return log_variances.astype(np.float32, copy=False)
 
 
 def _rows(rows: np.ndarray) -> str:

@@ -115,3 +115,38 @@ def adaface_quality(norms, mean, std):
     if len(norms) > 1:
         std = 0.01 * np.std(norms, ddof=1) + 0.99 * std
     return [min(max((n - mean) / (std + 1e-3) * 0.333, -1), 1) for n in norms], mean, std
+
+
+def mutual_likelihood(mean_1, mean_2, log_variance_1, log_variance_2):
+    """−Σ_d [(μ₁ − μ₂)² / (σ₁² + σ₂²) + log(σ₁² + σ₂²)] of one pair (PFE)."""
+    rows = (np.asarray(x, np.float64) for x in (mean_1, mean_2, log_variance_1, log_variance_2))
+    total = 0.0
+    for m1, m2, v1, v2 in zip(*rows, strict=True):
+        variance = np.exp(v1) + np.exp(v2)
+        total -= (m1 - m2) ** 2 / variance + np.log(variance)
+    return total
+
+
+def fused_gaussian(means, log_variances):
+    """One mean and log-variance [D] of a template's images, as PFE's authors fuse them."""
+    means, log_variances = np.asarray(means, np.float64), np.asarray(log_variances, np.float64)
+    weights = 1 / np.exp(log_variances)
+    mean = np.sum(means * weights, axis=0) / np.sum(weights, axis=0)
+    return mean / np.linalg.norm(mean), np.min(log_variances, axis=0)
+
+
+def positive_pairs_loss(means, log_variances, labels, rows):
+    """Minus the mean likelihood of the pairs of different images of one identity."""
+    found = [
+        -mutual_likelihood(means[i], means[j], log_variances[i], log_variances[j])
+        for i in range(len(labels))
+        for j in range(len(labels))
+        if labels[i] == labels[j] and rows[i] != rows[j]
+    ]
+    return sum(found) / len(found) if found else 0.0
+
+
+def gaussians(shape, seed, *, clusters=0):
+    """Unit means, and log-variances about PFE's first −7: float32 each."""
+    noise = np.random.default_rng(seed + 1000).normal(size=shape)
+    return unit(shape, seed, clusters=clusters), (noise - 7).astype(np.float32)

@@ -10,14 +10,17 @@ from pathlib import Path
 import jax
 import pytest
 
-from ida_jax.config_check import check_config
+from ida_jax.config_check import check_config, check_embedding_config
 from ida_jax.face_model import FaceModel
 from ida_jax.sharding import training_mesh
 from ida_jax.training.metrics import read_metrics
 from ida_jax.training.train_step import make_program
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-MODULES = {path.stem: runpy.run_path(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
+ALL = {path.stem: runpy.run_path(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
+# A config of another kind: it has a file of embeddings in place of images.
+EMBEDDINGS = "ssr_from_embeddings"
+MODULES = {name: module for name, module in ALL.items() if name != EMBEDDINGS}
 SMOKE = [name for name, module in MODULES.items() if "train" in module["get_config"]().stages]
 
 
@@ -33,9 +36,17 @@ def test_a_config_is_valid_and_names_its_own_command(name):
 
 
 def test_where_nothing_is_trained_there_is_no_smoke_variant():
-    assert set(MODULES) - set(SMOKE) == {"lfw_pretrained"}
+    assert set(MODULES) - set(SMOKE) == {"lfw_pfe", "lfw_pretrained"}
     with pytest.raises(ValueError, match="'smoke' is unknown"):
         MODULES["lfw_pretrained"]["get_config"]("smoke")
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_the_config_of_embeddings_is_valid_and_names_its_own_command(variant):
+    check_embedding_config(ALL[EMBEDDINGS]["get_config"](variant))
+    assert f"--config=configs/{EMBEDDINGS}.py" in ALL[EMBEDDINGS]["__doc__"]
+    with pytest.raises(ValueError, match="'smoky' is unknown"):
+        ALL[EMBEDDINGS]["get_config"]("smoky")
 
 
 @pytest.mark.parametrize("name", SMOKE)
@@ -66,13 +77,17 @@ def test_the_smallest_of_the_papers_runs_to_its_report(tmp_path):
         f"--workdir={tmp_path}",
     ]  # fmt: skip
     done = subprocess.run(
-        command, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300
+        command, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     config = MODULES["casia_r18_arcface"]["get_config"]("smoke")
     results = json.loads((tmp_path / "results.json").read_text())
-    for methods in results["protocols"].values():
-        assert set(methods) == set(config.evaluate.methods)
+    likelihood = {"pfe", "pfe_mls_ida_r", "pfe_mls_ida_l"}
+    fused = {"pfe_fusion", "pfe_ida_r", "pfe_ida_l"}
+    for variant, methods in results["protocols"].items():
+        expected = set(config.evaluate.methods) | likelihood
+        assert set(methods) == (expected | fused if "_templates5_" in variant else expected)
+    assert len(results["protocols"]) == 3
     model = FaceModel.load(tmp_path / "model.safetensors")
     assert (model.network, model.width) == ("iresnet18", 256)
     assert results["model"]["fingerprint"] == model.fingerprint

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ from ida_jax.run_config import run_section
 from ida_jax.training.metrics import open_metrics, read_metrics
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 from ida_jax.training.recognition import train
-from ida_jax.training.ssr import make_target, train_ssr, with_copies
+from ida_jax.training.ssr import (
+    device_log_density,
+    drawn_faces,
+    make_target,
+    train_ssr,
+    train_ssr_on_the_fly,
+    with_copies,
+)
 
 SIZE = 16
 NETWORK = {"embedding_dim": 8, "dropout_rate": 0.0}
@@ -226,6 +234,69 @@ def test_copies_of_faces(copies):
     for copy in made.embeddings.reshape(copies + 1, 41, 16)[1:]:
         own = np.sum(copy * faces, axis=1)
         assert np.mean(own[:, None] >= copy @ faces.T) > 0.9
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_targets_of_a_batch_are_the_searched_ones(labelled):
+    faces = reference.unit((200, 16), 0, clusters=6).astype(np.float32)
+    labels = np.arange(200, dtype=np.int32) // 2 if labelled else None
+    anchor_labels = np.arange(100, dtype=np.int32) if labelled else None
+    anchors = AnchorSet.from_embeddings(faces[::2], labels=anchor_labels)
+    searched = searched_log_density(faces, anchors, k=7, tau=2.0, labels=labels)
+    computed = device_log_density(
+        jnp.asarray(faces), labels, jnp.asarray(anchors.embeddings), anchor_labels, k=7, tau=2.0
+    )
+    np.testing.assert_allclose(computed, searched, atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [0, 1, 9])
+def test_drawn_faces(copies):
+    faces = reference.unit((41, 16), 0).astype(np.float32)
+    labels = np.arange(41, dtype=np.int32)
+    config = ConfigDict({"copies": copies, "mix": 0.5, "noise": 0.3})
+    draw = {"size": 2000, "config": config}
+    drawn, own = drawn_faces(jax.random.key(0), jnp.asarray(faces), jnp.asarray(labels), **draw)
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, atol=1e-5)
+    assert set(np.asarray(own)) == set(range(41))
+    cosines = np.asarray(drawn) @ faces.T
+    made = cosines[np.arange(2000), own] < 1 - 1e-6
+    assert np.mean(made) == pytest.approx(copies / (copies + 1), abs=0.05)
+    # A copy is nearer to its face than to others.
+    assert np.mean(cosines[np.arange(2000), own][:, None] >= cosines) > 0.9
+    again, _ = drawn_faces(jax.random.key(0), jnp.asarray(faces), None, **draw)
+    np.testing.assert_array_equal(again, drawn)
+    other, _ = drawn_faces(jax.random.key(1), jnp.asarray(faces), None, **draw)
+    assert np.any(np.asarray(other) != np.asarray(drawn))
+
+
+@pytest.mark.parametrize("target", ["standardised", "log"])
+def test_ssr_trained_on_the_fly_is_as_good_as_on_searched_targets(tmp_path, target):
+    faces = reference.unit((2000, 16), 0, clusters=6).astype(np.float32)
+    anchors = AnchorSet.from_embeddings(faces[:300], labels=np.arange(300))
+    labels = np.arange(1500)
+    config = _ssr_config(
+        steps=600, decay_steps=(400,), input="scaled", target=target, copies=1, mix=0.5, noise=0.3
+    )
+    options = {"k": 10, "tau": 1.0, "fingerprint": "abc", "workdir": tmp_path}
+    regressor = train_ssr_on_the_fly(faces[:1500], labels, anchors, config, seed=0, **options)
+    searched = searched_log_density(faces[1500:], anchors)
+    predicted = regressor.log_density(faces[1500:])
+    assert regression_quality(predicted, searched).r2 > 0.8
+    assert (regressor.k, regressor.fingerprint, regressor.target) == (10, "abc", target)
+    assert len(read_metrics(tmp_path)) == 6
+
+    made = with_copies(faces[:1500], labels, copies=1, mix=0.5, noise=0.3, seed=0)
+    log_f = searched_log_density(made.embeddings, anchors, labels=made.labels)
+    kept = train_ssr(made.embeddings, log_f, config, seed=0, **options)
+    assert regressor.mean == pytest.approx(kept.mean, abs=0.1 * kept.std)
+    assert regressor.std == pytest.approx(kept.std, rel=0.1)
+    agreement = regression_quality(kept.log_density(faces[1500:]), predicted)
+    assert agreement.rank_correlation > 0.9
+
+    again = train_ssr_on_the_fly(faces[:1500], labels, anchors, config, seed=0, **options)
+    np.testing.assert_array_equal(again.log_density(faces), regressor.log_density(faces))
+    other = train_ssr_on_the_fly(faces[:1500], labels, anchors, config, seed=1, **options)
+    assert np.any(other.log_density(faces) != regressor.log_density(faces))
 
 
 def test_an_ssr_loss_that_is_not_finite_stops_the_run(tmp_path):

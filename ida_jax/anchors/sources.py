@@ -60,7 +60,8 @@ def read_anchors(path: str | os.PathLike[str]) -> AnchorSet:
     """
     if Path(path).suffix == ".safetensors":
         return AnchorSet.load(path)
-    return AnchorSet.from_embeddings(read_embeddings(path).embeddings)
+    found = read_embeddings(path)
+    return AnchorSet.from_embeddings(found.embeddings, fingerprint=found.fingerprint)
 
 
 def real_db_rows(
@@ -93,6 +94,7 @@ def embedding_anchors(
     people: Sequence[str] | np.ndarray | None = None,
     per_identity: int = 1,
     seed: int = 0,
+    fingerprint: str = "",
     k: int = 10,
     tau: float = 1.0,
 ) -> AnchorSet:
@@ -103,6 +105,7 @@ def embedding_anchors(
       size: at most so many anchors, drawn without replacement from `seed`.
       people: N identities, as integers or as names; every row is an anchor if None.
       per_identity: with `people`, anchors of one identity.
+      fingerprint: of the model that made the embeddings; "" where unknown.
 
     Raises:
       UserError: people of another number, or neither integers nor strings; a chosen row that is
@@ -122,6 +125,7 @@ def embedding_anchors(
     return AnchorSet.from_embeddings(
         chosen,
         labels=None if labels is None else labels[rows],
+        fingerprint=fingerprint,
         k=k,
         tau=tau,
         names=[names[row] for row in rows] if names else (),

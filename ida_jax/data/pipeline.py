@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import parent_process
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ def training_batches(
     augment: str | Mapping[str, float] = FLIP,
     threads: int | None = None,
     workers: int = 0,
+    rows: Callable[[int, int], np.ndarray] | None = None,
 ) -> Iterator[Batch]:
     """Endless batches: every epoch shuffled anew, every image changed anew.
 
@@ -65,6 +66,8 @@ def training_batches(
         default as many as there are cores, 2 to 6, and one in a worker.
       workers: processes that do so instead of this one; 0 for none. Python's lock lets one process
         use some six cores.
+      rows: (first, count) → the rows that are images number `first` … `first` + `count` − 1, in
+        place of epochs (`ida_jax.data.balanced`).
 
     Raises:
       UserError: an empty data set, a label outside 0 … C−1, sizes that do not fit; while iterating,
@@ -74,7 +77,8 @@ def training_batches(
     if threads is None:
         threads = 1 if workers else min(max(2, cores()), 6)
     _check_sizes(batch_size, seed, shard, shards, threads, workers)
-    batches = _Batches(dataset, batch_size, seed, shard, shards, augmentation(augment))
+    rows = rows or functools.partial(_rows, len(dataset.labels), seed)
+    batches = _Batches(dataset, batch_size, seed, shard, shards, augmentation(augment), rows)
     iterator = _iterate(batches, first_step, threads, workers)
     # Workers end badly once the interpreter is half gone; a loop that failed may not close them.
     atexit.register(_close, weakref.ref(iterator))
@@ -125,10 +129,10 @@ class _Batches:
 
     def __init__(
         self, dataset: FaceDataset, batch_size: int, seed: int, shard: int, shards: int,
-        augment: dict[str, float],
+        augment: dict[str, float], rows: Callable[[int, int], np.ndarray],
     ) -> None:  # fmt: skip
         self.images, self.labels = dataset.images, dataset.labels
-        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.batch_size, self.seed, self.augment, self.rows = batch_size, seed, augment, rows
         self.first, self.count = shard * batch_size // shards, batch_size // shards
 
     def __len__(self) -> int:
@@ -136,7 +140,7 @@ class _Batches:
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size + self.first
-        rows = _rows(len(self.labels), self.seed, first, self.count)
+        rows = self.rows(first, self.count)
         changes = drawn(self.augment, seed=self.seed, first=first, count=self.count)
         names, called = list(self.augment), [[] for _ in range(self.count)]
         for i, change in np.argwhere(changes).tolist():
@@ -159,7 +163,7 @@ class _Batches:
 
 
 def _rows(faces: int, seed: int, first: int, count: int) -> np.ndarray:
-    """The rows that are images number `first` … `first` + `count` − 1."""
+    """By epochs: the rows that are images number `first` … `first` + `count` − 1."""
     epochs, places = np.divmod(np.arange(first, first + count), faces)
     rows = np.empty(count, np.int64)
     for epoch in range(epochs[0], epochs[-1] + 1):

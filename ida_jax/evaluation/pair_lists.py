@@ -62,6 +62,7 @@ def evaluate_kfold(
     *,
     labels: ArrayLike,
     bad: np.ndarray | None = None,
+    scored: Mapping[str, np.ndarray] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluated:
@@ -76,6 +77,7 @@ def evaluate_kfold(
       methods: the faces' terms by each, under its name in the results.
       labels: int [N], the faces' identities.
       bad: bool [N], faces whose pairs get NaN, which never matches; none where None.
+      scored: scores of the pairs by further methods, [P] each.
       resamples: of the bootstrap; 0 leaves the intervals out.
       seed: of the bootstrap.
 
@@ -85,6 +87,7 @@ def evaluate_kfold(
     labels = _checked_labels(labels, len(faces))
     same = np.asarray(pair_list.same, bool)
     scores = {name: score_pairs(faces, pair_list.pairs, terms) for name, terms in methods.items()}
+    scores |= scored or {}
     if bad is not None:
         for each in scores.values():
             each[bad[pair_list.pairs].any(axis=1)] = np.nan
@@ -106,6 +109,7 @@ def evaluate_all_pairs(
     methods: Mapping[str, FaceTerms],
     *,
     fars: Sequence[float],
+    scored: Mapping[str, SplitScores] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> AllPairs:
@@ -118,6 +122,7 @@ def evaluate_all_pairs(
       labels: int [N], the faces' identities.
       methods: the faces' terms by each, under its name in the results.
       fars: the FARs of the figures.
+      scored: scores by further methods, in `score_all_pairs`' order; they are sorted in place.
       resamples: of the bootstrap; 0 leaves the intervals out.
       seed: of the bootstrap.
 
@@ -127,6 +132,7 @@ def evaluate_all_pairs(
     labels = _checked_labels(labels, len(faces))
     identities, units = np.unique(labels, return_inverse=True)
     scores = {name: score_all_pairs(faces, labels, terms) for name, terms in methods.items()}
+    scores |= scored or {}
     genuine, impostors = (kind.size for kind in next(iter(scores.values())))
     of_genuine = units[genuine_rows(units, np.arange(genuine)).first][:, None]
 

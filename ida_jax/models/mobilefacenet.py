@@ -97,6 +97,8 @@ class MobileFaceNet(nn.Module):
 
         x = dense(512, name="conv2")(x)
         x = nn.relu6(norm(name="conv2_bn")(x, **stats))
+        # For the uncertainty module; nothing unless the collection is asked for.
+        self.sow("intermediates", "feature_map", x)
         x = GlobalDepthwiseConv(dtype=self.dtype, name="gdconv_depthwise")(x)
         norm = partial(BatchNorm, groups=self.batch_norm_groups)
         x = norm(name="gdconv_bn")(x, **stats)

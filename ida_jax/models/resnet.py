@@ -215,6 +215,8 @@ class IResNet(nn.Module):
                 x = block(width, stride, name=f"stage{stage}_block{index + 1}")(x, train, mask)
 
         x = norm(name="output_bn")(x, **stats)
+        # For the uncertainty module; nothing unless the collection is asked for.
+        self.sow("intermediates", "feature_map", x)
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = nn.Dense(self.embedding_dim, name="fc")(x)

@@ -10,7 +10,7 @@ which is linear in the embeddings: t = S·E with S sparse, an entry w_i / n_m fo
 N images, T templates, D embedding.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -116,3 +116,102 @@ def pool(
             slab /= norm[:, None]
         pooled += matrix[:, start : start + _SLAB] @ slab
     return pooled
+
+
+class Templates(NamedTuple):
+    """Images dealt into templates.
+
+    Attributes:
+      templates: int64 [N], each image's template, 0 … T−1.
+      labels: [T], each template's identity.
+    """
+
+    templates: np.ndarray
+    labels: np.ndarray
+
+
+def dealt_templates(labels: ArrayLike, *, size: int) -> Templates:
+    """Templates of at most `size` images each from images of known people, in their order.
+
+    A person with n images gets ⌈n / size⌉ templates, and two where n is 2 or more, of sizes that
+    differ by at most one. Ours: what IJB's lists do for data sets that have none.
+
+    Args:
+      labels: [N], the images' identities.
+      size: at least 1.
+
+    Raises:
+      UserError: a size below 1, or no images.
+    """
+    labels = np.asarray(labels)
+    if size < 1 or not labels.size:
+        raise UserError(
+            f"templates of {size} images were asked for of {labels.size} images: expected a size "
+            "of 1 or more, and images"
+        )
+    people, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    parts = np.maximum(-(-counts // size), np.minimum(counts, 2))
+    first = np.cumsum(parts) - parts
+    order = np.argsort(own, kind="stable")
+    place = np.empty(labels.size, np.int64)
+    place[order] = np.arange(labels.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    return Templates(first[own] + place % parts[own], np.repeat(people, parts))
+
+
+class Fused(NamedTuple):
+    """Templates as Gaussians.
+
+    Attributes:
+      means: float32 [T, D], unit rows.
+      log_variances: float32 [T, D].
+    """
+
+    means: np.ndarray
+    log_variances: np.ndarray
+
+
+def fuse(means: np.ndarray, log_variances: np.ndarray, templates: ArrayLike) -> Fused:
+    """Each template's images fused by dimension, as `ida_jax.ops.pfe.fuse`, of any sizes.
+
+        μ_d ∝ Σᵢ (μ_id / σ_id²) / Σᵢ (1 / σ_id²), made a unit vector;    σ_d² = minᵢ σ_id²
+
+    Source: Shi & Jain's code.
+
+    Args:
+      means: floating point [N, D], unit rows; with log_variances it may be a map of a file.
+      log_variances: floating point [N, D].
+      templates: int [N], each image's template, 0 … T−1, none without images.
+
+    Raises:
+      UserError: lengths that differ, or a template without images.
+    """
+    templates = np.asarray(templates)
+    if not means.shape == log_variances.shape or templates.shape != means.shape[:1]:
+        raise UserError(
+            f"means are {list(means.shape)}, log σ² {list(log_variances.shape)} and templates "
+            f"{list(templates.shape)}: expected [N, D], [N, D] and [N]"
+        )
+    order = np.argsort(templates, kind="stable")
+    found, starts = np.unique(templates[order], return_index=True)
+    if not np.array_equal(found, np.arange(found.size)):
+        empty = np.setdiff1d(np.arange(found[-1] + 1), found)
+        told = f"template {empty[0]} has no image" if empty.size else f"template {found[0]}"
+        raise UserError(f"{told}: expected templates numbered from 0, none without images")
+    ends = np.append(starts[1:], templates.size)
+    fused, least = (np.empty((found.size, means.shape[1]), np.float32) for _ in range(2))
+    first = 0
+    while first < found.size:
+        # As many templates as fit a slab, one at least.
+        last = max(first + 1, np.searchsorted(ends, starts[first] + _SLAB, side="right"))
+        rows, own = order[starts[first] : ends[last - 1]], starts[first:last] - starts[first]
+        mean = np.asarray(means[rows], np.float64)
+        log_variance = np.asarray(log_variances[rows], np.float64)
+        lowest = np.minimum.reduceat(log_variance, own)
+        # The surest image has weight 1, so that no sum is 0 or overflows.
+        sizes = ends[first:last] - starts[first:last]
+        weight = np.exp(np.repeat(lowest, sizes, axis=0) - log_variance)
+        pooled = np.add.reduceat(weight * mean, own) / np.add.reduceat(weight, own)
+        fused[first:last] = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        least[first:last] = lowest
+        first = last
+    return Fused(fused, least)

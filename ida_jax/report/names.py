@@ -8,9 +8,12 @@ METHOD_NAMES = {
     "ida_r": "IDA-R",
     "ida_r_fallback": "IDA-R fallback",
     "ida_l": "IDA-L",
+    "pfe_fusion": "PFE fusion",
     "pfe": "PFE",
     "pfe_ida_r": "PFE & IDA-R",
     "pfe_ida_l": "PFE & IDA-L",
+    "pfe_mls_ida_r": "PFE & IDA-R, MLS",
+    "pfe_mls_ida_l": "PFE & IDA-L, MLS",
     "z_norm": "Z-norm",
     "t_norm": "T-norm",
     "s_norm": "S-norm",
@@ -39,6 +42,6 @@ def far_name(far: float | str) -> str:
 
 def score_name(method: str) -> str:
     """What a method's score is called: an axis' title."""
-    if method == "cosine":
+    if method in ("cosine", "pfe_fusion"):
         return "cosine similarity"
     return "log-DAO" if "ida" in method else f"{method_name(method)} score"

@@ -82,7 +82,12 @@ def write_run_report(
     figures |= _densities(Groups(log_density, domains, names), "log F by domain")
     if sweeps:
         figures["Sweeps of support set, temperature and anchors"] = sweep_figure(sweeps)
-    for stage, caption in (("train", "Training the backbone"), ("ssr", "Training the SSR module")):
+    stages = {
+        "train": "Training the backbone",
+        "ssr": "Training the SSR module",
+        "pfe": "Training the uncertainty module",
+    }
+    for stage, caption in stages.items():
         if records := [record for record in metrics if record["stage"] == stage]:
             figures[caption] = training_figure(records)
     pairs = ""

@@ -1,9 +1,13 @@
 """Trains the support set regression module on a frozen backbone's embeddings (Eq. 6).
 
-N faces, B batch, D embedding.
+Targets are searched once and kept (`train_ssr`), or computed for each batch on the device that
+trains (`train_ssr_on_the_fly`).
+
+N faces, A anchors, B batch, D embedding.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +18,21 @@ from jax import lax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.errors import UserError
 from ida_jax.models.ssr import SSR
-from ida_jax.rescoring.density import TARGETS, DensityRegressor
+from ida_jax.ops.dao import log_density as log_density_of
+from ida_jax.ops.hypersphere import nearest_anchors, normalize
+from ida_jax.rescoring.density import TARGETS, DensityRegressor, searched_log_density
 from ida_jax.training.metrics import open_metrics
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 
 _STEPS_A_CALL = 100
+# Faces whose searched densities give on-the-fly targets their mean and deviation.
+_SAMPLE = 4096
+
+# (key, data) → faces [B, D] and their standardised targets [B]; data are arrays on the device.
+_Draw = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
 class SSRTarget(NamedTuple):
@@ -136,20 +148,154 @@ def train_ssr(
       UserError: an unknown target, densities or a loss that are not finite.
     """
     target = make_target(log_density, config.target)
+
+    def draw(key: jax.Array, data: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rows = jax.random.randint(key, (config.batch_size,), 0, len(faces))
+        return _rows(data[0], rows), _rows(data[1], rows)
+
+    data = np.asarray(faces), target.values
+    params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
+    return _regressor(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+
+
+def train_ssr_on_the_fly(
+    faces: np.ndarray,
+    labels: np.ndarray | None,
+    anchors: AnchorSet,
+    config: ConfigDict,
+    *,
+    k: int,
+    tau: float,
+    fingerprint: str = "",
+    workdir: str | os.PathLike[str],
+    seed: int,
+    searcher: str = "auto",
+) -> DensityRegressor:
+    """As `train_ssr`, each batch's densities computed exactly in the step that trains on them.
+
+    Nothing is searched before but a sample of 4,096 faces, whose densities standardise the targets.
+    Copies are drawn anew in each step, and never repeat; a face is one with probability
+    copies / (copies + 1), as in `with_copies`. A step compares B faces with all anchors: the way
+    for a GPU or TPU, which holds faces and anchors; on a CPU, search once.
+
+    Args:
+      faces: float32 [N, D], unit rows, of the training set.
+      labels: int [N], identities in the anchors' numbering, each left out of its own support set,
+        which k anchors must be left for; None where no identity is shared.
+      anchors: where support sets are searched.
+      config: as in `train_ssr`; copies, mix, noise as in `with_copies`.
+      k: the support sets' size.
+      tau: the densities' τ.
+      fingerprint: of the model that made the embeddings.
+      workdir: gets the stage's metrics.
+      seed: of parameters, order and copies.
+      searcher: of the sample.
+
+    Raises:
+      UserError: as `train_ssr` and `searched_log_density`.
+    """
+    own = None if labels is None else np.asarray(labels, np.int32)
+    among = None if labels is None else anchors.labels
+    data = jax.device_put((np.asarray(faces), own, np.asarray(anchors.embeddings), among))
+    sample_key = jax.random.fold_in(jax.random.key(seed), 1)
+    sample = drawn_faces(sample_key, *data[:2], size=_SAMPLE, config=config)
+    searched = searched_log_density(
+        np.asarray(sample[0]),
+        anchors,
+        k=k,
+        tau=tau,
+        labels=None if labels is None else np.asarray(sample[1]),
+        searcher=searcher,
+    )
+    target = make_target(searched, config.target)
+
+    def draw(key: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
+        batch, own = drawn_faces(key, *data[:2], size=config.batch_size, config=config)
+        log_f = device_log_density(batch, own, *data[2:], k=k, tau=tau)
+        raw = log_f if config.target == "log" else jnp.exp(log_f)
+        return batch, (raw - target.mean) / target.std
+
+    params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
+    return _regressor(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+
+
+def drawn_faces(
+    key: jax.Array, faces: jax.Array, labels: jax.Array | None, *, size: int, config: ConfigDict
+) -> tuple[jax.Array, jax.Array | None]:
+    """Faces [size, D] drawn at random, made-up copies (`with_copies`) among them, and their labels.
+
+    Args:
+      key: of the draw.
+      faces: float32 [N, D], unit rows.
+      labels: int32 [N], or None.
+      size: how many.
+      config: copies, mix, noise.
+    """
+    row_key, other_key, share_key, noise_key, made_key = jax.random.split(key, 5)
+    n, width = faces.shape
+    rows = jax.random.randint(row_key, (size,), 0, n)
+    chosen, own = _rows(faces, rows), None if labels is None else _rows(labels, rows)
+    if not config.copies:
+        return chosen, own
+    share = jax.random.uniform(share_key, (size, 1), maxval=config.mix)
+    others = _rows(faces, jax.random.randint(other_key, (size,), 0, n))
+    noise = (config.noise / width**0.5) * jax.random.normal(noise_key, (size, width))
+    copies = normalize((1 - share) * chosen + share * others + noise)
+    made = jax.random.bernoulli(made_key, config.copies / (config.copies + 1), (size, 1))
+    return jnp.where(made, copies, chosen), own
+
+
+def device_log_density(
+    faces: jax.Array,
+    labels: jax.Array | None,
+    anchors: jax.Array,
+    anchor_labels: jax.Array | None,
+    *,
+    k: int,
+    tau: float,
+) -> jax.Array:
+    """log F [B] of faces [B, D] by the exact search, as `searched_log_density` but traceable.
+
+    Args:
+      faces: float32 [B, D], unit rows.
+      labels: int32 [B], each excluded from its own support set; None excludes nothing.
+      anchors: float32 [A, D], unit rows.
+      anchor_labels: int32 [A]; None where `labels` is.
+      k: the support sets' size.
+      tau: τ.
+    """
+    found = nearest_anchors(faces, anchors, k=k, query_labels=labels, anchor_labels=anchor_labels)
+    return log_density_of(found.similarities, tau=tau)
+
+
+def _rows(array: jax.Array, rows: jax.Array) -> jax.Array:
+    """array[rows]; on a CPU the check of the bounds takes three times the copy's time."""
+    return array.at[rows].get(mode="promise_in_bounds")
+
+
+def _fit(
+    draw: _Draw,
+    data: Any,
+    config: ConfigDict,
+    *,
+    width: int,
+    workdir: str | os.PathLike[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The module's parameters after the config's steps on drawn batches; it takes unit rows."""
     module = SSR(hidden=config.hidden)
-    scale = np.float32(np.sqrt(faces.shape[1]) if config.input == "scaled" else 1)
+    scale = np.float32(np.sqrt(width) if config.input == "scaled" else 1)
     schedule, optimizer = learning_rate_schedule(config), sgd(config)
     init_key, order_key = jax.random.split(jax.random.key(seed))
-    params = module.init(init_key, jnp.zeros((1, faces.shape[1]), jnp.float32))["params"]
+    params = module.init(init_key, jnp.zeros((1, width), jnp.float32))["params"]
     state = _State(jnp.int32(0), params, optimizer.init(params))
 
-    def step(state: _State, data: tuple[jax.Array, jax.Array]) -> tuple[_State, jax.Array]:
-        key = jax.random.fold_in(order_key, state.step)
-        rows = jax.random.randint(key, (config.batch_size,), 0, len(faces))
+    def step(state: _State, data: Any) -> tuple[_State, jax.Array]:
+        faces, target = draw(jax.random.fold_in(order_key, state.step), data)
 
         def loss_fn(params: Any) -> jax.Array:
-            predicted = module.apply({"params": params}, scale * data[0][rows])
-            return jnp.mean(squared_error(predicted, data[1][rows]))
+            predicted = module.apply({"params": params}, scale * faces)
+            return jnp.mean(squared_error(predicted, target))
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -158,13 +304,11 @@ def train_ssr(
 
     # Many steps a call: one step of so small a module is shorter than its dispatch.
     @jax.jit(static_argnums=(2,))
-    def run(
-        state: _State, data: tuple[jax.Array, jax.Array], steps: int
-    ) -> tuple[_State, jax.Array]:
+    def run(state: _State, data: Any, steps: int) -> tuple[_State, jax.Array]:
         state, losses = lax.scan(lambda s, _: step(s, data), state, length=steps)
         return state, jnp.mean(losses)
 
-    data = jax.device_put((np.asarray(faces), target.values))
+    data = jax.device_put(data)
     with (
         open_metrics(workdir, stage="ssr") as write,
         tqdm(total=config.steps, desc="ssr", unit="step") as bar,
@@ -186,6 +330,18 @@ def train_ssr(
     params = jax.tree.map(np.asarray, state.params)
     # The module takes unit embeddings, whatever it was trained on.
     params["hidden_fc"]["kernel"] = scale * params["hidden_fc"]["kernel"]
+    return params
+
+
+def _regressor(
+    params: dict[str, Any],
+    target: SSRTarget,
+    config: ConfigDict,
+    *,
+    k: int,
+    tau: float,
+    fingerprint: str,
+) -> DensityRegressor:
     return DensityRegressor(
         params, config.target, target.mean, target.std, target.floor, k, tau, fingerprint
     )

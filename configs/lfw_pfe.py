@@ -1,0 +1,42 @@
+"""PFE, alone and with IDA, behind a given MobileFaceNet, on real faces: LFW's eval half.
+
+Reproduces: section 4.7 and Table 5 (PFE, PFE & IDA-R) at small scale: all pairs of images, and of
+templates of at most 5 images. As configs/lfw_pretrained.py, the anchor half's identities train the
+SSR and the uncertainty module and give the anchors; the eval half is only evaluated.
+Needs: DATA/lfw/lfw_112.tar and split.csv, DATA/weights/mobilefacenet.npz; 430 MB in the workdir.
+Hardware: 2 CPU cores.
+Expected: see experiments/results/table5_small.json.
+Command: python -m ida_jax.main --config=configs/lfw_pfe.py \
+    --config.data_dir=DATA --workdir=runs/lfw_pfe
+"""
+
+from ml_collections import ConfigDict
+
+from ida_jax.run_config import run_section
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant:
+        raise ValueError(f"variant '{variant}' is unknown: there is none, the weights being given")
+    c = run_section("LFW, a pretrained MobileFaceNet with PFE")
+    c.stages = ("import", "anchors", "ssr", "pfe", "evaluate")
+    c.flip = False
+
+    c.train_data = ConfigDict({"name": "lfw", "role": "anchor"})
+    c.eval_data = ConfigDict({"name": "lfw", "role": "eval", "images_per_identity": 10})
+
+    c.model.weights = "weights/mobilefacenet.npz"
+    c.model.network = "mobilefacenet"
+    c.model.options = ConfigDict({"embedding_dim": 128})
+    c.model.mean = (0.485, 0.456, 0.406)
+    c.model.std = (0.229, 0.224, 0.225)
+
+    # As in configs/lfw_pretrained.py.
+    c.ssr.input, c.ssr.copies = "scaled", 40
+    c.ssr.hidden, c.ssr.learning_rate, c.ssr.weight_decay = 512, 1e-2, 2e-3
+    # Shi & Jain's steps for CASIA-WebFace, the smaller of their two sets.
+    c.pfe.steps, c.pfe.decay_steps, c.pfe.keep_maps = 3_000, (2_000,), True
+
+    c.evaluate.methods = ("cosine", "ida_r", "ida_l")
+    c.evaluate.template_size, c.evaluate.sweeps = 5, False
+    return c

@@ -1,0 +1,46 @@
+"""IDA-L for a model that is not ours: the SSR module from a file of its embeddings, no images.
+
+Reproduces: section 3.2's SSR module (Eq. 6) with the paper's recipe, on anybody's embeddings.
+Needs: E, the training faces' embeddings (.npy, .npz, .parquet); A, the anchors, best from
+    `python -m ida_jax.anchors build --embeddings=E --labels=L --output=A.safetensors`; L, who is
+    on each row of E (.npy, or text of one integer or name a line), in the anchors' numbering or by
+    their names: a face's own identity is left out of its support set. Where the anchors are of
+    other people, `--config.disjoint=True`, and L for the report alone.
+Hardware: TODO
+Expected: TODO
+Command: python -m ida_jax.main --config=configs/ssr_from_embeddings.py \
+    --config.embeddings=E.npy --config.anchors=A.safetensors --config.labels=L --workdir=runs/ssr
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from ida_jax.run_config import ssr_section
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    c = ConfigDict()
+    c.title = "IDA-L from a file of embeddings"
+    c.seed = 0
+    c.stages = ("targets", "ssr", "evaluate")
+    c.embeddings = placeholder(str)
+    c.anchors = placeholder(str)
+    c.labels = placeholder(str)
+    c.disjoint = False  # the anchors are of other people, whom no label has to keep apart
+    c.held_out = 0.1  # share of the identities that is kept for the report
+    c.k = 10
+    c.tau = 1.0
+    c.searcher = "auto"
+    c.ssr = ssr_section()
+
+    c.evaluate = ConfigDict()
+    c.evaluate.most_faces = 6_000  # held out at most: all their pairs are compared
+    c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
+    c.evaluate.resamples = 1000  # of the bootstrap over identities
+    if variant == "smoke":
+        c.embeddings = "synthetic"  # made-up embeddings, anchors and labels, in memory
+        c.ssr.steps, c.ssr.decay_steps = 200, (100,)
+        c.evaluate.resamples = 20
+    elif variant:
+        raise ValueError(f"variant '{variant}' is unknown: there is 'smoke'")
+    return c

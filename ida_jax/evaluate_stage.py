@@ -1,0 +1,179 @@
+"""The last stage of a run: every method's figures on the evaluation set, and the report.
+
+N faces, D embedding.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
+from ida_jax.evaluation.pfe import (
+    FUSED_MEANS,
+    LikelihoodMethods,
+    likelihood_methods,
+    likelihood_of_all_pairs,
+    likelihood_of_pairs,
+)
+from ida_jax.evaluation.sweeps import sweep
+from ida_jax.files import json_text, written_whole
+from ida_jax.protocols.regression import regression_quality
+from ida_jax.protocols.templates import dealt_templates, fuse, pool, pooling_matrix
+from ida_jax.provenance import provenance
+from ida_jax.rescoring.cohort import Csn
+from ida_jax.rescoring.density import searched_log_density
+from ida_jax.rescoring.methods import make_scorers
+from ida_jax.rescoring.pairs import score_all_pairs
+from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.run import Run
+from ida_jax.uncertainty import ProbabilisticEmbeddings
+from ida_jax.validation import unit_embeddings
+
+
+def evaluate_run(run: Run) -> None:
+    """Writes results.json and report.html of the run's evaluation set."""
+    from ida_jax.report.pair_cards import changed_pairs
+    from ida_jax.report.run_report import write_run_report
+    from ida_jax.training.metrics import read_metrics
+
+    c = run.config
+    data = run.eval_faces
+    title, uncertain = "embed the evaluation set", None
+    if "pfe" in c.stages:
+        uncertain = run.uncertainty.embed(run.model, data.images, flip=c.flip, progress=title)
+    faces = run.embed(data.images, title) if uncertain is None else uncertain.means
+    own = _labels_among_anchors(run)
+    scorers = make_scorers(
+        c.evaluate.methods,
+        run.anchors,
+        k=c.k,
+        tau=c.tau,
+        top_n=c.evaluate.top_n,
+        searcher=c.searcher,
+        ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
+        csn=Csn.load(run.csn_path) if "csn" in c.evaluate.methods else None,
+    )
+    methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+    results: dict[str, Any] = {
+        "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
+        "anchors": {
+            "source": run.anchors.source,
+            "size": len(run.anchors),
+            "fingerprint": run.anchors.fingerprint,
+        },
+    }
+    if "ida_r" in methods:
+        searched = methods["ida_r"].values[:, 0]
+    else:
+        searched = searched_log_density(
+            faces, run.anchors, k=c.k, tau=c.tau, labels=own, searcher=c.searcher
+        )
+    if "ida_l" in methods:
+        regressed = methods["ida_l"].values[:, 0]
+        results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
+
+    # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
+    name = c.eval_data.name + ("_flip" if c.flip else "")
+    kfold = f"{name}_{'' if c.evaluate.pairs == 'lfw' else 'drawn_'}{c.evaluate.folds}fold"
+    bootstrap = {"resamples": c.evaluate.resamples, "seed": c.seed}
+    listed, every = {}, {}
+    if uncertain is not None:
+        by_likelihood = _by_likelihood(run, uncertain, own)
+        listed = likelihood_of_pairs(uncertain, run.pair_list, by_likelihood)
+        every = likelihood_of_all_pairs(uncertain, data.labels, by_likelihood)
+    everything = evaluate_all_pairs(
+        faces, data.labels, methods, fars=c.evaluate.fars, scored=every, **bootstrap
+    )
+    evaluated = {
+        kfold: evaluate_kfold(
+            faces, run.pair_list, methods, labels=data.labels, scored=listed, **bootstrap
+        ),
+        f"{name}_all_pairs": everything.evaluated,
+    }
+    if c.evaluate.template_size:
+        variant = f"{name}_templates{c.evaluate.template_size}_all_pairs"
+        evaluated[variant] = evaluate_templates(run, faces, uncertain, own, scorers)
+    results["protocols"] = {variant: each.figures for variant, each in evaluated.items()}
+    results["notes"] = {variant: each.notes for variant, each in evaluated.items() if each.notes}
+    # A sweep does not leave out a face's own person, who should not be among the anchors.
+    if c.evaluate.sweeps and own is None:
+        results["sweeps"] = sweep(
+            faces, data.labels, run.anchors, fars=c.evaluate.fars, seed=c.seed
+        )
+    results["provenance"] = provenance()
+    write_run_report(
+        run.workdir / "report.html",
+        title=c.title,
+        settings={"config": c.to_dict(), **results["provenance"]},
+        results=results,
+        evaluated=evaluated,
+        scores=everything.scores,
+        log_density=searched,
+        dataset=data,
+        metrics=read_metrics(run.workdir),
+        changed=changed_pairs(everything, faces, methods),
+        sweeps=results.get("sweeps"),
+    )
+    with written_whole(run.results_path) as temporary:
+        temporary.write_text(json_text(results), encoding="utf-8")
+
+
+def evaluate_templates(
+    run: Run,
+    faces: np.ndarray,
+    uncertain: ProbabilisticEmbeddings | None,
+    own: np.ndarray | None,
+    scorers: Mapping[str, Rescorer],
+) -> Evaluated:
+    """All pairs of templates: every method on mean pooled embeddings, and PFE on fused ones."""
+    c = run.config
+    templates, labels = dealt_templates(run.eval_faces.labels, size=c.evaluate.template_size)
+    # Each image is a medium of its own.
+    pooled = unit_embeddings(pool(pooling_matrix(templates, np.arange(len(faces))), faces))
+    if own is not None:
+        own = own[np.unique(templates, return_index=True)[1]]
+    methods = {name: scorer.terms(pooled, labels=own) for name, scorer in scorers.items()}
+    scored = {}
+    if uncertain is not None:
+        fused = ProbabilisticEmbeddings(*fuse(*uncertain, templates))
+        for method, name in FUSED_MEANS.items():
+            if method in scorers:
+                terms = scorers[method].terms(fused.means, labels=own)
+                scored[name] = score_all_pairs(fused.means, labels, terms)
+        scored |= likelihood_of_all_pairs(fused, labels, _by_likelihood(run, fused, own))
+    return evaluate_all_pairs(
+        pooled,
+        labels,
+        methods,
+        fars=c.evaluate.fars,
+        scored=scored,
+        resamples=c.evaluate.resamples,
+        seed=c.seed,
+    ).evaluated
+
+
+def _by_likelihood(
+    run: Run, faces: ProbabilisticEmbeddings, own: np.ndarray | None
+) -> LikelihoodMethods:
+    c = run.config
+    return likelihood_methods(
+        faces,
+        run.uncertain_anchors if "ida_r" in c.evaluate.methods else None,
+        k=c.k,
+        tau=c.tau,
+        labels=own,
+        anchor_labels=run.anchors.labels,
+        ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
+    )
+
+
+def _labels_among_anchors(run: Run) -> np.ndarray | None:
+    """The evaluation's identities in the anchors' numbering, by name, -1 for those not among them.
+
+    None where no person is in both sets, as it should be.
+    """
+    number = {name: label for label, name in enumerate(run.train_faces.identities)}
+    shared = np.array([number.get(name, -1) for name in run.eval_faces.identities], np.int32)
+    return shared[run.eval_faces.labels] if np.any(shared >= 0) else None

@@ -1,0 +1,107 @@
+"""PFE and IDA together (section 4.7, Table 5): the mutual likelihood score, alone and inside DAO.
+
+Two modes join PFE and IDA. In the first, `pfe_ida_r` and `pfe_ida_l`, the means of PFE's fused
+templates go where mean pooled ones went: DAO of their cosine. In the second, `pfe_mls_ida_r` and
+`pfe_mls_ida_l`, the mutual likelihood score takes the inner product's place,
+
+    s(f₁, f₂) = σ̄² · MLS(f₁, f₂)        log DAO = τ s(f₁, f₂) + logaddexp(log F₁, log F₂)
+
+with F of s to the k anchors where s is largest (IDA-R), or of the SSR module, which sees the mean
+alone (IDA-L). σ̄² brings s to the cosine's scale, so that τ stays as it is
+(`rescoring.likelihood.likelihood_scale`).
+
+N faces or T templates, A anchors, P pairs, D embedding.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ida_jax.protocols.pair_lists import PairList
+from ida_jax.protocols.roc import SplitScores
+from ida_jax.rescoring.density import DensityRegressor, log_density_of
+from ida_jax.rescoring.likelihood import (
+    likelihood_scale,
+    nearest_by_likelihood,
+    score_all_pairs_mls,
+    score_pairs_mls,
+)
+from ida_jax.rescoring.pairs import scores_of_cosines
+from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
+from ida_jax.uncertainty import ProbabilisticEmbeddings
+
+# What the methods of mean pooled templates are called on the means of fused ones. On single images
+# the two are the same.
+FUSED_MEANS = {"cosine": "pfe_fusion", "ida_r": "pfe_ida_r", "ida_l": "pfe_ida_l"}
+
+
+class LikelihoodMethods(NamedTuple):
+    """The methods that score by likelihood, for one set of faces.
+
+    Attributes:
+      scale: of the MLS, `likelihood_scale` of the anchors; 1 without anchors.
+      terms: {method: its numbers of the faces}, whose rules take scale · MLS for the cosine.
+    """
+
+    scale: float
+    terms: dict[str, FaceTerms]
+
+
+def likelihood_methods(
+    faces: ProbabilisticEmbeddings,
+    anchors: ProbabilisticEmbeddings | None,
+    *,
+    k: int,
+    tau: float,
+    labels: np.ndarray | None = None,
+    anchor_labels: np.ndarray | None = None,
+    ssr: DensityRegressor | None = None,
+) -> LikelihoodMethods:
+    """`pfe`, and where there are anchors `pfe_mls_ida_r` and, with an SSR module, `pfe_mls_ida_l`.
+
+    Args:
+      faces: [N, D], images or fused templates.
+      anchors: [A, D]; None for those without images (class weights), which have no variances.
+      k: the support set's size.
+      tau: τ.
+      labels: int [N], identities in the anchors' numbering, each left out of its own support set.
+      anchor_labels: int [A], with `labels`.
+      ssr: the SSR module of the same k and τ.
+    """
+    terms = {"pfe": cosine_terms(len(faces.means))}
+    if anchors is None:
+        return LikelihoodMethods(1.0, terms)
+    scale = likelihood_scale(anchors.log_variances)
+    nearest = nearest_by_likelihood(
+        *faces,
+        *anchors,
+        k=k,
+        scale=scale,
+        labels=labels,
+        anchor_labels=None if labels is None else anchor_labels,
+    )
+    terms["pfe_mls_ida_r"] = dao_terms(log_density_of(nearest, tau=tau), tau=tau)
+    if ssr is not None:
+        terms["pfe_mls_ida_l"] = dao_terms(ssr.log_density(faces.means), tau=ssr.tau)
+    return LikelihoodMethods(scale, terms)
+
+
+def likelihood_of_pairs(
+    faces: ProbabilisticEmbeddings, pair_list: PairList, methods: LikelihoodMethods
+) -> dict[str, np.ndarray]:
+    """{method: its scores of the list's pairs, float32 [P]}; the MLS is computed once."""
+    scores = score_pairs_mls(*faces, pair_list.pairs, scale=methods.scale)
+    return {
+        name: scores_of_cosines(scores, pair_list.pairs, terms)
+        for name, terms in methods.terms.items()
+    }
+
+
+def likelihood_of_all_pairs(
+    faces: ProbabilisticEmbeddings, labels: np.ndarray, methods: LikelihoodMethods
+) -> dict[str, SplitScores]:
+    """{method: its scores of all pairs, in the order of `rescoring.pairs.score_all_pairs`}."""
+    return {
+        name: score_all_pairs_mls(*faces, labels, scale=methods.scale, terms=terms)
+        for name, terms in methods.terms.items()
+    }

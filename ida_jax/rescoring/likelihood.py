@@ -1,0 +1,298 @@
+"""Pairs by the mutual likelihood of probabilistic embeddings (PFE), alone and under IDA.
+
+The MLS (`ida_jax.ops.pfe`) may take the cosine's place in the paper's Eq. 4. On the cosine's scale
+s = scale · MLS (`likelihood_scale`), the support set is the k anchors of the highest s
+(`nearest_by_likelihood`), log F is `density.log_density_of` their s, and the score of a pair
+τ·s + logaddexp(log F₁, log F₂), `pairs.scores_of_cosines` with `terms.dao_terms`. What s has beside
+the cosine where all variances are equal, a constant, is in s once with +τ and in log F with −τ.
+
+N faces, A anchors, D embedding, P pairs, K support.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm import tqdm
+
+from ida_jax.errors import UserError
+from ida_jax.ops.hypersphere import blockwise_top_k
+from ida_jax.ops.pfe import mls_matrix
+from ida_jax.padding import block_size, padded
+from ida_jax.protocols.roc import SplitScores
+from ida_jax.rescoring.pairs import checked_pairs
+from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
+from ida_jax.validation import require_unit
+
+_PAIR_BLOCKS = (64, 2048)
+# Faces, and anchors or faces, at once. On a CPU a block of scores must stay in cache.
+_TILE = (64, 512)
+_DEVICE_TILE = (512, 4096)
+_MOST_PAIRS = 500_000_000
+# What `mls_matrix` takes: variances between 2e-9 and 5e8.
+_LARGEST = 20.0
+
+
+def likelihood_scale(log_variances: np.ndarray) -> float:
+    """σ̄², which brings the MLS to the cosine's scale: the variances' harmonic mean 1 / mean(1/σ²).
+
+    Where all variances are σ², unit means give
+
+        MLS = −‖μ₁ − μ₂‖² / 2σ² − D log 2σ² = cos / σ² + constant,
+
+    so that σ² · MLS has slope 1 in the cosine. (The article's score, ½ MLS, would need 2σ².) The
+    constant cancels in DAO. The harmonic mean, since σ² enters as its reciprocal.
+
+    Args:
+      log_variances: [A, D], log σ² of the anchors; may be memory-mapped.
+
+    Raises:
+      UserError: no [A, D] with A > 0, or a log-variance that is not within ±20, its row named.
+    """
+    log_variances = _log_variances(log_variances, "log-variances")
+    if not log_variances.size:
+        raise UserError(f"log-variances are {list(log_variances.shape)}: expected one row at least")
+    block = max(1, (1 << 20) // log_variances.shape[1])
+    total = sum(
+        np.sum(np.exp(-log_variances[start : start + block].astype(np.float64)))
+        for start in range(0, len(log_variances), block)
+    )
+    return float(log_variances.size / total)
+
+
+def score_pairs_mls(
+    means: np.ndarray, log_variances: np.ndarray, pairs: np.ndarray, *, scale: float = 1.0
+) -> np.ndarray:
+    """scale · MLS of each pair, float32 [P].
+
+    Args:
+      means: float32 [N, D], unit rows.
+      log_variances: float32 [N, D], log σ².
+      pairs: int [P, 2], rows of both.
+      scale: 1 for the MLS itself, `likelihood_scale` for the cosine's scale.
+
+    Raises:
+      UserError: means that are no unit rows, log-variances of another shape or not within ±20,
+        pairs that are no rows of them, a scale that is not positive.
+    """
+    means, log_variances = _faces(means, log_variances)
+    pairs = checked_pairs(pairs, len(means)).astype(np.int32, copy=False)
+    scale = _positive(scale)
+    on_device = jax.device_put((means, log_variances))
+    scores = np.empty(len(pairs), np.float32)
+    block = block_size(_PAIR_BLOCKS, len(pairs))
+    for start in range(0, len(pairs), block):
+        found = _score_pairs(*on_device, padded(pairs[start : start + block], block), scale)
+        scores[start : start + block] = np.asarray(found)[: len(pairs) - start]
+    return scores
+
+
+def score_all_pairs_mls(
+    means: np.ndarray,
+    log_variances: np.ndarray,
+    labels: np.ndarray,
+    *,
+    scale: float = 1.0,
+    terms: FaceTerms | None = None,
+) -> SplitScores:
+    """The scores of all N(N−1)/2 pairs (i, j), i < j, in the order of `pairs.score_all_pairs`.
+
+    Args:
+      means: float32 [N, D], unit rows.
+      log_variances: float32 [N, D].
+      labels: int [N], the faces' identities.
+      scale: as in `score_pairs_mls`.
+      terms: a method's numbers of the faces, its rule on scale · MLS in the cosine's place; scale ·
+        MLS itself if None.
+
+    Raises:
+      UserError: as `score_pairs_mls`, labels or terms of another number, or more pairs than are
+        kept in memory.
+    """
+    means, log_variances = _faces(means, log_variances)
+    scale, n = _positive(scale), len(means)
+    labels = np.asarray(labels)
+    terms = cosine_terms(n) if terms is None else terms
+    terms.check(n)
+    if labels.shape != (n,):
+        raise UserError(f"{labels.size} labels for {n} faces: expected one each")
+    if n * (n - 1) // 2 > _MOST_PAIRS:
+        raise UserError(
+            f"{n:,} faces make {n * (n - 1) // 2:,} pairs, more than the {_MOST_PAIRS:,} that are "
+            "kept in memory: take fewer images an identity (eval_data.images_per_identity)"
+        )
+    on_device = jax.device_put((means, log_variances, terms.values, terms.constants))
+    rows, columns = (max(1, min(size, n)) for size in _tile())
+    tile = np.empty((rows, n), np.float32)
+    genuine, impostor = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
+    for start in tqdm(range(0, n, rows), desc="all pairs", unit="block", delay=2, leave=False):
+        first = min(start, n - rows)
+        # Columns before the rows hold no i < j: the tile's numbers there are not looked at.
+        for column in range(start, n, columns):
+            left = min(column, n - columns)
+            found = _score_tile(terms.rule, rows, columns, *on_device, first, left, scale)
+            tile[:, left : left + columns] = found
+        own = np.arange(first, first + rows)
+        # Each pair once (row < column), and no row that the tile before has done.
+        wanted = (own[:, None] < np.arange(n)[None, :]) & (own >= start)[:, None]
+        same = labels[own][:, None] == labels[None, :]
+        genuine.append(tile[wanted & same])
+        impostor.append(tile[wanted & ~same])
+    return SplitScores(np.concatenate(genuine), np.concatenate(impostor))
+
+
+def nearest_by_likelihood(
+    means: np.ndarray,
+    log_variances: np.ndarray,
+    anchor_means: np.ndarray,
+    anchor_log_variances: np.ndarray,
+    *,
+    k: int,
+    scale: float,
+    labels: np.ndarray | None = None,
+    anchor_labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """scale · MLS of each face with its support set: the k anchors where it is highest. Exact.
+
+    An anchor with the face's label is left out; negative labels are unknown and exclude nothing.
+
+    Args:
+      means: float32 [N, D], unit rows.
+      log_variances: float32 [N, D].
+      anchor_means: float32 [A, D], unit rows.
+      anchor_log_variances: float32 [A, D].
+      k: 1 ≤ k ≤ A.
+      scale: σ̄² of the anchors (`likelihood_scale`), for the τ of the cosine.
+      labels: int [N], with `anchor_labels`.
+      anchor_labels: int [A], with `labels`.
+
+    Returns:
+      float32 [N, k], descending; -inf where fewer than k anchors were allowed.
+
+    Raises:
+      UserError: as `score_pairs_mls` of either side, widths that differ, k outside 1 … A, labels of
+        another number or on one side alone.
+    """
+    means, log_variances = _faces(means, log_variances)
+    anchor_means, anchor_log_variances = _faces(anchor_means, anchor_log_variances, "anchors'")
+    n, (a, width) = len(means), anchor_means.shape
+    scale = _positive(scale)
+    if means.shape[1] != width:
+        raise UserError(f"the faces are {means.shape[1]} wide, the anchors {width}: expected one")
+    if not 1 <= k <= a:
+        raise UserError(f"k is {k} and there are {a} anchors: expected 1 … {a}")
+    if (labels is None) != (anchor_labels is None):
+        raise UserError("labels are of one side alone: give the faces' and the anchors', or none")
+    # Unknown on both sides: nothing is excluded.
+    labels = np.full(n, -1) if labels is None else np.asarray(labels)
+    anchor_labels = np.full(a, -1) if anchor_labels is None else np.asarray(anchor_labels)
+    if labels.shape != (n,) or anchor_labels.shape != (a,):
+        raise UserError(
+            f"{labels.size} and {anchor_labels.size} labels for {n} faces and {a} anchors: "
+            "expected one each"
+        )
+    anchors = jax.device_put((anchor_means, anchor_log_variances, anchor_labels.astype(np.int32)))
+    faces = (means, log_variances, labels.astype(np.int32))
+    out = np.empty((n, k), np.float32)
+    rows, columns = _tile()
+    columns = max(k, min(columns, a))
+    for start in tqdm(range(0, n, rows), desc="search", unit="block", delay=2, leave=False):
+        block = tuple(padded(x[start : start + rows], rows) for x in faces)
+        out[start : start + rows] = np.asarray(_nearest(k, columns, block, anchors))[: n - start]
+    return scale * out
+
+
+@jax.jit
+def _score_pairs(
+    means: jax.Array, log_variances: jax.Array, pairs: jax.Array, scale: jax.Array
+) -> jax.Array:
+    first, second = pairs[:, 0], pairs[:, 1]
+    # Within ±20 the sum of the variances needs no logaddexp, which takes several times as long.
+    variance = jnp.exp(log_variances[first]) + jnp.exp(log_variances[second])
+    squared = jnp.square(means[first] - means[second])
+    return -scale * jnp.sum(squared / variance + jnp.log(variance), axis=-1)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _score_tile(
+    rule: str,
+    rows: int,
+    columns: int,
+    means: jax.Array,
+    log_variances: jax.Array,
+    values: jax.Array,
+    constants: jax.Array,
+    first: jax.Array,
+    left: jax.Array,
+    scale: jax.Array,
+) -> jax.Array:
+    mean, log_variance, value = (
+        lax.dynamic_slice_in_dim(x, first, rows) for x in (means, log_variances, values)
+    )
+    other_mean, other_log_variance, other_value = (
+        lax.dynamic_slice_in_dim(x, left, columns) for x in (means, log_variances, values)
+    )
+    score = scale * mls_matrix(mean, log_variance, other_mean, other_log_variance)
+    return pair_score(rule, score, value[:, None, :], other_value[None, :, :], constants)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _nearest(
+    k: int, columns: int, faces: tuple[jax.Array, ...], anchors: tuple[jax.Array, ...]
+) -> jax.Array:
+    means, log_variances, labels = faces
+
+    def scores(first: jax.Array) -> jax.Array:
+        block = (lax.dynamic_slice_in_dim(x, first, columns) for x in anchors)
+        anchor_means, anchor_log_variances, anchor_labels = block
+        found = mls_matrix(means, log_variances, anchor_means, anchor_log_variances)
+        same = (labels[:, None] == anchor_labels[None, :]) & (anchor_labels >= 0)[None, :]
+        return jnp.where(same, -jnp.inf, found)
+
+    shape = (len(means), len(anchors[0]))
+    return blockwise_top_k(scores, shape, k=k, block_size=columns).similarities
+
+
+def _tile() -> tuple[int, int]:
+    return _TILE if jax.default_backend() == "cpu" else _DEVICE_TILE
+
+
+def _faces(
+    means: np.ndarray, log_variances: np.ndarray, whose: str = "faces'"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float32 [N, D], or a UserError."""
+    means = require_unit(means, what=f"the {whose} means")
+    what = f"the {whose} log-variances"
+    log_variances = _log_variances(log_variances, what)
+    if log_variances.shape != means.shape:
+        raise UserError(
+            f"{what} are {list(log_variances.shape)}, the means {list(means.shape)}: "
+            "expected one of each entry"
+        )
+    return means, log_variances.astype(np.float32, copy=False)
+
+
+def _log_variances(log_variances: np.ndarray, what: str) -> np.ndarray:
+    log_variances = np.asarray(log_variances)
+    if log_variances.ndim != 2 or not np.issubdtype(log_variances.dtype, np.floating):
+        raise UserError(
+            f"{what} are {log_variances.dtype} {list(log_variances.shape)}: "
+            "expected floating point [N, D]"
+        )
+    # NaN fails the comparison too.
+    bad = np.argwhere(~(np.abs(log_variances) <= _LARGEST))
+    if len(bad):
+        row, column = bad[0]
+        raise UserError(
+            f"{what}: row {row} holds {log_variances[row, column]:g}, expected the logarithms of "
+            f"variances, within ±{_LARGEST:g}: leave the face out or embed it again"
+        )
+    return log_variances
+
+
+def _positive(scale: float) -> np.float32:
+    if not 0 < scale < np.inf:
+        raise UserError(f"scale is {scale}: expected a finite number above 0")
+    return np.float32(scale)

@@ -1,0 +1,263 @@
+"""Trains the uncertainty module of probabilistic face embeddings on a frozen backbone (PFE).
+
+Source: Shi & Jain, "Probabilistic Face Embeddings" (ICCV 2019) and their code; the paper's section
+4.7 trains it on the ArcFace ResNet-50.
+
+B batch, I identities a batch, M images of each, D embedding, H height, W width.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import path_aware_map
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ida_jax.data.balanced import balanced_rows
+from ida_jax.data.dataset import FaceDataset
+from ida_jax.errors import Stopped, UserError
+from ida_jax.face_model import FaceModel, build_network
+from ida_jax.models.pfe import UncertaintyModule
+from ida_jax.ops.hypersphere import normalize
+from ida_jax.ops.pfe import positive_pairs_loss
+from ida_jax.processes import is_first
+from ida_jax.sharding import batch_sharding, replicated, training_mesh
+from ida_jax.training.checkpoint import open_checkpoints
+from ida_jax.training.metrics import open_metrics
+from ida_jax.training.optimizer import learning_rate_schedule
+from ida_jax.training.pfe_batches import fresh_batches, kept_batches
+from ida_jax.training.preemption import preemption
+from ida_jax.uncertainty import UncertaintyModel, means_and_maps
+
+
+class PfeState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 scalar, steps taken.
+      params: the uncertainty module's parameters.
+      batch_stats: its BatchNorm statistics.
+      opt_state: its optimiser's.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+
+class PfeProgram(NamedTuple):
+    """The training of a config, on a mesh.
+
+    Attributes:
+      freeze: (backbone, images) → (means, maps), jitted: uint8 [B, H, W, 3] to unit embeddings
+        [B, D] and the backbone's last feature maps.
+      step: (state, means, maps, labels, rows) → (state, metrics), jitted; the old state is donated.
+        Images of one identity lie side by side; labels and rows are int32 [B]; metrics are the
+        scalars loss and mean_log_variance.
+      init: () → the state that the seed gives.
+    """
+
+    freeze: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+    step: Callable[..., tuple[PfeState, dict[str, jax.Array]]]
+    init: Callable[[], PfeState]
+
+
+def check_pfe_batch(config: ConfigDict, devices: int) -> None:
+    """Refuses a batch that the devices do not divide, as a UserError: BatchNorm looks at all rows.
+
+    Args:
+      config: the section pfe.
+      devices: of all processes.
+    """
+    batch = config.identities * config.images
+    if batch % devices:
+        raise UserError(
+            f"pfe.identities is {config.identities} and pfe.images {config.images}, a batch of "
+            f"{batch}, which does not divide by {devices} devices: take a multiple"
+        )
+
+
+def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: Mesh) -> PfeProgram:
+    """The training of the uncertainty module of a face model.
+
+    The backbone's BatchNorm takes its running statistics; gradients end at its outputs. Weight
+    decay is on the two layers' weights alone, as in the authors' code.
+
+    Args:
+      model: the frozen face model.
+      config: the section pfe (`ida_jax.run_config.pfe_section`).
+      seed: of the parameters.
+      mesh: from `ida_jax.sharding.training_mesh`.
+    """
+    network = build_network(model.network, model.network_options)
+    module = UncertaintyModule(embedding_dim=model.width, hidden=config.hidden)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.sgd(learning_rate_schedule(config), momentum=config.momentum),
+    )
+    side = model.preprocessing.image_size
+
+    def init() -> PfeState:
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        _, maps = jax.eval_shape(partial(means_and_maps, network), model.variables, images)
+        example = jnp.zeros(maps.shape, maps.dtype)
+        variables = module.init(jax.random.key(seed), example, train=False)
+        params = variables["params"]
+        return PfeState(jnp.int32(0), params, variables["batch_stats"], optimizer.init(params))
+
+    def freeze(backbone: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        raw, maps = means_and_maps(network, backbone, model.preprocessing(images))
+        return normalize(raw), maps
+
+    def step(
+        state: PfeState, means: jax.Array, maps: jax.Array, labels: jax.Array, rows: jax.Array
+    ) -> tuple[PfeState, dict[str, jax.Array]]:
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            log_variances, updates = module.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                maps,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss = positive_pairs_loss(means, log_variances, labels, rows, run=config.images)
+            return loss, (updates["batch_stats"], jnp.mean(log_variances))
+
+        grad = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (batch_stats, mean_log_variance)), gradient = grad(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "mean_log_variance": mean_log_variance}
+        return PfeState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    shardings = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(init))
+    return PfeProgram(
+        jax.jit(freeze, out_shardings=batch_sharding(mesh)),
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        # Copies, since a donated buffer must not be there twice.
+        jax.jit(lambda: jax.tree.map(jnp.copy, init()), out_shardings=shardings),
+    )
+
+
+def _is_kernel(params: Any) -> Any:
+    return path_aware_map(lambda path, _: path[-1] == "kernel", params)
+
+
+def train_pfe(
+    dataset: FaceDataset,
+    model: FaceModel,
+    config: ConfigDict,
+    *,
+    workdir: str | os.PathLike[str],
+    seed: int,
+) -> UncertaintyModel:
+    """Trains to `pfe.steps`; goes on from the workdir's last checkpoint.
+
+    Args:
+      dataset: faces with labels; identities with a single image are left out, and counted on
+        stderr.
+      model: the frozen face model.
+      config: the section pfe (`ida_jax.run_config.pfe_section`).
+      workdir: gets pfe_checkpoints/, metrics.jsonl and tensorboard/.
+      seed: of the parameters, the batches and the augmentation.
+
+    Raises:
+      UserError: too few identities with two images, a batch that the devices do not divide, a loss
+        or variances that are no longer finite.
+      Stopped: SIGTERM or Ctrl-C came, and the state is saved.
+    """
+    c = config
+    mesh = training_mesh(1)
+    check_pfe_batch(c, mesh.size)
+    rows = balanced_rows(dataset.labels, identities=c.identities, images=c.images, seed=seed)
+    if rows.left_out and is_first():
+        print(
+            f"pfe: {rows.left_out:,} of {len(dataset.labels):,} faces are left out: the only image "
+            "of their identity, which gives no pair",
+            file=sys.stderr,
+        )
+    batch_size = c.identities * c.images
+    program = make_pfe_program(model, c, seed=seed, mesh=mesh)
+    schedule = learning_rate_schedule(c)
+    if c.keep_maps:
+        source = partial(kept_batches, folder=Path(workdir) / "embeddings")
+    else:
+        source = fresh_batches
+    with (
+        open_checkpoints(os.path.join(workdir, "pfe_checkpoints")) as checkpoints,
+        preemption() as asked_to_stop,
+    ):
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+            jax.eval_shape(program.init),
+        )
+        restored = checkpoints.restore(like)
+        first_step, state = restored or (0, program.init())
+        batches = source(dataset, model, c, rows, program.freeze, mesh, first_step=first_step)
+        with (
+            closing(batches),
+            open_metrics(workdir, stage="pfe", first_step=first_step)
+            if is_first()
+            else nullcontext(lambda step, scalars: None) as write,
+            tqdm(
+                total=c.steps, initial=first_step, desc="pfe", unit="step", disable=not is_first()
+            ) as bar,
+        ):
+            mark = (first_step, time.perf_counter())
+
+            def finish(step: int, metrics: dict[str, jax.Array]) -> None:
+                nonlocal mark
+                values = {name: float(value) for name, value in metrics.items()}
+                if not all(map(np.isfinite, values.values())):
+                    raise UserError(
+                        f"the PFE loss is {values['loss']}, the mean log σ² "
+                        f"{values['mean_log_variance']} at step {step}: begin another --workdir "
+                        "with a lower pfe.learning_rate"
+                    )
+                bar.update()
+                now = time.perf_counter()
+                if step == first_step + 1:
+                    mark = (step, now)  # before it, the step was compiled
+                elif step % c.log_every == 0 or step == c.steps:
+                    values["learning_rate"] = float(schedule(step - 1))
+                    values["images_per_second"] = (step - mark[0]) * batch_size / (now - mark[1])
+                    mark = (step, now)
+                    write(step, values)
+                    bar.set_postfix_str(
+                        f"loss {values['loss']:.5g}, log σ² {values['mean_log_variance']:.3g}, "
+                        f"{values['images_per_second']:.4g} images/s"
+                    )
+
+            previous = None
+            for step, batch in zip(range(first_step + 1, c.steps + 1), batches, strict=False):
+                state, metrics = program.step(state, *batch)
+                # Waiting for the step before leaves the device one step to work on meanwhile.
+                if previous:
+                    finish(*previous)
+                previous = (step, metrics)
+                stopping = asked_to_stop(step)
+                if not (stopping or step % c.checkpoint_every == 0 or step == c.steps):
+                    continue
+                finish(*previous)
+                previous = None
+                checkpoints.save(step, state)
+                if stopping and step < c.steps:
+                    checkpoints.wait()
+                    raise Stopped(
+                        f"at step {step} of {c.steps}, which is saved: the same command "
+                        "goes on from there"
+                    )
+        checkpoints.wait()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return UncertaintyModel(jax.tree.map(np.asarray, variables), model.fingerprint)
