@@ -81,7 +81,7 @@ def evaluate_run(run: Run) -> None:
     listed, every = {}, {}
     if uncertain is not None:
         by_likelihood = _by_likelihood(run, uncertain, own)
-        listed = likelihood_of_pairs(uncertain, run.pair_list, by_likelihood)
+        listed = likelihood_of_pairs(uncertain, run.pair_list.pairs, by_likelihood)
         every = likelihood_of_all_pairs(uncertain, data.labels, by_likelihood)
     everything = evaluate_all_pairs(
         faces, data.labels, methods, fars=c.evaluate.fars, scored=every, **bootstrap

@@ -13,7 +13,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.sources import real_db_rows
 from ida_jax.data.dataset import FaceDataset, ImageSubset
 from ida_jax.data.load import load_faces
 from ida_jax.data.tfds_faces import load_pairs
@@ -27,6 +26,7 @@ from ida_jax.protocols.pair_lists import (
 )
 from ida_jax.rescoring.density import DensityRegressor
 from ida_jax.uncertainty import ProbabilisticEmbeddings, UncertaintyModel
+from ida_jax.validation import require_log_variances
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536
@@ -122,19 +122,17 @@ class Run:
     def uncertainty(self) -> UncertaintyModel:
         return UncertaintyModel.load(self.pfe_path)
 
+    @property
+    def anchor_variances_path(self) -> Path:
+        return self.workdir / "anchors" / "log_variances.npy"
+
     @cached_property
     def uncertain_anchors(self) -> ProbabilisticEmbeddings | None:
         """The anchors with their variances; None where they have no images (class weights)."""
-        c, faces = self.config, self.train_faces
-        if self.anchors.source != "real_db":
+        if not self.anchor_variances_path.is_file():
             return None
-        rows = real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
-        return self.uncertainty.embed(
-            self.model,
-            ImageSubset(faces.images, rows),
-            flip=c.flip,
-            progress="variances of the anchors",
-        )
+        log_variances = require_log_variances(np.load(self.anchor_variances_path))
+        return ProbabilisticEmbeddings(np.asarray(self.anchors.embeddings), log_variances)
 
     @cached_property
     def train_embeddings(self) -> np.ndarray:

@@ -4,7 +4,8 @@
     import    → DIR/model.safetensors            or a backbone's weights from elsewhere
     anchors   → DIR/anchors/anchors.safetensors  class weights or real-db (Table 4)
     ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
-    pfe       → DIR/pfe.safetensors              the uncertainty module on the frozen backbone (PFE)
+    pfe       → DIR/pfe.safetensors              the uncertainty module (PFE), and by it the anchors'
+                                                 log σ², DIR/anchors/log_variances.npy
     csn       → DIR/csn.safetensors              the classifier of CSN
     evaluate  → DIR/results.json                 every method's figures; and DIR/report.html
 
@@ -31,7 +32,7 @@ from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
 from ida_jax.evaluate_stage import evaluate_run
 from ida_jax.face_model import FaceModel
-from ida_jax.files import require_file
+from ida_jax.files import require_file, written_whole
 from ida_jax.processes import all_or_none, is_first
 from ida_jax.protocols.verification import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn
@@ -217,11 +218,19 @@ def _ssr(run: Run) -> None:
 def _pfe(run: Run) -> None:
     from ida_jax.training.pfe import train_pfe
 
-    trained = train_pfe(
-        run.train_faces, run.model, run.config.pfe, workdir=run.workdir, seed=run.config.seed
-    )
-    if is_first():
-        trained.save(run.pfe_path)
+    c, faces = run.config, run.train_faces
+    trained = train_pfe(faces, run.model, c.pfe, workdir=run.workdir, seed=c.seed)
+    if not is_first():
+        return
+    # Class weights have no images, and so no variances.
+    if "anchors" in c.stages and c.anchors.source == "real_db":
+        rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
+        found = trained.embed(
+            run.model, ImageSubset(faces.images, rows), flip=c.flip, progress="anchors' variances"
+        )
+        with written_whole(run.anchor_variances_path) as temporary, temporary.open("wb") as file:
+            np.save(file, found.log_variances)
+    trained.save(run.pfe_path)
 
 
 def _csn(run: Run) -> None:

@@ -80,7 +80,7 @@ def test_both_modes_are_the_transcription_pair_by_pair(faces, anchors, ssr, meth
     expected = _oracle(faces, anchors, ssr)
     rows = np.array(list(itertools.combinations(range(len(LABELS)), 2)))
     same = LABELS[rows[:, 0]] == LABELS[rows[:, 1]]
-    listed = likelihood_of_pairs(faces, PairList(rows, same, np.zeros(len(rows))), methods)
+    listed = likelihood_of_pairs(faces, rows, methods)
     every = likelihood_of_all_pairs(faces, LABELS, methods)
     assert set(listed) == set(every) == set(expected)
     for name, scores in expected.items():
@@ -127,7 +127,7 @@ def test_their_scores_enter_the_protocols(faces, methods):
     rows = np.array(list(itertools.combinations(range(len(LABELS)), 2)))
     same = LABELS[rows[:, 0]] == LABELS[rows[:, 1]]
     pair_list = PairList(rows, same, np.arange(len(rows)) % 5)
-    listed = likelihood_of_pairs(faces, pair_list, methods)
+    listed = likelihood_of_pairs(faces, rows, methods)
     kfold = evaluate_kfold(
         faces.means, pair_list, plain, labels=LABELS, scored=listed, resamples=10
     ).figures

@@ -30,6 +30,24 @@ def test_fusion_is_that_of_the_operator_template_by_template(monkeypatch, slab):
         np.testing.assert_array_equal(fused.log_variances[template], log_variance)
 
 
+def test_rows_of_any_norm_in_any_order():
+    means, log_variances = _gaussians(6, 4)
+    rows, templates = np.array([5, 0, 3]), [1, 0, 1]
+    found = fuse(3 * means, log_variances, templates, rows=rows)
+    expected = fuse(means[rows], log_variances[rows], templates)
+    np.testing.assert_allclose(found.means, expected.means, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(found.log_variances, expected.log_variances)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bad_rows_are_named(value):
+    for bad in range(2):
+        arrays = list(_gaussians(4, 3))
+        arrays[bad][2, 1] = value
+        with pytest.raises(UserError, match="embedding 2 is zero, NaN or infinite"):
+            fuse(*arrays, [0, 0, 1, 1])
+
+
 def test_equal_variances_fuse_to_the_mean_and_a_sure_image_wins():
     means, _ = _gaussians(3, 7)
     alike = fuse(means, np.full_like(means, -3), [0, 0, 0]).means[0]

@@ -11,6 +11,7 @@ import numpy as np
 from ida_jax.data.ijb import Galleries, IjbMeta
 from ida_jax.errors import UserError
 from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.evaluation.ijb_pfe import ImageVariances, pfe_scores
 from ida_jax.evaluation.ijb_search import evaluate_searches
 from ida_jax.evaluation.scored_pairs import evaluate_scored_pairs
 from ida_jax.protocols.templates import pool, pooling_matrix
@@ -42,6 +43,7 @@ def evaluate_ijb(
     detector: bool = True,
     densities: str = "template",
     skip_bad: bool = False,
+    variances: ImageVariances | None = None,
     fars: Sequence[float] = FARS,
     resamples: int = 1000,
     seed: int = 0,
@@ -69,6 +71,7 @@ def evaluate_ijb(
       detector: weights images by the detector's score, where the lists have it.
       densities: "template" or "images".
       skip_bad: leaves images out whose embeddings are zero, NaN or infinite, and counts them.
+      variances: adds PFE's methods to 1:1, on templates fused by them; None without PFE.
       fars: the FARs of the figures.
       resamples: of the bootstrap; 0 leaves the intervals out.
       seed: of the bootstrap.
@@ -79,6 +82,8 @@ def evaluate_ijb(
     for name, given, known in (("flip", flip, FLIPS), ("densities", densities, DENSITIES)):
         if given not in known:
             raise UserError(f"{name} is '{given}': choose one of {', '.join(known)}")
+    if variances is not None and flip == "halves":
+        raise UserError("PFE takes embeddings with their mirror images' added, not as halves")
     if len(embeddings) != meta.templates.size:
         raise UserError(
             f"{len(embeddings)} embeddings for the lists' {meta.templates.size} images: expected "
@@ -104,9 +109,14 @@ def evaluate_ijb(
     variant += "_detector" * (weights is not None) + "_image_densities" * pooled_densities
     subjects = None if galleries is None else _subjects(galleries, meta)
     units = np.arange(meta.template_ids.size) if subjects is None else subjects
+    scores = _scores(faces, meta.pairs, terms)
+    if variances is not None:
+        scores |= pfe_scores(
+            embeddings, variances, meta.templates[rows], meta.pairs, scorers, rows=rows
+        )
     evaluated = {
         f"{subset}_1to1{variant}": evaluate_scored_pairs(
-            _scores(faces, meta.pairs, terms),
+            scores,
             meta.same,
             units[meta.pairs],
             over="templates" if subjects is None else "identities",

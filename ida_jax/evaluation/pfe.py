@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.protocols.pair_lists import PairList
 from ida_jax.protocols.roc import SplitScores
 from ida_jax.rescoring.density import DensityRegressor, log_density_of
 from ida_jax.rescoring.likelihood import (
@@ -87,14 +86,11 @@ def likelihood_methods(
 
 
 def likelihood_of_pairs(
-    faces: ProbabilisticEmbeddings, pair_list: PairList, methods: LikelihoodMethods
+    faces: ProbabilisticEmbeddings, pairs: np.ndarray, methods: LikelihoodMethods
 ) -> dict[str, np.ndarray]:
-    """{method: its scores of the list's pairs, float32 [P]}; the MLS is computed once."""
-    scores = score_pairs_mls(*faces, pair_list.pairs, scale=methods.scale)
-    return {
-        name: scores_of_cosines(scores, pair_list.pairs, terms)
-        for name, terms in methods.terms.items()
-    }
+    """{method: its scores of pairs of rows [P, 2], float32 [P]}; the MLS is computed once."""
+    scores = score_pairs_mls(*faces, pairs, scale=methods.scale)
+    return {name: scores_of_cosines(scores, pairs, terms) for name, terms in methods.terms.items()}
 
 
 def likelihood_of_all_pairs(

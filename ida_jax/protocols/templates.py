@@ -170,7 +170,13 @@ class Fused(NamedTuple):
     log_variances: np.ndarray
 
 
-def fuse(means: np.ndarray, log_variances: np.ndarray, templates: ArrayLike) -> Fused:
+def fuse(
+    means: np.ndarray,
+    log_variances: np.ndarray,
+    templates: ArrayLike,
+    *,
+    rows: np.ndarray | None = None,
+) -> Fused:
     """Each template's images fused by dimension, as `ida_jax.ops.pfe.fuse`, of any sizes.
 
         μ_d ∝ Σᵢ (μ_id / σ_id²) / Σᵢ (1 / σ_id²), made a unit vector;    σ_d² = minᵢ σ_id²
@@ -178,15 +184,18 @@ def fuse(means: np.ndarray, log_variances: np.ndarray, templates: ArrayLike) -> 
     Source: Shi & Jain's code.
 
     Args:
-      means: floating point [N, D], unit rows; with log_variances it may be a map of a file.
+      means: floating point [N, D], rows of any norm; with log_variances it may be a map of a file.
       log_variances: floating point [N, D].
       templates: int [N], each image's template, 0 … T−1, none without images.
+      rows: int [N], the rows of both that the images are; all where None.
 
     Raises:
-      UserError: lengths that differ, or a template without images.
+      UserError: lengths that differ, a template without images, or a row of either that is zero,
+        NaN or infinite, named by number.
     """
     templates = np.asarray(templates)
-    if not means.shape == log_variances.shape or templates.shape != means.shape[:1]:
+    rows = np.arange(means.shape[0]) if rows is None else rows
+    if means.shape != log_variances.shape or means.ndim != 2 or templates.shape != rows.shape:
         raise UserError(
             f"means are {list(means.shape)}, log σ² {list(log_variances.shape)} and templates "
             f"{list(templates.shape)}: expected [N, D], [N, D] and [N]"
@@ -203,9 +212,17 @@ def fuse(means: np.ndarray, log_variances: np.ndarray, templates: ArrayLike) -> 
     while first < found.size:
         # As many templates as fit a slab, one at least.
         last = max(first + 1, np.searchsorted(ends, starts[first] + _SLAB, side="right"))
-        rows, own = order[starts[first] : ends[last - 1]], starts[first:last] - starts[first]
-        mean = np.asarray(means[rows], np.float64)
-        log_variance = np.asarray(log_variances[rows], np.float64)
+        slab, own = rows[order[starts[first] : ends[last - 1]]], starts[first:last] - starts[first]
+        mean = np.asarray(means[slab], np.float64)
+        norm = np.linalg.norm(mean, axis=1)
+        log_variance = np.asarray(log_variances[slab], np.float64)
+        good = np.isfinite(norm) & (norm > 0) & np.isfinite(log_variance).all(axis=1)
+        if not good.all():
+            raise UserError(
+                f"embedding {slab[~good][0]} is zero, NaN or infinite, or its log σ² is not "
+                "finite: embed that image again, or leave it out (--skip-bad)"
+            )
+        mean /= norm[:, None]
         lowest = np.minimum.reduceat(log_variance, own)
         # The surest image has weight 1, so that no sum is 0 or overflows.
         sizes = ends[first:last] - starts[first:last]
