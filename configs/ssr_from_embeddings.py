@@ -6,8 +6,13 @@ Needs: E, the training faces' embeddings (.npy, .npz, .parquet); A, the anchors,
     on each row of E (.npy, or text of one integer or name a line), in the anchors' numbering or by
     their names: a face's own identity is left out of its support set. Where the anchors are of
     other people, `--config.disjoint=True`, and L for the report alone.
-Hardware: TODO
-Expected: TODO
+Hardware: 2 CPU cores; 5,571 faces and 2,583 anchors of 128-d took 1.2 minutes in all, and 3.6 with
+    the settings of configs/lfw_pretrained.py, on a machine with other work. A GPU or TPU may take
+    `--config.ssr.targets=on_the_fly`.
+Expected: on LFW's anchor half with MobileFaceNet's embeddings, faces of held-out people: R² .427
+    and .401, rank correlation .674 and .644 (seeds 0 and 1); with the ssr settings of
+    configs/lfw_pretrained.py R² .376 and .473, rank correlation .723 and .794. TARs of so few faces
+    (740 and 676) differ by less than their intervals.
 Command: python -m ida_jax.main --config=configs/ssr_from_embeddings.py \
     --config.embeddings=E.npy --config.anchors=A.safetensors --config.labels=L --workdir=runs/ssr
 """

@@ -10,13 +10,9 @@ Fits the classifier of discriminative cohort score normalisation (rescore --meth
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ida_jax.command_line import Parser
-from ida_jax.errors import UserError, exit_code
-
-if TYPE_CHECKING:
-    import numpy as np
+from ida_jax.errors import exit_code
 
 
 def main(argv: list[str]) -> None:
@@ -47,12 +43,17 @@ def main(argv: list[str]) -> None:
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.rescoring.csn_fit import fit_csn
     from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.labels import read_labels
     from ida_jax.validation import unit_embeddings
 
+    found, anchors = read_embeddings(options.embeddings), read_anchors(options.anchors)
+    anchors.check_model(
+        fingerprint=found.fingerprint, width=found.width, whose=str(options.embeddings)
+    )
     csn = fit_csn(
-        unit_embeddings(read_embeddings(options.embeddings).embeddings),
-        _labels(options.labels),
-        read_anchors(options.anchors),
+        unit_embeddings(found.embeddings),
+        read_labels(options.labels),
+        anchors,
         top_n=options.top_n,
         degree=options.degree,
         prior=options.prior,
@@ -66,30 +67,6 @@ def main(argv: list[str]) -> None:
         f"of {csn.identities:,} identities, cohort: the {csn.top_n} nearest of {csn.anchors:,} "
         "anchors"
     )
-
-
-def _labels(path: Path) -> "np.ndarray":
-    import numpy as np
-
-    from ida_jax.files import require_file
-    from ida_jax.tables.blocks import open_npy
-
-    if path.suffix.lower() == ".npy":
-        return np.asarray(open_npy(path, what="labels"))
-    require_file(path, what="labels")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} as text: {error}") from error
-    labels = np.empty(len(lines), np.int64)
-    for number, line in enumerate(lines):
-        try:
-            labels[number] = int(line)
-        except (ValueError, OverflowError) as error:
-            raise UserError(
-                f"{path}, line {number + 1}: {line[:40]!r}, expected an integer, the identity"
-            ) from error
-    return labels
 
 
 if __name__ == "__main__":

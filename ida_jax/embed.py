@@ -1,4 +1,4 @@
-"""python -m ida_jax.embed --model=M --images=I --output=E [--landmarks=L] [--flip]
+"""python -m ida_jax.embed --model=M --images=I --output=E [--landmarks=L] [--flip] [--pfe=P]
 
 Embeddings of images by a model of ida_jax, float32 [N, D], as the network gives them: their norms
 are kept, and every command takes any norm. Killed in the middle, the same command continues; the
@@ -9,7 +9,11 @@ output appears whole or not at all.
      a list of landmarks is one too; or a verification set (.bin), its images in their order
   L  five points an image, LFW's or IJB's form: images are aligned; without it they are crops of the
      model's size already
-  E  .npy, with the images' names in E.names.txt beside it; .npz or .parquet, with the names inside
+  E  .npy, with the images' names in E.names.txt and the model's fingerprint in E.fingerprint.json
+     beside it; .npz or .parquet, with both inside. By the fingerprint other commands refuse anchors
+     and modules of another model
+  P  the model's uncertainty module (PFE), pfe.safetensors of a run's stage pfe; log σ² of each
+     image and dimension, float32 [N, D], then lies in E.log_variances.npy
 """
 
 import hashlib
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
     from ida_jax.data.image_files import ImageFiles
     from ida_jax.face_model import FaceModel
+    from ida_jax.uncertainty import UncertaintyModel
 
 # Images a part, the most that a kill costs.
 _PART = 4096
@@ -57,20 +62,23 @@ def main(argv: list[str]) -> None:
     points = None if options.landmarks is None else _points(options, files)
     source = _Source(files, model.preprocessing.image_size, points, options.skip_bad)
     output = options.output
+    uncertainty = None if options.pfe is None else _uncertainty(options.pfe, model)
     parts = output.parent / f".{output.name}.{_key(options, model, files)}.parts"
     try:
         parts.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
     try:
-        _embed_parts(parts, source, model, options)
-        skipped = _put_together(output, parts, files.names, model.width)
+        _embed_parts(parts, source, model, uncertainty, options)
+        skipped = _put_together(output, parts, files.names, model)
     except BaseException:
         if not any(parts.iterdir()):
             parts.rmdir()
         raise
     _clear(output)
     print(f"{len(files):,} embeddings of {model.width} numbers in {output}")
+    if uncertainty is not None:
+        print(f"their log-variances in {_variances(output)}")
     if skipped:
         named = ", ".join(line.split("\t")[0] for line in skipped[:_TOLD])
         print(
@@ -89,6 +97,7 @@ def _parser() -> Parser:
     add("--landmarks", type=Path, metavar="L", help="five points an image, by which it is aligned")
     add("--output", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--flip", action="store_true", help="adds the embedding of the mirror image")
+    add("--pfe", type=Path, metavar="P", help="the uncertainty module: log-variances too")
     add("--batch_size", type=int, default=128, help="images at once (128)")
     add("--skip-bad", action="store_true", help="what cannot be decoded, aligned or embedded "
         "becomes NaN and is listed in E.skipped.txt, instead of ending the run")
@@ -107,6 +116,14 @@ def _check(options: Any) -> None:
             f"--model={options.model}: expected a workdir or a .safetensors file, as "
             "python -m ida_jax.export --output=X.safetensors writes of other weights"
         )
+
+
+def _uncertainty(path: Path, model: "FaceModel") -> "UncertaintyModel":
+    from ida_jax.uncertainty import UncertaintyModel
+
+    uncertainty = UncertaintyModel.load(path)
+    uncertainty.check_model(fingerprint=model.fingerprint, width=model.width)
+    return uncertainty
 
 
 class _Source(NamedTuple):
@@ -193,7 +210,13 @@ def _file_name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _embed_parts(parts: Path, source: _Source, model: "FaceModel", options: Any) -> None:
+def _embed_parts(
+    parts: Path,
+    source: _Source,
+    model: "FaceModel",
+    uncertainty: "UncertaintyModel | None",
+    options: Any,
+) -> None:
     """Makes the parts that are not there."""
     from tqdm import tqdm
 
@@ -206,14 +229,23 @@ def _embed_parts(parts: Path, source: _Source, model: "FaceModel", options: Any)
     with tqdm(total=count, initial=count - todo, desc="embed", unit="image", leave=False) as bar:
         for rows in left:
             crops = _Crops(source, rows, bar.update)
-            embeddings = model.raw_embeddings(
-                crops, batch_size=options.batch_size, flip=options.flip
-            )
-            _save_part(_part(parts, rows.start), embeddings, crops.skipped, source, rows)
+            how = {"batch_size": options.batch_size, "flip": options.flip}
+            log_variances = None
+            if uncertainty is None:
+                embeddings = model.raw_embeddings(crops, **how)
+            else:
+                embeddings, log_variances = uncertainty.raw_embeddings(model, crops, **how)
+            part = _part(parts, rows.start)
+            _save_part(part, embeddings, log_variances, crops.skipped, source, rows)
 
 
 def _save_part(
-    part: Path, embeddings: "np.ndarray", skipped: dict[int, str], source: _Source, rows: range
+    part: Path,
+    embeddings: "np.ndarray",
+    log_variances: "np.ndarray | None",
+    skipped: dict[int, str],
+    source: _Source,
+    rows: range,
 ) -> None:
     import numpy as np
 
@@ -238,6 +270,10 @@ def _save_part(
         ]
         with written_whole(_reasons(part)) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
+    if log_variances is not None:
+        log_variances[list(skipped)] = np.nan
+        with written_whole(_variances(part)) as temporary, temporary.open("wb") as file:
+            np.save(file, log_variances)
     with written_whole(part) as temporary, temporary.open("wb") as file:
         np.save(file, embeddings)
 
@@ -250,20 +286,37 @@ def _reasons(part: Path) -> Path:
     return part.with_suffix(".skipped.txt")
 
 
+def _variances(part: Path) -> Path:
+    return part.with_suffix(".log_variances.npy")
+
+
 def _is_done(part: Path, skip_bad: bool) -> bool:
     # What a run with --skip-bad has skipped ends one without it.
     return part.is_file() and (skip_bad or not _reasons(part).is_file())
 
 
-def _put_together(output: Path, parts: Path, names: Sequence[str], width: int) -> list[str]:
+def _put_together(output: Path, parts: Path, names: Sequence[str], model: "FaceModel") -> list[str]:
     """Writes E and what stands beside it; the lines of E.skipped.txt."""
     import numpy as np
 
     from ida_jax.files import written_whole
     from ida_jax.tables.embedding_output import write_embeddings
 
-    paths = sorted(parts.glob("from-*.npy"))
-    write_embeddings(output, (np.load(path) for path in paths), names, width=width)
+    paths = sorted(path for path in parts.glob("from-*.npy") if path.suffixes == [".npy"])
+    embeddings = (np.load(path) for path in paths)
+    written = {"width": model.width, "fingerprint": model.fingerprint}
+    write_embeddings(output, embeddings, names, **written)
+    if all(_variances(path).is_file() for path in paths):
+        shape, start = (len(names), model.width), 0
+        with written_whole(_variances(output)) as temporary:
+            found = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+            for path in paths:
+                part = np.load(_variances(path))
+                found[start : start + len(part)] = part
+                start += len(part)
+            found.flush()
+    else:
+        _variances(output).unlink(missing_ok=True)
     reasons = [_reasons(path) for path in paths if _reasons(path).is_file()]
     skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
     if skipped:
@@ -277,6 +330,8 @@ def _put_together(output: Path, parts: Path, names: Sequence[str], width: int) -
 def _key(options: Any, model: "FaceModel", files: "ImageFiles") -> str:
     """Names a job: all that its embeddings depend on, to the last bit."""
     described = [model.fingerprint, options.flip, options.batch_size, files.stamp()]
+    if options.pfe is not None:
+        described.append(hashlib.sha256(options.pfe.read_bytes()).hexdigest())
     described.append(str(options.images.resolve()))
     if options.landmarks is not None:
         stat = options.landmarks.stat()

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.rescoring.job import Inputs, rescore_files
 
     _give_memory_back()
-    read = (options.anchors, options.ssr, options.csn, options.calibration)
+    read = (options.anchors, options.ssr, options.csn, options.dao_fit, options.calibration)
     for path in read:
         if path is not None:
             require_file(path, what="file")
@@ -100,13 +100,15 @@ def _parser() -> Parser:
         "--method",
         default="ida_r",
         metavar="METHOD",
-        help="cosine, ida_r (default), ida_r_fallback, ida_l, z_norm, t_norm, s_norm, as_norm, csn",
+        help="cosine, ida_r (default), ida_r_fallback, ida_r_fitted, ida_l, z_norm, t_norm, "
+        "s_norm, as_norm, csn",
     )
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
     add("--csn", type=Path, metavar="FILE", help="the classifier of csn (python -m ida_jax.csn)")
+    add("--dao_fit", type=Path, metavar="FILE", help="of ida_r_fitted (python -m ida_jax.fit_dao)")
     add(
         "--top_n", type=int, default=300, help="as_norm's cohort: each face's nearest anchors (300)"
     )
@@ -140,10 +142,14 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
-    for needed, name, path in (("ida_l", "ssr", options.ssr), ("csn", "csn", options.csn)):
+    for needed, name, path in (
+        ("ida_l", "ssr", options.ssr),
+        ("csn", "csn", options.csn),
+        ("ida_r_fitted", "dao_fit", options.dao_fit),
+    ):
         if options.method == needed and path is None:
             raise UserError(f"--method={needed} needs --{name}=FILE")
-    if options.scale == "dao" and options.method not in ("ida_r", "ida_r_fallback", "ida_l"):
+    if options.scale == "dao" and not options.method.startswith("ida_"):
         raise UserError(f"--scale=dao is for the IDA methods, not for {options.method}")
     if options.scale in ("llr", "percent") and options.calibration is None:
         raise UserError(
@@ -160,6 +166,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.rescoring.cohort import Csn
     from ida_jax.rescoring.density import DensityRegressor
+    from ida_jax.rescoring.fitted_dao import DaoFit
     from ida_jax.rescoring.rescorer import Rescorer
 
     anchors = None
@@ -182,6 +189,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         ddof=options.ddof,
         regressor=None if options.ssr is None else DensityRegressor.load(options.ssr),
         csn=None if options.csn is None else Csn.load(options.csn),
+        fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
         expected_faces=faces,
     )
 

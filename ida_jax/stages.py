@@ -4,8 +4,8 @@
     import    → DIR/model.safetensors            or a backbone's weights from elsewhere
     anchors   → DIR/anchors/anchors.safetensors  class weights or real-db (Table 4)
     ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
-    pfe       → DIR/pfe.safetensors              the uncertainty module (PFE), and by it the anchors'
-                                                 log σ², DIR/anchors/log_variances.npy
+    pfe       → DIR/pfe.safetensors              the uncertainty module (PFE), and by it
+                DIR/anchors/log_variances.npy    log σ² of the anchors
     csn       → DIR/csn.safetensors              the classifier of CSN
     evaluate  → DIR/results.json                 every method's figures; and DIR/report.html
 

@@ -81,11 +81,24 @@ class UncertaintyModel:
           UserError: another face model; a crop of another size; a zero, NaN or infinite embedding,
             or a σ² that is 0, NaN or infinite, named by row.
         """
+        raw, log_variances = self.raw_embeddings(
+            model, images, batch_size=batch_size, flip=flip, progress=progress
+        )
+        means = unit_embeddings(raw, what="the model's embeddings")
+        return ProbabilisticEmbeddings(means, require_log_variances(log_variances))
+
+    def raw_embeddings(
+        self,
+        model: FaceModel,
+        images: Sequence[np.ndarray],
+        *,
+        batch_size: int = 128,
+        flip: bool = False,
+        progress: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `embed`, embeddings as the network gives them and unchecked log-variances, [N, D]."""
         width = self.module.embedding_dim
-        require_same_model(
-            "uncertainty module", self.fingerprint, width,
-            fingerprint=model.fingerprint, width=model.width,
-        )  # fmt: skip
+        self.check_model(fingerprint=model.fingerprint, width=model.width)
         variables = jax.device_put((model.variables, self.variables), replicated(local_mesh()))
         network, module = build_network(model.network, model.network_options), self.module
         batches = by_batches(
@@ -99,8 +112,14 @@ class UncertaintyModel:
         )
         chunks = list(batches) or [(np.zeros((0, width), np.float32),) * 2]
         raw, log_variances = (np.concatenate(each) for each in zip(*chunks, strict=True))
-        means = unit_embeddings(raw, what="the model's embeddings")
-        return ProbabilisticEmbeddings(means, require_log_variances(log_variances))
+        return raw, log_variances
+
+    def check_model(self, *, fingerprint: str, width: int) -> None:
+        """Refuses a model that this module was not trained on, as `AnchorSet.check_model`."""
+        require_same_model(
+            "uncertainty module", self.fingerprint, self.module.embedding_dim,
+            fingerprint=fingerprint, width=width,
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the module as one safetensors file, whole or not at all."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from ida_jax.errors import UserError
 
+# Products of four variances are then float32; the uncertainty module's are above e^−14.
+_LARGEST_LOG_VARIANCE = 20.0
 _BLOCK = 1 << 20  # entries: a few MiB, which stay in cache
 
 
@@ -141,25 +143,27 @@ def require_unit(faces: np.ndarray, *, what: str = "faces") -> np.ndarray:
     return faces
 
 
-def require_log_variances(log_variances: np.ndarray, *, what: str = "log σ²") -> np.ndarray:
-    """Log-variances of faces as float32 [N, D].
+def require_log_variances(log_variances: np.ndarray, *, what: str = "log-variances") -> np.ndarray:
+    """log σ² of faces as it is, refused where a σ² is none that likelihoods can be computed of.
 
     Raises:
-      UserError: another rank or type, or a row with a NaN or an infinity, named by number.
+      UserError: no floating point [N, D], or an entry that is NaN or beyond ±20, named by row.
     """
     log_variances = np.asarray(log_variances)
     if log_variances.ndim != 2 or not np.issubdtype(log_variances.dtype, np.floating):
         raise UserError(
-            f"{what} is {log_variances.dtype} {list(log_variances.shape)}: expected floating "
-            "point [N, D]"
+            f"{what} are {log_variances.dtype} {list(log_variances.shape)}: "
+            "expected floating point [N, D]"
         )
-    bad = np.flatnonzero(~np.isfinite(log_variances).all(axis=1))
-    if bad.size:
+    # NaN fails the comparison too.
+    bad = np.argwhere(~(np.abs(log_variances) <= _LARGEST_LOG_VARIANCE))
+    if len(bad):
+        row, column = bad[0]
         raise UserError(
-            f"{what}: {_rows(bad)} NaN or infinite; train the uncertainty module again with a "
-            "lower pfe.learning_rate, or leave such faces out"
+            f"{what}: row {row} holds {log_variances[row, column]:g}, expected the logarithms of "
+            f"variances, within ±{_LARGEST_LOG_VARIANCE:g}: leave the face out or embed it again"
         )
-    return log_variances.astype(np.float32, copy=False)
+    return log_variances
 
 
 def _rows(rows: np.ndarray) -> str:

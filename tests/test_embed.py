@@ -17,7 +17,9 @@ from ida_jax.embed import main
 from ida_jax.errors import UserError
 from ida_jax.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.interop.weights import import_model
+from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.uncertainty import UncertaintyModel
 from ida_jax.validation import unit_embeddings
 
 OPTIONS = {"embedding_dim": 8}
@@ -85,13 +87,15 @@ def test_a_folder(tmp_path, model_dir, model, crops, suffix, flip, capsys):
     listed = tmp_path / "E.names.txt" if suffix == ".npy" else None
     read = read_embeddings(path, names=listed)
     assert read.names == sorted(NAMES)
+    assert read.fingerprint == model.fingerprint
     assert read.embeddings.dtype == np.float32
     images = [crops[name] for name in sorted(NAMES)]
     expected = model.raw_embeddings(images, flip=flip, batch_size=8)
     np.testing.assert_allclose(read.embeddings, expected, rtol=1e-4, atol=1e-5)
     assert "11 embeddings of 8 numbers" in capsys.readouterr().out
     assert not _hidden(tmp_path)
-    assert (tmp_path / "E.names.txt").exists() == (suffix == ".npy")
+    for beside in ("names.txt", "fingerprint.json"):
+        assert (tmp_path / f"E.{beside}").exists() == (suffix == ".npy")
     assert not (tmp_path / "E.skipped.txt").exists()
 
 
@@ -346,3 +350,55 @@ def test_the_mobilefacenet_on_lfw(shared_data, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     cosines = np.sum(unit_embeddings(ours) * unit_embeddings(theirs), axis=1)
     assert cosines.min() > 0.9999
+
+
+@pytest.fixture
+def uncertainty(model, tmp_path):
+    """A module of random weights that belongs to the model, as a file."""
+    module = UncertaintyModule(embedding_dim=8, hidden=5)
+    maps = np.zeros((1, SIZE // 16, SIZE // 16, 128), np.float32)
+    variables = module.init(jax.random.key(3), maps, train=False)
+    variables["params"]["scale"] = np.float32(1.5)  # variances that differ
+    made = UncertaintyModel(jax.tree.map(np.asarray, variables), model.fingerprint)
+    made.save(tmp_path / "pfe.safetensors")
+    return made
+
+
+@pytest.mark.parametrize("flip", [[], ["--flip"]])
+def test_log_variances_lie_beside_the_same_embeddings(
+    model, model_dir, uncertainty, crops, tmp_path, flip, capsys
+):
+    plain = np.load(_embed(tmp_path, model_dir, *flip, output="plain.npy"))
+    output = _embed(tmp_path, model_dir, *flip, f"--pfe={tmp_path / 'pfe.safetensors'}")
+    assert "log-variances in" in capsys.readouterr().out
+    np.testing.assert_allclose(np.load(output), plain, rtol=1e-5, atol=1e-6)
+    images = [crops[name] for name in sorted(crops)]
+    expected = uncertainty.embed(model, images, flip=bool(flip), batch_size=8)
+    found = np.load(tmp_path / "E.log_variances.npy")
+    np.testing.assert_allclose(found, expected.log_variances, rtol=1e-5)
+    assert np.ptp(found) > 0.1
+    assert _hidden(tmp_path) == []
+    # Embedded again without them, old ones do not stay beside the new embeddings.
+    _embed(tmp_path, model_dir, *flip)
+    assert not (tmp_path / "E.log_variances.npy").exists()
+
+
+def test_a_skipped_image_has_no_variance(model_dir, uncertainty, crops, tmp_path):
+    (tmp_path / "crops" / NAMES[4]).write_bytes(b"no image")
+    pfe = f"--pfe={tmp_path / 'pfe.safetensors'}"
+    output = _embed(tmp_path, model_dir, "--skip-bad", pfe)
+    bad = np.isnan(np.load(output)).all(axis=1)
+    np.testing.assert_array_equal(np.isnan(np.load(tmp_path / "E.log_variances.npy")).any(1), bad)
+    assert bad.sum() == 1
+
+
+def test_the_module_of_another_model_is_refused(model_dir, uncertainty, crops, tmp_path):
+    other = UncertaintyModel(uncertainty.variables, "0123456789abcdef")
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="the uncertainty module's 0123456789abcdef"):
+        _embed(tmp_path, model_dir, f"--pfe={tmp_path / 'other.safetensors'}")
+    with pytest.raises(UserError, match="expected the uncertainty_module file"):
+        _embed(tmp_path, model_dir, f"--pfe={tmp_path / 'nowhere.safetensors'}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "crops", "other.safetensors", "pfe.safetensors"
+    ]  # fmt: skip

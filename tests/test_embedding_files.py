@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,6 +11,7 @@ from pyarrow import parquet
 
 from ida_jax.errors import UserError
 from ida_jax.tables import embeddings as module
+from ida_jax.tables.embedding_output import write_embeddings
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.validation import unit_embeddings, unit_rows
 
@@ -50,6 +54,80 @@ def test_npz(tmp_path):
         np.savez(path, **arrays)
         with pytest.raises(UserError, match=message):
             read_embeddings(path)
+
+
+@pytest.fixture
+def known(tmp_path):
+    """E.npy, large enough for its middle to lie outside both ends, by the model abc."""
+    faces, path = _faces(20_000), tmp_path / "E.npy"
+    write_embeddings(path, [faces], list(map(str, range(20_000))), width=5, fingerprint="abc")
+    assert read_embeddings(path).fingerprint == "abc"
+    return path, faces
+
+
+def test_a_fingerprint_beside_a_later_npy_is_not_its(known):
+    path, faces = known
+    for row in (0, -1):
+        other = faces.copy()
+        other[row, -1] += 1
+        np.save(path, other)
+        assert read_embeddings(path).fingerprint == ""
+    for other in (faces[1:], faces[:1], faces.astype(np.float64), faces.reshape(-1, 10)):
+        np.save(path, other)
+        assert read_embeddings(path).fingerprint == ""
+    np.save(path, faces)  # the same embeddings again are still the model's
+    assert read_embeddings(path).fingerprint == "abc"
+
+
+def test_a_fingerprint_goes_with_its_npy(known, tmp_path):
+    path, _ = known
+    (tmp_path / "elsewhere").mkdir()
+    for file in (path, path.with_suffix(".fingerprint.json")):
+        shutil.copy(file, tmp_path / "elsewhere")  # at another time of change
+    assert read_embeddings(tmp_path / "elsewhere" / "E.npy").fingerprint == "abc"
+
+
+def test_a_file_in_the_fingerprints_place_that_says_nothing(known):
+    path, faces = known
+    beside = path.with_suffix(".fingerprint.json")
+    told = json.loads(beside.read_text())
+    for content in ("", "{", "[]", "{}", "3", json.dumps(told | {"fingerprint": 3}),
+                    json.dumps({"fingerprint": "abc"})):  # fmt: skip
+        beside.write_text(content)
+        read = read_embeddings(path)
+        assert read.fingerprint == ""
+        np.testing.assert_array_equal(read.embeddings, faces)
+    beside.write_bytes(b"\xff\xfe{")
+    assert read_embeddings(path).fingerprint == ""
+    beside.unlink()
+    beside.mkdir()
+    assert read_embeddings(path).fingerprint == ""
+
+
+def test_arrays_that_are_called_fingerprint(tmp_path):
+    path, faces = tmp_path / "e.npz", _faces()
+    np.savez(path, faces=faces, fingerprint="abc")
+    read = read_embeddings(path)
+    assert read.fingerprint == "abc"
+    np.testing.assert_array_equal(read.embeddings, faces)
+    for other in (np.arange(3), np.array(["abc", "xyz"]), np.array(b"abc")):
+        np.savez(path, faces=faces, fingerprint=other)
+        assert read_embeddings(path).fingerprint == ""
+    np.savez(path, fingerprint=faces)
+    read = read_embeddings(path)
+    assert read.fingerprint == ""
+    np.testing.assert_array_equal(read.embeddings, faces)
+
+
+@pytest.mark.parametrize("columns", [["embedding"], ["embedding", "name"], ["d0", "d1"]])
+def test_parquet_keeps_the_fingerprint_in_its_metadata(tmp_path, columns):
+    rows = {"embedding": [[1.0, 2.0]], "name": ["a"], "d0": [1.0], "d1": [2.0]}
+    table = pa.table({name: rows[name] for name in columns})
+    for metadata, fingerprint in (({"fingerprint": "abc"}, "abc"), ({"other": "x"}, ""), ({}, "")):
+        parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "e.parquet")
+        read = read_embeddings(tmp_path / "e.parquet")
+        assert read.fingerprint == fingerprint
+        np.testing.assert_array_equal(read.embeddings, [[1, 2]])
 
 
 def _lists(faces, kind):

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 from jax import export as jax_export
+from jax.sharding import NamedSharding, PartitionSpec
 
+import ida_jax
 from ida_jax import export
 from ida_jax.errors import UserError
 from ida_jax.face_model import FaceModel, Preprocessing, build_network
@@ -114,6 +116,82 @@ def test_log_density_of_every_target(name, target, nano):
     assert np.ptp(expected) > 1e-4
     found = to_graph(to_bytes(nano, ssr=ssr))(images)["log_density"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("input", ["uint8", "float_nchw"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_pure_function(input, target, nano, small_mobile):
+    for model, batch in ((nano, 8), (small_mobile, 1), (small_mobile, 7)):
+        side = model.preprocessing.image_size
+        images = np.random.default_rng(3).integers(0, 256, (batch, side, side, 3), np.uint8)
+        embeddings = model.embed(images)
+        ssr = random_ssr(model, target)
+        floor = float(np.exp(np.median(ssr.log_density(embeddings))))
+        ssr = ssr if target == "log" else replace(ssr, floor=floor)
+        inputs = images
+        if input == "float_nchw":
+            inputs = np.asarray(model.preprocessing(images)).transpose(0, 3, 1, 2)
+        variables, apply = ida_jax.deployable(model, ssr, input=input)
+        out = jax.jit(apply)(variables, inputs)
+        assert {key: (x.shape, x.dtype) for key, x in out.items()} == {
+            "embedding": ((batch, model.width), np.float32),
+            "log_density": ((batch,), np.float32),
+        }
+        np.testing.assert_allclose(out["embedding"], embeddings, atol=1e-5)
+        np.testing.assert_allclose(out["log_density"], ssr.log_density(embeddings), atol=1e-5)
+        variables, apply = ida_jax.deployable(model, input=input)
+        (alone,) = jax.jit(apply)(variables, inputs).items()
+        assert (alone[0], set(variables)) == ("embedding", {"network"})
+        np.testing.assert_allclose(alone[1], embeddings, atol=1e-5)
+
+
+def test_the_pure_function_is_vmapped_sharded_and_differentiated(nano):
+    images = np.random.default_rng(4).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    ssr = random_ssr(nano)
+    variables, apply = ida_jax.deployable(nano, ssr)
+    expected = jax.jit(apply)(variables, images)
+    mapped = jax.jit(jax.vmap(apply, in_axes=(None, 0)))
+    for key, found in mapped(variables, images.reshape(2, 8, 32, 32, 3)).items():
+        np.testing.assert_allclose(found.reshape(expected[key].shape), expected[key], atol=1e-5)
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    everywhere = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    for key, found in jax.jit(apply)(everywhere, jax.device_put(images, rows)).items():
+        assert found.sharding.is_equivalent_to(rows, found.ndim)
+        np.testing.assert_allclose(found, expected[key], atol=1e-5)
+
+    # By the images: d log F / dx against a central difference in a random direction.
+    variables, apply = ida_jax.deployable(nano, ssr, input="float_nchw")
+    x = np.asarray(nano.preprocessing(images[:1])).transpose(0, 3, 1, 2)
+    direction = np.random.default_rng(5).choice(np.float32([-1, 1]), x.shape)
+    log_density = jax.jit(lambda x: apply(variables, x)["log_density"][0])
+    slope = np.sum(jax.grad(log_density)(x) * direction)
+    difference = (log_density(x + 1e-2 * direction) - log_density(x - 1e-2 * direction)) / 2e-2
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(slope, difference, rtol=0.05, atol=1e-4)
+
+
+def test_the_pure_function_takes_its_weights_as_arguments(nano):
+    ssr = random_ssr(nano)
+    variables, apply = ida_jax.deployable(nano, ssr)
+    images = np.random.default_rng(4).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    zeros = jax.tree.map(np.zeros_like, variables["ssr"])
+    found = apply(variables | {"ssr": zeros}, images)["log_density"]
+    np.testing.assert_allclose(found, np.full(3, ssr.mean), atol=1e-6)
+    with pytest.raises(UserError, match=r"fingerprint is .* SSR module's 0000"):
+        ida_jax.deployable(nano, replace(ssr, fingerprint="0" * 16))
+    with pytest.raises(UserError, match="input 'float' is unknown"):
+        ida_jax.deployable(nano, input="float")
+
+
+def test_a_bfloat16_pure_function(nano):
+    low = replace(nano, network_options={**nano.network_options, "dtype": "bfloat16"})
+    images = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for float32, model in ((False, low), (True, nano)):
+        variables, apply = ida_jax.deployable(low, random_ssr(low), float32=float32)
+        found = jax.jit(apply)(variables, images)["embedding"]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, model.embed(images), atol=1e-5)
 
 
 def test_iresnet18_as_onnx():

@@ -166,6 +166,6 @@ def test_mistakes(monkeypatch):
         nearest_by_likelihood(*good[:3], spoilt(np.nan), k=2, scale=1.0)
     with pytest.raises(UserError, match="the faces are 4 wide, the anchors 5"):
         nearest_by_likelihood(*good[:2], *reference.gaussians((9, 5), 1), k=2, scale=1.0)
-    monkeypatch.setattr(module, "_MOST_PAIRS", 35)
+    monkeypatch.setattr(pairs_module, "_MOST_PAIRS", 35)
     with pytest.raises(UserError, match="9 faces make 36 pairs, more than the 35"):
         score_all_pairs_mls(means, log_variances, labels)

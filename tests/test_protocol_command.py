@@ -212,6 +212,31 @@ def test_ijb(tmp_path, anchors):
         evaluate.main([*common, f"--embeddings={tmp_path / 'E.npz'}", f"--output={tmp_path / 'x'}"])
     assert "ijbc_1to1_norm_detector" in found["rows"]
     assert "rank" in found["rows"]["ijbc_1toN_norm_detector"]["ida_r"]
+    # With PFE: the same names bring the variances into the lists' order too.
+    np.savez(tmp_path / "E.npz", embeddings=shuffled, names=np.array(names)[order])
+    log_variances = np.random.default_rng(1).normal(-6, 1, shuffled.shape).astype(np.float32)
+    np.save(tmp_path / "V.npy", log_variances[order])
+    np.save(tmp_path / "rows.npy", log_variances)
+    np.save(tmp_path / "A.npy", np.zeros((70, D), np.float32))
+    for kind, embeddings, variances in (
+        ("pfe", tmp_path / "E.npz", "V.npy"), ("pfe_rows", release / "embeddings.npy", "rows.npy")
+    ):  # fmt: skip
+        (tmp_path / kind).mkdir()
+        found[kind], _ = _run(
+            tmp_path / kind, *common, f"--embeddings={embeddings}",
+            f"--log_variances={tmp_path / variances}",
+            f"--anchor_log_variances={tmp_path / 'A.npy'}",
+        )  # fmt: skip
+    assert found["pfe"] == found["pfe_rows"]
+    assert set(found["pfe"]["ijbc_1to1_norm_detector"]) == {
+        "cosine", "ida_r", "pfe_fusion", "pfe", "pfe_ida_r", "pfe_mls_ida_r"
+    }  # fmt: skip
+    np.save(tmp_path / "V.npy", log_variances[:7])
+    with pytest.raises(UserError, match="expected one of each entry"):
+        evaluate.main(
+            [*common, f"--embeddings={tmp_path / 'E.npz'}", f"--output={tmp_path / 'x'}",
+             f"--log_variances={tmp_path / 'V.npy'}"]
+        )  # fmt: skip
 
 
 def test_megaface(tmp_path, anchors):

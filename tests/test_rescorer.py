@@ -27,8 +27,10 @@ def scorers(tmp_path_factory):
     regressor.save(path)
     csn = ida_jax.fit_csn(FACES, np.arange(30) // 3, ida_jax.AnchorSet(ANCHORS), top_n=TOP_N)
     made = {m: {} for m in METHODS} | {"as_norm": {"top_n": TOP_N}, "csn": {"csn": csn}}
+    fit = ida_jax.DaoFit(TAU, 1.5, 3.0, 0.1, width=16, anchors=60)
+    made["ida_r_fitted"] = {"fit": fit, "k": None, "tau": None}
     scorers = {
-        method: Rescorer(ANCHORS, k=K, tau=TAU, method=method, **options)
+        method: Rescorer(ANCHORS, method=method, **({"k": K, "tau": TAU} | options))
         for method, options in made.items()
         if method != "ida_l"
     }
@@ -126,7 +128,7 @@ def test_the_defaults_are_the_anchor_sets_own():
 
 
 def test_mistakes(scorers):
-    regressor = scorers["ida_l"].regressor
+    regressor, fit = scorers["ida_l"].regressor, scorers["ida_r_fitted"].fit
     for arguments, message in (
         ({"method": "ida"}, "method 'ida' is unknown: choose one of cosine, ida_r"),
         ({"anchors": None}, "ida_r needs anchors"),
@@ -136,6 +138,9 @@ def test_mistakes(scorers):
         ({"method": "as_norm"}, r"top_n = 300 neighbours .* 60 anchors"),
         ({"method": "ida_l"}, "needs an SSR module"),
         ({"method": "csn"}, "needs its trained classifier"),
+        ({"method": "ida_r_fitted"}, "needs its constants"),
+        ({"method": "ida_r_fitted", "fit": fit, "k": 5}, "leave them out"),
+        ({"method": "ida_r_fitted", "fit": fit, "anchors": ANCHORS[1:]}, "with 60 anchors, 59"),
         ({"method": "ida_l", "regressor": regressor, "k": 5}, r"trained for k = 4 and tau = 2"),
         ({"anchors": np.where(ANCHORS[3] == ANCHORS, np.nan, ANCHORS)}, "anchors: row 3 is"),
     ):

@@ -166,6 +166,6 @@ def test_the_artefact_gives_the_models_means_and_belongs_to_it(model, faces, tmp
     with pytest.raises(UserError, match="expected 'uncertainty_module'"):
         UncertaintyModel.load(tmp_path / "model.safetensors")
     uncertainty.variables["params"]["shift"] = np.float32(np.nan)
-    with pytest.raises(UserError, match="log σ²: rows 0, 1 are NaN or infinite"):
+    with pytest.raises(UserError, match="log-variances: row 0 holds nan, expected"):
         uncertainty.embed(model, faces.images[:2])
 

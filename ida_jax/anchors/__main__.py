@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _BUILD = """Makes an anchor set, from exactly one of
 
-  --embeddings=E [--labels=L]    embeddings of any model: every row, or one an identity
+  --embeddings=E [--labels=L]    embeddings, with their model's fingerprint: all, or one a person
   --model=M --class_weights      the weights of a model's margin head
   --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model
 
@@ -94,10 +94,12 @@ def _build(argv: list[str]) -> None:
     common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
     if options.embeddings is not None:
         people = None if options.labels is None else sources.read_people(options.labels)
+        found = read_embeddings(options.embeddings)
         anchors = sources.embedding_anchors(
-            read_embeddings(options.embeddings).embeddings,
+            found.embeddings,
             people=people,
             per_identity=options.per_identity,
+            fingerprint=found.fingerprint,
             **common,
         )
     elif options.class_weights:
@@ -309,13 +311,14 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
     from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.validation import unit_embeddings
 
-    embeddings, names = read_embeddings(options.against)
+    found, path = read_embeddings(options.against), str(options.against)
+    anchors.check_model(fingerprint=found.fingerprint, width=found.width, whose=path)
     people = None
     if options.labels is not None:
         people = read_people(options.labels)
-    elif anchors.names and names is not None and all("/" in name for name in names):
-        people = [name.rsplit("/", 1)[0] for name in names]
-    return _Probes(unit_embeddings(embeddings, what="probes"), names, people)
+    elif anchors.names and found.names and all("/" in name for name in found.names):
+        people = [name.rsplit("/", 1)[0] for name in found.names]
+    return _Probes(unit_embeddings(found.embeddings, what="probes"), found.names, people)
 
 
 def _list(
@@ -331,12 +334,10 @@ def _list(
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    import json
-
-    from ida_jax.files import written_whole
+    from ida_jax.files import json_text, written_whole
 
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
 
 
 def _command() -> int:

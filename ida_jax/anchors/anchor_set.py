@@ -132,7 +132,7 @@ class AnchorSet:
                 names=tuple(names),
             )
 
-    def check_model(self, *, fingerprint: str, width: int) -> None:
+    def check_model(self, *, fingerprint: str, width: int, whose: str = "the model") -> None:
         """Refuses a model that did not make these anchors.
 
         Embeddings of two models share no space, even of the same width: densities between them
@@ -142,5 +142,6 @@ class AnchorSet:
           UserError: another width, or another fingerprint where both are known.
         """
         require_same_model(
-            "anchors", self.fingerprint, self.width, fingerprint=fingerprint, width=width
-        )
+            "anchors", self.fingerprint, self.width,
+            fingerprint=fingerprint, width=width, whose=whose,
+        )  # fmt: skip

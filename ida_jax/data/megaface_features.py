@@ -53,7 +53,7 @@ def feature_blocks(
         files = [f"{folder}/{path}{ending}" for path in paths]
         _require_all([f for f in files if not os.path.isfile(f)], len(files), f"in {folder}")
         return _read_features(files, starts, block)
-    embeddings, own = source
+    embeddings, own = source.embeddings, source.names
     if own is None:
         raise UserError("the embeddings have no names: give one a row, the list's paths")
     row_of_name = {name.removeprefix("./"): row for row, name in enumerate(own)}

@@ -46,7 +46,7 @@ PROTOCOLS = (
     "ijbc",
     "megaface",
 )
-_MODULES = {"ida_l": "ssr", "csn": "csn"}
+_MODULES = {"ida_l": "ssr", "csn": "csn", "ida_r_fitted": "dao_fit"}
 _IJB = ("ijbb", "ijbc")
 # Flags that some protocols alone read, and their defaults there.
 _ONLY_FOR = {
@@ -59,6 +59,8 @@ _ONLY_FOR = {
     "norm": (_IJB, "keep"),
     "detector": (_IJB, "weight"),
     "densities": (_IJB, "template"),
+    "log_variances": (_IJB, None),
+    "anchor_log_variances": (_IJB, None),
 }
 
 
@@ -78,7 +80,7 @@ def _run(options: Any, files: Mapping[str, Path | None], methods: tuple[str, ...
     from ida_jax.report.tables import results_table
 
     embeddings = _embeddings(options)
-    scorers = _scorers(options, files, methods, embeddings.embeddings)
+    scorers = _scorers(options, files, methods, embeddings)
     evaluated = _evaluate(options, embeddings, scorers)
     groups = _groups(options, embeddings, scorers)
     results: dict[str, Any] = {
@@ -146,6 +148,7 @@ def _parser() -> Parser:
     add("--anchors", type=Path, metavar="A", help="an anchor set, or embeddings")
     add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
     add("--csn", type=Path, metavar="FILE", help="the classifier of csn")
+    add("--dao_fit", type=Path, metavar="FILE", help="the fit of ida_r_fitted")
     add("--methods", type=_words, metavar="METHOD,…", help="all that the given files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
@@ -162,6 +165,8 @@ def _parser() -> Parser:
         "are weighted by the detector's score where the release has it (weight)")
     add("--densities", choices=("template", "images"), help="of ijbb, ijbc: F "
         "of the pooled embedding (template), or pooled F of its images")
+    add("--log_variances", type=Path, metavar="V", help="of ijbb, ijbc: E's, for PFE (embed --pfe)")
+    add("--anchor_log_variances", type=Path, metavar="V", help="the anchors' (W's own)")
     # fmt: on
     return parser
 
@@ -207,7 +212,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     from ida_jax.files import require_file
     from ida_jax.rescoring.rescorer import METHODS
 
-    files = {"anchors": options.anchors, "ssr": options.ssr, "csn": options.csn}
+    files = {kind: getattr(options, kind) for kind in ("anchors", "ssr", "csn", "dao_fit")}
     if options.run is not None:
         if not options.run.is_dir():
             raise UserError(f"no workdir at {options.run}: expected that of python -m ida_jax.main")
@@ -231,7 +236,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
         if method != "cosine" and files[_MODULES.get(method, "anchors")] is None
     }
     if files["anchors"] is None:
-        lacking["csn"] = "anchors"
+        lacking |= {"csn": "anchors", "ida_r_fitted": "anchors"}
     if options.methods is None:
         # Z- and T-norm look at one side alone, which a list of pairs does not tell apart.
         usual = [m for m in METHODS if m not in ("z_norm", "t_norm")]
@@ -253,24 +258,29 @@ def _embeddings(options: Any) -> "EmbeddingFile":
 
 
 def _scorers(
-    options: Any, files: Mapping[str, Path | None], methods: tuple[str, ...], embeddings: Any
+    options: Any,
+    files: Mapping[str, Path | None],
+    methods: tuple[str, ...],
+    found: "EmbeddingFile",
 ) -> "dict[str, Rescorer]":
-    from ida_jax.rescoring.methods import load_scorers
+    from ida_jax.rescoring.methods import load_scorers, require_same_models
 
     if files["anchors"] is not None and files["anchors"].samefile(options.embeddings):
         raise UserError(
             f"the anchors are the embeddings themselves, {options.embeddings}: each face would be "
             "its own nearest anchor; take faces of other people"
         )
-    return load_scorers(
+    scorers = load_scorers(
         methods,
         **files,
         k=options.k,
         tau=options.tau,
         top_n=options.top_n,
         searcher=options.searcher,
-        expected_faces=len(embeddings),
+        expected_faces=len(found.embeddings),
     )
+    require_same_models(options.embeddings, found.fingerprint, scorers.values())
+    return scorers
 
 
 def _evaluate(

@@ -14,15 +14,17 @@ import numpy as np
 
 from ida_jax.errors import UserError
 from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.evaluation.ijb_pfe import ImageVariances
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.scored_pairs import OVER_PAIRS, evaluate_labelled_pairs
 from ida_jax.protocols.pair_lists import consecutive_pairs, read_calfw_pairs, read_lfw_pairs
-from ida_jax.rescoring.methods import labels_among_anchors
+from ida_jax.rescoring.methods import labels_among_anchors, require_same_models
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.blocks import open_npy
 from ida_jax.tables.embeddings import EmbeddingFile
-from ida_jax.validation import unit_rows
+from ida_jax.validation import require_same_model, unit_rows
 
 _FARS = (1e-3, 1e-4, 1e-5)
 _FOLDS = 10
@@ -189,6 +191,11 @@ def distractors(
         )
     if not crowd.is_dir():
         crowd = read_embeddings(crowd, names=names_beside(crowd, options.distractor_names))
+        require_same_model(
+            "probes", found.fingerprint, found.width,
+            fingerprint=crowd.fingerprint, width=crowd.width, whose=str(options.distractors),
+        )  # fmt: skip
+        require_same_models(options.distractors, crowd.fingerprint, scorers.values())
     data = load_megaface(find_lists(options.files), facescrub=found, megaface=crowd)
     evaluated = evaluate_megaface(
         data.probes,
@@ -212,6 +219,9 @@ def templates(
     subset = options.protocol
     meta = read_ijb(options.files, subset=subset)
     galleries = read_galleries(options.files, subset=subset, template_ids=meta.template_ids)
+    variances = None
+    if options.log_variances is not None:
+        variances = _image_variances(options, found, meta.names)
     return evaluate_ijb(
         in_order(found, meta.names, options.embeddings),
         meta,
@@ -223,9 +233,27 @@ def templates(
         detector=options.detector == "weight",
         densities=options.densities,
         skip_bad=options.skip_bad,
+        variances=variances,
         fars=options.fars or FARS,
         **_bootstrap(options),
     )
+
+
+def _image_variances(options: Any, found: EmbeddingFile, names: Sequence[str]) -> ImageVariances:
+    path, beside = options.log_variances, options.anchor_log_variances
+    log_variances = open_npy(path, what="log-variances")
+    if log_variances.shape != found.embeddings.shape:
+        raise UserError(
+            f"{path} is {list(log_variances.shape)} and {options.embeddings} "
+            f"{list(found.embeddings.shape)}: expected one of each entry, from one "
+            "python -m ida_jax.embed --pfe"
+        )
+    if beside is None and options.run is not None and options.anchors is None:
+        own = options.run / "anchors" / "log_variances.npy"
+        beside = own if own.is_file() else None
+    anchors = None if beside is None else open_npy(beside, what="the anchors' log-variances")
+    listed = found._replace(embeddings=log_variances)
+    return ImageVariances(in_order(listed, names, path), anchors)
 
 
 def in_order(found: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every export has: its input, what is said about it, and the check against JAX.
+"""What every export has: its function, its input, what is said about it, the check against JAX.
 
 A graph takes a batch of any size B and gives
 
@@ -12,12 +12,16 @@ B batch, H and W image size, D embedding.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.errors import UserError
-from ida_jax.face_model import FaceModel
+from ida_jax.face_model import FaceModel, build_network
+from ida_jax.models.ssr import SSR
+from ida_jax.ops.hypersphere import normalize
 from ida_jax.rescoring.density import DensityRegressor
 
 # What a graph can take. "uint8": RGB crops [B, H, W, 3] as read, normalised inside the graph.
@@ -25,6 +29,63 @@ from ida_jax.rescoring.density import DensityRegressor
 INPUTS = ("uint8", "float_nchw")
 
 Graph = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+class Deployable(NamedTuple):
+    """A face model, with or without its SSR module, as arrays and a pure function of them.
+
+    Attributes:
+      variables: {"network": …, "ssr": …}, a pytree of arrays; "ssr" only with an SSR module.
+      apply: (variables, images) → {"embedding": float32 [B, D], "log_density": float32 [B]},
+        without "log_density" where there is no SSR module.
+    """
+
+    variables: dict[str, Any]
+    apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
+
+
+def deployable(
+    model: FaceModel,
+    ssr: DensityRegressor | None = None,
+    *,
+    input: str = "uint8",
+    float32: bool = False,
+) -> Deployable:
+    """From crops x to f = N(x) / ‖N(x)‖ and log F(f), for use inside one's own `jax.jit`.
+
+    The function that `python -m ida_jax.export` writes: nothing in it leaves JAX, so that it can be
+    vmapped, differentiated and sharded. log F is the SSR module's M (section 3.2):
+    mean + std · M(f) for the target "log", log max(mean + std · M(f), floor) for the others.
+
+        variables, apply = ida_jax.deployable(model, ssr)
+        out = jax.jit(apply)(variables, images)
+
+    Args:
+      model: whose fingerprint the SSR module must carry.
+      ssr: its SSR module.
+      input: "uint8", images are RGB crops [B, H, W, 3] as read; "float_nchw", float32
+        [B, 3, H, W], RGB and normalised already.
+      float32: convolutions in float32, as in exports, instead of in the model's own dtype.
+
+    Raises:
+      UserError: an unknown input, or an SSR module of another model.
+    """
+    description(model, input=input, ssr=ssr)
+    model = in_float32(model) if float32 else model
+    network = build_network(model.network, model.network_options)
+    nhwc = model.preprocessing if input == "uint8" else _nhwc
+    variables: dict[str, Any] = {"network": model.variables}
+    if ssr is not None:
+        variables["ssr"] = ssr.params
+
+    def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        embedding = normalize(network.apply(variables["network"], nhwc(images), train=False))
+        if ssr is None:
+            return {"embedding": embedding}
+        log_density = _log_density(ssr, variables["ssr"], embedding)
+        return {"embedding": embedding, "log_density": log_density}
+
+    return Deployable(variables, apply)
 
 
 def in_float32(model: FaceModel) -> FaceModel:
@@ -103,3 +164,14 @@ def largest_difference(
         inputs = images
     actual = graph(np.ascontiguousarray(inputs))
     return max(float(np.max(np.abs(actual[name] - value))) for name, value in expected.items())
+
+
+def _nhwc(images: jax.Array) -> jax.Array:
+    return images.transpose(0, 2, 3, 1)
+
+
+def _log_density(ssr: DensityRegressor, params: Any, embedding: jax.Array) -> jax.Array:
+    """`DensityRegressor.log_density`, traceable: [B, D] → [B]."""
+    out = SSR(hidden=params["hidden_fc"]["kernel"].shape[1]).apply({"params": params}, embedding)
+    out = jnp.float32(ssr.mean) + jnp.float32(ssr.std) * out
+    return out if ssr.target == "log" else jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))

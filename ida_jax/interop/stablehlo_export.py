@@ -18,11 +18,9 @@ import numpy as np
 from jax import export, lax
 
 from ida_jax.errors import UserError
-from ida_jax.face_model import FaceModel, build_network
-from ida_jax.interop.exported import Graph, description, in_float32, input_shape
+from ida_jax.face_model import FaceModel
+from ida_jax.interop.exported import Graph, deployable, input_shape
 from ida_jax.models.mobilefacenet import DepthwiseConv
-from ida_jax.models.ssr import SSR
-from ida_jax.ops.hypersphere import normalize
 from ida_jax.rescoring.density import DensityRegressor
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -34,8 +32,8 @@ def stablehlo_bytes(
     """The serialised `jax.export.Exported` of a face model, float32, for any batch.
 
     One argument, the images; it returns {"embedding": …} and, with an SSR module, "log_density":
-    see `ida_jax.interop.exported`, whose `description` belongs beside the file. The weights are in
-    it.
+    `ida_jax.interop.exported.deployable` with its weights in it. That module's `description`
+    belongs beside the file.
 
     Args:
       model: a bfloat16 one is written as float32.
@@ -49,18 +47,12 @@ def stablehlo_bytes(
         import flatbuffers  # noqa: F401, jax's serialize needs it
     except ImportError as error:
         raise UserError("StableHLO needs flatbuffers: pip install ida_jax[interop]") from error
-    description(model, input=input, ssr=ssr)
-    model = in_float32(model)
-    network = build_network(model.network, model.network_options)
-    variables = jax.tree.map(np.asarray, model.variables)
+    variables, apply = deployable(model, ssr, input=input, float32=True)
+    variables = jax.tree.map(np.asarray, variables)
 
     def graph(images: jax.Array) -> dict[str, jax.Array]:
-        nhwc = model.preprocessing if input == "uint8" else _nhwc
         with nn.intercept_methods(_grouped_convolutions):
-            embedding = normalize(network.apply(variables, nhwc(images), train=False))
-        if ssr is None:
-            return {"embedding": embedding}
-        return {"embedding": embedding, "log_density": _log_density(ssr, embedding)}
+            return apply(variables, images)
 
     dtype = jnp.uint8 if input == "uint8" else jnp.float32
     shape = (*export.symbolic_shape("B"), *input_shape(model, input))
@@ -68,10 +60,6 @@ def stablehlo_bytes(
         jax.ShapeDtypeStruct(shape, dtype)
     )
     return bytes(exported.serialize())
-
-
-def _nhwc(images: jax.Array) -> jax.Array:
-    return images.transpose(0, 2, 3, 1)
 
 
 def stablehlo_graph(data: bytes) -> Graph:
@@ -96,11 +84,3 @@ def _grouped_convolutions(call: Any, args: tuple, kwargs: dict[str, Any], contex
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
-
-
-def _log_density(ssr: DensityRegressor, embedding: jax.Array) -> jax.Array:
-    """`DensityRegressor.log_density`, traceable: [B, D] → [B]."""
-    params = jax.tree.map(np.asarray, ssr.params)
-    out = SSR(hidden=params["hidden_fc"]["kernel"].shape[1]).apply({"params": params}, embedding)
-    out = jnp.float32(ssr.mean) + jnp.float32(ssr.std) * out
-    return out if ssr.target == "log" else jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))

@@ -26,6 +26,11 @@ _STYLES = {
     "as_norm": ("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
     "pfe_ida_r": ("#CC79A7", "-", "P"),
     "ida_r_fallback": ("#56B4E9", "--", "X"),
+    "ida_r_fitted": ("#1B4B8A", ":", "*"),
+    "pfe_fusion": ("#66C2A5", "--", "D"),
+    "pfe_ida_l": ("#E7A6CB", "-.", "P"),
+    "pfe_mls_ida_r": ("#8E2F72", "-", "h"),
+    "pfe_mls_ida_l": ("#8E2F72", ":", "H"),
     "csn": ("#8C6D1F", "-.", ">"),
     "s_norm": ("#999999", ":", "<"),
 }

@@ -7,6 +7,7 @@ METHOD_NAMES = {
     "cosine": "Cosine",
     "ida_r": "IDA-R",
     "ida_r_fallback": "IDA-R fallback",
+    "ida_r_fitted": "IDA-R fitted",
     "ida_l": "IDA-L",
     "pfe_fusion": "PFE fusion",
     "pfe": "PFE",

@@ -11,8 +11,19 @@ EXPLANATIONS = {
     "so that their pairs rank by their cosine. Ours, not the paper’s.",
     "ida_l": "The same DAO, with F predicted from the face’s own embedding by a small network (the "
     "SSR module), so that scoring needs no anchors.",
-    "pfe": "Probabilistic face embeddings: each embedding comes with an uncertainty for each "
-    "dimension, and the score is the likelihood that both are of one person.",
+    "ida_r_fitted": "IDA-R with the densities’ weight and the support set’s size fitted on "
+    "development faces. Ours, not the paper’s.",
+    "pfe_fusion": "Probabilistic face embeddings: each embedding comes with a variance for each "
+    "dimension. A template’s images are averaged with the weights 1/σ², and templates compared by "
+    "cosine.",
+    "pfe": "The same, scored by the likelihood that both are of one person (the mutual likelihood "
+    "score).",
+    "pfe_ida_r": "IDA-R on the means of PFE’s fused templates.",
+    "pfe_ida_l": "IDA-L on the means of PFE’s fused templates.",
+    "pfe_mls_ida_r": "IDA-R with the mutual likelihood score, brought to the cosine’s scale, in "
+    "the place of every inner product: of the pair, and of each face with its anchors.",
+    "pfe_mls_ida_l": "The mutual likelihood score, brought to the cosine’s scale, for the pair, "
+    "with F by the SSR module.",
     "z_norm": "The cosine, less the mean and over the deviation of the first face’s scores with "
     "all anchors (the cohort).",
     "t_norm": "The same with the second face’s cohort scores.",

@@ -111,7 +111,7 @@ def fit_csn(
     found = support_sets(
         faces, anchors, k=top_n + spare, labels=labels if known else None, searcher=searcher
     )
-    _refuse_the_faces_themselves(found.similarities)
+    refuse_the_faces_themselves(found.similarities)
     cohorts = _Cohorts(
         found.similarities.astype(np.float64),
         np.asarray(anchors.labels)[found.indices] if known else np.full_like(found.indices, -1),
@@ -283,7 +283,7 @@ def _check(
         )
 
 
-def _refuse_the_faces_themselves(similarities: np.ndarray) -> None:
+def refuse_the_faces_themselves(similarities: np.ndarray) -> None:
     """A face within its own cohort would teach the classifier what no other face will show."""
     themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
     # Data sets hold a few images under two names; anchors taken from the faces are a large share.

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from ida_jax.errors import UserError
 from ida_jax.files import require_file, written_whole
 from ida_jax.processes import OthersFailed, agree, is_first
+from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
@@ -95,15 +96,17 @@ def rescore_files(
       chunk: pairs scored at once; it changes the last bits of scores, and belongs to `settings`.
 
     Raises:
-      UserError: a mistake in a file, named; an output that cannot be written.
+      UserError: a mistake in a file, named; embeddings of another model than the scorer's; an
+        output that cannot be written.
     """
     start = time.perf_counter()
     check_output(output)
     require_file(inputs.pairs, what="pairs")
-    embeddings, names = read_embeddings(inputs.embeddings, names=inputs.names)
+    embeddings, names, fingerprint = read_embeddings(inputs.embeddings, names=inputs.names)
     faces, bad = unit_rows(embeddings, skip_bad=skip_bad)
     del embeddings
     scorer = make_scorer(len(faces))
+    require_same_models(inputs.embeddings, fingerprint, [scorer])
     listed = None if _needs_conversion(inputs.pairs, names) else _checked(inputs.pairs, len(faces))
     key = _key([*settings, skip_bad, chunk], inputs)
     parts = _Parts(output.parent / f".{output.name}.{key}.parts", output)

@@ -22,17 +22,14 @@ from ida_jax.ops.hypersphere import blockwise_top_k
 from ida_jax.ops.pfe import mls_matrix
 from ida_jax.padding import block_size, padded
 from ida_jax.protocols.roc import SplitScores
-from ida_jax.rescoring.pairs import checked_pairs
+from ida_jax.rescoring.pairs import checked_pairs, split_all_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
-from ida_jax.validation import require_unit
+from ida_jax.validation import require_log_variances, require_unit
 
 _PAIR_BLOCKS = (64, 2048)
 # Faces, and anchors or faces, at once. On a CPU a block of scores must stay in cache.
 _TILE = (64, 512)
 _DEVICE_TILE = (512, 4096)
-_MOST_PAIRS = 500_000_000
-# What `mls_matrix` takes: variances between 2e-9 and 5e8.
-_LARGEST = 20.0
 
 
 def likelihood_scale(log_variances: np.ndarray) -> float:
@@ -51,7 +48,7 @@ def likelihood_scale(log_variances: np.ndarray) -> float:
     Raises:
       UserError: no [A, D] with A > 0, or a log-variance that is not within ±20, its row named.
     """
-    log_variances = _log_variances(log_variances, "log-variances")
+    log_variances = require_log_variances(log_variances)
     if not log_variances.size:
         raise UserError(f"log-variances are {list(log_variances.shape)}: expected one row at least")
     block = max(1, (1 << 20) // log_variances.shape[1])
@@ -113,34 +110,21 @@ def score_all_pairs_mls(
     """
     means, log_variances = _faces(means, log_variances)
     scale, n = _positive(scale), len(means)
-    labels = np.asarray(labels)
     terms = cosine_terms(n) if terms is None else terms
     terms.check(n)
-    if labels.shape != (n,):
-        raise UserError(f"{labels.size} labels for {n} faces: expected one each")
-    if n * (n - 1) // 2 > _MOST_PAIRS:
-        raise UserError(
-            f"{n:,} faces make {n * (n - 1) // 2:,} pairs, more than the {_MOST_PAIRS:,} that are "
-            "kept in memory: take fewer images an identity (eval_data.images_per_identity)"
-        )
     on_device = jax.device_put((means, log_variances, terms.values, terms.constants))
     rows, columns = (max(1, min(size, n)) for size in _tile())
-    tile = np.empty((rows, n), np.float32)
-    genuine, impostor = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
-    for start in tqdm(range(0, n, rows), desc="all pairs", unit="block", delay=2, leave=False):
-        first = min(start, n - rows)
-        # Columns before the rows hold no i < j: the tile's numbers there are not looked at.
-        for column in range(start, n, columns):
+    scores = np.empty((rows, n), np.float32)
+
+    def tile(first: int) -> np.ndarray:
+        # Columns before the rows hold no i < j.
+        for column in range(first, n, columns):
             left = min(column, n - columns)
             found = _score_tile(terms.rule, rows, columns, *on_device, first, left, scale)
-            tile[:, left : left + columns] = found
-        own = np.arange(first, first + rows)
-        # Each pair once (row < column), and no row that the tile before has done.
-        wanted = (own[:, None] < np.arange(n)[None, :]) & (own >= start)[:, None]
-        same = labels[own][:, None] == labels[None, :]
-        genuine.append(tile[wanted & same])
-        impostor.append(tile[wanted & ~same])
-    return SplitScores(np.concatenate(genuine), np.concatenate(impostor))
+            scores[:, left : left + columns] = found
+        return scores
+
+    return split_all_pairs(tile, labels, faces=n, rows=rows)
 
 
 def nearest_by_likelihood(
@@ -265,31 +249,13 @@ def _faces(
     """Both as float32 [N, D], or a UserError."""
     means = require_unit(means, what=f"the {whose} means")
     what = f"the {whose} log-variances"
-    log_variances = _log_variances(log_variances, what)
+    log_variances = require_log_variances(log_variances, what=what)
     if log_variances.shape != means.shape:
         raise UserError(
             f"{what} are {list(log_variances.shape)}, the means {list(means.shape)}: "
             "expected one of each entry"
         )
     return means, log_variances.astype(np.float32, copy=False)
-
-
-def _log_variances(log_variances: np.ndarray, what: str) -> np.ndarray:
-    log_variances = np.asarray(log_variances)
-    if log_variances.ndim != 2 or not np.issubdtype(log_variances.dtype, np.floating):
-        raise UserError(
-            f"{what} are {log_variances.dtype} {list(log_variances.shape)}: "
-            "expected floating point [N, D]"
-        )
-    # NaN fails the comparison too.
-    bad = np.argwhere(~(np.abs(log_variances) <= _LARGEST))
-    if len(bad):
-        row, column = bad[0]
-        raise UserError(
-            f"{what}: row {row} holds {log_variances[row, column]:g}, expected the logarithms of "
-            f"variances, within ±{_LARGEST:g}: leave the face out or embed it again"
-        )
-    return log_variances
 
 
 def _positive(scale: float) -> np.float32:

@@ -4,7 +4,7 @@ N faces, A anchors, K support.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from ida_jax.anchors.search import SupportSearch
 from ida_jax.ops.hypersphere import Neighbours
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.density import DensityRegressor
+from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.validation import require_same_model
 
 
 class SharedSearch:
@@ -44,6 +46,7 @@ def make_scorers(
     searcher: str = "auto",
     ssr: DensityRegressor | None = None,
     csn: Csn | None = None,
+    dao_fit: DaoFit | None = None,
     expected_faces: int | None = None,
 ) -> dict[str, Rescorer]:
     """{method: its Rescorer}; those that search the anchors share one search, by the largest k.
@@ -54,22 +57,25 @@ def make_scorers(
       k, tau, top_n, searcher, expected_faces: as in `Rescorer`.
       ssr: the SSR module of ida_l.
       csn: the classifier of csn.
+      dao_fit: the constants of ida_r_fitted.
 
     Raises:
       UserError: as `Rescorer`.
     """
 
     def scorer(method: str, search: SharedSearch | None = None) -> Rescorer:
+        # An SSR module knows the k and τ that it replaces, a fit its own.
+        own = method in ("ida_l", "ida_r_fitted")
         return Rescorer(
             anchors,
-            # An SSR module knows the k and τ that it replaces.
-            k=None if method == "ida_l" else k,
-            tau=None if method == "ida_l" else tau,
+            k=None if own else k,
+            tau=None if own else tau,
             method=method,
             searcher=searcher,
             top_n=top_n,
             regressor=ssr if method == "ida_l" else None,
             csn=csn if method == "csn" else None,
+            fit=dao_fit if method == "ida_r_fitted" else None,
             expected_faces=expected_faces,
             search=search,
         )
@@ -110,12 +116,43 @@ def labels_among_anchors(
     return found if np.any(found >= 0) else None
 
 
+def require_same_models(
+    path: str | os.PathLike[str], fingerprint: str, scorers: Iterable[Rescorer]
+) -> None:
+    """Refuses embeddings of another model than that of a scorer's anchors, SSR module or CSN.
+
+    Widths are compared where faces are scored: those of IJB may be two halves beside each other.
+
+    Args:
+      path: the embeddings' file, which an error names.
+      fingerprint: of the model that made them; "" where unknown.
+      scorers: by which they are to be scored.
+
+    Raises:
+      UserError: another fingerprint where both are known.
+    """
+    for scorer in scorers:
+        made = {
+            "anchors": scorer.anchors,
+            "SSR module": scorer.regressor,
+            "CSN classifier": scorer.csn,
+            "DAO fit": scorer.fit,
+        }
+        for what, each in made.items():
+            if each is not None:
+                require_same_model(
+                    what, each.fingerprint, each.width,
+                    fingerprint=fingerprint, width=each.width, whose=str(path),
+                )  # fmt: skip
+
+
 def load_scorers(
     methods: Sequence[str],
     *,
     anchors: str | os.PathLike[str] | None,
     ssr: str | os.PathLike[str] | None = None,
     csn: str | os.PathLike[str] | None = None,
+    dao_fit: str | os.PathLike[str] | None = None,
     k: int | None = None,
     tau: float | None = None,
     top_n: int = 300,
@@ -138,5 +175,6 @@ def load_scorers(
         searcher=searcher,
         ssr=None if ssr is None else DensityRegressor.load(ssr),
         csn=None if csn is None else Csn.load(csn),
+        dao_fit=None if dao_fit is None else DaoFit.load(dao_fit),
         expected_faces=expected_faces,
     )

@@ -3,6 +3,7 @@
 P pairs, N faces, D embedding, S numbers a face.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -124,8 +125,32 @@ def score_all_pairs(
     faces = require_unit(faces)
     terms = cosine_terms(len(faces)) if terms is None else terms
     terms.check(len(faces))
-    labels = np.asarray(labels)
     n = len(faces)
+    on_device, values = jax.device_put(faces), jax.device_put(terms.values)
+    rows = max(1, min(_ROW_BLOCK, n))
+
+    def tile(first: int) -> np.ndarray:
+        return np.asarray(_score_rows(terms.rule, rows, on_device, values, first, terms.constants))
+
+    return split_all_pairs(tile, labels, faces=n, rows=rows)
+
+
+def split_all_pairs(
+    tile: Callable[[int], np.ndarray], labels: np.ndarray, *, faces: int, rows: int
+) -> SplitScores:
+    """The scores of all pairs (i, j), i < j, from the rows of their matrix.
+
+    Args:
+      tile: first → scores float32 [rows, N] of the faces from `first` on with all faces; those at
+        columns ≤ the row are not looked at.
+      labels: int [N], the faces' identities.
+      faces: N.
+      rows: at once, at most N.
+
+    Raises:
+      UserError: labels of another number, or more pairs than are kept in memory.
+    """
+    labels, n = np.asarray(labels), faces
     if labels.shape != (n,):
         raise UserError(f"{labels.size} labels for {n} faces: expected one each")
     if n * (n - 1) // 2 > _MOST_PAIRS:
@@ -133,19 +158,16 @@ def score_all_pairs(
             f"{n:,} faces make {n * (n - 1) // 2:,} pairs, more than the {_MOST_PAIRS:,} that are "
             "kept in memory: take fewer images an identity (eval_data.images_per_identity)"
         )
-    on_device, values = jax.device_put(faces), jax.device_put(terms.values)
-    block = max(1, min(_ROW_BLOCK, n))
     genuine, impostor = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
-    for start in tqdm(range(0, n, block), desc="all pairs", unit="block", delay=2, leave=False):
-        first = min(start, n - block)
-        tile = _score_rows(terms.rule, block, on_device, values, first, terms.constants)
-        tile = np.asarray(tile)
-        rows = np.arange(first, first + block)
+    for start in tqdm(range(0, n, rows), desc="all pairs", unit="block", delay=2, leave=False):
+        first = min(start, n - rows)
+        scores = tile(first)
+        own = np.arange(first, first + rows)
         # Each pair once (row < column), and no row that the tile before has done.
-        wanted = (rows[:, None] < np.arange(n)[None, :]) & (rows >= start)[:, None]
-        same = labels[rows][:, None] == labels[None, :]
-        genuine.append(tile[wanted & same])
-        impostor.append(tile[wanted & ~same])
+        wanted = (own[:, None] < np.arange(n)[None, :]) & (own >= start)[:, None]
+        same = labels[own][:, None] == labels[None, :]
+        genuine.append(scores[wanted & same])
+        impostor.append(scores[wanted & ~same])
     return SplitScores(np.concatenate(genuine), np.concatenate(impostor))
 
 

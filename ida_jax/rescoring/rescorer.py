@@ -22,6 +22,7 @@ from ida_jax.rescoring.cohort import (
     nearest_statistics,
 )
 from ida_jax.rescoring.density import DensityRegressor, log_density_of
+from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
@@ -31,6 +32,7 @@ METHODS = (
     "cosine",
     "ida_r",
     "ida_r_fallback",
+    "ida_r_fitted",
     "ida_l",
     "z_norm",
     "t_norm",
@@ -38,7 +40,7 @@ METHODS = (
     "as_norm",
     "csn",
 )
-_DAO_METHODS = ("ida_r", "ida_r_fallback", "ida_l")
+_DAO_METHODS = ("ida_r", "ida_r_fallback", "ida_r_fitted", "ida_l")
 
 
 class Rescorer:
@@ -49,8 +51,9 @@ class Rescorer:
 
     Methods: `cosine`; `ida_r`, log-DAO with densities searched in the anchors (Eq. 4);
     `ida_r_fallback`, the same falling back to the cosine for faces that the anchors do not cover
-    (`anchors.coverage.fall_back`; ours, not the paper's); `ida_l`, densities regressed by an SSR
-    module; `z_norm`, `t_norm`, `s_norm` against the whole anchor set as cohort; `as_norm` against
+    (`anchors.coverage.fall_back`; ours, not the paper's); `ida_r_fitted`, the densities' weight and
+    k fitted (`fitted_dao.DaoFit`; ours too); `ida_l`, densities regressed by an SSR module;
+    `z_norm`, `t_norm`, `s_norm` against the whole anchor set as cohort; `as_norm` against
     each face's own nearest anchors; `csn`, a classifier on the shape of the sorted cohort scores.
     """
 
@@ -67,6 +70,7 @@ class Rescorer:
         ddof: int = 0,
         regressor: DensityRegressor | None = None,
         csn: Csn | None = None,
+        fit: DaoFit | None = None,
         expected_faces: int | None = None,
         search: Search | None = None,
     ) -> None:
@@ -83,6 +87,7 @@ class Rescorer:
           ddof: of as_norm's and the other norms' standard deviation.
           regressor: the SSR module of ida_l.
           csn: the trained classifier of csn.
+          fit: the constants of ida_r_fitted, which has no k and τ beside them.
           expected_faces: how many will be searched in all, for searcher="auto"; few if None.
           search: a search of the same anchors by as many neighbours or more, which several methods
             share (`ida_jax.rescoring.methods`); one of its own if None.
@@ -100,13 +105,20 @@ class Rescorer:
             raise UserError("ida_l needs an SSR module: use Rescorer.from_ssr(path)")
         if method == "csn" and csn is None:
             raise UserError("csn needs its trained classifier: make one with ida_jax.fit_csn")
+        if method == "ida_r_fitted":
+            if fit is None:
+                raise UserError("ida_r_fitted needs its constants: make them with ida_jax.fit_dao")
+            if k is not None or tau is not None:
+                raise UserError("ida_r_fitted has its k and tau from its fit: leave them out")
+            fit.check_anchors(anchors)
+            k, tau = fit.neighbours, fit.tau
         trained = regressor if method == "ida_l" else anchors
         self.anchors = anchors
         self.method = method
         self.k = k if k is not None else getattr(trained, "k", 10)
         self.tau = float(tau if tau is not None else getattr(trained, "tau", 1.0))
         self.searcher, self.ddof = searcher, ddof
-        self.regressor, self.csn = regressor, csn
+        self.regressor, self.csn, self.fit = regressor, csn, fit
         if not 0 < self.tau < np.inf:
             raise UserError(f"tau is {self.tau}: expected a finite number above 0")
         if regressor is not None and (self.k, self.tau) != (regressor.k, regressor.tau):
@@ -120,6 +132,7 @@ class Rescorer:
         neighbours = {
             "ida_r": ("k", self.k),
             "ida_r_fallback": ("k", self.k),
+            "ida_r_fitted": ("the fit's support set", self.k),
             "as_norm": ("top_n", top_n),
             "csn": ("the classifier's top_n", getattr(csn, "top_n", 1)),
         }
@@ -239,7 +252,8 @@ class Rescorer:
         """The rule's constants, float32 [C]."""
         match self.rule:
             case "dao":
-                return np.float32([self.tau])
+                fitted = self.method == "ida_r_fitted"
+                return np.float32([self.fit.cosine_tau if fitted else self.tau])
             case "csn":
                 return np.float32([self.csn.weight, self.csn.bias])
         return np.empty(0, np.float32)
@@ -269,9 +283,11 @@ class Rescorer:
                 return np.stack(nearest_statistics(similarities, ddof=self.ddof), axis=1)
             case "csn":
                 return self.csn.face_term(similarities)[:, None]
+            case "ida_r_fitted":
+                return self.fit.log_density(similarities)[:, None]
         log_f = log_density_of(similarities, tau=self.tau)
         if self.method == "ida_r_fallback":
-            log_f = fall_back(log_f, np.mean(similarities, axis=1), self._own)
+            log_f = fall_back(log_f, self._own)
         return log_f[:, None]
 
     @cached_property

@@ -3,6 +3,7 @@
 N faces, D embedding.
 """
 
+import json
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from ida_jax.errors import UserError
 from ida_jax.files import written_whole
 from ida_jax.tables.blocks import known_suffix
+from ida_jax.tables.embeddings import file_stamp, fingerprint_file
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -31,16 +33,26 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def write_embeddings(
-    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], names: Sequence[str], *, width: int
+    path: str | os.PathLike[str],
+    blocks: Iterable[np.ndarray],
+    names: Sequence[str],
+    *,
+    width: int,
+    fingerprint: str = "",
 ) -> None:
-    """Writes embeddings as float32 and the faces' names, holding one block in memory.
+    """Writes embeddings as float32, the faces' names and the model's fingerprint.
+
+    One block is held in memory.
 
     Args:
-      path: .npy, with the names one a line in PATH's .names.txt beside it; .npz, the arrays
-        `embeddings` and `names`; .parquet, the columns `name` and `embedding`.
+      path: .npy, with the names one a line in PATH's .names.txt beside it, and the fingerprint in
+        its .fingerprint.json (`ida_jax.tables.embeddings.fingerprint_file`); .npz, the arrays
+        `embeddings`, `names` and `fingerprint`; .parquet, the columns `name` and `embedding`, the
+        schema's metadata `fingerprint`.
       blocks: [n, D] each, N rows in all.
       names: N, without line breaks.
       width: D.
+      fingerprint: of the model that made them; "", which is not written, where unknown.
 
     Raises:
       UserError: another suffix, or a file that cannot be written; what was there before is kept.
@@ -50,10 +62,22 @@ def write_embeddings(
     suffix = known_suffix(path, tuple(_WRITERS), what="embeddings")
     with written_whole(path) as temporary:
         with temporary.open("wb") as file:
-            _WRITERS[suffix](file, _checked(blocks, len(names), width), names, width)
+            blocks = _checked(blocks, len(names), width)
+            _WRITERS[suffix](file, blocks, names, width, fingerprint)
         if suffix == ".npy":
             with written_whole(path.with_suffix(".names.txt")) as listed:
                 listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            _write_beside(path, temporary, fingerprint)
+
+
+def _write_beside(path: Path, temporary: Path, fingerprint: str) -> None:
+    beside = fingerprint_file(path)
+    if not fingerprint:
+        beside.unlink(missing_ok=True)
+        return
+    told = {"fingerprint": fingerprint, **file_stamp(temporary)}
+    with written_whole(beside) as written:
+        written.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
 def _checked(blocks: Iterable[np.ndarray], count: int, width: int) -> Iterable[np.ndarray]:
@@ -70,8 +94,13 @@ def _checked(blocks: Iterable[np.ndarray], count: int, width: int) -> Iterable[n
 
 
 def _write_npy(
-    file: BinaryIO, blocks: Iterable[np.ndarray], names: Sequence[str], width: int
+    file: BinaryIO,
+    blocks: Iterable[np.ndarray],
+    names: Sequence[str],
+    width: int,
+    fingerprint: str,
 ) -> None:
+    del fingerprint  # it stands beside the file
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), width)}
     np.lib.format.write_array_header_1_0(file, header)
     for block in blocks:
@@ -79,24 +108,37 @@ def _write_npy(
 
 
 def _write_npz(
-    file: BinaryIO, blocks: Iterable[np.ndarray], names: Sequence[str], width: int
+    file: BinaryIO,
+    blocks: Iterable[np.ndarray],
+    names: Sequence[str],
+    width: int,
+    fingerprint: str,
 ) -> None:
     # np.savez would want the whole array in memory.
     with zipfile.ZipFile(file, "w") as archive:
         with archive.open("embeddings.npy", "w", force_zip64=True) as member:
-            _write_npy(member, blocks, names, width)
-        with archive.open("names.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array(member, np.array(names, np.str_), allow_pickle=False)
+            _write_npy(member, blocks, names, width, fingerprint)
+        texts = {"names": np.array(names, np.str_)}
+        if fingerprint:
+            texts["fingerprint"] = np.array(fingerprint)
+        for name, array in texts.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _write_parquet(
-    file: BinaryIO, blocks: Iterable[np.ndarray], names: Sequence[str], width: int
+    file: BinaryIO,
+    blocks: Iterable[np.ndarray],
+    names: Sequence[str],
+    width: int,
+    fingerprint: str,
 ) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     kind = pa.list_(pa.float32(), width)
-    schema = pa.schema([("name", pa.string()), ("embedding", kind)])
+    metadata = {"fingerprint": fingerprint} if fingerprint else None
+    schema = pa.schema([("name", pa.string()), ("embedding", kind)], metadata=metadata)
     start = 0
     # Embeddings hardly repeat and hardly compress.
     with parquet.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:

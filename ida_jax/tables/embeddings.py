@@ -1,8 +1,10 @@
-"""Embeddings as people keep them: .npy, .npz or .parquet, and the faces' names.
+"""Embeddings as people keep them: .npy, .npz or .parquet, the faces' names, the model they are of.
 
 N faces, D embedding.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20  # entries
 _OPEN_COLUMNS = 16
+_ENDS = 1 << 16  # bytes
 
 
 class EmbeddingFile(NamedTuple):
@@ -28,10 +31,17 @@ class EmbeddingFile(NamedTuple):
       embeddings: [N, D] floating point, rows of any norm, N and D at least 1; memory-mapped from
         .npy.
       names: N distinct names, or None where there are none.
+      fingerprint: of the model that made them (`FaceModel.fingerprint`); "" where unknown.
     """
 
     embeddings: np.ndarray
     names: list[str] | None
+    fingerprint: str = ""
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.embeddings.shape[1]
 
 
 def read_embeddings(
@@ -39,10 +49,12 @@ def read_embeddings(
 ) -> EmbeddingFile:
     """Reads embeddings by the file's suffix.
 
-    - .npy: floating point [N, D], memory-mapped.
-    - .npz: the array `embeddings`, or the only floating-point [N, D]; `names` where it has it.
+    - .npy: floating point [N, D], memory-mapped; the fingerprint from `fingerprint_file` beside it.
+    - .npz: the array `embeddings`, or the only floating-point [N, D]; `names` and `fingerprint`, a
+      string, where it has them.
     - .parquet: a column `embedding` of lists, or one floating-point column a dimension; a column
-      `name` where it has it. float32; what is missing becomes NaN.
+      `name` and the schema's metadata `fingerprint` where it has them. float32; what is missing
+      becomes NaN.
 
     Args:
       path: the file.
@@ -54,13 +66,14 @@ def read_embeddings(
     """
     path = Path(path)
     suffix = known_suffix(path, (".npy", ".npz", ".parquet"), what="embeddings")
-    own_names = None
+    own_names, fingerprint = None, ""
     if suffix == ".npy":
         embeddings = open_npy(path, what="embeddings")
+        fingerprint = _fingerprint_beside(path)
     elif suffix == ".npz":
-        embeddings, own_names = _from_npz(path)
+        embeddings, own_names, fingerprint = _from_npz(path)
     else:
-        embeddings, own_names = _from_parquet(path)
+        embeddings, own_names, fingerprint = _from_parquet(path)
     if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
         raise UserError(
             f"{path} is {embeddings.dtype} {list(embeddings.shape)}: expected floating point [N, D]"
@@ -72,16 +85,54 @@ def read_embeddings(
         _check_names(own_names, len(embeddings), str(names), "line", 1)
     elif own_names is not None:
         _check_names(own_names, len(embeddings), f"the names in {path}", "row", 0)
-    return EmbeddingFile(embeddings, own_names)
+    return EmbeddingFile(embeddings, own_names, fingerprint)
 
 
-def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None]:
+def fingerprint_file(path: Path) -> Path:
+    """What stands beside an .npy, E.fingerprint.json, and says which model made it.
+
+    {"fingerprint": …, "size": …, "ends": …}, the last two by `file_stamp`: an .npy that was made
+    later is told apart, and is one of an unknown model.
+    """
+    return path.with_suffix(".fingerprint.json")
+
+
+def file_stamp(path: Path) -> dict[str, int | str]:
+    """What ties a fingerprint to a file: its size, and a hash of its first and last 64 KiB.
+
+    The first of them hold an .npy's shape and type, and rows of another model are others; however
+    large the file, no more is read. An edit in the middle goes unseen.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_ENDS))
+        file.seek(max(0, size - _ENDS))
+        digest.update(file.read(_ENDS))
+    return {"size": size, "ends": digest.hexdigest()[:16]}
+
+
+def _fingerprint_beside(path: Path) -> str:
+    """The fingerprint of an .npy; "" where nothing beside it speaks of this very file."""
+    try:
+        found = json.loads(fingerprint_file(path).read_bytes())
+        stamp = file_stamp(path)
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(found, dict) or {key: found.get(key) for key in stamp} != stamp:
+        return ""
+    fingerprint = found.get("fingerprint")
+    return fingerprint if isinstance(fingerprint, str) else ""
+
+
+def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
     arrays = load_npz(path)
     names = arrays.pop("names", None)
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise UserError(
             f"{path}: names is {names.dtype} {list(names.shape)}, expected strings, one a row"
         )
+    told = arrays.get("fingerprint")
+    fingerprint = told.item() if told is not None and _is_text(told) else ""
     if "embeddings" in arrays:
         chosen = "embeddings"
     else:
@@ -96,21 +147,26 @@ def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None]:
                 "or a single floating-point [N, D]"
             )
         (chosen,) = fitting
-    return arrays[chosen], None if names is None else names.tolist()
+    return arrays[chosen], None if names is None else names.tolist(), fingerprint
 
 
-def _from_parquet(path: Path) -> tuple[np.ndarray, list[str] | None]:
+def _is_text(array: np.ndarray) -> bool:
+    return array.dtype.kind == "U" and array.size == 1
+
+
+def _from_parquet(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
     schema, count = parquet_layout(path, what="embeddings")
+    fingerprint = (schema.metadata or {}).get(b"fingerprint", b"").decode("utf-8", "replace")
     lists = "embedding" in schema.names
     columns = ["embedding"] if lists else [name for name in schema.names if name != "name"]
     _check_types(path, schema, columns, lists=lists)
     with np.errstate(over="ignore"):  # a double too large for float32 is infinite
         out = _from_lists(path, count) if lists else _from_columns(path, count, columns)
     if "name" not in schema.names:
-        return out, None
+        return out, None, fingerprint
     batches = parquet_batches(path, ["name"], rows=_BLOCK)
     names = [name for batch in batches for name in batch.column(0).to_pylist()]
-    return out, ["" if name is None else name for name in names]
+    return out, ["" if name is None else name for name in names], fingerprint
 
 
 def _from_lists(path: Path, count: int) -> np.ndarray:

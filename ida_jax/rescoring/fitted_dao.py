@@ -1,0 +1,148 @@
+"""IDA-R with fitted constants: the density's weight and the support set's size.
+
+N faces, A anchors, D embedding, K support.
+
+The paper sets k = 10 and τ = 1 by hand and gives the densities weight 1. DAO is differentiable, so
+that `ida_jax.rescoring.dao_fit` can fit them by gradient (ours, not the paper's). With a face's
+similarities s₁ ≥ … ≥ s_K to its anchors and soft members of the support set
+
+    log F(f)  = −lse_j(τ s_j + log m_j),   m_j = sigmoid((κ − j + ½) / T)
+    score     = τ c + w · logaddexp(log F₁, log F₂)
+
+At w = 1, κ = k and T → 0 this is log-DAO (Eq. 4). Divided by w it is log-DAO with τ/w at the cosine
+in place of τ, which ranks alike: the rule "dao" of `ida_jax.rescoring.terms`.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.errors import UserError
+from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.padding import block_size, padded
+from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.validation import require_same_model
+
+CONSTANTS = ("tau", "weight", "support")
+_KIND = "dao_fit"
+_BLOCKS = (64, 4096)
+# Members past κ + 10 T have m < 5·10⁻⁵.
+REACH = 10.0
+
+
+@dataclass(frozen=True)
+class DaoFit:
+    """Fitted constants of IDA-R (this module's formula), made by `fit_dao`.
+
+    Attributes:
+      tau: τ of the densities.
+      weight: w; the cosine has τ/w in the rule "dao".
+      support: κ, the support set's size, a real number.
+      softness: T, over how many ranks the membership falls off; towards 0 it is a hard support set.
+      width: D, the embeddings' width.
+      anchors: the size of the anchor set that it was fitted with: a larger one is denser.
+      fingerprint: of the model whose embeddings it takes; "" where unknown.
+      far: the FAR that it was fitted at.
+      identities: how many people the development faces are of.
+      genuine: how many genuine pairs it was fitted on.
+      impostor: how many impostor pairs there were, of which the highest were looked at.
+    """
+
+    tau: float
+    weight: float
+    support: float
+    softness: float
+    width: int
+    anchors: int
+    fingerprint: str = ""
+    far: float = 0.0
+    identities: int = 0
+    genuine: int = 0
+    impostor: int = 0
+
+    @property
+    def neighbours(self) -> int:
+        """K, the anchors that a face is searched for."""
+        return min(self.anchors, int(np.ceil(self.support + REACH * self.softness)))
+
+    def log_density(self, similarities: np.ndarray) -> np.ndarray:
+        """log F by this module's formula, float32 [N].
+
+        Args:
+          similarities: float32 [N, K], descending, K = `neighbours`.
+
+        Raises:
+          UserError: another number of similarities a face.
+        """
+        if similarities.ndim != 2 or similarities.shape[1] != self.neighbours:
+            raise UserError(
+                f"the similarities are {list(similarities.shape)}: expected [N, "
+                f"{self.neighbours}], what the fitted support set reaches to"
+            )
+        out = np.empty(len(similarities), np.float32)
+        block = block_size(_BLOCKS, len(out))
+        constants = np.float32([self.tau, self.support, self.softness])
+        for start in range(0, len(out), block):
+            rows = padded(similarities[start : start + block], block)
+            found = _soft_log_density(rows, *constants)
+            out[start : start + block] = np.asarray(found)[: len(out) - start]
+        return out
+
+    @property
+    def cosine_tau(self) -> float:
+        """τ/w, the cosine's factor in the rule "dao"."""
+        return self.tau / self.weight
+
+    def terms(self, similarities: np.ndarray) -> FaceTerms:
+        """What `score_pairs` needs of the faces, of `log_density`'s similarities."""
+        log_f = self.log_density(similarities)
+        return FaceTerms("dao", log_f[:, None], np.float32([self.cosine_tau]))
+
+    def check_anchors(self, anchors: AnchorSet) -> None:
+        """Refuses, by UserError, anchors of another model, width or number."""
+        require_same_model(
+            "DAO fit",
+            self.fingerprint,
+            self.width,
+            fingerprint=anchors.fingerprint,
+            width=anchors.width,
+        )
+        if len(anchors) != self.anchors:
+            raise UserError(
+                f"the DAO fit was made with {self.anchors} anchors, {len(anchors)} were given: "
+                "use the same anchor set, or fit again (python -m ida_jax.fit_dao)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the fit as one safetensors file, whole or not at all."""
+        metadata = asdict(self)
+        constants = np.array([metadata.pop(name) for name in (*CONSTANTS, "softness")])
+        save_tensors(path, {"constants": constants}, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DaoFit":
+        """Reads a saved fit.
+
+        Raises:
+          UserError: the file is absent, torn, or not a DAO fit.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            return cls(*np.array(tensors["constants"]).tolist(), **metadata)
+
+
+def soft_log_density(
+    similarities: jax.Array, tau: jax.Array, support: jax.Array, softness: jax.Array
+) -> jax.Array:
+    """log F with soft members by rank (this module's formula), [...] of [..., K]."""
+    rank = jnp.arange(1, similarities.shape[-1] + 1, dtype=similarities.dtype)
+    members = jax.nn.log_sigmoid((support - rank + 0.5) / softness)
+    members = members.reshape((1,) * (similarities.ndim - 1) + members.shape)
+    return -jax.nn.logsumexp(tau * similarities + members, axis=-1)
+
+
+_soft_log_density = jax.jit(soft_log_density)
