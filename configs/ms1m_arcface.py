@@ -1,7 +1,8 @@
 """The paper's main model: ResNet-50 with ArcFace on MS-Celeb-1M, then IDA-R, IDA-L and PFE.
 
-Reproduces: the ArcFace, +IDA-R and +IDA-L rows of Table 1, and the model of Table 5. (Trained model and modules, looked
-at on LFW; then IJB by ida_jax.embed --flip and ida_jax.evaluate --protocol=ijbc --flip=added.)
+Reproduces: the ArcFace, +IDA-R and +IDA-L rows of Table 1, and Table 5. (Trained model and modules,
+looked at on LFW; then IJB by ida_jax.embed --flip --pfe and ida_jax.evaluate --protocol=ijbc
+--flip=added --log_variances.)
 Needs: DATA/ms1m as TFDS ArrayRecord files with the features image and label (the refined MS1M: 5.8
 M images, 85,742 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
 pairs.txt.

@@ -168,4 +168,3 @@ def test_the_artefact_gives_the_models_means_and_belongs_to_it(model, faces, tmp
     uncertainty.variables["params"]["shift"] = np.float32(np.nan)
     with pytest.raises(UserError, match="log-variances: row 0 holds nan, expected"):
         uncertainty.embed(model, faces.images[:2])
-
