@@ -111,13 +111,10 @@ def _check_pfe(c: ConfigDict) -> None:
         raise UserError(
             f"pfe.images is {c.pfe.images}: expected 2 or more, since it learns from pairs"
         )
-    _positive(c, "pfe.learning_rate")
-    changes = augmentation(c.pfe.augment)
-    if c.pfe.keep_maps and set(changes) - {"flip"}:
-        raise UserError(
-            f"pfe.augment is {c.pfe.augment}, whose images are all different: expected none or "
-            "flip where pfe.keep_maps keeps the maps of each; change one of the two"
-        )
+    if c.pfe.workers < 0:
+        raise UserError(f"pfe.workers is {c.pfe.workers}: expected 0 or more")
+    _check_sgd(c, "pfe")
+    augmentation(c.pfe.augment)
 
 
 def _check_ssr(c: ConfigDict) -> None:
@@ -133,7 +130,20 @@ def _check_ssr(c: ConfigDict) -> None:
         )
     for key in ("hidden", "batch_size", "steps"):
         _at_least_1(c, f"ssr.{key}")
-    _positive(c, "ssr.learning_rate")
+    _check_sgd(c, "ssr")
+
+
+def _check_sgd(c: ConfigDict, section: str) -> None:
+    """The optimiser's entries, which the sections train, ssr and pfe share."""
+    own = c[section]
+    _positive(c, f"{section}.learning_rate")
+    if not 0 <= own.momentum < 1:
+        raise UserError(f"{section}.momentum is {own.momentum}: expected 0 ≤ momentum < 1")
+    for key in ("weight_decay", "decay_factor"):
+        if not 0 <= own[key] < math.inf:
+            raise UserError(f"{section}.{key} is {own[key]}: expected 0 or more")
+    if list(own.decay_steps) != sorted(own.decay_steps):
+        raise UserError(f"{section}.decay_steps is {own.decay_steps}: expected ascending steps")
 
 
 def _check_model(model: ConfigDict) -> None:
@@ -173,16 +183,10 @@ def check_training(c: ConfigDict) -> None:
     ):  # fmt: skip
         if not 0 <= train[key] < math.inf:
             raise UserError(f"train.{key} is {train[key]}: expected 0 or more")
-    for key in ("learning_rate", "scale"):
-        _positive(c, f"train.{key}")
-    for key in ("momentum", "ema_decay"):
-        if not 0 <= train[key] < 1:
-            raise UserError(f"train.{key} is {train[key]}: expected 0 ≤ {key} < 1")
-    for key in ("weight_decay", "decay_factor"):
-        if not 0 <= train[key] < math.inf:
-            raise UserError(f"train.{key} is {train[key]}: expected 0 or more")
-    if list(train.decay_steps) != sorted(train.decay_steps):
-        raise UserError(f"train.decay_steps is {train.decay_steps}: expected ascending steps")
+    _check_sgd(c, "train")
+    _positive(c, "train.scale")
+    if not 0 <= train.ema_decay < 1:
+        raise UserError(f"train.ema_decay is {train.ema_decay}: expected 0 ≤ ema_decay < 1")
     if train.schedule == "linear" and train.warmup_steps >= train.steps:
         raise UserError(
             f"train.warmup_steps is {train.warmup_steps} of {train.steps} steps: the linear fall "

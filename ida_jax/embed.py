@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.data.image_files import open_images
     from ida_jax.data.verification_bin import open_bin
     from ida_jax.face_model import FaceModel
+    from ida_jax.uncertainty import UncertaintyModel
 
     folder = options.model.is_dir()
     model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
@@ -62,7 +63,10 @@ def main(argv: list[str]) -> None:
     points = None if options.landmarks is None else _points(options, files)
     source = _Source(files, model.preprocessing.image_size, points, options.skip_bad)
     output = options.output
-    uncertainty = None if options.pfe is None else _uncertainty(options.pfe, model)
+    uncertainty = None
+    if options.pfe is not None:
+        uncertainty = UncertaintyModel.load(options.pfe)
+        uncertainty.check_model(fingerprint=model.fingerprint, width=model.width)
     parts = output.parent / f".{output.name}.{_key(options, model, files)}.parts"
     try:
         parts.mkdir(exist_ok=True)
@@ -116,14 +120,6 @@ def _check(options: Any) -> None:
             f"--model={options.model}: expected a workdir or a .safetensors file, as "
             "python -m ida_jax.export --output=X.safetensors writes of other weights"
         )
-
-
-def _uncertainty(path: Path, model: "FaceModel") -> "UncertaintyModel":
-    from ida_jax.uncertainty import UncertaintyModel
-
-    uncertainty = UncertaintyModel.load(path)
-    uncertainty.check_model(fingerprint=model.fingerprint, width=model.width)
-    return uncertainty
 
 
 class _Source(NamedTuple):
@@ -230,13 +226,12 @@ def _embed_parts(
         for rows in left:
             crops = _Crops(source, rows, bar.update)
             how = {"batch_size": options.batch_size, "flip": options.flip}
-            log_variances = None
             if uncertainty is None:
-                embeddings = model.raw_embeddings(crops, **how)
+                embeddings, log_variances = model.raw_embeddings(crops, **how), None
             else:
                 embeddings, log_variances = uncertainty.raw_embeddings(model, crops, **how)
-            part = _part(parts, rows.start)
-            _save_part(part, embeddings, log_variances, crops.skipped, source, rows)
+            path = _part(parts, rows.start)
+            _save_part(path, embeddings, log_variances, crops.skipped, source, rows)
 
 
 def _save_part(
@@ -304,6 +299,8 @@ def _put_together(output: Path, parts: Path, names: Sequence[str], model: "FaceM
 
     paths = sorted(path for path in parts.glob("from-*.npy") if path.suffixes == [".npy"])
     embeddings = (np.load(path) for path in paths)
+    # Those of other embeddings must not stand beside these, also where a kill comes between.
+    _variances(output).unlink(missing_ok=True)
     written = {"width": model.width, "fingerprint": model.fingerprint}
     write_embeddings(output, embeddings, names, **written)
     if all(_variances(path).is_file() for path in paths):
@@ -315,8 +312,6 @@ def _put_together(output: Path, parts: Path, names: Sequence[str], model: "FaceM
                 found[start : start + len(part)] = part
                 start += len(part)
             found.flush()
-    else:
-        _variances(output).unlink(missing_ok=True)
     reasons = [_reasons(path) for path in paths if _reasons(path).is_file()]
     skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
     if skipped:

@@ -4,6 +4,7 @@ N faces, A anchors, D embedding.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,11 @@ def read_inputs(config: ConfigDict) -> Inputs:
                 raise UserError(f"{key} is not given: add --config.{key}={what}")
         file = read_embeddings(c.embeddings)
         anchors = read_anchors(c.anchors)
+        if Path(c.anchors).samefile(c.embeddings):
+            raise UserError(
+                f"the anchors are the embeddings themselves, {c.anchors}: each face is its own "
+                "nearest anchor; build anchors with labels, or take faces of other people"
+            )
         fingerprint = file.fingerprint
         require_same_model(
             "anchors", anchors.fingerprint, anchors.width,

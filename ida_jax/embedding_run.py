@@ -33,6 +33,7 @@ from ida_jax.files import json_text, load_tensors, save_tensors, written_whole
 from ida_jax.processes import all_or_none, is_first
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.provenance import provenance
+from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.density import DensityRegressor, log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.training.ssr import Faces, train_ssr, train_ssr_on_the_fly, with_copies
@@ -120,6 +121,8 @@ class _Run:
             if not path.is_file():
                 print(f"targets: {name}, {rows.start:,} … {rows.stop - 1:,} of {len(faces):,}")
                 found = search(faces[rows], None if labels is None else labels[rows])
+                if labels is None:
+                    refuse_the_faces_themselves(found.similarities)
                 part = log_density_of(found.similarities, tau=c.tau)
                 inputs = {"inputs": self.digest}
                 save_tensors(path, {"log_density": part}, kind="ssr_targets", metadata=inputs)

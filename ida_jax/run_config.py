@@ -141,8 +141,6 @@ def pfe_section() -> ConfigDict:
     c.weight_decay = 5e-4  # of the two layers' weights
     c.augment = "flip"
     c.workers = 0
-    # Feature maps computed once and kept on disk (100 kB a face): for small training sets on CPUs.
-    c.keep_maps = False
     c.checkpoint_every = 1_000
     c.log_every = 100
     return c

@@ -198,6 +198,18 @@ def test_a_fit_that_cannot_be(labels, options, message):
         fit_dao(PEOPLE, labels, ANCHORS, **(SMALL | options))
 
 
+@pytest.mark.parametrize("count", [10, 19])
+def test_too_few_anchors_for_the_papers_k(count):
+    with pytest.raises(UserError, match=f"of {count} anchors leaves {count} neighbours a face"):
+        fit_dao(PEOPLE, LABELS, AnchorSet.from_embeddings(UNSEEN[:count]), **SMALL)
+
+
+@pytest.mark.parametrize("most", [44, 128, 129])
+def test_a_fit_on_its_bound_looks_no_further_than_was_searched(most):
+    support = float(np.exp(np.log(most - 10.0)))  # above most − 10 in the last bit
+    assert DaoFit(1.0, 1.0, support, 1.0, width=24, anchors=500).neighbours == most
+
+
 def test_no_genuine_pairs():
     strangers = AnchorSet.from_embeddings(UNSEEN)
     with pytest.raises(UserError, match="0 genuine and 64,620 impostor"):

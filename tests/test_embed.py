@@ -383,6 +383,25 @@ def test_log_variances_lie_beside_the_same_embeddings(
     assert not (tmp_path / "E.log_variances.npy").exists()
 
 
+def test_a_kill_leaves_no_variances_of_other_embeddings(
+    model_dir, uncertainty, crops, tmp_path, monkeypatch
+):
+    flags = [tmp_path, model_dir, f"--pfe={tmp_path / 'pfe.safetensors'}"]
+    _embed(*flags)
+    before = np.load(tmp_path / "E.log_variances.npy")
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np.lib.format, "open_memmap", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _embed(*flags, "--flip")
+    assert not (tmp_path / "E.log_variances.npy").exists()
+    _embed(*flags, "--flip")
+    assert np.abs(np.load(tmp_path / "E.log_variances.npy") - before).max() > 1e-3
+
+
 def test_a_skipped_image_has_no_variance(model_dir, uncertainty, crops, tmp_path):
     (tmp_path / "crops" / NAMES[4]).write_bytes(b"no image")
     pfe = f"--pfe={tmp_path / 'pfe.safetensors'}"

@@ -205,6 +205,14 @@ def test_a_killed_run_keeps_the_targets_it_has(files, tmp_path, monkeypatch):
     assert not calls
 
 
+def test_anchors_that_are_the_faces_are_refused(files, tmp_path):
+    AnchorSet.from_embeddings(np.load(files / "e.npy")).save(files / "own.safetensors")
+    given = {"anchors": str(files / "own.safetensors"), "disjoint": True}
+    with pytest.raises(UserError, match="75 of 75 faces are themselves among their anchors"):
+        run(_config(files, labels=None, **given), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
 def test_targets_of_other_files_are_not_taken(files, tmp_path):
     run(_config(files), tmp_path / "run")
     for name in ("results.json", "ssr.safetensors"):
@@ -254,6 +262,7 @@ def _write(folder):
         ({"labels": None}, "labels are not given, and a face's own identity must be left out"),
         ({"anchors": "unlabelled.safetensors"}, "has no labels, so that a face's own identity"),
         ({"anchors": "nameless.safetensors", "labels": "names.txt"}, "the anchors have none"),
+        ({"anchors": "e.npy", "disjoint": True}, "anchors are the embeddings themselves"),
         ({"labels": "strangers.txt"}, "none of the labels' identities ('s0', …) is among"),
         ({"labels": "others.npy"}, "none of the labels' identities ('100', …) is among"),
         ({"labels": "short.npy"}, "5 labels for 300 embeddings"),
@@ -277,6 +286,8 @@ def _write(folder):
         ({"ssr__targets": "guessed"}, "'guessed': choose one of searched, on_the_fly"),
         ({"ssr__target": "f"}, "ssr.target is 'f'"),
         ({"ssr__steps": 0}, "ssr.steps is 0: expected 1 or more"),
+        ({"ssr__momentum": 1.0}, "ssr.momentum is 1.0: expected 0 ≤ momentum < 1"),
+        ({"ssr__decay_steps": (9, 3)}, "ssr.decay_steps is (9, 3): expected ascending"),
         ({"stages": ("ssr",)}, "stages is ('ssr',): expected targets, ssr, evaluate"),
         ({"embeddings": "synthetic"}, "'synthetic', which makes anchors and labels too"),
         ({"seed": -1}, "seed is -1: expected 0 or more"),

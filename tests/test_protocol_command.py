@@ -231,6 +231,11 @@ def test_ijb(tmp_path, anchors):
     assert set(found["pfe"]["ijbc_1to1_norm_detector"]) == {
         "cosine", "ida_r", "pfe_fusion", "pfe", "pfe_ida_r", "pfe_mls_ida_r"
     }  # fmt: skip
+    with pytest.raises(UserError, match="--anchor_log_variances needs --log_variances=V"):
+        evaluate.main(
+            [*common, f"--embeddings={tmp_path / 'E.npz'}", f"--output={tmp_path / 'x'}",
+             f"--anchor_log_variances={tmp_path / 'A.npy'}"]
+        )  # fmt: skip
     np.save(tmp_path / "V.npy", log_variances[:7])
     with pytest.raises(UserError, match="expected one of each entry"):
         evaluate.main(

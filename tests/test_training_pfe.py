@@ -12,8 +12,7 @@ from ida_jax.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.run_config import pfe_section
 from ida_jax.sharding import put_batch, training_mesh
 from ida_jax.training.metrics import read_metrics
-from ida_jax.training.pfe import make_pfe_program, train_pfe
-from ida_jax.training.pfe_batches import fresh_batches, kept_batches
+from ida_jax.training.pfe import check_pfe_batch, make_pfe_program, train_pfe
 from ida_jax.uncertainty import UncertaintyModel
 
 SIZE, WIDTH = 32, 8
@@ -71,29 +70,23 @@ def test_it_learns_and_resumes_to_the_same_module(model, faces, tmp_path, capsys
     assert found[-1] < losses[0]
 
 
-def test_kept_maps_are_those_of_the_images_step_by_step(model, faces, tmp_path):
-    config, mesh = _config(), training_mesh(1)
-    rows = balanced_rows(faces.labels, identities=8, images=2, seed=3)
-    freeze = make_pfe_program(model, config, seed=0, mesh=mesh).freeze
-    arguments = faces, model, config, rows, freeze, mesh
-    fresh = fresh_batches(*arguments, first_step=2)
-    kept = kept_batches(*arguments, first_step=2, folder=tmp_path / "maps")
-    mirrored = 0
-    for _ in range(3):
-        a, b = next(fresh), next(kept)
-        np.testing.assert_array_equal(a.labels, b.labels)
-        np.testing.assert_array_equal(a.rows, b.rows)
-        np.testing.assert_allclose(a.means, b.means, atol=1e-5)
-        np.testing.assert_allclose(a.maps, np.asarray(b.maps, np.float32), rtol=2e-3, atol=2e-3)
-        plain = model.embed(faces.images[np.asarray(a.rows)])
-        mirrored += int(np.sum(np.abs(plain - a.means).max(axis=1) > 1e-3))
-    assert 0 < mirrored < 48
-    fresh.close()
-    # The files are read, not made again.
-    (maps,) = (tmp_path / "maps").glob("maps-*.npy")
-    stamp = maps.stat().st_mtime_ns
-    next(kept_batches(*arguments, first_step=0, folder=tmp_path / "maps"))
-    assert maps.stat().st_mtime_ns == stamp
+def test_checkpoints_of_another_model_are_not_gone_on_from(model, faces, tmp_path):
+    other = jax.tree.map(lambda x: x * np.float32(1.1), model.variables)
+    other = FaceModel(model.network, OPTIONS, model.preprocessing, other)
+    straight = train_pfe(faces, other, _config(), workdir=tmp_path / "a", seed=0)
+    train_pfe(faces, model, _config(), workdir=tmp_path / "b", seed=0)
+    found = train_pfe(faces, other, _config(), workdir=tmp_path / "b", seed=0)
+    for name, value in _arrays(straight).items():
+        np.testing.assert_array_equal(value, _arrays(found)[name])
+
+
+def test_what_several_processes_cannot_train_with(monkeypatch):
+    config = _config(identities=4, images=4)
+    check_pfe_batch(config, 8)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"pfe\.identities is 4, which does not divide by the 8"):
+        check_pfe_batch(config, 8)
+    check_pfe_batch(config, 4)
 
 
 def test_a_step_is_the_same_on_one_device_and_on_eight(model, faces):

@@ -217,6 +217,8 @@ def templates(
     from ida_jax.evaluation.ijb import FARS, evaluate_ijb
 
     subset = options.protocol
+    if options.anchor_log_variances is not None and options.log_variances is None:
+        raise UserError("--anchor_log_variances needs --log_variances=V, the embeddings' own")
     meta = read_ijb(options.files, subset=subset)
     galleries = read_galleries(options.files, subset=subset, template_ids=meta.template_ids)
     variances = None
@@ -251,7 +253,7 @@ def _image_variances(options: Any, found: EmbeddingFile, names: Sequence[str]) -
     if beside is None and options.run is not None and options.anchors is None:
         own = options.run / "anchors" / "log_variances.npy"
         beside = own if own.is_file() else None
-    anchors = None if beside is None else open_npy(beside, what="the anchors' log-variances")
+    anchors = None if beside is None else open_npy(beside, what="log-variances of anchors")
     listed = found._replace(embeddings=log_variances)
     return ImageVariances(in_order(listed, names, path), anchors)
 

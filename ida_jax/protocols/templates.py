@@ -220,7 +220,7 @@ def fuse(
         if not good.all():
             raise UserError(
                 f"embedding {slab[~good][0]} is zero, NaN or infinite, or its log σ² is not "
-                "finite: embed that image again, or leave it out (--skip-bad)"
+                "finite: embed that image again"
             )
         mean /= norm[:, None]
         lowest = np.minimum.reduceat(log_variance, own)

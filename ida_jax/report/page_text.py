@@ -8,7 +8,8 @@ EXPLANATIONS = {
     "where s₁ … sₖ are the inner products of f with its support set: the k nearest of many anchor "
     "faces, found by search.",
     "ida_r_fallback": "IDA-R, except that faces which the anchors do not cover get one constant F, "
-    "so that their pairs rank by their cosine. Ours, not the paper’s.",
+    "so that their pairs rank by their cosine, and that all of F fades towards it where other "
+    "anchors of the same domain would give another F. Ours, not the paper’s.",
     "ida_l": "The same DAO, with F predicted from the face’s own embedding by a small network (the "
     "SSR module), so that scoring needs no anchors.",
     "ida_r_fitted": "IDA-R with the densities’ weight and the support set’s size fitted on "

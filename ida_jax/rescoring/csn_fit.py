@@ -284,7 +284,10 @@ def _check(
 
 
 def refuse_the_faces_themselves(similarities: np.ndarray) -> None:
-    """A face within its own cohort would teach the classifier what no other face will show."""
+    """A UserError where similarities [N, K], descending, show faces among their own anchors.
+
+    What is fitted to them learns what no other face will show.
+    """
     themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
     # Data sets hold a few images under two names; anchors taken from the faces are a large share.
     if themselves > 0.01 * len(similarities):

@@ -92,10 +92,12 @@ def fit_dao(
     )  # fmt: skip
     paper = fit(**_PAPER)
     most = min(most_support, len(anchors) - 2 * largest)
-    if most < paper.neighbours:
+    # Also where there are fewer anchors: the bounds of κ could not hold the paper's 10.
+    needed = int(np.ceil(paper.support + REACH * softness))
+    if most < needed:
         raise UserError(
             f"most_support = {most_support} of {len(anchors)} anchors leaves {most} neighbours a "
-            f"face, and softness = {softness:g} needs {paper.neighbours} at least: raise "
+            f"face, and softness = {softness:g} needs {needed} at least: raise "
             "most_support, or take more anchors"
         )
     searched = AnchorSet(anchors.embeddings, of_anchors, fingerprint=anchors.fingerprint)

@@ -67,7 +67,9 @@ class DaoFit:
     @property
     def neighbours(self) -> int:
         """K, the anchors that a face is searched for."""
-        return min(self.anchors, int(np.ceil(self.support + REACH * self.softness)))
+        # A fit that ends on its bound is beyond it in the last bit.
+        reach = np.ceil(self.support + REACH * self.softness - 1e-6)
+        return min(self.anchors, int(reach))
 
     def log_density(self, similarities: np.ndarray) -> np.ndarray:
         """log F by this module's formula, float32 [N].
@@ -110,6 +112,7 @@ class DaoFit:
             self.width,
             fingerprint=anchors.fingerprint,
             width=anchors.width,
+            whose="the anchor set",
         )
         if len(anchors) != self.anchors:
             raise UserError(

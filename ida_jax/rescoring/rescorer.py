@@ -50,7 +50,7 @@ class Rescorer:
     the other faces that are scored with them: a score does not change with the company it is in.
 
     Methods: `cosine`; `ida_r`, log-DAO with densities searched in the anchors (Eq. 4);
-    `ida_r_fallback`, the same falling back to the cosine for faces that the anchors do not cover
+    `ida_r_fallback`, the same falling back to the cosine where the anchors' log F says nothing
     (`anchors.coverage.fall_back`; ours, not the paper's); `ida_r_fitted`, the densities' weight and
     k fitted (`fitted_dao.DaoFit`; ours too); `ida_l`, densities regressed by an SSR module;
     `z_norm`, `t_norm`, `s_norm` against the whole anchor set as cohort; `as_norm` against

@@ -9,7 +9,7 @@ B batch, I identities a batch, M images of each, D embedding, H height, W width.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,19 +24,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ida_jax.data.balanced import balanced_rows
+from ida_jax.data.balanced import BalancedRows, balanced_rows
 from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.pipeline import training_batches
 from ida_jax.errors import Stopped, UserError
 from ida_jax.face_model import FaceModel, build_network
 from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.pfe import positive_pairs_loss
 from ida_jax.processes import is_first
-from ida_jax.sharding import batch_sharding, replicated, training_mesh
+from ida_jax.sharding import batch_sharding, put_batch, replicated, training_mesh
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.metrics import open_metrics
 from ida_jax.training.optimizer import learning_rate_schedule
-from ida_jax.training.pfe_batches import fresh_batches, kept_batches
 from ida_jax.training.preemption import preemption
 from ida_jax.uncertainty import UncertaintyModel, means_and_maps
 
@@ -75,7 +75,10 @@ class PfeProgram(NamedTuple):
 
 
 def check_pfe_batch(config: ConfigDict, devices: int) -> None:
-    """Refuses a batch that the devices do not divide, as a UserError: BatchNorm looks at all rows.
+    """Refuses what these devices and processes cannot train with, as a UserError.
+
+    They divide the batch, since BatchNorm looks at all rows. Over several processes each device has
+    whole identities: the mesh may deal one process's rows to places that are not neighbours.
 
     Args:
       config: the section pfe.
@@ -86,6 +89,13 @@ def check_pfe_batch(config: ConfigDict, devices: int) -> None:
         raise UserError(
             f"pfe.identities is {config.identities} and pfe.images {config.images}, a batch of "
             f"{batch}, which does not divide by {devices} devices: take a multiple"
+        )
+    if jax.process_count() == 1:
+        return
+    if config.identities % devices:
+        raise UserError(
+            f"pfe.identities is {config.identities}, which does not divide by the {devices} "
+            "devices of several processes: take a multiple"
         )
 
 
@@ -169,7 +179,8 @@ def train_pfe(
         stderr.
       model: the frozen face model.
       config: the section pfe (`ida_jax.run_config.pfe_section`).
-      workdir: gets pfe_checkpoints/, metrics.jsonl and tensorboard/.
+      workdir: gets pfe_checkpoints/ (those of another model are not gone on from), metrics.jsonl
+        and tensorboard/.
       seed: of the parameters, the batches and the augmentation.
 
     Raises:
@@ -190,12 +201,8 @@ def train_pfe(
     batch_size = c.identities * c.images
     program = make_pfe_program(model, c, seed=seed, mesh=mesh)
     schedule = learning_rate_schedule(c)
-    if c.keep_maps:
-        source = partial(kept_batches, folder=Path(workdir) / "embeddings")
-    else:
-        source = fresh_batches
     with (
-        open_checkpoints(os.path.join(workdir, "pfe_checkpoints")) as checkpoints,
+        open_checkpoints(Path(workdir) / "pfe_checkpoints" / model.fingerprint) as checkpoints,
         preemption() as asked_to_stop,
     ):
         like = jax.tree.map(
@@ -204,7 +211,7 @@ def train_pfe(
         )
         restored = checkpoints.restore(like)
         first_step, state = restored or (0, program.init())
-        batches = source(dataset, model, c, rows, program.freeze, mesh, first_step=first_step)
+        batches = _frozen_batches(dataset, model, c, rows, program.freeze, mesh, first_step)
         with (
             closing(batches),
             open_metrics(workdir, stage="pfe", first_step=first_step)
@@ -261,3 +268,34 @@ def train_pfe(
         checkpoints.wait()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return UncertaintyModel(jax.tree.map(np.asarray, variables), model.fingerprint)
+
+
+def _frozen_batches(
+    dataset: FaceDataset,
+    model: FaceModel,
+    config: ConfigDict,
+    rows: BalancedRows,
+    freeze: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]],
+    mesh: Mesh,
+    first_step: int,
+) -> Iterator[tuple[jax.Array, ...]]:
+    """Means, maps, labels and rows of each batch, on the mesh: what `PfeProgram.step` takes."""
+    size, shard, shards = rows.identities * rows.images, jax.process_index(), jax.process_count()
+    own = size // shards
+    backbone = jax.device_put(model.variables, replicated(mesh))
+    batches = training_batches(
+        dataset,
+        batch_size=size,
+        seed=rows.seed,
+        first_step=first_step,
+        shard=shard,
+        shards=shards,
+        augment=config.augment,
+        workers=config.workers,
+        rows=rows,
+    )
+    with closing(batches):
+        for step, batch in enumerate(batches, start=first_step):
+            which = rows(step * size + shard * own, own).astype(np.int32)
+            images, labels, which = put_batch((batch.images, batch.labels, which), mesh)
+            yield *freeze(backbone, images), labels, which
