@@ -35,8 +35,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.ssr.input, c.ssr.copies = "scaled", 40
     c.ssr.hidden, c.ssr.learning_rate, c.ssr.weight_decay = 512, 1e-2, 2e-3
     # Shi & Jain's 3,000 steps are 180 epochs of these 4,289 faces, which the module then knows by
-    # heart, and its likelihoods of others' faces are worthless. Spoilt images, fewer and smaller steps, a
-    # narrower layer and more decay were chosen on people held out of this half
+    # heart, and its likelihoods of others' faces are worthless. Spoilt images, fewer and smaller
+    # steps, a narrower layer and more decay were chosen on people held out of this half
     # (experiments/pfe_choose.py).
     c.pfe.augment, c.pfe.hidden = "low_quality", 64
     c.pfe.steps, c.pfe.decay_steps = 300, (200,)
