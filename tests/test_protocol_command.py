@@ -236,6 +236,11 @@ def test_ijb(tmp_path, anchors):
             [*common, f"--embeddings={tmp_path / 'E.npz'}", f"--output={tmp_path / 'x'}",
              f"--anchor_log_variances={tmp_path / 'A.npy'}"]
         )  # fmt: skip
+    with pytest.raises(UserError, match="is E itself"):
+        evaluate.main(
+            [*common, f"--embeddings={release / 'embeddings.npy'}", f"--output={tmp_path / 'x'}",
+             f"--log_variances={release / 'embeddings.npy'}"]
+        )  # fmt: skip
     np.save(tmp_path / "V.npy", log_variances[:7])
     with pytest.raises(UserError, match="expected one of each entry"):
         evaluate.main(

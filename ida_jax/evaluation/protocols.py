@@ -244,6 +244,8 @@ def templates(
 def _image_variances(options: Any, found: EmbeddingFile, names: Sequence[str]) -> ImageVariances:
     path, beside = options.log_variances, options.anchor_log_variances
     log_variances = open_npy(path, what="log-variances")
+    if path.samefile(options.embeddings):
+        raise UserError(f"--log_variances={path} is E itself: embed --pfe writes them beside it")
     if log_variances.shape != found.embeddings.shape:
         raise UserError(
             f"{path} is {list(log_variances.shape)} and {options.embeddings} "
