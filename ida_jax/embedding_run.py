@@ -228,4 +228,11 @@ def _evaluate(run: _Run, searched: np.ndarray, regressor: DensityRegressor) -> N
 
 def _notes(run: _Run, people: np.ndarray) -> tuple[str, ...]:
     told = f"{len(people):,} faces of {len(np.unique(people)):,} identities"
-    return (f"{told}, held out of the training and of the {len(run.inputs.anchors):,} anchors.",)
+    notes = (f"{told}, held out of the training and of the {len(run.inputs.anchors):,} anchors.",)
+    unknown = np.count_nonzero(run.inputs.people < 0)
+    if unknown and run.inputs.own is not None:
+        notes += (
+            f"{unknown:,} faces of unknown identity were trained on with nobody left out of their "
+            "support sets: where they are among the anchors themselves, their F is too small.",
+        )
+    return notes

@@ -135,6 +135,8 @@ def test_unknown_people_are_trained_on_and_never_held_out(files, tmp_path):
     np.save(files / "l.npy", labels)
     results = run(_config(files), tmp_path / "run")
     assert results["held_out"] == {"faces": 60, "training_faces": 240, "identities": 15}
+    (notes,) = results["notes"].values()
+    assert any(f"{np.sum(labels < 0)} faces of unknown identity" in note for note in notes)
 
 
 def test_a_faces_own_identity_is_left_out_of_its_target(files, tmp_path):
