@@ -19,9 +19,12 @@ from ida_jax.rescoring.dao_fit import fit_dao as fit_dao
 from ida_jax.rescoring.density import DensityRegressor as DensityRegressor
 from ida_jax.rescoring.density import searched_log_density as searched_log_density
 from ida_jax.rescoring.fitted_dao import DaoFit as DaoFit
+from ida_jax.rescoring.likelihood import score_all_pairs_mls as score_all_pairs_mls
+from ida_jax.rescoring.likelihood import score_pairs_mls as score_pairs_mls
 from ida_jax.rescoring.pairs import score_all_pairs as score_all_pairs
 from ida_jax.rescoring.pairs import score_pairs as score_pairs
 from ida_jax.rescoring.rescorer import Rescorer as Rescorer
 from ida_jax.rescoring.terms import FaceTerms as FaceTerms
 from ida_jax.rescoring.terms import dao_terms as dao_terms
+from ida_jax.uncertainty import UncertaintyModel as UncertaintyModel
 from ida_jax.validation import unit_embeddings as unit_embeddings
