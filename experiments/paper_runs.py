@@ -46,14 +46,16 @@ class Set(NamedTuple):
 def rendered_run(options: Any, head: str = "arcface") -> Run:
     """The quickstart's run with a head, trained, its anchors and SSR module made, evaluated.
 
-    The ArcFace one keeps its states at `MOMENTS` of the training.
+    The ArcFace one keeps its states at `MOMENTS` of the training, and has PFE and templates.
     """
     smoke = options.scale == "smoke"
     config = load_config("quickstart", "smoke" if smoke else "")
-    config.stages = ("train", "anchors", "ssr", "pfe", "evaluate")
-    # Of 7,000 faces too, the authors' recipe would be learnt by heart.
-    config.pfe.update(load_config("lfw_pfe").pfe)
-    config.evaluate.template_size = 5
+    config.stages = ("train", "anchors", "ssr", "evaluate")
+    if head == "arcface":
+        config.stages = ("train", "anchors", "ssr", "pfe", "evaluate")
+        # Of 7,000 faces too, the authors' recipe would be learnt by heart.
+        config.pfe.update(load_config("lfw_pfe").pfe)
+        config.evaluate.template_size = 5
     config.train.head, config.train.margin = head, _MARGINS[head]
     config.train.verify_every = 0
     if smoke:
