@@ -4,7 +4,7 @@ Reproduces: section 4.7 and Table 5 (PFE, PFE & IDA-R) at small scale: all pairs
 templates of at most 5 images. As configs/lfw_pretrained.py, the anchor half's identities train the
 SSR and the uncertainty module and give the anchors; the eval half is only evaluated.
 Needs: DATA/lfw/lfw_112.tar and split.csv, DATA/weights/mobilefacenet.npz.
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, about 10 minutes.
 Expected: TAR@FAR 1e-4 over all pairs of images of .970 for cosine, .972 for IDA-R, .974 for PFE's
 likelihood, .977 for PFE & IDA-L (experiments/results/table5_small.json).
 Command: python -m ida_jax.main --config=configs/lfw_pfe.py \
