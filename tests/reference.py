@@ -150,3 +150,126 @@ def gaussians(shape, seed, *, clusters=0):
     """Unit means, and log-variances about PFE's first −7: float32 each."""
     noise = np.random.default_rng(seed + 1000).normal(size=shape)
     return unit(shape, seed, clusters=clusters), (noise - 7).astype(np.float32)
+
+
+def fir_filtered(image, *, up=1, down=1, before=0, after=0):
+    """StyleGAN2's upfirdn2d of one image [H, W, C], tap by tap: zeros inserted, zeros outside."""
+    image = np.asarray(image, np.float64)
+    height, width, channels = image.shape
+    kernel = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64 * up**2
+    spread = np.zeros((height * up + before + after, width * up + before + after, channels))
+    for i in range(height):
+        for j in range(width):
+            spread[before + i * up, before + j * up] = image[i, j]
+    rows = range(0, spread.shape[0] - 3, down)
+    columns = range(0, spread.shape[1] - 3, down)
+    return np.array(
+        [
+            [np.einsum("ij,ijc->c", kernel, spread[i : i + 4, j : j + 4]) for j in columns]
+            for i in rows
+        ]
+    )
+
+
+def convolved(image, kernel, *, stride=1, pad=0):
+    """One image [H, W, C] and weights [h, w, C, C'], zeros outside."""
+    image = np.pad(np.asarray(image, np.float64), ((pad, pad), (pad, pad), (0, 0)))
+    h, w = kernel.shape[:2]
+    rows = range(0, image.shape[0] - h + 1, stride)
+    columns = range(0, image.shape[1] - w + 1, stride)
+    return np.array(
+        [
+            [np.einsum("ijc,ijcd->d", image[i : i + h, j : j + w], kernel) for j in columns]
+            for i in rows
+        ]
+    )
+
+
+def leaky(x):
+    return np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
+
+
+def equalised(layer, x, rate=1.0):
+    """A fully connected layer whose weights are stored divided by rate / √fan-in."""
+    kernel = np.asarray(layer["kernel"], np.float64)
+    return x @ kernel * (rate / np.sqrt(len(kernel))) + rate * np.asarray(layer["bias"], np.float64)
+
+
+def equalised_kernel(layer):
+    kernel = np.asarray(layer["kernel"], np.float64)
+    return kernel / np.sqrt(np.prod(kernel.shape[:3]))
+
+
+def stylegan_mapping(params, latent):
+    """One latent [Z] to its style [W]."""
+    x = np.asarray(latent, np.float64)
+    x = x / np.sqrt(np.mean(x**2) + 1e-8)
+    for number in range(len(params)):
+        x = leaky(equalised(params[f"fc_{number}"], x, rate=0.01))
+    return x
+
+
+def stylegan_styled(layer, x, style, noise):
+    """One map, by weights of its own: modulated, then brought to unit norm for each output."""
+    kernel = equalised_kernel(layer) * equalised(layer["style"], style)[:, None]
+    kernel = kernel / np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)) + 1e-8)
+    x = convolved(x, kernel, pad=1) + float(layer["noise_strength"]) * np.float64(noise)
+    return leaky(x + np.asarray(layer["bias"], np.float64))
+
+
+def stylegan_synthesis(params, styles, noise):
+    """One image [R, R, 3] from its styles [L, W] and noise (4, 8, 8, … R, R)."""
+    styles = np.asarray(styles, np.float64)
+    x = np.asarray(params["constant"], np.float64)
+    x = stylegan_styled(params["block_4_conv_1"], x, styles[0], noise[0])
+    image, size, layer = None, 4, 1
+    while True:
+        rgb = params[f"block_{size}_rgb"]
+        kernel = equalised_kernel(rgb) * equalised(rgb["style"], styles[layer])[:, None]
+        own = convolved(x, kernel) + np.asarray(rgb["bias"], np.float64)
+        image = own if image is None else fir_filtered(image, up=2, before=2, after=1) + own
+        if f"block_{size * 2}_rgb" not in params:
+            return image
+        size *= 2
+        x = fir_filtered(x, up=2, before=2, after=1)
+        for number in range(2):
+            conv = params[f"block_{size}_conv_{number}"]
+            x = stylegan_styled(conv, x, styles[layer], noise[layer])
+            layer += 1
+
+
+def group_deviations(features, group):
+    """For each image of [B, H, W, C]: the deviation among its neighbours, averaged."""
+    features = np.asarray(features, np.float64)
+    out = []
+    for b in range(len(features)):
+        first = b // group * group
+        variance = np.var(features[first : first + group], axis=0)
+        out.append(np.mean(np.sqrt(variance + 1e-8)))
+    return np.array(out)
+
+
+def stylegan_discriminator(params, images, group):
+    """Logits [B] of images [B, R, R, 3]."""
+
+    def conv(name, x, **options):
+        x = convolved(x, equalised_kernel(params[name]), **options)
+        return x + np.asarray(params[name].get("bias", 0), np.float64)
+
+    maps = []
+    for image in images:
+        x, size = leaky(conv("from_rgb", image)), len(image)
+        while size > 4:
+            name = f"block_{size}"
+            skip = conv(f"{name}_skip", fir_filtered(x, down=2, before=1, after=1))
+            x = leaky(conv(f"{name}_conv_0", x, pad=1))
+            x = leaky(conv(f"{name}_conv_1", fir_filtered(x, before=2, after=2), stride=2))
+            x, size = (x + skip) / np.sqrt(2), size // 2
+        maps.append(x)
+    logits = []
+    for x, deviation in zip(maps, group_deviations(maps, group), strict=True):
+        x = np.concatenate([x, np.full((4, 4, 1), deviation)], axis=2)
+        x = leaky(conv("block_4_conv", x, pad=1)).reshape(-1)
+        x = leaky(equalised(params["block_4_fc"], x))
+        logits.append(equalised(params["output_fc"], x)[0])
+    return np.array(logits)
