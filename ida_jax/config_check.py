@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -15,7 +16,7 @@ from ida_jax.rescoring.rescorer import METHODS
 from ida_jax.training.head_step import margin_head
 from ida_jax.training.optimizer import SCHEDULES
 
-ANCHOR_SOURCES = ("class_weights", "real_db")
+ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
 PAIR_LISTS = ("drawn", "lfw")
 INPUTS = ("unit", "scaled")
 
@@ -40,6 +41,19 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     if "anchors" in unfinished:
         _one_of("anchors.source", c.anchors.source, ANCHOR_SOURCES)
         _at_least_1(c, "anchors.size")
+        if c.anchors.source == "fake_db":
+            if "gan" not in c.stages and not c.anchors.generator:
+                raise UserError(
+                    "anchors.source is fake_db, and no generator is named: add the stage 'gan', or "
+                    "set anchors.generator to a generator's file"
+                )
+            if not 0 < c.anchors.truncation <= 1:
+                raise UserError(
+                    f"anchors.truncation is {c.anchors.truncation}: expected a number above 0, at "
+                    "most 1"
+                )
+    if "gan" in unfinished:
+        _check_gan(c)
     if "ssr" in unfinished:
         _check_ssr(c)
     if "pfe" in unfinished:
@@ -115,6 +129,35 @@ def _check_pfe(c: ConfigDict) -> None:
         raise UserError(f"pfe.workers is {c.pfe.workers}: expected 0 or more")
     _check_sgd(c, "pfe")
     augmentation(c.pfe.augment)
+
+
+def _check_gan(c: ConfigDict) -> None:
+    gan, crops = c.gan, c.model.image_size
+    _one_of("gan.resolution", gan.resolution, (8, 16, 32, 64, 128))
+    beyond = gan.resolution - crops
+    if beyond > 0 and (beyond % 2 or gan.resolution >= 2 * crops):
+        raise UserError(
+            f"gan.resolution is {gan.resolution}, but the crops of {crops} px cannot be reflected "
+            "outwards to that: take a smaller one"
+        )
+    _one_of("gan.dtype", gan.dtype, ("float32", "bfloat16"))
+    _one_of("gan.keep", gan.keep, ("best", "last"))
+    for key in (
+        "latent_dim", "style_dim", "mapping_layers", "channel_base", "channel_max", "batch_size",
+        "steps", "r1_every", "path_every", "ema_images", "augment_images", "evaluate_every",
+        "checkpoint_every", "log_every",
+    ):  # fmt: skip
+        _at_least_1(c, f"gan.{key}")
+    _positive(c, "gan.learning_rate")
+    for key in ("r1_weight", "path_weight", "workers"):
+        if not 0 <= gan[key] < math.inf:
+            raise UserError(f"gan.{key} is {gan[key]}: expected 0 or more")
+    for key in ("style_mixing", "augment_target"):
+        if not 0 <= gan[key] <= 1:
+            raise UserError(f"gan.{key} is {gan[key]}: expected a number from 0 to 1")
+    if gan.evaluate_faces < 2:
+        raise UserError(f"gan.evaluate_faces is {gan.evaluate_faces}: expected 2 or more")
+    augmentation(gan.augment)
 
 
 def _check_ssr(c: ConfigDict) -> None:
@@ -224,6 +267,6 @@ def _positive(config: ConfigDict, key: str) -> None:
         raise UserError(f"{key} is {_value(config, key)}: expected a finite number above 0")
 
 
-def _one_of(key: str, given: str, known: Sequence[str]) -> None:
+def _one_of(key: str, given: Any, known: Sequence[Any]) -> None:
     if given not in known:
-        raise UserError(f"{key} is '{given}': choose one of {', '.join(known)}")
+        raise UserError(f"{key} is '{given}': choose one of {', '.join(map(str, known))}")

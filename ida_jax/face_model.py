@@ -24,7 +24,7 @@ from ida_jax.models import mobilefacenet, resnet
 from ida_jax.sharding import batch_sharding, local_mesh, pad_batch, replicated
 from ida_jax.validation import unit_embeddings
 
-_KIND = "face_model"
+KIND = "face_model"  # of its file
 # Crops at once where there are fewer than a batch: two shapes are compiled, and little is padded.
 _FEW = 8
 _NETWORKS = {
@@ -116,7 +116,7 @@ class FaceModel:
             "std": self.preprocessing.std,
             "fingerprint": self.fingerprint,
         }
-        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+        save_tensors(path, tensors, kind=KIND, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FaceModel":
@@ -125,7 +125,7 @@ class FaceModel:
         Raises:
           UserError: the file is absent, torn, not a face model, or not what its fingerprint says.
         """
-        tensors, metadata = load_tensors(path, kind=_KIND)
+        tensors, metadata = load_tensors(path, kind=KIND)
         class_weights = tensors.pop("class_weights", None)
         with complete(path):
             preprocessing = Preprocessing(

@@ -8,6 +8,8 @@ import contextlib
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -92,6 +94,17 @@ def load_tensors(
         return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
 
 
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """The kind of an artefact's file; None for any other file, or none at all."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as opened:
+            return (opened.metadata() or {}).get("kind")
+    except (SafetensorError, OSError):
+        return None
+
+
 @contextlib.contextmanager
 def complete(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns an entry that an artefact lacks, or one of another form, into one clear line."""
@@ -138,6 +151,18 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
             return dict(opened)
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, AttributeError) as error:
         raise UserError(f"{path} is not a whole .npz file of plain arrays: {error}") from error
+
+
+def remove_parts(output: Path) -> None:
+    """Removes `.OUTPUT.*.parts`, finished and not, and what kills left of `written_whole`."""
+    for path in output.absolute().parent.iterdir():
+        if not path.name.startswith(f".{output.name}."):
+            continue
+        rest = path.name.removeprefix(f".{output.name}.")
+        if rest.endswith(".parts"):
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(r"[a-z0-9_]{8}", rest):
+            path.unlink(missing_ok=True)
 
 
 def _memory_mapped(path: Path) -> dict[str, np.ndarray]:

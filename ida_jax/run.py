@@ -18,6 +18,7 @@ from ida_jax.data.load import load_faces
 from ida_jax.data.tfds_faces import load_pairs
 from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.files import written_whole
+from ida_jax.generator import FaceGenerator
 from ida_jax.protocols.pair_lists import (
     PairList,
     consecutive_pairs,
@@ -49,6 +50,10 @@ class Run:
     @property
     def model_path(self) -> Path:
         return self.workdir / "model.safetensors"
+
+    @property
+    def generator_path(self) -> Path:
+        return self.workdir / "generator.safetensors"
 
     @property
     def anchors_path(self) -> Path:
@@ -107,6 +112,11 @@ class Run:
         return FaceModel.load(self.model_path)
 
     @cached_property
+    def generator(self) -> FaceGenerator:
+        """anchors.generator's, or else the one that the stage gan has trained."""
+        return FaceGenerator.load(self.config.anchors.generator or self.generator_path)
+
+    @cached_property
     def anchors(self) -> AnchorSet:
         anchors = AnchorSet.load(self.anchors_path)
         anchors.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
@@ -140,6 +150,9 @@ class Run:
         images, flip = self.train_faces.images, "-flip" if self.config.flip else ""
         folder = self.workdir / "embeddings" / f"train-{self.model.fingerprint}{flip}"
         folder.mkdir(parents=True, exist_ok=True)
+        # Whose they are: `python -m ida_jax.anchors fake` has this folder alone.
+        with written_whole(folder / "labels.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, self.train_faces.labels)
         whole = np.empty((len(images), self.model.width), np.float32)
         for start in range(0, len(images), _PART):
             rows = np.arange(start, min(start + _PART, len(images)))

@@ -35,9 +35,13 @@ def run_section(title: str) -> ConfigDict:
     c.model.mean = c.model.std = (0.5, 0.5, 0.5)
 
     c.train = train_section()
-    c.anchors = ConfigDict({"source": "real_db", "size": 50_000})
+    c.anchors = ConfigDict({"source": "real_db", "size": 50_000})  # or class_weights, fake_db
+    # fake_db: a generator's file, in place of the stage gan's; its truncation ψ.
+    c.anchors.generator = placeholder(str)
+    c.anchors.truncation = 1.0
     c.ssr = ssr_section()
     c.pfe = pfe_section()
+    c.gan = gan_section()
     c.csn = ConfigDict({"top_n": 100, "degree": 3})
 
     c.evaluate = ConfigDict()
@@ -146,6 +150,40 @@ def pfe_section() -> ConfigDict:
     return c
 
 
+def gan_section() -> ConfigDict:
+    """Training of the generator of the fake-db: StyleGAN2 with adaptive augmentation, at 128 px.
+
+    The sizes are those of StyleGAN2-ADA's own configuration for this resolution. 25 M images are
+    its full training; most of the quality is there after 5 M.
+    """
+    c = ConfigDict()
+    # Power of two from 8 to 128. Crops of 112 px are reflected outwards to 128, and faces of 128 px
+    # cut to 112 again; a smaller resolution shrinks the crops, and enlarges the faces.
+    c.resolution = 128
+    c.latent_dim = c.style_dim = 512
+    c.mapping_layers = 2
+    c.channel_base, c.channel_max = 16_384, 512  # a block of size r: min(base / r, max) channels
+    c.dtype = "bfloat16"
+    c.batch_size = 64
+    c.steps = 390_000
+    c.learning_rate = 0.0025  # Adam's, β = (0, 0.99)
+    c.r1_weight, c.r1_every = 0.05, 16  # γ; about 0.0002 · R² / batch_size
+    c.path_weight, c.path_every = 2.0, 4  # 0: none
+    c.style_mixing = 0.9  # the share of faces made of two latents
+    c.ema_images = 20_000  # the moving average's half-life
+    # Adaptive augmentation holds the mean sign of real faces' logits here; 0: no augmentation.
+    c.augment_target = 0.6
+    c.augment_images = 500_000  # in which its probability can go from 0 to 1
+    c.augment = "flip"  # of the training faces, beside it
+    c.workers = 0
+    c.evaluate_every = 16_000  # Fréchet distance, precision and recall, samples, a generator's file
+    c.evaluate_faces = 10_000  # the most generated, and real, faces for them
+    c.keep = "best"  # by the Fréchet distance, or last
+    c.checkpoint_every = 4_000
+    c.log_every = 100
+    return c
+
+
 def as_smoke(c: ConfigDict) -> ConfigDict:
     """The same run, through the same code, on a few rendered identities: it ends in a minute.
 
@@ -165,6 +203,9 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
     c.train.verify_every = min(2, c.train.verify_every)
     c.ssr.steps, c.ssr.decay_steps = 200, (100,)
     c.pfe.identities, c.pfe.images, c.pfe.steps, c.pfe.decay_steps = 4, 2, 2, (1,)
+    c.gan.update(resolution=16, latent_dim=16, style_dim=16, channel_base=256, channel_max=32)
+    c.gan.update(dtype="float32", batch_size=8, steps=4, path_every=2, r1_every=2, log_every=1)
+    c.gan.update(evaluate_every=2, evaluate_faces=32, checkpoint_every=2)
     c.csn.top_n = c.evaluate.top_n = 12
     c.evaluate.pairs = "drawn"
     return c

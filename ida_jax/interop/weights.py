@@ -2,13 +2,15 @@
 
 .pth .pt .npz .safetensors   a PyTorch state dict: iresnet (arcface_torch) or MobileFaceNet
 .onnx                        InsightFace's published iresnets (w600k_r50.onnx, glint360k_…)
+.safetensors                 also a model of ida_jax's own
 """
 
 import os
 from pathlib import Path
 
 from ida_jax.errors import UserError
-from ida_jax.face_model import FaceModel, Preprocessing
+from ida_jax.face_model import KIND, FaceModel, Preprocessing
+from ida_jax.files import kind_of
 from ida_jax.interop.iresnet import iresnet_from_state
 from ida_jax.interop.mobilefacenet import mobilefacenet_variables
 from ida_jax.interop.onnx_import import read_onnx_state
@@ -33,6 +35,14 @@ def import_model(
         `mobilefacenet_variables`; or `preprocessing` is for images of another size.
     """
     path = Path(path)
+    if path.suffix == ".safetensors" and kind_of(path) == KIND:
+        model = FaceModel.load(path)
+        if preprocessing not in (None, model.preprocessing):
+            raise UserError(
+                f"{path} takes {model.preprocessing}, not {preprocessing}: set model.image_size, "
+                "model.mean and model.std to that"
+            )
+        return model
     state = read_onnx_state(path) if path.suffix == ".onnx" else read_state(path)
     if "gdconv.depthwise.weight" in state:
         network, options = "mobilefacenet", {"embedding_dim": 128}

@@ -1,0 +1,189 @@
+"""A trained generator of faces as one file: network, weights, the crops it makes, its fingerprint.
+
+A face of it is a face of nobody: what the fake-db's anchors are made of (section 3.2).
+
+N faces, S crop size, R resolution, Z latent, W style.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ida_jax.errors import UserError
+from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.models.stylegan import GeneratorNetwork, draw_noise, num_styles
+from ida_jax.ops.resample import to_crops
+from ida_jax.sharding import batch_sharding, local_mesh, replicated
+
+_KIND = "face_generator"
+# Faces made at once. A convolution's last bit depends on how many there are, so that it is fixed.
+_BLOCK = 64
+_LATENTS_AVERAGED = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class FaceGenerator:
+    """A generator with its weights.
+
+    Attributes:
+      options: the sizes of `ida_jax.models.stylegan.GeneratorNetwork`, JSON-able.
+      variables: {"params": …}, the training's moving average.
+      mean_style: float32 [W], the mean of w, to which truncation draws.
+      image_size: S, the side of the crops that it learned from and makes, whatever R is.
+      provenance: of the training, JSON-able: the set, its size, steps, images shown, figures.
+    """
+
+    options: dict[str, Any]
+    variables: dict[str, Any]
+    mean_style: np.ndarray
+    image_size: int
+    provenance: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, options: dict[str, Any], params: Any, *, image_size: int, provenance: dict[str, Any]
+    ) -> "FaceGenerator":
+        """A generator of these parameters, its mean style found from 8,192 latents."""
+        params = jax.tree.map(np.asarray, params)
+        network = GeneratorNetwork(**options)
+        mean = np.asarray(_mean_style(network, {"params": params}))
+        return cls(options, {"params": params}, mean, image_size, provenance)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 over sizes, crop size and every weight."""
+        described = json.dumps([self.options, self.image_size], sort_keys=True)
+        digest = hashlib.sha256(described.encode())
+        for name, value in sorted(flatten_dict(self.variables, sep="/").items()):
+            value = np.ascontiguousarray(value)
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+            digest.update(value.tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the generator as one safetensors file, whole or not at all."""
+        tensors = {
+            name: np.asarray(value) for name, value in flatten_dict(self.variables, sep="/").items()
+        }
+        tensors["mean_style"] = self.mean_style
+        metadata = {
+            "options": self.options,
+            "image_size": self.image_size,
+            "provenance": self.provenance,
+            "fingerprint": self.fingerprint,
+        }
+        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FaceGenerator":
+        """Reads a saved generator.
+
+        Raises:
+          UserError: the file is absent, torn, not a generator, or not what its fingerprint says.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            mean_style = tensors.pop("mean_style")
+            generator = cls(
+                metadata["options"],
+                unflatten_dict(tensors, sep="/"),
+                mean_style,
+                metadata["image_size"],
+                metadata["provenance"],
+            )
+            written = metadata["fingerprint"]
+        if generator.fingerprint != written:
+            raise UserError(f"{path} does not match its own fingerprint: it was altered or damaged")
+        return generator
+
+    def faces(
+        self,
+        first: int,
+        count: int,
+        *,
+        seed: int = 0,
+        truncation: float = 1.0,
+        progress: str | None = None,
+    ) -> np.ndarray:
+        """Faces number `first` … `first` + `count` − 1 of an endless row.
+
+            w ← w̄ + ψ·(w − w̄)
+
+        A face is a function of (seed, its number, ψ) alone.
+
+        Args:
+          first: the first one's number, 0 or more.
+          count: N.
+          seed: of the row.
+          truncation: ψ, 1 for the whole distribution; less for more ordinary faces and fewer kinds.
+          progress: the title of a progress bar; none if None.
+
+        Returns:
+          uint8 [N, S, S, 3], RGB.
+
+        Raises:
+          UserError: ψ outside 0 … 1.
+        """
+        from tqdm import tqdm
+
+        if not 0 <= truncation <= 1:
+            raise UserError(f"truncation is {truncation}: expected a number from 0 to 1")
+        mesh = local_mesh()
+        rows = -(-_BLOCK // mesh.size) * mesh.size
+        network, whole = GeneratorNetwork(**self.options), replicated(mesh)
+        variables, mean = jax.device_put((self.variables, self.mean_style), whole)
+        faces = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
+        with tqdm(total=count, desc=progress, unit="face", disable=progress is None) as bar:
+            for block in range(first // _BLOCK, -(-(first + count) // _BLOCK)):
+                start = block * _BLOCK
+                numbers = jax.device_put(
+                    np.arange(start, start + rows, dtype=np.uint32), batch_sharding(mesh)
+                )
+                made = _faces(
+                    network, self.image_size, variables, mean, numbers,
+                    jax.random.key(seed), np.float32(truncation),
+                )  # fmt: skip
+                low, high = max(start, first), min(start + _BLOCK, first + count)
+                faces[low - first : high - first] = np.asarray(made)[low - start : high - start]
+                bar.update(high - low)
+        return faces
+
+
+@partial(jax.jit, static_argnums=0)
+def _mean_style(network: GeneratorNetwork, variables: Any) -> jax.Array:
+    latents = jax.random.normal(jax.random.key(0), (_LATENTS_AVERAGED, network.latent_dim))
+    return jnp.mean(network.apply(variables, latents, method="map"), axis=0)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _faces(
+    network: GeneratorNetwork,
+    image_size: int,
+    variables: Any,
+    mean_style: jax.Array,
+    numbers: jax.Array,
+    key: jax.Array,
+    truncation: jax.Array,
+) -> jax.Array:
+    """uint8 [B, S, S, 3], each from its own number's key."""
+
+    def drawn(number: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        own = jax.random.split(jax.random.fold_in(key, number))
+        noise = draw_noise(own[1], 1, network.resolution)
+        return jax.random.normal(own[0], (network.latent_dim,)), [n[0] for n in noise]
+
+    latents, noise = jax.vmap(drawn)(numbers)
+    styles = network.apply(variables, latents, method="map")
+    styles = mean_style[None, :] + truncation * (styles - mean_style[None, :])
+    layers = num_styles(network.resolution)
+    styles = jnp.repeat(styles[:, None, :], layers, axis=1)
+    images = to_crops(network.apply(variables, styles, noise, method="synthesise"), image_size)
+    return jnp.clip(jnp.round(images * 127.5 + 127.5), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,183 @@
+"""The GAN's loop: resumed to the bit, evaluated, stopped where it collapses; and its updates."""
+
+import json
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+
+from ida_jax.data.dataset import FaceDataset
+from ida_jax.errors import Stopped, UserError
+from ida_jax.generator import FaceGenerator
+from ida_jax.run_config import gan_section
+from ida_jax.sharding import put_batch, training_mesh
+from ida_jax.training import gan
+from ida_jax.training.gan import train_gan
+from ida_jax.training.gan_step import check_gan_batch, make_gan_program
+from ida_jax.training.metrics import read_metrics
+
+SIZE = 6  # of the crops; at 8 px they are reflected outwards
+
+
+def config(**options):
+    c = gan_section()
+    c.update(resolution=8, latent_dim=8, style_dim=8, channel_base=64, channel_max=8)
+    c.update(dtype="float32", batch_size=8, steps=6, path_every=2, r1_every=3, log_every=1)
+    c.update(evaluate_every=3, checkpoint_every=2, keep="last")
+    c.update(options)
+    return c
+
+
+@pytest.fixture(scope="module")
+def faces():
+    images = np.random.default_rng(0).integers(0, 256, (18, SIZE, SIZE, 3)).astype(np.uint8)
+    labels = np.repeat(np.arange(6, dtype=np.int32), 3)
+    return FaceDataset(images, labels, tuple("abcdef"))
+
+
+def figures(generator):
+    """Falls, then rises: the best is not the last."""
+    return {"frechet": 1.0 if generator.provenance["step"] == 3 else 2.0, "recall": 0.5}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(faces, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("gan")
+    generator = train_gan(faces, config(), workdir=workdir, seed=3, evaluate=figures, title="six")
+    return workdir, generator
+
+
+def records(workdir):
+    times = {"images_per_second"}
+    return [
+        {key: value for key, value in record.items() if key not in times}
+        for record in read_metrics(workdir)
+    ]
+
+
+def test_a_stopped_training_goes_on_to_the_bit(faces, undisturbed, tmp_path, monkeypatch):
+    workdir, expected = undisturbed
+
+    @contextmanager
+    def stopped_at_four():
+        yield lambda step: step == 4
+
+    monkeypatch.setattr(gan, "preemption", stopped_at_four)
+    with pytest.raises(Stopped, match="at step 4 of 6, which is saved"):
+        train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures, title="six")
+    monkeypatch.undo()
+    resumed = train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures, title="six")
+    assert resumed.fingerprint == expected.fingerprint
+    assert records(tmp_path) == records(workdir)
+    for step in (3, 6):
+        name = f"generators/{step:09}.safetensors"
+        again, before = (FaceGenerator.load(folder / name) for folder in (tmp_path, workdir))
+        assert (again.fingerprint, again.provenance) == (before.fingerprint, before.provenance)
+
+
+def test_records_files_and_provenance_tell_what_was_done(undisturbed):
+    workdir, generator = undisturbed
+    found = records(workdir)
+    logged = [r for r in found if "generator_loss" in r]
+    assert [r["step"] for r in logged] == [1, 2, 3, 4, 5, 6]
+    assert [r["images"] for r in logged] == [8, 16, 24, 32, 40, 48]
+    # Every second step has a path length of its own, every third an R1, told from the next one on.
+    lengths, penalties = [r["path_length"] for r in logged], [r["r1"] for r in logged]
+    assert lengths[0] == 0 < lengths[1] == lengths[2] < lengths[3] == lengths[4]
+    assert penalties[:3] == [0, 0, 0]
+    assert penalties[3] == penalties[5] > 0
+    assert [(r["step"], r["frechet"]) for r in found if "frechet" in r] == [(3, 1.0), (6, 2.0)]
+    sheets = sorted(path.name for path in (workdir / "samples").iterdir())
+    assert sheets == ["000000000.png", "000000003.png", "000000006.png", "real.png"]
+    saved = FaceGenerator.load(workdir / "generators" / "000000006.safetensors")
+    assert saved.fingerprint == generator.fingerprint
+    told = saved.provenance
+    assert (told["title"], told["faces"], told["identities"]) == ("six", 18, 6)
+    assert (told["step"], told["images"], told["figures"]["recall"]) == (6, 48, 0.5)
+    assert json.dumps(told)
+    assert generator.faces(0, 1).shape == (1, SIZE, SIZE, 3)
+
+
+def test_the_best_generator_is_the_one_with_the_least_distance(faces, undisturbed):
+    workdir, _ = undisturbed
+    c = config()
+    c.keep = "best"
+    best = train_gan(faces, c, workdir=workdir, seed=3, evaluate=figures)  # nothing left to train
+    assert best.provenance["step"] == 3
+
+
+def test_a_collapse_stops_the_run_and_names_the_last_good_generator(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "WINDOW", 2)
+    monkeypatch.setattr(
+        gan, "collapse_reason", lambda records: "all alike" if len(records) == 6 else None
+    )
+    with pytest.raises(UserError, match="collapsed by step 6: all alike; the last good") as error:
+        train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures)
+    assert "000000003.safetensors" in str(error.value)
+    FaceGenerator.load(tmp_path / "generators" / "000000003.safetensors")
+    assert not (tmp_path / "generators" / "000000006.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_once(faces, tmp_path):
+    c = config()
+    c.learning_rate = 1e30
+    with pytest.raises(UserError, match="no generator was evaluated before"):
+        train_gan(faces, c, workdir=tmp_path, seed=3, evaluate=figures)
+
+
+def test_few_training_faces_are_warned_of(undisturbed, faces, tmp_path, capsys):
+    c = config()
+    c.steps = 1
+    train_gan(faces, c, workdir=tmp_path, seed=3, evaluate=figures)
+    assert "warning: 18 training faces are few for a generator" in capsys.readouterr().err
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused():
+    check_gan_batch(16, 8)
+    with pytest.raises(UserError, match=r"gan\.batch_size is 12, which does not divide by 8"):
+        check_gan_batch(12, 8)
+
+
+@pytest.mark.parametrize("phase", ["generator", "paths", "discriminator", "steepness"])
+def test_eight_devices_do_what_one_does(faces, phase):
+    images = faces.images[:16]
+    found = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = training_mesh(1, devices=devices)
+        # Of 16 faces eight devices and one take the same half for the paths.
+        program = make_gan_program(config(batch_size=16), seed=1, mesh=mesh)
+        given = put_batch((images,), mesh) if phase in ("discriminator", "steepness") else ()
+        out = getattr(program, phase)(program.init(), *given)
+        state, metrics = out if phase in ("generator", "discriminator") else (out, {})
+        # Parameters have taken a step of the gradient's sign; the moments hold the gradient itself.
+        moments = state.generator_opt, state.discriminator_opt, state.path_mean, state.r1
+        found.append(jax.tree.map(np.asarray, (moments, metrics)))
+    for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+        assert np.abs(one - eight).max() <= 1e-4 * np.abs(one).max() + 1e-7
+
+
+def test_the_average_follows_the_generator(faces):
+    mesh = training_mesh(1)
+    program = make_gan_program(config(ema_images=8), seed=1, mesh=mesh)
+    first = program.init()
+    start = np.asarray(first.generator["synthesis"]["constant"])
+    state, _ = program.generator(first)
+    now = np.asarray(state.generator["synthesis"]["constant"])
+    average = np.asarray(state.average["synthesis"]["constant"])
+    # Half-life min(8, 0.05 · 8 seen) images, of which a step sees 8.
+    decay = 0.5 ** (8 / 0.4)
+    np.testing.assert_allclose(average, now + (start - now) * decay, atol=1e-6)
+
+
+def test_augmentation_rises_where_real_faces_are_known_by_heart(faces):
+    mesh = training_mesh(1)
+    images = faces.images[:8]
+    for target, expected in ((0.0, 0.0), (1e-6, 8 / 1000)):
+        c = config(augment_target=target, augment_images=1000)
+        program = make_gan_program(c, seed=1, mesh=mesh)
+        state = program.init()
+        state = state._replace(real_sign=jax.device_put(np.float32(1), state.real_sign.sharding))
+        state, metrics = program.discriminator(state, *put_batch((images,), mesh))
+        # The moving mean of the sign is at least 0.5, above any small target.
+        assert float(metrics["augment_probability"]) == pytest.approx(expected, rel=1e-5)
