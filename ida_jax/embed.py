@@ -18,8 +18,6 @@ output appears whole or not at all.
 
 import hashlib
 import json
-import re
-import shutil
 import sys
 import threading
 from collections.abc import Sequence
@@ -50,6 +48,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.data.image_files import open_images
     from ida_jax.data.verification_bin import open_bin
     from ida_jax.face_model import FaceModel
+    from ida_jax.files import remove_parts
     from ida_jax.uncertainty import UncertaintyModel
 
     folder = options.model.is_dir()
@@ -79,7 +78,7 @@ def main(argv: list[str]) -> None:
         if not any(parts.iterdir()):
             parts.rmdir()
         raise
-    _clear(output)
+    remove_parts(output)
     print(f"{len(files):,} embeddings of {model.width} numbers in {output}")
     if uncertainty is not None:
         print(f"their log-variances in {_variances(output)}")
@@ -332,18 +331,6 @@ def _key(options: Any, model: "FaceModel", files: "ImageFiles") -> str:
         stat = options.landmarks.stat()
         described += [str(options.landmarks.resolve()), stat.st_size, stat.st_mtime_ns]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
-
-
-def _clear(output: Path) -> None:
-    """Removes this job's parts, and what others for the same output have left behind."""
-    for path in output.absolute().parent.iterdir():
-        if not path.name.startswith(f".{output.name}."):
-            continue
-        rest = path.name.removeprefix(f".{output.name}.")
-        if rest.endswith(".parts"):
-            shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"[a-z0-9_]{8}", rest):  # what a kill left of `written_whole`
-            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -172,8 +172,10 @@ def _by_likelihood(
 def _labels_among_anchors(run: Run) -> np.ndarray | None:
     """The evaluation's identities in the anchors' numbering, by name, -1 for those not among them.
 
-    None where no person is in both sets, as it should be.
+    None where no person is in both sets, as it should be, or where anchors are of nobody.
     """
+    if run.anchors.labels is None:
+        return None
     number = {name: label for label, name in enumerate(run.train_faces.identities)}
     shared = np.array([number.get(name, -1) for name in run.eval_faces.identities], np.int32)
     return shared[run.eval_faces.labels] if np.any(shared >= 0) else None

@@ -2,7 +2,8 @@
 
     train     → DIR/model.safetensors            backbone and margin head, by SGD
     import    → DIR/model.safetensors            or a backbone's weights from elsewhere
-    anchors   → DIR/anchors/anchors.safetensors  class weights or real-db (Table 4)
+    gan       → DIR/generator.safetensors        the generator of faces, for the fake-db
+    anchors   → DIR/anchors/anchors.safetensors  class weights, real-db or fake-db (Table 4)
     ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
     pfe       → DIR/pfe.safetensors              the uncertainty module (PFE), and by it
                 DIR/anchors/log_variances.npy    log σ² of the anchors
@@ -13,6 +14,7 @@ A stage whose file exists is not run again. N faces, D embedding.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,9 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.candidates import generated_candidates
+from ida_jax.anchors.fake import fake_anchors
+from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.config_check import check_config
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import ImageSubset
@@ -39,6 +44,7 @@ from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.run import Run
 from ida_jax.sharding import training_mesh
+from ida_jax.training.gan_step import check_gan_batch
 from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
 from ida_jax.workdir import claim_workdir
@@ -84,12 +90,21 @@ def _check(run: Run, unfinished: list[str]) -> None:
     """Finds the mistakes that a stage would end on, before hours are spent on those before it."""
     c = run.config
     check_config(c, unfinished)
-    if {"train", "anchors", "ssr", "pfe"} & set(unfinished):
+    if {"train", "gan", "anchors", "ssr", "pfe"} & set(unfinished):
         require_faces(c.train_data, data_dir=c.data_dir)
     if "evaluate" in unfinished:
         require_faces(c.eval_data, data_dir=c.data_dir)
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
+    if "gan" in unfinished:
+        check_gan_batch(c.gan.batch_size, jax.device_count())
+    if "anchors" in unfinished and c.anchors.source == "fake_db" and c.anchors.generator:
+        size = run.generator.image_size
+        if size != c.model.image_size:
+            raise UserError(
+                f"anchors.generator makes crops of {size} px, but the model takes "
+                f"{c.model.image_size} px: give a generator trained on such crops"
+            )
     if "pfe" in unfinished:
         check_pfe_batch(c.pfe, jax.device_count())
         balanced_rows(
@@ -99,11 +114,10 @@ def _check(run: Run, unfinished: list[str]) -> None:
         run.model_preprocessing.check(run.verification.images[0], what="verify_data's first image")
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
-    if {"train", "anchors", "ssr"} & set(unfinished):
+    if {"train", "gan", "anchors", "ssr"} & set(unfinished):
         check_labels(run.train_faces)
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
-        # One anchor an identity; the SSR module's targets leave a face's own one out.
-        anchors = min(c.anchors.size, run.train_faces.num_identities) - ("ssr" in c.stages)
+        anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
         if not 1 <= c.k <= anchors:
             raise UserError(
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
@@ -119,13 +133,20 @@ def _check(run: Run, unfinished: list[str]) -> None:
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
     c = run.config
-    anchors = min(c.anchors.size, run.train_faces.num_identities) - left_out
+    anchors = _most_anchors(c, run.train_faces.num_identities, left_out=left_out)
     section, name = key.split(".")
     if used and c[section][name] > anchors:
         raise UserError(
             f"{key} is {c[section][name]}, but a cohort can have at most {anchors} anchors here: "
             "lower it or take more identities"
         )
+
+
+def _most_anchors(config: ConfigDict, identities: int, *, left_out: int) -> int:
+    """The largest support set: one anchor an identity, without those of the faces themselves."""
+    if config.anchors.source == "fake_db":
+        return config.anchors.size
+    return min(config.anchors.size, identities) - left_out
 
 
 def _train(run: Run) -> None:
@@ -191,8 +212,48 @@ def _anchors(run: Run) -> None:
                 names=[faces.identities[label] for label in labels],
                 **options,
             )
+        case "fake_db":
+            anchors = _fake_anchors(run)
     run.anchors_path.parent.mkdir(exist_ok=True)
     anchors.save(run.anchors_path)
+
+
+def _fake_anchors(run: Run) -> AnchorSet:
+    """The fake-db of the run's generator, and its report beside it."""
+    from ida_jax.report.fake_report import write_fake_report
+
+    c, folder = run.config, run.anchors_path.parent
+    candidates = generated_candidates(run.generator, seed=c.seed, truncation=c.anchors.truncation)
+    training = TrainingFaces(run.train_embeddings, run.train_faces.labels, "train_data")
+    parts = folder / "fake.parts"
+    folder.mkdir(exist_ok=True)
+    anchors, report = fake_anchors(
+        candidates, run.model, count=c.anchors.size, training=training, flip=c.flip, k=c.k,
+        tau=c.tau, parts=parts,
+    )  # fmt: skip
+    write_fake_report(folder / "anchors.report.html", report, candidates)
+    shutil.rmtree(parts, ignore_errors=True)
+    return anchors
+
+
+def _gan(run: Run) -> None:
+    from ida_jax.evaluation.generated import generator_figures
+    from ida_jax.training.gan import train_gan
+
+    c, model = run.config, run.model
+    real = run.train_embeddings if is_first() else None
+    generator = train_gan(
+        run.train_faces,
+        c.gan,
+        workdir=run.workdir,
+        seed=c.seed,
+        title=c.title,
+        evaluate=lambda generator: generator_figures(
+            generator, model, real, faces=c.gan.evaluate_faces, seed=c.seed, flip=c.flip
+        ),
+    )
+    if is_first():
+        generator.save(run.generator_path)
 
 
 def _ssr(run: Run) -> None:
@@ -200,6 +261,8 @@ def _ssr(run: Run) -> None:
 
     c = run.config
     faces, labels = run.train_embeddings, run.train_faces.labels
+    if run.anchors.labels is None:
+        labels = None  # nobody's anchors
     options = {"k": c.k, "tau": c.tau, "fingerprint": run.model.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
     if c.ssr.targets == "on_the_fly":
@@ -247,10 +310,11 @@ def _csn(run: Run) -> None:
 
 
 # All processes of a run take part.
-_TRAINED_BY_ALL = ("train", "pfe")
+_TRAINED_BY_ALL = ("train", "gan", "pfe")
 _STAGES = {
     "train": _Stage(_train, lambda run: run.model_path),
     "import": _Stage(_import, lambda run: run.model_path),
+    "gan": _Stage(_gan, lambda run: run.generator_path),
     "anchors": _Stage(_anchors, lambda run: run.anchors_path),
     "ssr": _Stage(_ssr, lambda run: run.ssr_path),
     "pfe": _Stage(_pfe, lambda run: run.pfe_path),

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.config_check import check_config, check_embedding_config
 from ida_jax.face_model import FaceModel
+from ida_jax.generator import FaceGenerator
 from ida_jax.sharding import training_mesh
 from ida_jax.training.metrics import read_metrics
 from ida_jax.training.train_step import make_program
@@ -36,7 +39,8 @@ def test_a_config_is_valid_and_names_its_own_command(name):
 
 
 def test_where_nothing_is_trained_there_is_no_smoke_variant():
-    assert set(MODULES) - set(SMOKE) == {"lfw_pfe", "lfw_pretrained"}
+    given = {"lfw_pfe", "lfw_pretrained", "stylegan_lfw", "stylegan_ms1m"}
+    assert set(MODULES) - set(SMOKE) == given
     with pytest.raises(ValueError, match="'smoke' is unknown"):
         MODULES["lfw_pretrained"]["get_config"]("smoke")
 
@@ -71,15 +75,55 @@ def test_smoke_is_the_same_training_on_little(name):
     assert "stablehlo.convolution" in program.step.lower(program.state, *program.batch).as_text()
 
 
-def test_the_smallest_of_the_papers_runs_to_its_report(tmp_path):
-    command = [
-        sys.executable, "-m", "ida_jax.main", f"--config={CONFIGS}/casia_r18_arcface.py:smoke",
-        f"--workdir={tmp_path}",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=600
+def test_the_generator_runs_from_rendered_faces_to_a_fake_db_in_use(tmp_path):
+    """In a process of its own, as a user would: train, gan, anchors, ssr, evaluate."""
+    workdir, anchors = tmp_path / "run", tmp_path / "fake.safetensors"
+    _run("ida_jax.main", f"--config={CONFIGS}/stylegan_ms1m.py:smoke", f"--workdir={workdir}")
+    config = MODULES["stylegan_ms1m"]["get_config"]("smoke")
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["anchors"]["source"] == "fake_db"
+    assert results["anchors"]["size"] == config.anchors.size
+    for methods in results["protocols"].values():
+        assert set(methods) == set(config.evaluate.methods)
+    records = [r for r in read_metrics(workdir) if r["stage"] == "gan"]
+    distances = {r["step"]: r["frechet"] for r in records if "frechet" in r}
+    assert list(distances) == [150, 300]
+    generator = FaceGenerator.load(workdir / "generator.safetensors")
+    assert generator.provenance["step"] == min(distances, key=distances.get)
+    made = AnchorSet.load(workdir / "anchors" / "anchors.safetensors").provenance
+    assert made["candidates"]["generator"] == generator.fingerprint
+    assert made["privacy"] == "checked"
+    assert (workdir / "anchors" / "anchors.report.html").is_file()
+    # The command makes the same set, which rescore takes.
+    count = f"--count={config.anchors.size}"
+    _run(
+        "ida_jax.anchors", "fake", f"--generator={workdir}", f"--model={workdir}", count, "--flip",
+        f"--output={anchors}",
+    )  # fmt: skip
+    again = AnchorSet.load(anchors)
+    np.testing.assert_array_equal(
+        again.embeddings, AnchorSet.load(workdir / "anchors" / "anchors.safetensors").embeddings
     )
+    faces, pairs = np.asarray(again.embeddings)[::-1] + 0.1, np.array([[0, 1], [2, 3]])
+    np.save(tmp_path / "faces.npy", faces)
+    np.save(tmp_path / "pairs.npy", pairs)
+    _run(
+        "ida_jax.rescore", f"--embeddings={tmp_path}/faces.npy", f"--pairs={tmp_path}/pairs.npy",
+        f"--anchors={anchors}", f"--output={tmp_path}/scores.npy",
+    )  # fmt: skip
+    assert np.isfinite(np.load(tmp_path / "scores.npy")).all()
+
+
+def _run(module, *flags):
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags], env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_smallest_of_the_papers_runs_to_its_report(tmp_path):
+    _run("ida_jax.main", f"--config={CONFIGS}/casia_r18_arcface.py:smoke", f"--workdir={tmp_path}")
     config = MODULES["casia_r18_arcface"]["get_config"]("smoke")
     results = json.loads((tmp_path / "results.json").read_text())
     likelihood = {"pfe", "pfe_mls_ida_r", "pfe_mls_ida_l"}

@@ -1,6 +1,7 @@
-"""python -m ida_jax.anchors build|info|check …
+"""python -m ida_jax.anchors build|fake|info|check …
 
   build   makes an anchor set from embeddings, a model's class weights, or a model and crops
+  fake    makes one from a generator's faces, which it checks: the paper's fake-db
   info    says what a set is
   check   looks for near-duplicates in a set, and for trouble with the faces that it is to score
 
@@ -54,12 +55,12 @@ class _Probes(NamedTuple):
 
 
 def main(argv: list[str]) -> bool:
-    """Runs one of the three; True where `check` found something."""
-    commands = {"build": _build, "info": _info, "check": _check}
+    """Runs one of the four; True where `check` found something."""
+    commands = {"build": _build, "fake": _fake, "info": _info, "check": _check}
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
     elif argv[0] not in commands:
-        raise UserError(f"'{argv[0]}' is unknown: expected build, info or check; see --help")
+        raise UserError(f"'{argv[0]}' is unknown: expected build, fake, info or check; see --help")
     else:
         return commands[argv[0]](argv[1:]) is True
     return False
@@ -70,12 +71,8 @@ def _build(argv: list[str]) -> None:
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
     add("--embeddings", type=Path, metavar="E", help=".npy, .npz or .parquet, [N, D] of any norm")
-    add(
-        "--labels",
-        type=Path,
-        metavar="L",
-        help="who is on each row: .npy, or .txt of one integer or name a line",
-    )
+    people = "who is on each row: .npy, or .txt of one integer or name a line"
+    add("--labels", type=Path, metavar="L", help=people)
     add("--model", type=Path, metavar="M", help="model.safetensors, or the folder that holds it")
     add("--class_weights", action="store_true", help="take the model's class weights")
     add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
@@ -129,9 +126,7 @@ def _build(argv: list[str]) -> None:
 def _check_build(options: Any) -> None:
     given = [options.embeddings is not None, options.class_weights, options.images is not None]
     if sum(given) != 1:
-        raise UserError(
-            "expected exactly one of --embeddings, --class_weights and --images; see --help"
-        )
+        raise UserError("expected exactly one of --embeddings, --class_weights, --images")
     if (options.model is None) != given[0]:
         raise UserError("--model=M goes with --class_weights or --images, and they need it")
     if options.labels is not None and not given[0]:
@@ -151,6 +146,12 @@ def _check_build(options: Any) -> None:
         raise UserError(f"no folder {options.output.parent} to write in: make it first")
 
 
+def _fake(argv: list[str]) -> None:
+    from ida_jax import fake_db  # with its report, which this package knows nothing of
+
+    fake_db.main(argv)
+
+
 def _info(argv: list[str]) -> None:
     parser = _parser("info", _INFO)
     parser.add_argument("--anchors", type=Path, required=True, metavar="A", help="the anchor set")
@@ -161,9 +162,12 @@ def _info(argv: list[str]) -> None:
     from ida_jax.anchors.anchor_set import AnchorSet
     from ida_jax.anchors.check import near_duplicates, same_person_threshold
     from ida_jax.anchors.coverage import own_neighbourhood
+    from ida_jax.anchors.fake import provenance_line
 
     anchors = AnchorSet.load(options.anchors)
     print(f"{options.anchors}: {anchors.described()}")
+    if anchors.source == "fake_db" and anchors.provenance:
+        print(f"made of: {provenance_line(anchors.provenance)}")
     try:
         own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
     except UserError as error:  # a set of few anchors is one all the same
@@ -189,12 +193,8 @@ def _check(argv: list[str]) -> bool:
     add = parser.add_argument
     add("--anchors", type=Path, required=True, metavar="A", help="the anchor set")
     add("--against", type=Path, metavar="E", help="the probes: .npy, .npz or .parquet")
-    add(
-        "--labels",
-        type=Path,
-        metavar="L",
-        help="who is on each probe, as in build; without it, E's own names PERSON/IMAGE, if any",
-    )
+    people = "who is on each probe, as in build; without it, E's own names PERSON/IMAGE, if any"
+    add("--labels", type=Path, metavar="L", help=people)
     add(
         "--threshold",
         type=float,

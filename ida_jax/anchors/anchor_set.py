@@ -4,8 +4,9 @@ A anchors, D embedding.
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class AnchorSet:
       k: the default size of a support set (paper: 10).
       tau: the default τ (paper: 1).
       names: A names, of the person on each anchor; empty where unknown.
+      provenance: how the set was made, JSON-able; empty where nothing was written down.
     """
 
     embeddings: np.ndarray
@@ -39,6 +41,7 @@ class AnchorSet:
     k: int = 10
     tau: float = 1.0
     names: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_embeddings(
@@ -51,6 +54,7 @@ class AnchorSet:
         k: int = 10,
         tau: float = 1.0,
         names: Sequence[str] = (),
+        provenance: Mapping[str, Any] | None = None,
     ) -> "AnchorSet":
         """An anchor set from [A, D] embeddings of any norm.
 
@@ -77,7 +81,8 @@ class AnchorSet:
             labels = labels.astype(np.int32)
         if names and len(names) != len(embeddings):
             raise UserError(f"{len(names)} names for {len(embeddings)} anchors: expected one each")
-        return cls(embeddings, labels, source, fingerprint, k, tau, tuple(names))
+        provenance = dict(provenance or {})
+        return cls(embeddings, labels, source, fingerprint, k, tau, tuple(names), provenance)
 
     def __len__(self) -> int:
         return self.embeddings.shape[0]
@@ -113,6 +118,8 @@ class AnchorSet:
             "k": self.k,
             "tau": self.tau,
         }
+        if self.provenance:
+            metadata["provenance"] = dict(self.provenance)
         save_tensors(path, tensors, kind=_KIND, metadata=metadata)
 
     @classmethod
@@ -130,6 +137,7 @@ class AnchorSet:
                 tensors.get("labels"),
                 *(metadata[name] for name in ("source", "fingerprint", "k", "tau")),
                 names=tuple(names),
+                provenance=metadata.get("provenance", {}),  # older sets have none
             )
 
     def check_model(self, *, fingerprint: str, width: int, whose: str = "the model") -> None:

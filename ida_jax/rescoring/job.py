@@ -15,7 +15,6 @@ P pairs, N faces, S numbers a face.
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.errors import UserError
-from ida_jax.files import require_file, written_whole
+from ida_jax.files import remove_parts, require_file, written_whole
 from ida_jax.processes import OthersFailed, agree, is_first
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
@@ -135,7 +134,7 @@ def rescore_files(
 
         if is_first():
             write_scores(output, finished(), listed.count)
-            _clear(output)
+            remove_parts(output)
         agree()
     except Exception as error:
         parts.leave()
@@ -172,16 +171,6 @@ class _Parts:
         """Keeps what is worth continuing, and removes the folder where there is nothing."""
         if not any(self.folder.glob("[!.]*")):
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _clear(output: Path) -> None:
-    """Removes the parts of this job and of others for the same output that were never finished."""
-    for path in output.parent.glob(f".{output.name}.*"):
-        rest = path.name.removeprefix(f".{output.name}.")
-        if rest.endswith(".parts"):
-            shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"[a-z0-9_]{8}", rest):  # what a kill left of `written_whole`
-            path.unlink(missing_ok=True)
 
 
 def _face_terms(parts: _Parts, faces: np.ndarray, bad: np.ndarray, scorer: Rescorer) -> FaceTerms:

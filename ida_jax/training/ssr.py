@@ -85,14 +85,20 @@ def make_target(log_density: np.ndarray, kind: str) -> SSRTarget:
 
 
 class Faces(NamedTuple):
-    """Faces to train on: unit rows float32 [N, D] and their identities int32 [N]."""
+    """Faces to train on: unit rows float32 [N, D] and their identities int32 [N], or None."""
 
     embeddings: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
 
 
 def with_copies(
-    faces: np.ndarray, labels: np.ndarray, *, copies: int, mix: float, noise: float, seed: int
+    faces: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    copies: int,
+    mix: float,
+    noise: float,
+    seed: int,
 ) -> Faces:
     """The faces, and for each `copies` made-up ones near it, of its identity; ours.
 
@@ -103,7 +109,7 @@ def with_copies(
 
     Args:
       faces: float32 [N, D], unit rows.
-      labels: int [N].
+      labels: int [N]; None where no identity is to be left out.
       copies: of each face; 0 gives the faces alone.
       mix: 0 … 0.5.
       noise: at least 0; at 1 it is as long as the face.
@@ -117,7 +123,8 @@ def with_copies(
         copy = (1 - share) * faces + share * faces[rng.permutation(n)]
         copy += np.float32(noise / np.sqrt(width)) * rng.standard_normal((n, width), np.float32)
         made.append(copy / np.linalg.norm(copy, axis=1, keepdims=True))
-    return Faces(np.concatenate(made), np.tile(np.asarray(labels, np.int32), copies + 1))
+    own = None if labels is None else np.tile(np.asarray(labels, np.int32), copies + 1)
+    return Faces(np.concatenate(made), own)
 
 
 def train_ssr(

@@ -1,0 +1,242 @@
+"""Faces that may become anchors, by their numbers: a generator's or a folder's; and embeddings.
+
+N faces, H height, W width, D embedding.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ida_jax.anchors.sources import find_images
+from ida_jax.data.image_files import decode
+from ida_jax.errors import UserError
+from ida_jax.files import written_whole
+from ida_jax.validation import unit_rows
+
+if TYPE_CHECKING:
+    from ida_jax.face_model import FaceModel
+    from ida_jax.generator import FaceGenerator
+
+# Faces embedded and judged at once: the most that a kill costs. Whole batches of the generator and
+# of the model, so that all chunks are of one compiled shape.
+_CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Faces by number, always the same face under the same number.
+
+    Attributes:
+      draw: (first, count) → crops of the faces first … first + count − 1, uint8 [H, W, 3] each.
+      available: how many there are; None where there is no end.
+      image_size: H and W.
+      provenance: where they come from, JSON-able: all that they depend on, and more.
+      names: of files, where they are files.
+      unreadable: numbers of drawn faces that could not be decoded, and are black.
+    """
+
+    draw: Callable[[int, int], Sequence[np.ndarray]]
+    available: int | None
+    image_size: int
+    provenance: dict[str, Any]
+    names: tuple[str, ...] = ()
+    unreadable: set[int] = field(default_factory=set)
+
+
+def generated_candidates(
+    generator: "FaceGenerator", *, seed: int = 0, truncation: float = 1.0
+) -> Candidates:
+    """A generator's faces: as many as wanted.
+
+    Args:
+      generator: the generator.
+      seed: of the generator's row of faces.
+      truncation: ψ in 0 < ψ ≤ 1. Styles are drawn in to their mean, w̄ + ψ·(w − w̄), which makes
+        faces cleaner and more alike (Karras et al. 2019, appendix B).
+
+    Raises:
+      UserError: ψ out of its range.
+    """
+    if not 0 < truncation <= 1:
+        raise UserError(f"the truncation is {truncation:g}: expected 0 < ψ ≤ 1, 1 for none")
+
+    def draw(first: int, count: int) -> np.ndarray:
+        return generator.faces(first, count, seed=seed, truncation=truncation)
+
+    provenance = {
+        "generator": generator.fingerprint,
+        "trained": generator.provenance,
+        "resolution": generator.options.get("resolution"),
+        "image_size": generator.image_size,
+        "seed": seed,
+        "truncation": truncation,
+    }
+    return Candidates(draw, None, generator.image_size, provenance)
+
+
+def folder_candidates(
+    folder: str | os.PathLike[str], *, image_size: int, skip_bad: bool = False
+) -> Candidates:
+    """The crops of an external generator, the images in one folder, by name.
+
+    Args:
+      folder: FOLDER/IMAGE.
+      image_size: what the model takes; an image of another size is refused when it is drawn.
+      skip_bad: an image that cannot be decoded is black, and noted as unreadable, instead of
+        ending the run.
+
+    Raises:
+      UserError: as `find_images`; folders of persons.
+    """
+    found = find_images(folder)
+    if found.people:
+        raise UserError(
+            f"{folder} holds folders, {found.people[0]} the first: expected a generator's images "
+            "in one folder; real people's crops become anchors with `build --images`"
+        )
+    return file_candidates(found.files, folder, image_size=image_size, skip_bad=skip_bad)
+
+
+def file_candidates(
+    files: Sequence[Path],
+    folder: str | os.PathLike[str],
+    *,
+    image_size: int,
+    skip_bad: bool | None = None,
+) -> Candidates:
+    """Image files in their order.
+
+    Args:
+      files: paths within `folder`.
+      folder: what they are said to come from.
+      image_size: H and W of each.
+      skip_bad: as in `folder_candidates`; None where that is not offered.
+    """
+    names = tuple(file.relative_to(folder).as_posix() for file in files)
+    digest = hashlib.sha256()
+    for name, file in zip(names, files, strict=True):
+        digest.update(f"{name}\0".encode())
+        try:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
+    unreadable: set[int] = set()
+
+    def read(number: int) -> np.ndarray:
+        file = files[number]
+        try:
+            image = decode(file.read_bytes(), where=str(file))
+        except UserError as error:
+            if skip_bad is None:
+                raise
+            if not skip_bad:
+                raise UserError(f"{error}; --skip-bad goes on without it") from error
+            unreadable.add(number)
+            return np.zeros((image_size, image_size, 3), np.uint8)
+        if image.shape != (image_size, image_size, 3):
+            # Never skipped: a wrong size is that of all images, as a rule.
+            raise UserError(
+                f"image {file} is {image.shape[1]}×{image.shape[0]} pixels, the model takes "
+                f"{image_size}×{image_size}: align and crop the images as the model's faces first"
+            )
+        return image
+
+    provenance = {
+        "images": str(folder),
+        "files": len(files),
+        "sha256": digest.hexdigest(),
+        "skip_bad": bool(skip_bad),
+    }
+    return Candidates(
+        lambda first, count: _Files(read, first, count),
+        len(files),
+        image_size,
+        provenance,
+        names,
+        unreadable,
+    )
+
+
+def embedded_chunks(
+    candidates: Candidates,
+    model: "FaceModel",
+    *,
+    stop: int,
+    flip: bool = False,
+    parts: Path | None = None,
+) -> Iterator[np.ndarray]:
+    """Unit embeddings of the first `stop` candidates, by chunks: float32 [≤ 256, D] each.
+
+    A row is NaN where a candidate could not be decoded or the model gave zero, NaN or infinity.
+
+    Args:
+      candidates: the faces.
+      model: embeds them.
+      stop: how many.
+      flip: adds the mirrored face's embedding.
+      parts: a folder in which chunks are kept, in a folder named after all that they depend on; a
+        chunk that is there is not computed again. Removing it is the caller's.
+
+    Raises:
+      UserError: candidates of another size than the model's; the folder cannot be written.
+    """
+    size = model.preprocessing.image_size
+    if candidates.image_size != size:
+        raise UserError(
+            f"the generator makes crops of {candidates.image_size}×{candidates.image_size} pixels, "
+            f"the model takes {size}×{size}: take a generator trained on crops of that size"
+        )
+    folder = None
+    if parts is not None:
+        folder = parts / _key(candidates, model, flip=flip)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {parts.parent}: {error.strerror}") from error
+    end = stop if candidates.available is None else min(stop, candidates.available)
+    for first in range(0, end, _CHUNK):
+        path = None if folder is None else folder / f"from-{first:09}.npy"
+        if path is not None and path.is_file():
+            faces = np.load(path)
+        else:
+            # Whole chunks: what a part holds does not depend on where this call ends.
+            count = _CHUNK
+            if candidates.available is not None:
+                count = min(_CHUNK, candidates.available - first)
+            raw = model.raw_embeddings(candidates.draw(first, count), flip=flip)
+            for number in candidates.unreadable:
+                if first <= number < first + count:
+                    raw[number - first] = np.nan
+            faces = unit_rows(raw, skip_bad=True).embeddings
+            if path is not None:
+                with written_whole(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, faces)
+        yield faces[: end - first]
+
+
+def _key(candidates: Candidates, model: "FaceModel", *, flip: bool) -> str:
+    """Names what embeddings depend on, to the last bit."""
+    described = [candidates.provenance, model.fingerprint, flip, _CHUNK]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Files(Sequence[np.ndarray]):
+    """Some of the images, each read when asked for."""
+
+    def __init__(self, read: Callable[[int], np.ndarray], first: int, count: int) -> None:
+        self._read, self._first, self._count = read, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._read(self._first + index)

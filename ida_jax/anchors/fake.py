@@ -1,0 +1,309 @@
+"""The fake-db (section 3.2, Table 4): anchors of nobody, chosen from a generator's faces.
+
+The paper takes 50,000 StyleGAN faces as they come. A generator also makes faces that are none, the
+same face again, and faces of its training set; the choice here drops all three. Ours, not the
+paper's.
+
+N candidates in their order, A anchors, T training faces, P people, D embedding.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.candidates import Candidates, embedded_chunks
+from ida_jax.anchors.check import HIGHEST_THRESHOLD, same_person_threshold
+from ida_jax.anchors.fake_rules import (
+    DUPLICATE,
+    IMPLAUSIBLE,
+    KEPT,
+    NEAR_TRAINING,
+    REASONS,
+    UNREADABLE,
+    Chosen,
+    Rules,
+    TrainingFaces,
+    choose,
+    training_rules,
+)
+from ida_jax.errors import UserError
+from ida_jax.provenance import provenance as this_process
+
+if TYPE_CHECKING:
+    from ida_jax.face_model import FaceModel
+
+_KEYS = {UNREADABLE: "unreadable", IMPLAUSIBLE: "implausible", NEAR_TRAINING: "near_training",
+         DUPLICATE: "duplicate"}  # fmt: skip
+_MOST_DRAWN = 4  # times the count, where there is no end
+_LEVELS = (0, 1, 10, 50, 90, 99, 100)
+
+
+@dataclass(frozen=True, eq=False)
+class FakeReport:
+    """What became of every candidate.
+
+    Attributes:
+      verdicts: int8 [N], KEPT or one of REASONS.
+      nearest: float32 [N], the cosine to the nearest training face; NaN where there is none.
+      strangers: float32 [S], the same of training people among the other people: what is usual
+        between strangers; empty without training faces.
+      warnings: what a user should know, a line each.
+      provenance: the anchor set's.
+    """
+
+    verdicts: np.ndarray
+    nearest: np.ndarray
+    strangers: np.ndarray
+    warnings: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    def numbers(self, verdict: int) -> np.ndarray:
+        """The candidates of this verdict, in their order; KEPT: of each anchor."""
+        return np.flatnonzero(self.verdicts == verdict)
+
+
+def fake_anchors(
+    candidates: Candidates,
+    model: "FaceModel",
+    *,
+    count: int,
+    training: TrainingFaces | None = None,
+    flip: bool = False,
+    k: int = 10,
+    tau: float = 1.0,
+    duplicate_cosine: float | None = None,
+    privacy_cosine: float | None = None,
+    most_drawn: int | None = None,
+    parts: Path | None = None,
+    progress: str | None = "fake-db",
+) -> tuple[AnchorSet, FakeReport]:
+    """The first `count` candidates that are faces, of nobody in the training set, and not twice.
+
+    Candidates are taken in their order. One is dropped, for the first reason that holds, if
+
+    1. it cannot be decoded, or its embedding is zero, NaN or infinite;
+    2. it is implausible: its mean cosine to its k nearest training people, one face of each, is
+       below the 1 % quantile of what those have among each other (`coverage`'s rule);
+    3. its nearest training face has a cosine of at least `privacy_cosine` (the privacy check). The
+       default is `same_person_threshold` of the training set for `count` faces: what one stranger
+       of that many reaches by chance;
+    4. an anchor that was kept has a cosine of at least `duplicate_cosine`. The default is what one
+       of `count` strangers reaches by chance among one face of each of P training people; with
+       more anchors than people, among `count`: by the Gumbel distribution that is
+       `same_person_threshold` for count · count/P faces, since the nearest of `count` strangers
+       is the nearest of P to count/P times as many.
+
+    The result is a function of the arguments: chunks are embedded alike whatever was kept of an
+    earlier call, and dropping is greedy in the candidates' order. Without training faces 2 and 3
+    are not checked, and 4 takes the threshold of the first `count` candidates' own similarities.
+
+    Args:
+      candidates: the faces.
+      model: embeds them.
+      count: A.
+      training: what the generator was trained on.
+      flip: adds the mirrored face's embedding, as with the faces that will be compared.
+      k: the set's default support set size, and that of the second rule.
+      tau: the set's default τ.
+      duplicate_cosine: the threshold of the fourth rule.
+      privacy_cosine: the threshold of the third.
+      most_drawn: at most so many candidates are looked at; 4 · count where there is no end.
+      parts: a folder for embeddings by chunks, with which a killed call goes on (see
+        `embedded_chunks`).
+      progress: the title of a progress bar; none if None.
+
+    Returns:
+      The anchors, with provenance, and what became of every candidate.
+
+    Raises:
+      UserError: fewer than `count` are left, with what was dropped; candidates of another size
+        than the model's; training faces that are too few or of another width; k, τ, a cosine or a
+        number out of range.
+    """
+    drawn = _most_drawn(candidates, count, most_drawn)
+    _check(count=count, k=k, duplicate=duplicate_cosine, privacy=privacy_cosine, drawn=drawn)
+    rules, warnings = Rules(), []
+    if training is not None:
+        options = {"width": model.width, "count": count, "k": k, "tau": tau}
+        rules = training_rules(training, privacy=privacy_cosine, **options)
+        if rules.privacy >= HIGHEST_THRESHOLD and privacy_cosine is None:
+            warnings.append(
+                "privacy: the model hardly tells the training people apart, so that only copies "
+                "of a training face are dropped; give a privacy_cosine"
+            )
+        if training.labels is None:
+            warnings.append(
+                "privacy: the training faces have no labels, and each was taken for another "
+                "person's; where people are there several times too few faces are dropped as theirs"
+            )
+    else:
+        warnings.append(
+            "privacy: not checked, nor whether the faces are plausible: there are no training faces"
+        )
+    if duplicate_cosine is not None:
+        rules = rules._replace(duplicate=duplicate_cosine)
+    with tqdm(total=count, desc=progress, unit="face", disable=progress is None) as bar:
+        chunks = _told(embedded_chunks(candidates, model, stop=drawn, flip=flip, parts=parts), bar)
+        if rules.duplicate is None:
+            chunks, threshold = _own_threshold(chunks, count)
+            rules = rules._replace(duplicate=threshold)
+        chosen = choose(chunks, rules, count=count, most=drawn, width=model.width, bar=bar)
+    if len(chosen.embeddings) < count:
+        raise UserError(_too_few(chosen.verdicts, count, rules, candidates))
+    described = {
+        "candidates": candidates.provenance,
+        "model": model.fingerprint,
+        "flip": flip,
+        **_counts(chosen.verdicts),
+        "thresholds": {
+            "plausible_similarity": rules.plausible,
+            "privacy_cosine": rules.privacy,
+            "duplicate_cosine": rules.duplicate,
+        },
+        **_privacy(chosen, rules, training),
+        "run": this_process(),
+    }
+    anchors = AnchorSet.from_embeddings(
+        chosen.embeddings, source="fake_db", fingerprint=model.fingerprint, k=k, tau=tau,
+        provenance=described,
+    )  # fmt: skip
+    strangers = np.empty(0, np.float32) if rules.strangers is None else rules.strangers
+    report = FakeReport(chosen.verdicts, chosen.nearest, strangers, tuple(warnings), described)
+    return anchors, report
+
+
+def provenance_line(provenance: dict[str, Any]) -> str:
+    """The essentials of `AnchorSet.provenance` of a fake-db in a line."""
+    made = provenance["candidates"]
+    if "generator" in made:
+        source = f"generator {made['generator']}, ψ = {made['truncation']:g}, seed {made['seed']}"
+    else:
+        source = f"{made['files']:,} images of {made['images']}"
+    line = (
+        f"{source}; {provenance['drawn']:,} drawn, dropped: {_in_words(provenance['dropped'])}; "
+        "privacy: "
+    )
+    training = provenance["training"]
+    if training is None:
+        return line + "not checked"
+    kept = provenance["nearest_training_cosine"]["kept"]
+    return (
+        f"{line}nearest of {training['faces']:,} training faces {kept['50 %']:.3f} (median), "
+        f"{kept['100 %']:.3f} at most, of an anchor"
+    )
+
+
+def _most_drawn(candidates: Candidates, count: int, wanted: int | None) -> int:
+    most = _MOST_DRAWN * count if wanted is None else wanted
+    if candidates.available is None:
+        return most
+    return candidates.available if wanted is None else min(wanted, candidates.available)
+
+
+def _check(
+    *, count: int, k: int, duplicate: float | None, privacy: float | None, drawn: int
+) -> None:
+    if not 1 <= k <= count:
+        raise UserError(
+            f"k = {k} of {count} anchors: expected k from 1 to the count; lower k or take more"
+        )
+    for name, cosine in (("duplicate_cosine", duplicate), ("privacy_cosine", privacy)):
+        if cosine is not None and not -1 < cosine <= 1:
+            raise UserError(f"{name} is {cosine:g}: expected a cosine, above -1 and at most 1")
+    if drawn < count:
+        raise UserError(
+            f"{count:,} anchors cannot be had from {drawn:,} faces: lower the count to at most "
+            f"{drawn:,}, or give more faces"
+        )
+
+
+def _told(chunks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
+    for chunk in chunks:
+        bar.update(len(chunk))
+        yield chunk
+
+
+def _own_threshold(chunks: Iterator[np.ndarray], count: int) -> tuple[Iterable[np.ndarray], float]:
+    """All chunks again, and the threshold by which the first `count` faces are one person."""
+    head, found = [], 0
+    for chunk in chunks:
+        head.append(chunk)
+        found += len(chunk)
+        if found >= count:
+            break
+    faces = np.concatenate(head)[:count]
+    faces = faces[np.isfinite(faces[:, 0])]
+    threshold = HIGHEST_THRESHOLD
+    if len(faces) > 1:
+        threshold = same_person_threshold(AnchorSet(faces), faces=len(faces))
+    return itertools.chain(head, chunks), threshold
+
+
+def _counts(verdicts: np.ndarray) -> dict[str, Any]:
+    dropped = {key: int(np.count_nonzero(verdicts == reason)) for reason, key in _KEYS.items()}
+    kept = int(np.count_nonzero(verdicts == KEPT))
+    return {"drawn": len(verdicts), "kept": kept, "dropped": dropped}
+
+
+def _in_words(dropped: dict[str, int]) -> str:
+    told = [f"{dropped[key]:,} {REASONS[reason]}" for reason, key in _KEYS.items() if dropped[key]]
+    return ", ".join(told) or "none"
+
+
+def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: Candidates) -> str:
+    """How many were had, what was dropped, and what to do."""
+    counts = _counts(verdicts)
+    drawn, had, dropped = counts["drawn"], counts["kept"], counts["dropped"]
+    advice = []
+    if dropped["implausible"] > drawn / 2:
+        advice.append(
+            "most are no faces to this model, by its training faces: are they aligned face crops?"
+        )
+    if had:
+        # Thresholds depend on the count: with these the same faces are kept.
+        same = f"--duplicate_cosine={rules.duplicate:.6f}"
+        if rules.privacy is not None:
+            same += f" --privacy_cosine={rules.privacy:.6f}"
+        advice.append(f"take --count={had} {same}, the thresholds of this try")
+    if dropped["duplicate"] and candidates.provenance.get("truncation", 1) < 1:
+        advice.append("raise --truncation, by which faces differ more")
+    if candidates.available is None:
+        advice.append("raise --most_drawn, or take another generator")
+    else:
+        advice.append("give more images")
+    return (
+        f"{had:,} of {count:,} anchors were had from {drawn:,} faces; dropped: "
+        f"{_in_words(dropped)}; {'; '.join(advice)}"
+    )
+
+
+def _privacy(chosen: Chosen, rules: Rules, training: TrainingFaces | None) -> dict[str, Any]:
+    if training is None:
+        return {"privacy": "not checked", "training": None, "nearest_training_cosine": {}}
+    everyone = rules.faces.anchors.embeddings
+    return {
+        "privacy": "checked",
+        "training": {
+            "name": training.name,
+            "faces": len(everyone),
+            "people": len(rules.people.anchors),
+            "sha256": hashlib.sha256(np.ascontiguousarray(everyone)).hexdigest(),
+        },
+        "nearest_training_cosine": {
+            "kept": _quantiles(chosen.nearest[chosen.verdicts == KEPT]),
+            "candidates": _quantiles(chosen.nearest),
+            "strangers": _quantiles(rules.strangers),
+        },
+    }
+
+
+def _quantiles(cosines: np.ndarray) -> dict[str, float]:
+    found = np.nanquantile(cosines.astype(np.float64), [level / 100 for level in _LEVELS])
+    return {f"{level} %": round(float(q), 6) for level, q in zip(_LEVELS, found, strict=True)}

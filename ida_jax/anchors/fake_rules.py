@@ -1,0 +1,192 @@
+"""Which of a generator's faces may be anchors: the rules, and the choice by them.
+
+N candidates in their order, A anchors, T training faces, P people, D embedding.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.check import HIGHEST_THRESHOLD, same_person_threshold
+from ida_jax.anchors.coverage import own_neighbourhood, own_neighbours
+from ida_jax.anchors.search import SupportSearch
+from ida_jax.anchors.sources import real_db_rows
+from ida_jax.errors import UserError
+from ida_jax.validation import require_same_model
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# What becomes of a candidate: the first of these that holds.
+UNREADABLE, IMPLAUSIBLE, NEAR_TRAINING, DUPLICATE, KEPT = range(5)
+REASONS = {
+    UNREADABLE: "unreadable or without an embedding",
+    IMPLAUSIBLE: "implausible",
+    NEAR_TRAINING: "too near a training face",
+    DUPLICATE: "near-duplicates",
+}
+_IMPLAUSIBLE = 0.01  # the quantile of real people below which a face is none, as in `coverage`
+_KEPT_BLOCK = 8192
+
+
+class TrainingFaces(NamedTuple):
+    """The faces that the generator was trained on, embedded by the anchors' model.
+
+    Attributes:
+      embeddings: [T, D], rows of any norm, embedded as the anchors are (mirrored or not).
+      labels: int [T], who is on each, negative where unknown; None where all are unknown.
+      name: what they are called in messages and in the report.
+    """
+
+    embeddings: np.ndarray
+    labels: np.ndarray | None
+    name: str
+
+
+class Rules(NamedTuple):
+    """Cosines, and the searches for them.
+
+    Attributes:
+      duplicate: from which on a face is an anchor again; None where it is still unknown.
+      plausible: the mean cosine to the k nearest people below which a face is none.
+      privacy: from which on a face is a training person's.
+      people: searches the k nearest of one face of each training person.
+      faces: searches the nearest of all training faces.
+      strangers: float32 [S], the cosine to the nearest face of another person, of training faces.
+    """
+
+    duplicate: float | None = None
+    plausible: float | None = None
+    privacy: float | None = None
+    people: SupportSearch | None = None
+    faces: SupportSearch | None = None
+    strangers: np.ndarray | None = None
+
+
+class Chosen(NamedTuple):
+    """The choice.
+
+    Attributes:
+      embeddings: float32 [≤ A, D], of those that are kept.
+      verdicts: int8 [N], of the candidates up to the last that was needed.
+      nearest: float32 [N], the cosine to the nearest training face; NaN where there is none.
+    """
+
+    embeddings: np.ndarray
+    verdicts: np.ndarray
+    nearest: np.ndarray
+
+
+def training_rules(
+    training: TrainingFaces, *, width: int, count: int, k: int, tau: float, privacy: float | None
+) -> Rules:
+    """The rules by the training faces; see `ida_jax.anchors.fake.fake_anchors`.
+
+    Args:
+      training: the faces.
+      width: D of the anchors' model.
+      count: A.
+      k: neighbours of the plausibility rule.
+      tau: the anchor set's.
+      privacy: the threshold; `same_person_threshold` if None.
+
+    Raises:
+      UserError: another width; k or fewer people; bad rows; no labels where the faces seem to show
+        people several times, so that they tell no threshold.
+    """
+    everyone = AnchorSet.from_embeddings(training.embeddings, labels=training.labels, k=k, tau=tau)
+    require_same_model("training faces", "", everyone.width, fingerprint="", width=width)
+    rows = np.arange(len(everyone))
+    if everyone.labels is not None:
+        rows = real_db_rows(everyone.labels, size=len(everyone))
+    if len(rows) <= k:
+        raise UserError(
+            f"{training.name}: {len(rows)} people, expected more than k = {k}: lower k, or name "
+            "the whole training set"
+        )
+    # A row of unknown person is a person of its own, here and in `own_neighbours`.
+    people = AnchorSet(everyone.embeddings[rows], k=k, tau=tau)
+    if privacy is None:
+        privacy = same_person_threshold(everyone, faces=count)
+        if everyone.labels is None and privacy >= HIGHEST_THRESHOLD:
+            raise UserError(
+                f"{training.name} seem to show people several times without saying whom, which "
+                "tells no threshold: give --training_labels, or --privacy_cosine"
+            )
+    plausible = np.quantile(own_neighbourhood(people, k=k, tau=tau).similarity, _IMPLAUSIBLE)
+    among = max(1.0, count / len(rows))
+    duplicate = same_person_threshold(people, faces=round(count * among))
+    return Rules(
+        float(duplicate),
+        float(plausible),
+        float(privacy),
+        # Exact: an approximate search may miss the one training face that counts.
+        SupportSearch(people, k=k, searcher="exact"),
+        SupportSearch(everyone, k=1, searcher="exact"),
+        own_neighbours(everyone, k=1).similarities[:, 0],
+    )
+
+
+def choose(
+    chunks: Iterable[np.ndarray], rules: Rules, *, count: int, most: int, width: int, bar: "tqdm"
+) -> Chosen:
+    """Keeps the first `count` candidates that no rule drops, or as many as there are.
+
+    Args:
+      chunks: the candidates' unit embeddings [·, D] in their order; NaN where there is none.
+      rules: with a threshold for duplicates; the others where they are known.
+      count: A.
+      most: how many candidates there are.
+      width: D.
+      bar: its total is set to the expected number of candidates.
+    """
+    kept, size = np.empty((count, width), np.float32), 0
+    verdicts, nearest, seen = [np.empty(0, np.int8)], [np.empty(0, np.float32)], 0
+    for faces in chunks:
+        verdict, near = _judged(faces, rules)
+        rows = np.flatnonzero(verdict == KEPT)
+        new = _not_again(faces[rows], kept[:size], rules.duplicate)
+        verdict[rows[~new]] = DUPLICATE
+        rows = rows[new][: count - size]
+        kept[size : size + len(rows)] = faces[rows]
+        size += len(rows)
+        last = int(rows[-1]) + 1 if size == count else len(faces)
+        verdicts.append(verdict[:last])
+        nearest.append(near[:last])
+        seen += last
+        bar.set_postfix(kept=size, refresh=False)
+        if size == count:
+            break
+        if size:
+            bar.total = min(most, round(seen * count / size))
+    return Chosen(kept[:size], np.concatenate(verdicts), np.concatenate(nearest))
+
+
+def _judged(faces: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """Verdicts [N] by all rules but the last, and the nearest training faces' cosines [N]."""
+    verdict = np.full(len(faces), KEPT, np.int8)
+    nearest = np.full(len(faces), np.nan, np.float32)
+    bad = np.isnan(faces).any(axis=1)
+    if rules.faces is not None:
+        good = np.flatnonzero(~bad)
+        usual = np.mean(rules.people(faces[good]).similarities, axis=1)
+        nearest[good] = rules.faces(faces[good]).similarities[:, 0]
+        verdict[nearest >= np.float32(rules.privacy)] = NEAR_TRAINING
+        verdict[good[usual < np.float32(rules.plausible)]] = IMPLAUSIBLE
+    verdict[bad] = UNREADABLE
+    return verdict, nearest
+
+
+def _not_again(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:
+    """bool [N]: faces below the threshold to all kept ones, and to all earlier true ones."""
+    threshold = np.float32(threshold)
+    new = np.ones(len(faces), bool)
+    for start in range(0, len(kept), _KEPT_BLOCK):
+        new &= (faces @ kept[start : start + _KEPT_BLOCK].T < threshold).all(axis=1)
+    among = faces @ faces.T
+    for row in range(len(faces)):
+        if new[row]:
+            new[row + 1 :] &= among[row, row + 1 :] < threshold
+    return new

@@ -1,0 +1,255 @@
+"""python -m ida_jax.anchors fake: a generator's faces, checked, become an anchor set."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ida_jax.command_line import Parser
+from ida_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ida_jax.anchors.candidates import Candidates
+    from ida_jax.anchors.fake_rules import TrainingFaces
+    from ida_jax.face_model import FaceModel
+
+_FAKE = """Makes an anchor set of faces of nobody, the paper's fake-db, from exactly one of
+
+  --generator=G      generator.safetensors, or the workdir of a run with the stage gan
+  --images=FOLDER    crops that an external generator made, all in one folder
+
+Faces are drawn in their order, embedded, and dropped where they are implausible, too near a
+training face (the privacy check) or near-duplicates of one that is kept, until COUNT are kept.
+A.report.html and A.report.json say what was dropped. Killed in the middle, the same command goes
+on. The training faces are those of the run in G, where it has them of the same model and --flip."""
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags, makes the set and its report, prints what was done."""
+    options = _parser().parse_args(argv)
+    _check(options)
+
+    from ida_jax.anchors.fake import fake_anchors, provenance_line
+    from ida_jax.face_model import FaceModel
+    from ida_jax.files import remove_parts
+    from ida_jax.report.fake_report import write_fake_report
+
+    folder = options.model.is_dir()
+    model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
+    candidates = _candidates(options, model)
+    output = options.output
+    parts = output.parent / f".{output.name}.fake.parts"
+    try:
+        training = _training(options, model, candidates, parts)
+        anchors, report = fake_anchors(
+            candidates,
+            model,
+            count=options.count,
+            training=training,
+            flip=options.flip,
+            k=options.k,
+            tau=options.tau,
+            duplicate_cosine=options.duplicate_cosine,
+            privacy_cosine=options.privacy_cosine,
+            most_drawn=options.most_drawn,
+            parts=parts,
+        )
+        for warning in report.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        page = output.with_suffix(".report.html")
+        write_fake_report(page, report, candidates)
+        anchors.save(output)
+    except BaseException:
+        for each in (*parts.glob("*"), parts):
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
+        raise
+    remove_parts(output)
+    print(f"{output}: {anchors.described()}\n{provenance_line(anchors.provenance)}")
+    print(f"what was dropped, and the privacy check: {page}")
+
+
+def _parser() -> Parser:
+    parser = Parser(description=_FAKE)
+    parser.prog = "python -m ida_jax.anchors fake"
+    add = parser.add_argument
+    # fmt: off
+    add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
+    add("--model", type=Path, required=True, metavar="M",
+        help="the face model: model.safetensors, or the folder that holds it")
+    add("--generator", type=Path, metavar="G", help="generator.safetensors, or a run's workdir")
+    add("--images", type=Path, metavar="FOLDER", help="an external generator's crops")
+    add("--count", type=int, default=50_000, help="anchors (50,000, the paper's)")
+    add("--truncation", type=float, metavar="PSI",
+        help="ψ, 0 < ψ ≤ 1 (1): less gives cleaner faces that are more alike; with --generator")
+    add("--seed", type=int, metavar="SEED", help="of the faces drawn (0); with --generator")
+    add("--flip", action="store_true", help="add the mirrored face's embedding")
+    add("--k", type=int, default=10, help="the set's default support set size (10)")
+    add("--tau", type=float, default=1.0, help="the set's default τ (1)")
+    add("--training", type=Path, metavar="T", help="the faces that the generator was trained on: "
+        "their embeddings by the same model (.npy, .npz or .parquet), or a folder of their crops")
+    add("--training_labels", type=Path, metavar="L",
+        help="who is on each row: .npy, or .txt of one integer or name a line")
+    add("--duplicate_cosine", type=float, metavar="COSINE", help="from which on two faces are one "
+        "anchor (default: what one of COUNT strangers reaches by chance)")
+    add("--privacy_cosine", type=float, metavar="COSINE", help="from which on a face is a training "
+        "person's (default: what one of COUNT strangers reaches by chance)")
+    add("--most_drawn", type=int, metavar="N",
+        help="give up after so many faces (4 × COUNT; all of a folder)")
+    add("--skip-bad", action="store_true",
+        help="with --images: an image that cannot be decoded is dropped, instead of ending the run")
+    # fmt: on
+    return parser
+
+
+def _check(options: Any) -> None:
+    if (options.generator is None) == (options.images is None):
+        raise UserError("expected exactly one of --generator and --images; see --help")
+    if options.images is not None and (options.truncation, options.seed) != (None, None):
+        raise UserError("--truncation and --seed go with --generator: images are there already")
+    if options.skip_bad and options.images is None:
+        raise UserError("--skip-bad goes with --images")
+    if options.seed is not None and not 0 <= options.seed < 1 << 32:
+        raise UserError(f"--seed is {options.seed}: expected 0 or more, below 2³²")
+    if not 0 < options.tau < float("inf"):
+        raise UserError(f"--tau is {options.tau}: expected a finite τ > 0")
+    if options.output.suffix != ".safetensors":
+        raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
+    if not options.output.parent.is_dir():
+        raise UserError(f"no folder {options.output.parent} to write in: make it first")
+
+
+def _candidates(options: Any, model: "FaceModel") -> "Candidates":
+    from ida_jax.anchors.candidates import folder_candidates, generated_candidates
+
+    size = model.preprocessing.image_size
+    if options.images is not None:
+        return folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
+    from ida_jax.generator import FaceGenerator
+
+    path = options.generator
+    generator = FaceGenerator.load(path / "generator.safetensors" if path.is_dir() else path)
+    truncation = 1.0 if options.truncation is None else options.truncation
+    return generated_candidates(generator, seed=options.seed or 0, truncation=truncation)
+
+
+def _training(
+    options: Any, model: "FaceModel", candidates: "Candidates", parts: Path
+) -> "TrainingFaces | None":
+    """The training faces: those that are named, or those that the generator's run has left."""
+    from ida_jax.anchors.fake_rules import TrainingFaces
+    from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.validation import require_same_model
+
+    path = options.training
+    if path is None:
+        found = _of_the_run(options, model, candidates)
+        if found is None:
+            if options.training_labels is not None:
+                raise UserError("--training_labels goes with --training: there are none to label")
+            return None
+        embeddings, labels, path = found
+    elif path.is_dir():
+        if options.training_labels is not None:
+            raise UserError("--training_labels goes with embeddings: crops are labelled by folders")
+        return _from_crops(path, model, options.flip, parts)
+    else:
+        read = read_embeddings(path)
+        require_same_model(
+            "training faces", read.fingerprint, read.width, fingerprint=model.fingerprint,
+            width=model.width,
+        )  # fmt: skip
+        embeddings, labels = read.embeddings, None
+    if options.training_labels is not None:
+        labels = _labels(options.training_labels)
+    if labels is not None and len(labels) != len(embeddings):
+        raise UserError(
+            f"{len(labels):,} labels for the {len(embeddings):,} faces of {path}: expected one each"
+        )
+    return TrainingFaces(embeddings, labels, str(path))
+
+
+def _of_the_run(
+    options: Any, model: "FaceModel", candidates: "Candidates"
+) -> "tuple[np.ndarray, np.ndarray | None, Path] | None":
+    """Embeddings, labels where they are known, and the folder, of a run of `ida_jax.main`."""
+    import numpy as np
+
+    path = options.generator
+    if path is None:
+        return None
+    # A generator's file is in the workdir, or in its folder `generators`.
+    workdirs = (path,) if path.is_dir() else path.absolute().parents[:2]
+    name = f"train-{model.fingerprint}{'-flip' if options.flip else ''}"
+    folders = [workdir / "embeddings" / name for workdir in workdirs]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    files = [] if folder is None else sorted(folder.glob("from-*.npy"))
+    if not files:
+        others = [each.name for f in folders for each in f.parent.glob("train-*")]
+        if others:
+            print(
+                f"the run's training faces are embedded by another model or --flip, as "
+                f"{others[0]}, and not as {name}",
+                file=sys.stderr,
+            )
+        return None
+    try:
+        embeddings = np.concatenate([np.load(file) for file in files])
+        labels = np.load(folder / "labels.npy") if (folder / "labels.npy").is_file() else None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"{folder} does not hold whole files of embeddings: {error}; remove the folder and run "
+            "the run's command again, or give --training"
+        ) from error
+    expected = candidates.provenance["trained"].get("faces")
+    if expected is not None and expected != len(embeddings):
+        raise UserError(
+            f"{folder} holds {len(embeddings):,} of the {expected:,} faces that the generator was "
+            "trained on: run the run's command again, or give --training"
+        )
+    return embeddings, labels, folder
+
+
+def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "TrainingFaces":
+    """A folder of crops, embedded; kept by parts as the candidates are."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from ida_jax.anchors.candidates import embedded_chunks, file_candidates
+    from ida_jax.anchors.fake_rules import TrainingFaces
+    from ida_jax.anchors.sources import find_images
+
+    found = find_images(folder)
+    crops = file_candidates(found.files, folder, image_size=model.preprocessing.image_size)
+    chunks = []
+    with tqdm(total=len(found.files), desc="training faces", unit="face", leave=False) as bar:
+        for chunk in embedded_chunks(crops, model, stop=bar.total, flip=flip, parts=parts):
+            chunks.append(chunk)
+            bar.update(len(chunk))
+    embeddings = np.concatenate(chunks)
+    bad = np.flatnonzero(np.isnan(embeddings).any(axis=1))
+    if bad.size:
+        raise UserError(
+            f"image {found.files[bad[0]]}: its embedding is zero, NaN or infinite; look at the "
+            "image and at the model"
+        )
+    labels = None
+    if found.people:
+        _, labels = np.unique(found.people, return_inverse=True)
+    return TrainingFaces(embeddings, labels, str(folder))
+
+
+def _labels(path: Path) -> "np.ndarray":
+    """Who is on each row, as integers."""
+    import numpy as np
+
+    from ida_jax.anchors.sources import read_people
+
+    people = read_people(path)
+    if people.ndim != 1 or people.dtype.kind not in "iuU":
+        raise UserError(
+            f"{path} holds {people.dtype} {list(people.shape)}: expected integers or names, one a "
+            "row"
+        )
+    return np.unique(people, return_inverse=True)[1] if people.dtype.kind == "U" else people

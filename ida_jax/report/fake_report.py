@@ -1,0 +1,262 @@
+"""The report beside a fake-db: what was dropped and why, how near the training set it comes.
+
+Similarities to training faces are told; their images are never shown, nor those of generated faces
+that were dropped for being too near one: they may show a person who exists.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ida_jax.anchors.candidates import Candidates
+from ida_jax.anchors.fake import FakeReport
+from ida_jax.anchors.fake_rules import DUPLICATE, IMPLAUSIBLE, KEPT, NEAR_TRAINING, UNREADABLE
+from ida_jax.data.contact_sheet import contact_sheet
+from ida_jax.files import json_text, written_whole
+from ida_jax.report.look import DPI
+from ida_jax.report.page_text import STYLE
+from ida_jax.report.pair_cards import jpeg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_EDGES = np.linspace(-1, 1, 101)
+_COLUMNS = 8
+_SHOWN = {KEPT: 64, IMPLAUSIBLE: 16, DUPLICATE: 16}
+_NEAREST = 8
+_TOGETHER = 64  # a generator makes faces by so many
+
+
+def write_fake_report(
+    path: str | os.PathLike[str], report: FakeReport, candidates: Candidates
+) -> None:
+    """Writes the page, and everything in it and more as JSON under the same name.
+
+    Args:
+      path: the HTML file; .json in its place is the other.
+      report: what became of the candidates.
+      candidates: draws the pictures.
+
+    Raises:
+      UserError: a folder that cannot be written, an image that can no longer be read.
+    """
+    path = Path(path)
+    page = _page(report, candidates)
+    with written_whole(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json_text(fake_json(report, candidates)), encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def fake_json(report: FakeReport, candidates: Candidates) -> dict[str, Any]:
+    """The provenance, histograms of the nearest training faces' cosines, and who was dropped."""
+    cosines = {
+        "candidates": report.nearest,
+        "kept": report.nearest[report.numbers(KEPT)],
+        "strangers": report.strangers,
+    }
+    counts = {
+        name: np.histogram(each[np.isfinite(each)], _EDGES)[0] for name, each in cosines.items()
+    }
+    unreadable = report.numbers(UNREADABLE)
+    return {
+        **report.provenance,
+        "warnings": report.warnings,
+        "nearest_training_histogram": {"edges": _EDGES.round(2), **counts},
+        "anchors": report.numbers(KEPT),
+        "unreadable": [candidates.names[i] for i in unreadable] if candidates.names else unreadable,
+        "implausible": report.numbers(IMPLAUSIBLE),
+        "near_training": report.numbers(NEAR_TRAINING),
+        "duplicate": report.numbers(DUPLICATE),
+    }
+
+
+def _page(report: FakeReport, candidates: Candidates) -> str:
+    title = f"Fake-db: {report.provenance['kept']:,} anchors of nobody"
+    warnings = "".join(
+        f'<p class="card"><strong>{html.escape(warning)}</strong></p>'
+        for warning in report.warnings
+    )
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+            f"<h1>{title}</h1>",
+            warnings,
+            _choice(report.provenance),
+            _privacy(report),
+            _faces(report, candidates),
+            _origin(report.provenance),
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _choice(described: Mapping[str, Any]) -> str:
+    """The table of counts, in the order of the rules."""
+    drawn, dropped, cosines = described["drawn"], described["dropped"], described["thresholds"]
+
+    def rule(text: str, key: str) -> str:
+        return "not checked" if cosines[key] is None else text.format(cosines[key])
+
+    rows = [
+        ("drawn", drawn, ""),
+        ("unreadable", dropped["unreadable"], "cannot be decoded, or has no embedding"),
+        (
+            "implausible",
+            dropped["implausible"],
+            rule("mean cosine to the nearest training people below {:.3f}", "plausible_similarity"),
+        ),
+        (
+            "too near a training face",
+            dropped["near_training"],
+            rule("cosine to the nearest of {:.3f} or more", "privacy_cosine"),
+        ),
+        (
+            "near-duplicate",
+            dropped["duplicate"],
+            rule("cosine to an anchor already kept of {:.3f} or more", "duplicate_cosine"),
+        ),
+        ("kept", described["kept"], ""),
+    ]
+    body = "\n".join(
+        f'<tr><th scope="row">{name}</th><td>{count:,}</td><td>{count / drawn:.1%}</td>'
+        f"<td>{html.escape(why)}</td></tr>"
+        for name, count, why in rows
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Faces", "Count", "Share", "Rule"))
+    return (
+        '<h2>Choice</h2>\n<section class="card"><div class="wide"><table class="results">\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        '<p class="soft">A face is counted under the first rule that drops it.</p></section>'
+    )
+
+
+def _privacy(report: FakeReport) -> str:
+    described = report.provenance
+    if described["training"] is None:
+        return "<h2>Privacy</h2>\n<p>Not checked: there were no training faces to compare with.</p>"
+    from ida_jax.report.generator_plots import privacy_figure
+
+    figure = privacy_figure(
+        report.nearest, report.strangers, described["thresholds"]["privacy_cosine"]
+    )
+    found = described["nearest_training_cosine"]
+    head = "".join(f'<th scope="col">{level}</th>' for level in found["kept"])
+    body = "\n".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f"<td>{cosine:.3f}</td>" for cosine in found[key].values())
+        + "</tr>"
+        for name, key in (
+            ("all faces drawn", "candidates"),
+            ("anchors", "kept"),
+            ("training people, to others", "strangers"),
+        )
+    )
+    training = described["training"]
+    return (
+        f"<h2>Privacy</h2>\n<p>Compared with {training['faces']:,} faces of "
+        f"{training['people']:,} people, {html.escape(training['name'])}. Their images are "
+        "private, and are not shown.</p>\n"
+        f"{_drawing(figure)}\n"
+        '<section class="card"><h3>Cosine to the nearest training face, quantiles</h3>'
+        f'<div class="wide"><table class="results">\n<thead><tr><th scope="col"></th>{head}</tr>'
+        f"</thead>\n<tbody>\n{body}\n</tbody></table></div></section>"
+    )
+
+
+def _faces(report: FakeReport, candidates: Candidates) -> str:
+    kept, nearest = report.numbers(KEPT), report.nearest[report.numbers(KEPT)]
+    parts = ["<h2>Faces</h2>", _sheet(candidates, kept[: _SHOWN[KEPT]], "The first anchors")]
+    if report.strangers.size:
+        order = np.argsort(-nearest, kind="stable")[:_NEAREST]
+        told = ", ".join(f"{cosine:.3f}" for cosine in nearest[order])
+        parts.append(
+            _sheet(
+                candidates,
+                kept[order],
+                "The anchors nearest to a training face",
+                f"Cosines: {told}. The training faces are private, and are not shown.",
+            )
+        )
+    for verdict, caption in (
+        (IMPLAUSIBLE, "Dropped as implausible"),
+        (DUPLICATE, "Dropped as near-duplicates of an anchor"),
+    ):
+        numbers = report.numbers(verdict)
+        if numbers.size:
+            parts.append(_sheet(candidates, numbers[: _SHOWN[verdict]], f"{caption}, the first"))
+    if count := report.numbers(NEAR_TRAINING).size:
+        parts.append(
+            f'<p class="soft">The {count:,} that were dropped as too near a training face are not '
+            "shown: they may show a person who exists. Their numbers are in the JSON file.</p>"
+        )
+    return "\n".join(parts)
+
+
+def _sheet(candidates: Candidates, numbers: np.ndarray, caption: str, note: str = "") -> str:
+    images = _drawn(candidates, numbers)
+    sheet = jpeg(contact_sheet(images, columns=min(_COLUMNS, len(images))), side=2048)
+    return _figure(sheet, caption, note, kind="jpeg")
+
+
+def _drawn(candidates: Candidates, numbers: np.ndarray) -> Sequence[np.ndarray]:
+    """The candidates of these numbers, neighbours drawn together."""
+    found = {}
+    for block, members in groupby(sorted(numbers.tolist()), lambda number: number // _TOGETHER):
+        first, count = block * _TOGETHER, _TOGETHER
+        if candidates.available is not None:
+            count = min(count, candidates.available - first)
+        images = candidates.draw(first, count)
+        found |= {number: images[number - first] for number in members}
+    return [found[number] for number in numbers.tolist()]
+
+
+def _drawing(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    # As on other pages, a figure's inch is 6.2 rem.
+    style = f' style="width: {6.2 * figure.get_figwidth():.1f}rem"'
+    caption = "Cosine to the nearest training face"
+    return _figure(buffer.getvalue(), caption, figure.get_label(), kind="png", style=style)
+
+
+def _figure(content: bytes, caption: str, note: str, *, kind: str, style: str = "") -> str:
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    below = f"<figcaption>{html.escape(note)}</figcaption>" if note else ""
+    return (
+        f'<figure><h3>{html.escape(caption)}</h3><div class="plot">'
+        f'<img alt="{html.escape(caption)}"{style} src="{source}"></div>{below}</figure>'
+    )
+
+
+def _origin(described: Mapping[str, Any]) -> str:
+    run = described["run"]
+    entries = {
+        **{f"Candidates: {key}": value for key, value in described["candidates"].items()},
+        "Model": described["model"],
+        "Mirrored too": "yes" if described["flip"] else "no",
+        **{f"Training faces: {key}": value for key, value in (described["training"] or {}).items()},
+        **{key.capitalize(): value for key, value in run.items()},
+    }
+    listed = "\n".join(
+        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(_said(value))}</code></dd>"
+        for name, value in entries.items()
+    )
+    return f'<h2>Origin</h2>\n<dl class="card">\n{listed}\n</dl>'
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
+    return str(value)
