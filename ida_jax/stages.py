@@ -118,6 +118,8 @@ def _check(run: Run, unfinished: list[str]) -> None:
         check_labels(run.train_faces)
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
         anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
+        if c.anchors.source == "fake_db" and not 1 <= c.k <= anchors:
+            raise UserError(f"k is {c.k}, but anchors.size is {anchors}: lower k or raise the size")
         if not 1 <= c.k <= anchors:
             raise UserError(
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "

@@ -19,6 +19,7 @@ from ida_jax.training.metrics import read_metrics
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
 ROOT = Path(__file__).parents[1]
+GAN = f"--config={ROOT}/configs/stylegan_ms1m.py:smoke"
 SMOKE = f"--config={ROOT}/configs/quickstart.py:smoke"
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": ""}
 
@@ -160,6 +161,23 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
         ([SMOKE, "--workdir=W", "--config.evaluate.fars=(2.0,)"], "evaluate.fars is"),
         ([SMOKE, "--workdir=W", "--config.evaluate.folds=11"], "too few for 11 folds"),
         ([SMOKE, "--workdir=W", "--config.stages=('ssr',)"], "stages begin with 'ssr'"),
+        ([SMOKE, "--workdir=W", "--config.anchors.source=fake_db"], "no generator is named"),
+        (
+            [
+                SMOKE,
+                "--workdir=W",
+                "--config.anchors.source=fake_db",
+                "--config.anchors.generator=absent.safetensors",
+            ],
+            "no file at absent.safetensors",
+        ),
+        ([GAN, "--workdir=W", "--config.gan.resolution=48"], "gan.resolution is '48': choose one"),
+        ([GAN, "--workdir=W", "--config.gan.resolution=64"], "32 px cannot be reflected outwards"),
+        ([GAN, "--workdir=W", "--config.gan.batch_size=12"], "gan.batch_size is 12, which does"),
+        ([GAN, "--workdir=W", "--config.gan.augment_target=2.0"], "gan.augment_target is 2.0"),
+        ([GAN, "--workdir=W", "--config.gan.r1_weight=-1.0"], "gan.r1_weight is -1.0"),
+        ([GAN, "--workdir=W", "--config.anchors.truncation=0.0"], "anchors.truncation is 0.0"),
+        ([GAN, "--workdir=W", "--config.k=33"], "k is 33, but anchors.size is 32"),
         ([SMOKE, "--workdir=W", "--config.stages=('tain',)"], "stage 'tain' is unknown"),
         (
             [f"--config={ROOT}/configs/ms1m_arcface.py", "--workdir=W", "--config.data_dir=D"],
