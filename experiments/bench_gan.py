@@ -84,7 +84,8 @@ def ours(options: dict[str, Any], variant: str) -> dict[str, Callable]:
     if config.path_weight:
         updates["paths"] = (program.paths, (program.state,), config.path_every)
     start = time.perf_counter()
-    compiled = {name: f.lower(*given).compile() for name, (f, given, _) in updates.items()}
+    traced = {name: (f.trace(*given), every) for name, (f, given, every) in updates.items()}
+    compiled = {name: update.lower().compile() for name, (update, _) in traced.items()}
     compile_seconds = time.perf_counter() - start
     state = program.init()
 
@@ -117,10 +118,7 @@ def ours(options: dict[str, Any], variant: str) -> dict[str, Callable]:
         }
 
     def describe() -> dict[str, Any]:
-        flops = sum(
-            count_flops(jax.make_jaxpr(f)(*given)).flops / every
-            for f, given, every in updates.values()
-        )
+        flops = sum(count_flops(update.jaxpr).flops / every for update, every in traced.values())
         return {
             "compile_seconds": compile_seconds,
             "flops_per_image": flops / config.batch_size,
