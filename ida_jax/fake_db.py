@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
             privacy_cosine=options.privacy_cosine,
             most_drawn=options.most_drawn,
             parts=parts,
+            align=options.align,
         )
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -85,6 +86,8 @@ def _parser() -> Parser:
         help="ψ, 0 < ψ ≤ 1 (1): less gives cleaner faces that are more alike; with --generator")
     add("--seed", type=int, metavar="SEED", help="of the faces drawn (0); with --generator")
     add("--flip", action="store_true", help="add the mirrored face's embedding")
+    add("--align", action="store_true", help="bring the embeddings to the mean and covariance of "
+        "the training faces': for a generator whose faces lie apart from real ones")
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")
     add("--training", type=Path, metavar="T", help="the faces that the generator was trained on: "

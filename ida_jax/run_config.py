@@ -36,9 +36,11 @@ def run_section(title: str) -> ConfigDict:
 
     c.train = train_section()
     c.anchors = ConfigDict({"source": "real_db", "size": 50_000})  # or class_weights, fake_db
-    # fake_db: a generator's file, in place of the stage gan's; its truncation ψ.
+    # fake_db: a generator's file, in place of the stage gan's; its truncation ψ; whether its faces'
+    # embeddings are brought to the mean and covariance of real ones, where they lie apart.
     c.anchors.generator = placeholder(str)
     c.anchors.truncation = 1.0
+    c.anchors.align = False
     c.ssr = ssr_section()
     c.pfe = pfe_section()
     c.gan = gan_section()

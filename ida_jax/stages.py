@@ -15,6 +15,7 @@ A stage whose file exists is not run again. N faces, D embedding.
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -231,8 +232,10 @@ def _fake_anchors(run: Run) -> AnchorSet:
     folder.mkdir(exist_ok=True)
     anchors, report = fake_anchors(
         candidates, run.model, count=c.anchors.size, training=training, flip=c.flip, k=c.k,
-        tau=c.tau, parts=parts,
+        tau=c.tau, parts=parts, align=c.anchors.align,
     )  # fmt: skip
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     write_fake_report(folder / "anchors.report.html", report, candidates)
     shutil.rmtree(parts, ignore_errors=True)
     return anchors

@@ -308,7 +308,7 @@ def test_the_report_holds_the_numbers_and_no_training_image(tmp_path):
     assert sum(histogram["candidates"]) == np.isfinite(report.nearest).sum()
     assert sum(histogram["strangers"]) == report.strangers.size == 3 * PEOPLE
     text = page.read_text()
-    assert f"<td>{report.provenance['drawn']}</td><td>100.0%</td>" in text
+    assert f"<td>{report.provenance['drawn']}</td><td>100.0 %</td>" in text
     assert "The anchors nearest to a training face" in text
     assert f"The {report.numbers(NEAR_TRAINING).size:,} that were dropped as too near" in text
     assert text.count("data:image/jpeg") == 4  # first, nearest, implausible, near-duplicates

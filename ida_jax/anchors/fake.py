@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.candidates import Candidates, embedded_chunks
 from ida_jax.anchors.check import HIGHEST_THRESHOLD, same_person_threshold
+from ida_jax.anchors.coverage import coverage
 from ida_jax.anchors.fake_rules import (
     DUPLICATE,
     IMPLAUSIBLE,
@@ -33,6 +34,7 @@ from ida_jax.anchors.fake_rules import (
     choose,
     training_rules,
 )
+from ida_jax.anchors.moments import Moments, matched, moments
 from ida_jax.errors import UserError
 from ida_jax.provenance import provenance as this_process
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _KEYS = {UNREADABLE: "unreadable", IMPLAUSIBLE: "implausible", NEAR_TRAINING: "near_training",
          DUPLICATE: "duplicate"}  # fmt: skip
+_PILOT = 4096  # candidates from which their moments are told
 _MOST_DRAWN = 4  # times the count, where there is no end
 _LEVELS = (0, 1, 10, 50, 90, 99, 100)
 
@@ -82,6 +85,7 @@ def fake_anchors(
     privacy_cosine: float | None = None,
     most_drawn: int | None = None,
     parts: Path | None = None,
+    align: bool = False,
     progress: str | None = "fake-db",
 ) -> tuple[AnchorSet, FakeReport]:
     """The first `count` candidates that are faces, of nobody in the training set, and not twice.
@@ -100,6 +104,11 @@ def fake_anchors(
        `same_person_threshold` for count · count/P faces, since the nearest of `count` strangers
        is the nearest of P to count/P times as many.
 
+    With `align` every candidate's embedding is first brought from the candidates' mean and
+    covariance, told from the first 4,096, to those of the training people (`moments.matched`), and
+    then judged. It is for a generator whose faces lie apart from real ones, which a warning tells:
+    the training people are then uncovered by the anchors (`coverage`).
+
     The result is a function of the arguments: chunks are embedded alike whatever was kept of an
     earlier call, and dropping is greedy in the candidates' order. Without training faces 2 and 3
     are not checked, and 4 takes the threshold of the first `count` candidates' own similarities.
@@ -117,6 +126,7 @@ def fake_anchors(
       most_drawn: at most so many candidates are looked at; 4 · count where there is no end.
       parts: a folder for embeddings by chunks, with which a killed call goes on (see
         `embedded_chunks`).
+      align: whether moments are matched; it takes training faces.
       progress: the title of a progress bar; none if None.
 
     Returns:
@@ -124,8 +134,8 @@ def fake_anchors(
 
     Raises:
       UserError: fewer than `count` are left, with what was dropped; candidates of another size
-        than the model's; training faces that are too few or of another width; k, τ, a cosine or a
-        number out of range.
+        than the model's; training faces that are too few or of another width, or none to align to;
+        k, τ, a cosine or a number out of range.
     """
     drawn = _most_drawn(candidates, count, most_drawn)
     _check(count=count, k=k, duplicate=duplicate_cosine, privacy=privacy_cosine, drawn=drawn)
@@ -143,6 +153,8 @@ def fake_anchors(
                 "privacy: the training faces have no labels, and each was taken for another "
                 "person's; where people are there several times too few faces are dropped as theirs"
             )
+    elif align:
+        raise UserError("align takes the training faces' mean and covariance: name those faces")
     else:
         warnings.append(
             "privacy: not checked, nor whether the faces are plausible: there are no training faces"
@@ -151,16 +163,29 @@ def fake_anchors(
         rules = rules._replace(duplicate=duplicate_cosine)
     with tqdm(total=count, desc=progress, unit="face", disable=progress is None) as bar:
         chunks = _told(embedded_chunks(candidates, model, stop=drawn, flip=flip, parts=parts), bar)
+        if align:
+            chunks = _aligned(chunks, moments(rules.people.anchors.embeddings))
         if rules.duplicate is None:
             chunks, threshold = _own_threshold(chunks, count)
             rules = rules._replace(duplicate=threshold)
         chosen = choose(chunks, rules, count=count, most=drawn, width=model.width, bar=bar)
     if len(chosen.embeddings) < count:
         raise UserError(_too_few(chosen.verdicts, count, rules, candidates))
+    told = None
+    if training is not None:
+        told = coverage(rules.people.anchors.embeddings, AnchorSet(chosen.embeddings), k=k)
+        if told.wrong_domain:
+            warnings.append(
+                f"domain: {told.share_uncovered:.0%} of the training people are not covered by "
+                "these anchors (about 1 % is usual), so that IDA can be worse than the cosine: "
+                + ("train" if align else "take --align, train")
+                + " the generator for longer, or rescore with --method=ida_r_fallback"
+            )
     described = {
         "candidates": candidates.provenance,
         "model": model.fingerprint,
         "flip": flip,
+        "aligned": align,
         **_counts(chosen.verdicts),
         "thresholds": {
             "plausible_similarity": rules.plausible,
@@ -168,6 +193,7 @@ def fake_anchors(
             "duplicate_cosine": rules.duplicate,
         },
         **_privacy(chosen, rules, training),
+        "coverage_of_training_people": None if told is None else told._asdict(),
         "run": this_process(),
     }
     anchors = AnchorSet.from_embeddings(
@@ -228,6 +254,19 @@ def _told(chunks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
     for chunk in chunks:
         bar.update(len(chunk))
         yield chunk
+
+
+def _aligned(chunks: Iterator[np.ndarray], target: Moments) -> Iterator[np.ndarray]:
+    """All chunks with the target's moments; their own are those of the first 4,096 faces."""
+    head, found = [], 0
+    for chunk in chunks:
+        head.append(chunk)
+        found += len(chunk)
+        if found >= _PILOT:
+            break
+    faces = np.concatenate(head)[:_PILOT]
+    own = moments(faces[np.isfinite(faces[:, 0])])
+    return (matched(chunk, own=own, target=target) for chunk in itertools.chain(head, chunks))
 
 
 def _own_threshold(chunks: Iterator[np.ndarray], count: int) -> tuple[Iterable[np.ndarray], float]:

@@ -130,11 +130,12 @@ def _choice(described: Mapping[str, Any]) -> str:
         ("kept", described["kept"], ""),
     ]
     body = "\n".join(
-        f'<tr><th scope="row">{name}</th><td>{count:,}</td><td>{count / drawn:.1%}</td>'
-        f"<td>{html.escape(why)}</td></tr>"
+        f'<tr><th scope="row">{name}</th><td>{count:,}</td><td>{100 * count / drawn:.1f} %</td>'
+        f'<td style="text-align: left">{html.escape(why)}</td></tr>'
         for name, count, why in rows
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Faces", "Count", "Share", "Rule"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Faces", "Count", "Share"))
+    head += '<th scope="col" style="text-align: left">Rule</th>'
     return (
         '<h2>Choice</h2>\n<section class="card"><div class="wide"><table class="results">\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
