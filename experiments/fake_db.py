@@ -6,9 +6,10 @@ small: IDA-R on all pairs of LFW's eval half behind the given MobileFaceNet, as 
 with anchors of the generators that configs/stylegan_lfw.py's run in WORKDIR/stylegan_lfw kept. One
 of these is changed at a time, the others being the last generator, as many faces as the real-db has
 and no truncation: the generator, by the images it had been shown; the number of faces; the
-truncation ψ. Faces are taken as they come. The ceiling that a resolution sets for any generator:
-the real-db's own crops, shrunk to it and enlarged again. Every difference to the real-db is paired,
-over the same resamples of people.
+truncation ψ. Faces are taken as they come; beside them the same faces aligned, their embeddings
+brought to the real-db's mean and covariance (`ida_jax.anchors.moments`). The ceiling that a
+resolution sets for any generator: the real-db's own crops, shrunk to it and enlarged again. Every
+difference to the real-db is paired, over the same resamples of people.
 """
 
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from table4 import (
     compare,
     fake_embeddings,
     generator_file,
+    generator_flag,
     likeness,
     over_real_db,
     small_run,
 )
 
+from ida_jax.anchors.moments import matched, moments
 from ida_jax.errors import UserError
 from ida_jax.files import written_whole
 
@@ -36,10 +39,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Times the real-db's size; 2,870 on LFW, so that the last is about 20,000.
-_SIZES = (0.1, 0.35, 1.0, 2.0, 3.5, 7.0)
-_TRUNCATIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_SIZES = (0.1, 0.35, 1.0, 3.5, 7.0)
+_TRUNCATIONS = (0.5, 0.7, 0.9, 1.0)
 _RESOLUTIONS = (32, 64)
-_MOST_MOMENTS = 8
+_MOST_MOMENTS = 6
 # What is changed, and its axis' title.
 _PANELS = {
     "images": "images the generator was shown",
@@ -109,25 +112,28 @@ def _points(run: Any, options: Any) -> dict[str, Point]:
         points[f"real_db_{pixels}px"] = Point(kind, _shrunk(run, pixels), {}, {})
     generators = _generators(path)
     shown, last = generators[-1]
+
+    def add(name: str, made: np.ndarray, after: int, psi: float, **places: float) -> None:
+        settings = {"images shown": f"{after:,}", "ψ": f"{psi:g}"}
+        points[name] = Point("fake-db", made, places, settings)
+        if size < 2 * real.shape[1]:
+            return  # too few to tell moments from
+        # They are told from as many faces as the real-db has, however many are taken.
+        several = fake_embeddings(run, generator, size, psi)
+        aligned = matched(made, own=moments(several), target=moments(real))
+        points[f"{name}_aligned"] = Point("fake-db, aligned", aligned, places, settings)
+
     for images, generator in generators:
+        places = {"faces": size, "truncation": 1.0} if images == shown else {}
         made = fake_embeddings(run, generator, size)
-        points[f"images_{images}"] = _fake(made, images, 1.0, {"images": images})
-    points[f"images_{shown}"].places.update(faces=size, truncation=1.0)
+        add(f"images_{images}", made, images, 1.0, images=images, **places)
     for share in (share for share in _SIZES if share != 1):
         made = fake_embeddings(run, last, _count(run, share))
-        points[f"faces_{len(made)}"] = _fake(made, shown, 1.0, {"faces": len(made)})
+        add(f"faces_{len(made)}", made, shown, 1.0, faces=len(made))
     for truncation in (each for each in _TRUNCATIONS if each != 1):
         made = fake_embeddings(run, last, size, truncation)
-        name = f"truncation_{truncation:g}"
-        points[name] = _fake(made, shown, truncation, {"truncation": truncation})
+        add(f"truncation_{truncation:g}", made, shown, truncation, truncation=truncation)
     return points
-
-
-def _fake(
-    embeddings: np.ndarray, images: int, truncation: float, places: dict[str, float]
-) -> Point:
-    settings = {"images shown": f"{images:,}", "ψ": f"{truncation:g}"}
-    return Point("fake-db", embeddings, places, settings)
 
 
 def _count(run: Any, share: float) -> int:
@@ -136,7 +142,7 @@ def _count(run: Any, share: float) -> int:
 
 
 def _generators(path: Path) -> list[tuple[int, Any]]:
-    """The run's generators with the images that each was shown, up to 8 evenly apart; that of the
+    """The run's generators with the images that each was shown, up to 6 evenly apart; that of the
     file itself where there are none."""
     from ida_jax.generator import FaceGenerator
 
@@ -208,7 +214,7 @@ def _figure(figures: Mapping[str, Any]) -> "Figure":
                 if j == 0:
                     axis.set_ylabel(f"TAR at FAR {far:g} above\nthe real-db's, points")
         handles, labels = axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False)
+        figure.legend(handles, labels, loc="outside upper left", ncols=6, frameon=False)
         return figure
 
     return draw()
@@ -225,7 +231,11 @@ def _panel(axis: Any, figures: Mapping[str, Any], panel: str, far: str) -> None:
                           strict=True):  # fmt: skip
         axis.axhline(_gap(figures[name], far)[0], color="#777777", linestyle=line, linewidth=1.2,
                      label=figures[name]["kind"])  # fmt: skip
-    looks = {"fake-db": (BLUE, "s", "fake-db"), "real-db": (VERMILION, "o", None)}
+    looks = {
+        "real-db": (VERMILION, "o", None),
+        "fake-db": (BLUE, "s", "fake-db"),
+        "fake-db, aligned": ("#009E73", "D", "fake-db, aligned"),
+    }
     for kind, (color, marker, label) in looks.items():
         found = [of for of in figures.values() if of.get("kind") == kind and panel in of]
         found.sort(key=lambda of: of[panel])
@@ -236,9 +246,12 @@ def _panel(axis: Any, figures: Mapping[str, Any], panel: str, far: str) -> None:
         axis.plot(places, gaps[:, 0], color=color, marker=marker, markersize=5, linewidth=1.8,
                   markerfacecolor="white", label=label)  # fmt: skip
         axis.vlines(places, gaps[:, 1], gaps[:, 2], color=color, alpha=0.55, linewidth=1.6)
-    if panel == "faces":
-        axis.set_xscale("log")
+        if panel == "faces":
+            axis.set_xscale("log")
+            axis.set_xticks(places, [f"{n / 1000:.2g}k" if n >= 1000 else f"{n}" for n in places])
+            axis.minorticks_off()
     if panel == "images":
+        axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k")
 
 
@@ -252,4 +265,7 @@ def _gap(figures: Mapping[str, Any], far: str) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    experiment("fake_db", __doc__, small=small, paper=no_paper_scale, published=TABLE4)
+    experiment(
+        "fake_db", __doc__, small=small, paper=no_paper_scale, published=TABLE4,
+        flags=generator_flag,
+    )  # fmt: skip

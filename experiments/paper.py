@@ -91,6 +91,7 @@ def experiment(
     small: Callable[[Any], dict[str, Any]],
     paper: Callable[[Any], dict[str, Any]],
     published: Any,
+    flags: Callable[[Parser], Any] = lambda parser: None,
 ) -> None:
     """A script's body: flags in, one record out; ends the process.
 
@@ -101,10 +102,13 @@ def experiment(
         it differs from the paper's setting) and, of a table, "rows" for its Markdown.
       paper: (options) → the same, at the scale paper.
       published: the paper's figures, or what it says of them.
+      flags: adds the script's own flags.
     """
 
     def body() -> None:
-        options = _parser(name, description).parse_args()
+        parser = _parser(name, description)
+        flags(parser)
+        options = parser.parse_args()
         if options.output is None:
             options.output = options.workdir / f"{name}_{options.scale}.json"
         options.output.parent.mkdir(parents=True, exist_ok=True)
