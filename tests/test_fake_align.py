@@ -67,6 +67,13 @@ def test_moments_are_told_from_the_first_candidates_alone(monkeypatch):
     np.testing.assert_array_equal(few, all_)
 
 
+def test_a_set_that_is_one_support_set_has_no_coverage():
+    options = {**OPTIONS, "count": K}
+    _, report = fake_anchors(_candidates(apart()), MODEL, training=people(), **options)
+    assert report.provenance["coverage_of_training_people"] is None
+    assert report.warnings == ()
+
+
 def test_there_is_nothing_to_align_to_without_training_faces():
     with pytest.raises(UserError, match="name those faces"):
         fake_anchors(_candidates(apart()), MODEL, align=True, **OPTIONS)

@@ -172,7 +172,7 @@ def fake_anchors(
     if len(chosen.embeddings) < count:
         raise UserError(_too_few(chosen.verdicts, count, rules, candidates))
     told = None
-    if training is not None:
+    if training is not None and count > k:
         told = coverage(rules.people.anchors.embeddings, AnchorSet(chosen.embeddings), k=k)
         if told.wrong_domain:
             warnings.append(
