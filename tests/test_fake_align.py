@@ -7,7 +7,7 @@ from test_fake_anchors import MODEL, WIDTH, K, _candidates
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import coverage
-from ida_jax.anchors.fake import fake_anchors
+from ida_jax.anchors.fake import fake_anchors, provenance_line
 from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.anchors.moments import matched, moments
 from ida_jax.errors import UserError
@@ -44,6 +44,7 @@ def test_aligned_faces_have_the_moments_of_people_and_are_judged_with_them():
     anchors, report = fake_anchors(candidates, MODEL, training=people(), align=True, **OPTIONS)
     assert report.warnings == ()
     assert report.provenance["aligned"] is True
+    assert "seed 3, aligned to the training people; " in provenance_line(report.provenance)
     raw = MODEL.raw_embeddings(candidates.draw(0, 200))
     raw /= np.linalg.norm(raw, axis=1)[:, None]
     unit = AnchorSet.from_embeddings(people().embeddings).embeddings

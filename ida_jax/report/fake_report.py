@@ -247,6 +247,7 @@ def _origin(described: Mapping[str, Any]) -> str:
         **{f"Candidates: {key}": value for key, value in described["candidates"].items()},
         "Model": described["model"],
         "Mirrored too": "yes" if described["flip"] else "no",
+        "Aligned to the training people": "yes" if described["aligned"] else "no",
         **{f"Training faces: {key}": value for key, value in (described["training"] or {}).items()},
         **{key.capitalize(): value for key, value in run.items()},
     }

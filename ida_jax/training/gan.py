@@ -116,9 +116,8 @@ def train_gan(
                 _warn_of_few(len(dataset.labels))
                 _write_sheet(_path(workdir, "samples", "real", "png"), _some(dataset))
                 _show(workdir, 0, snapshot(0, state))
-            records = [
-                r for r in read_metrics(workdir) if r["stage"] == "gan" and "frechet" not in r
-            ]
+            # Those of this call alone, which all processes have alike: they must stop together.
+            records: list[dict[str, float]] = []
             mark, previous = (first_step, time.perf_counter()), None
             for step, batch in zip(range(first_step + 1, c.steps + 1), batches, strict=False):
                 (images,) = put_batch((batch.images,), mesh)
