@@ -56,15 +56,16 @@ def records(workdir):
     ]
 
 
-def test_a_stopped_training_goes_on_to_the_bit(faces, undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [3, 4])  # at step 3 an evaluation is due
+def test_a_stopped_training_goes_on_to_the_bit(faces, undisturbed, tmp_path, monkeypatch, stop):
     workdir, expected = undisturbed
 
     @contextmanager
-    def stopped_at_four():
-        yield lambda step: step == 4
+    def stopped():
+        yield lambda step: step == stop
 
-    monkeypatch.setattr(gan, "preemption", stopped_at_four)
-    with pytest.raises(Stopped, match="at step 4 of 6, which is saved"):
+    monkeypatch.setattr(gan, "preemption", stopped)
+    with pytest.raises(Stopped, match=f"at step {stop} of 6, which is saved"):
         train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures, title="six")
     monkeypatch.undo()
     resumed = train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures, title="six")

@@ -112,12 +112,25 @@ def train_gan(
                 total=c.steps, initial=first_step, desc="gan", unit="step", disable=not is_first()
             ) as bar,
         ):
+
+            def is_due(step: int) -> bool:
+                return step > 0 and (step % c.evaluate_every == 0 or step == c.steps)
+
+            def evaluate_if_due(step: int, state: GanState) -> None:
+                if not is_due(step):
+                    return
+                generator = snapshot(step, state)
+                with all_or_none():
+                    if is_first() and step not in _evaluations(workdir):
+                        _evaluated(workdir, step, generator, evaluate, write)
+
             if is_first() and not first_step:
                 _warn_of_few(len(dataset.labels))
                 _write_sheet(_path(workdir, "samples", "real", "png"), _some(dataset))
                 _show(workdir, 0, snapshot(0, state))
             # Those of this call alone, which all processes have alike: they must stop together.
             records: list[dict[str, float]] = []
+            evaluate_if_due(first_step, state)  # where the training stopped between the two
             mark, previous = (first_step, time.perf_counter()), None
             for step, batch in zip(range(first_step + 1, c.steps + 1), batches, strict=False):
                 (images,) = put_batch((batch.images,), mesh)
@@ -134,9 +147,14 @@ def train_gan(
                 previous = metrics["discriminator_loss"]
                 bar.update()
 
-                if step % c.log_every == 0:
+                stopping = asked_to_stop(step)
+                saving = stopping or is_due(step) or step % c.checkpoint_every == 0
+                if saving or step % c.log_every == 0:
                     record = {name: float(value) for name, value in metrics.items()}
                     record |= {"step": step, "images": step * c.batch_size}
+                    # What is saved is healthy.
+                    _check_health([*records, record], step, workdir)
+                if step % c.log_every == 0:
                     now = time.perf_counter()
                     if step > first_step + c.log_every:  # before it, the updates were compiled
                         speed = (step - mark[0]) * c.batch_size / (now - mark[1])
@@ -144,22 +162,14 @@ def train_gan(
                     mark = (step, now)
                     write(step, record)
                     records.append(record)
-                    _check_health(records, step, workdir)
                     bar.set_postfix_str(
                         f"loss G {record['generator_loss']:.3g} "
                         f"D {record['discriminator_loss']:.3g}, "
                         f"p {record['augment_probability']:.2f}, "
                         f"{record.get('images_per_second', float('nan')):.3g} images/s"
                     )
-                stopping = asked_to_stop(step)
-                evaluating = step % c.evaluate_every == 0 or step == c.steps
-                if not (stopping or evaluating or step % c.checkpoint_every == 0):
+                if not saving:
                     continue
-                if evaluating and not stopping:
-                    generator = snapshot(step, state)
-                    with all_or_none():
-                        if is_first():
-                            _evaluated(workdir, step, generator, evaluate, write)
                 checkpoints.save(step, state)
                 if stopping and step < c.steps:
                     checkpoints.wait()
@@ -167,6 +177,7 @@ def train_gan(
                         f"at step {step} of {c.steps}, which is saved: the same command "
                         "goes on from there"
                     )
+                evaluate_if_due(step, state)
                 # What was just done is not the training's speed.
                 mark = (step, time.perf_counter())
         checkpoints.wait()
@@ -186,13 +197,19 @@ def _evaluated(
     write(step, {**figures, "images": provenance["images"]})
 
 
+def _evaluations(workdir: Path) -> dict[int, float]:
+    """{step: its generator's Fréchet distance} of the run's records."""
+    records = [r for r in read_metrics(workdir) if r["stage"] == "gan" and "frechet" in r]
+    return {record["step"]: record["frechet"] for record in records}
+
+
 def _best(workdir: Path, last: FaceGenerator) -> FaceGenerator:
     """The evaluated generator with the least Fréchet distance; the last where none has one."""
     found = {
-        record["frechet"]: path
-        for record in read_metrics(workdir)
-        if record["stage"] == "gan" and np.isfinite(record.get("frechet", np.nan))
-        if (path := _path(workdir, "generators", record["step"], "safetensors")).is_file()
+        distance: path
+        for step, distance in _evaluations(workdir).items()
+        if np.isfinite(distance)
+        if (path := _path(workdir, "generators", step, "safetensors")).is_file()
     }
     return FaceGenerator.load(found[min(found)]) if found else last
 
