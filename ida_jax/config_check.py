@@ -42,6 +42,12 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _one_of("anchors.source", c.anchors.source, ANCHOR_SOURCES)
         _at_least_1(c, "anchors.size")
         if c.anchors.source == "fake_db":
+            if "gan" in c.stages and c.anchors.generator:
+                raise UserError(
+                    "stages has gan, and anchors.generator names another generator: leave one out"
+                )
+            if "gan" in c.stages and c.stages.index("gan") > c.stages.index("anchors"):
+                raise UserError("stages has gan after anchors, which take its faces: put it before")
             if "gan" not in c.stages and not c.anchors.generator:
                 raise UserError(
                     "anchors.source is fake_db, and no generator is named: add the stage 'gan', or "
@@ -155,8 +161,16 @@ def _check_gan(c: ConfigDict) -> None:
     for key in ("style_mixing", "augment_target"):
         if not 0 <= gan[key] <= 1:
             raise UserError(f"gan.{key} is {gan[key]}: expected a number from 0 to 1")
-    if gan.evaluate_faces < 2:
-        raise UserError(f"gan.evaluate_faces is {gan.evaluate_faces}: expected 2 or more")
+    if gan.batch_size % 4:
+        raise UserError(
+            f"gan.batch_size is {gan.batch_size}: expected a multiple of 4, the discriminator's "
+            "groups"
+        )
+    if gan.evaluate_faces < 4:
+        raise UserError(
+            f"gan.evaluate_faces is {gan.evaluate_faces}: expected 4 or more, for precision and "
+            "recall by the third neighbour"
+        )
     augmentation(gan.augment)
 
 

@@ -121,6 +121,16 @@ def _check(options: Any) -> None:
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if not options.output.parent.is_dir():
         raise UserError(f"no folder {options.output.parent} to write in: make it first")
+    if options.count < 1:
+        raise UserError(f"--count is {options.count}: expected 1 or more")
+    for written in (options.output, options.output.with_suffix(".report.html")):
+        if written.is_dir():
+            raise UserError(f"{written} is a folder: give --output another name")
+    given = (options.generator, options.model, options.training)
+    for path in (path for path in given if path is not None):
+        inside = [path, path / "generator.safetensors", path / "model.safetensors"]
+        if options.output.resolve() in [each.resolve() for each in inside]:
+            raise UserError(f"--output is {options.output}, which this reads: give another name")
 
 
 def _candidates(options: Any, model: "FaceModel") -> "Candidates":

@@ -117,7 +117,8 @@ class FaceGenerator:
 
             w ← w̄ + ψ·(w − w̄)
 
-        A face is a function of (seed, its number, ψ) alone.
+        A face is a function of (seed, its number, ψ), in float32; on another number of devices or
+        another kind a pixel may be rounded otherwise.
 
         Args:
           first: the first one's number, 0 or more.

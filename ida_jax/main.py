@@ -1,8 +1,8 @@
 """python -m ida_jax.main --config=FILE[:variant] --workdir=DIR [--config.key=value …]
 
-Runs the stages that the config names: train or import, anchors, ssr, pfe, csn, evaluate; or, from a
-file of embeddings, targets, ssr, evaluate. Each is resumable; run the same command again after an
-interruption.
+Runs the stages that the config names: train or import, gan, anchors, ssr, pfe, csn, evaluate; or,
+from a file of embeddings, targets, ssr, evaluate. Each is resumable; run the same command again
+after an interruption.
 """
 
 import sys

@@ -14,8 +14,6 @@ A stage whose file exists is not run again. N faces, D embedding.
 """
 
 import json
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +25,6 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.candidates import generated_candidates
-from ida_jax.anchors.fake import fake_anchors
-from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.config_check import check_config
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import ImageSubset
@@ -38,6 +33,7 @@ from ida_jax.data.pipeline import check_labels
 from ida_jax.errors import UserError
 from ida_jax.evaluate_stage import evaluate_run
 from ida_jax.face_model import FaceModel
+from ida_jax.fake_stage import check_fake_db, fake_db, remove_parts
 from ida_jax.files import require_file, written_whole
 from ida_jax.processes import all_or_none, is_first
 from ida_jax.protocols.verification import kfold_accuracy
@@ -119,8 +115,8 @@ def _check(run: Run, unfinished: list[str]) -> None:
         check_labels(run.train_faces)
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
         anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
-        if c.anchors.source == "fake_db" and not 1 <= c.k <= anchors:
-            raise UserError(f"k is {c.k}, but anchors.size is {anchors}: lower k or raise the size")
+        if c.anchors.source == "fake_db":
+            check_fake_db(run)
         if not 1 <= c.k <= anchors:
             raise UserError(
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
@@ -216,29 +212,10 @@ def _anchors(run: Run) -> None:
                 **options,
             )
         case "fake_db":
-            anchors = _fake_anchors(run)
+            anchors = fake_db(run)
     run.anchors_path.parent.mkdir(exist_ok=True)
     anchors.save(run.anchors_path)
-
-
-def _fake_anchors(run: Run) -> AnchorSet:
-    """The fake-db of the run's generator, and its report beside it."""
-    from ida_jax.report.fake_report import write_fake_report
-
-    c, folder = run.config, run.anchors_path.parent
-    candidates = generated_candidates(run.generator, seed=c.seed, truncation=c.anchors.truncation)
-    training = TrainingFaces(run.train_embeddings, run.train_faces.labels, "train_data")
-    parts = folder / "fake.parts"
-    folder.mkdir(exist_ok=True)
-    anchors, report = fake_anchors(
-        candidates, run.model, count=c.anchors.size, training=training, flip=c.flip, k=c.k,
-        tau=c.tau, parts=parts, align=c.anchors.align,
-    )  # fmt: skip
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    write_fake_report(folder / "anchors.report.html", report, candidates)
-    shutil.rmtree(parts, ignore_errors=True)
-    return anchors
+    remove_parts(run)
 
 
 def _gan(run: Run) -> None:
@@ -246,7 +223,10 @@ def _gan(run: Run) -> None:
     from ida_jax.training.gan import train_gan
 
     c, model = run.config, run.model
-    real = run.train_embeddings if is_first() else None
+    real = None
+    with all_or_none():
+        if is_first():
+            real = run.train_embeddings
     generator = train_gan(
         run.train_faces,
         c.gan,

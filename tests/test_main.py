@@ -178,6 +178,15 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
         ([GAN, "--workdir=W", "--config.gan.r1_weight=-1.0"], "gan.r1_weight is -1.0"),
         ([GAN, "--workdir=W", "--config.anchors.truncation=0.0"], "anchors.truncation is 0.0"),
         ([GAN, "--workdir=W", "--config.k=33"], "k is 33, but anchors.size is 32"),
+        ([GAN, "--workdir=W", "--config.train_data.identities=9"], "the training set has 9 people"),
+        ([GAN, "--workdir=W", "--config.anchors.align=True"], "who are 60: expected 512 or more"),
+        ([GAN, "--workdir=W", "--config.anchors.generator=G"], "names another generator: leave"),
+        (
+            [GAN, "--workdir=W", "--config.stages=('train', 'anchors', 'gan', 'evaluate')"],
+            "stages has gan after anchors",
+        ),
+        ([GAN, "--workdir=W", "--config.gan.batch_size=10"], "expected a multiple of 4"),
+        ([GAN, "--workdir=W", "--config.gan.evaluate_faces=3"], "expected 4 or more"),
         ([SMOKE, "--workdir=W", "--config.stages=('tain',)"], "stage 'tain' is unknown"),
         (
             [f"--config={ROOT}/configs/ms1m_arcface.py", "--workdir=W", "--config.data_dir=D"],

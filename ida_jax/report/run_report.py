@@ -70,6 +70,7 @@ def write_run_report(
       sweeps: TARs against k, τ and the anchors' number (`trend_plots.sweep_figure`).
     """
     from ida_jax.report.density_plots import histogram_figure
+    from ida_jax.report.generator_plots import generator_training_figure
     from ida_jax.report.pair_cards import pair_section
     from ida_jax.report.trend_plots import sweep_figure, training_figure
 
@@ -90,6 +91,8 @@ def write_run_report(
     for stage, caption in stages.items():
         if records := [record for record in metrics if record["stage"] == stage]:
             figures[caption] = training_figure(records)
+    if records := [record for record in metrics if record["stage"] == "gan"]:
+        figures["Training the generator"] = generator_training_figure(records)
     pairs = ""
     if changed is not None:
         people = [dataset.identities[label] for label in dataset.labels]

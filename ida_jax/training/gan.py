@@ -66,7 +66,8 @@ def train_gan(
       title: of the training, for the generator's provenance.
 
     Returns:
-      The last generator, or with `gan.keep` "best" the one with the least Fréchet distance.
+      The last generator, or with `gan.keep` "best" the one with the least Fréchet distance; to the
+      first process with its figures, to the others the last.
 
     Raises:
       UserError: a batch that the devices do not divide, a loss that is no longer finite, or a
@@ -124,10 +125,11 @@ def train_gan(
                     if is_first() and step not in _evaluations(workdir):
                         _evaluated(workdir, step, generator, evaluate, write)
 
-            if is_first() and not first_step:
-                _warn_of_few(len(dataset.labels))
-                _write_sheet(_path(workdir, "samples", "real", "png"), _some(dataset))
-                _show(workdir, 0, snapshot(0, state))
+            with all_or_none():
+                if is_first() and not first_step:
+                    _warn_of_few(len(dataset.labels))
+                    _write_sheet(_path(workdir, "samples", "real", "png"), _some(dataset))
+                    _show(workdir, 0, snapshot(0, state))
             # Those of this call alone, which all processes have alike: they must stop together.
             records: list[dict[str, float]] = []
             evaluate_if_due(first_step, state)  # where the training stopped between the two
@@ -181,8 +183,12 @@ def train_gan(
                 # What was just done is not the training's speed.
                 mark = (step, time.perf_counter())
         checkpoints.wait()
-    last = snapshot(c.steps, state)
-    return _best(workdir, last) if c.keep == "best" and is_first() else last
+    if not is_first():
+        return snapshot(c.steps, state)
+    distances = _evaluations(workdir)
+    finite = [step for step, distance in distances.items() if np.isfinite(distance)]
+    step = min(finite, key=distances.get) if c.keep == "best" and finite else c.steps
+    return FaceGenerator.load(_path(workdir, "generators", step, "safetensors"))
 
 
 def _evaluated(
@@ -201,17 +207,6 @@ def _evaluations(workdir: Path) -> dict[int, float]:
     """{step: its generator's Fréchet distance} of the run's records."""
     records = [r for r in read_metrics(workdir) if r["stage"] == "gan" and "frechet" in r]
     return {record["step"]: record["frechet"] for record in records}
-
-
-def _best(workdir: Path, last: FaceGenerator) -> FaceGenerator:
-    """The evaluated generator with the least Fréchet distance; the last where none has one."""
-    found = {
-        distance: path
-        for step, distance in _evaluations(workdir).items()
-        if np.isfinite(distance)
-        if (path := _path(workdir, "generators", step, "safetensors")).is_file()
-    }
-    return FaceGenerator.load(found[min(found)]) if found else last
 
 
 def _check_health(records: Sequence[Mapping[str, float]], step: int, workdir: Path) -> None:

@@ -19,7 +19,8 @@ def open_metrics(
 
     Args:
       workdir: holds metrics.jsonl and tensorboard/.
-      stage: "train" or "ssr"; it is in every record, and a run of its own in TensorBoard.
+      stage: "train", "gan", "ssr" or "pfe"; it is in every record, and a run of its own in
+        TensorBoard.
       first_step: where the run goes on; the stage's records of later steps, which a killed run
         wrote after its last checkpoint, are dropped.
     """

@@ -1,0 +1,68 @@
+"""The stage `anchors` of a run whose anchors are a generator's faces."""
+
+import shutil
+import sys
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.candidates import generated_candidates
+from ida_jax.anchors.fake import fake_anchors
+from ida_jax.anchors.fake_rules import TrainingFaces
+from ida_jax.errors import UserError
+from ida_jax.run import Run
+
+_PARTS = "fake.parts"
+
+
+def check_fake_db(run: Run) -> None:
+    """What the choice of fakes by the training people would end on, as a UserError."""
+    c, people = run.config, run.train_faces.num_identities
+    if not 1 <= c.k <= c.anchors.size:
+        raise UserError(
+            f"k is {c.k}, but anchors.size is {c.anchors.size}: lower k or raise the size"
+        )
+    if people <= c.k:
+        raise UserError(
+            f"the training set has {people} people, and fakes are judged by the {c.k} nearest of "
+            "them (k): lower k or take more people"
+        )
+    if c.anchors.align and people < 2 * (width := c.model.options.embedding_dim):
+        raise UserError(
+            f"anchors.align takes the covariance of {width} numbers from the training people, who "
+            f"are {people}: expected {2 * width} or more; set it to False"
+        )
+
+
+def fake_db(run: Run) -> AnchorSet:
+    """The fake-db of the run's generator, and its report beside it."""
+    from ida_jax.report.fake_report import write_fake_report
+
+    c, folder = run.config, run.anchors_path.parent
+    candidates = generated_candidates(run.generator, seed=c.seed, truncation=c.anchors.truncation)
+    faces, learned = run.train_faces, run.generator.provenance
+    name = "train_data"
+    if (learned.get("faces"), learned.get("identities")) != (
+        len(faces.labels), faces.num_identities
+    ):  # fmt: skip
+        name = "train_data, which is not what the generator learned from"
+        print(
+            "warning: the generator learned from other faces than this run's train_data, with "
+            "which alone its faces are compared: that is no privacy check; see python -m "
+            "ida_jax.anchors fake",
+            file=sys.stderr,
+        )
+    training = TrainingFaces(run.train_embeddings, faces.labels, name)
+    parts = folder / _PARTS
+    folder.mkdir(exist_ok=True)
+    anchors, report = fake_anchors(
+        candidates, run.model, count=c.anchors.size, training=training, flip=c.flip, k=c.k,
+        tau=c.tau, parts=parts, align=c.anchors.align,
+    )  # fmt: skip
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    write_fake_report(folder / "anchors.report.html", report, candidates)
+    return anchors
+
+
+def remove_parts(run: Run) -> None:
+    """Removes the candidates' embeddings, once the anchors are written."""
+    shutil.rmtree(run.anchors_path.parent / _PARTS, ignore_errors=True)
