@@ -140,7 +140,7 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
         check_gan_batch(12, 8)
 
 
-@pytest.mark.parametrize("phase", ["generator", "paths", "discriminator", "steepness"])
+@pytest.mark.parametrize("phase", ["paths", "discriminator"])
 def test_eight_devices_do_what_one_does(faces, phase):
     images = faces.images[:16]
     found = []
