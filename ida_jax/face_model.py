@@ -3,8 +3,6 @@
 B batch, N faces, H height, W width, D embedding, C classes.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.errors import UserError
-from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.files import complete, fingerprint_of, load_tensors, save_tensors
 from ida_jax.models import mobilefacenet, resnet
 from ida_jax.sharding import batch_sharding, local_mesh, pad_batch, replicated
 from ida_jax.validation import unit_embeddings
@@ -93,12 +91,7 @@ class FaceModel:
         into (anchor sets, SSR modules) belongs to this model alone.
         """
         described = [self.network, self.network_options, asdict(self.preprocessing)]
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-        for name, value in sorted(flatten_dict(self.variables, sep="/").items()):
-            value = np.ascontiguousarray(value)
-            digest.update(f"{name} {value.dtype} {value.shape}".encode())
-            digest.update(value.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(described, self.variables)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model as one safetensors file, whole or not at all."""

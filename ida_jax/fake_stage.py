@@ -39,18 +39,18 @@ def fake_db(run: Run) -> AnchorSet:
     c, folder = run.config, run.anchors_path.parent
     candidates = generated_candidates(run.generator, seed=c.seed, truncation=c.anchors.truncation)
     faces, learned = run.train_faces, run.generator.provenance
-    name = "train_data"
-    if (learned.get("faces"), learned.get("identities")) != (
-        len(faces.labels), faces.num_identities
-    ):  # fmt: skip
-        name = "train_data, which is not what the generator learned from"
+    size = {"faces": len(faces.labels), "identities": faces.num_identities}
+    learned_from = all(learned.get(name) == number for name, number in size.items())
+    if not learned_from:
         print(
             "warning: the generator learned from other faces than this run's train_data, with "
             "which alone its faces are compared: that is no privacy check; see python -m "
             "ida_jax.anchors fake",
             file=sys.stderr,
         )
-    training = TrainingFaces(run.train_embeddings, faces.labels, name)
+    training = TrainingFaces(
+        run.train_embeddings, faces.labels, "train_data", learned_from=learned_from
+    )
     parts = folder / _PARTS
     folder.mkdir(exist_ok=True)
     anchors, report = fake_anchors(

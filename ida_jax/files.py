@@ -5,6 +5,7 @@ header a string for each entry of its metadata, JSON-encoded. No pickle; readabl
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -92,6 +93,30 @@ def load_tensors(
         raise UserError(f"{path} is of kind '{found}', expected '{kind}'")
     with complete(path):
         return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
+
+
+def fingerprint_of(described: Any, variables: Mapping[str, Any]) -> str:
+    """16 hex digits of a SHA-256 over a JSON-able description and every array, by its name.
+
+    Args:
+      described: what the arrays alone do not tell: a network's name and options.
+      variables: nested, of arrays.
+    """
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, value in sorted(_flat(variables).items()):
+        value = np.ascontiguousarray(value)
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _flat(variables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"params/conv/kernel": array}."""
+    flat = {}
+    for name, value in variables.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}/") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def kind_of(path: str | os.PathLike[str]) -> str | None:

@@ -5,8 +5,6 @@ A face of it is a face of nobody: what the fake-db's anchors are made of (sectio
 N faces, S crop size, R resolution, Z latent, W style.
 """
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.errors import UserError
-from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.files import complete, fingerprint_of, load_tensors, save_tensors
 from ida_jax.models.stylegan import GeneratorNetwork, draw_noise, num_styles
 from ida_jax.ops.resample import to_crops
 from ida_jax.sharding import batch_sharding, local_mesh, replicated
@@ -60,13 +58,7 @@ class FaceGenerator:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of a SHA-256 over sizes, crop size and every weight."""
-        described = json.dumps([self.options, self.image_size], sort_keys=True)
-        digest = hashlib.sha256(described.encode())
-        for name, value in sorted(flatten_dict(self.variables, sep="/").items()):
-            value = np.ascontiguousarray(value)
-            digest.update(f"{name} {value.dtype} {value.shape}".encode())
-            digest.update(value.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of([self.options, self.image_size], self.variables)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the generator as one safetensors file, whole or not at all."""

@@ -75,6 +75,12 @@ def test_a_set_that_is_one_support_set_has_no_coverage():
     assert report.warnings == ()
 
 
+def test_faces_that_the_generator_did_not_learn_from_are_no_privacy_check():
+    others = people()._replace(learned_from=False)
+    _, report = fake_anchors(_candidates(apart()), MODEL, training=others, **OPTIONS)
+    assert report.provenance["privacy"] == "checked against other faces alone"
+
+
 def test_there_is_nothing_to_align_to_without_training_faces():
     with pytest.raises(UserError, match="name those faces"):
         fake_anchors(_candidates(apart()), MODEL, align=True, **OPTIONS)

@@ -9,7 +9,7 @@ N candidates in their order, A anchors, T training faces, P people, D embedding.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,19 +260,21 @@ def _told(chunks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
 
 def _aligned(chunks: Iterator[np.ndarray], target: Moments) -> Iterator[np.ndarray]:
     """All chunks with the target's moments; their own are those of the first 4,096 faces."""
-    head, found = [], 0
-    for chunk in chunks:
-        head.append(chunk)
-        found += len(chunk)
-        if found >= _PILOT:
-            break
-    faces = np.concatenate(head)[:_PILOT]
-    own = moments(faces[np.isfinite(faces[:, 0])])
-    return (matched(chunk, own=own, target=target) for chunk in itertools.chain(head, chunks))
+    faces, chunks = _first(chunks, _PILOT)
+    own = moments(faces)
+    return (matched(chunk, own=own, target=target) for chunk in chunks)
 
 
-def _own_threshold(chunks: Iterator[np.ndarray], count: int) -> tuple[Iterable[np.ndarray], float]:
+def _own_threshold(chunks: Iterator[np.ndarray], count: int) -> tuple[Iterator[np.ndarray], float]:
     """All chunks again, and the threshold by which the first `count` faces are one person."""
+    faces, chunks = _first(chunks, count)
+    if len(faces) < 2:
+        return chunks, HIGHEST_THRESHOLD
+    return chunks, same_person_threshold(AnchorSet(faces), faces=len(faces))
+
+
+def _first(chunks: Iterator[np.ndarray], count: int) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """Of the first `count` faces those that have an embedding; and all chunks again."""
     head, found = [], 0
     for chunk in chunks:
         head.append(chunk)
@@ -280,11 +282,7 @@ def _own_threshold(chunks: Iterator[np.ndarray], count: int) -> tuple[Iterable[n
         if found >= count:
             break
     faces = np.concatenate(head)[:count]
-    faces = faces[np.isfinite(faces[:, 0])]
-    threshold = HIGHEST_THRESHOLD
-    if len(faces) > 1:
-        threshold = same_person_threshold(AnchorSet(faces), faces=len(faces))
-    return itertools.chain(head, chunks), threshold
+    return faces[np.isfinite(faces[:, 0])], itertools.chain(head, chunks)
 
 
 def _counts(verdicts: np.ndarray) -> dict[str, Any]:
@@ -330,7 +328,7 @@ def _privacy(chosen: Chosen, rules: Rules, training: TrainingFaces | None) -> di
         return {"privacy": "not checked", "training": None, "nearest_training_cosine": {}}
     everyone = rules.faces.anchors.embeddings
     return {
-        "privacy": "checked",
+        "privacy": "checked" if training.learned_from else "checked against other faces alone",
         "training": {
             "name": training.name,
             "faces": len(everyone),

@@ -38,11 +38,14 @@ class TrainingFaces(NamedTuple):
       embeddings: [T, D], rows of any norm, embedded as the anchors are (mirrored or not).
       labels: int [T], who is on each, negative where unknown; None where all are unknown.
       name: what they are called in messages and in the report.
+      learned_from: whether the generator learned from them, without which being far from them is
+        no privacy.
     """
 
     embeddings: np.ndarray
     labels: np.ndarray | None
     name: str
+    learned_from: bool = True
 
 
 class Rules(NamedTuple):

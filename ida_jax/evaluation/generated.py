@@ -5,6 +5,7 @@ N faces, D embedding.
 
 import numpy as np
 
+from ida_jax.anchors.sources import sampled_rows
 from ida_jax.face_model import FaceModel
 from ida_jax.generator import FaceGenerator
 from ida_jax.protocols.generated import frechet_distance, precision_recall
@@ -36,9 +37,8 @@ def generator_figures(
       {"frechet": …, "precision": …, "recall": …}; precision is how many generated faces are like
       real ones, recall how much of the real ones is generated.
     """
-    count = min(faces, len(real))
-    rows = np.sort(np.random.default_rng(seed).choice(len(real), count, replace=False))
-    made = generator.faces(0, count, seed=_SEED)
+    rows = sampled_rows(len(real), size=faces, seed=seed)
+    made = generator.faces(0, len(rows), seed=_SEED)
     found = model.embed(made, flip=flip)
     shares = precision_recall(real[rows], found)
     distance = frechet_distance(real[rows], found)
