@@ -7,7 +7,7 @@ import pytest
 from reference import fir_filtered
 
 from ida_jax.ops import gan, resample
-from ida_jax.ops.gan import path_lengths, r1_penalty
+from ida_jax.ops.gan import mixed_styles, path_lengths, r1_penalty
 
 blur, downsample, upsample = map(jax.jit, (resample.blur, resample.downsample, resample.upsample))
 to_crops = jax.jit(resample.to_crops, static_argnums=1)
@@ -204,3 +204,14 @@ def test_a_generator_that_does_not_move_has_a_path_length_with_a_gradient():
     value, gradient = jax.jit(jax.value_and_grad(penalty))(jnp.float32(0))
     np.testing.assert_allclose(value, 1.0, rtol=1e-5)
     assert np.isfinite(gradient)
+
+
+def test_mixing_takes_the_second_style_from_the_crossover_on():
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 4, 3)).astype(np.float32)
+    crossover = np.array([1, 3, 5, 9], np.int32)  # the last two never, of five layers
+    found = np.asarray(mixed_styles(first, second, crossover, layers=5))
+    for face, start in enumerate(crossover):
+        for layer in range(5):
+            expected = (first if layer < start else second)[face]
+            np.testing.assert_array_equal(found[face, layer], expected)

@@ -2,7 +2,8 @@
 
 Sources: Goodfellow et al., "Generative Adversarial Nets" (2014), section 3; Mescheder et al.,
 "Which Training Methods for GANs do actually Converge?" (2018), R1; Karras et al., "Analyzing and
-Improving the Image Quality of StyleGAN" (2020), path length.
+Improving the Image Quality of StyleGAN" (2020), path length; "A Style-Based Generator Architecture
+for Generative Adversarial Networks" (2019), style mixing.
 
 B batch, L layers, W style.
 """
@@ -38,6 +39,24 @@ def r1_penalty(
     """
     gradient = jax.grad(lambda x: jnp.sum(discriminator(x)))(images)
     return weight / 2 * jnp.mean(jnp.sum(gradient.astype(jnp.float32) ** 2, axis=(1, 2, 3)))
+
+
+def mixed_styles(
+    first: jax.Array, second: jax.Array, crossover: jax.Array, *, layers: int
+) -> jax.Array:
+    """Style mixing: the first latent's style in the layers before the crossover, the second's after.
+
+    Args:
+      first: w of one latent, [B, W].
+      second: w of another, [B, W].
+      crossover: int [B], the first layer of the second; L or more: none.
+      layers: L.
+
+    Returns:
+      [B, L, W].
+    """
+    kept = jnp.arange(layers)[None, :] < crossover[:, None]
+    return jnp.where(kept[:, :, None], first[:, None, :], second[:, None, :])
 
 
 def path_lengths(

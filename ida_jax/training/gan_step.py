@@ -24,7 +24,13 @@ from ida_jax.models.stylegan import (
     num_styles,
 )
 from ida_jax.ops.adaptive_augment import adapted_probability, augment
-from ida_jax.ops.gan import discriminator_loss, generator_loss, path_lengths, r1_penalty
+from ida_jax.ops.gan import (
+    discriminator_loss,
+    generator_loss,
+    mixed_styles,
+    path_lengths,
+    r1_penalty,
+)
 from ida_jax.ops.resample import to_resolution
 from ida_jax.sharding import batch_sharding, replicated
 
@@ -146,13 +152,11 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
         """w [B, L, W] of two latents: the second's from a random layer on, or nowhere (mixing)."""
         keys = jax.random.split(key, 4)
         latents = [spread(jax.random.normal(k, (batch, c.latent_dim))) for k in keys[:2]]
-        first, second = (
-            generator.apply({"params": params}, z, method="map")[:, None, :] for z in latents
-        )
+        first, second = (generator.apply({"params": params}, z, method="map") for z in latents)
         crossover = jax.random.randint(keys[2], (batch,), 1, layers)
         mixed = jax.random.bernoulli(keys[3], c.style_mixing, (batch,))
-        kept = jnp.arange(layers)[None, :] < jnp.where(mixed, crossover, layers)[:, None]
-        return jnp.where(kept[:, :, None], first, second)
+        crossover = jnp.where(mixed, crossover, layers)
+        return mixed_styles(first, second, crossover, layers=layers)
 
     def synthesised(params: Any, styles: jax.Array, key: jax.Array) -> jax.Array:
         noise = jax.tree.map(spread, draw_noise(key, len(styles), c.resolution))
