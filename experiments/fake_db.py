@@ -31,7 +31,7 @@ from table4 import (
     small_run,
 )
 
-from ida_jax.anchors.moments import matched, moments
+from ida_jax.anchors.moments import fewest_faces, matched, moments
 from ida_jax.errors import UserError
 from ida_jax.files import written_whole
 
@@ -116,7 +116,7 @@ def _points(run: Any, options: Any) -> dict[str, Point]:
     def add(name: str, made: np.ndarray, after: int, psi: float, **places: float) -> None:
         settings = {"images shown": f"{after:,}", "ψ": f"{psi:g}"}
         points[name] = Point("fake-db", made, places, settings)
-        if size < 2 * real.shape[1]:
+        if size < fewest_faces(real.shape[1]):
             return  # too few to tell moments from
         # They are told from as many faces as the real-db has, however many are taken.
         several = fake_embeddings(run, generator, size, psi)

@@ -7,6 +7,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.candidates import generated_candidates
 from ida_jax.anchors.fake import fake_anchors
 from ida_jax.anchors.fake_rules import TrainingFaces
+from ida_jax.anchors.moments import fewest_faces
 from ida_jax.errors import UserError
 from ida_jax.run import Run
 
@@ -25,10 +26,11 @@ def check_fake_db(run: Run) -> None:
             f"the training set has {people} people, and fakes are judged by the {c.k} nearest of "
             "them (k): lower k or take more people"
         )
-    if c.anchors.align and people < 2 * (width := c.model.options.embedding_dim):
+    width = c.model.options.embedding_dim
+    if c.anchors.align and people < fewest_faces(width):
         raise UserError(
             f"anchors.align takes the covariance of {width} numbers from the training people, who "
-            f"are {people}: expected {2 * width} or more; set it to False"
+            f"are {people}: expected {fewest_faces(width)} or more; set it to False"
         )
 
 

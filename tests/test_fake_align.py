@@ -39,6 +39,14 @@ def test_faces_apart_are_told():
     assert report.provenance["aligned"] is False
 
 
+def test_alignment_is_not_advised_where_it_cannot_be():
+    few = people()._replace(embeddings=people().embeddings[: 2 * WIDTH - 1])
+    few = few._replace(labels=few.labels[: 2 * WIDTH - 1])
+    _, report = fake_anchors(_candidates(apart()), MODEL, training=few, **OPTIONS)
+    (warning,) = report.warnings
+    assert "the cosine: train the generator for longer" in warning
+
+
 def test_aligned_faces_have_the_moments_of_people_and_are_judged_with_them():
     candidates = _candidates(apart())
     anchors, report = fake_anchors(candidates, MODEL, training=people(), align=True, **OPTIONS)

@@ -34,7 +34,7 @@ from ida_jax.anchors.fake_rules import (
     choose,
     training_rules,
 )
-from ida_jax.anchors.moments import Moments, matched, moments
+from ida_jax.anchors.moments import Moments, fewest_faces, matched, moments
 from ida_jax.errors import UserError
 from ida_jax.provenance import provenance as this_process
 
@@ -175,10 +175,11 @@ def fake_anchors(
     if training is not None and count > k:
         told = coverage(rules.people.anchors.embeddings, AnchorSet(chosen.embeddings), k=k)
         if told.wrong_domain:
+            alignable = not align and len(rules.people.anchors) >= fewest_faces(model.width)
             warnings.append(
                 f"domain: {told.share_uncovered:.0%} of the training people are not covered by "
                 "these anchors (about 1 % is usual), so that IDA can be worse than the cosine: "
-                + ("train" if align else "take --align, train")
+                + ("take --align, train" if alignable else "train")
                 + " the generator for longer, or rescore with --method=ida_r_fallback"
             )
     described = {

@@ -28,17 +28,22 @@ class Moments(NamedTuple):
     covariance: np.ndarray
 
 
+def fewest_faces(width: int) -> int:
+    """2·D: the fewest faces from which a covariance of D numbers is told."""
+    return 2 * width
+
+
 def moments(embeddings: np.ndarray) -> Moments:
     """Mean and covariance of [N, D] embeddings.
 
     Raises:
-      UserError: fewer than 2·D of them, of which no covariance can be told.
+      UserError: fewer than `fewest_faces`.
     """
     n, width = embeddings.shape
-    if n < 2 * width:
+    if n < fewest_faces(width):
         raise UserError(
             f"the covariance of {width} numbers cannot be told from {n:,} faces: expected at least "
-            f"{2 * width:,}"
+            f"{fewest_faces(width):,}"
         )
     faces = np.asarray(embeddings, np.float64)
     return Moments(faces.mean(axis=0), np.cov(faces.T, ddof=1))

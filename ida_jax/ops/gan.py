@@ -44,7 +44,7 @@ def r1_penalty(
 def mixed_styles(
     first: jax.Array, second: jax.Array, crossover: jax.Array, *, layers: int
 ) -> jax.Array:
-    """Style mixing: the first latent's style in the layers before the crossover, the second's after.
+    """Style mixing: one latent's style in the layers before the crossover, another's from it on.
 
     Args:
       first: w of one latent, [B, W].

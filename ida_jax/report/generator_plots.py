@@ -132,7 +132,8 @@ def generator_training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         axis.xaxis.get_major_locator().set_params(nbins=5)
         axis.set_xlim(left=0)
         if {"frechet", "precision", "augment_probability"} & set(kinds):
-            axis.set_ylim(bottom=0)
+            highest = max(values.max(initial=0) for _, values in found.values())
+            axis.set_ylim(0, 1.1 * highest or 1)
         if len(kinds) > 1:
             axis.legend(frameon=False)
     for axis in axes[len(panels) :]:
