@@ -43,13 +43,6 @@ def fake_db(run: Run) -> AnchorSet:
     faces, learned = run.train_faces, run.generator.provenance
     size = {"faces": len(faces.labels), "identities": faces.num_identities}
     learned_from = all(learned.get(name) == number for name, number in size.items())
-    if not learned_from:
-        print(
-            "warning: the generator learned from other faces than this run's train_data, with "
-            "which alone its faces are compared: that is no privacy check; see python -m "
-            "ida_jax.anchors fake",
-            file=sys.stderr,
-        )
     training = TrainingFaces(
         run.train_embeddings, faces.labels, "train_data", learned_from=learned_from
     )

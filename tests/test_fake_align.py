@@ -86,7 +86,8 @@ def test_a_set_that_is_one_support_set_has_no_coverage():
 def test_faces_that_the_generator_did_not_learn_from_are_no_privacy_check():
     others = people()._replace(learned_from=False)
     _, report = fake_anchors(_candidates(apart()), MODEL, training=others, **OPTIONS)
-    assert report.provenance["privacy"] == "checked against other faces alone"
+    assert report.provenance["privacy"] == "not checked"
+    assert report.warnings[0].endswith("the generator learned from other faces than the set")
 
 
 def test_there_is_nothing_to_align_to_without_training_faces():

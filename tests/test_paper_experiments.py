@@ -143,19 +143,6 @@ def test_fake_db_changes_one_thing_at_a_time(generators):
     assert (generators.output.parent / content["picture"]).stat().st_size > 5000
 
 
-def test_class_weights_are_fitted_to_frozen_embeddings():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(7), 5)
-    faces = np.eye(12)[labels] + 0.05 * rng.normal(size=(35, 12))
-    faces = (faces / np.linalg.norm(faces, axis=1, keepdims=True)).astype(np.float32)
-    weights, about = table4.fitted_class_weights(faces, labels, epochs=40, batch_size=16)
-    np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, atol=1e-5)
-    assert about["accuracy"] == 1
-    assert np.argmax(weights[:, :7], axis=1).tolist() == list(range(7))
-    again, _ = table4.fitted_class_weights(faces, labels, epochs=40, batch_size=16)
-    np.testing.assert_array_equal(weights, again)
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_paper_scale_names_all_that_is_missing(name, tmp_path, capsys):
     options = argparse.Namespace(

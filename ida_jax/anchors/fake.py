@@ -7,7 +7,6 @@ paper's.
 N candidates in their order, A anchors, T training faces, P people, D embedding.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,10 +27,10 @@ from ida_jax.anchors.fake_rules import (
     NEAR_TRAINING,
     REASONS,
     UNREADABLE,
-    Chosen,
     Rules,
     TrainingFaces,
     choose,
+    privacy_record,
     training_rules,
 )
 from ida_jax.anchors.moments import Moments, fewest_faces, matched, moments
@@ -45,7 +44,6 @@ _KEYS = {UNREADABLE: "unreadable", IMPLAUSIBLE: "implausible", NEAR_TRAINING: "n
          DUPLICATE: "duplicate"}  # fmt: skip
 _PILOT = 4096  # candidates from which their moments are told
 _MOST_DRAWN = 4  # times the count, where there is no end
-_LEVELS = (0, 1, 10, 50, 90, 99, 100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +151,10 @@ def fake_anchors(
                 "privacy: the training faces have no labels, and each was taken for another "
                 "person's; where people are there several times too few faces are dropped as theirs"
             )
+        if not training.learned_from:
+            warnings.append(
+                f"privacy: not checked: the generator learned from other faces than {training.name}"
+            )
     elif align:
         raise UserError("align takes the training faces' mean and covariance: name those faces")
     else:
@@ -193,7 +195,7 @@ def fake_anchors(
             "privacy_cosine": rules.privacy,
             "duplicate_cosine": rules.duplicate,
         },
-        **_privacy(chosen, rules, training),
+        **privacy_record(chosen, rules, training),
         "coverage_of_training_people": None if told is None else told._asdict(),
         "run": this_process(),
     }
@@ -219,10 +221,9 @@ def provenance_line(provenance: dict[str, Any]) -> str:
         f"{source}; {provenance['drawn']:,} drawn, dropped: {_in_words(provenance['dropped'])}; "
         "privacy: "
     )
-    training = provenance["training"]
-    if training is None:
+    if provenance["privacy"] != "checked":
         return line + "not checked"
-    kept = provenance["nearest_training_cosine"]["kept"]
+    training, kept = provenance["training"], provenance["nearest_training_cosine"]["kept"]
     return (
         f"{line}nearest of {training['faces']:,} training faces {kept['50 %']:.3f} (median), "
         f"{kept['100 %']:.3f} at most, of an anchor"
@@ -322,28 +323,3 @@ def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: Candida
         f"{had:,} of {count:,} anchors were had from {drawn:,} faces; dropped: "
         f"{_in_words(dropped)}; {'; '.join(advice)}"
     )
-
-
-def _privacy(chosen: Chosen, rules: Rules, training: TrainingFaces | None) -> dict[str, Any]:
-    if training is None:
-        return {"privacy": "not checked", "training": None, "nearest_training_cosine": {}}
-    everyone = rules.faces.anchors.embeddings
-    return {
-        "privacy": "checked" if training.learned_from else "checked against other faces alone",
-        "training": {
-            "name": training.name,
-            "faces": len(everyone),
-            "people": len(rules.people.anchors),
-            "sha256": hashlib.sha256(np.ascontiguousarray(everyone)).hexdigest(),
-        },
-        "nearest_training_cosine": {
-            "kept": _quantiles(chosen.nearest[chosen.verdicts == KEPT]),
-            "candidates": _quantiles(chosen.nearest),
-            "strangers": _quantiles(rules.strangers),
-        },
-    }
-
-
-def _quantiles(cosines: np.ndarray) -> dict[str, float]:
-    found = np.nanquantile(cosines.astype(np.float64), [level / 100 for level in _LEVELS])
-    return {f"{level} %": round(float(q), 6) for level, q in zip(_LEVELS, found, strict=True)}

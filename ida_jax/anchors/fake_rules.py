@@ -3,8 +3,9 @@
 N candidates in their order, A anchors, T training faces, P people, D embedding.
 """
 
+import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,7 @@ REASONS = {
 }
 _IMPLAUSIBLE = 0.01  # the quantile of real people below which a face is none, as in `coverage`
 _KEPT_BLOCK = 8192
+_LEVELS = (0, 1, 10, 50, 90, 99, 100)
 
 
 class TrainingFaces(NamedTuple):
@@ -167,6 +169,32 @@ def choose(
     return Chosen(kept[:size], np.concatenate(verdicts), np.concatenate(nearest))
 
 
+def privacy_record(chosen: Chosen, rules: Rules, training: TrainingFaces | None) -> dict[str, Any]:
+    """What the anchors' provenance says of the privacy check: against whom, and how near they came.
+
+    Returns:
+      privacy: "checked" or "not checked"; training: the faces' name, number, people and SHA-256, or
+      None; nearest_training_cosine: quantiles of anchors, of all candidates, and of strangers.
+    """
+    if training is None:
+        return {"privacy": "not checked", "training": None, "nearest_training_cosine": {}}
+    everyone = rules.faces.anchors.embeddings
+    return {
+        "privacy": "checked" if training.learned_from else "not checked",
+        "training": {
+            "name": training.name,
+            "faces": len(everyone),
+            "people": len(rules.people.anchors),
+            "sha256": hashlib.sha256(np.ascontiguousarray(everyone)).hexdigest(),
+        },
+        "nearest_training_cosine": {
+            "kept": _quantiles(chosen.nearest[chosen.verdicts == KEPT]),
+            "candidates": _quantiles(chosen.nearest),
+            "strangers": _quantiles(rules.strangers),
+        },
+    }
+
+
 def _judged(faces: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     """Verdicts [N] by all rules but the last, and the nearest training faces' cosines [N]."""
     verdict = np.full(len(faces), KEPT, np.int8)
@@ -193,3 +221,8 @@ def _not_again(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndar
         if new[row]:
             new[row + 1 :] &= among[row, row + 1 :] < threshold
     return new
+
+
+def _quantiles(cosines: np.ndarray) -> dict[str, float]:
+    found = np.nanquantile(cosines.astype(np.float64), [level / 100 for level in _LEVELS])
+    return {f"{level} %": round(float(q), 6) for level, q in zip(_LEVELS, found, strict=True)}
