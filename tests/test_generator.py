@@ -15,11 +15,13 @@ OPTIONS = {
 
 
 def made(image_size=12, seed=0):
-    network = GeneratorNetwork(**OPTIONS)
-    key = jax.random.key(seed)
-    params = network.init(key, np.zeros((1, 8), np.float32), draw_noise(key, 1, 16))["params"]
-    noisy = dict(params["synthesis"]["block_16_conv_1"], noise_strength=np.float32(0.5))
-    params["synthesis"]["block_16_conv_1"] = noisy
+    network, rng = GeneratorNetwork(**OPTIONS), np.random.default_rng(seed)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(
+        lambda: network.init(key, np.zeros((1, 8), np.float32), draw_noise(key, 1, 16))
+    )
+    # Random numbers for all of them, the noises' strengths too; init() compiles each of its own.
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes["params"])
     return FaceGenerator.of(OPTIONS, params, image_size=image_size, provenance={"title": "t"})
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from ida_jax import rescore
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.config_check import check_config, check_embedding_config
 from ida_jax.face_model import FaceModel
@@ -107,16 +108,18 @@ def test_the_generator_runs_from_rendered_faces_to_a_fake_db_in_use(tmp_path):
     faces, pairs = np.asarray(again.embeddings)[::-1] + 0.1, np.array([[0, 1], [2, 3]])
     np.save(tmp_path / "faces.npy", faces)
     np.save(tmp_path / "pairs.npy", pairs)
-    _run(
-        "ida_jax.rescore", f"--embeddings={tmp_path}/faces.npy", f"--pairs={tmp_path}/pairs.npy",
+    rescore.main([
+        f"--embeddings={tmp_path}/faces.npy", f"--pairs={tmp_path}/pairs.npy",
         f"--anchors={anchors}", f"--output={tmp_path}/scores.npy",
-    )  # fmt: skip
+    ])  # fmt: skip
     assert np.isfinite(np.load(tmp_path / "scores.npy")).all()
 
 
 def _run(module, *flags):
+    # What one process has compiled the next one need not.
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     done = subprocess.run(
-        [sys.executable, "-m", module, *flags], env={**os.environ, "XLA_FLAGS": ""},
+        [sys.executable, "-m", module, *flags], env={**os.environ, **cache, "XLA_FLAGS": ""},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

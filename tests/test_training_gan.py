@@ -1,7 +1,8 @@
 """The GAN's loop: resumed to the bit, evaluated, stopped where it collapses; and its updates."""
 
 import json
-from contextlib import contextmanager
+from contextlib import nullcontext
+from functools import partial
 
 import jax
 import numpy as np
@@ -27,6 +28,14 @@ def config(**options):
     c.update(evaluate_every=3, checkpoint_every=2, keep="last")
     c.update(options)
     return c
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    """The updates compile several times as fast for one device as for eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan, "training_mesh", partial(training_mesh, devices=jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +65,12 @@ def records(workdir):
     ]
 
 
-@pytest.mark.parametrize("stop", [3, 4])  # at step 3 an evaluation is due
-def test_a_stopped_training_goes_on_to_the_bit(faces, undisturbed, tmp_path, monkeypatch, stop):
+def test_a_stopped_training_goes_on_to_the_bit(faces, undisturbed, tmp_path, monkeypatch):
     workdir, expected = undisturbed
-
-    @contextmanager
-    def stopped():
-        yield lambda step: step == stop
-
-    monkeypatch.setattr(gan, "preemption", stopped)
-    with pytest.raises(Stopped, match=f"at step {stop} of 6, which is saved"):
-        train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures, title="six")
+    for stop in (3, 4):  # at step 3 an evaluation is due
+        monkeypatch.setattr(gan, "preemption", lambda stop=stop: nullcontext(stop.__eq__))
+        with pytest.raises(Stopped, match=f"at step {stop} of 6, which is saved"):
+            train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures, title="six")
     monkeypatch.undo()
     resumed = train_gan(faces, config(), workdir=tmp_path, seed=3, evaluate=figures, title="six")
     assert resumed.fingerprint == expected.fingerprint
@@ -159,7 +163,7 @@ def test_eight_devices_do_what_one_does(faces, phase):
 
 
 def test_the_average_follows_the_generator():
-    program = make_gan_program(config(), seed=3, mesh=training_mesh(1))
+    program = make_gan_program(config(), seed=3, mesh=training_mesh(1, devices=jax.devices()[:1]))
     first = program.init()
     start = np.asarray(first.generator["synthesis"]["constant"])
     state, _ = program.generator(first)
@@ -171,7 +175,7 @@ def test_the_average_follows_the_generator():
 
 @pytest.mark.parametrize(("sign", "change"), [(3, 16 / 500_000), (-3, -16 / 500_000)])
 def test_augmentation_rises_where_real_faces_are_known_by_heart(faces, sign, change):
-    mesh = training_mesh(1)
+    mesh = training_mesh(1, devices=jax.devices()[:1])
     program = make_gan_program(config(), seed=3, mesh=mesh)
     state = program.init()
     # A mean so far off that one batch's sign, −1 … 1, cannot bring it to the target's other side.

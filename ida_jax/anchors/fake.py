@@ -215,7 +215,7 @@ def provenance_line(provenance: dict[str, Any]) -> str:
         source = f"generator {made['generator']}, ψ = {made['truncation']:g}, seed {made['seed']}"
     else:
         source = f"{made['files']:,} images of {made['images']}"
-    if provenance["aligned"]:
+    if provenance.get("aligned"):
         source += ", aligned to the training people"
     line = (
         f"{source}; {provenance['drawn']:,} drawn, dropped: {_in_words(provenance['dropped'])}; "
