@@ -67,8 +67,8 @@ def ours(options: dict[str, Any], variant: str) -> dict[str, Callable]:
     """Our updates on one device, compiled."""
     import jax
 
+    from ida_jax.common.devices import batch_sharding, put_batch, training_mesh
     from ida_jax.planning.flops import count_flops
-    from ida_jax.sharding import batch_sharding, put_batch, training_mesh
     from ida_jax.training.gan_step import make_gan_program
 
     config = _config(options, variant)
@@ -191,7 +191,7 @@ def machine(options: dict[str, Any]) -> dict[str, Callable]:
     """The device and what it can do."""
 
     def describe() -> dict[str, Any]:
-        from ida_jax.provenance import provenance
+        from ida_jax.common.provenance import provenance
         from ida_jax.training.utilisation import peak_flops
 
         peak = None

@@ -76,9 +76,9 @@ def compiled_step(case: Case, *, classes: int, batch_size: int, width: int) -> A
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
 
+    from ida_jax.common.devices import training_mesh
     from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
     from ida_jax.ops.margin import arcface
-    from ida_jax.sharding import training_mesh
 
     def on_device(state: ClassWeights, embeddings: jax.Array, labels: jax.Array) -> tuple:
         sampled = None
@@ -252,7 +252,7 @@ def _table(options: dict[str, Any]) -> dict[str, Callable]:
         return rows
 
     def describe() -> dict[str, Any]:
-        from ida_jax.provenance import provenance
+        from ida_jax.common.provenance import provenance
 
         return provenance()
 

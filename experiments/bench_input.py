@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ida_jax.common.processes import cores
+from ida_jax.common.provenance import provenance
 from ida_jax.data.augment import CHANGES, stream
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.encoded import EncodedFaces
@@ -34,8 +36,6 @@ from ida_jax.data.pipeline import training_batches
 from ida_jax.data.rendered import rendered_faces
 from ida_jax.data.tfds_faces import load_tfds
 from ida_jax.data.tfds_writer import write_faces
-from ida_jax.processes import cores
-from ida_jax.provenance import provenance
 
 AUGMENTS = ("none", "flip", "insightface", "low_quality")
 

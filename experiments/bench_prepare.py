@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ida_jax.provenance import provenance
+from ida_jax.common.provenance import provenance
 
 _DIFFERENT = 256  # images; drawing 20,000 would take longer than what is measured
 _PER_IDENTITY = 40

@@ -164,7 +164,7 @@ def main() -> None:
         _STAGES[options.stage](options)
         return
 
-    from ida_jax.provenance import provenance
+    from ida_jax.common.provenance import provenance
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

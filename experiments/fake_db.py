@@ -32,8 +32,8 @@ from table4 import (
 )
 
 from ida_jax.anchors.moments import fewest_faces, matched, moments
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -40,8 +40,8 @@ def paper(options: Any) -> dict[str, Any]:
 def _drawn(options: Any, sets: Any) -> dict[str, Any]:
     from paper_runs import scorers
 
+    from ida_jax.common.files import written_whole
     from ida_jax.evaluation.pair_lists import evaluate_all_pairs
-    from ida_jax.files import written_whole
     from ida_jax.report.pair_cards import changed_pairs
 
     ours = {}

@@ -26,6 +26,8 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows
+from ida_jax.common.provenance import provenance
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw import read_split
 from ida_jax.protocols.bootstrap import deep_enough
 from ida_jax.protocols.roc import tar_at_far
@@ -36,13 +38,11 @@ from ida_jax.protocols.tails import (
     impostor_rows,
     split_tail,
 )
-from ida_jax.provenance import provenance
 from ida_jax.rescoring.cohort import nearest_statistics
 from ida_jax.rescoring.dao_fit import fit_dao
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
-from ida_jax.validation import unit_embeddings
 
 FARS = (1e-3, 1e-4, 1e-5)
 IMAGES, TOP_N, WIDTH, NOISE = 10, 300, 32, 0.06

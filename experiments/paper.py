@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import exit_code
-from ida_jax.files import json_text, written_whole
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import exit_code
+from ida_jax.common.files import json_text, written_whole
 
 NAMES = {"cosine": "", "ida_r": " +IDA-R", "ida_l": " +IDA-L"}
 HEADS = {"l2_softmax": "L2-Face", "cosface": "CosFace", "arcface": "ArcFace"}
@@ -115,7 +115,7 @@ def experiment(
         begun = time.perf_counter()
         content = (paper if options.scale == "paper" else small)(options)
         rows = content.pop("rows", None)
-        from ida_jax.provenance import provenance
+        from ida_jax.common.provenance import provenance
 
         record = {
             "experiment": name,

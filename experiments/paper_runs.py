@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from paper import require
 
 from ida_jax import stages
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.run import Run

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from paper_runs import load_config
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import exit_code
-from ida_jax.files import json_text, written_whole
-from ida_jax.provenance import provenance
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import exit_code
+from ida_jax.common.files import json_text, written_whole
+from ida_jax.common.provenance import provenance
 from ida_jax.report.look import BLUE, new_figure
 from ida_jax.run import Run
 

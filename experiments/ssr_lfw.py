@@ -18,15 +18,15 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
+from ida_jax.common.provenance import provenance
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw import read_split
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.protocols.roc import tar_at_far
-from ida_jax.provenance import provenance
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import dao_terms
 from ida_jax.training.ssr import train_ssr, with_copies
-from ida_jax.validation import unit_embeddings
 
 FARS = (1e-3, 1e-4, 1e-5)
 K, TAU, IMAGES = 10, 1.0, 10

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from paper import TABLE4, columns, experiment, percent, require
 
-from ida_jax.command_line import Parser
+from ida_jax.common.command_line import Parser
 
 FARS = (1e-3, 1e-4, 1e-5)
 GENERATOR = "python -m ida_jax.main --config=configs/stylegan_lfw.py --config.data_dir=DATA"
@@ -171,7 +171,7 @@ def fake_sources(run: Any, options: Any, size: int, notes: list[str]) -> dict[st
     from ida_jax.anchors.candidates import generated_candidates
     from ida_jax.anchors.fake import fake_anchors
     from ida_jax.anchors.fake_rules import TrainingFaces
-    from ida_jax.errors import UserError
+    from ida_jax.common.errors import UserError
     from ida_jax.generator import FaceGenerator
 
     path, is_given = generator_file(options), getattr(options, "generator", None) is not None

@@ -49,7 +49,7 @@ def ours(options: dict[str, Any], variant: str) -> dict[str, Callable]:
     """Our train step on one device, compiled."""
     import jax
 
-    from ida_jax.sharding import put_batch, training_mesh
+    from ida_jax.common.devices import put_batch, training_mesh
     from ida_jax.training.train_step import make_program
 
     mesh = training_mesh(devices=jax.devices()[:1])
@@ -206,7 +206,7 @@ def machine(options: dict[str, Any]) -> dict[str, Callable]:
     import jax
     import jax.numpy as jnp
 
-    from ida_jax.provenance import provenance
+    from ida_jax.common.provenance import provenance
     from ida_jax.training.utilisation import flops_per_image, peak_flops
 
     def matrix_product(sizes: list[int]) -> dict[str, float]:

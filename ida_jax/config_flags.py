@@ -4,7 +4,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None, dict[str, str]]:

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> None:
     """Parses flags, embeds, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.common.files import remove_parts
     from ida_jax.data.image_files import open_images
     from ida_jax.data.verification_bin import open_bin
     from ida_jax.face_model import FaceModel
-    from ida_jax.files import remove_parts
     from ida_jax.uncertainty import UncertaintyModel
 
     folder = options.model.is_dir()
@@ -243,8 +243,8 @@ def _save_part(
 ) -> None:
     import numpy as np
 
-    from ida_jax.files import written_whole
-    from ida_jax.validation import unit_rows
+    from ida_jax.common.files import written_whole
+    from ida_jax.common.validation import unit_rows
 
     embeddings[list(skipped)] = np.nan
     for bad in np.flatnonzero(unit_rows(embeddings, skip_bad=True).bad).tolist():
@@ -293,7 +293,7 @@ def _put_together(output: Path, parts: Path, names: Sequence[str], model: "FaceM
     """Writes E and what stands beside it; the lines of E.skipped.txt."""
     import numpy as np
 
-    from ida_jax.files import written_whole
+    from ida_jax.common.files import written_whole
     from ida_jax.tables.embedding_output import write_embeddings
 
     paths = sorted(path for path in parts.glob("from-*.npy") if path.suffixes == [".npy"])

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import embedding_anchors, read_anchors, read_people
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.tables.embeddings import read_embeddings
-from ida_jax.validation import require_same_model, unit_embeddings
 
 SYNTHETIC = "synthetic"
 

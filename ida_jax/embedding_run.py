@@ -19,6 +19,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.search import SupportSearch
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import json_text, load_tensors, save_tensors, written_whole
+from ida_jax.common.processes import all_or_none, is_first
+from ida_jax.common.provenance import provenance
 from ida_jax.config_check import check_embedding_config
 from ida_jax.embedding_inputs import (
     Inputs,
@@ -27,12 +31,8 @@ from ida_jax.embedding_inputs import (
     held_out_rows,
     read_inputs,
 )
-from ida_jax.errors import UserError
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs
-from ida_jax.files import json_text, load_tensors, save_tensors, written_whole
-from ida_jax.processes import all_or_none, is_first
 from ida_jax.protocols.regression import regression_quality
-from ida_jax.provenance import provenance
 from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.density import DensityRegressor, log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms

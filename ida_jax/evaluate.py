@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.command_line import Parser, numbers
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.command_line import Parser, numbers
+from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,14 +44,14 @@ def main(argv: list[str]) -> None:
     results = _evaluate(options)
     print(score_text(results))
     if options.json is not None:
-        from ida_jax.files import json_text, written_whole
-        from ida_jax.provenance import provenance
+        from ida_jax.common.files import json_text, written_whole
+        from ida_jax.common.provenance import provenance
 
         results["provenance"] = provenance()
         with written_whole(options.json) as temporary:
             temporary.write_text(json_text(results), encoding="utf-8")
     if options.plot is not None:
-        from ida_jax.files import written_whole
+        from ida_jax.common.files import written_whole
         from ida_jax.report.score_report import score_figure
 
         with written_whole(options.plot) as temporary:

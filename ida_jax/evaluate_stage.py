@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ida_jax.common.files import json_text, written_whole
+from ida_jax.common.provenance import provenance
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.pfe import (
@@ -18,10 +21,8 @@ from ida_jax.evaluation.pfe import (
     likelihood_of_pairs,
 )
 from ida_jax.evaluation.sweeps import sweep
-from ida_jax.files import json_text, written_whole
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.protocols.templates import dealt_templates, fuse, pool, pooling_matrix
-from ida_jax.provenance import provenance
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.methods import make_scorers
@@ -29,7 +30,6 @@ from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.run import Run
 from ida_jax.uncertainty import ProbabilisticEmbeddings
-from ida_jax.validation import unit_embeddings
 
 
 def evaluate_run(run: Run) -> None:

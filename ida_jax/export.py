@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from ida_jax.face_model import FaceModel
@@ -88,7 +88,7 @@ def _read_model(path: Path) -> "FaceModel":
 
 
 def _export(model: "FaceModel", options: Any) -> None:
-    from ida_jax.files import written_whole
+    from ida_jax.common.files import written_whole
     from ida_jax.interop.exported import description, largest_difference
     from ida_jax.rescoring.density import DensityRegressor
 

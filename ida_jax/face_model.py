@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ida_jax.errors import UserError
-from ida_jax.files import complete, fingerprint_of, load_tensors, save_tensors
+from ida_jax.common.devices import batch_sharding, local_mesh, pad_batch, replicated
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, fingerprint_of, load_tensors, save_tensors
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.models import mobilefacenet, resnet
-from ida_jax.sharding import batch_sharding, local_mesh, pad_batch, replicated
-from ida_jax.validation import unit_embeddings
 
 KIND = "face_model"  # of its file
 # Crops at once where there are fewer than a batch: two shapes are compiled, and little is padded.

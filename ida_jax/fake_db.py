@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import UserError
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
     _check(options)
 
     from ida_jax.anchors.fake import fake_anchors, provenance_line
+    from ida_jax.common.files import remove_parts
     from ida_jax.face_model import FaceModel
-    from ida_jax.files import remove_parts
     from ida_jax.report.fake_report import write_fake_report
 
     folder = options.model.is_dir()
@@ -152,8 +152,8 @@ def _training(
 ) -> "TrainingFaces | None":
     """The training faces: those that are named, or those that the generator's run has left."""
     from ida_jax.anchors.fake_rules import TrainingFaces
+    from ida_jax.common.validation import require_same_model
     from ida_jax.tables.embeddings import read_embeddings
-    from ida_jax.validation import require_same_model
 
     path = options.training
     if path is None:

@@ -8,7 +8,7 @@ from ida_jax.anchors.candidates import generated_candidates
 from ida_jax.anchors.fake import fake_anchors
 from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.anchors.moments import fewest_faces
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.run import Run
 
 _PARTS = "fake.parts"

@@ -12,8 +12,8 @@ Fits IDA-R's constants: the densities' weight and the support set's size
 import sys
 from pathlib import Path
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import exit_code
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import exit_code
 
 
 def main(argv: list[str]) -> None:
@@ -35,10 +35,10 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     from ida_jax.anchors.sources import read_anchors
+    from ida_jax.common.validation import unit_embeddings
     from ida_jax.rescoring.dao_fit import fit_dao
     from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.tables.labels import read_labels
-    from ida_jax.validation import unit_embeddings
 
     found, anchors = read_embeddings(options.embeddings), read_anchors(options.anchors)
     anchors.check_model(

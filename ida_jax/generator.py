@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ida_jax.errors import UserError
-from ida_jax.files import complete, fingerprint_of, load_tensors, save_tensors
+from ida_jax.common.devices import batch_sharding, local_mesh, replicated
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, fingerprint_of, load_tensors, save_tensors
 from ida_jax.models.stylegan import GeneratorNetwork, draw_noise, num_styles
 from ida_jax.ops.resample import to_crops
-from ida_jax.sharding import batch_sharding, local_mesh, replicated
 
 _KIND = "face_generator"
 # Faces made at once. A convolution's last bit depends on how many there are, so that it is fixed.

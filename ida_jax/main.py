@@ -9,9 +9,9 @@ import sys
 
 from ml_collections import ConfigDict
 
+from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.processes import join_processes
 from ida_jax.config_flags import parse_config
-from ida_jax.errors import UserError, exit_code
-from ida_jax.processes import join_processes
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--classes={classes}: expected 1 or more")
     plan = _plan(config, classes, topology)
     if options.json is not None:
-        from ida_jax.files import written_whole
+        from ida_jax.common.files import written_whole
 
         with written_whole(options.json) as path:
             path.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
@@ -70,9 +70,9 @@ def _plan(config: "ConfigDict", classes: int, topology: "Topology") -> dict[str,
     """Compiles, prints as it learns, and returns the figures."""
     import jax
 
+    from ida_jax.common.devices import training_mesh
     from ida_jax.planning.estimate import bounds, measure
     from ida_jax.planning.flops import count_flops
-    from ida_jax.sharding import training_mesh
     from ida_jax.training.train_step import make_program
 
     mesh = training_mesh(config.train.class_shards, devices=topology.devices)

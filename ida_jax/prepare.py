@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from argparse import Namespace

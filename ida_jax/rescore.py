@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> None:
     """Parses flags, rescores, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
-    from ida_jax.processes import is_first, join_processes
+    from ida_jax.common.processes import is_first, join_processes
 
     join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
-    from ida_jax.files import require_file
+    from ida_jax.common.files import require_file
     from ida_jax.rescoring.job import Inputs, rescore_files
 
     _give_memory_back()

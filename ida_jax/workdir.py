@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
+from ida_jax.common.devices import batch_sharding, training_mesh
 from ida_jax.ops.adaptive_augment import (
     MAX_PROBABILITY,
     Colours,
@@ -17,7 +18,6 @@ from ida_jax.ops.adaptive_augment import (
     recolour,
     warp,
 )
-from ida_jax.sharding import batch_sharding, training_mesh
 
 _AUGMENT = jax.jit(augment)
 _DRAW = jax.jit(draw_changes, static_argnums=(1, 2))

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.transform import SimilarityTransform
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.alignment import ARCFACE_POINTS, align, similarity_transform
 from ida_jax.data.landmarks import read_landmarks
-from ida_jax.errors import UserError
 
 
 def _apply(transform, points):

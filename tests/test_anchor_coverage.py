@@ -16,9 +16,9 @@ from ida_jax.anchors.coverage import (
     own_neighbourhood,
 )
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.validation import unit_embeddings
 
 
 def _set(count=60, width=16, **options):

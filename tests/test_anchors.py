@@ -5,7 +5,7 @@ import reference
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.rescoring.density import searched_log_density
 
 

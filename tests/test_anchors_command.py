@@ -12,9 +12,9 @@ import reference
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.face_model import FaceModel, Preprocessing, build_network
-from ida_jax.validation import unit_embeddings
 
 OPTIONS = {"embedding_dim": 8}
 

@@ -6,7 +6,7 @@ import reference
 
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 def _faces(count=40, width=16):

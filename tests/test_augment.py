@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from ida_jax.common.errors import UserError
 from ida_jax.data import augment
-from ida_jax.errors import UserError
 
 SHAPES = [(112, 112), (33, 47), (1, 1), (1, 5)]
 

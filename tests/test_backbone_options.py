@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.models import resnet
 from ida_jax.models.mobilefacenet import MobileFaceNet
 from ida_jax.models.resnet import BatchNorm, IResNet

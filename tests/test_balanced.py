@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.errors import UserError
 
 
 def _labels(seed=0):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from resamples import drawn_counts, summarised, times
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols import tails as depths
 from ida_jax.protocols.bootstrap import (
     bootstrap_means,

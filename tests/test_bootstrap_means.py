@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from resamples import drawn_counts, summarised, times
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols.bootstrap import bootstrap_means
 
 

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1] / "ida_jax"
 HEAVY = {"scann", "tensorflow_datasets", "grain", "matplotlib", "torch", "cv2", "tensorboardX",
          "pyarrow", "onnx", "onnxruntime"}  # fmt: skip
 STANDARD = set(sys.stdlib_module_names)
-ERRORS = "ida_jax.errors"  # the one module that everybody may import
+ERRORS = "ida_jax.common.errors"  # the one module that everybody may import
 
-# What a package may import beside the standard library, itself and ida_jax.errors.
+# What a package may import beside the standard library, itself and ida_jax.common.errors.
 ALLOWED = {
     "ops": {"jax", "numpy"},
     "models": {"jax", "flax", "numpy", "ida_jax.ops"},

@@ -9,11 +9,11 @@ import pytest
 import tensorflow_datasets as tfds
 from face_sources import encoded_faces, jpeg, write_recordio
 
+from ida_jax.common.errors import UserError
 from ida_jax.data import builders, tfds_writer
 from ida_jax.data.tfds_faces import TfdsImages, load_pairs, load_tfds
 from ida_jax.data.tfds_writer import write_faces, write_pairs
 from ida_jax.data.verification_bin import VerificationBin
-from ida_jax.errors import UserError
 
 IMAGES = [jpeg(25 * i) for i in range(8)]
 LABELS = [0, 0, 1, 1, 1, 2, 2, 0]

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.training.checkpoint import open_checkpoints
 
 CLASSES, DIM = 11, 5

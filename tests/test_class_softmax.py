@@ -7,9 +7,9 @@ import pytest
 import reference
 from jax.sharding import PartitionSpec as P
 
+from ida_jax.common.devices import padded_classes, training_mesh
 from ida_jax.models.margin_head import MarginHead
 from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
-from ida_jax.sharding import padded_classes, training_mesh
 
 ROWS, WIDTH, RATE, MU, DECAY = 16, 6, 0.1, 0.9, 5e-4
 

@@ -4,7 +4,7 @@ import reference
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.ops.cohort import s_norm
 from ida_jax.rescoring import cohort
 from ida_jax.rescoring.cohort import (

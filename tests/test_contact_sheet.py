@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.contact_sheet import contact_sheet
-from ida_jax.errors import UserError
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (1, 3), (3, 4), (4, 4), (5, 4), (6, 2)])

@@ -6,8 +6,8 @@ import pytest
 import reference
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.common.errors import exit_code
 from ida_jax.csn import main
-from ida_jax.errors import exit_code
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.csn_fit import fit_csn
 

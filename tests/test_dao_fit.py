@@ -9,7 +9,7 @@ import reference
 import ida_jax
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code
 from ida_jax.evaluation.command import main as evaluate
 from ida_jax.fit_dao import main
 from ida_jax.protocols.roc import tar_at_far

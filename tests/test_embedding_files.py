@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pyarrow import parquet
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.tables import embeddings as module
 from ida_jax.tables.embedding_output import write_embeddings
 from ida_jax.tables.embeddings import read_embeddings
-from ida_jax.validation import unit_embeddings, unit_rows
 
 
 def _faces(n=7, d=5, dtype=np.float32):
@@ -263,7 +263,7 @@ def test_torn_files_are_one_line(whole_files, suffix, data):
     st.integers(1, 30),
 )
 def test_unit_rows(faces, block):
-    from ida_jax import validation
+    from ida_jax.common import validation
 
     with np.errstate(over="ignore"):
         largest = np.abs(faces.astype(np.longdouble)).max(axis=1)

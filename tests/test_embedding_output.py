@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.tables.embedding_output import check_output, write_embeddings
 from ida_jax.tables.embeddings import read_embeddings
 

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from ida_jax import embedding_run
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import embedding_anchors
+from ida_jax.common.errors import UserError
 from ida_jax.embedding_inputs import anchors_of_others, held_out_rows, read_inputs
 from ida_jax.embedding_run import run
-from ida_jax.errors import UserError
 from ida_jax.rescoring.density import DensityRegressor, searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
 
@@ -145,7 +145,7 @@ def test_a_faces_own_identity_is_left_out_of_its_target(files, tmp_path):
     inputs = read_inputs(config)
     held = held_out_rows(inputs, config)
     anchors = anchors_of_others(inputs, held)
-    from ida_jax.files import load_tensors
+    from ida_jax.common.files import load_tensors
 
     path = tmp_path / "run" / "targets" / "training-from-000000000.safetensors"
     found, _ = load_tensors(path, kind="ssr_targets")

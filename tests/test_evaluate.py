@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluate import main
 from ida_jax.protocols.bootstrap import bootstrap_tar
 from ida_jax.protocols.calibration import cllr, min_cllr, threshold_interval

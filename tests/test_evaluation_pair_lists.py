@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluation import scored_pairs
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.scored_pairs import (

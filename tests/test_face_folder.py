@@ -4,8 +4,8 @@ import sys
 import numpy as np
 import pytest
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.face_folder import read_face_folder
-from ida_jax.errors import UserError
 
 
 def make(folder, *paths):

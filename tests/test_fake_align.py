@@ -10,7 +10,7 @@ from ida_jax.anchors.coverage import coverage
 from ida_jax.anchors.fake import fake_anchors, provenance_line
 from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.anchors.moments import matched, moments
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 OPTIONS = {"count": 80, "k": K, "progress": None, "privacy_cosine": 1.0, "duplicate_cosine": 1.0}
 

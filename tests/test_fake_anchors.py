@@ -23,7 +23,7 @@ from ida_jax.anchors.fake_rules import (
     UNREADABLE,
     TrainingFaces,
 )
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.face_model import Preprocessing
 
 WIDTH, SIZE, PEOPLE, K = 24, 8, 70, 4

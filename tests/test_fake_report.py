@@ -10,7 +10,7 @@ from test_fake_anchors import MODEL, OPTIONS, PEOPLE, _mixture
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.fake import fake_anchors, provenance_line
 from ida_jax.anchors.fake_rules import KEPT, NEAR_TRAINING
-from ida_jax.files import save_tensors
+from ida_jax.common.files import save_tensors
 from ida_jax.report.fake_report import fake_json, write_fake_report
 
 

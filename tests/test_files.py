@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ida_jax.errors import UserError, exit_code
-from ida_jax.files import load_tensors, save_tensors, written_whole
-from ida_jax.validation import unit_embeddings
+from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.files import load_tensors, save_tensors, written_whole
+from ida_jax.common.validation import unit_embeddings
 
 
 def test_written_whole_replaces_or_keeps(tmp_path):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.ops import pfe
 from ida_jax.protocols import templates as module
 from ida_jax.protocols.templates import dealt_templates, fuse

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols import generated as module
 from ida_jax.protocols.generated import frechet_distance, precision_recall
 

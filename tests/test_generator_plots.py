@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.report.generator_plots import generator_training_figure, privacy_figure
 
 

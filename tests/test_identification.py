@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import reference
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.rescoring import identification as module
 from ida_jax.rescoring.identification import Gallery, identify
 from ida_jax.rescoring.terms import FaceTerms

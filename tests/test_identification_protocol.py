@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols.identification import Searches, mate_ranks, search_figures
 
 # Few levels, so that scores tie; NaN and the infinities are among them.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ijb_release import Size, write_release
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.common.errors import UserError
 from ida_jax.data.ijb import read_galleries, read_ijb
-from ida_jax.errors import UserError
 from ida_jax.evaluation import ijb
 from ida_jax.evaluation.ijb import evaluate_ijb
 from ida_jax.protocols import templates

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.tables.labelled_scores import read_groups, read_identities, read_labels, read_scores
 
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.landmarks import read_landmarks
-from ida_jax.errors import UserError
 
 _POINTS = np.random.default_rng(0).uniform(0, 250, (7, 5, 2)).round(3)
 _NAMES = tuple(f"Bo_{i}/Bo_{i}_000{i}.jpg" for i in range(7))

@@ -8,15 +8,15 @@ import pytest
 from ida_jax import rescore
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
+from ida_jax.common.files import load_npz
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw import load_lfw
 from ida_jax.face_model import FaceModel, Preprocessing
-from ida_jax.files import load_npz
 from ida_jax.interop.mobilefacenet import mobilefacenet_variables
 from ida_jax.protocols.roc import tar_at_far
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import dao_terms
-from ida_jax.validation import unit_embeddings
 
 
 @pytest.fixture(scope="module")

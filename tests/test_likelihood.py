@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.rescoring import likelihood as module
 from ida_jax.rescoring import pairs as pairs_module
 from ida_jax.rescoring.density import log_density_of

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ida_jax import main
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.face_model import FaceModel
 from ida_jax.training.metrics import read_metrics
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.models.margin_head import KINDS, MarginHead, default_margin
 
 BATCH, CLASSES, DIM = 7, 5, 6

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluation import face_blocks
 from ida_jax.evaluation import megaface as module
 from ida_jax.evaluation.face_blocks import fixed_blocks

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.rescoring import methods
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.validation import unit_embeddings
 
 SEARCHED = ("ida_r", "ida_r_fallback", "as_norm")
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.interop.mobilefacenet import mobilefacenet_variables
 from ida_jax.models.mobilefacenet import DepthwiseConv, MobileFaceNet
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from ida_jax.anchors.moments import Moments, matched, moments
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 def drawn(n, width, seed, shift=0.0):

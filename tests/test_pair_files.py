@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.tables import blocks, pair_lists
 from ida_jax.tables.pair_lists import PairFile, convert_pairs
 

@@ -4,7 +4,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.rescoring import pairs as module
 from ida_jax.rescoring import tiles
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from ida_jax.errors import UserError
-from ida_jax.files import json_text
+from ida_jax.common.devices import training_mesh
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import json_text
 from ida_jax.report.pair_cards import ChangedDecisions, ChangedPairs
-from ida_jax.sharding import training_mesh
 from ida_jax.training import recognition
 
 SCRIPTS = (

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.errors import UserError
 
 
 def _dataset(n=23, classes=5):

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from ida_jax import plan
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.planning.chips import CHIPS, hops
 from ida_jax.planning.collectives import Collective, collectives
 from ida_jax.planning.flops import count_flops

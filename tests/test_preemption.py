@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from ida_jax.errors import Stopped, exit_code
+from ida_jax.common.errors import Stopped, exit_code
 from ida_jax.training.preemption import preemption
 
 
@@ -85,8 +85,8 @@ def test_a_stopped_run_ends_well(capsys):
 RUN = """
 import os, signal, sys, time
 import numpy as np
-from ida_jax.errors import Stopped, exit_code
-from ida_jax.processes import join_processes
+from ida_jax.common.errors import Stopped, exit_code
+from ida_jax.common.processes import join_processes
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.preemption import preemption
 

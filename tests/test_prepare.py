@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax import prepare
+from ida_jax.common.errors import UserError
 from ida_jax.data.tfds_faces import load_pairs, load_tfds
-from ida_jax.errors import UserError
 
 IMAGES = [jpeg(25 * i) for i in range(8)]
 LABELS = [5, 5, 7, 7, 7, 9, 9, 5]

@@ -10,11 +10,11 @@ from ijb_release import Size, write_release
 
 from ida_jax import evaluate
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.protocols.roc import tar_at_far
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.validation import unit_embeddings
 
 D = 12
 PEOPLE = [f"P{chr(65 + i)}" for i in range(12)]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ida_jax.common.errors import UserError
 from ida_jax.data import record_file
 from ida_jax.data.recordio import read_recordio
-from ida_jax.errors import UserError
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 

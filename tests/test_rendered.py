@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from ida_jax.common.errors import UserError
 from ida_jax.data import rendered
 from ida_jax.data.rendered import DOMAINS, rendered_faces
-from ida_jax.errors import UserError
 
 # One size, so that one compilation serves all tests but the one that compares sizes.
 SIZE = 32

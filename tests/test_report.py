@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluation.evaluated import Band
 from ida_jax.report.density_plots import histogram_figure, log_density_figure
 from ida_jax.report.page import write_report

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluation.evaluated import Band
 from ida_jax.protocols.roc import roc_curve, tar_at_far
 from ida_jax.report.density_plots import histogram_figure, log_density_figure

@@ -12,7 +12,7 @@ import pytest
 import reference
 
 from ida_jax import rescore
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code
 from ida_jax.rescoring import job
 from ida_jax.rescoring.rescorer import Rescorer
 

@@ -5,7 +5,7 @@ import pytest
 import reference
 
 import ida_jax
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.rescoring.rescorer import METHODS, Rescorer
 
 K, TAU, TOP_N = 4, 2.0, 12

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pyarrow import parquet
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.tables import score_output
 from ida_jax.tables.labelled_scores import read_scores
 from ida_jax.tables.score_output import check_output, write_scores
@@ -87,7 +87,7 @@ def test_outputs_are_refused_before_the_work(tmp_path):
 _FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from ida_jax.errors import exit_code
+from ida_jax.common.errors import exit_code
 from ida_jax.tables.score_output import write_scores
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -14,6 +14,7 @@ from reference import (
     stylegan_synthesis,
 )
 
+from ida_jax.common.devices import put_batch, replicated, training_mesh
 from ida_jax.models.stylegan import (
     DiscriminatorNetwork,
     GeneratorNetwork,
@@ -22,7 +23,6 @@ from ida_jax.models.stylegan import (
     group_deviation,
     num_styles,
 )
-from ida_jax.sharding import put_batch, replicated, training_mesh
 
 # 7 channels at 4 and 8 px, 6 at 16 px.
 SMALL = {"channel_base": 96, "channel_max": 7}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluation import sweeps
 from ida_jax.evaluation.sweeps import sweep
 from ida_jax.protocols.roc import tar_at_far

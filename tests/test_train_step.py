@@ -10,12 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from ida_jax import face_model
+from ida_jax.common.devices import training_mesh
 from ida_jax.models.resnet import IResNet
 from ida_jax.ops.margin import cross_entropy
 from ida_jax.planning import hlo
 from ida_jax.planning.collectives import collectives
 from ida_jax.run_config import run_section
-from ida_jax.sharding import training_mesh
 from ida_jax.training.head_step import margin_head
 from ida_jax.training.optimizer import learning_rate_schedule
 from ida_jax.training.train_step import make_program

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols.verification import kfold_accuracy
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.verification_bin import read_verification_bin, write_verification_bin
-from ida_jax.errors import UserError
 
 JPEG = b"\xff\xd8\xff\x00ab\n'c\xff\xd9"
 IMAGES = [JPEG, JPEG + b"x", b"", JPEG]

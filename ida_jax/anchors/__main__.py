@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ida_jax.command_line import Parser
-from ida_jax.errors import UserError, exit_code
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -308,8 +308,8 @@ def _model(path: Path) -> "FaceModel":
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
     from ida_jax.anchors.sources import read_people
+    from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import read_embeddings
-    from ida_jax.validation import unit_embeddings
 
     found, path = read_embeddings(options.against), str(options.against)
     anchors.check_model(fingerprint=found.fingerprint, width=found.width, whose=path)
@@ -334,7 +334,7 @@ def _list(
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from ida_jax.files import json_text, written_whole
+    from ida_jax.common.files import json_text, written_whole
 
     with written_whole(path) as temporary:
         temporary.write_text(json_text(value), encoding="utf-8")

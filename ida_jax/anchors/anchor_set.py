@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import complete, load_tensors, save_tensors
-from ida_jax.validation import require_same_model, unit_embeddings
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model, unit_embeddings
 
 _KIND = "anchor_set"
 

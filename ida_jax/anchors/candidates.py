@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ida_jax.anchors.sources import find_images
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
+from ida_jax.common.validation import unit_rows
 from ida_jax.data.image_files import decode
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
-from ida_jax.validation import unit_rows
 
 if TYPE_CHECKING:
     from ida_jax.face_model import FaceModel

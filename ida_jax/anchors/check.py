@@ -20,8 +20,8 @@ from tqdm import tqdm
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import own_neighbours
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
-from ida_jax.validation import require_unit
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_unit
 
 _BLOCK = 2048
 # An image that is in both sets is found whatever the model. A set whose own threshold would lie

@@ -15,7 +15,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import log_density as log_density_of
 from ida_jax.ops.hypersphere import Neighbours
 

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from ida_jax.common.devices import block_size, padded
+from ida_jax.common.processes import cores
 from ida_jax.ops.hypersphere import Neighbours, nearest_anchors
-from ida_jax.padding import block_size, padded
-from ida_jax.processes import cores
 
 Search = Callable[[np.ndarray, np.ndarray | None], Neighbours]
 

@@ -34,8 +34,8 @@ from ida_jax.anchors.fake_rules import (
     training_rules,
 )
 from ida_jax.anchors.moments import Moments, fewest_faces, matched, moments
-from ida_jax.errors import UserError
-from ida_jax.provenance import provenance as this_process
+from ida_jax.common.errors import UserError
+from ida_jax.common.provenance import provenance as this_process
 
 if TYPE_CHECKING:
     from ida_jax.face_model import FaceModel

@@ -14,8 +14,8 @@ from ida_jax.anchors.check import HIGHEST_THRESHOLD, same_person_threshold
 from ida_jax.anchors.coverage import own_neighbourhood, own_neighbours
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.anchors.sources import real_db_rows
-from ida_jax.errors import UserError
-from ida_jax.validation import require_same_model
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_same_model
 
 if TYPE_CHECKING:
     from tqdm import tqdm

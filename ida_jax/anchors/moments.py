@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 # Directions in which a set hardly varies are not blown up beyond this, of the mean variance.
 _LEAST_VARIANCE = 1e-2

@@ -21,9 +21,9 @@ from ida_jax.anchors.exact_search import (
     host_search,
     slabs_of,
 )
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_unit
 from ida_jax.ops.hypersphere import Neighbours
-from ida_jax.validation import require_unit
 
 SEARCHERS = ("auto", "exact", "scann", "scann_partitioned")
 

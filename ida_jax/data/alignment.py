@@ -7,7 +7,7 @@ the left eye in the picture, the right eye, the nose, the left and the right cor
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 # Where ArcFace's crops of 112×112 have the five points (InsightFace).
 ARCFACE_POINTS = np.array(

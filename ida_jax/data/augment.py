@@ -13,8 +13,8 @@ from numbers import Real
 
 import numpy as np
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.contact_sheet import contact_sheet
-from ida_jax.errors import UserError
 
 # Luma, as JPEG and OpenCV weigh R, G and B.
 LUMA = np.array([0.299, 0.587, 0.114])

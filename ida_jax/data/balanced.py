@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 class BalancedRows(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 GAP = 2
 PAPER = 255

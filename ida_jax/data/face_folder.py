@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.encoded import EncodedFaces
-from ida_jax.errors import UserError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _TOLD = 5

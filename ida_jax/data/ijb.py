@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 
 SUBSETS = ("ijbb", "ijbc")
 # Images, templates, pairs, genuine pairs of the whole releases.

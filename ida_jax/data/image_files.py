@@ -17,8 +17,8 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _TARS = (".tar", ".tgz", ".tar.gz")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.image_files import decode, open_images
-from ida_jax.errors import UserError
 
 
 class EncodedImages(Sequence[np.ndarray]):

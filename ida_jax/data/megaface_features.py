@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.tables.embeddings import EmbeddingFile
 
 _BLOCK = 8192

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ida_jax.common.errors import UserError
+from ida_jax.common.processes import cores
 from ida_jax.data.augment import FLIP, augmentation, augmented, drawn, stream
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.errors import UserError
-from ida_jax.processes import cores
 
 
 class Batch(NamedTuple):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 _MAGIC = 0xCED7230A
 _LENGTH_BITS = 29

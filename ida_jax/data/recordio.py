@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.data.encoded import EncodedFaces
 from ida_jax.data.jpeg import check_image
 from ida_jax.data.record_file import RecordImages, Records, read_records
-from ida_jax.errors import UserError
-from ida_jax.files import require_file
 
 # Keys in a record are float32, which holds every whole number up to this one.
 _EXACT = 1 << 24

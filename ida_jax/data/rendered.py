@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ida_jax.common.errors import UserError
 from ida_jax.data import face_shader
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.errors import UserError
 
 # One shape for every request, so that an image size is compiled once; the last batch is padded.
 # At 112 pixels 8 images stay in a CPU's cache and take a third of the time that 16 at once take.

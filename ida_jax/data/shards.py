@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
-from ida_jax.processes import cores
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
+from ida_jax.common.processes import cores
 
 # About 200 MB of 112 × 112 crops: few files for 42 M images, little to do again after a stop.
 ROWS_PER_SHARD = 32_768

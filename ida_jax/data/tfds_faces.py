@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.errors import UserError
-from ida_jax.files import load_tensors, save_tensors
 
 
 class TfdsImages(Sequence[np.ndarray]):

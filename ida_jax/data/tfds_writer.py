@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
 from ida_jax.data.encoded import EncodedFaces
 from ida_jax.data.jpeg import check_image
 from ida_jax.data.shards import (
@@ -29,8 +31,6 @@ from ida_jax.data.shards import (
 )
 from ida_jax.data.tfds_faces import TfdsImages, keep_labels
 from ida_jax.data.verification_bin import VerificationBin
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
 
 VERSION = "1.0.0"
 # (images, identities) of the releases: InsightFace's; of CASIA-WebFace also the original.

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.tables.blocks import split_fields, text_blocks
 
 PAIRS = 5000

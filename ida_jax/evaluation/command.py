@@ -25,8 +25,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.command_line import Parser, numbers
-from ida_jax.errors import UserError
+from ida_jax.common.command_line import Parser, numbers
+from ida_jax.common.errors import UserError
 
 if TYPE_CHECKING:
     from ida_jax.evaluation.evaluated import Evaluated
@@ -74,8 +74,8 @@ def main(argv: list[str]) -> None:
 
 
 def _run(options: Any, files: Mapping[str, Path | None], methods: tuple[str, ...]) -> None:
-    from ida_jax.files import json_text, written_whole
-    from ida_jax.provenance import provenance
+    from ida_jax.common.files import json_text, written_whole
+    from ida_jax.common.provenance import provenance
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
 
@@ -209,7 +209,7 @@ def _check(options: Any) -> None:
 
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
-    from ida_jax.files import require_file
+    from ida_jax.common.files import require_file
     from ida_jax.rescoring.rescorer import METHODS
 
     files = {kind: getattr(options, kind) for kind in ("anchors", "ssr", "csn", "dao_fit")}

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.validation import UnitRows, unit_rows
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import UnitRows, unit_rows
 
 # The sizes: the larger one's search keeps every core busy, the smaller one is for few faces.
 SIZES = (512, 8192)

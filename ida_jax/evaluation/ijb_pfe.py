@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluation.pfe import FUSED_MEANS, likelihood_methods, likelihood_of_pairs
 from ida_jax.protocols.templates import fuse
 from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ida_jax.common.errors import UserError
 from ida_jax.data.ijb import Enrolled, Galleries
-from ida_jax.errors import UserError
 from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.scored_pairs import BASELINE, band_fars, notes_of_few, roc_bands
 from ida_jax.protocols.bootstrap import bootstrap_means, deep_enough, tar_intervals

@@ -22,18 +22,18 @@ from jax import lax
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ida_jax.errors import UserError
+from ida_jax.common.devices import block_size
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.evaluation import face_blocks
 from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.face_blocks import filled_up, fixed_blocks
 from ida_jax.evaluation.scored_pairs import BASELINE
-from ida_jax.padding import block_size
 from ida_jax.protocols.bootstrap import bootstrap_means
 from ida_jax.protocols.megaface import SIZES, Rank1, Searches, prefix_sets, rank1, searches
 from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import pair_score
-from ida_jax.validation import unit_embeddings
 
 # 512 × 8192 scores are 16 MiB.
 _PROBES = 512

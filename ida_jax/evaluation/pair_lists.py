@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.scored_pairs import (
     BASELINE,

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_same_model, unit_rows
 from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.ijb_pfe import ImageVariances
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
@@ -24,7 +25,6 @@ from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.blocks import open_npy
 from ida_jax.tables.embeddings import EmbeddingFile
-from ida_jax.validation import require_same_model, unit_rows
 
 _FARS = (1e-3, 1e-4, 1e-5)
 _FOLDS = 10

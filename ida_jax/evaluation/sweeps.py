@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_unit
 from ida_jax.protocols.roc import accepted_impostors
 from ida_jax.protocols.score_figures import far_key
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms, pair_score
-from ida_jax.validation import require_unit
 
 _ROWS = 512
 

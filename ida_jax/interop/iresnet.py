@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.interop.state_dict import LEAVES, variables_of
 from ida_jax.models import resnet
 

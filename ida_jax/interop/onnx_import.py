@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 
 # Of the BatchNorm in our networks and in PyTorch's.
 _EPSILON = 1e-5

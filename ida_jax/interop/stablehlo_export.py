@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.face_model import FaceModel
 from ida_jax.interop.exported import Graph, deployable, input_shape
 from ida_jax.models.mobilefacenet import DepthwiseConv

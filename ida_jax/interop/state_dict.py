@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ida_jax.errors import UserError
-from ida_jax.files import load_npz, require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import load_npz, require_file
 
 # Our leaves' names in PyTorch; a PReLU's slope is a "weight" too.
 LEAVES = {

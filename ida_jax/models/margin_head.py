@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.ops import margin as ops
 from ida_jax.ops.hypersphere import normalize
 

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 # InsightFace's initialisation of every convolution.
 _conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.normal(0.1))

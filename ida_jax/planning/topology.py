@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.planning.chips import CHIPS, Chip
 
 EXAMPLES = "v5e:16x16, v5p:4x4x8, v6e:8x8, cpu:8"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols.intervals import Interval
 from ida_jax.protocols.pav import Blocks, pool, score_groups
 from ida_jax.protocols.roc import accepted_impostors, as_scores

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 class Counts(NamedTuple):

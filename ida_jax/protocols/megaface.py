@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000)
 

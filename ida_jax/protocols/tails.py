@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols.roc import accepted_impostors
 
 # Lists up to this long are kept whole: a few units may then weigh anything in a resample.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.protocols.resampling import Draw, Weights, pair_weights
 from ida_jax.protocols.roc import accepted_impostors
 from ida_jax.protocols.tails import Tail

@@ -20,8 +20,8 @@ import numpy as np
 from ida_jax.anchors.candidates import Candidates
 from ida_jax.anchors.fake import FakeReport
 from ida_jax.anchors.fake_rules import DUPLICATE, IMPLAUSIBLE, KEPT, NEAR_TRAINING, UNREADABLE
+from ida_jax.common.files import json_text, written_whole
 from ida_jax.data.contact_sheet import contact_sheet
-from ida_jax.files import json_text, written_whole
 from ida_jax.report.look import DPI
 from ida_jax.report.page_text import STYLE
 from ida_jax.report.pair_cards import jpeg

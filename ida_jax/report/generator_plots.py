@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.report.look import BLUE, INK, VERMILION, in_our_look, new_figure
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
 from ida_jax.report.cells import (
     FEW,
     GAIN,
@@ -33,7 +33,7 @@ from ida_jax.report.pair_cards import jpeg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is known of a run beside its options (`ida_jax.provenance`), and how the page calls it.
+# What is known of a run beside its options (`ida_jax.common.provenance`), and how the page calls it.
 _ORIGIN = {
     "command": "Command",
     "commit": "Commit",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ida_jax.files import written_whole
+from ida_jax.common.files import written_whole
 from ida_jax.report.cells import (
     FEW,
     GAIN,

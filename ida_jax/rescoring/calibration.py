@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.errors import UserError
-from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.protocols import calibration as maps
 
 KINDS = ("logistic", "isotonic")

@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
-from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model, require_unit, unit_embeddings
 from ida_jax.ops.cohort import csn_score, polynomial_map
-from ida_jax.validation import require_same_model, require_unit, unit_embeddings
 
 _KIND = "csn"
 _BLOCK = 8192

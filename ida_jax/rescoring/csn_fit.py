@@ -9,7 +9,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.ops.cohort import polynomial_map
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.pairs import score_pairs

@@ -12,12 +12,12 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.errors import UserError
-from ida_jax.files import complete, load_tensors, save_tensors
+from ida_jax.common.devices import block_size, padded
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model, require_unit
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.dao import log_density
-from ida_jax.padding import block_size, padded
-from ida_jax.validation import require_same_model, require_unit
 
 _KIND = "ssr_module"
 _METADATA = ("target", "mean", "std", "floor", "k", "tau", "fingerprint")

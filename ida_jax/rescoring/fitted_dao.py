@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
-from ida_jax.files import complete, load_tensors, save_tensors
-from ida_jax.padding import block_size, padded
+from ida_jax.common.devices import block_size, padded
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model
 from ida_jax.rescoring.terms import FaceTerms
-from ida_jax.validation import require_same_model
 
 CONSTANTS = ("tau", "weight", "support")
 _KIND = "dao_fit"

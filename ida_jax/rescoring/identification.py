@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ida_jax.errors import UserError
+from ida_jax.common.devices import block_size, padded
+from ida_jax.common.errors import UserError
 from ida_jax.ops.hypersphere import Neighbours, blockwise_top_k
-from ida_jax.padding import block_size, padded
 from ida_jax.rescoring.terms import FaceTerms, pair_score
 
 # 512 × 8192 similarities are 16 MiB.

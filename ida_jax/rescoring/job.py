@@ -25,9 +25,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ida_jax.errors import UserError
-from ida_jax.files import remove_parts, require_file, written_whole
-from ida_jax.processes import OthersFailed, agree, is_first
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import remove_parts, require_file, written_whole
+from ida_jax.common.processes import OthersFailed, agree, is_first
+from ida_jax.common.validation import unit_rows
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
 from ida_jax.rescoring.rescorer import Rescorer
@@ -36,7 +37,6 @@ from ida_jax.tables.blocks import open_npy
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.pair_lists import PairFile, convert_pairs
 from ida_jax.tables.score_output import check_output, write_scores
-from ida_jax.validation import unit_rows
 
 _FACE_SLAB = 4096
 

@@ -12,12 +12,12 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from ida_jax.errors import UserError
-from ida_jax.padding import block_size, padded
+from ida_jax.common.devices import block_size, padded
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_unit
 from ida_jax.protocols.roc import SplitScores
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
 from ida_jax.rescoring.tiles import tiled_cosines
-from ida_jax.validation import require_unit
 
 # Blocks come in few sizes, so that no count of pairs compiles anew and few pairs cost little. On a
 # CPU the gathered rows of a block must stay in cache: at 16,384 pairs each costs six times as much.

@@ -13,7 +13,8 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, fall_back, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.rescoring.cohort import (
     CohortMoments,
     Csn,
@@ -26,7 +27,6 @@ from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
-from ida_jax.validation import unit_embeddings
 
 METHODS = (
     "cosine",

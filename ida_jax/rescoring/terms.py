@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.ops.cohort import csn_score, s_norm, t_norm, z_norm
 from ida_jax.ops.dao import log_dao
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ida_jax.processes import cores
+from ida_jax.common.processes import cores
 
 # Tiles of 2048 × 2048: each takes 21 ms at D = 512 on two cores, a gathered pair 0.3 to 1 µs.
 _TILE_BITS = 11

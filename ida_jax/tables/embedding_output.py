@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
 from ida_jax.tables.blocks import known_suffix
 from ida_jax.tables.embeddings import file_stamp, fingerprint_file
 

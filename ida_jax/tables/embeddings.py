@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import load_npz, require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import load_npz, require_file
 from ida_jax.tables.blocks import known_suffix, open_npy, parquet_batches, parquet_layout
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.tables.blocks import known_suffix, one_line, open_npy
 
 if TYPE_CHECKING:

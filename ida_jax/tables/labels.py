@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import require_file
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.tables.blocks import open_npy
 
 

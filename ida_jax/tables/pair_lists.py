@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import require_file, written_whole
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file, written_whole
 from ida_jax.tables.blocks import (
     known_suffix,
     open_npy,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from ida_jax.errors import UserError
-from ida_jax.files import written_whole
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import written_whole
 from ida_jax.tables.blocks import known_suffix
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ida_jax.errors import UserError
-from ida_jax.processes import is_first
+from ida_jax.common.errors import UserError
+from ida_jax.common.processes import is_first
 from ida_jax.training.checkpoint_damage import damage_of, put_damaged_aside, write_checksums
 
 

@@ -9,8 +9,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ida_jax.errors import UserError
-from ida_jax.processes import OthersFailed, agree, cores, is_first
+from ida_jax.common.errors import UserError
+from ida_jax.common.processes import OthersFailed, agree, cores, is_first
 
 _NAME = "checksums.json"
 _SMALL = 2**20  # bytes

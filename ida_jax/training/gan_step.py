@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ida_jax.errors import UserError
+from ida_jax.common.devices import batch_sharding, replicated
+from ida_jax.common.errors import UserError
 from ida_jax.models.stylegan import (
     DiscriminatorNetwork,
     GeneratorNetwork,
@@ -32,7 +33,6 @@ from ida_jax.ops.gan import (
     r1_penalty,
 )
 from ida_jax.ops.resample import to_resolution
-from ida_jax.sharding import batch_sharding, replicated
 
 # Of the mean path length, which a path is to have; and of the sign of real faces' logits, over
 # about the four batches that StyleGAN2-ADA averages.
@@ -122,7 +122,7 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
     Args:
       config: the section gan (`ida_jax.run_config.gan_section`).
       seed: of parameters, latents, noise and augmentation.
-      mesh: from `ida_jax.sharding.training_mesh`.
+      mesh: from `ida_jax.common.devices.training_mesh`.
     """
     c, dtype = config, jnp.dtype(config.dtype)
     options = network_options(c)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ida_jax.files import written_whole
+from ida_jax.common.files import written_whole
 
 Write = Callable[[int, Mapping[str, float]], None]
 

@@ -24,16 +24,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ida_jax.common.devices import batch_sharding, put_batch, replicated, training_mesh
+from ida_jax.common.errors import Stopped, UserError
+from ida_jax.common.processes import is_first
 from ida_jax.data.balanced import BalancedRows, balanced_rows
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.errors import Stopped, UserError
 from ida_jax.face_model import FaceModel, build_network
 from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.pfe import positive_pairs_loss
-from ida_jax.processes import is_first
-from ida_jax.sharding import batch_sharding, put_batch, replicated, training_mesh
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.metrics import open_metrics
 from ida_jax.training.optimizer import learning_rate_schedule
@@ -109,7 +109,7 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
       model: the frozen face model.
       config: the section pfe (`ida_jax.run_config.pfe_section`).
       seed: of the parameters.
-      mesh: from `ida_jax.sharding.training_mesh`.
+      mesh: from `ida_jax.common.devices.training_mesh`.
     """
     network = build_network(model.network, model.network_options)
     module = UncertaintyModule(embedding_dim=model.width, hidden=config.hidden)

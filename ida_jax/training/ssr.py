@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.dao import log_density as log_density_of
 from ida_jax.ops.hypersphere import nearest_anchors, normalize

@@ -17,12 +17,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ida_jax.errors import UserError
+from ida_jax.common.devices import batch_sharding, class_sharding, padded_classes, replicated
+from ida_jax.common.errors import UserError
 from ida_jax.face_model import Preprocessing, build_network
 from ida_jax.ops.class_softmax import ClassWeights
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.margin import initial_norm_statistics
-from ida_jax.sharding import batch_sharding, class_sharding, padded_classes, replicated
 from ida_jax.training.head_step import Head, head_step, margin_head
 from ida_jax.training.optimizer import backbone_optimizer, learning_rate_schedule
 
@@ -74,7 +74,7 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
     Args:
       config: a run's, with the sections model and train (`ida_jax.run_config`) and the seed.
       num_classes: identities to tell apart.
-      mesh: from `ida_jax.sharding.training_mesh`.
+      mesh: from `ida_jax.common.devices.training_mesh`.
 
     Raises:
       UserError: values that do not go together, with each other or with the devices.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 class OthersFailed(UserError):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 @contextlib.contextmanager

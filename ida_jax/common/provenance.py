@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ida_jax.processes import cores
+from ida_jax.common.processes import cores
 
 _PACKAGES = ("ida_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann")
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,16 +1,19 @@
-"""Devices as a mesh: images split over all of them, the head's classes over an axis of their own.
+"""Devices as a mesh, and batches and blocks filled up to sizes that compile once.
+
+Images are split over all devices, the head's classes over an axis of their own.
 
 B batch.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 
 class PaddedBatch(NamedTuple):
@@ -88,3 +91,19 @@ def put_batch(arrays: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch onto its devices, as parts of the whole batch's arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
+
+
+def block_size(sizes: Sequence[int], rows: int) -> int:
+    """The smallest of the ascending sizes that holds so many rows; the largest where none does."""
+    return next((size for size in sizes if size >= rows), sizes[-1])
+
+
+def padded(rows: np.ndarray, block: int) -> np.ndarray:
+    """A copy of the rows, filled up to a block with zeros.
+
+    A copy in any case: jax may take a NumPy array's memory as it is, and then keeps all of it, and
+    what it is a view of, until some later call.
+    """
+    out = np.zeros((block, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows
+    return out

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.errors import UserError
+from ida_jax.common.errors import UserError
 
 # Products of four variances are then float32; the uncertainty module's are above e^−14.
 _LARGEST_LOG_VARIANCE = 20.0
