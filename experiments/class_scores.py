@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.data.dataset import ImageSubset
-from ida_jax.face_model import FaceModel
 from ida_jax.run import Run
 from ida_jax.training.head_step import margin_head
 

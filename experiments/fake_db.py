@@ -144,7 +144,7 @@ def _count(run: Any, share: float) -> int:
 def _generators(path: Path) -> list[tuple[int, Any]]:
     """The run's generators with the images that each was shown, up to 6 evenly apart; that of the
     file itself where there are none."""
-    from ida_jax.generator import FaceGenerator
+    from ida_jax.artefacts.generator import FaceGenerator
 
     kept = sorted(path.parent.glob("generators/*.safetensors"), key=lambda file: int(file.stem))
     if not kept:

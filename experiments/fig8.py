@@ -37,7 +37,7 @@ def _drawn(options: Any, run: Any) -> dict[str, Any]:
     from class_scores import Panel, density_figure, log_odds, overlap, sampled_faces, segments
     from paper_runs import moments
 
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
 
     ours, rows = {}, []
     for path, step in moments(run).items():

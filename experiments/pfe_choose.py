@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from paper_runs import load_config
 
+from ida_jax.artefacts.face_model import FaceModel, by_batches
 from ida_jax.common.command_line import Parser
 from ida_jax.common.devices import training_mesh
 from ida_jax.common.errors import exit_code
@@ -29,7 +30,6 @@ from ida_jax.common.provenance import provenance
 from ida_jax.data.augment import augmentation, augmented, drawn, stream
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.load import load_faces
-from ida_jax.face_model import FaceModel, by_batches
 from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.protocols.roc import tar_at_far
 from ida_jax.rescoring.likelihood import score_all_pairs_mls

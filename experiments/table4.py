@@ -171,8 +171,8 @@ def fake_sources(run: Any, options: Any, size: int, notes: list[str]) -> dict[st
     from ida_jax.anchors.candidates import generated_candidates
     from ida_jax.anchors.fake import fake_anchors
     from ida_jax.anchors.fake_rules import TrainingFaces
+    from ida_jax.artefacts.generator import FaceGenerator
     from ida_jax.common.errors import UserError
-    from ida_jax.generator import FaceGenerator
 
     path, is_given = generator_file(options), getattr(options, "generator", None) is not None
     if not is_given and not path.is_file():

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ida_jax.artefacts.face_model import FaceModel
+    from ida_jax.artefacts.uncertainty import UncertaintyModel
     from ida_jax.data.image_files import ImageFiles
-    from ida_jax.face_model import FaceModel
-    from ida_jax.uncertainty import UncertaintyModel
 
 # Images a part, the most that a kill costs.
 _PART = 4096
@@ -45,11 +45,11 @@ def main(argv: list[str]) -> None:
     """Parses flags, embeds, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.artefacts.face_model import FaceModel
+    from ida_jax.artefacts.uncertainty import UncertaintyModel
     from ida_jax.common.files import remove_parts
     from ida_jax.data.image_files import open_images
     from ida_jax.data.verification_bin import open_bin
-    from ida_jax.face_model import FaceModel
-    from ida_jax.uncertainty import UncertaintyModel
 
     folder = options.model.is_dir()
     model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)

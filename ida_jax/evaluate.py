@@ -211,8 +211,8 @@ def _bootstrap(
 
 def _calibrate(options: Any, split: Any) -> dict[str, Any]:
     """Fits and writes the calibration of S; its entries."""
+    from ida_jax.artefacts.calibration import fit_calibration
     from ida_jax.protocols.calibration import cllr
-    from ida_jax.rescoring.calibration import fit_calibration
 
     calibration = fit_calibration(*split, kind=options.fit, method=options.method)
     calibration.save(options.calibration)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
@@ -29,7 +30,6 @@ from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.run import Run
-from ida_jax.uncertainty import ProbabilisticEmbeddings
 
 
 def evaluate_run(run: Run) -> None:

@@ -25,7 +25,7 @@ from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
 
 _SUFFIXES = (".onnx", ".stablehlo", ".safetensors")
 # float32 sums in another order differ by less than 1e-5; a wrong layer by far more.
@@ -80,7 +80,7 @@ def _check(options: Any) -> None:
 
 
 def _read_model(path: Path) -> "FaceModel":
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.interop.weights import import_model
 
     path = path / "model.safetensors" if path.is_dir() else path

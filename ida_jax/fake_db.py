@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ida_jax.anchors.candidates import Candidates
     from ida_jax.anchors.fake_rules import TrainingFaces
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
 
 _FAKE = """Makes an anchor set of faces of nobody, the paper's fake-db, from exactly one of
 
@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
     _check(options)
 
     from ida_jax.anchors.fake import fake_anchors, provenance_line
+    from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.common.files import remove_parts
-    from ida_jax.face_model import FaceModel
     from ida_jax.report.fake_report import write_fake_report
 
     folder = options.model.is_dir()
@@ -139,7 +139,7 @@ def _candidates(options: Any, model: "FaceModel") -> "Candidates":
     size = model.preprocessing.image_size
     if options.images is not None:
         return folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
-    from ida_jax.generator import FaceGenerator
+    from ida_jax.artefacts.generator import FaceGenerator
 
     path = options.generator
     generator = FaceGenerator.load(path / "generator.safetensors" if path.is_dir() else path)

@@ -202,7 +202,7 @@ def _finish(options: Any) -> "Callable[[np.ndarray], np.ndarray] | None":
         from ida_jax.ops.dao import saturating_exp
 
         return saturating_exp
-    from ida_jax.rescoring.calibration import Calibration
+    from ida_jax.artefacts.calibration import Calibration
 
     calibration = Calibration.load(options.calibration)
     if calibration.scale not in ("", "log"):

@@ -13,13 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing
+from ida_jax.artefacts.generator import FaceGenerator
+from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings, UncertaintyModel
 from ida_jax.common.files import written_whole
 from ida_jax.common.validation import require_log_variances
 from ida_jax.data.dataset import FaceDataset, ImageSubset
 from ida_jax.data.load import load_faces
 from ida_jax.data.tfds_faces import load_pairs
-from ida_jax.face_model import FaceModel, Preprocessing
-from ida_jax.generator import FaceGenerator
 from ida_jax.protocols.pair_lists import (
     PairList,
     consecutive_pairs,
@@ -27,7 +28,6 @@ from ida_jax.protocols.pair_lists import (
     read_lfw_pairs,
 )
 from ida_jax.rescoring.density import DensityRegressor
-from ida_jax.uncertainty import ProbabilisticEmbeddings, UncertaintyModel
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.devices import training_mesh
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
@@ -35,7 +36,6 @@ from ida_jax.data.dataset import ImageSubset
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.evaluate_stage import evaluate_run
-from ida_jax.face_model import FaceModel
 from ida_jax.fake_stage import check_fake_db, fake_db, remove_parts
 from ida_jax.protocols.verification import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn

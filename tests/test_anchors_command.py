@@ -12,9 +12,9 @@ import reference
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.face_model import FaceModel, Preprocessing, build_network
 
 OPTIONS = {"embedding_dim": 8}
 
@@ -288,7 +288,14 @@ def test_exit_codes_as_scripts_see_them(built, tmp_path):
 
 
 def test_help_says_the_exit_codes_and_loads_nothing_heavy():
-    heavy = {"jax", "flax", "scipy", "pyarrow", "ida_jax.anchors.check", "ida_jax.face_model"}
+    heavy = {
+        "jax",
+        "flax",
+        "scipy",
+        "pyarrow",
+        "ida_jax.anchors.check",
+        "ida_jax.artefacts.face_model",
+    }
     code = (
         "import sys, ida_jax; before = set(sys.modules)\n"
         "from ida_jax.anchors.__main__ import main\n"

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from ida_jax.artefacts.calibration import KINDS, Calibration, fit_calibration
 from ida_jax.common.errors import UserError
 from ida_jax.protocols.calibration import (
     AffineMap,
@@ -17,7 +18,6 @@ from ida_jax.protocols.calibration import (
     percent,
     threshold_interval,
 )
-from ida_jax.rescoring.calibration import KINDS, Calibration, fit_calibration
 
 # Few distinct values, so that ties are common, and the odd NaN.
 values = st.sampled_from([-1.5, -0.25, 0.0, 0.1, 0.25, 1.0, 3.0, math.nan])
@@ -269,7 +269,7 @@ def test_a_saved_calibration_is_the_same(kind, normals, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 def test_llrs_come_in_chunks_and_keep_nan(kind, count, normals, monkeypatch):
-    monkeypatch.setattr("ida_jax.rescoring.calibration._CHUNK", 3)
+    monkeypatch.setattr("ida_jax.artefacts.calibration._CHUNK", 3)
     fitted = fit_calibration(*normals, kind=kind)
     scores = np.linspace(-3, 5, count)
     scores[count // 2 : count // 2 + 1] = np.nan

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from ida_jax import embed as module
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.artefacts.uncertainty import UncertaintyModel
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.alignment import ARCFACE_POINTS, align
 from ida_jax.embed import main
-from ida_jax.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.interop.weights import import_model
 from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.tables.embeddings import read_embeddings
-from ida_jax.uncertainty import UncertaintyModel
 
 OPTIONS = {"embedding_dim": 8}
 SIZE = 32

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.pfe import (
     likelihood_methods,
@@ -17,7 +18,6 @@ from ida_jax.protocols.pair_lists import PairList
 from ida_jax.rescoring.density import DensityRegressor, searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
-from ida_jax.uncertainty import ProbabilisticEmbeddings
 
 K, TAU, WIDTH = 3, 2.0, 6
 LABELS = np.array([0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5])

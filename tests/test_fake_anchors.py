@@ -23,8 +23,8 @@ from ida_jax.anchors.fake_rules import (
     UNREADABLE,
     TrainingFaces,
 )
+from ida_jax.artefacts.face_model import Preprocessing
 from ida_jax.common.errors import UserError
-from ida_jax.face_model import Preprocessing
 
 WIDTH, SIZE, PEOPLE, K = 24, 8, 70, 4
 # The embedding is written into an image's first pixels, and read by the stand-in for a model.

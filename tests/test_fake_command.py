@@ -15,9 +15,9 @@ import pytest
 from ida_jax.anchors import candidates as candidates_module
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.errors import UserError
-from ida_jax.face_model import FaceModel, Preprocessing, build_network
-from ida_jax.generator import FaceGenerator
 from ida_jax.models.stylegan import GeneratorNetwork, draw_noise
 
 SIZE, FACES = 32, 60

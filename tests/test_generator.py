@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.errors import UserError
-from ida_jax.generator import FaceGenerator
 from ida_jax.models.stylegan import GeneratorNetwork, draw_noise
 
 OPTIONS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ida_jax import main
+from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
-from ida_jax.face_model import FaceModel
 from ida_jax.training.metrics import read_metrics
 
 # ml_collections loads config files by a method that Python deprecates.

@@ -68,7 +68,7 @@ def test_script_at_smoke_scale(name, options, monkeypatch):
 def generators(options, monkeypatch, tmp_path):
     """A workdir with a generator of random weights at two moments of a training."""
     from ida_jax.anchors import candidates
-    from ida_jax.generator import FaceGenerator
+    from ida_jax.artefacts.generator import FaceGenerator
     from ida_jax.models.stylegan import GeneratorNetwork, draw_noise
 
     monkeypatch.setattr(candidates, "_CHUNK", 64)
@@ -199,7 +199,7 @@ def test_a_run_that_is_past_a_moment_is_refused(options):
 
 
 def test_states_of_the_training_differ_and_the_last_is_the_model(options):
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
 
     run = paper_runs.rendered_run(options)
     prints = [FaceModel.load(path).fingerprint for path in paper_runs.moments(run)]

@@ -44,7 +44,7 @@ def test_the_five_lines():
 @pytest.mark.parametrize("tau", [1.0, 2.5])
 def test_the_scorer_of_an_exported_file(tau, tmp_path, monkeypatch):
     from ida_jax import Rescorer
-    from ida_jax.face_model import FaceModel, Preprocessing, build_network
+    from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
     from ida_jax.interop.onnx_export import onnx_bytes
     from ida_jax.rescoring.density import DensityRegressor
 

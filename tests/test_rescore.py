@@ -88,7 +88,7 @@ def test_scales(files):
 
 
 def test_a_calibration_is_applied(files):
-    from ida_jax.rescoring.calibration import fit_calibration
+    from ida_jax.artefacts.calibration import fit_calibration
 
     scores = _expected()
     same = scores > np.median(scores) + np.random.default_rng(1).normal(size=101)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax import run as run_module
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.data.rendered import rendered_faces
-from ida_jax.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.run import Run
 from ida_jax.run_config import run_section
 

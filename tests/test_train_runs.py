@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from ida_jax.face_model import FaceModel
+from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.training.metrics import read_metrics
 
 # One block in place of a whole network: what is compiled anew for every device count is small.
@@ -20,7 +20,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from ida_jax import face_model
+from ida_jax.artefacts import face_model
 from ida_jax.models.resnet import IResNet
 from ida_jax.run_config import run_section
 

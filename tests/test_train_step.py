@@ -9,7 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from ida_jax import face_model
+from ida_jax.artefacts import face_model
 from ida_jax.common.devices import training_mesh
 from ida_jax.models.resnet import IResNet
 from ida_jax.ops.margin import cross_entropy

@@ -7,9 +7,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.protocols.regression import regression_quality
 from ida_jax.rescoring.density import DensityRegressor, searched_log_density
 from ida_jax.run_config import run_section

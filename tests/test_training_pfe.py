@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.artefacts.uncertainty import UncertaintyModel
 from ida_jax.common.devices import put_batch, training_mesh
 from ida_jax.common.errors import UserError
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.run_config import pfe_section
 from ida_jax.training.metrics import read_metrics
 from ida_jax.training.pfe import check_pfe_batch, make_pfe_program, train_pfe
-from ida_jax.uncertainty import UncertaintyModel
 
 SIZE, WIDTH = 32, 8
 OPTIONS = {"embedding_dim": WIDTH, "dropout_rate": 0.0}

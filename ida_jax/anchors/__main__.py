@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ida_jax.anchors.anchor_set import AnchorSet
     from ida_jax.anchors.check import Matches
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
 
 _BUILD = """Makes an anchor set, from exactly one of
 
@@ -301,7 +301,7 @@ def _parser(command: str, description: str) -> Parser:
 
 
 def _model(path: Path) -> "FaceModel":
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
 
     return FaceModel.load(path / "model.safetensors" if path.is_dir() else path)
 

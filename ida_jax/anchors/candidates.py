@@ -20,8 +20,8 @@ from ida_jax.common.validation import unit_rows
 from ida_jax.data.image_files import decode
 
 if TYPE_CHECKING:
-    from ida_jax.face_model import FaceModel
-    from ida_jax.generator import FaceGenerator
+    from ida_jax.artefacts.face_model import FaceModel
+    from ida_jax.artefacts.generator import FaceGenerator
 
 # Faces embedded and judged at once: the most that a kill costs. Whole batches of the generator and
 # of the model, so that all chunks are of one compiled shape.

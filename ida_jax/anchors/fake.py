@@ -38,7 +38,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.provenance import provenance as this_process
 
 if TYPE_CHECKING:
-    from ida_jax.face_model import FaceModel
+    from ida_jax.artefacts.face_model import FaceModel
 
 _KEYS = {UNREADABLE: "unreadable", IMPLAUSIBLE: "implausible", NEAR_TRAINING: "near_training",
          DUPLICATE: "duplicate"}  # fmt: skip

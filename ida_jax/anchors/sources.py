@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.common.validation import unit_rows
 from ida_jax.data.image_files import decode
-from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.tables.embeddings import read_embeddings
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

@@ -6,8 +6,8 @@ N faces, D embedding.
 import numpy as np
 
 from ida_jax.anchors.sources import sampled_rows
-from ida_jax.face_model import FaceModel
-from ida_jax.generator import FaceGenerator
+from ida_jax.artefacts.face_model import FaceModel
+from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.protocols.generated import frechet_distance, precision_recall
 
 # The seed of the faces looked at, which no fake-db is drawn from by default.

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.protocols.roc import SplitScores
 from ida_jax.rescoring.density import DensityRegressor, log_density_of
 from ida_jax.rescoring.likelihood import (
@@ -27,7 +28,6 @@ from ida_jax.rescoring.likelihood import (
 )
 from ida_jax.rescoring.pairs import scores_of_cosines
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
-from ida_jax.uncertainty import ProbabilisticEmbeddings
 
 # What the methods of mean pooled templates are called on the means of fused ones. On single images
 # the two are the same.

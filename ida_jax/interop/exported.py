@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ida_jax.artefacts.face_model import FaceModel, build_network
 from ida_jax.common.errors import UserError
-from ida_jax.face_model import FaceModel, build_network
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.rescoring.density import DensityRegressor

@@ -39,7 +39,7 @@ class IResNetWeights(NamedTuple):
 
     Attributes:
       network: iresnet18 … iresnet200.
-      options: the module's options for `ida_jax.face_model.FaceModel`.
+      options: the module's options for `ida_jax.artefacts.face_model.FaceModel`.
       image_size: 16 times the last map's size.
       variables: {"params": …, "batch_stats": …}, float32.
     """

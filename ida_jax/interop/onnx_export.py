@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.common.errors import UserError
-from ida_jax.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.interop.exported import Graph, description, in_float32, input_shape
 from ida_jax.models.mobilefacenet import STAGES
 from ida_jax.models.resnet import IResNet

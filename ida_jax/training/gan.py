@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import put_batch, training_mesh
 from ida_jax.common.errors import Stopped, UserError
 from ida_jax.common.files import written_whole
@@ -23,7 +24,6 @@ from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.generator import FaceGenerator
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.collapse import WINDOW, collapse_reason
 from ida_jax.training.gan_step import (

@@ -24,13 +24,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ida_jax.artefacts.face_model import FaceModel, build_network
+from ida_jax.artefacts.uncertainty import UncertaintyModel, means_and_maps
 from ida_jax.common.devices import batch_sharding, put_batch, replicated, training_mesh
 from ida_jax.common.errors import Stopped, UserError
 from ida_jax.common.processes import is_first
 from ida_jax.data.balanced import BalancedRows, balanced_rows
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.face_model import FaceModel, build_network
 from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.pfe import positive_pairs_loss
@@ -38,7 +39,6 @@ from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.metrics import open_metrics
 from ida_jax.training.optimizer import learning_rate_schedule
 from ida_jax.training.preemption import preemption
-from ida_jax.uncertainty import UncertaintyModel, means_and_maps
 
 
 class PfeState(NamedTuple):

@@ -10,12 +10,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.devices import pad_batch, put_batch, training_mesh
 from ida_jax.common.errors import Stopped, UserError
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.face_model import FaceModel, Preprocessing
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.metrics import Write, open_metrics
 from ida_jax.training.optimizer import learning_rate_schedule

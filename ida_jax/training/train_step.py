@@ -17,9 +17,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from ida_jax.artefacts.face_model import Preprocessing, build_network
 from ida_jax.common.devices import batch_sharding, class_sharding, padded_classes, replicated
 from ida_jax.common.errors import UserError
-from ida_jax.face_model import Preprocessing, build_network
 from ida_jax.ops.class_softmax import ClassWeights
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.margin import initial_norm_statistics

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ida_jax.face_model import build_network
+from ida_jax.artefacts.face_model import build_network
 from ida_jax.planning.chips import CHIPS
 from ida_jax.planning.flops import count_flops
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network, by_batches
 from ida_jax.common.devices import local_mesh, replicated
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_log_variances, require_same_model, unit_embeddings
-from ida_jax.face_model import FaceModel, Preprocessing, build_network, by_batches
 from ida_jax.models.pfe import UncertaintyModule
 
 _KIND = "uncertainty_module"
