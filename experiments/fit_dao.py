@@ -29,9 +29,9 @@ from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw import read_split
-from ida_jax.protocols.bootstrap import deep_enough
-from ida_jax.protocols.roc import tar_at_far
-from ida_jax.protocols.tails import (
+from ida_jax.metrics.bootstrap import deep_enough
+from ida_jax.metrics.roc import tar_at_far
+from ida_jax.metrics.tails import (
     Tail,
     all_pairs_total,
     genuine_rows,

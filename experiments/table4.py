@@ -156,7 +156,7 @@ def anchors_of(run: Any, embeddings: np.ndarray, source: str = "fake_db") -> Any
 
 def likeness(real: np.ndarray, made: np.ndarray) -> dict[str, float]:
     """Fréchet distance, precision and recall of as many faces of both."""
-    from ida_jax.protocols.generated import frechet_distance, precision_recall
+    from ida_jax.metrics.frechet import frechet_distance, precision_recall
 
     count = min(len(real), len(made))
     real, made = real[:count], made[:count]

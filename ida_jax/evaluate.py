@@ -104,7 +104,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
     """All figures; the calibration is written at the end."""
     import numpy as np
 
-    from ida_jax.protocols.score_figures import group_figures, score_figures, split_scores
+    from ida_jax.metrics.score_figures import group_figures, score_figures, split_scores
     from ida_jax.tables.labelled_scores import (
         read_groups,
         read_identities,
@@ -172,8 +172,8 @@ def _bootstrap(
 
     from tqdm import tqdm
 
-    from ida_jax.protocols.bootstrap import bootstrap_tar
-    from ida_jax.protocols.score_figures import far_key
+    from ida_jax.metrics.bootstrap import bootstrap_tar
+    from ida_jax.metrics.score_figures import far_key
 
     found = bootstrap_tar(
         scores,
@@ -212,7 +212,7 @@ def _bootstrap(
 def _calibrate(options: Any, split: Any) -> dict[str, Any]:
     """Fits and writes the calibration of S; its entries."""
     from ida_jax.artefacts.calibration import fit_calibration
-    from ida_jax.protocols.calibration import cllr
+    from ida_jax.metrics.likelihood_ratios import cllr
 
     calibration = fit_calibration(*split, kind=options.fit, method=options.method)
     calibration.save(options.calibration)

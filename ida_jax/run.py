@@ -19,14 +19,14 @@ from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings, UncertaintyMo
 from ida_jax.common.files import written_whole
 from ida_jax.common.validation import require_log_variances
 from ida_jax.data.dataset import FaceDataset, ImageSubset
-from ida_jax.data.load import load_faces
-from ida_jax.data.tfds_faces import load_pairs
-from ida_jax.protocols.pair_lists import (
+from ida_jax.data.labelled_pairs import (
     PairList,
     consecutive_pairs,
     kfold_pairs,
     read_lfw_pairs,
 )
+from ida_jax.data.load import load_faces
+from ida_jax.data.tfds_faces import load_pairs
 from ida_jax.rescoring.density import DensityRegressor
 
 # Faces a file of embeddings: on a CPU the work of half an hour.

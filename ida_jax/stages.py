@@ -37,7 +37,7 @@ from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.evaluate_stage import evaluate_run
 from ida_jax.fake_stage import check_fake_db, fake_db, remove_parts
-from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.run import Run

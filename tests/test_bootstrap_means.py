@@ -3,7 +3,7 @@ import pytest
 from resamples import drawn_counts, summarised, times
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.bootstrap import bootstrap_means
+from ida_jax.metrics.bootstrap import bootstrap_means
 
 
 @pytest.mark.parametrize("sides", [1, 2])

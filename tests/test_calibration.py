@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 from ida_jax.artefacts.calibration import KINDS, Calibration, fit_calibration
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.calibration import (
+from ida_jax.metrics.likelihood_ratios import (
     AffineMap,
     cllr,
     fit_isotonic,

@@ -5,7 +5,7 @@ import reference
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.roc import tar_at_far
+from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring import csn_fit
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.csn_fit import fit_csn, logistic_regression

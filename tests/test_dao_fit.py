@@ -12,7 +12,7 @@ from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.evaluation.command import main as evaluate
 from ida_jax.fit_dao import main
-from ida_jax.protocols.roc import tar_at_far
+from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescore import main as rescore
 from ida_jax.rescoring import dao_fit
 from ida_jax.rescoring.dao_fit import PairSimilarities, fit_dao, smooth_tar

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.decisions import Counts, changed_decisions
+from ida_jax.metrics.decisions import Counts, changed_decisions
 
 score = st.integers(-4, 4).map(lambda x: x / 2) | st.sampled_from([math.nan, -math.inf])
 

@@ -8,9 +8,9 @@ from pyarrow import csv, parquet
 from ida_jax.artefacts.calibration import Calibration
 from ida_jax.common.errors import UserError
 from ida_jax.evaluate import main
-from ida_jax.protocols.bootstrap import bootstrap_tar
-from ida_jax.protocols.calibration import cllr, min_cllr, threshold_interval
-from ida_jax.protocols.roc import equal_error_rate, roc_curve, tar_at_far
+from ida_jax.metrics.bootstrap import bootstrap_tar
+from ida_jax.metrics.likelihood_ratios import cllr, min_cllr, threshold_interval
+from ida_jax.metrics.roc import equal_error_rate, roc_curve, tar_at_far
 
 PEOPLE = 15
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ida_jax.common.errors import UserError
+from ida_jax.data.labelled_pairs import PairList
 from ida_jax.evaluation import scored_pairs
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.scored_pairs import (
@@ -11,10 +12,9 @@ from ida_jax.evaluation.scored_pairs import (
     evaluate_labelled_pairs,
     notes_of_few,
 )
-from ida_jax.protocols.bootstrap import bootstrap_tar
-from ida_jax.protocols.pair_lists import PairList
-from ida_jax.protocols.roc import tar_at_far
-from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.metrics.bootstrap import bootstrap_tar
+from ida_jax.metrics.kfold import kfold_accuracy
+from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms
 

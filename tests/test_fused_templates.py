@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ida_jax.common.errors import UserError
+from ida_jax.metrics import templates as module
+from ida_jax.metrics.templates import dealt_templates, fuse
 from ida_jax.ops import pfe
-from ida_jax.protocols import templates as module
-from ida_jax.protocols.templates import dealt_templates, fuse
 
 
 def _gaussians(n, width, seed=0):

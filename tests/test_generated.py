@@ -3,8 +3,8 @@ import pytest
 from scipy.linalg import sqrtm
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols import generated as module
-from ida_jax.protocols.generated import frechet_distance, precision_recall
+from ida_jax.metrics import frechet as module
+from ida_jax.metrics.frechet import frechet_distance, precision_recall
 
 
 def cloud(seed, n, d, mean=0.0):

@@ -13,7 +13,7 @@ from ida_jax.common.files import load_npz
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw import load_lfw
 from ida_jax.interop.mobilefacenet import mobilefacenet_variables
-from ida_jax.protocols.roc import tar_at_far
+from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import dao_terms

@@ -10,7 +10,7 @@ from ida_jax.evaluation import face_blocks
 from ida_jax.evaluation import megaface as module
 from ida_jax.evaluation.face_blocks import fixed_blocks
 from ida_jax.evaluation.megaface import evaluate_megaface
-from ida_jax.protocols.megaface import prefix_sets, rank1, searches
+from ida_jax.metrics.distractors import prefix_sets, rank1, searches
 from ida_jax.rescoring.methods import make_scorers
 
 D = 8

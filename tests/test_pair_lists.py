@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.pair_lists import (
+from ida_jax.data.labelled_pairs import (
     consecutive_pairs,
     kfold_pairs,
     read_calfw_pairs,
     read_lfw_pairs,
 )
-from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.metrics.kfold import kfold_accuracy
 
 
 def available(labels, rows):

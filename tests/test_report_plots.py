@@ -3,8 +3,8 @@ import pytest
 from scipy.special import ndtr
 
 from ida_jax.common.errors import UserError
-from ida_jax.evaluation.evaluated import Band
-from ida_jax.protocols.roc import roc_curve, tar_at_far
+from ida_jax.metrics.evaluated import Band
+from ida_jax.metrics.roc import roc_curve, tar_at_far
 from ida_jax.report.density_plots import histogram_figure, log_density_figure
 from ida_jax.report.plots import det_figure, roc_figure, tpir_figure
 from ida_jax.report.trend_plots import distractors_figure, sweep_figure, training_figure

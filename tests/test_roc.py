@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.roc import equal_error_rate, roc_curve, tar_at_far
+from ida_jax.metrics.roc import equal_error_rate, roc_curve, tar_at_far
 
 # Few distinct values, so that ties are common, and the odd NaN.
 score_lists = st.lists(

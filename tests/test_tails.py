@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols import tails
-from ida_jax.protocols.tails import (
+from ida_jax.metrics import tails
+from ida_jax.metrics.tails import (
     all_pairs_total,
     genuine_rows,
     impostor_rows,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.metrics.kfold import kfold_accuracy
 
 
 def oracle(scores, same, fold_of_pair):

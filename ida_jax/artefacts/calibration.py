@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
-from ida_jax.protocols import calibration as maps
+from ida_jax.metrics import likelihood_ratios as maps
 
 KINDS = ("logistic", "isotonic")
 
@@ -111,7 +111,7 @@ def fit_calibration(
       genuine: [G] scores.
       impostor: [n] scores.
       kind: "logistic" or "isotonic".
-      prior: of the logistic fit; see `ida_jax.protocols.calibration.fit_logistic`.
+      prior: of the logistic fit; see `ida_jax.metrics.likelihood_ratios.fit_logistic`.
       method: kept in the calibration.
       scale: kept in the calibration.
 

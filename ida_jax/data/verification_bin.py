@@ -19,8 +19,8 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
 from ida_jax.data.image_files import ImageFiles, open_images
 from ida_jax.data.jpeg import check_image
+from ida_jax.data.labelled_pairs import read_lfw_pairs
 from ida_jax.data.plain_pickle import EXPECTED, Array, load_plain_pickle
-from ida_jax.protocols.pair_lists import read_lfw_pairs
 
 _WORDS = {"1": True, "true": True, "0": False, "false": False}
 

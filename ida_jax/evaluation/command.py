@@ -29,7 +29,7 @@ from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ida_jax.evaluation.evaluated import Evaluated
+    from ida_jax.metrics.evaluated import Evaluated
     from ida_jax.report.run_report import Groups
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile

@@ -8,7 +8,7 @@ import numpy as np
 from ida_jax.anchors.sources import sampled_rows
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.artefacts.generator import FaceGenerator
-from ida_jax.protocols.generated import frechet_distance, precision_recall
+from ida_jax.metrics.frechet import frechet_distance, precision_recall
 
 # The seed of the faces looked at, which no fake-db is drawn from by default.
 _SEED = 2**31
@@ -23,7 +23,7 @@ def generator_figures(
     seed: int,
     flip: bool = False,
 ) -> dict[str, float]:
-    """Fréchet distance, precision and recall (`ida_jax.protocols.generated`).
+    """Fréchet distance, precision and recall (`ida_jax.metrics.frechet`).
 
     Args:
       generator: of crops of the model's size.

@@ -26,12 +26,12 @@ from ida_jax.common.devices import block_size
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.evaluation import face_blocks
-from ida_jax.evaluation.evaluated import Evaluated
 from ida_jax.evaluation.face_blocks import filled_up, fixed_blocks
 from ida_jax.evaluation.scored_pairs import BASELINE
-from ida_jax.protocols.bootstrap import bootstrap_means
-from ida_jax.protocols.megaface import SIZES, Rank1, Searches, prefix_sets, rank1, searches
-from ida_jax.protocols.score_figures import FEWEST_FALSE_ACCEPTS
+from ida_jax.metrics.bootstrap import bootstrap_means
+from ida_jax.metrics.distractors import SIZES, Rank1, Searches, prefix_sets, rank1, searches
+from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import pair_score
 
@@ -58,7 +58,7 @@ def evaluate_megaface(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluated:
-    """Rank-1 against each number of distractors (`ida_jax.protocols.megaface`), by every method.
+    """Rank-1 against each number of distractors (`ida_jax.metrics.distractors`), by every method.
 
     Intervals are of the bootstrap over the probes' identities, paired for gains over the cosine.
 

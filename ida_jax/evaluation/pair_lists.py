@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.data.labelled_pairs import PairList
 from ida_jax.evaluation.scored_pairs import (
     BASELINE,
     PROGRESS,
@@ -18,14 +18,14 @@ from ida_jax.evaluation.scored_pairs import (
     figures_and_curves,
     kfold_figures,
 )
-from ida_jax.protocols.bootstrap import deep_enough
-from ida_jax.protocols.decisions import Changed, changed_decisions
-from ida_jax.protocols.pair_lists import PairList
-from ida_jax.protocols.roc import SplitScores, tar_at_far
-from ida_jax.protocols.score_figures import (
+from ida_jax.metrics.bootstrap import deep_enough
+from ida_jax.metrics.decisions import Changed, changed_decisions
+from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.roc import SplitScores, tar_at_far
+from ida_jax.metrics.score_figures import (
     FEWEST_FALSE_ACCEPTS,
 )
-from ida_jax.protocols.tails import (
+from ida_jax.metrics.tails import (
     Tail,
     all_pairs_total,
     genuine_rows,

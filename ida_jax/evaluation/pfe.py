@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
-from ida_jax.protocols.roc import SplitScores
+from ida_jax.metrics.roc import SplitScores
 from ida_jax.rescoring.density import DensityRegressor, log_density_of
 from ida_jax.rescoring.likelihood import (
     likelihood_scale,

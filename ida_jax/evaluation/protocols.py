@@ -14,11 +14,11 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_same_model, unit_rows
-from ida_jax.evaluation.evaluated import Evaluated
+from ida_jax.data.labelled_pairs import consecutive_pairs, read_calfw_pairs, read_lfw_pairs
 from ida_jax.evaluation.ijb_pfe import ImageVariances
 from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
 from ida_jax.evaluation.scored_pairs import OVER_PAIRS, evaluate_labelled_pairs
-from ida_jax.protocols.pair_lists import consecutive_pairs, read_calfw_pairs, read_lfw_pairs
+from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.rescoring.methods import labels_among_anchors, require_same_models
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ida_jax.evaluation.evaluated import Band, Evaluated
-from ida_jax.protocols.bootstrap import bootstrap_means, bootstrap_tar, deep_enough, tar_intervals
-from ida_jax.protocols.intervals import Bootstrap, BootstrapPoint
-from ida_jax.protocols.resampling import identity_codes
-from ida_jax.protocols.roc import SplitScores, tar_at_far
-from ida_jax.protocols.score_figures import (
+from ida_jax.metrics.bootstrap import bootstrap_means, bootstrap_tar, deep_enough, tar_intervals
+from ida_jax.metrics.evaluated import Band, Evaluated
+from ida_jax.metrics.intervals import Bootstrap, BootstrapPoint
+from ida_jax.metrics.kfold import kfold_accuracy
+from ida_jax.metrics.resampling import identity_codes
+from ida_jax.metrics.roc import SplitScores, tar_at_far
+from ida_jax.metrics.score_figures import (
     FEWEST_FALSE_ACCEPTS,
     split_scores,
     verification_figures,
 )
-from ida_jax.protocols.tails import pair_list_total, tail
-from ida_jax.protocols.verification import kfold_accuracy
+from ida_jax.metrics.tails import pair_list_total, tail
 
 BASELINE = "cosine"
 PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)

@@ -23,8 +23,8 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
-from ida_jax.protocols.roc import accepted_impostors
-from ida_jax.protocols.score_figures import far_key
+from ida_jax.metrics.roc import accepted_impostors
+from ida_jax.metrics.score_figures import far_key
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms, pair_score
 
@@ -146,7 +146,7 @@ def _log_densities(
 def _tars(
     faces: np.ndarray, labels: np.ndarray, methods: Sequence[FaceTerms], fars: Sequence[float]
 ) -> list[list[float]]:
-    """TAR at each FAR (`protocols.roc`'s rule) by each method, over all pairs (i, j), i < j."""
+    """TAR at each FAR (`metrics.roc`'s rule) by each method, over all pairs (i, j), i < j."""
     n = len(faces)
     _, counts = np.unique(labels, return_counts=True)
     genuine = int(np.sum(counts * (counts - 1)) // 2)

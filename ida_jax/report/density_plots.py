@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.roc import tar_at_far
+from ida_jax.metrics.roc import tar_at_far
 from ida_jax.report.look import BLUE, INK, VERMILION, in_our_look, new_figure
 from ida_jax.report.names import far_name, in_order, method_name, score_name
 

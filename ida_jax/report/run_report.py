@@ -14,8 +14,8 @@ import numpy as np
 
 from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.evaluation.evaluated import Evaluated
-from ida_jax.protocols.roc import SplitScores
+from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.roc import SplitScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_log_variances, require_unit
+from ida_jax.metrics.roc import SplitScores
 from ida_jax.ops.hypersphere import blockwise_top_k
 from ida_jax.ops.pfe import mls_matrix
-from ida_jax.protocols.roc import SplitScores
 from ida_jax.rescoring.pairs import checked_pairs, split_all_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
 

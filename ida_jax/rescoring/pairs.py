@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
-from ida_jax.protocols.roc import SplitScores
+from ida_jax.metrics.roc import SplitScores
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
 from ida_jax.rescoring.tiles import tiled_cosines
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ida_jax.protocols.roc import tar_at_far
-from ida_jax.protocols.score_figures import far_key
+from ida_jax.metrics.roc import tar_at_far
+from ida_jax.metrics.score_figures import far_key
 
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)

@@ -23,15 +23,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.intervals import (
+from ida_jax.metrics.intervals import (
     Bootstrap,
     BootstrapDifference,
     BootstrapPoint,
     MeanBootstrap,
     percentile_intervals,
 )
-from ida_jax.protocols.intervals import Interval as Interval
-from ida_jax.protocols.resampling import (
+from ida_jax.metrics.intervals import Interval as Interval
+from ida_jax.metrics.resampling import (
     Draw,
     depth_of_pairs,
     draws_of_pairs,
@@ -40,10 +40,10 @@ from ida_jax.protocols.resampling import (
     pair_weights,
     unit_weights,
 )
-from ida_jax.protocols.roc import accepted_impostors
-from ida_jax.protocols.score_figures import far_key
-from ida_jax.protocols.tails import Tail, Total, pair_list_total, require_units, tail
-from ida_jax.protocols.weighted_roc import Ranked, ShortTail, operating_points, rank_tail
+from ida_jax.metrics.roc import accepted_impostors
+from ida_jax.metrics.score_figures import far_key
+from ida_jax.metrics.tails import Tail, Total, pair_list_total, require_units, tail
+from ida_jax.metrics.weighted_roc import Ranked, ShortTail, operating_points, rank_tail
 
 
 def bootstrap_tails(

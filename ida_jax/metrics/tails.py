@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.roc import accepted_impostors
+from ida_jax.metrics.roc import accepted_impostors
 
 # Lists up to this long are kept whole: a few units may then weigh anything in a resample.
 _WHOLE = 1 << 20

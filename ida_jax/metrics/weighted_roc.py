@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.resampling import Draw, Weights, pair_weights
-from ida_jax.protocols.roc import accepted_impostors
-from ida_jax.protocols.tails import Tail
+from ida_jax.metrics.resampling import Draw, Weights, pair_weights
+from ida_jax.metrics.roc import accepted_impostors
+from ida_jax.metrics.tails import Tail
 
 _FIRST_BLOCK = 4096
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.intervals import Interval
-from ida_jax.protocols.pav import Blocks, pool, score_groups
-from ida_jax.protocols.roc import accepted_impostors, as_scores
+from ida_jax.metrics.intervals import Interval
+from ida_jax.metrics.pav import Blocks, pool, score_groups
+from ida_jax.metrics.roc import accepted_impostors, as_scores
 
 _CHUNK = 1 << 20
 # Bounds the slope where a threshold separates all scores (the loss then falls without end); on

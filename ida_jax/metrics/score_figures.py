@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ida_jax.protocols.calibration import cllr, min_cllr, threshold_interval
-from ida_jax.protocols.roc import SplitScores, equal_error_rate, roc_curve, tar_at_far
+from ida_jax.metrics.likelihood_ratios import cllr, min_cllr, threshold_interval
+from ida_jax.metrics.roc import SplitScores, equal_error_rate, roc_curve, tar_at_far
 
 # With fewer false accepts behind it, a figure says little: its relative deviation is over a third.
 FEWEST_FALSE_ACCEPTS = 10

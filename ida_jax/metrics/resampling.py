@@ -1,4 +1,4 @@
-"""Resamples of scored pairs, as weights: the draws of `ida_jax.protocols.bootstrap`.
+"""Resamples of scored pairs, as weights: the draws of `ida_jax.metrics.bootstrap`.
 
 P pairs, I units (identities or templates), G genuine and n impostor pairs, R resamples of a batch.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.tails import Total
+from ida_jax.metrics.tails import Total
 
 _BATCH = 64
 
