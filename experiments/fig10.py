@@ -41,7 +41,7 @@ def _drawn(options: Any, sets: Any) -> dict[str, Any]:
     from paper_runs import scorers
 
     from ida_jax.common.files import written_whole
-    from ida_jax.evaluation.pair_lists import evaluate_all_pairs
+    from ida_jax.protocols.verification import evaluate_all_pairs
     from ida_jax.report.pair_cards import changed_pairs
 
     ours = {}

@@ -191,7 +191,7 @@ def evaluated(
     """
     folder = run.workdir / f"evaluated_{protocol}{ending}"
     if not (folder / "results.json").is_file():
-        from ida_jax.evaluation.command import main
+        from ida_jax.runs.protocol_command import main
 
         own = "facescrub" if protocol == "megaface" else protocol
         given: dict[str, str | Path] = {

@@ -9,10 +9,10 @@ from paper import save_figure
 def small_sweeps(
     options: Any, *, ks: Sequence[int], taus: Sequence[float], sizes: Sequence[int] | None
 ) -> dict[str, Any]:
-    """A record's content: `evaluation.sweeps` over all pairs of each small set."""
+    """A record's content: `protocols.sweeps` over all pairs of each small set."""
     from paper_runs import sets
 
-    from ida_jax.evaluation.sweeps import sweep
+    from ida_jax.protocols.sweeps import sweep
     from ida_jax.report.trend_plots import sweep_figure
 
     ours, pictures = {}, []

@@ -19,7 +19,7 @@ def small(options: Any) -> dict[str, Any]:
     from paper_runs import eval_embeddings, rendered_run, scorers
 
     from ida_jax.data.rendered import rendered_faces
-    from ida_jax.evaluation.megaface import evaluate_megaface
+    from ida_jax.protocols.megaface import evaluate_megaface
 
     run = rendered_run(options)
     sizes = _SIZES if options.scale == "small" else (5, 10)

@@ -97,7 +97,7 @@ def compare(run: Any, faces: np.ndarray, sets: Mapping[str, Any]) -> tuple[dict[
       {name: figures}: TARs with intervals, gains over the cosine, and under "over_real_db" gains
       over the real-db; and notes.
     """
-    from ida_jax.evaluation.pair_lists import evaluate_all_pairs
+    from ida_jax.protocols.verification import evaluate_all_pairs
     from ida_jax.rescoring.rescorer import Rescorer
 
     c = run.config

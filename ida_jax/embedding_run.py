@@ -31,8 +31,8 @@ from ida_jax.embedding_inputs import (
     held_out_rows,
     read_inputs,
 )
-from ida_jax.evaluation.pair_lists import evaluate_all_pairs
 from ida_jax.metrics.regression import regression_quality
+from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.density import DensityRegressor, log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms

@@ -33,7 +33,7 @@ _LEVEL = 0.95
 def main(argv: list[str]) -> None:
     """Parses flags, evaluates, prints, and writes what was asked for."""
     if any(word.split("=")[0] == "--protocol" for word in argv):
-        from ida_jax.evaluation.command import main as evaluate_protocol
+        from ida_jax.runs.protocol_command import main as evaluate_protocol
 
         evaluate_protocol(argv)
         return

@@ -12,18 +12,18 @@ from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
-from ida_jax.evaluation.pfe import (
+from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.regression import regression_quality
+from ida_jax.metrics.templates import dealt_templates, fuse, pool, pooling_matrix
+from ida_jax.protocols.likelihood import (
     FUSED_MEANS,
     LikelihoodMethods,
     likelihood_methods,
     likelihood_of_all_pairs,
     likelihood_of_pairs,
 )
-from ida_jax.evaluation.sweeps import sweep
-from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.metrics.regression import regression_quality
-from ida_jax.metrics.templates import dealt_templates, fuse, pool, pooling_matrix
+from ida_jax.protocols.sweeps import sweep
+from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.methods import make_scorers

@@ -10,7 +10,6 @@ import ida_jax
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError, exit_code
-from ida_jax.evaluation.command import main as evaluate
 from ida_jax.fit_dao import main
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescore import main as rescore
@@ -18,6 +17,7 @@ from ida_jax.rescoring import dao_fit
 from ida_jax.rescoring.dao_fit import PairSimilarities, fit_dao, smooth_tar
 from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.runs.protocol_command import main as evaluate
 
 
 def _people(count, seed):

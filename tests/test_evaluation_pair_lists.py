@@ -5,16 +5,16 @@ import pytest
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
-from ida_jax.evaluation import scored_pairs
-from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
-from ida_jax.evaluation.scored_pairs import (
+from ida_jax.metrics.bootstrap import bootstrap_tar
+from ida_jax.metrics.kfold import kfold_accuracy
+from ida_jax.metrics.roc import tar_at_far
+from ida_jax.protocols import scored_pairs
+from ida_jax.protocols.scored_pairs import (
     band_fars,
     evaluate_labelled_pairs,
     notes_of_few,
 )
-from ida_jax.metrics.bootstrap import bootstrap_tar
-from ida_jax.metrics.kfold import kfold_accuracy
-from ida_jax.metrics.roc import tar_at_far
+from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms
 

@@ -11,12 +11,12 @@ from ijb_release import Size, write_release
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.data.ijb import read_galleries, read_ijb
-from ida_jax.evaluation import ijb
-from ida_jax.evaluation.ijb import evaluate_ijb
 from ida_jax.metrics import templates
 from ida_jax.metrics.identification import Searches, mate_ranks, search_figures
 from ida_jax.metrics.templates import pool, pooling_matrix
+from ida_jax.protocols import ijb
+from ida_jax.protocols.ijb import evaluate_ijb
+from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
 from ida_jax.rescoring.methods import make_scorers
 
 SIZE = Size(images=210, templates=60, subjects=20, pairs=700, genuine=40, width=16)

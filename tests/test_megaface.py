@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.evaluation import face_blocks
-from ida_jax.evaluation import megaface as module
-from ida_jax.evaluation.face_blocks import fixed_blocks
-from ida_jax.evaluation.megaface import evaluate_megaface
 from ida_jax.metrics.distractors import prefix_sets, rank1, searches
+from ida_jax.protocols import face_blocks
+from ida_jax.protocols import megaface as module
+from ida_jax.protocols.face_blocks import fixed_blocks
+from ida_jax.protocols.megaface import evaluate_megaface
 from ida_jax.rescoring.methods import make_scorers
 
 D = 8
@@ -93,7 +93,7 @@ def test_searches():
 
 
 def test_facescrub_makes_the_known_number_of_searches(shared_data):
-    from ida_jax.data.megaface import read_image_list
+    from ida_jax.protocols.megaface_lists import read_image_list
 
     images = read_image_list(shared_data / "protocols" / "facescrub_features_list.json")
     found = searches(images.labels)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.megaface import (
+from ida_jax.protocols.megaface_features import feature_blocks, read_feature
+from ida_jax.protocols.megaface_lists import (
     Lists,
     find_lists,
     load_megaface,
@@ -15,7 +16,6 @@ from ida_jax.data.megaface import (
     read_noise_list,
     without_noise,
 )
-from ida_jax.data.megaface_features import feature_blocks, read_feature
 from ida_jax.tables.embeddings import EmbeddingFile
 
 PEOPLE = {"path": ["B B/B B_1.png", "B B/B B_2.png", "A/A_3.jpg", "A/A_4.jpg"], "id": list("BBAA")}

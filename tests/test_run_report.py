@@ -9,8 +9,8 @@ from PIL import Image
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.evaluation.pair_lists import evaluate_all_pairs
 from ida_jax.metrics.evaluated import Band, Evaluated
+from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.report.pair_cards import (
     ChangedDecisions,
     ChangedPairs,

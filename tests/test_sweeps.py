@@ -5,9 +5,9 @@ import pytest
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.evaluation import sweeps
-from ida_jax.evaluation.sweeps import sweep
 from ida_jax.metrics.roc import tar_at_far
+from ida_jax.protocols import sweeps
+from ida_jax.protocols.sweeps import sweep
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 

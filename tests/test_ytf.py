@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.data.ytf import group_frames, read_ytf_splits
-from ida_jax.evaluation import face_blocks, scored_pairs
-from ida_jax.evaluation import ytf as module
-from ida_jax.evaluation.ytf import evaluate_ytf
+from ida_jax.protocols import face_blocks, scored_pairs
+from ida_jax.protocols import ytf as module
+from ida_jax.protocols.ytf import evaluate_ytf
+from ida_jax.protocols.ytf_lists import group_frames, read_ytf_splits
 from ida_jax.rescoring.methods import make_scorers
 
 D, FIRST = 6, 4

@@ -17,7 +17,7 @@ from ida_jax.metrics.score_figures import far_key
 from ida_jax.report.names import far_name, method_name, score_name
 
 if TYPE_CHECKING:
-    from ida_jax.evaluation.pair_lists import AllPairs
+    from ida_jax.protocols.verification import AllPairs
     from ida_jax.rescoring.terms import FaceTerms
 
 _SIDE = 112  # pixels: larger faces are made smaller, for the page's sake

@@ -25,13 +25,13 @@ from tqdm import tqdm
 from ida_jax.common.devices import block_size
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.evaluation import face_blocks
-from ida_jax.evaluation.face_blocks import filled_up, fixed_blocks
-from ida_jax.evaluation.scored_pairs import BASELINE
 from ida_jax.metrics.bootstrap import bootstrap_means
 from ida_jax.metrics.distractors import SIZES, Rank1, Searches, prefix_sets, rank1, searches
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS
+from ida_jax.protocols import face_blocks
+from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
+from ida_jax.protocols.scored_pairs import BASELINE
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import pair_score
 

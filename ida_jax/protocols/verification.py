@@ -11,13 +11,6 @@ from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
-from ida_jax.evaluation.scored_pairs import (
-    BASELINE,
-    PROGRESS,
-    all_fars,
-    figures_and_curves,
-    kfold_figures,
-)
 from ida_jax.metrics.bootstrap import deep_enough
 from ida_jax.metrics.decisions import Changed, changed_decisions
 from ida_jax.metrics.evaluated import Evaluated
@@ -31,6 +24,13 @@ from ida_jax.metrics.tails import (
     genuine_rows,
     impostor_rows,
     split_tail,
+)
+from ida_jax.protocols.scored_pairs import (
+    BASELINE,
+    PROGRESS,
+    all_fars,
+    figures_and_curves,
+    kfold_figures,
 )
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.ytf import PAIRS, Frames, VideoPairs
-from ida_jax.evaluation import face_blocks
-from ida_jax.evaluation.face_blocks import fixed_blocks
-from ida_jax.evaluation.scored_pairs import kfold_figures
 from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.protocols import face_blocks
+from ida_jax.protocols.face_blocks import fixed_blocks
+from ida_jax.protocols.scored_pairs import kfold_figures
+from ida_jax.protocols.ytf_lists import PAIRS, Frames, VideoPairs
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer

@@ -1,4 +1,4 @@
-"""From a protocol's files and embeddings to figures, for `ida_jax.evaluation.command`.
+"""From a protocol's files and embeddings to figures, for `ida_jax.runs.protocol_command`.
 
 N faces, P pairs, D embedding.
 """
@@ -15,10 +15,10 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_same_model, unit_rows
 from ida_jax.data.labelled_pairs import consecutive_pairs, read_calfw_pairs, read_lfw_pairs
-from ida_jax.evaluation.ijb_pfe import ImageVariances
-from ida_jax.evaluation.pair_lists import evaluate_all_pairs, evaluate_kfold
-from ida_jax.evaluation.scored_pairs import OVER_PAIRS, evaluate_labelled_pairs
 from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.protocols.ijb_pfe import ImageVariances
+from ida_jax.protocols.scored_pairs import OVER_PAIRS, evaluate_labelled_pairs
+from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.methods import labels_among_anchors, require_same_models
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
@@ -160,8 +160,8 @@ def videos(
     options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluated]:
     """YTF in both modes."""
-    from ida_jax.data.ytf import group_frames, read_ytf_splits
-    from ida_jax.evaluation.ytf import evaluate_ytf
+    from ida_jax.protocols.ytf import evaluate_ytf
+    from ida_jax.protocols.ytf_lists import group_frames, read_ytf_splits
 
     listed = read_ytf_splits(_inside(options.files, "splits.txt"))
     frames = group_frames(_required_names(found, options), listed.videos)
@@ -179,8 +179,8 @@ def distractors(
     options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluated]:
     """MegaFace's identification, FaceScrub's faces among distractors."""
-    from ida_jax.data.megaface import find_lists, load_megaface
-    from ida_jax.evaluation.megaface import evaluate_megaface
+    from ida_jax.protocols.megaface import evaluate_megaface
+    from ida_jax.protocols.megaface_lists import find_lists, load_megaface
     from ida_jax.tables.embeddings import read_embeddings
 
     crowd = options.distractors
@@ -213,8 +213,8 @@ def templates(
     options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluated]:
     """IJB-B or IJB-C, 1:1, and 1:N where the release has its lists."""
-    from ida_jax.data.ijb import read_galleries, read_ijb
-    from ida_jax.evaluation.ijb import FARS, evaluate_ijb
+    from ida_jax.protocols.ijb import FARS, evaluate_ijb
+    from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
 
     subset = options.protocol
     if options.anchor_log_variances is not None and options.log_variances is None:

@@ -10,12 +10,12 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.ijb import Galleries, IjbMeta
-from ida_jax.evaluation.ijb_pfe import ImageVariances, pfe_scores
-from ida_jax.evaluation.ijb_search import evaluate_searches
-from ida_jax.evaluation.scored_pairs import evaluate_scored_pairs
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.templates import pool, pooling_matrix
+from ida_jax.protocols.ijb_lists import Galleries, IjbMeta
+from ida_jax.protocols.ijb_pfe import ImageVariances, pfe_scores
+from ida_jax.protocols.ijb_search import evaluate_searches
+from ida_jax.protocols.scored_pairs import evaluate_scored_pairs
 from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms

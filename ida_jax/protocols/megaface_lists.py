@@ -16,8 +16,8 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.data.megaface_features import feature_blocks
 from ida_jax.metrics.distractors import SIZES, prefix_sets
+from ida_jax.protocols.megaface_features import feature_blocks
 from ida_jax.tables.blocks import one_line, text_blocks
 from ida_jax.tables.embeddings import EmbeddingFile
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.common.errors import UserError
-from ida_jax.evaluation.pfe import FUSED_MEANS, likelihood_methods, likelihood_of_pairs
 from ida_jax.metrics.templates import fuse
+from ida_jax.protocols.likelihood import FUSED_MEANS, likelihood_methods, likelihood_of_pairs
 from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
 from ida_jax.rescoring.rescorer import Rescorer
 

@@ -250,7 +250,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
 
 
 def _embeddings(options: Any) -> "EmbeddingFile":
-    from ida_jax.evaluation.protocols import names_beside
+    from ida_jax.protocols.from_files import names_beside
     from ida_jax.tables.embeddings import read_embeddings
 
     names = names_beside(options.embeddings, options.names)
@@ -287,7 +287,7 @@ def _evaluate(
     options: Any, found: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
 ) -> "dict[str, Evaluated]":
     """{variant: what it gives}."""
-    from ida_jax.evaluation import protocols
+    from ida_jax.protocols import from_files as protocols
 
     match options.protocol:
         case "pairs":

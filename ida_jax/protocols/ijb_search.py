@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.ijb import Enrolled, Galleries
-from ida_jax.evaluation.scored_pairs import BASELINE, band_fars, notes_of_few, roc_bands
 from ida_jax.metrics.bootstrap import bootstrap_means, deep_enough, tar_intervals
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.metrics.tails import pair_list_total, tail
+from ida_jax.protocols.ijb_lists import Enrolled, Galleries
+from ida_jax.protocols.scored_pairs import BASELINE, band_fars, notes_of_few, roc_bands
 from ida_jax.rescoring.identification import Gallery, identify
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.terms import FaceTerms
