@@ -72,8 +72,8 @@ def measure(folder: Path, *, images: int) -> dict[str, dict[str, float]]:
     import tensorflow_datasets as tfds
 
     from ida_jax.data.builders import Ms1m
-    from ida_jax.data.recordio import read_recordio
-    from ida_jax.data.tfds_writer import write_faces
+    from ida_jax.data.sources.recordio import read_recordio
+    from ida_jax.data.sources.tfds_writer import write_faces
 
     def theirs() -> None:
         builder = Ms1m(data_dir=folder / "theirs", file_format="array_record")

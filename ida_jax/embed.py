@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty import UncertaintyModel
-    from ida_jax.data.image_files import ImageFiles
+    from ida_jax.data.sources.image_files import ImageFiles
 
 # Images a part, the most that a kill costs.
 _PART = 4096
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty import UncertaintyModel
     from ida_jax.common.files import remove_parts
-    from ida_jax.data.image_files import open_images
-    from ida_jax.data.verification_bin import open_bin
+    from ida_jax.data.sources.image_files import open_images
+    from ida_jax.data.sources.verification_bin import open_bin
 
     folder = options.model.is_dir()
     model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)

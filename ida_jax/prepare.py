@@ -20,8 +20,8 @@ from ida_jax.common.errors import UserError, exit_code
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from ida_jax.data.encoded import EncodedFaces
-    from ida_jax.data.tfds_writer import Written
+    from ida_jax.data.sources.encoded import EncodedFaces
+    from ida_jax.data.sources.tfds_writer import Written
 
 _FACES = """Writes the TFDS data set DIR/NAME (split train: image, label), which training reads.
 
@@ -56,14 +56,14 @@ def main(argv: list[str]) -> None:
 
 def _recordio(argv: list[str]) -> None:
     options = _face_options("recordio", argv, "the folder with train.rec and train.idx")
-    from ida_jax.data.recordio import read_recordio
+    from ida_jax.data.sources.recordio import read_recordio
 
     _write_faces(read_recordio(options.source), options)
 
 
 def _folder(argv: list[str]) -> None:
     options = _face_options("folder", argv, "the folder that holds a folder an identity")
-    from ida_jax.data.face_folder import read_face_folder
+    from ida_jax.data.sources.face_folder import read_face_folder
 
     _write_faces(read_face_folder(options.source), options)
 
@@ -90,18 +90,18 @@ def _bin(argv: list[str]) -> None:
 
 
 def _make_bin(options: "Namespace") -> None:
-    from ida_jax.data.verification_bin import write_verification_bin
+    from ida_jax.data.sources.verification_bin import write_verification_bin
 
     pairs = write_verification_bin(options.output, images=options.images, pairs=options.pairs)
     print(f"{pairs:,} pairs: {options.output}")
 
 
 def _read_bin(options: "Namespace") -> None:
-    from ida_jax.data.verification_bin import read_verification_bin
+    from ida_jax.data.sources.verification_bin import read_verification_bin
 
     _check(options)
     pairs = read_verification_bin(options.source)
-    from ida_jax.data.tfds_writer import write_pairs
+    from ida_jax.data.sources.tfds_writer import write_pairs
 
     written = write_pairs(options.name, pairs, data_dir=options.data_dir, size=options.size)
     print(f"{written.records:,} pairs, {pairs.same.sum():,} genuine: {written.path}")
@@ -118,7 +118,7 @@ def _lfw(argv: list[str]) -> None:
     add("--split", type=Path, help="split.csv: which identities are anchors, and which under test")
     _add_data_dir(parser)
     options = parser.parse_args(argv)
-    from ida_jax.data.lfw_source import prepare_lfw
+    from ida_jax.data.sources.lfw_source import prepare_lfw
 
     prepared = prepare_lfw(
         options.source,
@@ -154,13 +154,13 @@ def _check(options: "Namespace") -> None:
     """Before a source of millions of records is read."""
     if options.size is not None and options.size < 1:
         raise UserError(f"--size is {options.size}: expected the crops' height in pixels")
-    from ida_jax.data.tfds_writer import require_new
+    from ida_jax.data.sources.tfds_writer import require_new
 
     require_new(options.name, data_dir=options.data_dir)
 
 
 def _write_faces(faces: "EncodedFaces", options: "Namespace") -> None:
-    from ida_jax.data.tfds_writer import write_faces
+    from ida_jax.data.sources.tfds_writer import write_faces
 
     written = write_faces(
         options.name,

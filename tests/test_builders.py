@@ -10,10 +10,11 @@ import tensorflow_datasets as tfds
 from face_sources import encoded_faces, jpeg, write_recordio
 
 from ida_jax.common.errors import UserError
-from ida_jax.data import builders, tfds_writer
+from ida_jax.data import builders
+from ida_jax.data.sources import tfds_writer
+from ida_jax.data.sources.tfds_writer import write_faces, write_pairs
+from ida_jax.data.sources.verification_bin import VerificationBin
 from ida_jax.data.tfds_faces import TfdsImages, load_pairs, load_tfds
-from ida_jax.data.tfds_writer import write_faces, write_pairs
-from ida_jax.data.verification_bin import VerificationBin
 
 IMAGES = [jpeg(25 * i) for i in range(8)]
 LABELS = [0, 0, 1, 1, 1, 2, 2, 0]
@@ -180,7 +181,7 @@ import os, signal, sys
 from functools import partial
 sys.path.insert(0, sys.argv[1])
 from face_sources import encoded_faces, jpeg
-from ida_jax.data import tfds_writer
+from ida_jax.data.sources import tfds_writer
 tfds_writer.write_shards = partial(tfds_writer.write_shards, rows_per_shard=20)
 class Source(list):
     reads = 0

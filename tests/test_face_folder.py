@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.face_folder import read_face_folder
+from ida_jax.data.sources.face_folder import read_face_folder
 
 
 def make(folder, *paths):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.image_files import decode, open_images
+from ida_jax.data.sources.image_files import decode, open_images
 
 NAMES = ("a/1.jpg", "a/B.PNG", "b/c/2.bmp", "z.jpeg")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ida_jax.data.jpeg import check_image
+from ida_jax.data.sources.jpeg import check_image
 
 RNG = np.random.default_rng(0)
 PICTURE = cv2.resize(RNG.integers(0, 256, (6, 6, 3), np.uint8), (40, 24))

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.alignment import ARCFACE_POINTS, align, similarity_transform
-from ida_jax.data.image_files import open_images
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
 from ida_jax.data.lfw import load_lfw, read_split
-from ida_jax.data.lfw_source import prepare_lfw
+from ida_jax.data.sources.image_files import open_images
+from ida_jax.data.sources.lfw_source import prepare_lfw
 
 NAMES = ("Al_B/Al_B_0001", "Al_B/Al_B_0002", "Cy/Cy_0001", "Cy/Cy_0002", "D-E/D-E_0001")
 PAIRS = "2\t1\nAl_B\t1\t2\nAl_B\t1\tCy\t1\nCy\t1\t2\nD-E\t1\tCy\t2\n"

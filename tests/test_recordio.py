@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.data import record_file
-from ida_jax.data.recordio import read_recordio
+from ida_jax.data.sources import record_file
+from ida_jax.data.sources.recordio import read_recordio
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 

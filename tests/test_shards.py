@@ -5,7 +5,14 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.shards import Example, Shard, remove_reports, serialize, shard_name, write_shards
+from ida_jax.data.sources.shards import (
+    Example,
+    Shard,
+    remove_reports,
+    serialize,
+    shard_name,
+    write_shards,
+)
 
 PREFIX = "faces-train.array_record"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.verification_bin import read_verification_bin, write_verification_bin
+from ida_jax.data.sources.verification_bin import read_verification_bin, write_verification_bin
 
 JPEG = b"\xff\xd8\xff\x00ab\n'c\xff\xd9"
 IMAGES = [JPEG, JPEG + b"x", b"", JPEG]

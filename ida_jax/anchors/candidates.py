@@ -17,7 +17,7 @@ from ida_jax.anchors.sources import find_images
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.image_files import decode
+from ida_jax.data.sources.image_files import decode
 
 if TYPE_CHECKING:
     from ida_jax.artefacts.face_model import FaceModel

@@ -16,7 +16,7 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.image_files import decode
+from ida_jax.data.sources.image_files import decode
 from ida_jax.tables.embeddings import read_embeddings
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

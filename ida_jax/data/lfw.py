@@ -17,7 +17,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.data.image_files import decode, open_images
+from ida_jax.data.sources.image_files import decode, open_images
 
 
 class EncodedImages(Sequence[np.ndarray]):

@@ -97,7 +97,7 @@ def verification_bin(
     options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluated]:
     """A verification set (`.bin`), whose embeddings are those of its images in their order."""
-    from ida_jax.data.verification_bin import read_verification_bin
+    from ida_jax.data.sources.verification_bin import read_verification_bin
 
     same = read_verification_bin(options.files).same
     if len(found.embeddings) != 2 * same.size:

@@ -1,6 +1,6 @@
 """InsightFace's training sets: FOLDER/train.rec with train.idx, and property where it is there.
 
-    train.rec    images by their keys, and records without an image (`ida_jax.data.record_file`)
+    train.rec    images by their keys, and records without an image (`ida_jax.data.sources.record_file`)
     property     CLASSES,HEIGHT,WIDTH
 
 Key 0 is a header without an image where its two labels are (first identity key, last + 1): images
@@ -17,9 +17,9 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.data.encoded import EncodedFaces
-from ida_jax.data.jpeg import check_image
-from ida_jax.data.record_file import RecordImages, Records, read_records
+from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.sources.jpeg import check_image
+from ida_jax.data.sources.record_file import RecordImages, Records, read_records
 
 # Keys in a record are float32, which holds every whole number up to this one.
 _EXACT = 1 << 24

@@ -1,6 +1,6 @@
 """InsightFace's verification sets: a pickle of (2P encoded images, P times whether they match).
 
-A pickle can run any code: it is read by `ida_jax.data.plain_pickle`, which runs none.
+A pickle can run any code: it is read by `ida_jax.data.sources.plain_pickle`, which runs none.
 
 P pairs.
 """
@@ -17,10 +17,10 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
-from ida_jax.data.image_files import ImageFiles, open_images
-from ida_jax.data.jpeg import check_image
 from ida_jax.data.labelled_pairs import read_lfw_pairs
-from ida_jax.data.plain_pickle import EXPECTED, Array, load_plain_pickle
+from ida_jax.data.sources.image_files import ImageFiles, open_images
+from ida_jax.data.sources.jpeg import check_image
+from ida_jax.data.sources.plain_pickle import EXPECTED, Array, load_plain_pickle
 
 _WORDS = {"1": True, "true": True, "0": False, "false": False}
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
-from ida_jax.data.encoded import EncodedFaces
-from ida_jax.data.jpeg import check_image
-from ida_jax.data.shards import (
+from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.sources.jpeg import check_image
+from ida_jax.data.sources.shards import (
     LISTED,
     Example,
     Shard,
@@ -29,8 +29,8 @@ from ida_jax.data.shards import (
     shard_name,
     write_shards,
 )
+from ida_jax.data.sources.verification_bin import VerificationBin
 from ida_jax.data.tfds_faces import TfdsImages, keep_labels
-from ida_jax.data.verification_bin import VerificationBin
 
 VERSION = "1.0.0"
 # (images, identities) of the releases: InsightFace's; of CASIA-WebFace also the original.

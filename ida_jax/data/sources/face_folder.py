@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.encoded import EncodedFaces
+from ida_jax.data.sources.encoded import EncodedFaces
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _TOLD = 5

@@ -21,11 +21,11 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
 from ida_jax.data.alignment import align, similarity_transform
-from ida_jax.data.image_files import ImageFiles, decode, open_images
-from ida_jax.data.jpeg import check_image
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
 from ida_jax.data.lfw import read_split
+from ida_jax.data.sources.image_files import ImageFiles, decode, open_images
+from ida_jax.data.sources.jpeg import check_image
 
 _SIZE = 112
 # With colours at full resolution: MobileFaceNet's embeddings keep a cosine of 0.9992 with the
