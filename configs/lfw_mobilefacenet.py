@@ -10,7 +10,7 @@ Command: python -m ida_jax.main --config=configs/lfw_mobilefacenet.py \
 
 from ml_collections import ConfigDict
 
-from ida_jax.run_config import choose_variant, run_section
+from ida_jax.runs.config import choose_variant, run_section
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -13,7 +13,7 @@ Command: python -m ida_jax.main --config=configs/lfw_pfe.py \
 
 from ml_collections import ConfigDict
 
-from ida_jax.run_config import run_section
+from ida_jax.runs.config import run_section
 
 
 def get_config(variant: str = "") -> ConfigDict:

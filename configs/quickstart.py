@@ -9,7 +9,7 @@ Variant: configs/quickstart.py:smoke runs the same code on a handful of faces, i
 
 from ml_collections import ConfigDict
 
-from ida_jax.run_config import choose_variant, run_section
+from ida_jax.runs.config import choose_variant, run_section
 
 TRAIN_IDENTITIES = 500
 

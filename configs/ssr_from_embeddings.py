@@ -20,7 +20,7 @@ Command: python -m ida_jax.main --config=configs/ssr_from_embeddings.py \
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from ida_jax.run_config import ssr_section
+from ida_jax.runs.config import ssr_section
 
 
 def get_config(variant: str = "") -> ConfigDict:

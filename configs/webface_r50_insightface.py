@@ -18,7 +18,7 @@ minute on a CPU.
 
 from ml_collections import ConfigDict
 
-from ida_jax.run_config import choose_variant, run_section
+from ida_jax.runs.config import choose_variant, run_section
 
 
 def get_config(variant: str = "") -> ConfigDict:

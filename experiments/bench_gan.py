@@ -41,7 +41,7 @@ _SIZES = ("resolution", "latent_dim", "style_dim", "mapping_layers", "channel_ba
 
 
 def _config(options: dict[str, Any], variant: str = "plain") -> Any:
-    from ida_jax.run_config import gan_section
+    from ida_jax.runs.config import gan_section
 
     config = gan_section()
     config.augment_target = 0.0

@@ -22,7 +22,7 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.provenance import provenance
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.run_config import ssr_section
+from ida_jax.runs.config import ssr_section
 from ida_jax.training import ssr as training
 
 _BLOCK = 100

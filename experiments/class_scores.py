@@ -11,7 +11,7 @@ import numpy as np
 
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.data.dataset import ImageSubset
-from ida_jax.run import Run
+from ida_jax.runs.run import Run
 from ida_jax.training.head_step import margin_head
 
 _SLAB = 256

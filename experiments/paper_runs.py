@@ -17,14 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from paper import require
 
-from ida_jax import stages
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.run import Run
+from ida_jax.runs import stages
+from ida_jax.runs.run import Run
+from ida_jax.runs.workdir import claim_workdir
 from ida_jax.training.recognition import train
-from ida_jax.workdir import claim_workdir
 
 METHODS = ("cosine", "ida_r", "ida_l")
 # Fig. 8's moments of the training.

@@ -34,7 +34,7 @@ from ida_jax.metrics.roc import tar_at_far
 from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.rescoring.likelihood import score_all_pairs_mls
 from ida_jax.rescoring.pairs import score_all_pairs
-from ida_jax.run_config import pfe_section
+from ida_jax.runs.config import pfe_section
 from ida_jax.training.pfe import make_pfe_program
 
 FARS = (1e-2, 1e-3, 1e-4)

@@ -22,7 +22,7 @@ from ida_jax.common.errors import exit_code
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.report.look import BLUE, new_figure
-from ida_jax.run import Run
+from ida_jax.runs.run import Run
 
 FACES = 500
 

@@ -1,6 +1,6 @@
 """A stand-in for ml_collections, so that a benchmark runs where that package is not installed.
 
-`ida_jax.run_config` and what it configures use `ConfigDict` as a dict whose keys are attributes,
+`ida_jax.runs.config` and what it configures use `ConfigDict` as a dict whose keys are attributes,
 its `to_dict`, and `placeholder`; nothing else of it. Import this module before ida_jax's.
 """
 

@@ -6,7 +6,7 @@
 For each seed a tenth of the anchor half's identities is held out: they are neither trained on nor
 among the anchors. The criterion is R² of F on their faces, a mean over the seeds, with shortened
 schedules. Settings differ from those of configs/lfw_pretrained.py in what their name says. "paper"
-is the paper's recipe, `ida_jax.run_config.ssr_section`.
+is the paper's recipe, `ida_jax.runs.config.ssr_section`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw import read_split
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.run_config import ssr_section
+from ida_jax.runs.config import ssr_section
 from ida_jax.training.ssr import train_ssr, with_copies
 
 K, TAU, HELD_OUT = 10, 1.0, 0.1

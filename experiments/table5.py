@@ -78,8 +78,8 @@ def _rows(found: dict[str, Any]) -> list[dict[str, str]]:
 def _mixed(run: Any) -> dict[str, Any]:
     """LFW's templates with every other image made worse."""
     from ida_jax.data.augment import augmented, drawn, stream
-    from ida_jax.evaluate_stage import evaluate_templates
     from ida_jax.rescoring.methods import make_scorers
+    from ida_jax.runs.evaluate_stage import evaluate_templates
 
     c, images = run.config, run.eval_faces.images
     changes = drawn(_WORSE, seed=c.seed, first=0, count=len(images))

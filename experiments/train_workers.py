@@ -14,7 +14,7 @@ from workers import peak_resident_bytes
 
 
 def _config(options: dict[str, Any], variant: str = "plain") -> Any:
-    from ida_jax.run_config import run_section
+    from ida_jax.runs.config import run_section
 
     config = run_section("benchmark")
     config.model.network = options["network"]

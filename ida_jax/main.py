@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.common.processes import join_processes
-from ida_jax.config_flags import parse_config
+from ida_jax.runs.config_flags import parse_config
 
 
 def main() -> None:
@@ -25,9 +25,9 @@ def main() -> None:
     from ida_jax.report.tables import results_table
 
     if "embeddings" in config:
-        from ida_jax.embedding_run import run
+        from ida_jax.runs.embedding_run import run
     else:
-        from ida_jax.stages import run
+        from ida_jax.runs.stages import run
 
     results = run(config, workdir)
     if results:

@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="the plan's figures, as JSON")
     options, others = parser.parse_known_args(argv)
 
-    from ida_jax.config_flags import parse_config
     from ida_jax.planning.topology import open_topology
+    from ida_jax.runs.config_flags import parse_config
 
     config, _ = parse_config(others)
     if config is None:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"the config's stages are {', '.join(config.stages)}: none of them trains")
     topology = open_topology(options.topology)
 
-    from ida_jax.config_check import check_training
+    from ida_jax.runs.config_check import check_training
 
     check_training(config)
     classes = _classes(config) if options.classes is None else options.classes

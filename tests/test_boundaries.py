@@ -26,9 +26,9 @@ FORBIDDEN = {
     "rescoring": {"ida_jax.training", "ida_jax.report"},
     "tables": {"jax", "ida_jax.training", "ida_jax.report", "ida_jax.anchors", "ida_jax.rescoring"},
     "data": {"ida_jax.training", "ida_jax.report", "ida_jax.rescoring", "ida_jax.evaluation"},
-    "evaluation": {"ida_jax.training", "ida_jax.stages"},
+    "evaluation": {"ida_jax.training", "ida_jax.runs.stages"},
     "interop": {"ida_jax.training"},
-    "report": {"ida_jax.training", "ida_jax.stages"},
+    "report": {"ida_jax.training", "ida_jax.runs.stages"},
 }
 
 

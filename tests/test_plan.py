@@ -132,7 +132,7 @@ def test_hops_of_a_square_torus_are_half_its_sides():
 
 _CONFIG = """
 from ml_collections import ConfigDict
-from ida_jax.run_config import train_section
+from ida_jax.runs.config import train_section
 
 def get_config():
     c = ConfigDict()

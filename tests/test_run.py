@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ida_jax import run as run_module
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.data.rendered import rendered_faces
-from ida_jax.run import Run
-from ida_jax.run_config import run_section
+from ida_jax.runs import run as run_module
+from ida_jax.runs.config import run_section
+from ida_jax.runs.run import Run
 
 OPTIONS = {"embedding_dim": 8, "dropout_rate": 0.0}
 

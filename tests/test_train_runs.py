@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.artefacts import face_model
 from ida_jax.models.resnet import IResNet
-from ida_jax.run_config import run_section
+from ida_jax.runs.config import run_section
 
 face_model._NETWORKS["tiny"] = partial(IResNet, (1,), (8,))
 

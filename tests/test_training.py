@@ -12,7 +12,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.rescoring.density import DensityRegressor, searched_log_density
-from ida_jax.run_config import run_section
+from ida_jax.runs.config import run_section
 from ida_jax.training.metrics import open_metrics, read_metrics
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 from ida_jax.training.recognition import train

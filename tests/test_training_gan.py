@@ -12,7 +12,7 @@ from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import put_batch, training_mesh
 from ida_jax.common.errors import Stopped, UserError
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.run_config import gan_section
+from ida_jax.runs.config import gan_section
 from ida_jax.training import collapse, gan
 from ida_jax.training.gan import train_gan
 from ida_jax.training.gan_step import check_gan_batch, make_gan_program

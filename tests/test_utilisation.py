@@ -1,6 +1,6 @@
 import pytest
 
-from ida_jax.run_config import run_section
+from ida_jax.runs.config import run_section
 from ida_jax.training.utilisation import flops_per_image, peak_flops
 
 

@@ -57,7 +57,7 @@ def train_gan(
 
     Args:
       dataset: faces; their labels are not looked at.
-      config: the section gan (`ida_jax.run_config.gan_section`).
+      config: the section gan (`ida_jax.runs.config.gan_section`).
       workdir: gets gan_checkpoints/, metrics.jsonl, tensorboard/, and for every evaluation
         generators/STEP.safetensors and samples/STEP.png.
       seed: of everything that is drawn.

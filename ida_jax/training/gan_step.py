@@ -120,7 +120,7 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
     What the seed draws is a function of the step, so that a resumed training goes on to the bit.
 
     Args:
-      config: the section gan (`ida_jax.run_config.gan_section`).
+      config: the section gan (`ida_jax.runs.config.gan_section`).
       seed: of parameters, latents, noise and augmentation.
       mesh: from `ida_jax.common.devices.training_mesh`.
     """

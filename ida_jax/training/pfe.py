@@ -107,7 +107,7 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
 
     Args:
       model: the frozen face model.
-      config: the section pfe (`ida_jax.run_config.pfe_section`).
+      config: the section pfe (`ida_jax.runs.config.pfe_section`).
       seed: of the parameters.
       mesh: from `ida_jax.common.devices.training_mesh`.
     """
@@ -178,7 +178,7 @@ def train_pfe(
       dataset: faces with labels; identities with a single image are left out, and counted on
         stderr.
       model: the frozen face model.
-      config: the section pfe (`ida_jax.run_config.pfe_section`).
+      config: the section pfe (`ida_jax.runs.config.pfe_section`).
       workdir: gets pfe_checkpoints/ (those of another model are not gone on from), metrics.jsonl
         and tensorboard/.
       seed: of the parameters, the batches and the augmentation.

@@ -38,7 +38,7 @@ def train(
 
     Args:
       dataset: faces with labels 0 … C−1.
-      config: the run's, with model, train (`ida_jax.run_config.train_section`) and seed.
+      config: the run's, with model, train (`ida_jax.runs.config.train_section`) and seed.
       workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
       verify: a model's accuracy on held-out pairs, asked for every `train.verify_every` steps.
 

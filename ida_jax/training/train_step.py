@@ -72,7 +72,7 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
     """The training that a run's config describes.
 
     Args:
-      config: a run's, with the sections model and train (`ida_jax.run_config`) and the seed.
+      config: a run's, with the sections model and train (`ida_jax.runs.config`) and the seed.
       num_classes: identities to tell apart.
       mesh: from `ida_jax.common.devices.training_mesh`.
 

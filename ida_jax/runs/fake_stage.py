@@ -9,7 +9,7 @@ from ida_jax.anchors.fake import fake_anchors
 from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.anchors.moments import fewest_faces
 from ida_jax.common.errors import UserError
-from ida_jax.run import Run
+from ida_jax.runs.run import Run
 
 _PARTS = "fake.parts"
 

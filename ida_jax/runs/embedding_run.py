@@ -23,21 +23,21 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.files import json_text, load_tensors, save_tensors, written_whole
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.common.provenance import provenance
-from ida_jax.config_check import check_embedding_config
-from ida_jax.embedding_inputs import (
+from ida_jax.metrics.regression import regression_quality
+from ida_jax.protocols.verification import evaluate_all_pairs
+from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
+from ida_jax.rescoring.density import DensityRegressor, log_density_of
+from ida_jax.rescoring.terms import cosine_terms, dao_terms
+from ida_jax.runs.config_check import check_embedding_config
+from ida_jax.runs.embedding_inputs import (
     Inputs,
     anchors_of_others,
     check_k,
     held_out_rows,
     read_inputs,
 )
-from ida_jax.metrics.regression import regression_quality
-from ida_jax.protocols.verification import evaluate_all_pairs
-from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
-from ida_jax.rescoring.density import DensityRegressor, log_density_of
-from ida_jax.rescoring.terms import cosine_terms, dao_terms
+from ida_jax.runs.workdir import claim_workdir
 from ida_jax.training.ssr import Faces, train_ssr, train_ssr_on_the_fly, with_copies
-from ida_jax.workdir import claim_workdir
 
 STAGES = ("targets", "ssr", "evaluate")
 _PROTOCOL = "held_out_all_pairs"

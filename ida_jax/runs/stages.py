@@ -30,21 +30,21 @@ from ida_jax.common.devices import training_mesh
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
 from ida_jax.common.processes import all_or_none, is_first
-from ida_jax.config_check import check_config
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import ImageSubset
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
-from ida_jax.evaluate_stage import evaluate_run
-from ida_jax.fake_stage import check_fake_db, fake_db, remove_parts
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.run import Run
+from ida_jax.runs.config_check import check_config
+from ida_jax.runs.evaluate_stage import evaluate_run
+from ida_jax.runs.fake_stage import check_fake_db, fake_db, remove_parts
+from ida_jax.runs.run import Run
+from ida_jax.runs.workdir import claim_workdir
 from ida_jax.training.gan_step import check_gan_batch
 from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
-from ida_jax.workdir import claim_workdir
 
 
 class _Stage(NamedTuple):

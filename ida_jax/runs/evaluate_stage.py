@@ -29,7 +29,7 @@ from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.run import Run
+from ida_jax.runs.run import Run
 
 
 def evaluate_run(run: Run) -> None:
