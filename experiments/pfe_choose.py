@@ -31,7 +31,7 @@ from ida_jax.data.augment import augmentation, augmented, drawn, stream
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.load import load_faces
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.models.pfe import UncertaintyModule
+from ida_jax.models.uncertainty import UncertaintyModule
 from ida_jax.rescoring.likelihood import score_all_pairs_mls
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.runs.config import pfe_section

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.rescoring.dao_fit import fit_dao
     from ida_jax.tables.embeddings import read_embeddings
-    from ida_jax.tables.labels import read_labels
+    from ida_jax.tables.integer_labels import read_labels
 
     found, anchors = read_embeddings(options.embeddings), read_anchors(options.anchors)
     anchors.check_model(

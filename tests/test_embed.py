@@ -19,7 +19,7 @@ from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.alignment import ARCFACE_POINTS, align
 from ida_jax.embed import main
 from ida_jax.interop.weights import import_model
-from ida_jax.models.pfe import UncertaintyModule
+from ida_jax.models.uncertainty import UncertaintyModule
 from ida_jax.tables.embeddings import read_embeddings
 
 OPTIONS = {"embedding_dim": 8}

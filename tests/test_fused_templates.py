@@ -7,7 +7,7 @@ import pytest
 from ida_jax.common.errors import UserError
 from ida_jax.metrics import templates as module
 from ida_jax.metrics.templates import dealt_templates, fuse
-from ida_jax.ops import pfe
+from ida_jax.ops import mutual_likelihood as pfe
 
 
 def _gaussians(n, width, seed=0):

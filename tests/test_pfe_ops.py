@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.models.mobilefacenet import MobileFaceNet
-from ida_jax.models.pfe import UncertaintyModule
 from ida_jax.models.resnet import iresnet_nano
-from ida_jax.ops.pfe import fuse, mls_matrix, mutual_likelihood, positive_pairs_loss
+from ida_jax.models.uncertainty import UncertaintyModule
+from ida_jax.ops.mutual_likelihood import fuse, mls_matrix, mutual_likelihood, positive_pairs_loss
 
 
 def _matrix(means_1, log_variances_1, means_2, log_variances_2):

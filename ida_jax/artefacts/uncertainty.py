@@ -23,7 +23,7 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.common.devices import local_mesh, replicated
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_log_variances, require_same_model, unit_embeddings
-from ida_jax.models.pfe import UncertaintyModule
+from ida_jax.models.uncertainty import UncertaintyModule
 
 _KIND = "uncertainty_module"
 
@@ -45,7 +45,7 @@ class UncertaintyModel:
     """A trained uncertainty module, which belongs to one face model.
 
     Attributes:
-      variables: {"params": …, "batch_stats": …} of `ida_jax.models.pfe.UncertaintyModule`.
+      variables: {"params": …, "batch_stats": …} of `ida_jax.models.uncertainty.UncertaintyModule`.
       fingerprint: of the face model on whose feature maps it was trained.
     """
 

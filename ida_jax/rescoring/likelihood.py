@@ -1,6 +1,6 @@
 """Pairs by the mutual likelihood of probabilistic embeddings (PFE), alone and under IDA.
 
-The MLS (`ida_jax.ops.pfe`) may take the cosine's place in the paper's Eq. 4. On the cosine's scale
+The MLS (`ida_jax.ops.mutual_likelihood`) may take the cosine's place in the paper's Eq. 4. On the cosine's scale
 s = scale · MLS (`likelihood_scale`), the support set is the k anchors of the highest s
 (`nearest_by_likelihood`), log F is `density.log_density_of` their s, and the score of a pair
 τ·s + logaddexp(log F₁, log F₂), `pairs.scores_of_cosines` with `terms.dao_terms`. What s has beside
@@ -22,7 +22,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_log_variances, require_unit
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.ops.hypersphere import blockwise_top_k
-from ida_jax.ops.pfe import mls_matrix
+from ida_jax.ops.mutual_likelihood import mls_matrix
 from ida_jax.rescoring.pairs import checked_pairs, split_all_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
 

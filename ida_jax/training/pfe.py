@@ -32,9 +32,9 @@ from ida_jax.common.processes import is_first
 from ida_jax.data.balanced import BalancedRows, balanced_rows
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.models.pfe import UncertaintyModule
+from ida_jax.models.uncertainty import UncertaintyModule
 from ida_jax.ops.hypersphere import normalize
-from ida_jax.ops.pfe import positive_pairs_loss
+from ida_jax.ops.mutual_likelihood import positive_pairs_loss
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.metrics import open_metrics
 from ida_jax.training.optimizer import learning_rate_schedule
