@@ -20,11 +20,11 @@ import numpy as np
 from ijb_release import IJBC, Size, write_release
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.provenance import provenance
 from ida_jax.protocols.ijb import evaluate_ijb
 from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
 from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.density import DensityRegressor
 from ida_jax.rescoring.methods import make_scorers
 
 METHODS = ("cosine", "ida_r", "ida_r_fallback", "ida_l", "s_norm", "as_norm", "csn")

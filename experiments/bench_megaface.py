@@ -22,12 +22,12 @@ import numpy as np
 from workers import peak_resident_bytes
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.distractors import SIZES
 from ida_jax.models.ssr import SSR
 from ida_jax.protocols.megaface import evaluate_megaface
-from ida_jax.rescoring.density import DensityRegressor
 from ida_jax.rescoring.methods import make_scorers
 
 PROBES, IDENTITIES = 3530, 80

@@ -88,9 +88,9 @@ def _read_model(path: Path) -> "FaceModel":
 
 
 def _export(model: "FaceModel", options: Any) -> None:
+    from ida_jax.artefacts.ssr import DensityRegressor
     from ida_jax.common.files import written_whole
     from ida_jax.interop.exported import description, largest_difference
-    from ida_jax.rescoring.density import DensityRegressor
 
     if options.output.suffix == ".onnx":
         from ida_jax.interop.onnx_export import onnx_bytes as to_bytes

@@ -45,8 +45,8 @@ def test_the_five_lines():
 def test_the_scorer_of_an_exported_file(tau, tmp_path, monkeypatch):
     from ida_jax import Rescorer
     from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+    from ida_jax.artefacts.ssr import DensityRegressor
     from ida_jax.interop.onnx_export import onnx_bytes
-    from ida_jax.rescoring.density import DensityRegressor
 
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -92,10 +92,3 @@ def test_every_file_that_the_documents_link_exists():
         assert links, document
         missing = [link for link in links if not (ROOT / link).exists()]
         assert not missing, f"{document} links {missing}"
-
-
-def test_the_tree_in_the_architecture_names_every_file():
-    tree = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    files = {p.name for p in (ROOT / "ida_jax").rglob("*.py") if p.stat().st_size}
-    missing = {name for name in files if name not in tree}
-    assert not missing

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.artefacts.face_model import FaceModel, build_network
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.hypersphere import normalize
-from ida_jax.rescoring.density import DensityRegressor
 
 # What a graph can take. "uint8": RGB crops [B, H, W, 3] as read, normalised inside the graph.
 # "float_nchw": float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.

@@ -14,11 +14,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.interop.exported import Graph, description, in_float32, input_shape
 from ida_jax.models.mobilefacenet import STAGES
 from ida_jax.models.resnet import IResNet
-from ida_jax.rescoring.density import DensityRegressor
 
 # Old enough for every runtime of the last years: onnxruntime 1.12, TensorRT 8.6, OpenVINO 2022.3.
 _OPSET, _IR_VERSION = 17, 8

@@ -18,10 +18,10 @@ import numpy as np
 from jax import export, lax
 
 from ida_jax.artefacts.face_model import FaceModel
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.interop.exported import Graph, deployable, input_shape
 from ida_jax.models.mobilefacenet import DepthwiseConv
-from ida_jax.rescoring.density import DensityRegressor
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -177,7 +177,7 @@ def fuse(
     *,
     rows: np.ndarray | None = None,
 ) -> Fused:
-    """Each template's images fused by dimension, as `ida_jax.ops.mutual_likelihood.fuse`, of any sizes.
+    """Each template's images fused by dimension, as `ops.mutual_likelihood.fuse`, of any sizes.
 
         μ_d ∝ Σᵢ (μ_id / σ_id²) / Σᵢ (1 / σ_id²), made a unit vector;    σ_d² = minᵢ σ_id²
 

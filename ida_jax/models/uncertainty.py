@@ -2,7 +2,8 @@
 
 Source: Shi and Jain, "Probabilistic Face Embeddings" (ICCV 2019), and their code. The
 backbone is trained and stays as it is: its unit embedding is the mean μ of a Gaussian, and this
-module, trained afterwards, gives the variance σ² of each dimension (`ida_jax.ops.mutual_likelihood`).
+module, trained afterwards, gives the variance σ² of each dimension
+(`ida_jax.ops.mutual_likelihood`).
 
 B batch, H and W map size, C channels, D embedding.
 """

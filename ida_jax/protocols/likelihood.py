@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.metrics.roc import SplitScores
-from ida_jax.rescoring.density import DensityRegressor, log_density_of
+from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.likelihood import (
     likelihood_scale,
     nearest_by_likelihood,

@@ -33,7 +33,7 @@ from ida_jax.report.pair_cards import jpeg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is known of a run beside its options (`ida_jax.common.provenance`), and how the page calls it.
+# What is known of a run beside its options (`common.provenance`), and how the page calls it.
 _ORIGIN = {
     "command": "Command",
     "commit": "Commit",

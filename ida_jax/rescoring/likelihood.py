@@ -1,10 +1,10 @@
 """Pairs by the mutual likelihood of probabilistic embeddings (PFE), alone and under IDA.
 
-The MLS (`ida_jax.ops.mutual_likelihood`) may take the cosine's place in the paper's Eq. 4. On the cosine's scale
-s = scale · MLS (`likelihood_scale`), the support set is the k anchors of the highest s
-(`nearest_by_likelihood`), log F is `density.log_density_of` their s, and the score of a pair
-τ·s + logaddexp(log F₁, log F₂), `pairs.scores_of_cosines` with `terms.dao_terms`. What s has beside
-the cosine where all variances are equal, a constant, is in s once with +τ and in log F with −τ.
+The MLS (`ida_jax.ops.mutual_likelihood`) may take the cosine's place in the paper's Eq. 4. On the
+cosine's scale s = scale · MLS (`likelihood_scale`), the support set is the k anchors of the highest
+s (`nearest_by_likelihood`), log F is `density.log_density_of` their s, and the score of a pair τ·s
++ logaddexp(log F₁, log F₂), `pairs.scores_of_cosines` with `terms.dao_terms`. What s has beside the
+cosine where all variances are equal, a constant, is in s once with +τ and in log F with −τ.
 
 N faces, A anchors, D embedding, P pairs, K support.
 """

@@ -10,10 +10,10 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import SupportSearch
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
 from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.density import DensityRegressor
 from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.rescorer import Rescorer
 

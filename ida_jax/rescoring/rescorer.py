@@ -13,6 +13,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, fall_back, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.rescoring.cohort import (
@@ -22,7 +23,7 @@ from ida_jax.rescoring.cohort import (
     cohort_statistics,
     nearest_statistics,
 )
-from ida_jax.rescoring.density import DensityRegressor, log_density_of
+from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs

@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.search import SupportSearch
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import json_text, load_tensors, save_tensors, written_whole
 from ida_jax.common.processes import all_or_none, is_first
@@ -26,7 +27,7 @@ from ida_jax.common.provenance import provenance
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
-from ida_jax.rescoring.density import DensityRegressor, log_density_of
+from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
 from ida_jax.runs.embedding_inputs import (

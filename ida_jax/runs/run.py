@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.artefacts.generator import FaceGenerator
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings, UncertaintyModel
 from ida_jax.common.files import written_whole
 from ida_jax.common.validation import require_log_variances
@@ -27,7 +28,6 @@ from ida_jax.data.labelled_pairs import (
 )
 from ida_jax.data.load import load_faces
 from ida_jax.data.tfds_faces import load_pairs
-from ida_jax.rescoring.density import DensityRegressor
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536

@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.ssr import TARGETS, DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.models.ssr import SSR
 from ida_jax.ops.dao import log_density as log_density_of
 from ida_jax.ops.hypersphere import nearest_anchors, normalize
-from ida_jax.rescoring.density import TARGETS, DensityRegressor, searched_log_density
+from ida_jax.rescoring.density import searched_log_density
 from ida_jax.training.metrics import open_metrics
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 

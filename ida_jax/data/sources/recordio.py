@@ -1,6 +1,6 @@
 """InsightFace's training sets: FOLDER/train.rec with train.idx, and property where it is there.
 
-    train.rec    images by their keys, and records without an image (`ida_jax.data.sources.record_file`)
+    train.rec    images by their keys, and records without an image (`record_file`)
     property     CLASSES,HEIGHT,WIDTH
 
 Key 0 is a header without an image where its two labels are (first identity key, last + 1): images

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.protocols.likelihood import (
@@ -15,7 +16,7 @@ from ida_jax.protocols.likelihood import (
     likelihood_of_pairs,
 )
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
-from ida_jax.rescoring.density import DensityRegressor, searched_log_density
+from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 

@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ida_jax
 from ida_jax import export
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.artefacts.ssr import TARGETS, DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.interop.exported import largest_difference
 from ida_jax.interop.onnx_export import onnx_bytes, onnx_graph
 from ida_jax.interop.stablehlo_export import stablehlo_bytes, stablehlo_graph
 from ida_jax.interop.weights import import_model
-from ida_jax.rescoring.density import TARGETS, DensityRegressor
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -20,7 +20,7 @@ from ida_jax.runs.config_check import check_config, check_embedding_config
 from ida_jax.training.metrics import read_metrics
 from ida_jax.training.train_step import make_program
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = {path.stem: runpy.run_path(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
 # A config of another kind: it has a file of embeddings in place of images.
 EMBEDDINGS = "ssr_from_embeddings"

@@ -197,7 +197,7 @@ tfds_writer.write_faces("faces", faces, data_dir=sys.argv[2])
 
 def test_a_killed_preparation_goes_on(tmp_path):
     def prepare(data_dir, reads):
-        command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(data_dir)]
+        command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(data_dir)]
         return subprocess.run([*command, str(reads)], env=os.environ, check=False).returncode
 
     assert prepare(tmp_path / "whole", 1000) == 0

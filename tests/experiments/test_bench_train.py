@@ -8,7 +8,7 @@ from pathlib import Path
 import bench_train
 import pytest
 
-_REPOSITORY = Path(__file__).parents[1]
+_REPOSITORY = Path(__file__).parents[2]
 _SCRIPT = """
 import sys
 for package in ("ml_collections", "ml_collections.config_dict", "grain", "tensorflow_datasets",

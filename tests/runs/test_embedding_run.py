@@ -14,14 +14,15 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import embedding_anchors
+from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
-from ida_jax.rescoring.density import DensityRegressor, searched_log_density
+from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs import embedding_run
 from ida_jax.runs.embedding_inputs import anchors_of_others, held_out_rows, read_inputs
 from ida_jax.runs.embedding_run import run
 
-CONFIG = Path(__file__).parents[1] / "configs" / "ssr_from_embeddings.py"
+CONFIG = Path(__file__).parents[2] / "configs" / "ssr_from_embeddings.py"
 GET_CONFIG = runpy.run_path(str(CONFIG))["get_config"]
 PEOPLE = np.repeat(np.arange(60), 5)
 NAMES = np.array([f"person {number:02}" for number in range(60)])

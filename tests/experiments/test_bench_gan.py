@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ida_jax.models.stylegan import DiscriminatorNetwork, GeneratorNetwork, _StyledConv, draw_noise
 from ida_jax.ops.gan import r1_penalty
 
-_REPOSITORY = Path(__file__).parents[1]
+_REPOSITORY = Path(__file__).parents[2]
 SIZES = {"resolution": 8, "channel_base": 32, "channel_max": 6}
 CONFIG = SimpleNamespace(
     batch_size=4, learning_rate=0.002, r1_weight=10.0, r1_every=2, path_weight=2.0, path_every=2,

@@ -18,7 +18,7 @@ from ida_jax.training.metrics import read_metrics
 # ml_collections loads config files by a method that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GAN = f"--config={ROOT}/configs/stylegan_ms1m.py:smoke"
 SMOKE = f"--config={ROOT}/configs/quickstart.py:smoke"
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": ""}
