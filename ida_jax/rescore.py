@@ -90,6 +90,8 @@ _NO_SETTINGS = ("output", "coordinator", "processes", "process", "embeddings", "
 
 
 def _parser() -> Parser:
+    from ida_jax.rescoring.method_table import scoring_methods
+
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
@@ -100,8 +102,7 @@ def _parser() -> Parser:
         "--method",
         default="ida_r",
         metavar="METHOD",
-        help="cosine, ida_r (default), ida_r_fallback, ida_r_fitted, ida_l, z_norm, t_norm, "
-        "s_norm, as_norm, csn",
+        help=f"{', '.join(scoring_methods())} (default: ida_r)",
     )
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
@@ -142,14 +143,16 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
-    for needed, name, path in (
-        ("ida_l", "ssr", options.ssr),
-        ("csn", "csn", options.csn),
-        ("ida_r_fitted", "dao_fit", options.dao_fit),
-    ):
-        if options.method == needed and path is None:
-            raise UserError(f"--method={needed} needs --{name}=FILE")
-    if options.scale == "dao" and not options.method.startswith("ida_"):
+    from ida_jax.rescoring.method_table import is_dao, scoring_methods
+
+    if options.method not in scoring_methods():
+        raise UserError(
+            f"method '{options.method}' is unknown: choose one of {', '.join(scoring_methods())}"
+        )
+    for need in scoring_methods()[options.method].needs:
+        if getattr(options, need) is None and need != "anchors":
+            raise UserError(f"--method={options.method} needs --{need}=FILE")
+    if options.scale == "dao" and not is_dao(options.method):
         raise UserError(f"--scale=dao is for the IDA methods, not for {options.method}")
     if options.scale in ("llr", "percent") and options.calibration is None:
         raise UserError(

@@ -147,9 +147,9 @@ def _check_build(options: Any) -> None:
 
 
 def _fake(argv: list[str]) -> None:
-    from ida_jax import fake_db  # with its report, which this package knows nothing of
+    from ida_jax.runs import fake_command  # with its report
 
-    fake_db.main(argv)
+    fake_command.main(argv)
 
 
 def _info(argv: list[str]) -> None:

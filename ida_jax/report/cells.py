@@ -108,7 +108,7 @@ _HEADLINES = ("tar@far", "tpir@fpir", "rank1@distractors", "accuracy")
 
 
 def protocol_tables(results: Mapping[str, Any]) -> tuple[ProtocolTable, ...]:
-    """The tables of all variants, methods in METHOD_NAMES' order and unknown ones last.
+    """The tables of all variants, methods in the method table's order and unknown ones last.
 
     The best value of a column is marked where its methods show different values: the highest rate,
     the lowest EER; all that show the same figure share the mark. Where fewer than ten false accepts

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ida_jax.rescoring.method_table import METHODS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -17,23 +19,7 @@ if TYPE_CHECKING:
 DPI = 150
 INK = "#222222"
 BLUE, VERMILION = "#0072B2", "#D55E00"
-# A method keeps its colour, line and marker whatever stands beside it.
-_STYLES = {
-    "cosine": (INK, "--", "o"),
-    "ida_r": (BLUE, "-", "s"),
-    "ida_l": (VERMILION, "-.", "^"),
-    "pfe": ("#009E73", ":", "D"),
-    "as_norm": ("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
-    "pfe_ida_r": ("#CC79A7", "-", "P"),
-    "ida_r_fallback": ("#56B4E9", "--", "X"),
-    "ida_r_fitted": ("#1B4B8A", ":", "*"),
-    "pfe_fusion": ("#66C2A5", "--", "D"),
-    "pfe_ida_l": ("#E7A6CB", "-.", "P"),
-    "pfe_mls_ida_r": ("#8E2F72", "-", "h"),
-    "pfe_mls_ida_l": ("#8E2F72", ":", "H"),
-    "csn": ("#8C6D1F", "-.", ">"),
-    "s_norm": ("#999999", ":", "<"),
-}
+# Of methods whose entry has none.
 _SPARE_STYLES = (("#7B4F9D", "-", "h"), ("#4D4D4D", ":", "d"), ("#A0522D", "--", "p"))
 _LOOK = {
     "font.size": 10.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
@@ -69,7 +55,8 @@ def new_figure(
 
 
 def method_styles(methods: Mapping[str, Any]) -> list[tuple]:
-    """Each method's colour, line and marker."""
-    unknown = [method for method in methods if method not in _STYLES]
-    spare = {m: _SPARE_STYLES[i % len(_SPARE_STYLES)] for i, m in enumerate(unknown)}
-    return [_STYLES.get(method) or spare[method] for method in methods]
+    """Each method's colour, line and marker: its own, whatever stands beside it."""
+    own = {name: METHODS[name].style if name in METHODS else None for name in methods}
+    plain = [name for name, style in own.items() if style is None]
+    spare = {name: _SPARE_STYLES[i % len(_SPARE_STYLES)] for i, name in enumerate(plain)}
+    return [style or spare[name] for name, style in own.items()]

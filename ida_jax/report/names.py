@@ -3,35 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-METHOD_NAMES = {
-    "cosine": "Cosine",
-    "ida_r": "IDA-R",
-    "ida_r_fallback": "IDA-R fallback",
-    "ida_r_fitted": "IDA-R fitted",
-    "ida_l": "IDA-L",
-    "pfe_fusion": "PFE fusion",
-    "pfe": "PFE",
-    "pfe_ida_r": "PFE & IDA-R",
-    "pfe_ida_l": "PFE & IDA-L",
-    "pfe_mls_ida_r": "PFE & IDA-R, MLS",
-    "pfe_mls_ida_l": "PFE & IDA-L, MLS",
-    "z_norm": "Z-norm",
-    "t_norm": "T-norm",
-    "s_norm": "S-norm",
-    "as_norm": "AS-norm",
-    "csn": "CSN",
-}
+from ida_jax.rescoring.method_table import METHODS, is_dao
+
 MISSING = "–"
 
 
 def method_name(method: str) -> str:
     """The display name of a method's key; an unknown key stands for itself."""
-    return METHOD_NAMES.get(method, method)
+    return METHODS[method].title if method in METHODS else method
 
 
 def in_order(methods: Mapping[str, Any]) -> dict[str, Any]:
-    """The same entries in METHOD_NAMES' order, unknown ones last in theirs."""
-    place = {method: i for i, method in enumerate(METHOD_NAMES)}
+    """The same entries in the table's order, unknown ones last in theirs."""
+    place = {method: i for i, method in enumerate(METHODS)}
     return dict(sorted(methods.items(), key=lambda item: place.get(item[0], len(place))))
 
 
@@ -43,6 +27,8 @@ def far_name(far: float | str) -> str:
 
 def score_name(method: str) -> str:
     """What a method's score is called: an axis' title."""
-    if method in ("cosine", "pfe_fusion"):
+    if method in METHODS and METHODS[method].score_name:
+        return METHODS[method].score_name
+    if method in METHODS and METHODS[method].rule == "cosine":
         return "cosine similarity"
-    return "log-DAO" if "ida" in method else f"{method_name(method)} score"
+    return "log-DAO" if is_dao(method) else f"{method_name(method)} score"

@@ -27,8 +27,9 @@ from ida_jax.report.cells import (
 )
 from ida_jax.report.look import DPI
 from ida_jax.report.names import in_order, method_name
-from ida_jax.report.page_text import EXPLANATIONS, READINGS, STYLE
+from ida_jax.report.page_text import READINGS, STYLE
 from ida_jax.report.pair_cards import jpeg
+from ida_jax.rescoring.method_table import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -221,9 +222,9 @@ def _cell(cell: Cell) -> str:
 def _methods(results: Mapping[str, Any]) -> str:
     present = {m: True for methods in results.get("protocols", {}).values() for m in methods}
     entries = "\n".join(
-        f"<dt>{html.escape(method_name(method))}</dt><dd>{EXPLANATIONS[method]}</dd>"
+        f"<dt>{html.escape(method_name(method))}</dt><dd>{METHODS[method].explanation}</dd>"
         for method in in_order(present)
-        if method in EXPLANATIONS
+        if method in METHODS
     )
     return f'<h2>Methods</h2>\n<dl class="card">\n{entries}\n</dl>' if entries else ""
 

@@ -1,40 +1,5 @@
 """What the page always says, and how it looks: HTML and CSS."""
 
-EXPLANATIONS = {
-    "cosine": "The inner product ⟨f₁, f₂⟩ of the two faces’ unit embeddings, and nothing else.",
-    "ida_r": "The cosine, set against how crowded each face’s surroundings are with other people: "
-    '<span class="formula">DAO(f₁, f₂) = e<sup>τ⟨f₁,f₂⟩</sup> · (F(f₁) + F(f₂))</span>'
-    '<span class="formula">F(f) = 1 / (e<sup>τs₁</sup> + … + e<sup>τsₖ</sup>)</span>'
-    "where s₁ … sₖ are the inner products of f with its support set: the k nearest of many anchor "
-    "faces, found by search.",
-    "ida_r_fallback": "IDA-R, except that faces which the anchors do not cover get one constant F, "
-    "so that their pairs rank by their cosine, and that all of F fades towards it where other "
-    "anchors of the same domain would give another F. Ours, not the paper’s.",
-    "ida_l": "The same DAO, with F predicted from the face’s own embedding by a small network (the "
-    "SSR module), so that scoring needs no anchors.",
-    "ida_r_fitted": "IDA-R with the densities’ weight and the support set’s size fitted on "
-    "development faces. Ours, not the paper’s.",
-    "pfe_fusion": "Probabilistic face embeddings: each embedding comes with a variance for each "
-    "dimension. A template’s images are averaged with the weights 1/σ², and templates compared by "
-    "cosine.",
-    "pfe": "The same, scored by the likelihood that both are of one person (the mutual likelihood "
-    "score).",
-    "pfe_ida_r": "IDA-R on the means of PFE’s fused templates.",
-    "pfe_ida_l": "IDA-L on the means of PFE’s fused templates.",
-    "pfe_mls_ida_r": "IDA-R with the mutual likelihood score, brought to the cosine’s scale, in "
-    "the place of every inner product: of the pair, and of each face with its anchors.",
-    "pfe_mls_ida_l": "The mutual likelihood score, brought to the cosine’s scale, for the pair, "
-    "with F by the SSR module.",
-    "z_norm": "The cosine, less the mean and over the deviation of the first face’s scores with "
-    "all anchors (the cohort).",
-    "t_norm": "The same with the second face’s cohort scores.",
-    "s_norm": "The cosine, standardised by mean and deviation of each face’s scores with all "
-    "anchors (the cohort), then averaged over the two faces.",
-    "as_norm": "The cosine, standardised by mean and deviation of each face’s highest cohort "
-    "scores, then averaged over the two faces.",
-    "csn": "A logistic regression on the cosine and on the shape of both faces’ sorted highest "
-    "cohort scores, trained on pairs of the training set.",
-}
 # How to read a table, by how the titles of the columns begin that a sentence is about.
 READINGS = {
     "TAR@": "TAR@f is the share of genuine pairs accepted when at most the share f of impostor "

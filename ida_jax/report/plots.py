@@ -16,6 +16,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluated import Band
 from ida_jax.report.look import in_our_look, method_styles, new_figure
 from ida_jax.report.names import in_order, method_name
+from ida_jax.rescoring.method_table import is_dao
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +154,7 @@ def _rate_figure(
 
 def _best_ida(curves: Mapping[str, Band], firm: float) -> str:
     """The IDA method that is highest at the lowest firm rate; "" where there is none."""
-    ida = [method for method in curves if "ida" in method]
+    ida = [method for method in curves if is_dao(method)]
     return max(
         ida, key=lambda m: np.interp(np.log(firm), np.log(curves[m].far), curves[m].tar), default=""
     )

@@ -15,6 +15,7 @@ from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.fitted_dao import DaoFit
+from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.rescorer import Rescorer
 
 
@@ -52,7 +53,7 @@ def make_scorers(
     """{method: its Rescorer}; those that search the anchors share one search, by the largest k.
 
     Args:
-      methods: of `ida_jax.rescoring.rescorer.METHODS`.
+      methods: of `ida_jax.rescoring.method_table.METHODS`.
       anchors: None where no method needs them.
       k, tau, top_n, searcher, expected_faces: as in `Rescorer`.
       ssr: the SSR module of ida_l.
@@ -65,7 +66,8 @@ def make_scorers(
 
     def scorer(method: str, search: SharedSearch | None = None) -> Rescorer:
         # An SSR module knows the k and τ that it replaces, a fit its own.
-        own = method in ("ida_l", "ida_r_fitted")
+        own = method in METHODS and METHODS[method].own_constants
+        needs = METHODS[method].needs if method in METHODS else ()
         return Rescorer(
             anchors,
             k=None if own else k,
@@ -73,9 +75,9 @@ def make_scorers(
             method=method,
             searcher=searcher,
             top_n=top_n,
-            regressor=ssr if method == "ida_l" else None,
-            csn=csn if method == "csn" else None,
-            fit=dao_fit if method == "ida_r_fitted" else None,
+            regressor=ssr if "ssr" in needs else None,
+            csn=csn if "csn" in needs else None,
+            fit=dao_fit if "dao_fit" in needs else None,
             expected_faces=expected_faces,
             search=search,
         )

@@ -10,38 +10,18 @@ import jax
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.coverage import Neighbourhood, fall_back, own_neighbourhood
+from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.rescoring.cohort import (
-    CohortMoments,
-    Csn,
-    cohort_moments,
-    cohort_statistics,
-    nearest_statistics,
-)
-from ida_jax.rescoring.density import log_density_of
+from ida_jax.rescoring.cohort import CohortMoments, Csn, cohort_moments
 from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
+from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
-
-METHODS = (
-    "cosine",
-    "ida_r",
-    "ida_r_fallback",
-    "ida_r_fitted",
-    "ida_l",
-    "z_norm",
-    "t_norm",
-    "s_norm",
-    "as_norm",
-    "csn",
-)
-_DAO_METHODS = ("ida_r", "ida_r_fallback", "ida_r_fitted", "ida_l")
 
 
 class Rescorer:
@@ -50,12 +30,7 @@ class Rescorer:
     Every method looks at the two faces, at the anchors and at what was trained beforehand, never at
     the other faces that are scored with them: a score does not change with the company it is in.
 
-    Methods: `cosine`; `ida_r`, log-DAO with densities searched in the anchors (Eq. 4);
-    `ida_r_fallback`, the same falling back to the cosine where the anchors' log F says nothing
-    (`anchors.coverage.fall_back`; ours, not the paper's); `ida_r_fitted`, the densities' weight and
-    k fitted (`fitted_dao.DaoFit`; ours too); `ida_l`, densities regressed by an SSR module;
-    `z_norm`, `t_norm`, `s_norm` against the whole anchor set as cohort; `as_norm` against
-    each face's own nearest anchors; `csn`, a classifier on the shape of the sorted cohort scores.
+    The methods, with what each needs, are the entries of `ida_jax.rescoring.method_table.METHODS`.
     """
 
     def __init__(
@@ -80,7 +55,7 @@ class Rescorer:
             `ida_l`, which need none.
           k: the support set's size; the anchor set's own default (10) if None.
           tau: τ; the anchor set's own default (1) if None.
-          method: one of `METHODS`.
+          method: of `ida_jax.rescoring.method_table.METHODS`.
           searcher: see `ida_jax.anchors.search.support_sets`.
           tolerance: the error in log F, relative to its spread, up to which an approximate search
             is accepted.
@@ -96,29 +71,29 @@ class Rescorer:
         Raises:
           UserError: an unknown method, one without what it needs, k outside 1 … A, τ not positive.
         """
-        if method not in METHODS:
-            raise UserError(f"method '{method}' is unknown: choose one of {', '.join(METHODS)}")
+        if method not in scoring_methods():
+            raise UserError(
+                f"method '{method}' is unknown: choose one of {', '.join(scoring_methods())}"
+            )
+        entry = METHODS[method]
         if isinstance(anchors, np.ndarray):
             anchors = AnchorSet.from_embeddings(anchors)
-        if anchors is None and method not in ("cosine", "ida_l"):
-            raise UserError(f"{method} needs anchors: give an anchor set or embeddings [A, D]")
-        if method == "ida_l" and regressor is None:
-            raise UserError("ida_l needs an SSR module: use Rescorer.from_ssr(path)")
-        if method == "csn" and csn is None:
-            raise UserError("csn needs its trained classifier: make one with ida_jax.fit_csn")
-        if method == "ida_r_fitted":
-            if fit is None:
-                raise UserError("ida_r_fitted needs its constants: make them with ida_jax.fit_dao")
+        given = {"anchors": anchors, "ssr": regressor, "csn": csn, "dao_fit": fit}
+        for need in entry.needs:
+            if given[need] is None:
+                artefact = ARTEFACTS[need]
+                raise UserError(f"{method} needs {artefact.name}: {artefact.advice}")
+        if "dao_fit" in entry.needs:
             if k is not None or tau is not None:
-                raise UserError("ida_r_fitted has its k and tau from its fit: leave them out")
+                raise UserError(f"{method} has its k and tau from its fit: leave them out")
             fit.check_anchors(anchors)
             k, tau = fit.neighbours, fit.tau
-        trained = regressor if method == "ida_l" else anchors
+        trained = regressor if "ssr" in entry.needs else anchors
         self.anchors = anchors
         self.method = method
         self.k = k if k is not None else getattr(trained, "k", 10)
         self.tau = float(tau if tau is not None else getattr(trained, "tau", 1.0))
-        self.searcher, self.ddof = searcher, ddof
+        self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
         self.regressor, self.csn, self.fit = regressor, csn, fit
         if not 0 < self.tau < np.inf:
             raise UserError(f"tau is {self.tau}: expected a finite number above 0")
@@ -127,18 +102,11 @@ class Rescorer:
                 f"k = {self.k} and tau = {self.tau:g} were asked for, but the SSR module was "
                 f"trained for k = {regressor.k} and tau = {regressor.tau:g}: leave them out"
             )
-        if method == "csn":
+        if "csn" in entry.needs:
             csn.check_anchors(anchors)
         self._search, self.neighbours = None, 0
-        neighbours = {
-            "ida_r": ("k", self.k),
-            "ida_r_fallback": ("k", self.k),
-            "ida_r_fitted": ("the fit's support set", self.k),
-            "as_norm": ("top_n", top_n),
-            "csn": ("the classifier's top_n", getattr(csn, "top_n", 1)),
-        }
-        if method in neighbours:
-            name, count = neighbours[method]
+        if entry.neighbours is not None:
+            name, count = entry.neighbours(self)
             if not 1 <= count <= len(anchors):
                 raise UserError(
                     f"{name} = {count} neighbours were asked for among {len(anchors)} anchors: "
@@ -206,8 +174,9 @@ class Rescorer:
         Raises:
           UserError: a method without densities, or as `score`.
         """
-        if self.method not in _DAO_METHODS:
-            raise UserError(f"{self.method} has no densities: use one of {', '.join(_DAO_METHODS)}")
+        if not is_dao(self.method):
+            with_densities = ", ".join(filter(is_dao, scoring_methods()))
+            raise UserError(f"{self.method} has no densities: use one of {with_densities}")
         return self.terms(unit_embeddings(faces)).values[:, 0]
 
     def densities(self, faces: np.ndarray) -> np.ndarray:
@@ -244,20 +213,12 @@ class Rescorer:
     @property
     def rule(self) -> str:
         """The rule of `ida_jax.rescoring.terms` by which this method scores."""
-        if self.method in _DAO_METHODS:
-            return "dao"
-        return "s_norm" if self.method == "as_norm" else self.method
+        return METHODS[self.method].rule
 
     @property
     def constants(self) -> np.ndarray:
         """The rule's constants, float32 [C]."""
-        match self.rule:
-            case "dao":
-                fitted = self.method == "ida_r_fitted"
-                return np.float32([self.fit.cosine_tau if fitted else self.tau])
-            case "csn":
-                return np.float32([self.csn.weight, self.csn.bias])
-        return np.empty(0, np.float32)
+        return np.float32(METHODS[self.method].constants(self))
 
     def terms(self, faces: np.ndarray, *, labels: np.ndarray | None = None) -> FaceTerms:
         """The method's numbers of unit rows [N, D]: all that `score_pairs` needs beside them.
@@ -268,33 +229,18 @@ class Rescorer:
             may be among the anchors: a face's own identity is left out of its support set or
             cohort. Not for z_norm, t_norm and s_norm, whose cohort is the whole anchor set.
         """
-        return FaceTerms(self.rule, self._values(faces, labels), self.constants)
-
-    def _values(self, faces: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        match self.method:
-            case "cosine":
-                return np.empty((len(faces), 0), np.float32)
-            case "ida_l":
-                return self.regressor.log_density(faces)[:, None]
-            case "z_norm" | "t_norm" | "s_norm":
-                return np.stack(cohort_statistics(faces, self._moments, ddof=self.ddof), axis=1)
-        similarities = self._search(faces, labels).similarities[:, : self.neighbours]
-        match self.method:
-            case "as_norm":
-                return np.stack(nearest_statistics(similarities, ddof=self.ddof), axis=1)
-            case "csn":
-                return self.csn.face_term(similarities)[:, None]
-            case "ida_r_fitted":
-                return self.fit.log_density(similarities)[:, None]
-        log_f = log_density_of(similarities, tau=self.tau)
-        if self.method == "ida_r_fallback":
-            log_f = fall_back(log_f, self._own)
-        return log_f[:, None]
+        nearest = None
+        if self._search is not None:
+            nearest = self._search(faces, labels).similarities[:, : self.neighbours]
+        values = METHODS[self.method].values(self, faces, nearest)
+        return FaceTerms(self.rule, values, self.constants)
 
     @cached_property
-    def _moments(self) -> CohortMoments:
+    def cohort_moments(self) -> CohortMoments:
+        """Mean and covariance of the anchors, computed when first asked for."""
         return cohort_moments(self.anchors)
 
     @cached_property
-    def _own(self) -> Neighbourhood:
+    def own_neighbourhood(self) -> Neighbourhood:
+        """The anchors' support sets among themselves, searched when first asked for."""
         return own_neighbourhood(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)

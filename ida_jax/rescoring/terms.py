@@ -14,6 +14,7 @@ P pairs, N faces, S numbers a face.
     csn       g                             w₀, b       w₀ c + g₁ + g₂ + b
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,8 +24,31 @@ from ida_jax.common.errors import UserError
 from ida_jax.ops.cohort import csn_score, s_norm, t_norm, z_norm
 from ida_jax.ops.dao import log_dao
 
-_WIDTHS = {"cosine": (0, 0), "dao": (1, 1), "z_norm": (2, 0), "t_norm": (2, 0), "s_norm": (2, 0),
-           "csn": (1, 2)}  # fmt: skip
+
+class Rule(NamedTuple):
+    """How two faces' numbers join the pair's cosine.
+
+    Attributes:
+      values: S, the numbers of a face.
+      constants: C.
+      score: (cosine [...], first [..., S], second [..., S], constants [C]) to scores [...]; pure.
+    """
+
+    values: int
+    constants: int
+    score: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+RULES = {
+    "cosine": Rule(0, 0, lambda c, f, g, w: c),
+    "dao": Rule(1, 1, lambda c, f, g, w: log_dao(c, f[..., 0], g[..., 0], tau=w[0])),
+    "z_norm": Rule(2, 0, lambda c, f, g, w: z_norm(c, f[..., 0], f[..., 1])),
+    "t_norm": Rule(2, 0, lambda c, f, g, w: t_norm(c, g[..., 0], g[..., 1])),
+    "s_norm": Rule(2, 0, lambda c, f, g, w: s_norm(c, f[..., 0], f[..., 1], g[..., 0], g[..., 1])),
+    "csn": Rule(
+        1, 2, lambda c, f, g, w: csn_score(c, f[..., 0], g[..., 0], weight=w[0], bias=w[1])
+    ),
+}
 
 
 class FaceTerms(NamedTuple):
@@ -42,7 +66,7 @@ class FaceTerms(NamedTuple):
 
     def check(self, faces: int) -> None:
         """Refuses numbers of another count or width, as a UserError."""
-        width, constants = _WIDTHS[self.rule]
+        width, constants, _ = RULES[self.rule]
         if self.values.shape != (faces, width) or self.constants.shape != (constants,):
             raise UserError(
                 f"the terms of {self.rule} are {list(self.values.shape)} with "
@@ -88,19 +112,4 @@ def pair_score(
       second: [..., S], of the second.
       constants: [C].
     """
-    match rule:
-        case "cosine":
-            return cosine
-        case "dao":
-            return log_dao(cosine, first[..., 0], second[..., 0], tau=constants[0])
-        case "z_norm":
-            return z_norm(cosine, first[..., 0], first[..., 1])
-        case "t_norm":
-            return t_norm(cosine, second[..., 0], second[..., 1])
-        case "s_norm":
-            return s_norm(cosine, first[..., 0], first[..., 1], second[..., 0], second[..., 1])
-        case "csn":
-            return csn_score(
-                cosine, first[..., 0], second[..., 0], weight=constants[0], bias=constants[1]
-            )
-    raise ValueError(f"rule '{rule}' is unknown")
+    return RULES[rule].score(cosine, first, second, constants)

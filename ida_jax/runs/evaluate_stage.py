@@ -26,6 +26,7 @@ from ida_jax.protocols.sweeps import sweep
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.density import searched_log_density
+from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
@@ -45,6 +46,7 @@ def evaluate_run(run: Run) -> None:
         uncertain = run.uncertainty.embed(run.model, data.images, flip=c.flip, progress=title)
     faces = run.embed(data.images, title) if uncertain is None else uncertain.means
     own = _labels_among_anchors(run)
+    needs = {need for method in c.evaluate.methods for need in METHODS[method].needs}
     scorers = make_scorers(
         c.evaluate.methods,
         run.anchors,
@@ -52,8 +54,8 @@ def evaluate_run(run: Run) -> None:
         tau=c.tau,
         top_n=c.evaluate.top_n,
         searcher=c.searcher,
-        ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
-        csn=Csn.load(run.csn_path) if "csn" in c.evaluate.methods else None,
+        ssr=run.ssr if "ssr" in needs else None,
+        csn=Csn.load(run.csn_path) if "csn" in needs else None,
     )
     methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
     results: dict[str, Any] = {

@@ -46,7 +46,6 @@ PROTOCOLS = (
     "ijbc",
     "megaface",
 )
-_MODULES = {"ida_l": "ssr", "csn": "csn", "ida_r_fitted": "dao_fit"}
 _IJB = ("ijbb", "ijbc")
 # Flags that some protocols alone read, and their defaults there.
 _ONLY_FOR = {
@@ -210,9 +209,9 @@ def _check(options: Any) -> None:
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.rescorer import METHODS
+    from ida_jax.rescoring.method_table import ARTEFACTS, scoring_methods
 
-    files = {kind: getattr(options, kind) for kind in ("anchors", "ssr", "csn", "dao_fit")}
+    files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
         if not options.run.is_dir():
             raise UserError(f"no workdir at {options.run}: expected that of python -m ida_jax.main")
@@ -230,20 +229,18 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     for kind, path in files.items():
         if path is not None:
             require_file(path, what=kind)
-    lacking = {
-        method: _MODULES.get(method, "anchors")
-        for method in METHODS
-        if method != "cosine" and files[_MODULES.get(method, "anchors")] is None
-    }
-    if files["anchors"] is None:
-        lacking |= {"csn": "anchors", "ida_r_fitted": "anchors"}
+    known = scoring_methods()
+    lacking = {}
+    for name, method in known.items():
+        missing = [need for need in method.needs if files[need] is None]
+        if missing:
+            lacking[name] = missing[0]
     if options.methods is None:
-        # Z- and T-norm look at one side alone, which a list of pairs does not tell apart.
-        usual = [m for m in METHODS if m not in ("z_norm", "t_norm")]
-        return files, tuple(m for m in usual if m not in lacking)
+        usual = [name for name, method in known.items() if method.usual]
+        return files, tuple(name for name in usual if name not in lacking)
     for method in options.methods:
-        if method not in METHODS:
-            raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(METHODS)}")
+        if method not in known:
+            raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(known)}")
         if method in lacking:
             raise UserError(f"--methods: {method} needs --{lacking[method]}, or --run")
     return files, options.methods

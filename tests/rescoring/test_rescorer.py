@@ -6,7 +6,8 @@ import reference
 
 import ida_jax
 from ida_jax.common.errors import UserError
-from ida_jax.rescoring.rescorer import METHODS, Rescorer
+from ida_jax.rescoring.method_table import scoring_methods
+from ida_jax.rescoring.rescorer import Rescorer
 
 K, TAU, TOP_N = 4, 2.0, 12
 FACES = reference.unit((30, 16), 1, clusters=5)
@@ -26,7 +27,7 @@ def scorers(tmp_path_factory):
     path = tmp_path_factory.mktemp("ssr") / "ssr.safetensors"
     regressor.save(path)
     csn = ida_jax.fit_csn(FACES, np.arange(30) // 3, ida_jax.AnchorSet(ANCHORS), top_n=TOP_N)
-    made = {m: {} for m in METHODS} | {"as_norm": {"top_n": TOP_N}, "csn": {"csn": csn}}
+    made = {m: {} for m in scoring_methods()} | {"as_norm": {"top_n": TOP_N}, "csn": {"csn": csn}}
     fit = ida_jax.DaoFit(TAU, 1.5, 3.0, 0.1, width=16, anchors=60)
     made["ida_r_fitted"] = {"fit": fit, "k": None, "tau": None}
     scorers = {
@@ -59,7 +60,7 @@ def test_score_pairs_of_embeddings_of_any_norm(scorers, method):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", scoring_methods())
 def test_pairs_of_rows_and_pairs_of_a_list_agree(scorers, method):
     scorer = scorers[method]
     whole = scorer.score_pairs(FACES, PAIRS)
@@ -70,7 +71,7 @@ def test_pairs_of_rows_and_pairs_of_a_list_agree(scorers, method):
     assert scorer.score(FACES[:0], FACES[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", scoring_methods())
 def test_identify_ranks_as_the_pairs_scores(scorers, method):
     scorer = scorers[method]
     gallery = scorer.gallery(FACES[:20])

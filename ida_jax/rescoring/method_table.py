@@ -1,0 +1,252 @@
+"""Every scoring method, one entry each: what it is called, what it needs, and how it scores.
+
+`Rescorer`, the commands, the check of a config and the reports read this table and nothing else, so
+that a method is added by one entry in it. A method gives each face a few numbers (`Method.values`);
+its rule (`ida_jax.rescoring.terms`) joins two faces' numbers to the pair's cosine.
+
+N faces, K support, S numbers a face.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ida_jax.anchors.coverage import fall_back
+from ida_jax.rescoring.cohort import cohort_statistics, nearest_statistics
+from ida_jax.rescoring.density import log_density_of
+
+if TYPE_CHECKING:
+    from ida_jax.rescoring.rescorer import Rescorer
+
+
+class Artefact(NamedTuple):
+    """What a method may need beside the faces.
+
+    Attributes:
+      name: what messages call it.
+      advice: what to do where it is missing.
+    """
+
+    name: str
+    advice: str
+
+
+# The keys are the flags of the commands that take the files.
+ARTEFACTS = {
+    "anchors": Artefact("anchors", "give an anchor set or embeddings [A, D]"),
+    "ssr": Artefact("an SSR module", "use Rescorer.from_ssr(path)"),
+    "csn": Artefact("its trained classifier", "make one with ida_jax.fit_csn"),
+    "dao_fit": Artefact("its constants", "make them with ida_jax.fit_dao"),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scoring method.
+
+    Attributes:
+      title: its name in tables and figures.
+      explanation: what it is, as HTML, for the page of a report.
+      rule: of `ida_jax.rescoring.terms.RULES`; "dao" makes its scores log-DAO.
+      needs: of `ARTEFACTS`, in the order in which a missing one is named.
+      values: (scorer, faces float32 [N, D], similarities to the nearest anchors float32 [N, K]) to
+        float32 [N, S]; None for what other modules score (PFE's), which a report only names.
+      neighbours: the anchors searched for each face, and what their number is called; None without
+        a search.
+      constants: the rule's constants.
+      own_constants: it has its k and τ from what it needs, and takes no others.
+      usual: an evaluation takes it where no methods are named.
+      style: colour, line and marker in figures; a spare one if None.
+      score_name: what its score is called; by the rule if "".
+    """
+
+    title: str
+    explanation: str
+    rule: str = "cosine"
+    needs: tuple[str, ...] = ()
+    values: "Callable[[Rescorer, np.ndarray, np.ndarray | None], np.ndarray] | None" = None
+    neighbours: "Callable[[Rescorer], tuple[str, int]] | None" = None
+    constants: "Callable[[Rescorer], tuple[float, ...]]" = lambda scorer: ()
+    own_constants: bool = False
+    usual: bool = True
+    style: tuple | None = None
+    score_name: str = ""
+
+
+def _support(scorer: "Rescorer") -> tuple[str, int]:
+    return "k", scorer.k
+
+
+def _tau(scorer: "Rescorer") -> tuple[float, ...]:
+    return (scorer.tau,)
+
+
+def _column(numbers: np.ndarray) -> np.ndarray:
+    return numbers[:, None]
+
+
+def _whole_cohort(scorer: "Rescorer", faces: np.ndarray, _: None) -> np.ndarray:
+    return np.stack(cohort_statistics(faces, scorer.cohort_moments, ddof=scorer.ddof), axis=1)
+
+
+# In the order of tables and figures.
+METHODS: dict[str, Method] = {
+    "cosine": Method(
+        "Cosine",
+        "The inner product ⟨f₁, f₂⟩ of the two faces’ unit embeddings, and nothing else.",
+        values=lambda scorer, faces, _: np.empty((len(faces), 0), np.float32),
+        style=("#222222", "--", "o"),
+    ),
+    "ida_r": Method(
+        "IDA-R",
+        "The cosine, set against how crowded each face’s surroundings are with other people: "
+        '<span class="formula">DAO(f₁, f₂) = e<sup>τ⟨f₁,f₂⟩</sup> · (F(f₁) + F(f₂))</span>'
+        '<span class="formula">F(f) = 1 / (e<sup>τs₁</sup> + … + e<sup>τsₖ</sup>)</span>'
+        "where s₁ … sₖ are the inner products of f with its support set: the k nearest of many "
+        "anchor faces, found by search.",
+        rule="dao",
+        needs=("anchors",),
+        neighbours=_support,
+        values=lambda scorer, _, nearest: _column(log_density_of(nearest, tau=scorer.tau)),
+        constants=_tau,
+        style=("#0072B2", "-", "s"),
+    ),
+    "ida_r_fallback": Method(
+        "IDA-R fallback",
+        "IDA-R, except that faces which the anchors do not cover get one constant F, so that their "
+        "pairs rank by their cosine, and that all of F fades towards it where other anchors of the "
+        "same domain would give another F. Ours, not the paper’s.",
+        rule="dao",
+        needs=("anchors",),
+        neighbours=_support,
+        values=lambda scorer, _, nearest: _column(
+            fall_back(log_density_of(nearest, tau=scorer.tau), scorer.own_neighbourhood)
+        ),
+        constants=_tau,
+        style=("#56B4E9", "--", "X"),
+    ),
+    "ida_r_fitted": Method(
+        "IDA-R fitted",
+        "IDA-R with the densities’ weight and the support set’s size fitted on development faces. "
+        "Ours, not the paper’s.",
+        rule="dao",
+        needs=("anchors", "dao_fit"),
+        neighbours=lambda scorer: ("the fit's support set", scorer.k),
+        values=lambda scorer, _, nearest: _column(scorer.fit.log_density(nearest)),
+        constants=lambda scorer: (scorer.fit.cosine_tau,),
+        own_constants=True,
+        style=("#1B4B8A", ":", "*"),
+    ),
+    "ida_l": Method(
+        "IDA-L",
+        "The same DAO, with F predicted from the face’s own embedding by a small network (the SSR "
+        "module), so that scoring needs no anchors.",
+        rule="dao",
+        needs=("ssr",),
+        values=lambda scorer, faces, _: _column(scorer.regressor.log_density(faces)),
+        constants=_tau,
+        own_constants=True,
+        style=("#D55E00", "-.", "^"),
+    ),
+    "pfe_fusion": Method(
+        "PFE fusion",
+        "Probabilistic face embeddings: each embedding comes with a variance for each dimension. A "
+        "template’s images are averaged with the weights 1/σ², and templates compared by cosine.",
+        style=("#66C2A5", "--", "D"),
+    ),
+    "pfe": Method(
+        "PFE",
+        "The same, scored by the likelihood that both are of one person (the mutual likelihood "
+        "score).",
+        style=("#009E73", ":", "D"),
+        score_name="PFE score",
+    ),
+    "pfe_ida_r": Method(
+        "PFE & IDA-R",
+        "IDA-R on the means of PFE’s fused templates.",
+        rule="dao",
+        style=("#CC79A7", "-", "P"),
+    ),
+    "pfe_ida_l": Method(
+        "PFE & IDA-L",
+        "IDA-L on the means of PFE’s fused templates.",
+        rule="dao",
+        style=("#E7A6CB", "-.", "P"),
+    ),
+    "pfe_mls_ida_r": Method(
+        "PFE & IDA-R, MLS",
+        "IDA-R with the mutual likelihood score, brought to the cosine’s scale, in the place of "
+        "every inner product: of the pair, and of each face with its anchors.",
+        rule="dao",
+        style=("#8E2F72", "-", "h"),
+    ),
+    "pfe_mls_ida_l": Method(
+        "PFE & IDA-L, MLS",
+        "The mutual likelihood score, brought to the cosine’s scale, for the pair, with F by the "
+        "SSR module.",
+        rule="dao",
+        style=("#8E2F72", ":", "H"),
+    ),
+    # One side's statistics alone, and a list of pairs does not tell which side is enrolled.
+    "z_norm": Method(
+        "Z-norm",
+        "The cosine, less the mean and over the deviation of the first face’s scores with all "
+        "anchors (the cohort).",
+        rule="z_norm",
+        needs=("anchors",),
+        values=_whole_cohort,
+        usual=False,
+    ),
+    "t_norm": Method(
+        "T-norm",
+        "The same with the second face’s cohort scores.",
+        rule="t_norm",
+        needs=("anchors",),
+        values=_whole_cohort,
+        usual=False,
+    ),
+    "s_norm": Method(
+        "S-norm",
+        "The cosine, standardised by mean and deviation of each face’s scores with all anchors "
+        "(the cohort), then averaged over the two faces.",
+        rule="s_norm",
+        needs=("anchors",),
+        values=_whole_cohort,
+        style=("#999999", ":", "<"),
+    ),
+    "as_norm": Method(
+        "AS-norm",
+        "The cosine, standardised by mean and deviation of each face’s highest cohort scores, then "
+        "averaged over the two faces.",
+        rule="s_norm",
+        needs=("anchors",),
+        neighbours=lambda scorer: ("top_n", scorer.top_n),
+        values=lambda scorer, _, nearest: np.stack(
+            nearest_statistics(nearest, ddof=scorer.ddof), axis=1
+        ),
+        style=("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    ),
+    "csn": Method(
+        "CSN",
+        "A logistic regression on the cosine and on the shape of both faces’ sorted highest cohort "
+        "scores, trained on pairs of the training set.",
+        rule="csn",
+        needs=("anchors", "csn"),
+        neighbours=lambda scorer: ("the classifier's top_n", scorer.csn.top_n),
+        values=lambda scorer, _, nearest: _column(scorer.csn.face_term(nearest)),
+        constants=lambda scorer: (scorer.csn.weight, scorer.csn.bias),
+        style=("#8C6D1F", "-.", ">"),
+    ),
+}
+
+
+def scoring_methods() -> dict[str, Method]:
+    """The methods that score embeddings: what `Rescorer` and the commands take."""
+    return {name: method for name, method in METHODS.items() if method.values is not None}
+
+
+def is_dao(name: str) -> bool:
+    """Whether a method's scores are log-DAO; an unknown one's are not."""
+    return name in METHODS and METHODS[name].rule == "dao"
