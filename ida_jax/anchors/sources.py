@@ -16,10 +16,8 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.sources.image_files import decode
+from ida_jax.data.sources.image_files import SUFFIXES, decode, is_image
 from ida_jax.tables.embeddings import read_embeddings
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class ImageFolder(NamedTuple):
@@ -195,7 +193,7 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
     if not flat and not nested:
         raise UserError(
             f"no image in {folder}: expected FOLDER/PERSON/IMAGE or FOLDER/IMAGE with IMAGE one of "
-            f"*{', *'.join(_SUFFIXES)}"
+            f"*{', *'.join(SUFFIXES)}"
         )
     return ImageFolder(flat or nested, tuple(file.parent.name for file in nested))
 
@@ -255,7 +253,7 @@ class _Crops(Sequence[np.ndarray]):
 
 
 def _images(paths: Sequence[Path]) -> tuple[Path, ...]:
-    return tuple(sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file()))
+    return tuple(sorted(p for p in paths if is_image(p.name) and p.is_file()))
 
 
 def _numbered(people: Sequence[str] | np.ndarray, count: int) -> tuple[np.ndarray, list[str]]:

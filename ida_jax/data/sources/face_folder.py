@@ -11,8 +11,8 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.sources.image_files import JPEG_AND_PNG
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _TOLD = 5
 
 
@@ -91,7 +91,7 @@ def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str]]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                is_image = entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
+                is_image = entry.name.lower().endswith(JPEG_AND_PNG) and not entry.is_dir()
                 wanted = entry.is_dir() if keep_folders else is_image
                 (kept if wanted else others).append(entry.name if wanted else entry.path)
     except OSError as error:

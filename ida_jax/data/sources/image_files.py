@@ -20,9 +20,21 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+# What a data set keeps as it is (`data.sources.jpeg.check_image`); the others are decoded at once.
+JPEG_AND_PNG = (".jpg", ".jpeg", ".png")
+SUFFIXES = (*JPEG_AND_PNG, ".bmp", ".webp")
 _TARS = (".tar", ".tgz", ".tar.gz")
 _SHOWN = 200
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has one of the image suffixes, in either case."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def without_suffix(name: str) -> str:
+    """A name without its image suffix; other suffixes are part of the name."""
+    return name.rpartition(".")[0] if is_image(name) else name
 
 
 class ImageFiles(Sequence[np.ndarray]):
@@ -63,7 +75,7 @@ class ImageFiles(Sequence[np.ndarray]):
 
 
 def decode(encoded: bytes, *, where: str) -> np.ndarray:
-    """uint8 [H, W, 3] RGB of a JPEG, PNG or BMP, grey ones and CMYK converted.
+    """uint8 [H, W, 3] RGB of a JPEG, PNG, BMP or WebP, grey ones and CMYK converted.
 
     Raises:
       UserError: bytes that are no image, or a JPEG without its end.
@@ -131,7 +143,7 @@ def _images_in(folder: Path) -> list[str]:
             if os.path.islink(link) and _is_within(real, os.path.realpath(link)):
                 raise UserError(f"{link} leads back to a folder around it: remove this link")
         within = Path(current).relative_to(folder)
-        names += [_sayable((within / n).as_posix()) for n in files if n.lower().endswith(SUFFIXES)]
+        names += [_sayable((within / n).as_posix()) for n in files if is_image(n)]
     return sorted(names)
 
 
@@ -283,7 +295,7 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
             if member.size < 0:
                 raise ValueError(f"a negative size at byte {member.offset}")
             name = member.name.removeprefix("./")
-            if member.isdir() or not name.lower().endswith(SUFFIXES):
+            if member.isdir() or not is_image(name):
                 continue
             if not member.isreg() or member.issparse():
                 raise ValueError(f"{name} is a link, sparse or special: pack the files themselves")

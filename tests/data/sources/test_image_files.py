@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources.image_files import decode, open_images
+from ida_jax.data.sources.image_files import decode, open_images, without_suffix
 
 NAMES = ("a/1.jpg", "a/B.PNG", "b/c/2.bmp", "z.jpeg")
 
@@ -61,6 +61,16 @@ def _check(files):
         assert name in files.where(row)
         if not name.startswith(("a/1", "z")):  # JPEG loses
             np.testing.assert_array_equal(files[row], _image(row))
+
+
+def test_webp_is_read_and_every_image_suffix_taken_off(tmp_path):
+    (tmp_path / "w.WebP").write_bytes(_encoded("w.webp", 0))
+    files = open_images(tmp_path)
+    assert files.names == ("w.WebP",)
+    assert files[0].shape == _image(0).shape
+    names = ["a.JPG", "a.jpeg", "b/a.png", "a.bmp", "a.webp", "a.txt", "a.b.jpg", "a"]
+    stems = ["a", "a", "b/a", "a", "a", "a.txt", "a.b", "a"]
+    assert [without_suffix(name) for name in names] == stems
 
 
 def test_a_folder_and_tars_give_the_same(folder, tar, tmp_path):
