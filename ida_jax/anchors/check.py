@@ -46,7 +46,7 @@ class Matches(NamedTuple):
 
 
 def same_person_threshold(
-    anchors: AnchorSet, *, faces: int, sample: int = 1000, seed: int = 0, searcher: str = "auto"
+    anchors: AnchorSet, *, faces: int, sample: int = 1000, seed: int = 0
 ) -> float:
     """The cosine to its nearest anchor that one of `faces` strangers is expected to reach.
 
@@ -67,7 +67,6 @@ def same_person_threshold(
       anchors: the set. It needs labels if it holds several images of a person.
       faces: how many are compared with it, 1 or more.
       sample: at most so many anchors are looked at, drawn from `seed`.
-      searcher: see `ida_jax.anchors.search.support_sets`.
 
     Returns:
       t, at most 0.999, so that an image that is in both is found whatever the model.
@@ -75,7 +74,7 @@ def same_person_threshold(
     Raises:
       UserError: anchors of one identity alone.
     """
-    found = own_neighbours(anchors, k=1, sample=sample, seed=seed, searcher=searcher)
+    found = own_neighbours(anchors, k=1, sample=sample, seed=seed)
     low, high = np.quantile(found.similarities[:, 0].astype(np.float64), [0.25, 0.75])
     scale = (high - low) / (math.log(-math.log(0.25)) - math.log(-math.log(0.75)))
     location = low + scale * math.log(-math.log(0.25))
@@ -117,21 +116,18 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
     return best._replace(total=total)
 
 
-def identity_leaks(
-    probes: np.ndarray, anchors: AnchorSet, threshold: float, *, searcher: str = "auto"
-) -> Matches:
+def identity_leaks(probes: np.ndarray, anchors: AnchorSet, threshold: float) -> Matches:
     """Probes whose nearest anchor has a cosine of at least `threshold`, each with that anchor.
 
     Args:
       probes: float32 [N, D], unit rows.
       anchors: the set.
       threshold: a cosine, `same_person_threshold` with faces = N for one.
-      searcher: see `ida_jax.anchors.search.support_sets`.
 
     Raises:
       UserError: as `support_sets`.
     """
-    found = support_sets(probes, anchors, k=1, searcher=searcher)
+    found = support_sets(probes, anchors, k=1)
     similarity = np.asarray(found.similarities)[:, 0]
     rows = np.flatnonzero(similarity >= np.float32(threshold)).astype(np.int32)
     nearest = np.asarray(found.indices)[rows, 0].astype(np.int32)

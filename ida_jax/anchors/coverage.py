@@ -215,7 +215,6 @@ def coverage(
     labels: np.ndarray | None = None,
     sample: int = 1000,
     seed: int = 0,
-    searcher: str = "auto",
 ) -> Coverage:
     """Whether the anchors are of the probes' domain: the probes' support sets beside their own.
 
@@ -230,7 +229,6 @@ def coverage(
       labels: int [N], the probes' identities in the anchors' numbering, each excluded from its own
         support set.
       sample: at most so many probes, and as many anchors, are looked at, drawn from `seed`.
-      searcher: see `ida_jax.anchors.search.support_sets`.
 
     Raises:
       UserError: as `support_sets`; fewer than k anchors of other identities; no probes.
@@ -239,12 +237,10 @@ def coverage(
     if n < 1:
         raise UserError("0 probes were given: expected at least 1")
     k = anchors.k if k is None else k
-    own = np.mean(
-        own_neighbours(anchors, k=k, sample=sample, seed=seed, searcher=searcher).similarities, 1
-    )
+    own = np.mean(own_neighbours(anchors, k=k, sample=sample, seed=seed).similarities, 1)
     rows = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
     chosen = None if labels is None else np.asarray(labels)[rows]
-    found = support_sets(probes[rows], anchors, k=k, labels=chosen, searcher=searcher)
+    found = support_sets(probes[rows], anchors, k=k, labels=chosen)
     similarity = np.mean(found.similarities, axis=1)
     below = int(np.count_nonzero(similarity < np.quantile(own, _UNCOVERED)))
     share = below / rows.size

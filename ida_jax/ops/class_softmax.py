@@ -30,8 +30,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-AXES = ("data", "model")
-
 
 class ClassWeights(NamedTuple):
     """This device's classes.

@@ -25,9 +25,9 @@ class Neighbours(NamedTuple):
     indices: jax.Array
 
 
-def normalize(x: jax.Array, *, axis: int = -1) -> jax.Array:
-    """x / max(‖x‖₂, 1e-12) along `axis`: a zero vector stays zero, with a finite gradient."""
-    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+def normalize(x: jax.Array) -> jax.Array:
+    """x / max(‖x‖₂, 1e-12) a row: a zero vector stays zero, with a finite gradient."""
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
