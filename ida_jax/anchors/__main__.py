@@ -78,7 +78,7 @@ def _build(argv: list[str]) -> None:
     add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
     add("--flip", action="store_true", help="with --images: add the mirrored crop's embedding")
     add("--per_identity", type=int, default=1, help="anchors of one identity, its first (1)")
-    add("--size", type=int, default=50_000, help="at most so many anchors (50,000, the paper's)")
+    add("--size", type=int, default=50_000, help="at most this many anchors (50,000, the paper's)")
     add("--seed", type=int, default=0, help="of the draw where there are more (0)")
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
@@ -136,7 +136,7 @@ def _check_build(options: Any) -> None:
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if options.size < 1 or options.per_identity < 1:
-        raise UserError("--size and --per_identity are to be at least 1")
+        raise UserError("--size and --per_identity must be at least 1")
     if not 1 <= options.k <= options.size or not 0 < options.tau < float("inf"):
         raise UserError(
             f"--k={options.k} --tau={options.tau}: expected k from 1 to the size, {options.size}, "
@@ -147,9 +147,9 @@ def _check_build(options: Any) -> None:
 
 
 def _fake(argv: list[str]) -> None:
-    from ida_jax import fake_db  # with its report, which this package knows nothing of
+    from ida_jax.runs import fake_command
 
-    fake_db.main(argv)
+    fake_command.main(argv)
 
 
 def _info(argv: list[str]) -> None:
@@ -170,15 +170,15 @@ def _info(argv: list[str]) -> None:
         print(f"made of: {provenance_line(anchors.provenance)}")
     try:
         own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
-    except UserError as error:  # a set of few anchors is one all the same
+    except UserError as error:  # a set of few anchors is still a set
         print(f"own neighbourhood: none ({error})")
         return
     levels = (1, 10, 50, 90, 99)
     quantiles = np.quantile(own.log_density, [level / 100 for level in levels])
-    told = ", ".join(f"{q:.3f} ({p} %)" for p, q in zip(levels, quantiles, strict=True))
+    log_densities = ", ".join(f"{q:.3f} ({p} %)" for p, q in zip(levels, quantiles, strict=True))
     print(
         f"own neighbourhood: cosine to the {anchors.k} nearest others {own.similarity.mean():.3f} "
-        f"on average\nlog F of the anchors: {told}"
+        f"on average\nlog F of the anchors: {log_densities}"
     )
     if len(anchors) > _MOST_COUNTED:
         print(f"near-duplicates: not counted among more than {_MOST_COUNTED:,}; see check")
@@ -238,8 +238,8 @@ def _check(argv: list[str]) -> bool:
     report["near_duplicates"] = check.matches_json(found, threshold=level)
     if anchors.labels is None and level >= check.HIGHEST_THRESHOLD > (options.threshold or 0):
         findings.append(
-            "the set seems to hold several images of a person without labels, so that it tells no "
-            "threshold and leaks go unseen: build it with --labels, or give --threshold"
+            "the set seems to hold several images of a person without labels, so that no "
+            "threshold follows and leaks go unseen: build it with --labels, or give --threshold"
         )
     for finding in findings:
         print(f"warning: {finding}")
@@ -257,14 +257,14 @@ def _against(
 
     findings, report = [], {}
     faces, count = probes.embeddings, f"{len(probes.embeddings):,}"
-    told = coverage(faces, anchors)
-    report["coverage"] = told._asdict()
+    near = coverage(faces, anchors)
+    report["coverage"] = near._asdict()
     print(
-        f"coverage: cosine to the {anchors.k} nearest anchors {told.similarity:.3f}, of an anchor "
-        f"to the others {told.own_similarity:.3f}; {told.share_uncovered:.1%} of {told.faces:,} "
+        f"coverage: cosine to the {anchors.k} nearest anchors {near.similarity:.3f}, of an anchor "
+        f"to the others {near.own_similarity:.3f}; {near.share_uncovered:.1%} of {near.faces:,} "
         "probes uncovered (about 1 % is usual)"
     )
-    if told.wrong_domain:
+    if near.wrong_domain:
         findings.append(
             "the anchors are not of the probes' domain, or not of their model, and IDA can then be "
             "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"

@@ -1,6 +1,6 @@
 """Anchors that are one person twice, and probes who are among the anchors.
 
-An anchor of a probe's own identity is no inter-class neighbour: it lowers that person's scores.
+An anchor of a probe's own identity is not an inter-class neighbour: it lowers that person's scores.
 Anchors that are one person twice weigh double wherever they are near.
 
 N probes, A anchors, D embedding, R anchors compared at once.
@@ -25,7 +25,7 @@ from ida_jax.common.validation import require_unit
 
 _BLOCK = 2048
 # An image that is in both sets is found whatever the model. A set whose own threshold would lie
-# above it holds several images of one person without saying so, and tells nothing about strangers.
+# above it holds several images of one person without labels, and says nothing about strangers.
 HIGHEST_THRESHOLD = 0.999
 
 
@@ -66,7 +66,7 @@ def same_person_threshold(
     Args:
       anchors: the set. It needs labels if it holds several images of a person.
       faces: how many are compared with it, 1 or more.
-      sample: at most so many anchors are looked at, drawn from `seed`.
+      sample: at most this many anchors are examined, drawn from `seed`.
 
     Returns:
       t, at most 0.999, so that an image that is in both is found whatever the model.
@@ -146,8 +146,8 @@ def known_leaks(
       anchors: a set with names, or with labels.
 
     Raises:
-      UserError: probes that are no unit rows of the anchors' width, anchors without names (labels),
-        names of another number.
+      UserError: probes that are not unit-norm or not of the anchors' width, anchors without names
+        (labels), a different number of names.
     """
     probes = require_unit(probes, what="probes")
     people = np.asarray(people)

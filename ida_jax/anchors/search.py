@@ -133,7 +133,7 @@ class SupportSearch:
         """Ψ of each query, as `support_sets`.
 
         Raises:
-          UserError: queries that are no unit rows, widths that differ, labels that the anchors
+          UserError: queries that are not unit-norm, widths that differ, labels that the anchors
             lack, fewer than k anchors left after the exclusion, an approximate search past the
             tolerance.
         """
@@ -162,7 +162,7 @@ class SupportSearch:
     def _checked_labels(self, labels: np.ndarray, count: int) -> np.ndarray:
         if self.anchors.labels is None:
             raise UserError(
-                "the own identity is to be excluded, but the anchors have no labels: "
+                "the own identity must be excluded, but the anchors have no labels: "
                 "build the anchor set with labels"
             )
         labels = np.asarray(labels, np.int32)

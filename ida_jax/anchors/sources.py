@@ -42,7 +42,7 @@ def class_weights(
 
     Args:
       weights: [C, D], rows of any norm.
-      size: at most so many are kept, drawn without replacement from `seed` (paper: 50,000).
+      size: at most this many are kept, drawn without replacement from `seed` (paper: 50,000).
     """
     rows = sampled_rows(len(weights), size=size, seed=seed)
     return AnchorSet.from_embeddings(
@@ -69,8 +69,8 @@ def real_db_rows(
 
     Args:
       labels: int [N], identities; a negative one is unknown, and its row a person of its own.
-      size: at most so many rows are kept, drawn without replacement from `seed`.
-      per_identity: an identity's first so many rows are taken before the draw.
+      size: at most this many rows are kept, drawn without replacement from `seed`.
+      per_identity: at most this many of an identity's first rows enter the draw.
 
     Returns:
       int64 [A], by ascending label.
@@ -100,13 +100,13 @@ def embedding_anchors(
 
     Args:
       embeddings: [N, D], rows of any norm; of a memory-mapped file only the anchors are read.
-      size: at most so many anchors, drawn without replacement from `seed`.
+      size: at most this many anchors, drawn without replacement from `seed`.
       people: N identities, as integers or as names; every row is an anchor if None.
       per_identity: with `people`, anchors of one identity.
       fingerprint: of the model that made the embeddings; "" where unknown.
 
     Raises:
-      UserError: people of another number, or neither integers nor strings; a chosen row that is
+      UserError: a different number of people, or neither integers nor strings; a chosen row that is
         zero, NaN or infinite, by its number in `embeddings`; as `AnchorSet.from_embeddings`.
     """
     labels, names = (None, ()) if people is None else _numbered(people, len(embeddings))
@@ -146,8 +146,8 @@ def image_anchors(
     Args:
       folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
       model: the model whose faces will be compared.
-      size: at most so many anchors, drawn without replacement from `seed`.
-      per_identity: of a person's folder, the first so many images by name.
+      size: at most this many anchors, drawn without replacement from `seed`.
+      per_identity: at most this many images of a person's folder, the first by name.
       flip: f(x) + f(mirrored x), as the faces to be compared are embedded.
 
     Raises:
