@@ -1,6 +1,6 @@
 """A trained generator of faces as one file: network, weights, the crops it makes, its fingerprint.
 
-A face of it is a face of nobody: what the fake-db's anchors are made of (section 3.2).
+Its faces belong to no real person: what the fake-db's anchors are made of (section 3.2).
 
 N faces, S crop size, R resolution, Z latent, W style.
 """
@@ -109,8 +109,8 @@ class FaceGenerator:
 
             w ← w̄ + ψ·(w − w̄)
 
-        A face is a function of (seed, its number, ψ), in float32; on another number of devices or
-        another kind a pixel may be rounded otherwise.
+        A face is a function of (seed, its number, ψ), in float32; on a different number or kind
+        of devices a pixel may be rounded differently.
 
         Args:
           first: the first one's number, 0 or more.

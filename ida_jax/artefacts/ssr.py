@@ -58,7 +58,7 @@ class DensityRegressor:
         """log F, float32 [N], of faces [N, D] with unit rows.
 
         Raises:
-          UserError: faces that are no unit rows, or of another width.
+          UserError: faces that are not unit-norm, or of a different width.
         """
         faces = require_unit(faces)
         if faces.shape[1] != self.width:

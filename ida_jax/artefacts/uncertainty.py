@@ -78,8 +78,8 @@ class UncertaintyModel:
           progress: as there.
 
         Raises:
-          UserError: another face model; a crop of another size; a zero, NaN or infinite embedding,
-            or a σ² that is 0, NaN or infinite, named by row.
+          UserError: another face model; a crop of a different size; a zero, NaN or infinite
+            embedding, or a σ² that is 0, NaN or infinite, named by row.
         """
         raw, log_variances = self.raw_embeddings(
             model, images, batch_size=batch_size, flip=flip, progress=progress

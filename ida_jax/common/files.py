@@ -76,7 +76,7 @@ def load_tensors(
     """Reads what `save_tensors` wrote: read-only memory-mapped arrays, and the metadata.
 
     Raises:
-      UserError: no such file, not a whole safetensors file, or one of another kind.
+      UserError: no such file, not a whole safetensors file, or one of a different kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -132,7 +132,7 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 
 @contextlib.contextmanager
 def complete(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an entry that an artefact lacks, or one of another form, into one clear line."""
+    """Turns an entry that an artefact lacks, or a malformed one, into one clear line."""
     try:
         yield
     except UserError:

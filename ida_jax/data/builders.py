@@ -25,7 +25,7 @@ from ida_jax.data.sources.tfds_writer import VERSION, face_features, write_faces
 class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Faces with their identities, of InsightFace's RecordIO unless a subclass says otherwise.
 
-    `download_and_prepare` writes by `write_faces`, which goes on where it was stopped. The two
+    `download_and_prepare` writes by `write_faces`, which resumes where it was stopped. The two
     generators are TFDS's own way to the same records, shuffled and unchecked.
     """
 

@@ -37,7 +37,7 @@ def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
     All lines have 11 fields, or all have 12. A name may hold spaces where tabs separate.
 
     Raises:
-      UserError: a file that is absent, empty or no text; a line of another form; a number that is
+      UserError: a file that is absent, empty or not text; a malformed line; a number that is
         not finite; an image that comes twice. The message gives the file and the line.
     """
     path = Path(path)

@@ -46,7 +46,7 @@ class TfdsImages(Sequence[np.ndarray]):
         """The image of a row, uint8 [H, W, 3] RGB.
 
         Raises:
-          UserError: its bytes are no image.
+          UserError: its bytes are not an image.
         """
         return self.image(index, "image")
 

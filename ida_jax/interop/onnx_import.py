@@ -67,7 +67,7 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
     x = graph.take(x, "Flatten", "Reshape").output[0]
     x = graph.gemm(x, state)
     if x != graph.output:
-        raise UserError(f"{path}: the graph goes on after the embedding, '{x}': {graph.readable}")
+        raise UserError(f"{path}: the graph continues after the embedding, '{x}': {graph.readable}")
     return state
 
 

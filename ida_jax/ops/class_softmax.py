@@ -191,7 +191,7 @@ def softmax_step(
         weight = _row_major(blocks.put(weight, new, i))
         momentum = _row_major(blocks.put(momentum, v_new, i))
         # Read ahead, after the write: were a block read in the round that writes it, XLA would copy
-        # the whole weights wherever it cannot tell that every read comes first. (After the last
+        # the whole weights wherever it cannot prove that every read comes first. (After the last
         # block it is read again.)
         old, v = blocks.take(weight, i + 1), blocks.take(momentum, i + 1)
         return weight, momentum, old, v, gradient, squared

@@ -48,7 +48,7 @@ def mixed_styles(
 
     Args:
       first: w of one latent, [B, W].
-      second: w of another, [B, W].
+      second: w of another latent, [B, W].
       crossover: int [B], the first layer of the second; L or more: none.
       layers: L.
 

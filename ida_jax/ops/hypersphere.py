@@ -129,7 +129,7 @@ def nearest_anchors(
     """The support set Ψ: each query's k most similar anchors of other identities (section 3.2).
 
     Exact, by blocks of anchors: the similarities held at once are [N, block_size]. An anchor whose
-    label equals the query's is never chosen: a face's own identity is no inter-class neighbour.
+    label equals the query's is never chosen: a face's own identity is not an inter-class neighbour.
     Negative labels stand for unknown and exclude nothing.
 
     Args:

@@ -127,7 +127,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if few:
         notes.append(
             f"FAR {', '.join(map(far_name, few))} is below 1/{results['impostor']:,}: the "
-            "threshold is the highest impostor score, and these pairs cannot tell the rate"
+            "threshold is the highest impostor score, and these pairs cannot measure the rate"
         )
     if any(count < FEWEST_FALSE_ACCEPTS for m in methods for count in _counts(m)):
         notes.append(

@@ -28,7 +28,7 @@ def known_suffix(path: Path, allowed: Sequence[str], *, what: str) -> str:
     """The file's suffix in lower case.
 
     Raises:
-      UserError: a suffix that is none of the allowed ones.
+      UserError: a suffix that is not one of those allowed.
     """
     suffix = path.suffix.lower()
     if suffix not in allowed:
@@ -114,7 +114,7 @@ def text_blocks(path: Path) -> Iterator[TextBlock]:
             line += data.count(b"\n", 0, cut)
         rest = data[cut:]
         if len(rest) > _LONGEST_LINE:
-            raise UserError(f"{path}, line {line}: longer than 1 MiB, so this is no list of lines")
+            raise UserError(f"{path}, line {line}: longer than 1 MiB, not a list of lines")
     if rest := rest.rstrip(b"\r\n"):
         yield TextBlock(line, rest)
 

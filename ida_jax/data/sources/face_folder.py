@@ -13,7 +13,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.data.sources.encoded import EncodedFaces
 from ida_jax.data.sources.image_files import JPEG_AND_PNG
 
-_TOLD = 5
+_LISTED = 5
 
 
 class FolderImages(Sequence[bytes]):
@@ -43,7 +43,7 @@ class FolderImages(Sequence[bytes]):
 def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     """The images of FOLDER/IDENTITY/, by identity and file name; hidden files are passed over.
 
-    Images are read when asked for. The notes tell of identity folders without an image, and of what
+    Images are read when asked for. The notes report identity folders without an image, and of what
     is left out: other files, and what lies in FOLDER itself or below an identity's folder.
 
     Raises:
@@ -77,7 +77,7 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
         notes.append(f"{len(empty)} identity folders hold no image: {_some(empty)}")
     if left_out:
         notes.append(
-            f"{len(left_out)} entries that are no FOLDER/IDENTITY/IMAGE are left out: "
+            f"{len(left_out)} entries that are not FOLDER/IDENTITY/IMAGE are left out: "
             f"{_some(left_out)}"
         )
     return EncodedFaces(images, labels, tuple(identities), images.path, tuple(notes))
@@ -115,5 +115,5 @@ def _refuse_twins(folder: str, names: Sequence[str]) -> None:
 
 def _some(names: Sequence[str]) -> str:
     # A name that is left out need not be text that can be printed.
-    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_TOLD])
-    return shown + ", …" * (len(names) > _TOLD)
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_LISTED])
+    return shown + ", …" * (len(names) > _LISTED)

@@ -1,4 +1,4 @@
-"""Images where people have them: a folder, a list of paths, or a tar file; read when asked for.
+"""Images from a folder, a list of paths, or a tar file, read when asked for.
 
 N images, H height, W width.
 """
@@ -78,7 +78,7 @@ def decode(encoded: bytes, *, where: str) -> np.ndarray:
     """uint8 [H, W, 3] RGB of a JPEG, PNG, BMP or WebP, grey ones and CMYK converted.
 
     Raises:
-      UserError: bytes that are no image, or a JPEG without its end.
+      UserError: bytes that are not an image, or a JPEG without its end.
     """
     import cv2
 
@@ -103,7 +103,7 @@ def open_images(
     Args:
       path: a folder, whose images at any depth are taken, sorted by path; a .tar or .tgz, likewise
         (the latter is unpacked to a temporary file); or a text file, a path a line and in its
-        order. After the path a line may go on, behind a tab or a space: a list of landmarks is one
+        order. More fields may follow the path after a tab or a space: a list of landmarks is a list
         of images.
       root: the folder that a list's paths start from; the list's own if None.
 
@@ -114,7 +114,7 @@ def open_images(
     path = Path(path)
     is_tar = path.name.lower().endswith(_TARS)
     if root is not None and (is_tar or path.is_dir()):
-        raise UserError(f"--root={root} is for lists of images, {path} is none: leave it out")
+        raise UserError(f"--root={root} is for lists of images, {path} is not a list: leave it out")
     if path.is_dir():
         return ImageFiles(_some(_images_in(path), path), _Folder(path))
     require_file(path, what="images")
@@ -172,8 +172,8 @@ def _listed(path: Path, root: Path) -> dict[str, int]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is no folder, no .tar or .tgz, and no UTF-8 list of images: byte "
-            f"{error.start} is no text"
+            f"{path} is neither a folder, a .tar or .tgz, nor a UTF-8 list of images: byte "
+            f"{error.start} is not text"
         ) from error
     names: dict[str, int] = {}
     for number, line in enumerate(text.split("\n") if text else (), 1):
@@ -315,7 +315,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _size_and_time(path: Path) -> str:
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -57,8 +57,8 @@ def load_plain_pickle(path: Path) -> Any:
     Memory stays within a small multiple of the file's size.
 
     Raises:
-      UserError: the file is no whole pickle, or has an instruction or a name that builds something
-        else; byte and name are told.
+      UserError: the file is not a whole pickle, or has an instruction or a name that builds
+        something else; byte and name are given.
     """
     content = path.read_bytes()
     loads, stop, fault = _checked_instructions(content)
@@ -72,7 +72,9 @@ def load_plain_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged pickle raises almost anything
         if fault is None:
             text = ascii(" ".join(str(error).split())[:80])[1:-1]
-            raise UserError(f"{path} is damaged or of another form ({text}): {EXPECTED}") from error
+            raise UserError(
+                f"{path} is damaged or not in this format ({text}): {EXPECTED}"
+            ) from error
     if fault is not None:
         raise UserError(f"{path}, byte {stop}: {fault}: {EXPECTED}")
     return found
