@@ -91,12 +91,12 @@ def _build(argv: list[str]) -> None:
     common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
     if options.embeddings is not None:
         people = None if options.labels is None else sources.read_people(options.labels)
-        found = read_embeddings(options.embeddings)
+        table = read_embeddings(options.embeddings)
         anchors = sources.embedding_anchors(
-            found.embeddings,
+            table.embeddings,
             people=people,
             per_identity=options.per_identity,
-            fingerprint=found.fingerprint,
+            fingerprint=table.fingerprint,
             **common,
         )
     elif options.class_weights:
@@ -184,8 +184,8 @@ def _info(argv: list[str]) -> None:
         print(f"near-duplicates: not counted among more than {_MOST_COUNTED:,}; see check")
         return
     threshold = same_person_threshold(anchors, faces=len(anchors))
-    found = near_duplicates(anchors, threshold, limit=1)
-    print(f"near-duplicates: {found.total:,} pairs with a cosine of at least {threshold:.3f}")
+    pairs = near_duplicates(anchors, threshold, limit=1)
+    print(f"near-duplicates: {pairs.total:,} pairs with a cosine of at least {threshold:.3f}")
 
 
 def _check(argv: list[str]) -> bool:
@@ -230,12 +230,13 @@ def _check(argv: list[str]) -> bool:
         level = threshold(len(against.embeddings))
         findings, report = _against(against, anchors, level, options.limit)
     level = threshold(len(anchors))
-    found = check.near_duplicates(anchors, level, limit=max(options.limit, 1000))
+    duplicates = check.near_duplicates(anchors, level, limit=max(options.limit, 1000))
     print(
-        f"near-duplicates: {found.total:,} pairs of anchors with a cosine of at least {level:.3f}"
+        f"near-duplicates: {duplicates.total:,} pairs of anchors with a cosine of at least "
+        f"{level:.3f}"
     )
-    _list(found, "anchor", anchors.names, anchors.names, options.limit)
-    report["near_duplicates"] = check.matches_json(found, threshold=level)
+    _list(duplicates, "anchor", anchors.names, anchors.names, options.limit)
+    report["near_duplicates"] = check.matches_json(duplicates, threshold=level)
     if anchors.labels is None and level >= check.HIGHEST_THRESHOLD > (options.threshold or 0):
         findings.append(
             "the set seems to hold several images of a person without labels, so that no "
@@ -311,26 +312,26 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import read_embeddings
 
-    found, path = read_embeddings(options.against), str(options.against)
-    anchors.check_model(fingerprint=found.fingerprint, width=found.width, whose=path)
+    table, path = read_embeddings(options.against), str(options.against)
+    anchors.check_model(fingerprint=table.fingerprint, width=table.width, whose=path)
     people = None
     if options.labels is not None:
         people = read_people(options.labels)
-    elif anchors.names and found.names and all("/" in name for name in found.names):
-        people = [name.rsplit("/", 1)[0] for name in found.names]
-    return _Probes(unit_embeddings(found.embeddings, what="probes"), found.names, people)
+    elif anchors.names and table.names and all("/" in name for name in table.names):
+        people = [name.rsplit("/", 1)[0] for name in table.names]
+    return _Probes(unit_embeddings(table.embeddings, what="probes"), table.names, people)
 
 
 def _list(
-    found: "Matches", what: str, names: "Sequence[str]", anchor_names: "Sequence[str]", limit: int
+    matches: "Matches", what: str, names: "Sequence[str]", anchor_names: "Sequence[str]", limit: int
 ) -> None:
     def row(what: str, number: int, names: "Sequence[str]") -> str:
         return f"{what} {number}" + (f" ({names[number]})" if names else "")
 
-    for first, second, cosine in list(zip(*found[1:], strict=True))[:limit]:
+    for first, second, cosine in list(zip(*matches[1:], strict=True))[:limit]:
         print(f"  {cosine:.3f}  {row(what, first, names)}  {row('anchor', second, anchor_names)}")
-    if found.total > limit:
-        print(f"  … and {found.total - limit:,} more (--limit, --json)")
+    if matches.total > limit:
+        print(f"  … and {matches.total - limit:,} more (--limit, --json)")
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -341,9 +342,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _command() -> int:
-    found = []
-    code = exit_code(lambda: found.append(main(sys.argv[1:])))
-    return code or int(any(found))
+    commands = []
+    code = exit_code(lambda: commands.append(main(sys.argv[1:])))
+    return code or int(any(commands))
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def same_person_threshold(
     Raises:
       UserError: anchors of one identity alone.
     """
-    found = own_neighbours(anchors, k=1, sample=sample, seed=seed)
-    low, high = np.quantile(found.similarities[:, 0].astype(np.float64), [0.25, 0.75])
+    neighbours = own_neighbours(anchors, k=1, sample=sample, seed=seed)
+    low, high = np.quantile(neighbours.similarities[:, 0].astype(np.float64), [0.25, 0.75])
     scale = (high - low) / (math.log(-math.log(0.25)) - math.log(-math.log(0.75)))
     location = low + scale * math.log(-math.log(0.25))
     expected = 1 / max(faces, 2)  # one in one would be no threshold
@@ -105,12 +105,12 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
             continue
         total += int(count)
         first, second = np.nonzero(np.asarray(tile) >= np.float32(threshold))
-        found = np.asarray(tile)[first, second]
+        cosines = np.asarray(tile)[first, second]
         first, second = first + min(row, a - block), second + min(column, a - block)
         best = _most_similar(
             np.concatenate([best.first, first.astype(np.int32)]),
             np.concatenate([best.second, second.astype(np.int32)]),
-            np.concatenate([best.similarity, found]),
+            np.concatenate([best.similarity, cosines]),
             limit=limit,
         )
     return best._replace(total=total)
@@ -127,10 +127,10 @@ def identity_leaks(probes: np.ndarray, anchors: AnchorSet, threshold: float) -> 
     Raises:
       UserError: as `support_sets`.
     """
-    found = support_sets(probes, anchors, k=1)
-    similarity = np.asarray(found.similarities)[:, 0]
+    neighbours = support_sets(probes, anchors, k=1)
+    similarity = np.asarray(neighbours.similarities)[:, 0]
     rows = np.flatnonzero(similarity >= np.float32(threshold)).astype(np.int32)
-    nearest = np.asarray(found.indices)[rows, 0].astype(np.int32)
+    nearest = np.asarray(neighbours.indices)[rows, 0].astype(np.int32)
     return _most_similar(rows, nearest, similarity[rows])
 
 
@@ -180,14 +180,14 @@ def known_leaks(
     )
 
 
-def matches_json(found: Matches, **entries: float) -> dict[str, Any]:
+def matches_json(matches: Matches, **entries: float) -> dict[str, Any]:
     """The matches for a JSON file, with other entries before them."""
     return {
         **entries,
-        "total": found.total,
-        "first": found.first.tolist(),
-        "second": found.second.tolist(),
-        "cosine": [round(float(cosine), 6) for cosine in found.similarity],
+        "total": matches.total,
+        "first": matches.first.tolist(),
+        "second": matches.second.tolist(),
+        "cosine": [round(float(cosine), 6) for cosine in matches.similarity],
     }
 
 

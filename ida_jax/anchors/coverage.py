@@ -141,14 +141,16 @@ def own_neighbourhood(
     """
     _, codes, images = np.unique(_identities(anchors), return_inverse=True, return_counts=True)
     others = len(anchors) - int(images.max())
-    found = own_neighbours(
+    neighbours = own_neighbours(
         anchors, k=max(k, min(_DEPTH * k, others)), sample=sample, seed=seed, searcher=searcher
     )
-    nearest = found.similarities[:, :k]
+    nearest = neighbours.similarities[:, :k]
     return Neighbourhood(
         np.mean(nearest, axis=1),
         np.asarray(log_density_of(nearest, tau=tau)),
-        _reliability(found.similarities, codes[found.indices], people=images.size, k=k, tau=tau),
+        _reliability(
+            neighbours.similarities, codes[neighbours.indices], people=images.size, k=k, tau=tau
+        ),
     )
 
 
@@ -241,8 +243,8 @@ def coverage(
     own = np.mean(own_neighbours(anchors, k=k, sample=sample, seed=seed).similarities, 1)
     rows = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
     chosen = None if labels is None else np.asarray(labels)[rows]
-    found = support_sets(probes[rows], anchors, k=k, labels=chosen)
-    similarity = np.mean(found.similarities, axis=1)
+    neighbours = support_sets(probes[rows], anchors, k=k, labels=chosen)
+    similarity = np.mean(neighbours.similarities, axis=1)
     below = int(np.count_nonzero(similarity < np.quantile(own, _UNCOVERED)))
     share = below / rows.size
     return Coverage(

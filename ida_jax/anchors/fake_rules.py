@@ -226,5 +226,5 @@ def _not_again(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndar
 
 
 def _quantiles(cosines: np.ndarray) -> dict[str, float]:
-    found = np.nanquantile(cosines.astype(np.float64), [level / 100 for level in _LEVELS])
-    return {f"{level} %": round(float(q), 6) for level, q in zip(_LEVELS, found, strict=True)}
+    values = np.nanquantile(cosines.astype(np.float64), [level / 100 for level in _LEVELS])
+    return {f"{level} %": round(float(q), 6) for level, q in zip(_LEVELS, values, strict=True)}

@@ -58,8 +58,8 @@ def read_anchors(path: str | os.PathLike[str]) -> AnchorSet:
     """
     if Path(path).suffix == ".safetensors":
         return AnchorSet.load(path)
-    found = read_embeddings(path)
-    return AnchorSet.from_embeddings(found.embeddings, fingerprint=found.fingerprint)
+    table = read_embeddings(path)
+    return AnchorSet.from_embeddings(table.embeddings, fingerprint=table.fingerprint)
 
 
 def real_db_rows(
@@ -153,17 +153,17 @@ def image_anchors(
     Raises:
       UserError: as `find_images`; an image that cannot be decoded or is of another size.
     """
-    found = find_images(folder)
+    images = find_images(folder)
     names: tuple[str, ...] = ()
-    if found.people:
-        _, labels = np.unique(found.people, return_inverse=True)
+    if images.people:
+        _, labels = np.unique(images.people, return_inverse=True)
         rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
-        names = tuple(found.people[row] for row in rows)
+        names = tuple(images.people[row] for row in rows)
     else:
-        labels, rows = None, sampled_rows(len(found.files), size=size, seed=seed)
+        labels, rows = None, sampled_rows(len(images.files), size=size, seed=seed)
     if k > len(rows):  # said before they are embedded
         raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
-    crops = _Crops([found.files[row] for row in rows], model.preprocessing)
+    crops = _Crops([images.files[row] for row in rows], model.preprocessing)
     return AnchorSet.from_embeddings(
         model.embed(crops, flip=flip, progress="embed the anchors"),
         labels=None if labels is None else labels[rows],

@@ -111,7 +111,7 @@ class UncertaintyModel:
             progress=progress,
         )
         chunks = list(batches) or [(np.zeros((0, width), np.float32),) * 2]
-        raw, log_variances = (np.concatenate(each) for each in zip(*chunks, strict=True))
+        raw, log_variances = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
         return raw, log_variances
 
     def check_model(self, *, fingerprint: str, width: int) -> None:
@@ -135,9 +135,9 @@ class UncertaintyModel:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
-            found = cls(unflatten_dict(tensors, sep="/"), metadata["fingerprint"])
-            _ = found.module
-        return found
+            model = cls(unflatten_dict(tensors, sep="/"), metadata["fingerprint"])
+            _ = model.module
+        return model
 
 
 def means_and_maps(

@@ -88,9 +88,9 @@ def load_tensors(
             header = dict(opened.metadata() or {})
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-    found = header.pop("kind", "unknown")
-    if found != kind:
-        raise UserError(f"{path} is of kind '{found}', expected '{kind}'")
+    stored = header.pop("kind", "unknown")
+    if stored != kind:
+        raise UserError(f"{path} is of kind '{stored}', expected '{kind}'")
     with complete(path):
         return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
 

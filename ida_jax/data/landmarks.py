@@ -100,8 +100,8 @@ def _slow(path: Path, block: TextBlock, width: int) -> tuple[list[str], np.ndarr
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 text, {_EXPECTED}") from error
         if len(fields) != width or not fields[0]:
-            found = f"{len(fields)} fields were found, the first line has {width}"
-            raise UserError(f"{where}: {found if fields else 'a blank line'}; {_EXPECTED}")
+            fault = f"{len(fields)} fields were found, the first line has {width}"
+            raise UserError(f"{where}: {fault if fields else 'a blank line'}; {_EXPECTED}")
         try:
             numbers.append([float(field) for field in fields[1:]])
         except ValueError as error:

@@ -203,8 +203,8 @@ def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsI
         raise UserError(
             f"{path} lacks the feature {missing[0]}: it has {', '.join(sorted(info.features))}"
         )
-    found = info.splits[split]
-    return info, TfdsImages(tuple(map(str, found.filepaths)), tuple(found.shard_lengths))
+    split_info = info.splits[split]
+    return info, TfdsImages(tuple(map(str, split_info.filepaths)), tuple(split_info.shard_lengths))
 
 
 def _labels(images: TfdsImages, path: Path) -> np.ndarray:

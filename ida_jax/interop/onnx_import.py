@@ -106,9 +106,9 @@ class _Graph:
     def take(self, value: str, *kinds: str) -> Any:
         node = self.consumer(value, *kinds)
         if node is None:
-            found = ", ".join(n.op_type for n in self.nodes.get(value, ())) or "nothing"
+            operations = ", ".join(n.op_type for n in self.nodes.get(value, ())) or "nothing"
             raise UserError(
-                f"{self.path}: expected {' or '.join(kinds)} after '{value}', found {found}: "
+                f"{self.path}: expected {' or '.join(kinds)} after '{value}', found {operations}: "
                 f"{self.readable}"
             )
         return node

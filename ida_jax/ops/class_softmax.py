@@ -124,13 +124,13 @@ def softmax_step(
     def look(i: jax.Array, old: jax.Array) -> "_Look":
         rows, fresh = blocks.rows(i)
         norms = _norms(old)
-        each = products.cosines(old, norms)
+        cosines = products.cosines(old, norms)
         ids = first_class + rows
         return _Look(
             old,
             norms,
-            each,
-            jnp.max(each, axis=-1),
+            cosines,
+            jnp.max(cosines, axis=-1),
             labels[:, None] == ids[None, :],
             fresh & (ids < num_classes),
             fresh,

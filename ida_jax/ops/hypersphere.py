@@ -155,11 +155,11 @@ def nearest_anchors(
 
     def similarities(first: jax.Array) -> jax.Array:
         block = lax.dynamic_slice_in_dim(anchors, first, block_size)
-        found = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
+        cosines = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
         if query_labels is None:
-            return found
+            return cosines
         labels = lax.dynamic_slice_in_dim(anchor_labels, first, block_size)
         same = (query_labels[:, None] == labels[None, :]) & (labels >= 0)[None, :]
-        return jnp.where(same, -jnp.inf, found)
+        return jnp.where(same, -jnp.inf, cosines)
 
     return blockwise_top_k(similarities, (n, a), k=k, block_size=block_size)

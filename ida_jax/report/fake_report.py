@@ -65,7 +65,8 @@ def fake_json(report: FakeReport, candidates: Candidates) -> dict[str, Any]:
         "strangers": report.strangers,
     }
     counts = {
-        name: np.histogram(each[np.isfinite(each)], _EDGES)[0] for name, each in cosines.items()
+        name: np.histogram(values[np.isfinite(values)], _EDGES)[0]
+        for name, values in cosines.items()
     }
     unreadable = report.numbers(UNREADABLE)
     return {
@@ -152,11 +153,11 @@ def _privacy(report: FakeReport) -> str:
     figure = privacy_figure(
         report.nearest, report.strangers, described["thresholds"]["privacy_cosine"]
     )
-    found = described["nearest_training_cosine"]
-    head = "".join(f'<th scope="col">{level}</th>' for level in found["kept"])
+    quantiles = described["nearest_training_cosine"]
+    head = "".join(f'<th scope="col">{level}</th>' for level in quantiles["kept"])
     body = "\n".join(
         f'<tr><th scope="row">{name}</th>'
-        + "".join(f"<td>{cosine:.3f}</td>" for cosine in found[key].values())
+        + "".join(f"<td>{cosine:.3f}</td>" for cosine in quantiles[key].values())
         + "</tr>"
         for name, key in (
             ("all faces drawn", "candidates"),

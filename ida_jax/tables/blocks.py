@@ -69,14 +69,14 @@ def read_rows(array: np.memmap, start: int, stop: int) -> np.ndarray:
 
     def read(first: int, entries: int) -> np.ndarray:
         try:
-            found = np.fromfile(
+            values = np.fromfile(
                 array.filename, array.dtype, entries, offset=array.offset + first * size
             )
         except OSError as error:
             raise UserError(f"cannot read {array.filename}: {one_line(error)}") from error
-        if len(found) != entries:
+        if len(values) != entries:
             raise UserError(f"{array.filename} has become shorter while it was read")
-        return found
+        return values
 
     if array.flags.c_contiguous:
         return read(2 * start, 2 * count).reshape(count, 2)

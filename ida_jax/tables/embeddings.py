@@ -114,13 +114,13 @@ def file_stamp(path: Path) -> dict[str, int | str]:
 def _fingerprint_beside(path: Path) -> str:
     """The fingerprint of an .npy; "" where nothing beside it speaks of this very file."""
     try:
-        found = json.loads(fingerprint_file(path).read_bytes())
+        record = json.loads(fingerprint_file(path).read_bytes())
         stamp = file_stamp(path)
     except (OSError, ValueError):
         return ""
-    if not isinstance(found, dict) or {key: found.get(key) for key in stamp} != stamp:
+    if not isinstance(record, dict) or {key: record.get(key) for key in stamp} != stamp:
         return ""
-    fingerprint = found.get("fingerprint")
+    fingerprint = record.get("fingerprint")
     return fingerprint if isinstance(fingerprint, str) else ""
 
 

@@ -163,8 +163,8 @@ class _Names:
         import pyarrow.compute as pc
 
         if len(self.known) <= _ARROW_NAMES:
-            found = pc.index_in(column.cast(pa.string()), value_set=self.column)
-            return pc.fill_null(found, -1).to_numpy()
+            positions = pc.index_in(column.cast(pa.string()), value_set=self.column)
+            return pc.fill_null(positions, -1).to_numpy()
         rows = (self.known.get(name, -1) for name in column.to_pylist())
         return np.fromiter(rows, np.int32, len(column))
 
@@ -209,8 +209,8 @@ def _parquet_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
 
     layout = parquet_layout(source, what="pairs")
     if len(layout.schema) != 2:
-        found = ", ".join(layout.schema.names)
-        raise UserError(f"{source} has the columns {found}: expected two, one pair a row")
+        columns = ", ".join(layout.schema.names)
+        raise UserError(f"{source} has the columns {columns}: expected two, one pair a row")
     kinds = [f.type.value_type if types.is_dictionary(f.type) else f.type for f in layout.schema]
     if all(types.is_integer(kind) for kind in kinds):
         names = None
@@ -298,8 +298,8 @@ def _fault(fields: list[str], rows: int, names: _Names | None) -> str | None:
     if not any(field.strip() for field in fields):
         return "empty, expected the two fields of a pair"
     if len(fields) != 2:
-        found = ", ".join(_shown(field) for field in fields[:5]) + ", …" * (len(fields) > 5)
-        return f"found {found}; expected the two fields of a pair"
+        shown = ", ".join(_shown(field) for field in fields[:5]) + ", …" * (len(fields) > 5)
+        return f"found {shown}; expected the two fields of a pair"
     for field in fields:
         if names is not None and field in names.known:
             continue

@@ -184,7 +184,7 @@ def test_an_image_that_does_not_decode(run, tmp_path):
     images = _images(run, tmp_path / "images")
     (images / "003.png").write_bytes(b"no image")
     source = (f"--images={images}",)
-    with pytest.raises(UserError, match=r"003\.png cannot be decoded.*; --skip-bad goes on"):
+    with pytest.raises(UserError, match=r"003\.png cannot be decoded.*; --skip-bad continues"):
         _fake(tmp_path / "A.safetensors", run, source=source)
     assert not list(tmp_path.glob("*A.*"))
     _fake(tmp_path / "A.safetensors", run, "--skip-bad", source=source)

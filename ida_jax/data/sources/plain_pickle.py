@@ -66,7 +66,7 @@ def load_plain_pickle(path: Path) -> Any:
         # What comes before is built all the same: a name that it loads says more than the fault.
         content = content[:stop] + pickle.STOP + content[stop + 1 :]
     try:
-        found = _Unpickler(path, content, loads).load()
+        value = _Unpickler(path, content, loads).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
@@ -77,7 +77,7 @@ def load_plain_pickle(path: Path) -> Any:
             ) from error
     if fault is not None:
         raise UserError(f"{path}, byte {stop}: {fault}: {EXPECTED}")
-    return found
+    return value
 
 
 def _checked_instructions(content: bytes) -> tuple[list[int], int, str | None]:
@@ -147,13 +147,13 @@ class _Unpickler(pickle.Unpickler):
         at = next(self._loads)
         if (module, name) == ("_codecs", "encode"):
             return self._encode
-        found = _KNOWN.get(f"{module}.{name}")
-        if found is None:
+        known = _KNOWN.get(f"{module}.{name}")
+        if known is None:
             shown = _shown(f"{module}\n{name}".encode("utf-8", "replace"))
             raise UserError(
                 f"{self._path}, byte {at}: tries to load {shown}, which could run code: {EXPECTED}"
             )
-        return found
+        return known
 
     def _encode(self, text: str, encoding: str) -> bytes:
         """How Python 3 writes bytes in the protocols 0 to 2."""

@@ -254,11 +254,11 @@ def _image() -> Any:
 
 
 def _unexpected(name: str, faces: EncodedFaces) -> tuple[str, ...]:
-    found, expected = (len(faces.labels), len(faces.identities)), EXPECTED.get(name)
-    if expected is None or found in expected:
+    counts, expected = (len(faces.labels), len(faces.identities)), EXPECTED.get(name)
+    if expected is None or counts in expected:
         return ()
     known = " or ".join(f"{images:,} images of {people:,}" for images, people in expected)
-    return (f"warning: {found[0]:,} images of {found[1]:,} identities, but {name} has {known}",)
+    return (f"warning: {counts[0]:,} images of {counts[1]:,} identities, but {name} has {known}",)
 
 
 def _sample(split: _Split) -> str:

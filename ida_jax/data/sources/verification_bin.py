@@ -73,8 +73,8 @@ def open_bin(path: str | os.PathLike[str]) -> ImageFiles:
       UserError: as `read_verification_bin`.
     """
     path = Path(path)
-    found = read_verification_bin(path)
-    return ImageFiles([f"{row:06}" for row in range(len(found.images))], _Bin(path, found))
+    content = read_verification_bin(path)
+    return ImageFiles([f"{row:06}" for row in range(len(content.images))], _Bin(path, content))
 
 
 class _Bin:
