@@ -88,7 +88,7 @@ def device_search(
 
     The anchors are uploaded once where they fill at most half of a device's memory, and otherwise
     by slabs at each call. Queries are padded to few shapes, so that no number of them compiles
-    anew.
+    again.
 
     Args:
       embeddings: float32 [A, D], unit rows; may be memory-mapped.

@@ -49,7 +49,7 @@ class FaceGenerator:
     def of(
         cls, options: dict[str, Any], params: Any, *, image_size: int, provenance: dict[str, Any]
     ) -> "FaceGenerator":
-        """A generator of these parameters, its mean style found from 8,192 latents."""
+        """A generator of these parameters, its mean style estimated from 8,192 latents."""
         params = jax.tree.map(np.asarray, params)
         network = GeneratorNetwork(**options)
         mean = np.asarray(_mean_style(network, {"params": params}))
@@ -105,7 +105,7 @@ class FaceGenerator:
         truncation: float = 1.0,
         progress: str | None = None,
     ) -> np.ndarray:
-        """Faces number `first` … `first` + `count` − 1 of an endless row.
+        """Faces number `first` … `first` + `count` − 1 of an endless sequence.
 
             w ← w̄ + ψ·(w − w̄)
 

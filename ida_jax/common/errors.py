@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     The message is one line that says what was given, what was expected and what to do.
     """

@@ -42,7 +42,7 @@ def unit_embeddings(embeddings: np.ndarray, *, what: str = "embeddings") -> np.n
 def unit_rows(
     embeddings: np.ndarray, *, skip_bad: bool = False, what: str = "embeddings"
 ) -> UnitRows:
-    """As `unit_embeddings`, and able to go on past bad rows.
+    """As `unit_embeddings`, and able to skip bad rows.
 
     Beside the result it takes the memory of one block of rows: the embeddings may be a map of a
     file.

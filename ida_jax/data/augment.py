@@ -1,8 +1,8 @@
 """Random changes of training images: each a function of the image and of its own random stream.
 
-A change is called for by name with a probability. Those drawn for an image are applied in the order
-of `CHANGES`, which is the order in which a picture comes by them: the pose and what stands before
-the face, the light, the lens, the sensor, the file.
+A change is named with a probability. Those drawn for an image are applied in the order of
+`CHANGES`, the order in which a camera would add them: the pose and what occludes the face, the
+light, the lens, the sensor, the file.
 
 B batch, H height, W width; a ratio is of lengths, a quality JPEG's own 0 … 100.
 """

@@ -1,4 +1,4 @@
-"""What every export has: its function, its input, what is said about it, the check against JAX.
+"""What every export shares: function, input, description, and the check against JAX.
 
 A graph takes a batch of any size B and gives
 
@@ -95,7 +95,7 @@ def in_float32(model: FaceModel) -> FaceModel:
 
 
 def input_shape(model: FaceModel, input: str) -> tuple[int, int, int]:
-    """[H, W, 3] or [3, H, W]; UserError if `input` is none of INPUTS."""
+    """[H, W, 3] or [3, H, W]; UserError if `input` is not one of INPUTS."""
     if input not in INPUTS:
         raise UserError(f"input '{input}' is unknown: choose one of {', '.join(INPUTS)}")
     side = model.preprocessing.image_size

@@ -1,4 +1,4 @@
-"""A trained network's weights from elsewhere, as a face model: the front door.
+"""A trained network's weights from elsewhere, as a face model.
 
 .pth .pt .npz .safetensors   a PyTorch state dict: iresnet (arcface_torch) or MobileFaceNet
 .onnx                        InsightFace's published iresnets (w600k_r50.onnx, glint360k_…)

@@ -119,7 +119,7 @@ def _group_statistics(x: jax.Array, real: jax.Array | None) -> tuple[jax.Array, 
 
 
 def _moved(running: jax.Array, batch: jax.Array, real: jax.Array | None) -> jax.Array:
-    """The running statistic [C] after a step that found [G, C]."""
+    """The running statistic [C] after a step whose groups had [G, C]."""
     if real is None:
         return 0.9 * running + 0.1 * jnp.mean(batch, axis=0)
     counts = jnp.any(real, axis=1)

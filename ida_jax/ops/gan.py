@@ -27,7 +27,7 @@ def discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Ar
 def r1_penalty(
     discriminator: Callable[[jax.Array], jax.Array], images: jax.Array, *, weight: float
 ) -> jax.Array:
-    """γ/2 · E‖∇ₓ D(x)‖², the discriminator's steepness at real images.
+    """γ/2 · E‖∇ₓ D(x)‖², R1, the gradient penalty at real images.
 
     Args:
       discriminator: images [B, H, W, 3] → logits [B], each of its own image alone or of a few.

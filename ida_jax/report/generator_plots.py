@@ -1,4 +1,4 @@
-"""Figures of a generator of faces: whether it copies anybody, and how its training went.
+"""Figures of a generator of faces: whether it copies anyone, and how its training went.
 
 Each returns a matplotlib Figure; its label is a sentence or two on how to read it.
 """

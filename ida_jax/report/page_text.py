@@ -1,4 +1,4 @@
-"""What the page always says, and how it looks: HTML and CSS."""
+"""The page's fixed texts and its style: HTML and CSS."""
 
 EXPLANATIONS = {
     "cosine": "The inner product ⟨f₁, f₂⟩ of the two faces’ unit embeddings, and nothing else.",

@@ -75,7 +75,7 @@ class ChangedDecisions(NamedTuple):
 def changed_pairs(
     found: AllPairs, faces: np.ndarray, methods: Mapping[str, FaceTerms]
 ) -> ChangedDecisions | None:
-    """The pairs that IDA-R decides otherwise than the cosine, with their scores.
+    """The pairs that IDA-R decides differently from the cosine, with their scores.
 
     Args:
       found: what `evaluate_all_pairs` gave.

@@ -63,7 +63,7 @@ def read_rows(array: np.memmap, start: int, stop: int) -> np.ndarray:
     read belongs to the caller. Both orders are read: `np.array([i, j]).T` is saved by columns.
 
     Raises:
-      UserError: the file has become shorter or unreadable since it was opened.
+      UserError: the file was truncated or became unreadable since it was opened.
     """
     count, size = stop - start, array.dtype.itemsize
 
@@ -75,7 +75,7 @@ def read_rows(array: np.memmap, start: int, stop: int) -> np.ndarray:
         except OSError as error:
             raise UserError(f"cannot read {array.filename}: {one_line(error)}") from error
         if len(values) != entries:
-            raise UserError(f"{array.filename} has become shorter while it was read")
+            raise UserError(f"{array.filename} was truncated while it was read")
         return values
 
     if array.flags.c_contiguous:

@@ -19,7 +19,7 @@ from ida_jax.tables.embeddings import file_stamp, fingerprint_file
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Finds out before the work whether embeddings can be written to a path.
+    """Checks before the work that embeddings can be written to a path.
 
     Raises:
       UserError: a suffix other than .npy, .npz and .parquet, a folder in its place, or none around.

@@ -1,4 +1,4 @@
-"""Embeddings as people keep them: .npy, .npz or .parquet, the faces' names, the model they are of.
+"""Embedding files: .npy, .npz or .parquet, with the faces' names and the model's fingerprint.
 
 N faces, D embedding.
 """
@@ -89,7 +89,7 @@ def read_embeddings(
 
 
 def fingerprint_file(path: Path) -> Path:
-    """What stands beside an .npy, E.fingerprint.json, and says which model made it.
+    """The file beside an .npy, E.fingerprint.json, that names the model that made it.
 
     {"fingerprint": …, "size": …, "ends": …}, the last two by `file_stamp`: an .npy that was made
     later does not match, and counts as one of an unknown model.
@@ -112,7 +112,7 @@ def file_stamp(path: Path) -> dict[str, int | str]:
 
 
 def _fingerprint_beside(path: Path) -> str:
-    """The fingerprint of an .npy; "" where nothing beside it speaks of this very file."""
+    """The fingerprint of an .npy; "" if no file beside it matches it."""
     try:
         record = json.loads(fingerprint_file(path).read_bytes())
         stamp = file_stamp(path)

@@ -69,7 +69,7 @@ class PairFile:
         """Pairs start … stop−1, int32 [stop − start, 2].
 
         Raises:
-          UserError: a row that does not fit into int32, or a file that has become shorter.
+          UserError: a row that does not fit into int32, or a file that was truncated meanwhile.
         """
         pairs = read_rows(self._array, start, stop)
         if pairs.dtype != np.int32:

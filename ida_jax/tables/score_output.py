@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Finds out before the work whether scores can be written to a path.
+    """Checks before the work that scores can be written to a path.
 
     Raises:
       UserError: a suffix other than .npy, .csv and .parquet, a folder in its place, or a folder

@@ -283,7 +283,7 @@ def _plain(path: Path) -> BinaryIO:
 
 
 def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
-    """The images' places: {name: (offset, size)}; of a name that comes twice the last, as in tar.
+    """The images' places: {name: (offset, size)}; the last of a repeated name, as in tar.
 
     Raises:
       ValueError: a tar file without its end, or an image in a form that is not plain bytes.

@@ -100,7 +100,7 @@ def prepare_lfw(
     folder = Path(data_dir) / name
     tar = folder / f"{name}_{_SIZE}.tar"
     if tar.exists():
-        raise UserError(f"{tar} is there already: remove it first, or name another data_dir")
+        raise UserError(f"{tar} already exists: remove it first, or name another data_dir")
     require_file(Path(pairs), what="list of pairs")
     files = open_images(source)
     paths = _paths(files, by_person=described.by_person)

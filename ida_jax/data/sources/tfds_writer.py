@@ -100,7 +100,7 @@ def write_faces(
       size: the crops' height and width, in pixels; another one is taken as corrupt. None takes any.
 
     Raises:
-      UserError: a name that TFDS does not take; a data set that is there already; corrupt images,
+      UserError: a name that TFDS does not take; a data set that already exists; corrupt images,
         of which the first ten are listed, and then nothing is written; a full disk; an identity's
         name that is not a line of text.
     """
@@ -182,13 +182,13 @@ def require_new(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
     """The folder of a data set that is yet to be written.
 
     Raises:
-      UserError: a name that TFDS does not take, or a data set that is there already.
+      UserError: a name that TFDS does not take, or a data set that already exists.
     """
     if not (name.isascii() and name.isidentifier() and name == name.lower()):
-        raise UserError(f"'{name}' names no data set: use small letters, digits and underscores")
+        raise UserError(f"'{name}' is not a data set's name: use a-z, digits and underscores")
     path = Path(data_dir) / name / VERSION
     if path.exists():
-        raise UserError(f"{path} is there already: delete it or take another --name")
+        raise UserError(f"{path} already exists: delete it or take another --name")
     return path
 
 

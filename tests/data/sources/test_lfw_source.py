@@ -87,7 +87,7 @@ def test_originals_are_aligned(tmp_path, kind):
         expected = align(cv2.cvtColor(_picture(seed, 250), cv2.COLOR_BGR2RGB), _points(seed))
         assert crop.shape == (112, 112, 3)
         assert np.abs(crop.astype(int) - expected.astype(int)).mean() < 2.5
-    with pytest.raises(UserError, match=r"lfw_112.tar is there already: remove it"):
+    with pytest.raises(UserError, match=r"lfw_112.tar already exists: remove it"):
         prepare_lfw(source, pairs=raw / "pairs.txt", data_dir=tmp_path / "data")
 
 
