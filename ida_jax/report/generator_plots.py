@@ -43,11 +43,7 @@ _PANELS: tuple[tuple[str, dict[str, tuple[str, str, str]]], ...] = (
 
 @in_our_look
 def privacy_figure(
-    nearest_generated: ArrayLike,
-    nearest_strangers: ArrayLike,
-    threshold: float,
-    *,
-    strangers: str = "real people, to others' faces",
+    nearest_generated: ArrayLike, nearest_strangers: ArrayLike, threshold: float
 ) -> Figure:
     """How near generated faces come to a training face, beside people who are not in that set.
 
@@ -57,12 +53,14 @@ def privacy_figure(
       nearest_strangers: [N], each real person's cosine to the nearest training face of another
         person: what is usual among people who have nothing to do with each other.
       threshold: the cosine above which generated faces are dropped.
-      strangers: what the second are called.
 
     Raises:
       UserError: no finite cosine of a kind.
     """
-    kinds = {"generated faces": nearest_generated, strangers: nearest_strangers}
+    kinds = {
+        "generated faces": nearest_generated,
+        "real people, to others' faces": nearest_strangers,
+    }
     cosines = {name: np.asarray(values, np.float64).ravel() for name, values in kinds.items()}
     cosines = {name: values[np.isfinite(values)] for name, values in cosines.items()}
     for name, values in cosines.items():
