@@ -242,7 +242,7 @@ def test_names_that_cannot_be(tmp_path):
             write_faces(name, faces, data_dir=tmp_path)
     for identity in (" a", "a\nb", "", "a\r"):
         unfit = faces._replace(identities=(identity, "b", "c"))
-        with pytest.raises(UserError, match="is no name"):
+        with pytest.raises(UserError, match="is not a name"):
             write_faces("faces", unfit, data_dir=tmp_path)
     with pytest.raises(UserError, match="holds no image"):
         write_faces("faces", encoded_faces([], [0])._replace(labels=[]), data_dir=tmp_path)
