@@ -100,25 +100,25 @@ def _export(model: "FaceModel", options: Any) -> None:
         from ida_jax.interop.stablehlo_export import stablehlo_graph as to_graph
 
     ssr = None if options.ssr is None else DensityRegressor.load(options.ssr)
-    told = description(model, input=options.input, ssr=ssr)
+    facts = description(model, input=options.input, ssr=ssr)
     data = to_bytes(model, input=options.input, ssr=ssr)
     difference = largest_difference(to_graph(data), model, input=options.input, ssr=ssr)
     if not difference <= _LARGEST_DIFFERENCE:
         raise RuntimeError(f"the graph differs from JAX by {difference:.1e}; nothing was written")
     if options.output.suffix == ".stablehlo":
         with written_whole(f"{options.output}.json") as temporary:
-            temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     with written_whole(options.output) as temporary:
         temporary.write_bytes(data)
-    _print(told)
+    _print(facts)
     print(
         f"{options.output}: {len(data) / 2**20:.1f} MiB, differs from JAX by at most "
         f"{difference:.1e} on random images"
     )
 
 
-def _print(told: dict[str, Any]) -> None:
-    for name, value in told.items():
+def _print(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
         print(f"{name:>14}  {value}")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FACES = """Writes the TFDS data set DIR/NAME (split train: image, label), which training reads.
 
 Images keep their bytes; grey and CMYK ones become RGB. Every image is checked: the first ten that
-are corrupt are listed, and nothing is written. Stopped, the same command goes on."""
+are corrupt are listed, and nothing is written. Stopped, the same command resumes."""
 
 _BIN = """Writes the TFDS data set DIR/NAME of pairs (split test: first, second, same), or makes a
 verification file:

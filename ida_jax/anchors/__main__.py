@@ -78,7 +78,7 @@ def _build(argv: list[str]) -> None:
     add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
     add("--flip", action="store_true", help="with --images: add the mirrored crop's embedding")
     add("--per_identity", type=int, default=1, help="anchors of one identity, its first (1)")
-    add("--size", type=int, default=50_000, help="at most so many anchors (50,000, the paper's)")
+    add("--size", type=int, default=50_000, help="at most this many anchors (50,000, the paper's)")
     add("--seed", type=int, default=0, help="of the draw where there are more (0)")
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
@@ -91,12 +91,12 @@ def _build(argv: list[str]) -> None:
     common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
     if options.embeddings is not None:
         people = None if options.labels is None else sources.read_people(options.labels)
-        found = read_embeddings(options.embeddings)
+        table = read_embeddings(options.embeddings)
         anchors = sources.embedding_anchors(
-            found.embeddings,
+            table.embeddings,
             people=people,
             per_identity=options.per_identity,
-            fingerprint=found.fingerprint,
+            fingerprint=table.fingerprint,
             **common,
         )
     elif options.class_weights:
@@ -136,7 +136,7 @@ def _check_build(options: Any) -> None:
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if options.size < 1 or options.per_identity < 1:
-        raise UserError("--size and --per_identity are to be at least 1")
+        raise UserError("--size and --per_identity must be at least 1")
     if not 1 <= options.k <= options.size or not 0 < options.tau < float("inf"):
         raise UserError(
             f"--k={options.k} --tau={options.tau}: expected k from 1 to the size, {options.size}, "
@@ -147,7 +147,7 @@ def _check_build(options: Any) -> None:
 
 
 def _fake(argv: list[str]) -> None:
-    from ida_jax.runs import fake_command  # with its report
+    from ida_jax.runs import fake_command
 
     fake_command.main(argv)
 
@@ -170,22 +170,22 @@ def _info(argv: list[str]) -> None:
         print(f"made of: {provenance_line(anchors.provenance)}")
     try:
         own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
-    except UserError as error:  # a set of few anchors is one all the same
+    except UserError as error:  # a set of few anchors is still a set
         print(f"own neighbourhood: none ({error})")
         return
     levels = (1, 10, 50, 90, 99)
     quantiles = np.quantile(own.log_density, [level / 100 for level in levels])
-    told = ", ".join(f"{q:.3f} ({p} %)" for p, q in zip(levels, quantiles, strict=True))
+    log_densities = ", ".join(f"{q:.3f} ({p} %)" for p, q in zip(levels, quantiles, strict=True))
     print(
         f"own neighbourhood: cosine to the {anchors.k} nearest others {own.similarity.mean():.3f} "
-        f"on average\nlog F of the anchors: {told}"
+        f"on average\nlog F of the anchors: {log_densities}"
     )
     if len(anchors) > _MOST_COUNTED:
         print(f"near-duplicates: not counted among more than {_MOST_COUNTED:,}; see check")
         return
     threshold = same_person_threshold(anchors, faces=len(anchors))
-    found = near_duplicates(anchors, threshold, limit=1)
-    print(f"near-duplicates: {found.total:,} pairs with a cosine of at least {threshold:.3f}")
+    pairs = near_duplicates(anchors, threshold, limit=1)
+    print(f"near-duplicates: {pairs.total:,} pairs with a cosine of at least {threshold:.3f}")
 
 
 def _check(argv: list[str]) -> bool:
@@ -230,16 +230,17 @@ def _check(argv: list[str]) -> bool:
         level = threshold(len(against.embeddings))
         findings, report = _against(against, anchors, level, options.limit)
     level = threshold(len(anchors))
-    found = check.near_duplicates(anchors, level, limit=max(options.limit, 1000))
+    duplicates = check.near_duplicates(anchors, level, limit=max(options.limit, 1000))
     print(
-        f"near-duplicates: {found.total:,} pairs of anchors with a cosine of at least {level:.3f}"
+        f"near-duplicates: {duplicates.total:,} pairs of anchors with a cosine of at least "
+        f"{level:.3f}"
     )
-    _list(found, "anchor", anchors.names, anchors.names, options.limit)
-    report["near_duplicates"] = check.matches_json(found, threshold=level)
+    _list(duplicates, "anchor", anchors.names, anchors.names, options.limit)
+    report["near_duplicates"] = check.matches_json(duplicates, threshold=level)
     if anchors.labels is None and level >= check.HIGHEST_THRESHOLD > (options.threshold or 0):
         findings.append(
-            "the set seems to hold several images of a person without labels, so that it tells no "
-            "threshold and leaks go unseen: build it with --labels, or give --threshold"
+            "the set seems to hold several images of a person without labels, so that no "
+            "threshold follows and leaks go unseen: build it with --labels, or give --threshold"
         )
     for finding in findings:
         print(f"warning: {finding}")
@@ -257,14 +258,14 @@ def _against(
 
     findings, report = [], {}
     faces, count = probes.embeddings, f"{len(probes.embeddings):,}"
-    told = coverage(faces, anchors)
-    report["coverage"] = told._asdict()
+    near = coverage(faces, anchors)
+    report["coverage"] = near._asdict()
     print(
-        f"coverage: cosine to the {anchors.k} nearest anchors {told.similarity:.3f}, of an anchor "
-        f"to the others {told.own_similarity:.3f}; {told.share_uncovered:.1%} of {told.faces:,} "
+        f"coverage: cosine to the {anchors.k} nearest anchors {near.similarity:.3f}, of an anchor "
+        f"to the others {near.own_similarity:.3f}; {near.share_uncovered:.1%} of {near.faces:,} "
         "probes uncovered (about 1 % is usual)"
     )
-    if told.wrong_domain:
+    if near.wrong_domain:
         findings.append(
             "the anchors are not of the probes' domain, or not of their model, and IDA can then be "
             "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"
@@ -311,26 +312,26 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import read_embeddings
 
-    found, path = read_embeddings(options.against), str(options.against)
-    anchors.check_model(fingerprint=found.fingerprint, width=found.width, whose=path)
+    table, path = read_embeddings(options.against), str(options.against)
+    anchors.check_model(fingerprint=table.fingerprint, width=table.width, whose=path)
     people = None
     if options.labels is not None:
         people = read_people(options.labels)
-    elif anchors.names and found.names and all("/" in name for name in found.names):
-        people = [name.rsplit("/", 1)[0] for name in found.names]
-    return _Probes(unit_embeddings(found.embeddings, what="probes"), found.names, people)
+    elif anchors.names and table.names and all("/" in name for name in table.names):
+        people = [name.rsplit("/", 1)[0] for name in table.names]
+    return _Probes(unit_embeddings(table.embeddings, what="probes"), table.names, people)
 
 
 def _list(
-    found: "Matches", what: str, names: "Sequence[str]", anchor_names: "Sequence[str]", limit: int
+    matches: "Matches", what: str, names: "Sequence[str]", anchor_names: "Sequence[str]", limit: int
 ) -> None:
     def row(what: str, number: int, names: "Sequence[str]") -> str:
         return f"{what} {number}" + (f" ({names[number]})" if names else "")
 
-    for first, second, cosine in list(zip(*found[1:], strict=True))[:limit]:
+    for first, second, cosine in list(zip(*matches[1:], strict=True))[:limit]:
         print(f"  {cosine:.3f}  {row(what, first, names)}  {row('anchor', second, anchor_names)}")
-    if found.total > limit:
-        print(f"  … and {found.total - limit:,} more (--limit, --json)")
+    if matches.total > limit:
+        print(f"  … and {matches.total - limit:,} more (--limit, --json)")
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -341,9 +342,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _command() -> int:
-    found = []
-    code = exit_code(lambda: found.append(main(sys.argv[1:])))
-    return code or int(any(found))
+    commands = []
+    code = exit_code(lambda: commands.append(main(sys.argv[1:])))
+    return code or int(any(commands))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class AnchorSet:
 
         Raises:
           UserError: embeddings that are not [A, D] floating point, or zero, NaN or infinite rows;
-            labels that are not A integers; names of another number; k or τ out of range.
+            labels that are not A integers; a different number of names; k or τ out of range.
         """
         if k < 1 or not 0 < tau < float("inf"):
             raise UserError(

@@ -28,7 +28,7 @@ class ApproximationError(NamedTuple):
 
 
 def approximation_error(
-    found: Neighbours, exact: Neighbours, *, tau: float = 1.0
+    neighbours: Neighbours, exact: Neighbours, *, tau: float = 1.0
 ) -> ApproximationError:
     """Compares the support sets [N, K] of the same faces, found approximately and exactly.
 
@@ -36,13 +36,13 @@ def approximation_error(
     recall may be low and log F right, or the other way round.
     """
     whole = np.isfinite(exact.similarities[:, -1])
-    found = Neighbours(*(x[whole] for x in found))
+    neighbours = Neighbours(*(x[whole] for x in neighbours))
     exact = Neighbours(*(x[whole] for x in exact))
     common = sum(
-        len(np.intersect1d(a, b)) for a, b in zip(found.indices, exact.indices, strict=True)
+        len(np.intersect1d(a, b)) for a, b in zip(neighbours.indices, exact.indices, strict=True)
     )
     true = np.asarray(log_density(exact.similarities, tau=tau), np.float64)
-    difference = np.asarray(log_density(found.similarities, tau=tau), np.float64) - true
+    difference = np.asarray(log_density(neighbours.similarities, tau=tau), np.float64) - true
     # A spread of nothing but rounding would blow rounding up.
     spread = max(float(true.std()), 1e-4) if true.size else 1.0
     return ApproximationError(

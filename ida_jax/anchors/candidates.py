@@ -34,7 +34,7 @@ class Candidates:
 
     Attributes:
       draw: (first, count) → crops of the faces first … first + count − 1, uint8 [H, W, 3] each.
-      available: how many there are; None where there is no end.
+      available: how many there are; None if the supply is endless.
       image_size: H and W.
       provenance: where they come from, JSON-able: all that they depend on, and more.
       names: of files, where they are files.
@@ -137,7 +137,7 @@ def file_candidates(
             if skip_bad is None:
                 raise
             if not skip_bad:
-                raise UserError(f"{error}; --skip-bad goes on without it") from error
+                raise UserError(f"{error}; --skip-bad continues without it") from error
             unreadable.add(number)
             return np.zeros((image_size, image_size, 3), np.uint8)
         if image.shape != (image_size, image_size, 3):

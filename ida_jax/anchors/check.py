@@ -1,6 +1,6 @@
 """Anchors that are one person twice, and probes who are among the anchors.
 
-An anchor of a probe's own identity is no inter-class neighbour: it lowers that person's scores.
+An anchor of a probe's own identity is not an inter-class neighbour: it lowers that person's scores.
 Anchors that are one person twice weigh double wherever they are near.
 
 N probes, A anchors, D embedding, R anchors compared at once.
@@ -25,7 +25,7 @@ from ida_jax.common.validation import require_unit
 
 _BLOCK = 2048
 # An image that is in both sets is found whatever the model. A set whose own threshold would lie
-# above it holds several images of one person without saying so, and tells nothing about strangers.
+# above it holds several images of one person without labels, and says nothing about strangers.
 HIGHEST_THRESHOLD = 0.999
 
 
@@ -46,7 +46,7 @@ class Matches(NamedTuple):
 
 
 def same_person_threshold(
-    anchors: AnchorSet, *, faces: int, sample: int = 1000, seed: int = 0, searcher: str = "auto"
+    anchors: AnchorSet, *, faces: int, sample: int = 1000, seed: int = 0
 ) -> float:
     """The cosine to its nearest anchor that one of `faces` strangers is expected to reach.
 
@@ -66,8 +66,7 @@ def same_person_threshold(
     Args:
       anchors: the set. It needs labels if it holds several images of a person.
       faces: how many are compared with it, 1 or more.
-      sample: at most so many anchors are looked at, drawn from `seed`.
-      searcher: see `ida_jax.anchors.search.support_sets`.
+      sample: at most this many anchors are examined, drawn from `seed`.
 
     Returns:
       t, at most 0.999, so that an image that is in both is found whatever the model.
@@ -75,8 +74,8 @@ def same_person_threshold(
     Raises:
       UserError: anchors of one identity alone.
     """
-    found = own_neighbours(anchors, k=1, sample=sample, seed=seed, searcher=searcher)
-    low, high = np.quantile(found.similarities[:, 0].astype(np.float64), [0.25, 0.75])
+    neighbours = own_neighbours(anchors, k=1, sample=sample, seed=seed)
+    low, high = np.quantile(neighbours.similarities[:, 0].astype(np.float64), [0.25, 0.75])
     scale = (high - low) / (math.log(-math.log(0.25)) - math.log(-math.log(0.75)))
     location = low + scale * math.log(-math.log(0.25))
     expected = 1 / max(faces, 2)  # one in one would be no threshold
@@ -106,35 +105,32 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
             continue
         total += int(count)
         first, second = np.nonzero(np.asarray(tile) >= np.float32(threshold))
-        found = np.asarray(tile)[first, second]
+        cosines = np.asarray(tile)[first, second]
         first, second = first + min(row, a - block), second + min(column, a - block)
         best = _most_similar(
             np.concatenate([best.first, first.astype(np.int32)]),
             np.concatenate([best.second, second.astype(np.int32)]),
-            np.concatenate([best.similarity, found]),
+            np.concatenate([best.similarity, cosines]),
             limit=limit,
         )
     return best._replace(total=total)
 
 
-def identity_leaks(
-    probes: np.ndarray, anchors: AnchorSet, threshold: float, *, searcher: str = "auto"
-) -> Matches:
+def identity_leaks(probes: np.ndarray, anchors: AnchorSet, threshold: float) -> Matches:
     """Probes whose nearest anchor has a cosine of at least `threshold`, each with that anchor.
 
     Args:
       probes: float32 [N, D], unit rows.
       anchors: the set.
       threshold: a cosine, `same_person_threshold` with faces = N for one.
-      searcher: see `ida_jax.anchors.search.support_sets`.
 
     Raises:
       UserError: as `support_sets`.
     """
-    found = support_sets(probes, anchors, k=1, searcher=searcher)
-    similarity = np.asarray(found.similarities)[:, 0]
+    neighbours = support_sets(probes, anchors, k=1)
+    similarity = np.asarray(neighbours.similarities)[:, 0]
     rows = np.flatnonzero(similarity >= np.float32(threshold)).astype(np.int32)
-    nearest = np.asarray(found.indices)[rows, 0].astype(np.int32)
+    nearest = np.asarray(neighbours.indices)[rows, 0].astype(np.int32)
     return _most_similar(rows, nearest, similarity[rows])
 
 
@@ -150,8 +146,8 @@ def known_leaks(
       anchors: a set with names, or with labels.
 
     Raises:
-      UserError: probes that are no unit rows of the anchors' width, anchors without names (labels),
-        names of another number.
+      UserError: probes that are not unit-norm or not of the anchors' width, anchors without names
+        (labels), a different number of names.
     """
     probes = require_unit(probes, what="probes")
     people = np.asarray(people)
@@ -184,14 +180,14 @@ def known_leaks(
     )
 
 
-def matches_json(found: Matches, **entries: float) -> dict[str, Any]:
+def matches_json(matches: Matches, **entries: float) -> dict[str, Any]:
     """The matches for a JSON file, with other entries before them."""
     return {
         **entries,
-        "total": found.total,
-        "first": found.first.tolist(),
-        "second": found.second.tolist(),
-        "cosine": [round(float(cosine), 6) for cosine in found.similarity],
+        "total": matches.total,
+        "first": matches.first.tolist(),
+        "second": matches.second.tolist(),
+        "cosine": [round(float(cosine), 6) for cosine in matches.similarity],
     }
 
 

@@ -31,7 +31,7 @@ _UNCOVERED = 0.01
 # embeddings have 81 %, rendered, upside-down or half-covered faces 100 %. Of 200 draws of 100
 # anchors from the right domain none was above 10 %; with 20 anchors one in ten is.
 _WRONG_DOMAIN = 0.10
-_FEWEST_UNCOVERED = 3  # one or two faces tell nothing
+_FEWEST_UNCOVERED = 3  # one or two faces prove nothing
 
 
 class Neighbourhood(NamedTuple):
@@ -77,7 +77,7 @@ def own_neighbours(
     Args:
       anchors: the set.
       k: the support set's size.
-      sample: at most so many anchors are looked at, drawn from `seed`.
+      sample: at most this many anchors are examined, drawn from `seed`.
       searcher: see `ida_jax.anchors.search.support_sets`.
 
     Returns:
@@ -141,14 +141,16 @@ def own_neighbourhood(
     """
     _, codes, images = np.unique(_identities(anchors), return_inverse=True, return_counts=True)
     others = len(anchors) - int(images.max())
-    found = own_neighbours(
+    neighbours = own_neighbours(
         anchors, k=max(k, min(_DEPTH * k, others)), sample=sample, seed=seed, searcher=searcher
     )
-    nearest = found.similarities[:, :k]
+    nearest = neighbours.similarities[:, :k]
     return Neighbourhood(
         np.mean(nearest, axis=1),
         np.asarray(log_density_of(nearest, tau=tau)),
-        _reliability(found.similarities, codes[found.indices], people=images.size, k=k, tau=tau),
+        _reliability(
+            neighbours.similarities, codes[neighbours.indices], people=images.size, k=k, tau=tau
+        ),
     )
 
 
@@ -169,7 +171,7 @@ def _reliability(
             halves.append(np.where(used.sum(axis=1) == size, -total, np.nan))
         both = np.stack(halves)
         both = both[:, np.isfinite(both).all(axis=0)]
-        # Of fewer than three, or of equal ones, there is no correlation to speak of.
+        # Of fewer than three, or of equal ones, no correlation is defined.
         flat = both.shape[1] < 3 or np.ptp(both, axis=1).min() == 0
         correlations.append(0.0 if flat else np.corrcoef(both)[0, 1])
     r = max(float(np.mean(correlations)), 0.0)
@@ -215,13 +217,12 @@ def coverage(
     labels: np.ndarray | None = None,
     sample: int = 1000,
     seed: int = 0,
-    searcher: str = "auto",
 ) -> Coverage:
     """Whether the anchors are of the probes' domain: the probes' support sets beside their own.
 
     It finds anchors that lie elsewhere, are another model's, or fill a corner of the domain only.
-    It cannot tell random directions from faces: every probe is as near to them as they are to each
-    other.
+    It cannot distinguish random directions from faces: every probe is as near to them as they
+    are to each other.
 
     Args:
       probes: float32 [N, D], unit rows.
@@ -229,8 +230,8 @@ def coverage(
       k: the support set's size; the anchor set's own default if None.
       labels: int [N], the probes' identities in the anchors' numbering, each excluded from its own
         support set.
-      sample: at most so many probes, and as many anchors, are looked at, drawn from `seed`.
-      searcher: see `ida_jax.anchors.search.support_sets`.
+      sample: at most this many probes, and as many anchors, are examined, drawn from
+        `seed`.
 
     Raises:
       UserError: as `support_sets`; fewer than k anchors of other identities; no probes.
@@ -239,13 +240,11 @@ def coverage(
     if n < 1:
         raise UserError("0 probes were given: expected at least 1")
     k = anchors.k if k is None else k
-    own = np.mean(
-        own_neighbours(anchors, k=k, sample=sample, seed=seed, searcher=searcher).similarities, 1
-    )
+    own = np.mean(own_neighbours(anchors, k=k, sample=sample, seed=seed).similarities, 1)
     rows = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
     chosen = None if labels is None else np.asarray(labels)[rows]
-    found = support_sets(probes[rows], anchors, k=k, labels=chosen, searcher=searcher)
-    similarity = np.mean(found.similarities, axis=1)
+    neighbours = support_sets(probes[rows], anchors, k=k, labels=chosen)
+    similarity = np.mean(neighbours.similarities, axis=1)
     below = int(np.count_nonzero(similarity < np.quantile(own, _UNCOVERED)))
     share = below / rows.size
     return Coverage(

@@ -88,7 +88,7 @@ def device_search(
 
     The anchors are uploaded once where they fill at most half of a device's memory, and otherwise
     by slabs at each call. Queries are padded to few shapes, so that no number of them compiles
-    anew.
+    again.
 
     Args:
       embeddings: float32 [A, D], unit rows; may be memory-mapped.
@@ -147,7 +147,7 @@ def device_search(
     def search(queries: np.ndarray, labels: np.ndarray | None) -> Neighbours:
         n = len(queries)
         best = BestSoFar(n, k)
-        step = block_size([len(devices) * each for each in _DEVICE_QUERIES], n)
+        step = block_size([len(devices) * size for size in _DEVICE_QUERIES], n)
         given = (queries,) if labels is None else (queries, labels)
         starts = range(0, n, step)
         # The device always has the next block while the one before is fetched.
@@ -162,10 +162,10 @@ def device_search(
                         jax.device_put(padded(g[rows], step), NamedSharding(mesh, split))
                         for g in given
                     )
-                    found = nearest(blocks, on_device)
+                    neighbours = nearest(blocks, on_device)
                     if fetch is not None:
                         fetch()
-                    fetch = partial(_fetch, best, rows, found, columns.start)
+                    fetch = partial(_fetch, best, rows, neighbours, columns.start)
                     bar.update()
             if fetch is not None:
                 fetch()
@@ -298,9 +298,9 @@ def _own_columns(anchor_labels: np.ndarray) -> Callable[[np.ndarray], tuple[np.n
     return own
 
 
-def _fetch(best: BestSoFar, rows: slice, found: Neighbours, first_anchor: int) -> None:
+def _fetch(best: BestSoFar, rows: slice, neighbours: Neighbours, first_anchor: int) -> None:
     count = rows.stop - rows.start
-    similarities, indices = (np.asarray(x)[:count] for x in found)
+    similarities, indices = (np.asarray(x)[:count] for x in neighbours)
     best.merge(rows, similarities, first_anchor + indices)
 
 

@@ -1,4 +1,4 @@
-"""The fake-db (section 3.2, Table 4): anchors of nobody, chosen from a generator's faces.
+"""The fake-db (section 3.2, Table 4): anchors of no real person, chosen from a generator's faces.
 
 The paper takes 50,000 StyleGAN faces as they come. A generator also makes faces that are none, the
 same face again, and faces of its training set; the choice here drops all three. Ours, not the
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 _KEYS = {UNREADABLE: "unreadable", IMPLAUSIBLE: "implausible", NEAR_TRAINING: "near_training",
          DUPLICATE: "duplicate"}  # fmt: skip
-_PILOT = 4096  # candidates from which their moments are told
-_MOST_DRAWN = 4  # times the count, where there is no end
+_PILOT = 4096  # candidates from which their moments are estimated
+_MOST_DRAWN = 4  # times the count, where the supply is endless
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def fake_anchors(
     align: bool = False,
     progress: str | None = "fake-db",
 ) -> tuple[AnchorSet, FakeReport]:
-    """The first `count` candidates that are faces, of nobody in the training set, and not twice.
+    """The first `count` plausible candidates, none of a training person, no duplicates.
 
     Candidates are taken in their order. One is dropped, for the first reason that holds, if
 
@@ -103,9 +103,10 @@ def fake_anchors(
        is the nearest of P to count/P times as many.
 
     With `align` every candidate's embedding is first brought from the candidates' mean and
-    covariance, told from the first 4,096, to those of the training people (`moments.matched`), and
-    then judged. It is for a generator whose faces lie apart from real ones, which a warning tells:
-    the training people are then uncovered by the anchors (`coverage`).
+    covariance, estimated from the first 4,096, to those of the training people
+    (`moments.matched`), and then judged. It is for a generator whose faces lie apart from real
+    ones, which a warning reports: the training people are then uncovered by the anchors
+    (`coverage`).
 
     The result is a function of the arguments: chunks are embedded alike whatever was kept of an
     earlier call, and dropping is greedy in the candidates' order. Without training faces 2 and 3
@@ -121,8 +122,8 @@ def fake_anchors(
       tau: the set's default τ.
       duplicate_cosine: the threshold of the fourth rule.
       privacy_cosine: the threshold of the third.
-      most_drawn: at most so many candidates are looked at; 4 · count where there is no end.
-      parts: a folder for embeddings by chunks, with which a killed call goes on (see
+      most_drawn: at most this many candidates are examined; 4 · count where the supply is endless.
+      parts: a folder for embeddings by chunks, with which a killed call continues (see
         `embedded_chunks`).
       align: whether moments are matched; it takes training faces.
       progress: the title of a progress bar; none if None.
@@ -143,7 +144,7 @@ def fake_anchors(
         rules = training_rules(training, privacy=privacy_cosine, **options)
         if rules.privacy >= HIGHEST_THRESHOLD and privacy_cosine is None:
             warnings.append(
-                "privacy: the model hardly tells the training people apart, so that only copies "
+                "privacy: the model hardly separates the training people, so that only copies "
                 "of a training face are dropped; give a privacy_cosine"
             )
         if training.labels is None:
@@ -164,7 +165,9 @@ def fake_anchors(
     if duplicate_cosine is not None:
         rules = rules._replace(duplicate=duplicate_cosine)
     with tqdm(total=count, desc=progress, unit="face", disable=progress is None) as bar:
-        chunks = _told(embedded_chunks(candidates, model, stop=drawn, flip=flip, parts=parts), bar)
+        chunks = _counted(
+            embedded_chunks(candidates, model, stop=drawn, flip=flip, parts=parts), bar
+        )
         if align:
             chunks = _aligned(chunks, moments(rules.people.anchors.embeddings))
         if rules.duplicate is None:
@@ -173,13 +176,13 @@ def fake_anchors(
         chosen = choose(chunks, rules, count=count, most=drawn, width=model.width, bar=bar)
     if len(chosen.embeddings) < count:
         raise UserError(_too_few(chosen.verdicts, count, rules, candidates))
-    told = None
+    domain = None
     if training is not None and count > k:
-        told = coverage(rules.people.anchors.embeddings, AnchorSet(chosen.embeddings), k=k)
-        if told.wrong_domain:
+        domain = coverage(rules.people.anchors.embeddings, AnchorSet(chosen.embeddings), k=k)
+        if domain.wrong_domain:
             alignable = not align and len(rules.people.anchors) >= fewest_faces(model.width)
             warnings.append(
-                f"domain: {told.share_uncovered:.0%} of the training people are not covered by "
+                f"domain: {domain.share_uncovered:.0%} of the training people are not covered by "
                 "these anchors (about 1 % is usual), so that IDA can be worse than the cosine: "
                 + ("take --align, train" if alignable else "train")
                 + " the generator for longer, or rescore with --method=ida_r_fallback"
@@ -196,7 +199,7 @@ def fake_anchors(
             "duplicate_cosine": rules.duplicate,
         },
         **privacy_record(chosen, rules, training),
-        "coverage_of_training_people": None if told is None else told._asdict(),
+        "coverage_of_training_people": None if domain is None else domain._asdict(),
         "run": this_process(),
     }
     anchors = AnchorSet.from_embeddings(
@@ -249,12 +252,12 @@ def _check(
             raise UserError(f"{name} is {cosine:g}: expected a cosine, above -1 and at most 1")
     if drawn < count:
         raise UserError(
-            f"{count:,} anchors cannot be had from {drawn:,} faces: lower the count to at most "
+            f"{count:,} anchors were asked for from {drawn:,} faces: lower the count to at most "
             f"{drawn:,}, or give more faces"
         )
 
 
-def _told(chunks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
+def _counted(chunks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
     for chunk in chunks:
         bar.update(len(chunk))
         yield chunk
@@ -277,11 +280,11 @@ def _own_threshold(chunks: Iterator[np.ndarray], count: int) -> tuple[Iterator[n
 
 def _first(chunks: Iterator[np.ndarray], count: int) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """Of the first `count` faces those that have an embedding; and all chunks again."""
-    head, found = [], 0
+    head, faces_read = [], 0
     for chunk in chunks:
         head.append(chunk)
-        found += len(chunk)
-        if found >= count:
+        faces_read += len(chunk)
+        if faces_read >= count:
             break
     faces = np.concatenate(head)[:count]
     return faces[np.isfinite(faces[:, 0])], itertools.chain(head, chunks)
@@ -294,25 +297,23 @@ def _counts(verdicts: np.ndarray) -> dict[str, Any]:
 
 
 def _in_words(dropped: dict[str, int]) -> str:
-    told = [f"{dropped[key]:,} {REASONS[reason]}" for reason, key in _KEYS.items() if dropped[key]]
-    return ", ".join(told) or "none"
+    parts = [f"{dropped[key]:,} {REASONS[reason]}" for reason, key in _KEYS.items() if dropped[key]]
+    return ", ".join(parts) or "none"
 
 
 def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: Candidates) -> str:
-    """How many were had, what was dropped, and what to do."""
+    """How many were kept, what was dropped, and what to do."""
     counts = _counts(verdicts)
-    drawn, had, dropped = counts["drawn"], counts["kept"], counts["dropped"]
+    drawn, kept, dropped = counts["drawn"], counts["kept"], counts["dropped"]
     advice = []
     if dropped["implausible"] > drawn / 2:
-        advice.append(
-            "most are no faces to this model, by its training faces: are they aligned face crops?"
-        )
-    if had:
+        advice.append("most do not look like faces to the model: are they aligned face crops?")
+    if kept:
         # Thresholds depend on the count: with these the same faces are kept.
         same = f"--duplicate_cosine={rules.duplicate:.6f}"
         if rules.privacy is not None:
             same += f" --privacy_cosine={rules.privacy:.6f}"
-        advice.append(f"take --count={had} {same}, the thresholds of this try")
+        advice.append(f"take --count={kept} {same}, the thresholds of this try")
     if dropped["duplicate"] and candidates.provenance.get("truncation", 1) < 1:
         advice.append("raise --truncation, by which faces differ more")
     if candidates.available is None:
@@ -320,6 +321,6 @@ def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: Candida
     else:
         advice.append("give more images")
     return (
-        f"{had:,} of {count:,} anchors were had from {drawn:,} faces; dropped: "
+        f"found only {kept:,} of {count:,} anchors in {drawn:,} faces; dropped: "
         f"{_in_words(dropped)}; {'; '.join(advice)}"
     )

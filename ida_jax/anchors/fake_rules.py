@@ -28,7 +28,9 @@ REASONS = {
     NEAR_TRAINING: "too near a training face",
     DUPLICATE: "near-duplicates",
 }
-_IMPLAUSIBLE = 0.01  # the quantile of real people below which a face is none, as in `coverage`
+_IMPLAUSIBLE = (
+    0.01  # the quantile of real people below which a face is implausible, as in `coverage`
+)
 _KEPT_BLOCK = 8192
 _LEVELS = (0, 1, 10, 50, 90, 99, 100)
 
@@ -55,7 +57,7 @@ class Rules(NamedTuple):
 
     Attributes:
       duplicate: from which on a face is an anchor again; None where it is still unknown.
-      plausible: the mean cosine to the k nearest people below which a face is none.
+      plausible: the mean cosine to the k nearest people below which a face is implausible.
       privacy: from which on a face is a training person's.
       people: searches the k nearest of one face of each training person.
       faces: searches the nearest of all training faces.
@@ -76,7 +78,7 @@ class Chosen(NamedTuple):
     Attributes:
       embeddings: float32 [≤ A, D], of those that are kept.
       verdicts: int8 [N], of the candidates up to the last that was needed.
-      nearest: float32 [N], the cosine to the nearest training face; NaN where there is none.
+      nearest: float32 [N], the cosine to the nearest training face; NaN if there is none.
     """
 
     embeddings: np.ndarray
@@ -99,7 +101,7 @@ def training_rules(
 
     Raises:
       UserError: another width; k or fewer people; bad rows; no labels where the faces seem to show
-        people several times, so that they tell no threshold.
+        people several times, so that no threshold follows from them.
     """
     everyone = AnchorSet.from_embeddings(training.embeddings, labels=training.labels, k=k, tau=tau)
     require_same_model("training faces", "", everyone.width, fingerprint="", width=width)
@@ -117,8 +119,8 @@ def training_rules(
         privacy = same_person_threshold(everyone, faces=count)
         if everyone.labels is None and privacy >= HIGHEST_THRESHOLD:
             raise UserError(
-                f"{training.name} seem to show people several times without saying whom, which "
-                "tells no threshold: give --training_labels, or --privacy_cosine"
+                f"{training.name} seem to show people several times without labels, so that "
+                "no threshold follows: give --training_labels, or --privacy_cosine"
             )
     plausible = np.quantile(own_neighbourhood(people, k=k, tau=tau).similarity, _IMPLAUSIBLE)
     among = max(1.0, count / len(rows))
@@ -140,7 +142,7 @@ def choose(
     """Keeps the first `count` candidates that no rule drops, or as many as there are.
 
     Args:
-      chunks: the candidates' unit embeddings [·, D] in their order; NaN where there is none.
+      chunks: the candidates' unit embeddings [·, D] in their order; NaN if there is none.
       rules: with a threshold for duplicates; the others where they are known.
       count: A.
       most: how many candidates there are.
@@ -224,5 +226,5 @@ def _not_again(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndar
 
 
 def _quantiles(cosines: np.ndarray) -> dict[str, float]:
-    found = np.nanquantile(cosines.astype(np.float64), [level / 100 for level in _LEVELS])
-    return {f"{level} %": round(float(q), 6) for level, q in zip(_LEVELS, found, strict=True)}
+    values = np.nanquantile(cosines.astype(np.float64), [level / 100 for level in _LEVELS])
+    return {f"{level} %": round(float(q), 6) for level, q in zip(_LEVELS, values, strict=True)}

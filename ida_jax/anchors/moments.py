@@ -29,7 +29,7 @@ class Moments(NamedTuple):
 
 
 def fewest_faces(width: int) -> int:
-    """2·D: the fewest faces from which a covariance of D numbers is told."""
+    """2·D: the fewest faces from which a covariance of D numbers is estimated."""
     return 2 * width
 
 
@@ -42,8 +42,8 @@ def moments(embeddings: np.ndarray) -> Moments:
     n, width = embeddings.shape
     if n < fewest_faces(width):
         raise UserError(
-            f"the covariance of {width} numbers cannot be told from {n:,} faces: expected at least "
-            f"{fewest_faces(width):,}"
+            f"the covariance of {width} numbers cannot be estimated from {n:,} faces: expected "
+            f"at least {fewest_faces(width):,}"
         )
     faces = np.asarray(embeddings, np.float64)
     return Moments(faces.mean(axis=0), np.cov(faces.T, ddof=1))

@@ -133,7 +133,7 @@ class SupportSearch:
         """Ψ of each query, as `support_sets`.
 
         Raises:
-          UserError: queries that are no unit rows, widths that differ, labels that the anchors
+          UserError: queries that are not unit-norm, widths that differ, labels that the anchors
             lack, fewer than k anchors left after the exclusion, an approximate search past the
             tolerance.
         """
@@ -149,20 +149,20 @@ class SupportSearch:
             return BestSoFar(0, self.k).sorted()
         if self._search is None:
             self._search = self._prepared(queries, labels)
-        found = self._search(queries, labels)
-        short = np.flatnonzero(np.isneginf(found.similarities[:, -1]))
+        neighbours = self._search(queries, labels)
+        short = np.flatnonzero(np.isneginf(neighbours.similarities[:, -1]))
         if short.size:
-            left = int(np.sum(np.isfinite(found.similarities[short[0]])))
+            left = int(np.sum(np.isfinite(neighbours.similarities[short[0]])))
             raise UserError(
                 f"{left} of k = {self.k} anchors are left for row {short[0]} once its own identity "
                 "is excluded: lower k or take anchors of more identities"
             )
-        return found
+        return neighbours
 
     def _checked_labels(self, labels: np.ndarray, count: int) -> np.ndarray:
         if self.anchors.labels is None:
             raise UserError(
-                "the own identity is to be excluded, but the anchors have no labels: "
+                "the own identity must be excluded, but the anchors have no labels: "
                 "build the anchor set with labels"
             )
         labels = np.asarray(labels, np.int32)
@@ -273,8 +273,8 @@ def _scann_brute_force(
         more = 0 if labels is None else _largest_identity(anchor_labels)
         for columns in slabs:
             count = min(k + more, columns.stop - columns.start)
-            found = index(columns).search_batched_parallel(queries, final_num_neighbors=count)
-            _merge(best, found, labels, anchor_labels, first=columns.start)
+            neighbours = index(columns).search_batched_parallel(queries, final_num_neighbors=count)
+            _merge(best, neighbours, labels, anchor_labels, first=columns.start)
         return best.sorted()
 
     return search
@@ -324,14 +324,14 @@ def _rescored(count: int) -> int:
 
 def _merge(
     best: BestSoFar,
-    found: tuple[np.ndarray, np.ndarray],
+    neighbours: tuple[np.ndarray, np.ndarray],
     labels: np.ndarray | None,
     anchor_labels: np.ndarray | None,
     *,
     first: int = 0,
 ) -> None:
     """Takes ScaNN's answer in: it cannot exclude, and says NaN where it found too few."""
-    indices, similarities = found
+    indices, similarities = neighbours
     missing = np.isnan(similarities)
     indices = np.where(missing, 0, indices.astype(np.int64)) + first
     if labels is not None:

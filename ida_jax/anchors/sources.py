@@ -16,10 +16,8 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.sources.image_files import decode
+from ida_jax.data.sources.image_files import SUFFIXES, decode, is_image
 from ida_jax.tables.embeddings import read_embeddings
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class ImageFolder(NamedTuple):
@@ -44,7 +42,7 @@ def class_weights(
 
     Args:
       weights: [C, D], rows of any norm.
-      size: at most so many are kept, drawn without replacement from `seed` (paper: 50,000).
+      size: at most this many are kept, drawn without replacement from `seed` (paper: 50,000).
     """
     rows = sampled_rows(len(weights), size=size, seed=seed)
     return AnchorSet.from_embeddings(
@@ -60,8 +58,8 @@ def read_anchors(path: str | os.PathLike[str]) -> AnchorSet:
     """
     if Path(path).suffix == ".safetensors":
         return AnchorSet.load(path)
-    found = read_embeddings(path)
-    return AnchorSet.from_embeddings(found.embeddings, fingerprint=found.fingerprint)
+    table = read_embeddings(path)
+    return AnchorSet.from_embeddings(table.embeddings, fingerprint=table.fingerprint)
 
 
 def real_db_rows(
@@ -71,8 +69,8 @@ def real_db_rows(
 
     Args:
       labels: int [N], identities; a negative one is unknown, and its row a person of its own.
-      size: at most so many rows are kept, drawn without replacement from `seed`.
-      per_identity: an identity's first so many rows are taken before the draw.
+      size: at most this many rows are kept, drawn without replacement from `seed`.
+      per_identity: at most this many of an identity's first rows enter the draw.
 
     Returns:
       int64 [A], by ascending label.
@@ -102,13 +100,13 @@ def embedding_anchors(
 
     Args:
       embeddings: [N, D], rows of any norm; of a memory-mapped file only the anchors are read.
-      size: at most so many anchors, drawn without replacement from `seed`.
+      size: at most this many anchors, drawn without replacement from `seed`.
       people: N identities, as integers or as names; every row is an anchor if None.
       per_identity: with `people`, anchors of one identity.
       fingerprint: of the model that made the embeddings; "" where unknown.
 
     Raises:
-      UserError: people of another number, or neither integers nor strings; a chosen row that is
+      UserError: a different number of people, or neither integers nor strings; a chosen row that is
         zero, NaN or infinite, by its number in `embeddings`; as `AnchorSet.from_embeddings`.
     """
     labels, names = (None, ()) if people is None else _numbered(people, len(embeddings))
@@ -148,24 +146,24 @@ def image_anchors(
     Args:
       folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
       model: the model whose faces will be compared.
-      size: at most so many anchors, drawn without replacement from `seed`.
-      per_identity: of a person's folder, the first so many images by name.
+      size: at most this many anchors, drawn without replacement from `seed`.
+      per_identity: at most this many images of a person's folder, the first by name.
       flip: f(x) + f(mirrored x), as the faces to be compared are embedded.
 
     Raises:
       UserError: as `find_images`; an image that cannot be decoded or is of another size.
     """
-    found = find_images(folder)
+    images = find_images(folder)
     names: tuple[str, ...] = ()
-    if found.people:
-        _, labels = np.unique(found.people, return_inverse=True)
+    if images.people:
+        _, labels = np.unique(images.people, return_inverse=True)
         rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
-        names = tuple(found.people[row] for row in rows)
+        names = tuple(images.people[row] for row in rows)
     else:
-        labels, rows = None, sampled_rows(len(found.files), size=size, seed=seed)
+        labels, rows = None, sampled_rows(len(images.files), size=size, seed=seed)
     if k > len(rows):  # said before they are embedded
         raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
-    crops = _Crops([found.files[row] for row in rows], model.preprocessing)
+    crops = _Crops([images.files[row] for row in rows], model.preprocessing)
     return AnchorSet.from_embeddings(
         model.embed(crops, flip=flip, progress="embed the anchors"),
         labels=None if labels is None else labels[rows],
@@ -195,7 +193,7 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
     if not flat and not nested:
         raise UserError(
             f"no image in {folder}: expected FOLDER/PERSON/IMAGE or FOLDER/IMAGE with IMAGE one of "
-            f"*{', *'.join(_SUFFIXES)}"
+            f"*{', *'.join(SUFFIXES)}"
         )
     return ImageFolder(flat or nested, tuple(file.parent.name for file in nested))
 
@@ -255,7 +253,7 @@ class _Crops(Sequence[np.ndarray]):
 
 
 def _images(paths: Sequence[Path]) -> tuple[Path, ...]:
-    return tuple(sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file()))
+    return tuple(sorted(p for p in paths if is_image(p.name) and p.is_file()))
 
 
 def _numbered(people: Sequence[str] | np.ndarray, count: int) -> tuple[np.ndarray, list[str]]:

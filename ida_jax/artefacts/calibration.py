@@ -26,7 +26,7 @@ class Calibration:
     """A monotone map from one method's scores to LLRs.
 
     It holds for scores of that method, scale, model and anchors, on faces like those it was fitted
-    on; nothing in the scores themselves tells when it does not.
+    on; nothing in the scores themselves shows when it does not.
 
     Attributes:
       kind: "logistic" (affine: keeps the order of pairs exactly) or "isotonic" (non-decreasing: may
@@ -134,7 +134,7 @@ def _check(loaded: maps.AffineMap | maps.IsotonicMap) -> None:
         raise ValueError("a value is NaN or infinite")
     if isinstance(loaded, maps.AffineMap):
         if not loaded.slope > 0:
-            raise ValueError("the slope is no positive number")
+            raise ValueError("the slope is not positive")
     elif loaded.knots.ndim != 1 or loaded.knots.shape != loaded.llr.shape or not loaded.knots.size:
         raise ValueError("knots and LLRs differ in number")
     elif not ((np.diff(loaded.knots) > 0).all() and (np.diff(loaded.llr) >= 0).all()):

@@ -147,7 +147,7 @@ class FaceModel:
         """Unit embeddings of face crops, float32 [N, D]: `raw_embeddings`, normalised.
 
         Raises:
-          UserError: a crop of another size; a zero, NaN or infinite embedding, named by row.
+          UserError: a crop of a different size; a zero, NaN or infinite embedding, named by row.
         """
         raw = self.raw_embeddings(images, batch_size=batch_size, flip=flip, progress=progress)
         return unit_embeddings(raw, what="the model's embeddings")
@@ -162,7 +162,7 @@ class FaceModel:
     ) -> np.ndarray:
         """Embeddings of face crops as the network gives them, by batches over all devices.
 
-        Their norms tell of the images' quality, which the IJB protocols may use.
+        Their norms reflect the images' quality, which the IJB protocols may use.
 
         Args:
           images: N crops, uint8 [H, W, 3], RGB, of the model's size.
@@ -175,7 +175,7 @@ class FaceModel:
           float32 [N, D].
 
         Raises:
-          UserError: a crop of another size.
+          UserError: a crop of a different size.
         """
         variables = jax.device_put(self.variables, replicated(local_mesh()))
         module = build_network(self.network, self.network_options)
@@ -208,7 +208,7 @@ def by_batches(
       progress: the title of a progress bar; none if None.
 
     Raises:
-      UserError: a crop of another size.
+      UserError: a crop of a different size.
     """
     mesh = local_mesh()
     rows = batch_size if len(images) >= batch_size else min(_FEW, batch_size)

@@ -1,6 +1,6 @@
 """A trained generator of faces as one file: network, weights, the crops it makes, its fingerprint.
 
-A face of it is a face of nobody: what the fake-db's anchors are made of (section 3.2).
+Its faces belong to no real person: what the fake-db's anchors are made of (section 3.2).
 
 N faces, S crop size, R resolution, Z latent, W style.
 """
@@ -49,7 +49,7 @@ class FaceGenerator:
     def of(
         cls, options: dict[str, Any], params: Any, *, image_size: int, provenance: dict[str, Any]
     ) -> "FaceGenerator":
-        """A generator of these parameters, its mean style found from 8,192 latents."""
+        """A generator of these parameters, its mean style estimated from 8,192 latents."""
         params = jax.tree.map(np.asarray, params)
         network = GeneratorNetwork(**options)
         mean = np.asarray(_mean_style(network, {"params": params}))
@@ -105,12 +105,12 @@ class FaceGenerator:
         truncation: float = 1.0,
         progress: str | None = None,
     ) -> np.ndarray:
-        """Faces number `first` … `first` + `count` − 1 of an endless row.
+        """Faces number `first` … `first` + `count` − 1 of an endless sequence.
 
             w ← w̄ + ψ·(w − w̄)
 
-        A face is a function of (seed, its number, ψ), in float32; on another number of devices or
-        another kind a pixel may be rounded otherwise.
+        A face is a function of (seed, its number, ψ), in float32; on a different number or kind
+        of devices a pixel may be rounded differently.
 
         Args:
           first: the first one's number, 0 or more.

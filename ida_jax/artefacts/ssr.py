@@ -58,7 +58,7 @@ class DensityRegressor:
         """log F, float32 [N], of faces [N, D] with unit rows.
 
         Raises:
-          UserError: faces that are no unit rows, or of another width.
+          UserError: faces that are not unit-norm, or of a different width.
         """
         faces = require_unit(faces)
         if faces.shape[1] != self.width:
@@ -69,8 +69,8 @@ class DensityRegressor:
         out = np.empty(len(faces), np.float32)
         block = block_size(_BLOCKS, len(faces))
         for start in range(0, len(faces), block):
-            found = _apply(self.params, padded(faces[start : start + block], block))
-            out[start : start + block] = np.asarray(found)[: len(faces) - start]
+            values = _apply(self.params, padded(faces[start : start + block], block))
+            out[start : start + block] = np.asarray(values)[: len(faces) - start]
         if self.target == "log":
             return self.mean + self.std * out
         return np.log(np.maximum(self.mean + self.std * out, np.float32(self.floor)))

@@ -78,8 +78,8 @@ class UncertaintyModel:
           progress: as there.
 
         Raises:
-          UserError: another face model; a crop of another size; a zero, NaN or infinite embedding,
-            or a σ² that is 0, NaN or infinite, named by row.
+          UserError: another face model; a crop of a different size; a zero, NaN or infinite
+            embedding, or a σ² that is 0, NaN or infinite, named by row.
         """
         raw, log_variances = self.raw_embeddings(
             model, images, batch_size=batch_size, flip=flip, progress=progress
@@ -111,7 +111,7 @@ class UncertaintyModel:
             progress=progress,
         )
         chunks = list(batches) or [(np.zeros((0, width), np.float32),) * 2]
-        raw, log_variances = (np.concatenate(each) for each in zip(*chunks, strict=True))
+        raw, log_variances = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
         return raw, log_variances
 
     def check_model(self, *, fingerprint: str, width: int) -> None:
@@ -135,9 +135,9 @@ class UncertaintyModel:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
-            found = cls(unflatten_dict(tensors, sep="/"), metadata["fingerprint"])
-            _ = found.module
-        return found
+            model = cls(unflatten_dict(tensors, sep="/"), metadata["fingerprint"])
+            _ = model.module
+        return model
 
 
 def means_and_maps(

@@ -78,7 +78,7 @@ def padded_classes(num_classes: int, mesh: Mesh) -> int:
 
 
 def pad_batch(*arrays: np.ndarray, to_multiple_of: int) -> PaddedBatch:
-    """Fills a batch up to a multiple of the device count; the mask tells what is real."""
+    """Fills a batch up to a multiple of the device count; the mask marks the real rows."""
     rows = arrays[0].shape[0]
     missing = -rows % to_multiple_of
     if not missing:
@@ -94,7 +94,7 @@ def put_batch(arrays: Any, mesh: Mesh) -> Any:
 
 
 def block_size(sizes: Sequence[int], rows: int) -> int:
-    """The smallest of the ascending sizes that holds so many rows; the largest where none does."""
+    """The smallest of the ascending sizes that holds this many rows; the largest if none does."""
     return next((size for size in sizes if size >= rows), sizes[-1])
 
 

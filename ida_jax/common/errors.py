@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     The message is one line that says what was given, what was expected and what to do.
     """
@@ -38,7 +38,7 @@ def exit_code(run: Callable[[], None]) -> int:
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from what was finished", file=sys.stderr)
+        print("\ninterrupted: the same command continues from what was finished", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of the output has gone, as `head` does; nor may the interpreter flush to it.

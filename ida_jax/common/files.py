@@ -76,7 +76,7 @@ def load_tensors(
     """Reads what `save_tensors` wrote: read-only memory-mapped arrays, and the metadata.
 
     Raises:
-      UserError: no such file, not a whole safetensors file, or one of another kind.
+      UserError: no such file, not a whole safetensors file, or one of a different kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -88,9 +88,9 @@ def load_tensors(
             header = dict(opened.metadata() or {})
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-    found = header.pop("kind", "unknown")
-    if found != kind:
-        raise UserError(f"{path} is of kind '{found}', expected '{kind}'")
+    stored = header.pop("kind", "unknown")
+    if stored != kind:
+        raise UserError(f"{path} is of kind '{stored}', expected '{kind}'")
     with complete(path):
         return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
 
@@ -132,7 +132,7 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 
 @contextlib.contextmanager
 def complete(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an entry that an artefact lacks, or one of another form, into one clear line."""
+    """Turns an entry that an artefact lacks, or a malformed one, into one clear line."""
     try:
         yield
     except UserError:

@@ -37,7 +37,7 @@ def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        # Records that were just written are no change of what made them.
+        # Records that were just written do not change what made them.
         paths = ["--", ":(top)", ":(top,exclude)experiments/results"]
         changed = subprocess.run(
             [*git, "status", "--porcelain", *paths], capture_output=True, text=True

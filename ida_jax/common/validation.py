@@ -42,7 +42,7 @@ def unit_embeddings(embeddings: np.ndarray, *, what: str = "embeddings") -> np.n
 def unit_rows(
     embeddings: np.ndarray, *, skip_bad: bool = False, what: str = "embeddings"
 ) -> UnitRows:
-    """As `unit_embeddings`, and able to go on past bad rows.
+    """As `unit_embeddings`, and able to skip bad rows.
 
     Beside the result it takes the memory of one block of rows: the embeddings may be a map of a
     file.
@@ -69,8 +69,8 @@ def unit_rows(
         out[rows], bad[rows] = _unit_block(embeddings[rows])
     if bad.any() and not skip_bad:
         raise UserError(
-            f"{what}: {_rows(np.flatnonzero(bad))} zero, NaN or infinite; such a face can match "
-            "nobody: leave it out or embed it again"
+            f"{what}: {_rows(np.flatnonzero(bad))} zero, NaN or infinite; such a face cannot "
+            "match: leave it out or embed it again"
         )
     return UnitRows(out, bad)
 
@@ -121,7 +121,7 @@ def require_same_model(
 
 
 def require_unit(faces: np.ndarray, *, what: str = "faces") -> np.ndarray:
-    """The faces as float32 [N, D], refused where a row is no unit vector.
+    """The faces as float32 [N, D], refused where a row is not unit-norm.
 
     Raises:
       UserError: another rank or type, or a row whose norm is not 1 within 1e-3, named by number.
@@ -144,10 +144,10 @@ def require_unit(faces: np.ndarray, *, what: str = "faces") -> np.ndarray:
 
 
 def require_log_variances(log_variances: np.ndarray, *, what: str = "log-variances") -> np.ndarray:
-    """log σ² of faces as it is, refused where a σ² is none that likelihoods can be computed of.
+    """log σ² of faces as it is, refused where likelihoods cannot be computed from a σ².
 
     Raises:
-      UserError: no floating point [N, D], or an entry that is NaN or beyond ±20, named by row.
+      UserError: not floating point [N, D], or an entry that is NaN or beyond ±20, named by row.
     """
     log_variances = np.asarray(log_variances)
     if log_variances.ndim != 2 or not np.issubdtype(log_variances.dtype, np.floating):

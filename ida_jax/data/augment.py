@@ -1,8 +1,8 @@
 """Random changes of training images: each a function of the image and of its own random stream.
 
-A change is called for by name with a probability. Those drawn for an image are applied in the order
-of `CHANGES`, which is the order in which a picture comes by them: the pose and what stands before
-the face, the light, the lens, the sensor, the file.
+A change is named with a probability. Those drawn for an image are applied in the order of
+`CHANGES`, the order in which a camera would add them: the pose and what occludes the face, the
+light, the lens, the sensor, the file.
 
 B batch, H height, W width; a ratio is of lengths, a quality JPEG's own 0 … 100.
 """
@@ -14,7 +14,6 @@ from numbers import Real
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.contact_sheet import contact_sheet
 
 # Luma, as JPEG and OpenCV weigh R, G and B.
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -189,14 +188,3 @@ def augmented(
     for name in names:
         image = CHANGES[name](image, rng)
     return image
-
-
-def augmentation_sheet(image: np.ndarray, *, seed: int = 0, columns: int = 8) -> np.ndarray:
-    """One face under every change, for the eye: a row a change, in order; the image comes first."""
-    cells = []
-    for row, name in enumerate(CHANGES):
-        cells.append(image)
-        for column in range(1, columns):
-            rng = stream(seed=seed, number=row * columns + column)
-            cells.append(CHANGES[name](image, rng))
-    return contact_sheet(cells, columns=columns)

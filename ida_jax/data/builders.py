@@ -3,7 +3,7 @@
     import ida_jax.data.builders
     tfds.data_source("ms1m", split="train", data_dir=D)
 
-reads what `python -m ida_jax.prepare` wrote to D/ms1m. Where nothing is, it is prepared from the
+reads what `python -m ida_jax.prepare` wrote to D/ms1m. If nothing is there, it is prepared from the
 folder that `download_and_prepare_kwargs={"download_config": tfds.download.DownloadConfig(
 manual_dir=FOLDER)}` names. Files are ArrayRecord, written and read without TensorFlow.
 """
@@ -25,7 +25,7 @@ from ida_jax.data.sources.tfds_writer import VERSION, face_features, write_faces
 class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Faces with their identities, of InsightFace's RecordIO unless a subclass says otherwise.
 
-    `download_and_prepare` writes by `write_faces`, which goes on where it was stopped. The two
+    `download_and_prepare` writes by `write_faces`, which resumes where it was stopped. The two
     generators are TFDS's own way to the same records, shuffled and unchecked.
     """
 

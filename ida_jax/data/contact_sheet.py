@@ -26,7 +26,7 @@ def contact_sheet(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
     if columns < 1:
         raise UserError(f"columns is {columns}; give a whole number of at least 1")
     if len(images) == 0:
-        raise UserError("there is no image to lay out; give at least one")
+        raise UserError("0 images were given: expected at least 1")
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
     shape = rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3

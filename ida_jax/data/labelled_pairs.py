@@ -3,7 +3,6 @@
 P pairs, N faces.
 """
 
-import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
+from ida_jax.data.sources.image_files import without_suffix
 
 
 class PairList(NamedTuple):
@@ -248,7 +248,7 @@ def _fields(path: str | PathLike[str]) -> list[tuple[int, list[str]]]:
 
 def _stem(name: str) -> str:
     """A name without its folders and its image suffix."""
-    return re.sub(r"\.(jpe?g|png|bmp)$", "", name.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    return without_suffix(name.rsplit("/", 1)[-1])
 
 
 def _row(where: str, name: str, image: str, row_of_name: dict[str, int]) -> int:

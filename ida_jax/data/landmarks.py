@@ -37,7 +37,7 @@ def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
     All lines have 11 fields, or all have 12. A name may hold spaces where tabs separate.
 
     Raises:
-      UserError: a file that is absent, empty or no text; a line of another form; a number that is
+      UserError: a file that is absent, empty or not text; a malformed line; a number that is
         not finite; an image that comes twice. The message gives the file and the line.
     """
     path = Path(path)
@@ -100,8 +100,8 @@ def _slow(path: Path, block: TextBlock, width: int) -> tuple[list[str], np.ndarr
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 text, {_EXPECTED}") from error
         if len(fields) != width or not fields[0]:
-            found = f"{len(fields)} fields were found, the first line has {width}"
-            raise UserError(f"{where}: {found if fields else 'a blank line'}; {_EXPECTED}")
+            fault = f"{len(fields)} fields were found, the first line has {width}"
+            raise UserError(f"{where}: {fault if fields else 'a blank line'}; {_EXPECTED}")
         try:
             numbers.append([float(field) for field in fields[1:]])
         except ValueError as error:

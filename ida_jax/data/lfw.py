@@ -45,7 +45,7 @@ def load_lfw(
     Args:
       root: the folder that holds the files above.
       role: "anchor" or "eval" keeps that part of the split's identities; None keeps all.
-      images_per_identity: keeps at most the first so many images of an identity, by number.
+      images_per_identity: keeps at most this many images of an identity, the first by number.
 
     Raises:
       UserError: a file is missing, the role is unknown, or nothing is left.
@@ -93,7 +93,7 @@ def read_split(path: str | os.PathLike[str]) -> dict[str, str]:
       path: lines identity,role,… under a header with at least these two names.
 
     Raises:
-      UserError: no such file, or one of another form; an identity that comes twice.
+      UserError: no such file, or a malformed one; an identity that comes twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -113,7 +113,7 @@ def read_split(path: str | os.PathLike[str]) -> dict[str, str]:
                     raise UserError(f"{where}: {identity} comes twice, expected once")
                 roles[identity] = role
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no split, lines identity,role,images: {error}") from error
+        raise UserError(f"{path} is not a split, lines identity,role,images: {error}") from error
     return roles
 
 

@@ -116,7 +116,7 @@ def _check_sizes(
             f"a batch of {batch_size} cannot be shared out over {shards} hosts: give a multiple"
         )
     if not 0 <= shard < shards:
-        raise UserError(f"shard {shard} is none of the {shards} (0 … {shards - 1})")
+        raise UserError(f"shard {shard} is not one of the {shards} (0 … {shards - 1})")
     if seed < 0 or threads < 1 or workers < 0:
         raise UserError(
             f"seed {seed}, threads {threads}, workers {workers}: give a seed of at least 0, at "

@@ -46,7 +46,7 @@ class TfdsImages(Sequence[np.ndarray]):
         """The image of a row, uint8 [H, W, 3] RGB.
 
         Raises:
-          UserError: its bytes are no image.
+          UserError: its bytes are not an image.
         """
         return self.image(index, "image")
 
@@ -59,7 +59,7 @@ class TfdsImages(Sequence[np.ndarray]):
         if image is None:
             raise UserError(
                 f"the image of row {index} cannot be decoded (of {len(self)} in "
-                f"{os.path.dirname(self.files[0])}): prepare the data set anew without it"
+                f"{os.path.dirname(self.files[0])}): prepare the data set again without it"
             )
         return image
 
@@ -83,7 +83,7 @@ class TfdsImages(Sequence[np.ndarray]):
         except Exception as error:  # array_record and protobuf each have their own
             raise UserError(
                 f"row {index} cannot be read from {self.files[file]} ({error}): copy the file "
-                "again, or prepare the data set anew"
+                "again, or prepare it again"
             ) from error
 
     def _open(self, file: int) -> Any:
@@ -189,7 +189,7 @@ def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsI
         info = tfds.builder_from_directory(path).info
     except Exception as error:  # whatever a damaged JSON makes TFDS and protobuf raise
         raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): prepare it anew"
+            f"{path} cannot be read ({' '.join(str(error).split())}): prepare it again"
         ) from error
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
@@ -203,8 +203,8 @@ def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsI
         raise UserError(
             f"{path} lacks the feature {missing[0]}: it has {', '.join(sorted(info.features))}"
         )
-    found = info.splits[split]
-    return info, TfdsImages(tuple(map(str, found.filepaths)), tuple(found.shard_lengths))
+    split_info = info.splits[split]
+    return info, TfdsImages(tuple(map(str, split_info.filepaths)), tuple(split_info.shard_lengths))
 
 
 def _labels(images: TfdsImages, path: Path) -> np.ndarray:
@@ -222,7 +222,7 @@ def _labels(images: TfdsImages, path: Path) -> np.ndarray:
             return np.array(kept["labels"])
     rows = tqdm(range(len(images)), desc="labels", unit="face", delay=2, leave=False)
     labels = np.fromiter((_label(images, row) for row in rows), np.int32, count=len(images))
-    with contextlib.suppress(UserError):  # a folder that is not ours is read anew each time
+    with contextlib.suppress(UserError):  # a folder that is not ours is read again each time
         keep_labels(path, labels, images)
     return labels
 

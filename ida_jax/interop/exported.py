@@ -1,4 +1,4 @@
-"""What every export has: its function, its input, what is said about it, the check against JAX.
+"""What every export shares: function, input, description, and the check against JAX.
 
 A graph takes a batch of any size B and gives
 
@@ -68,7 +68,7 @@ def deployable(
       float32: convolutions in float32, as in exports, instead of in the model's own dtype.
 
     Raises:
-      UserError: an unknown input, or an SSR module of another model.
+      UserError: an unknown input, or an SSR module for another model.
     """
     description(model, input=input, ssr=ssr)
     model = in_float32(model) if float32 else model
@@ -95,7 +95,7 @@ def in_float32(model: FaceModel) -> FaceModel:
 
 
 def input_shape(model: FaceModel, input: str) -> tuple[int, int, int]:
-    """[H, W, 3] or [3, H, W]; UserError if `input` is none of INPUTS."""
+    """[H, W, 3] or [3, H, W]; UserError if `input` is not one of INPUTS."""
     if input not in INPUTS:
         raise UserError(f"input '{input}' is unknown: choose one of {', '.join(INPUTS)}")
     side = model.preprocessing.image_size
@@ -106,12 +106,12 @@ def description(model: FaceModel, *, input: str, ssr: DensityRegressor | None) -
     """What a graph's user must know: input, normalisation, width, fingerprint, JSON-able.
 
     Raises:
-      UserError: an unknown input, or an SSR module of another model.
+      UserError: an unknown input, or an SSR module for another model.
     """
     shape = input_shape(model, input)
     dtype = "uint8" if input == "uint8" else "float32"
     of_model = model.preprocessing
-    told = {
+    facts = {
         "network": model.network,
         "fingerprint": model.fingerprint,
         "input": f"{dtype} [B, {', '.join(map(str, shape))}]",
@@ -125,12 +125,12 @@ def description(model: FaceModel, *, input: str, ssr: DensityRegressor | None) -
     }
     if ssr is not None:
         ssr.check_model(fingerprint=model.fingerprint, width=model.width)
-        told |= {
+        facts |= {
             "k": ssr.k,
             "tau": ssr.tau,
             "log_dao": "tau * dot(e1, e2) + logaddexp(log_density1, log_density2)",
         }
-    return told
+    return facts
 
 
 def largest_difference(

@@ -60,7 +60,7 @@ def iresnet_from_state(state: Mapping[str, np.ndarray]) -> IResNetWeights:
       state: float arrays by their names, as `ida_jax.interop.state_dict.read_state` gives them.
 
     Raises:
-      UserError: no iresnet, one of another depth or width, or an image that is not square; a name
+      UserError: not an iresnet, an unknown depth or width, or an image that is not square; a name
         is missing or unknown, or an array has another shape.
     """
     if "conv1.weight" not in state or "fc.weight" not in state:

@@ -39,14 +39,14 @@ def onnx_bytes(
       ssr: its SSR module.
 
     Raises:
-      UserError: onnx is not installed, an unknown input, an SSR module of another model.
+      UserError: onnx is not installed, an unknown input, an SSR module for another model.
     """
     try:
         import onnx
         from onnx import TensorProto, helper
     except ImportError as error:
         raise UserError("ONNX files need onnx: pip install ida_jax[interop]") from error
-    told = description(model, input=input, ssr=ssr)
+    facts = description(model, input=input, ssr=ssr)
     model = in_float32(model)
     graph = _Layers(model.variables)
     x = graph.preprocessed("images", model.preprocessing) if input == "uint8" else "images"
@@ -71,7 +71,7 @@ def onnx_bytes(
         ir_version=_IR_VERSION,
         producer_name="ida_jax",
     )
-    strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in told.items()}
+    strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     helper.set_model_props(proto, strings)
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString()

@@ -67,7 +67,7 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
     x = graph.take(x, "Flatten", "Reshape").output[0]
     x = graph.gemm(x, state)
     if x != graph.output:
-        raise UserError(f"{path}: the graph goes on after the embedding, '{x}': {graph.readable}")
+        raise UserError(f"{path}: the graph continues after the embedding, '{x}': {graph.readable}")
     return state
 
 
@@ -106,9 +106,9 @@ class _Graph:
     def take(self, value: str, *kinds: str) -> Any:
         node = self.consumer(value, *kinds)
         if node is None:
-            found = ", ".join(n.op_type for n in self.nodes.get(value, ())) or "nothing"
+            operations = ", ".join(n.op_type for n in self.nodes.get(value, ())) or "nothing"
             raise UserError(
-                f"{self.path}: expected {' or '.join(kinds)} after '{value}', found {found}: "
+                f"{self.path}: expected {' or '.join(kinds)} after '{value}', found {operations}: "
                 f"{self.readable}"
             )
         return node

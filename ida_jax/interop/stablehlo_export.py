@@ -41,7 +41,7 @@ def stablehlo_bytes(
       ssr: its SSR module.
 
     Raises:
-      UserError: flatbuffers is not installed, an unknown input, an SSR module of another model.
+      UserError: flatbuffers is not installed, an unknown input, an SSR module for another model.
     """
     try:
         import flatbuffers  # noqa: F401, jax's serialize needs it
@@ -71,7 +71,7 @@ def stablehlo_graph(data: bytes) -> Graph:
 def _grouped_convolutions(call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
     """A flax interceptor: depthwise convolutions as such, whatever machine exports.
 
-    On a CPU the module writes them as nine shifted products, which is no gain elsewhere.
+    On a CPU the module writes them as nine shifted products, which gains nothing elsewhere.
     """
     if not isinstance(context.module, DepthwiseConv):
         return call(*args, **kwargs)

@@ -40,7 +40,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     and `_orig_mod.` before the names removed, the counters `num_batches_tracked` left out.
 
     Raises:
-      UserError: no such file, a torn one, one that would run code when read, one of another form.
+      UserError: no such file, a torn one, one that would run code when read, one in another format.
     """
     require_file(path, what="weights")
     match path.suffix:

@@ -1,4 +1,4 @@
-"""A trained network's weights from elsewhere, as a face model: the front door.
+"""A trained network's weights from elsewhere, as a face model.
 
 .pth .pt .npz .safetensors   a PyTorch state dict: iresnet (arcface_torch) or MobileFaceNet
 .onnx                        InsightFace's published iresnets (w600k_r50.onnx, glint360k_…)
@@ -23,7 +23,7 @@ _IMAGENET = Preprocessing(112, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def import_model(
     path: str | os.PathLike[str], *, preprocessing: Preprocessing | None = None
 ) -> FaceModel:
-    """Reads weights, finds out whose they are, and gives the whole model.
+    """Reads weights, identifies their network, and returns the whole model.
 
     Args:
       path: a file of one of the kinds above; its suffix decides how it is read.
@@ -32,7 +32,7 @@ def import_model(
 
     Raises:
       UserError: see `read_state`, `read_onnx_state`, `iresnet_from_state` and
-        `mobilefacenet_variables`; or `preprocessing` is for images of another size.
+        `mobilefacenet_variables`; or `preprocessing` is for images of a different size.
     """
     path = Path(path)
     if path.suffix == ".safetensors" and kind_of(path) == KIND:

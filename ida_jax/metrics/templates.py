@@ -177,11 +177,12 @@ def fuse(
     *,
     rows: np.ndarray | None = None,
 ) -> Fused:
-    """Each template's images fused by dimension, as `ops.mutual_likelihood.fuse`, of any sizes.
+    """Each template's images fused, each dimension weighted by 1/σ².
 
         μ_d ∝ Σᵢ (μ_id / σ_id²) / Σᵢ (1 / σ_id²), made a unit vector;    σ_d² = minᵢ σ_id²
 
-    Source: Shi & Jain's code.
+    Source: Shi & Jain's code. The article derives σ_d² = 1 / Σᵢ (1/σ_id²), which holds for
+    independent images; those of one template, often one video's frames, are not.
 
     Args:
       means: floating point [N, D], rows of any norm; with log_variances it may be a map of a file.

@@ -152,10 +152,10 @@ class MarginHead(nn.Module):
         mean = self.variable("batch_stats", "norm_mean", lambda: initial.mean)
         std = self.variable("batch_stats", "norm_std", lambda: initial.std)
         norms = jnp.linalg.norm(lax.stop_gradient(embeddings), axis=-1)
-        found = ops.adaface_quality(norms, ops.NormStatistics(mean.value, std.value), mask=mask)
+        quality = ops.adaface_quality(norms, ops.NormStatistics(mean.value, std.value), mask=mask)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            mean.value, std.value = found.statistics
-        return found.quality
+            mean.value, std.value = quality.statistics
+        return quality.quality
 
     def _margin(self) -> Margin:
         default = default_margin(self.kind)

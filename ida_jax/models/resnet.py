@@ -73,8 +73,8 @@ class BatchNorm(nn.Module):
             real = None if mask is None else _in_groups(mask, groups)
             mean, var = _group_statistics(_in_groups(x, groups), real)
             if not self.is_initializing():
-                for running, found in ((running_mean, mean), (running_var, var)):
-                    running.value = _moved(running.value, found, real)
+                for running, batch in ((running_mean, mean), (running_var, var)):
+                    running.value = _moved(running.value, batch, real)
         else:
             mean, var = running_mean.value[None], running_var.value[None]
         factor = jax.lax.rsqrt(var + 1e-5)
@@ -118,13 +118,13 @@ def _group_statistics(x: jax.Array, real: jax.Array | None) -> tuple[jax.Array, 
     return mean, jnp.maximum(mean_square - mean * mean, 0.0)
 
 
-def _moved(running: jax.Array, found: jax.Array, real: jax.Array | None) -> jax.Array:
-    """The running statistic [C] after a step that found [G, C]."""
+def _moved(running: jax.Array, batch: jax.Array, real: jax.Array | None) -> jax.Array:
+    """The running statistic [C] after a step whose groups had [G, C]."""
     if real is None:
-        return 0.9 * running + 0.1 * jnp.mean(found, axis=0)
+        return 0.9 * running + 0.1 * jnp.mean(batch, axis=0)
     counts = jnp.any(real, axis=1)
     groups = jnp.maximum(jnp.sum(counts.astype(jnp.float32)), 1.0)
-    mean = jnp.sum(found, axis=0, where=counts[:, None]) / groups
+    mean = jnp.sum(batch, axis=0, where=counts[:, None]) / groups
     return jnp.where(jnp.any(counts), 0.9 * running + 0.1 * mean, running)
 
 

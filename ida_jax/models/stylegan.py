@@ -123,9 +123,9 @@ class DiscriminatorNetwork(nn.Module):
 def group_deviation(features: jax.Array) -> jax.Array:
     """Standard deviation over neighbouring images, averaged over everything else.
 
-    Progressive GAN's minibatch deviation: a discriminator that sees it tells a generator that makes
-    one image only. Groups are of 4 neighbours in the batch (the largest power of two up to that
-    which divides it), so that a group lies on one device where a device has a multiple of 4.
+    Progressive GAN's minibatch deviation: a discriminator that sees it recognises a generator that
+    makes one image only. Groups are of 4 neighbours in the batch (the largest power of two up to
+    that which divides it), so that a group lies on one device where a device has a multiple of 4.
 
     Args:
       features: [B, H, W, C].

@@ -205,7 +205,7 @@ def geometry_matrices(geometry: Geometry) -> jax.Array:
 def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
     """Images sampled bilinearly at moved places; outside an image lies its mirror image.
 
-    The gradient adds up by a scatter, whose order on a GPU is not fixed unless XLA is told so
+    The gradient adds up by a scatter, whose order on a GPU is not fixed unless XLA is asked to
     (`--xla_gpu_deterministic_ops`).
 
     Args:

@@ -30,8 +30,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-AXES = ("data", "model")
-
 
 class ClassWeights(NamedTuple):
     """This device's classes.
@@ -126,13 +124,13 @@ def softmax_step(
     def look(i: jax.Array, old: jax.Array) -> "_Look":
         rows, fresh = blocks.rows(i)
         norms = _norms(old)
-        each = products.cosines(old, norms)
+        cosines = products.cosines(old, norms)
         ids = first_class + rows
         return _Look(
             old,
             norms,
-            each,
-            jnp.max(each, axis=-1),
+            cosines,
+            jnp.max(cosines, axis=-1),
             labels[:, None] == ids[None, :],
             fresh & (ids < num_classes),
             fresh,
@@ -193,7 +191,7 @@ def softmax_step(
         weight = _row_major(blocks.put(weight, new, i))
         momentum = _row_major(blocks.put(momentum, v_new, i))
         # Read ahead, after the write: were a block read in the round that writes it, XLA would copy
-        # the whole weights wherever it cannot tell that every read comes first. (After the last
+        # the whole weights wherever it cannot prove that every read comes first. (After the last
         # block it is read again.)
         old, v = blocks.take(weight, i + 1), blocks.take(momentum, i + 1)
         return weight, momentum, old, v, gradient, squared

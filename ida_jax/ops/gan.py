@@ -27,7 +27,7 @@ def discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Ar
 def r1_penalty(
     discriminator: Callable[[jax.Array], jax.Array], images: jax.Array, *, weight: float
 ) -> jax.Array:
-    """γ/2 · E‖∇ₓ D(x)‖², the discriminator's steepness at real images.
+    """γ/2 · E‖∇ₓ D(x)‖², R1, the gradient penalty at real images.
 
     Args:
       discriminator: images [B, H, W, 3] → logits [B], each of its own image alone or of a few.
@@ -48,7 +48,7 @@ def mixed_styles(
 
     Args:
       first: w of one latent, [B, W].
-      second: w of another, [B, W].
+      second: w of another latent, [B, W].
       crossover: int [B], the first layer of the second; L or more: none.
       layers: L.
 

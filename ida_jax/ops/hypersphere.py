@@ -25,9 +25,9 @@ class Neighbours(NamedTuple):
     indices: jax.Array
 
 
-def normalize(x: jax.Array, *, axis: int = -1) -> jax.Array:
-    """x / max(‖x‖₂, 1e-12) along `axis`: a zero vector stays zero, with a finite gradient."""
-    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+def normalize(x: jax.Array) -> jax.Array:
+    """x / max(‖x‖₂, 1e-12) a row: a zero vector stays zero, with a finite gradient."""
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
@@ -129,7 +129,7 @@ def nearest_anchors(
     """The support set Ψ: each query's k most similar anchors of other identities (section 3.2).
 
     Exact, by blocks of anchors: the similarities held at once are [N, block_size]. An anchor whose
-    label equals the query's is never chosen: a face's own identity is no inter-class neighbour.
+    label equals the query's is never chosen: a face's own identity is not an inter-class neighbour.
     Negative labels stand for unknown and exclude nothing.
 
     Args:
@@ -155,11 +155,11 @@ def nearest_anchors(
 
     def similarities(first: jax.Array) -> jax.Array:
         block = lax.dynamic_slice_in_dim(anchors, first, block_size)
-        found = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
+        cosines = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
         if query_labels is None:
-            return found
+            return cosines
         labels = lax.dynamic_slice_in_dim(anchor_labels, first, block_size)
         same = (query_labels[:, None] == labels[None, :]) & (labels >= 0)[None, :]
-        return jnp.where(same, -jnp.inf, found)
+        return jnp.where(same, -jnp.inf, cosines)
 
     return blockwise_top_k(similarities, (n, a), k=k, block_size=block_size)

@@ -108,7 +108,7 @@ def combined(cosines: jax.Array, *, scale: float, margins: tuple[float, float, f
     """s · (cos(m₁θ + m₂) − m₃), InsightFace's combined margin (ArcFace, section 2.3).
 
     (1, m, 0) is ArcFace and (1, 0, m) CosFace, exactly. With m₁ = 1, θ + m₂ > π is treated as in
-    `arcface`. With another m₁ the logit goes on from −1 − m₃ in steps of c where m₁θ + m₂ > π, so
+    `arcface`. With another m₁ the logit continues from −1 − m₃ in steps of c where m₁θ + m₂ > π, so
     that it falls with θ throughout; its gradient at c = 1, without bound beside it, is 0.
 
     Args:

@@ -13,14 +13,12 @@ all variances are equal, the MLS is an increasing function of the cosine alone.
 Variances are given by their logarithms v = log σ², as the module gives them, which are finite for
 any σ > 0.
 
-N and M faces, B batch, D embedding, n images of a template.
+N and M faces, B batch, D embedding.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from ida_jax.ops.hypersphere import normalize
 
 # Of the embedding, at once: fewer write the scores too often, more keep too much in registers.
 _DIMENSIONS = 32
@@ -89,36 +87,6 @@ def mls_matrix(
     )
     nothing = jnp.zeros((len(means_1), len(means_2)), means_1.dtype)
     return lax.scan(add, nothing, arrays)[0]
-
-
-def fuse(
-    means: jax.Array, log_variances: jax.Array, *, where: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """One face of a template's images: each dimension weighted by 1/σ².
-
-        μ_d ∝ Σᵢ (μ_id / σ_id²) / Σᵢ (1 / σ_id²), made a unit vector;    σ_d² = minᵢ σ_id²
-
-    The minimum is the authors' code's. The article derives 1 / Σᵢ (1/σᵢ²), which holds for
-    independent images; those of one template, often one video's frames, are not.
-
-    Args:
-      means: [n, D], unit rows.
-      log_variances: [n, D].
-      where: bool [n], the rows that are images; all of them if None.
-
-    Returns:
-      The mean [D], a unit vector, and the log-variance [D]. Without any image they are 0 and +inf.
-    """
-    real = jnp.ones(means.shape[:1], bool) if where is None else where
-    # A row of padding may hold NaN; a value replaced first has no gradient to spoil.
-    means = jnp.where(real[:, None], means, 0.0)
-    log_variances = jnp.where(real[:, None], log_variances, jnp.inf)
-    least = jnp.min(log_variances, axis=0)
-    # The image with the smallest variance has weight 1, so that no sum is 0 or overflows.
-    weights = jnp.exp(jnp.where(real[:, None], least[None] - log_variances, -jnp.inf))
-    return normalize(
-        jnp.sum(weights * means, axis=0) / jnp.maximum(jnp.sum(weights, axis=0), 1.0)
-    ), least
 
 
 def positive_pairs_loss(

@@ -15,6 +15,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_same_model, unit_rows
 from ida_jax.data.labelled_pairs import consecutive_pairs, read_calfw_pairs, read_lfw_pairs
+from ida_jax.data.sources.image_files import without_suffix
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.protocols.ijb_pfe import ImageVariances
 from ida_jax.protocols.scored_pairs import OVER_PAIRS, evaluate_labelled_pairs
@@ -28,7 +29,6 @@ from ida_jax.tables.embeddings import EmbeddingFile
 
 _FARS = (1e-3, 1e-4, 1e-5)
 _FOLDS = 10
-_SUFFIX = re.compile(r"\.(jpe?g|png|bmp)$", re.IGNORECASE)
 
 
 def labelled_pairs(
@@ -74,7 +74,7 @@ def kfold(
     options: Any, found: EmbeddingFile, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluated]:
     """LFW, CALFW and CPLFW: 10-fold accuracy of the set's own list."""
-    names = [_SUFFIX.sub("", name) for name in _required_names(found, options)]
+    names = [without_suffix(name) for name in _required_names(found, options)]
     if options.protocol == "lfw":
         names = [name if "/" in name else f"{_person(name)}/{name}" for name in names]
         pair_list = read_lfw_pairs(_inside(options.files, "pairs.txt"), names)

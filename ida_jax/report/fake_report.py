@@ -1,7 +1,7 @@
 """The report beside a fake-db: what was dropped and why, how near the training set it comes.
 
-Similarities to training faces are told; their images are never shown, nor those of generated faces
-that were dropped for being too near one: they may show a person who exists.
+Similarities to training faces are reported; their images are never shown, nor those of generated
+faces that were dropped for being too near one: they may show a person who exists.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EDGES = np.linspace(-1, 1, 101)
 _COLUMNS = 8
 _SHOWN = {KEPT: 64, IMPLAUSIBLE: 16, DUPLICATE: 16}
 _NEAREST = 8
-_TOGETHER = 64  # a generator makes faces by so many
+_TOGETHER = 64  # faces that a generator makes at once
 
 
 def write_fake_report(
@@ -65,7 +65,8 @@ def fake_json(report: FakeReport, candidates: Candidates) -> dict[str, Any]:
         "strangers": report.strangers,
     }
     counts = {
-        name: np.histogram(each[np.isfinite(each)], _EDGES)[0] for name, each in cosines.items()
+        name: np.histogram(values[np.isfinite(values)], _EDGES)[0]
+        for name, values in cosines.items()
     }
     unreadable = report.numbers(UNREADABLE)
     return {
@@ -81,7 +82,7 @@ def fake_json(report: FakeReport, candidates: Candidates) -> dict[str, Any]:
 
 
 def _page(report: FakeReport, candidates: Candidates) -> str:
-    title = f"Fake-db: {report.provenance['kept']:,} anchors of nobody"
+    title = f"Fake-db: {report.provenance['kept']:,} generated anchors"
     warnings = "".join(
         f'<p class="card"><strong>{html.escape(warning)}</strong></p>'
         for warning in report.warnings
@@ -152,11 +153,11 @@ def _privacy(report: FakeReport) -> str:
     figure = privacy_figure(
         report.nearest, report.strangers, described["thresholds"]["privacy_cosine"]
     )
-    found = described["nearest_training_cosine"]
-    head = "".join(f'<th scope="col">{level}</th>' for level in found["kept"])
+    quantiles = described["nearest_training_cosine"]
+    head = "".join(f'<th scope="col">{level}</th>' for level in quantiles["kept"])
     body = "\n".join(
         f'<tr><th scope="row">{name}</th>'
-        + "".join(f"<td>{cosine:.3f}</td>" for cosine in found[key].values())
+        + "".join(f"<td>{cosine:.3f}</td>" for cosine in quantiles[key].values())
         + "</tr>"
         for name, key in (
             ("all faces drawn", "candidates"),
@@ -181,13 +182,13 @@ def _faces(report: FakeReport, candidates: Candidates) -> str:
     parts = ["<h2>Faces</h2>", _sheet(candidates, kept[: _SHOWN[KEPT]], "The first anchors")]
     if report.strangers.size:
         order = np.argsort(-nearest, kind="stable")[:_NEAREST]
-        told = ", ".join(f"{cosine:.3f}" for cosine in nearest[order])
+        cosines = ", ".join(f"{cosine:.3f}" for cosine in nearest[order])
         parts.append(
             _sheet(
                 candidates,
                 kept[order],
                 "The anchors nearest to a training face",
-                f"Cosines: {told}. The training faces are private, and are not shown.",
+                f"Cosines: {cosines}. The training faces are private, and are not shown.",
             )
         )
     for verdict, caption in (
@@ -213,14 +214,14 @@ def _sheet(candidates: Candidates, numbers: np.ndarray, caption: str, note: str 
 
 def _drawn(candidates: Candidates, numbers: np.ndarray) -> Sequence[np.ndarray]:
     """The candidates of these numbers, neighbours drawn together."""
-    found = {}
+    drawn = {}
     for block, members in groupby(sorted(numbers.tolist()), lambda number: number // _TOGETHER):
         first, count = block * _TOGETHER, _TOGETHER
         if candidates.available is not None:
             count = min(count, candidates.available - first)
         images = candidates.draw(first, count)
-        found |= {number: images[number - first] for number in members}
-    return [found[number] for number in numbers.tolist()]
+        drawn |= {number: images[number - first] for number in members}
+    return [drawn[number] for number in numbers.tolist()]
 
 
 def _drawing(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""Figures of a generator of faces: whether it copies anybody, and how its training went.
+"""Figures of a generator of faces: whether it copies anyone, and how its training went.
 
 Each returns a matplotlib Figure; its label is a sentence or two on how to read it.
 """
@@ -43,11 +43,7 @@ _PANELS: tuple[tuple[str, dict[str, tuple[str, str, str]]], ...] = (
 
 @in_our_look
 def privacy_figure(
-    nearest_generated: ArrayLike,
-    nearest_strangers: ArrayLike,
-    threshold: float,
-    *,
-    strangers: str = "real people, to others' faces",
+    nearest_generated: ArrayLike, nearest_strangers: ArrayLike, threshold: float
 ) -> Figure:
     """How near generated faces come to a training face, beside people who are not in that set.
 
@@ -57,32 +53,34 @@ def privacy_figure(
       nearest_strangers: [N], each real person's cosine to the nearest training face of another
         person: what is usual among people who have nothing to do with each other.
       threshold: the cosine above which generated faces are dropped.
-      strangers: what the second are called.
 
     Raises:
       UserError: no finite cosine of a kind.
     """
-    kinds = {"generated faces": nearest_generated, strangers: nearest_strangers}
-    cosines = {name: np.asarray(each, np.float64).ravel() for name, each in kinds.items()}
-    cosines = {name: each[np.isfinite(each)] for name, each in cosines.items()}
-    for name, each in cosines.items():
-        if not each.size:
+    kinds = {
+        "generated faces": nearest_generated,
+        "real people, to others' faces": nearest_strangers,
+    }
+    cosines = {name: np.asarray(values, np.float64).ravel() for name, values in kinds.items()}
+    cosines = {name: values[np.isfinite(values)] for name, values in cosines.items()}
+    for name, values in cosines.items():
+        if not values.size:
             raise UserError(f"no finite cosine of {name} was given, expected at least one to draw")
     everything = np.concatenate([*cosines.values(), [threshold]])
     edges = np.histogram_bin_edges(everything, bins=_BINS)
     width = edges[1] - edges[0]
     figure, (axis,) = new_figure(width=6.5, height=4.4)
     looks = ((BLUE, "-"), (VERMILION, "--"))
-    for (name, each), (color, line) in zip(cosines.items(), looks, strict=True):
-        density = np.histogram(each, edges)[0] / (each.size * width)
-        above = np.mean(each > threshold)
+    for (name, values), (color, line) in zip(cosines.items(), looks, strict=True):
+        density = np.histogram(values, edges)[0] / (values.size * width)
+        above = np.mean(values > threshold)
         axis.stairs(density, edges, fill=True, color=color, alpha=0.18)
         axis.stairs(density, edges, color=color, linestyle=line, linewidth=1.5,
-                    label=f"{each.size:,} {name}, {100 * above:.2g} % above")  # fmt: skip
+                    label=f"{values.size:,} {name}, {100 * above:.2g} % above")  # fmt: skip
     axis.axvline(threshold, color=INK, linestyle=":", linewidth=1.6,
                  label=f"threshold, {threshold:.3g}")  # fmt: skip
     axis.set_yscale("log")
-    axis.set_ylim(0.5 / (max(each.size for each in cosines.values()) * width), None)
+    axis.set_ylim(0.5 / (max(values.size for values in cosines.values()) * width), None)
     axis.set_xlabel("cosine to the nearest training face")
     axis.set_ylabel("density (log scale)")
     figure.legend(loc="outside upper left", ncols=1, frameon=False)
@@ -109,9 +107,9 @@ def generator_training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """
     panels = []
     for title, kinds in _PANELS:
-        found = {key: _series(metrics, key) for key in kinds}
-        if any(images.size for images, _ in found.values()):
-            panels.append((title, kinds, found))
+        series = {key: _series(metrics, key) for key in kinds}
+        if any(images.size for images, _ in series.values()):
+            panels.append((title, kinds, series))
     if not panels:
         raise UserError(
             f"{len(metrics)} records were given, none of a generator's training: pass the records "
@@ -122,17 +120,17 @@ def generator_training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = new_figure(
         rows=rows, columns=columns, width=6.5 if columns == 1 else 10, height=0.3 + 3.0 * rows
     )
-    for axis, (title, kinds, found) in zip(axes, panels, strict=False):
+    for axis, (title, kinds, series) in zip(axes, panels, strict=False):
         for key, (name, color, line) in kinds.items():
-            if found[key][0].size:
-                _draw(axis, *found[key], label=name, color=color, linestyle=line)
+            if series[key][0].size:
+                _draw(axis, *series[key], label=name, color=color, linestyle=line)
         axis.set_title(title)
         axis.set_xlabel("images shown")
         axis.xaxis.set_major_formatter(lambda images, _: _short(images))
         axis.xaxis.get_major_locator().set_params(nbins=5)
         axis.set_xlim(left=0)
         if {"frechet", "precision", "augment_probability"} & set(kinds):
-            highest = max(values.max(initial=0) for _, values in found.values())
+            highest = max(values.max(initial=0) for _, values in series.values())
             axis.set_ylim(0, 1.1 * highest or 1)
         if len(kinds) > 1:
             axis.legend(frameon=False)
@@ -161,8 +159,8 @@ def _draw(axis: Axes, images: np.ndarray, values: np.ndarray, **style: Any) -> N
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [(m["images"], m[key]) for m in metrics if "images" in m and m.get(key) is not None]
-    images, values = zip(*found, strict=True) if found else ((), ())
+    points = [(m["images"], m[key]) for m in metrics if "images" in m and m.get(key) is not None]
+    images, values = zip(*points, strict=True) if points else ((), ())
     return np.array(images), np.array(values, np.float64)
 
 

@@ -1,7 +1,7 @@
 """The look of all figures, made without pyplot's state.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; line styles and markers tell curves
-apart in black and white.
+Colours are Okabe and Ito's, which colour-blind readers can distinguish; line styles and markers
+distinguish curves in black and white.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def write_report(
       pairs: the section of pairs whose decision changed (`ida_jax.report.pair_cards`), as HTML.
 
     Raises:
-      UserError: captions that give no file name or the same one, a contact sheet of another form,
+      UserError: captions that give no file name or the same one, a malformed contact sheet,
         or a folder that cannot be written.
     """
     path = Path(path)

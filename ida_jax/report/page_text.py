@@ -1,4 +1,4 @@
-"""What the page always says, and how it looks: HTML and CSS."""
+"""The page's fixed texts and its style: HTML and CSS."""
 
 # How to read a table, by how the titles of the columns begin that a sentence is about.
 READINGS = {

@@ -75,7 +75,7 @@ class ChangedDecisions(NamedTuple):
 def changed_pairs(
     found: AllPairs, faces: np.ndarray, methods: Mapping[str, FaceTerms]
 ) -> ChangedDecisions | None:
-    """The pairs that IDA-R decides otherwise than the cosine, with their scores.
+    """The pairs that IDA-R decides differently from the cosine, with their scores.
 
     Args:
       found: what `evaluate_all_pairs` gave.
@@ -112,7 +112,7 @@ def pair_section(
       people: who is on each face, where known.
 
     Raises:
-      UserError: a row without a face, or an image of another form.
+      UserError: a row without a face, or a malformed image.
     """
     names = method_name(changed.base), method_name(changed.other)
     counts = {(g.kind, g.genuine): g.total for g in changed.groups}
@@ -211,7 +211,7 @@ def jpeg(image: np.ndarray, *, side: int = _SIDE) -> bytes:
     """uint8 [H, W, 3] RGB as JPEG, made smaller where a side is above `side` pixels.
 
     Raises:
-      UserError: an image of another form.
+      UserError: a malformed image.
     """
     import cv2
 

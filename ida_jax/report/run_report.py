@@ -153,15 +153,15 @@ def _curves(evaluated: Mapping[str, Evaluated]) -> dict[str, Figure]:
     from ida_jax.report.trend_plots import distractors_figure
 
     figures = {}
-    for variant, (found, curves, _) in evaluated.items():
-        keys = {key for method in found.values() for key in method}
+    for variant, (result, curves, _) in evaluated.items():
+        keys = {key for method in result.values() for key in method}
         if curves and "tpir@fpir" in keys:
-            figures[f"TPIR against FPIR, {variant}"] = tpir_figure(curves, figures=found)
+            figures[f"TPIR against FPIR, {variant}"] = tpir_figure(curves, figures=result)
         elif curves:
-            figures[f"ROC, {variant}"] = roc_figure(curves, figures=found)
+            figures[f"ROC, {variant}"] = roc_figure(curves, figures=result)
             figures[f"DET, {variant}"] = det_figure(curves)
         if "rank1@distractors" in keys:
-            figures[f"Rank-1 against distractors, {variant}"] = distractors_figure(found)
+            figures[f"Rank-1 against distractors, {variant}"] = distractors_figure(result)
     return figures
 
 
@@ -175,7 +175,7 @@ def _densities(groups: Groups, caption: str) -> dict[str, Figure]:
 
 
 def _with_notes(results: Mapping[str, Any], evaluated: Mapping[str, Evaluated]) -> dict[str, Any]:
-    return {**results, "notes": {variant: each.notes for variant, each in evaluated.items()}}
+    return {**results, "notes": {variant: result.notes for variant, result in evaluated.items()}}
 
 
 def _sheet(dataset: FaceDataset) -> np.ndarray:

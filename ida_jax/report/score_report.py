@@ -1,4 +1,4 @@
-"""What `python -m ida_jax.evaluate` found, as text for the terminal and as a figure.
+"""The results of `python -m ida_jax.evaluate`, as text for the terminal and as a figure.
 
 `results` is what its JSON holds: `methods` by role ("scores", "baseline"), each with `name` and the
 figures of `ida_jax.metrics.score_figures`; `difference`, `bootstrap` and `calibration` where they
@@ -127,7 +127,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if few:
         notes.append(
             f"FAR {', '.join(map(far_name, few))} is below 1/{results['impostor']:,}: the "
-            "threshold is the highest impostor score, and these pairs cannot tell the rate"
+            "threshold is the highest impostor score, and these pairs cannot measure the rate"
         )
     if any(count < FEWEST_FALSE_ACCEPTS for m in methods for count in _counts(m)):
         notes.append(

@@ -104,16 +104,16 @@ def distractors_figure(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
     if not shown:
         raise UserError("no method has a rank-1 rate against distractors: expected at least one")
     figure, (axis,) = new_figure(width=6.5, height=4.6)
-    for i, ((method, found), (color, line, marker)) in enumerate(
+    for i, ((method, curve), (color, line, marker)) in enumerate(
         zip(shown.items(), method_styles(shown), strict=True)
     ):
-        rates = {float(size): rate for size, rate in found["rank1@distractors"].items()}
+        rates = {float(size): rate for size, rate in curve["rank1@distractors"].items()}
         sizes = sorted(rates)
         axis.plot(
             sizes, [rates[size] for size in sizes], color=color, linestyle=line, marker=marker,
             markersize=5, markerfacecolor="white", linewidth=1.8, label=method_name(method),
         )  # fmt: skip
-        for size, (low, high) in found.get("rank1_interval@distractors", {}).items():
+        for size, (low, high) in curve.get("rank1_interval@distractors", {}).items():
             # Moved a little, so that the bars of several methods do not hide each other.
             place = float(size) * 1.08 ** (i - len(shown) / 2)
             axis.vlines(place, low, high, color=color, alpha=0.55, linewidth=1.6)
@@ -176,6 +176,6 @@ def training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [(m["step"], m[key]) for m in metrics if "step" in m and m.get(key) is not None]
-    steps, values = zip(*found, strict=True) if found else ((), ())
+    points = [(m["step"], m[key]) for m in metrics if "step" in m and m.get(key) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps), np.array(values, np.float64)

@@ -28,7 +28,7 @@ def known_suffix(path: Path, allowed: Sequence[str], *, what: str) -> str:
     """The file's suffix in lower case.
 
     Raises:
-      UserError: a suffix that is none of the allowed ones.
+      UserError: a suffix that is not one of those allowed.
     """
     suffix = path.suffix.lower()
     if suffix not in allowed:
@@ -63,20 +63,20 @@ def read_rows(array: np.memmap, start: int, stop: int) -> np.ndarray:
     read belongs to the caller. Both orders are read: `np.array([i, j]).T` is saved by columns.
 
     Raises:
-      UserError: the file has become shorter or unreadable since it was opened.
+      UserError: the file was truncated or became unreadable since it was opened.
     """
     count, size = stop - start, array.dtype.itemsize
 
     def read(first: int, entries: int) -> np.ndarray:
         try:
-            found = np.fromfile(
+            values = np.fromfile(
                 array.filename, array.dtype, entries, offset=array.offset + first * size
             )
         except OSError as error:
             raise UserError(f"cannot read {array.filename}: {one_line(error)}") from error
-        if len(found) != entries:
-            raise UserError(f"{array.filename} has become shorter while it was read")
-        return found
+        if len(values) != entries:
+            raise UserError(f"{array.filename} was truncated while it was read")
+        return values
 
     if array.flags.c_contiguous:
         return read(2 * start, 2 * count).reshape(count, 2)
@@ -114,7 +114,7 @@ def text_blocks(path: Path) -> Iterator[TextBlock]:
             line += data.count(b"\n", 0, cut)
         rest = data[cut:]
         if len(rest) > _LONGEST_LINE:
-            raise UserError(f"{path}, line {line}: longer than 1 MiB, so this is no list of lines")
+            raise UserError(f"{path}, line {line}: longer than 1 MiB, not a list of lines")
     if rest := rest.rstrip(b"\r\n"):
         yield TextBlock(line, rest)
 

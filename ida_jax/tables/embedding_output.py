@@ -19,7 +19,7 @@ from ida_jax.tables.embeddings import file_stamp, fingerprint_file
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Finds out before the work whether embeddings can be written to a path.
+    """Checks before the work that embeddings can be written to a path.
 
     Raises:
       UserError: a suffix other than .npy, .npz and .parquet, a folder in its place, or none around.
@@ -56,7 +56,7 @@ def write_embeddings(
 
     Raises:
       UserError: another suffix, or a file that cannot be written; what was there before is kept.
-      ValueError: blocks of another width, or not N rows; what was there before is kept.
+      ValueError: blocks of a different width, or not N rows; what was there before is kept.
     """
     path = Path(path)
     suffix = known_suffix(path, tuple(_WRITERS), what="embeddings")
@@ -75,9 +75,9 @@ def _write_beside(path: Path, temporary: Path, fingerprint: str) -> None:
     if not fingerprint:
         beside.unlink(missing_ok=True)
         return
-    told = {"fingerprint": fingerprint, **file_stamp(temporary)}
+    record = {"fingerprint": fingerprint, **file_stamp(temporary)}
     with written_whole(beside) as written:
-        written.write_text(json.dumps(told) + "\n", encoding="utf-8")
+        written.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _checked(blocks: Iterable[np.ndarray], count: int, width: int) -> Iterable[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Embeddings as people keep them: .npy, .npz or .parquet, the faces' names, the model they are of.
+"""Embedding files: .npy, .npz or .parquet, with the faces' names and the model's fingerprint.
 
 N faces, D embedding.
 """
@@ -61,8 +61,8 @@ def read_embeddings(
       names: a text file (UTF-8) of one name a line in the rows' order; instead of the file's own.
 
     Raises:
-      UserError: a file that is absent, truncated or of another kind; no rows; names of another
-        number, empty, or not distinct.
+      UserError: a file that is absent, truncated or of another kind; no rows; names that
+        are empty, repeated, or of a different number.
     """
     path = Path(path)
     suffix = known_suffix(path, (".npy", ".npz", ".parquet"), what="embeddings")
@@ -89,10 +89,10 @@ def read_embeddings(
 
 
 def fingerprint_file(path: Path) -> Path:
-    """What stands beside an .npy, E.fingerprint.json, and says which model made it.
+    """The file beside an .npy, E.fingerprint.json, that names the model that made it.
 
     {"fingerprint": …, "size": …, "ends": …}, the last two by `file_stamp`: an .npy that was made
-    later is told apart, and is one of an unknown model.
+    later does not match, and counts as one of an unknown model.
     """
     return path.with_suffix(".fingerprint.json")
 
@@ -100,7 +100,7 @@ def fingerprint_file(path: Path) -> Path:
 def file_stamp(path: Path) -> dict[str, int | str]:
     """What ties a fingerprint to a file: its size, and a hash of its first and last 64 KiB.
 
-    The first of them hold an .npy's shape and type, and rows of another model are others; however
+    The first of them hold an .npy's shape and type, and rows of another model differ; however
     large the file, no more is read. An edit in the middle goes unseen.
     """
     size = path.stat().st_size
@@ -112,15 +112,15 @@ def file_stamp(path: Path) -> dict[str, int | str]:
 
 
 def _fingerprint_beside(path: Path) -> str:
-    """The fingerprint of an .npy; "" where nothing beside it speaks of this very file."""
+    """The fingerprint of an .npy; "" if no file beside it matches it."""
     try:
-        found = json.loads(fingerprint_file(path).read_bytes())
+        record = json.loads(fingerprint_file(path).read_bytes())
         stamp = file_stamp(path)
     except (OSError, ValueError):
         return ""
-    if not isinstance(found, dict) or {key: found.get(key) for key in stamp} != stamp:
+    if not isinstance(record, dict) or {key: record.get(key) for key in stamp} != stamp:
         return ""
-    fingerprint = found.get("fingerprint")
+    fingerprint = record.get("fingerprint")
     return fingerprint if isinstance(fingerprint, str) else ""
 
 
@@ -131,8 +131,8 @@ def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
         raise UserError(
             f"{path}: names is {names.dtype} {list(names.shape)}, expected strings, one a row"
         )
-    told = arrays.get("fingerprint")
-    fingerprint = told.item() if told is not None and _is_text(told) else ""
+    stored = arrays.get("fingerprint")
+    fingerprint = stored.item() if stored is not None and _is_text(stored) else ""
     if "embeddings" in arrays:
         chosen = "embeddings"
     else:
@@ -253,14 +253,14 @@ def _lines(path: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is no part of it") from error
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is invalid") from error
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
 
 
 def _check_names(names: Sequence[str], count: int, where: str, unit: str, first: int) -> None:
-    """Refuses another number of names, empty and repeated ones; `first` is the first's number."""
+    """Refuses too few or too many names, empty and repeated ones; `first` is the first's number."""
     if len(names) != count:
         raise UserError(f"{where}: {len(names)} names for {count} embeddings, expected one each")
     seen = {}

@@ -1,4 +1,4 @@
-"""What is known of pairs, one row a pair: scores, labels, groups and identities, read from files.
+"""Readers of what is known of pairs, one row a pair: scores, labels, groups and identities.
 
 P pairs. A file is .npy, .csv or .parquet. A .csv's first line is a header unless its fields are all
 numbers (or true, false). A file of one column needs no name for it; of several, the named one is

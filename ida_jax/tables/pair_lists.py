@@ -69,7 +69,7 @@ class PairFile:
         """Pairs start … stop−1, int32 [stop − start, 2].
 
         Raises:
-          UserError: a row that does not fit into int32, or a file that has become shorter.
+          UserError: a row that does not fit into int32, or a file that was truncated meanwhile.
         """
         pairs = read_rows(self._array, start, stop)
         if pairs.dtype != np.int32:
@@ -108,12 +108,12 @@ def convert_pairs(
     The source is .csv, .tsv or .parquet with two columns, or .npy [P, 2]. Integers in .parquet and
     .npy are rows, strings there are names. The fields of text (UTF-8) are names where `names` are
     given and rows otherwise. Its first line is a header if no field in it is empty, a number or a
-    known name; among names, where such a line may be a pair of two unknown ones, stderr is told.
+    known name; among names, where such a line may be a pair of two unknown ones, stderr says so.
 
     Args:
       rows: N; a pair's rows lie in 0 … N−1.
       names: the N faces' names in the rows' order; needed where the pairs are names.
-      progress: told how many bytes of the source have been done since the last time.
+      progress: called with how many bytes of the source were read since the last call.
 
     Raises:
       UserError: a source that is absent, damaged or empty, or has other columns; the first pair
@@ -163,8 +163,8 @@ class _Names:
         import pyarrow.compute as pc
 
         if len(self.known) <= _ARROW_NAMES:
-            found = pc.index_in(column.cast(pa.string()), value_set=self.column)
-            return pc.fill_null(found, -1).to_numpy()
+            positions = pc.index_in(column.cast(pa.string()), value_set=self.column)
+            return pc.fill_null(positions, -1).to_numpy()
         rows = (self.known.get(name, -1) for name in column.to_pylist())
         return np.fromiter(rows, np.int32, len(column))
 
@@ -209,8 +209,8 @@ def _parquet_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
 
     layout = parquet_layout(source, what="pairs")
     if len(layout.schema) != 2:
-        found = ", ".join(layout.schema.names)
-        raise UserError(f"{source} has the columns {found}: expected two, one pair a row")
+        columns = ", ".join(layout.schema.names)
+        raise UserError(f"{source} has the columns {columns}: expected two, one pair a row")
     kinds = [f.type.value_type if types.is_dictionary(f.type) else f.type for f in layout.schema]
     if all(types.is_integer(kind) for kind in kinds):
         names = None
@@ -285,7 +285,7 @@ def _is_header(fields: list[str], names: _Names | None) -> bool:
 
 
 def _skips(source: Path, fields: list[str], names: _Names | None) -> bool:
-    """Whether the first line is a header; among names it is told, since it may be a pair."""
+    """Whether the first line is a header; among names it is reported, since it may be a pair."""
     skipped = _is_header(fields, names)
     if skipped and names is not None:
         shown = ", ".join(_shown(field) for field in fields[:5])
@@ -298,8 +298,8 @@ def _fault(fields: list[str], rows: int, names: _Names | None) -> str | None:
     if not any(field.strip() for field in fields):
         return "empty, expected the two fields of a pair"
     if len(fields) != 2:
-        found = ", ".join(_shown(field) for field in fields[:5]) + ", …" * (len(fields) > 5)
-        return f"found {found}; expected the two fields of a pair"
+        shown = ", ".join(_shown(field) for field in fields[:5]) + ", …" * (len(fields) > 5)
+        return f"found {shown}; expected the two fields of a pair"
     for field in fields:
         if names is not None and field in names.known:
             continue
@@ -312,7 +312,7 @@ def _fault(fields: list[str], rows: int, names: _Names | None) -> str | None:
         if not _INTEGER.fullmatch(field):
             hint = "" if _NUMBER.fullmatch(field) else f"; {_NAMES_NEEDED}"
             return f"{_shown(field)} is not an integer, expected a row of the embeddings{hint}"
-    # Python refuses to parse thousands of digits; so many are outside anyway.
+    # Python refuses to parse thousands of digits; a number of that many is out of range anyway.
     if names is None and not all(len(f) < 20 and 0 <= int(f) < rows for f in fields):
         return _outside(*fields, rows)
     return None

@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Finds out before the work whether scores can be written to a path.
+    """Checks before the work that scores can be written to a path.
 
     Raises:
       UserError: a suffix other than .npy, .csv and .parquet, a folder in its place, or a folder
@@ -53,7 +53,7 @@ def write_scores(path: str | os.PathLike[str], chunks: Iterable[np.ndarray], cou
     Raises:
       UserError: another suffix, or a file that cannot be written (a full disk, say); what was there
         before is kept.
-      ValueError: chunks of another shape or length; what was there before is kept.
+      ValueError: chunks of a different shape or length; what was there before is kept.
     """
     path = Path(path)
     suffix = known_suffix(path, _SUFFIXES, what="scores")

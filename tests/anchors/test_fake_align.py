@@ -97,5 +97,5 @@ def test_there_is_nothing_to_align_to_without_training_faces():
 
 def test_too_few_faces_to_align_are_told():
     options = {**OPTIONS, "count": 20}
-    with pytest.raises(UserError, match="cannot be told from 40 faces: expected at least 48"):
+    with pytest.raises(UserError, match="cannot be estimated from 40 faces: expected at least 48"):
         fake_anchors(_candidates(apart(40)), MODEL, training=people(), align=True, **options)

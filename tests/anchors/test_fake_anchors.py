@@ -197,11 +197,11 @@ def test_without_training_faces_privacy_is_said_to_be_unchecked():
 
 def test_a_count_out_of_reach_is_told_with_what_to_do():
     training, candidates = _mixture()
-    with pytest.raises(UserError, match="anchors were had") as told:
+    with pytest.raises(UserError, match="found only") as raised:
         fake_anchors(candidates, MODEL, count=140, training=training, **OPTIONS)
-    line = str(told.value)
-    had = int(line.split(" of ")[0])
-    assert f"{had} of 140 anchors were had from {candidates.available} faces" in line
+    line = str(raised.value)
+    kept = int(line.split(" ")[2])
+    assert f"found only {kept} of 140 anchors in {candidates.available} faces" in line
     assert "2 unreadable" in line
     assert "9 implausible" in line
     assert "too near a training face" in line
@@ -212,23 +212,25 @@ def test_a_count_out_of_reach_is_told_with_what_to_do():
     anchors, _ = fake_anchors(
         candidates, MODEL, count=int(same["count"]), training=training, **cosines, **OPTIONS
     )
-    assert len(anchors) == had
+    assert len(anchors) == kept
 
 
 def test_an_endless_generator_is_given_up():
     rows = reference.unit((30, WIDTH), 3)
-    with pytest.raises(UserError, match=r"30 of 40 anchors were had from 160 faces.*another gen"):
+    with pytest.raises(UserError, match=r"found only 30 of 40 anchors in 160 faces.*another gen"):
         fake_anchors(_candidates(rows, endless=True), MODEL, count=40, **OPTIONS)
-    with pytest.raises(UserError, match="30 of 40 anchors were had from 77 faces"):
+    with pytest.raises(UserError, match="found only 30 of 40 anchors in 77 faces"):
         fake_anchors(_candidates(rows, endless=True), MODEL, count=40, most_drawn=77, **OPTIONS)
 
 
 def test_images_that_are_no_faces_are_told_as_such():
     training, _ = _mixture()
     elsewhere = reference.unit((50, WIDTH), 9) - 2 * reference.unit((1, WIDTH), 1)
-    with pytest.raises(UserError, match="50 implausible; most are no faces to this model") as told:
+    with pytest.raises(
+        UserError, match="50 implausible; most do not look like faces to the model"
+    ) as told:
         fake_anchors(_candidates(elsewhere), MODEL, count=20, training=training, **OPTIONS)
-    assert str(told.value).startswith("0 of 20 anchors were had from 50 faces")
+    assert str(told.value).startswith("found only 0 of 20 anchors in 50 faces")
 
 
 def test_a_killed_call_goes_on_and_ends_the_same(tmp_path, monkeypatch):
@@ -264,7 +266,7 @@ def test_a_killed_call_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 def test_training_people_who_are_told_apart_badly_are_warned_of():
     _, report = fake_anchors(_mixture()[1], MODEL, count=60, training=_people_twice(), **OPTIONS)
     assert len(report.warnings) == 1
-    assert "hardly tells the training people apart" in report.warnings[0]
+    assert "hardly separates the training people" in report.warnings[0]
 
 
 def test_training_faces_without_labels_are_warned_of():
@@ -282,10 +284,10 @@ def test_training_faces_without_labels_are_warned_of():
         ({"count": 90, "k": 70}, "the set: 70 people, expected more than k = 70"),
         ({"duplicate_cosine": 1.5}, "duplicate_cosine is 1.5: expected a cosine"),
         ({"privacy_cosine": float("nan")}, "privacy_cosine is nan: expected a cosine"),
-        ({"count": 5000}, "5,000 anchors cannot be had from 149 faces: lower the count"),
-        ({"most_drawn": 30}, "60 anchors cannot be had from 30 faces"),
+        ({"count": 5000}, "5,000 anchors were asked for from 149 faces: lower the count"),
+        ({"most_drawn": 30}, "60 anchors were asked for from 30 faces"),
         ({"width": 7}, "model's embeddings are 24 wide, the training faces' 7"),
-        ({"unlabelled": True}, "several times without saying whom.*--training_labels"),
+        ({"unlabelled": True}, "several times without labels.*--training_labels"),
         ({"size": 16}, "the generator makes crops of 16×16 pixels, the model takes 8×8"),
     ],
 )
@@ -313,11 +315,11 @@ def test_no_near_duplicates_are_left():
     """Of a small cloud the kept ones are below the threshold pairwise, and the dropped ones not."""
     faces = _all(_candidates(reference.unit((90, WIDTH), 7, clusters=9)))
     candidates = _candidates(faces)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         fake_anchors(candidates, MODEL, count=90, duplicate_cosine=0.8, **OPTIONS)
-    had = int(str(told.value).split(" of ")[0])
+    count = int(str(raised.value).split(" ")[2])
     anchors, report = fake_anchors(
-        candidates, MODEL, count=had, duplicate_cosine=0.8, **{**OPTIONS, "k": 1}
+        candidates, MODEL, count=count, duplicate_cosine=0.8, **{**OPTIONS, "k": 1}
     )
     kept = anchors.embeddings.astype(np.float64)
     for one, other in itertools.combinations(kept, 2):

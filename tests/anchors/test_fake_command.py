@@ -184,7 +184,7 @@ def test_an_image_that_does_not_decode(run, tmp_path):
     images = _images(run, tmp_path / "images")
     (images / "003.png").write_bytes(b"no image")
     source = (f"--images={images}",)
-    with pytest.raises(UserError, match=r"003\.png cannot be decoded.*; --skip-bad goes on"):
+    with pytest.raises(UserError, match=r"003\.png cannot be decoded.*; --skip-bad continues"):
         _fake(tmp_path / "A.safetensors", run, source=source)
     assert not list(tmp_path.glob("*A.*"))
     _fake(tmp_path / "A.safetensors", run, "--skip-bad", source=source)
@@ -204,7 +204,7 @@ def test_a_count_out_of_reach_leaves_an_earlier_output(run, tmp_path):
     output = tmp_path / "A.safetensors"
     _fake(output, run)
     before = output.read_bytes()
-    with pytest.raises(UserError, match="of 20 anchors were had from 25 faces; dropped: "):
+    with pytest.raises(UserError, match="of 20 anchors in 25 faces; dropped: "):
         _fake(output, run, "--duplicate_cosine=0.9", "--most_drawn=25")
     assert output.read_bytes() == before
     # What was embedded is kept for the next try, and not looked at after another generator's.
@@ -235,7 +235,7 @@ def test_a_count_out_of_reach_leaves_an_earlier_output(run, tmp_path):
         (("--images={tmp}/nested",), "holds folders, person the first: expected a generator's"),
         (("--images={tmp}/empty",), "no image in .*empty"),
         (("--images={tmp}/nested/person", "--seed=1"), "--seed go with --generator"),
-        (("--images={tmp}/nested/person",), "20 anchors cannot be had from 1 faces"),
+        (("--images={tmp}/nested/person",), "20 anchors were asked for from 1 faces"),
         (("--generator={run}", "--training={tmp}/none.npy"), "no .* at .*none.npy"),
         (("--generator={run}", "--training={tmp}/other.npz"), "fingerprint.*the training faces'"),
         (("--generator={run}", "--training={tmp}/wide.npy"), "8 wide, the training faces' 12"),

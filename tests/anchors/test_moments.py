@@ -67,5 +67,5 @@ def test_a_row_without_an_embedding_stays_one():
 
 def test_too_few_faces_tell_no_covariance():
     assert moments(drawn(10, 5, 0)).mean.shape == (5,)
-    with pytest.raises(UserError, match="cannot be told from 9 faces: expected at least 10"):
+    with pytest.raises(UserError, match="cannot be estimated from 9 faces: expected at least 10"):
         moments(drawn(9, 5, 0))

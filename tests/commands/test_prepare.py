@@ -46,7 +46,7 @@ def test_recordio(tmp_path, source, capsys):
         [_redness(image) for image in data.images], 25 * np.arange(8), atol=4
     )
     (source / "train.rec").write_bytes(b"damaged")  # which is not even looked at
-    with pytest.raises(UserError, match=r"casia_webface.* is there already"):
+    with pytest.raises(UserError, match=r"casia_webface.* already exists"):
         prepare.main(argv)
 
 
@@ -122,7 +122,7 @@ def test_lfw(tmp_path, capsys):
         (["folder", "--from=empty", "--name=x"], "empty"),
         (["recordio", "--from=absent", "--name=x"], "absent"),
         (["recordio", "--from=empty", "--name=x"], "train.rec"),
-        (["recordio", "--from=empty", "--name=X"], "'X' names no data set"),
+        (["recordio", "--from=empty", "--name=X"], "'X' is not a data set's name"),
         (["bin"], "expected --from and --name, or --images, --pairs and --output"),
         (["bin", "--from=a.bin", "--name=x", "--output=b.bin"], "expected --from and --name, or"),
         (["bin", "--from=absent.bin", "--name=x"], "no verification set at absent.bin"),

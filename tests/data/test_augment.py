@@ -169,11 +169,3 @@ def test_changes_follow_one_another():
     expected = augment.jpeg(augment.grey(augment.flip(image, None), None), _rng(3))
     np.testing.assert_array_equal(out, expected)
     assert augment.augmented(image, [], None) is image
-
-
-def test_a_sheet_shows_every_change():
-    image = _face((16, 16))
-    sheet = augment.augmentation_sheet(image, columns=3)
-    assert sheet.shape == (len(augment.CHANGES) * 18 + 2, 3 * 18 + 2, 3)
-    for row in range(len(augment.CHANGES)):
-        np.testing.assert_array_equal(sheet[row * 18 + 2 : row * 18 + 18, 2:18], image)

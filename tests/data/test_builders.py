@@ -238,11 +238,11 @@ def test_shards_of_another_source_are_not_gone_on_with(tmp_path, monkeypatch):
 def test_names_that_cannot_be(tmp_path):
     faces = encoded_faces(IMAGES, LABELS)
     for name in ("MS1M", "ms-1m", "1m", "", "../up", "é"):
-        with pytest.raises(UserError, match="names no data set"):
+        with pytest.raises(UserError, match="is not a data set's name"):
             write_faces(name, faces, data_dir=tmp_path)
     for identity in (" a", "a\nb", "", "a\r"):
         unfit = faces._replace(identities=(identity, "b", "c"))
-        with pytest.raises(UserError, match="is no name"):
+        with pytest.raises(UserError, match="is not a name"):
             write_faces("faces", unfit, data_dir=tmp_path)
     with pytest.raises(UserError, match="holds no image"):
         write_faces("faces", encoded_faces([], [0])._replace(labels=[]), data_dir=tmp_path)
@@ -252,7 +252,7 @@ def test_names_that_cannot_be(tmp_path):
         write_faces("faces", faces, data_dir=file)
     assert list(tmp_path.iterdir()) == [file]
     write_faces("faces", faces, data_dir=tmp_path)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         write_faces("faces", faces, data_dir=tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_a_list_of_images_will_do():
 @pytest.mark.parametrize(
     ("images", "columns", "message"),
     [
-        ([], 2, "no image"),
+        ([], 2, "0 images were given"),
         ([np.zeros((4, 4, 3), np.uint8)], 0, "columns is 0"),
         ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], 2, "image 1 is"),
         ([np.zeros((4, 4, 3), np.float32)], 2, "image 0 is float32"),

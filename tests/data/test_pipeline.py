@@ -117,7 +117,7 @@ def test_mistakes_are_told_before_the_first_batch():
     for options, message in (
         ({"batch_size": 7, "shards": 2}, "a batch of 7 cannot be shared out over 2 hosts"),
         ({"batch_size": 0}, "a batch of 0"),
-        ({"shard": 2, "shards": 2}, "shard 2 is none of the 2"),
+        ({"shard": 2, "shards": 2}, "shard 2 is not one of the 2"),
         ({"seed": -1}, "seed -1"),
         ({"threads": 0}, "threads 0"),
         ({"augment": "much"}, "augment 'much' is unknown"),

@@ -95,7 +95,7 @@ def test_table4_takes_the_faces_of_a_generator(generators):
     ours = content["ours"]
     expected = {name: title for name, title in table4.TITLES.items() if "aligned" not in name}
     assert [row["anchors"] for row in content["rows"]] == list(expected.values())
-    assert "cannot be told from 16 faces" in content["notes"][0]
+    assert "cannot be estimated from 16 faces" in content["notes"][0]
     for name in ("fake_db", "fake_db_unchecked"):
         assert ours[name]["anchors"] == ours["real_db"]["anchors"]
         assert ours[name]["trained"] == {"images": 80}
@@ -112,12 +112,12 @@ def test_table4_goes_on_without_a_fake_db(generators, options, monkeypatch):
     from ida_jax.anchors import fake
 
     def too_few(*args, **kwargs):
-        raise UserError("3 of 16 anchors were had")
+        raise UserError("found only 3 of 16 anchors")
 
     run, notes = paper_runs.rendered_run(options), []
     monkeypatch.setattr(fake, "fake_anchors", too_few)
     assert list(table4.fake_sources(run, generators, 16, notes)) == ["fake_db_unchecked"]
-    assert notes[0] == "no fake-db, with its checks: 3 of 16 anchors were had"
+    assert notes[0] == "no fake-db, with its checks: found only 3 of 16 anchors"
     assert table4.fake_sources(run, options, 16, notes) == {}
     assert "configs/stylegan_lfw.py" in notes[2]
     generators.generator = generators.data_dir

@@ -207,5 +207,5 @@ def test_other_graphs_are_refused(nano, tmp_path):
         add.input[0] = add.input[1]
 
     refused("expected PRelu after .* found LeakyRelu", other_activation)
-    refused("goes on after the embedding", longer)
+    refused("continues after the embedding", longer)
     refused("expected Add after|does not add", unfinished_sum)

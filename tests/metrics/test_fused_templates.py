@@ -1,13 +1,12 @@
 """Templates dealt from labelled images, and their fusion by variance."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics import templates as module
 from ida_jax.metrics.templates import dealt_templates, fuse
-from ida_jax.ops import mutual_likelihood as pfe
 
 
 def _gaussians(n, width, seed=0):
@@ -18,16 +17,34 @@ def _gaussians(n, width, seed=0):
 
 
 @pytest.mark.parametrize("slab", [1, 3, 8192])
-def test_fusion_is_that_of_the_operator_template_by_template(monkeypatch, slab):
+def test_fusion_is_the_reference_template_by_template(monkeypatch, slab):
     monkeypatch.setattr(module, "_SLAB", slab)
     means, log_variances = _gaussians(17, 5)
     templates = np.random.default_rng(1).permutation([0, 1, 1, 2, 2, 2, *[3] * 11])
     fused = fuse(means, log_variances, templates)
     for template in range(4):
         own = templates == template
-        mean, log_variance = pfe.fuse(jnp.asarray(means[own]), jnp.asarray(log_variances[own]))
+        mean, log_variance = reference.fused_gaussian(means[own], log_variances[own])
         np.testing.assert_allclose(fused.means[template], mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(fused.log_variances[template], log_variance)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_fusion_of_any_order_and_scale(n):
+    means, log_variances = reference.gaussians((n, 16), 0, clusters=1)
+    one = np.zeros(n, int)
+    mean, log_variance = (fused[0] for fused in fuse(means, log_variances, one))
+    expected, least = reference.fused_gaussian(means, log_variances)
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
+    np.testing.assert_array_equal(log_variance, least.astype(np.float32))
+    if n == 1:
+        np.testing.assert_allclose(mean, means[0], atol=1e-6)
+    order = np.random.default_rng(0).permutation(n)
+    permuted = fuse(means[order], log_variances[order], one)
+    np.testing.assert_allclose(permuted.means[0], mean, atol=1e-6)
+    np.testing.assert_array_equal(permuted.log_variances[0], log_variance)
+    # σ² of any size: the weights depend on ratios alone.
+    np.testing.assert_allclose(fuse(means, log_variances - 200, one).means[0], mean, atol=1e-5)
 
 
 def test_rows_of_any_norm_in_any_order():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ida_jax.models.mobilefacenet import MobileFaceNet
 from ida_jax.models.resnet import iresnet_nano
 from ida_jax.models.uncertainty import UncertaintyModule
-from ida_jax.ops.mutual_likelihood import fuse, mls_matrix, mutual_likelihood, positive_pairs_loss
+from ida_jax.ops.mutual_likelihood import mls_matrix, mutual_likelihood, positive_pairs_loss
 
 
 def _matrix(means_1, log_variances_1, means_2, log_variances_2):
@@ -65,38 +65,6 @@ def test_equal_variances_rank_as_the_cosine():
     expected = (cosine - 1) * np.exp(6.5) - 16 * (np.log(2) - 6.5)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-3)
     np.testing.assert_array_equal(np.argsort(got, axis=None), np.argsort(cosine, axis=None))
-
-
-@pytest.mark.parametrize("n", [1, 2, 7])
-def test_fuse(n):
-    means, log_variances = reference.gaussians((n, 16), 0, clusters=1)
-    mean, log_variance = fuse(means, log_variances)
-    expected, least = reference.fused_gaussian(means, log_variances)
-    np.testing.assert_allclose(mean, expected, atol=1e-6)
-    np.testing.assert_array_equal(log_variance, least.astype(np.float32))
-    if n == 1:
-        np.testing.assert_allclose(mean, means[0], atol=1e-6)
-    order = np.random.default_rng(0).permutation(n)
-    permuted = fuse(means[order], log_variances[order])
-    np.testing.assert_allclose(permuted[0], mean, atol=1e-6)
-    np.testing.assert_array_equal(permuted[1], log_variance)
-    # σ² of any size: the weights depend on ratios alone.
-    np.testing.assert_allclose(fuse(means, log_variances - 200)[0], mean, atol=1e-5)
-
-
-def test_fuse_in_blocks_with_padding():
-    means, log_variances = reference.gaussians((3, 5, 8), 0)
-    where = np.arange(5)[None, :] < np.array([5, 2, 0])[:, None]
-    means[~where], log_variances[~where] = np.nan, np.nan
-    got_mean, got_variance = jax.vmap(lambda m, v, w: fuse(m, v, where=w))(
-        means, log_variances, where
-    )
-    for i, count in enumerate((5, 2)):
-        expected, least = reference.fused_gaussian(means[i, :count], log_variances[i, :count])
-        np.testing.assert_allclose(got_mean[i], expected, atol=1e-6)
-        np.testing.assert_array_equal(got_variance[i], least.astype(np.float32))
-    assert np.all(got_mean[2] == 0)
-    assert np.all(got_variance[2] == np.inf)
 
 
 def _batch(batch, d, seed, *, images=4):

@@ -32,8 +32,8 @@ def test_privacy_figure_draws_both_densities_and_the_threshold(tmp_path):
 
 @pytest.mark.parametrize("other", [[], [np.nan]])
 def test_privacy_figure_without_faces_of_a_kind_is_refused(other):
-    with pytest.raises(UserError, match="no finite cosine of crowds"):
-        privacy_figure([0.5], other, 0.6, strangers="crowds")
+    with pytest.raises(UserError, match="no finite cosine of real people"):
+        privacy_figure([0.5], other, 0.6)
     with pytest.raises(UserError, match="no finite cosine of generated faces"):
         privacy_figure(other, [0.5], 0.6)
 

@@ -107,7 +107,7 @@ def test_files_that_hold_no_pairs(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="not a whole"):
         PairFile(path)
-    with pytest.raises(UserError, match="has become shorter"):
+    with pytest.raises(UserError, match="was truncated while it was read"):
         listed.read(0, 23)
 
 

@@ -17,7 +17,7 @@ class EncodedFaces(NamedTuple):
       labels: int32 [N], 0 … C−1.
       identities: the C identities' names.
       where: names the image of a row in messages: its file, and offset or path.
-      notes: what a user should be told (counts that differ from what the source promises).
+      notes: what a user should know (counts that differ from what the source promises).
     """
 
     images: Sequence[bytes]

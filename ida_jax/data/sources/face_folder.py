@@ -11,9 +11,9 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.sources.image_files import JPEG_AND_PNG
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-_TOLD = 5
+_LISTED = 5
 
 
 class FolderImages(Sequence[bytes]):
@@ -43,7 +43,7 @@ class FolderImages(Sequence[bytes]):
 def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     """The images of FOLDER/IDENTITY/, by identity and file name; hidden files are passed over.
 
-    Images are read when asked for. The notes tell of identity folders without an image, and of what
+    Images are read when asked for. The notes report identity folders without an image, and of what
     is left out: other files, and what lies in FOLDER itself or below an identity's folder.
 
     Raises:
@@ -77,7 +77,7 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
         notes.append(f"{len(empty)} identity folders hold no image: {_some(empty)}")
     if left_out:
         notes.append(
-            f"{len(left_out)} entries that are no FOLDER/IDENTITY/IMAGE are left out: "
+            f"{len(left_out)} entries that are not FOLDER/IDENTITY/IMAGE are left out: "
             f"{_some(left_out)}"
         )
     return EncodedFaces(images, labels, tuple(identities), images.path, tuple(notes))
@@ -91,7 +91,7 @@ def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str]]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                is_image = entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
+                is_image = entry.name.lower().endswith(JPEG_AND_PNG) and not entry.is_dir()
                 wanted = entry.is_dir() if keep_folders else is_image
                 (kept if wanted else others).append(entry.name if wanted else entry.path)
     except OSError as error:
@@ -115,5 +115,5 @@ def _refuse_twins(folder: str, names: Sequence[str]) -> None:
 
 def _some(names: Sequence[str]) -> str:
     # A name that is left out need not be text that can be printed.
-    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_TOLD])
-    return shown + ", …" * (len(names) > _TOLD)
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_LISTED])
+    return shown + ", …" * (len(names) > _LISTED)

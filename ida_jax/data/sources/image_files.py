@@ -1,4 +1,4 @@
-"""Images where people have them: a folder, a list of paths, or a tar file; read when asked for.
+"""Images from a folder, a list of paths, or a tar file, read when asked for.
 
 N images, H height, W width.
 """
@@ -20,9 +20,21 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+# What a data set keeps as it is (`data.sources.jpeg.check_image`); the others are decoded at once.
+JPEG_AND_PNG = (".jpg", ".jpeg", ".png")
+SUFFIXES = (*JPEG_AND_PNG, ".bmp", ".webp")
 _TARS = (".tar", ".tgz", ".tar.gz")
 _SHOWN = 200
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has one of the image suffixes, in either case."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def without_suffix(name: str) -> str:
+    """A name without its image suffix; other suffixes are part of the name."""
+    return name.rpartition(".")[0] if is_image(name) else name
 
 
 class ImageFiles(Sequence[np.ndarray]):
@@ -63,10 +75,10 @@ class ImageFiles(Sequence[np.ndarray]):
 
 
 def decode(encoded: bytes, *, where: str) -> np.ndarray:
-    """uint8 [H, W, 3] RGB of a JPEG, PNG or BMP, grey ones and CMYK converted.
+    """uint8 [H, W, 3] RGB of a JPEG, PNG, BMP or WebP, grey ones and CMYK converted.
 
     Raises:
-      UserError: bytes that are no image, or a JPEG without its end.
+      UserError: bytes that are not an image, or a JPEG without its end.
     """
     import cv2
 
@@ -91,7 +103,7 @@ def open_images(
     Args:
       path: a folder, whose images at any depth are taken, sorted by path; a .tar or .tgz, likewise
         (the latter is unpacked to a temporary file); or a text file, a path a line and in its
-        order. After the path a line may go on, behind a tab or a space: a list of landmarks is one
+        order. More fields may follow the path after a tab or a space: a list of landmarks is a list
         of images.
       root: the folder that a list's paths start from; the list's own if None.
 
@@ -102,7 +114,7 @@ def open_images(
     path = Path(path)
     is_tar = path.name.lower().endswith(_TARS)
     if root is not None and (is_tar or path.is_dir()):
-        raise UserError(f"--root={root} is for lists of images, {path} is none: leave it out")
+        raise UserError(f"--root={root} is for lists of images, {path} is not a list: leave it out")
     if path.is_dir():
         return ImageFiles(_some(_images_in(path), path), _Folder(path))
     require_file(path, what="images")
@@ -131,7 +143,7 @@ def _images_in(folder: Path) -> list[str]:
             if os.path.islink(link) and _is_within(real, os.path.realpath(link)):
                 raise UserError(f"{link} leads back to a folder around it: remove this link")
         within = Path(current).relative_to(folder)
-        names += [_sayable((within / n).as_posix()) for n in files if n.lower().endswith(SUFFIXES)]
+        names += [_sayable((within / n).as_posix()) for n in files if is_image(n)]
     return sorted(names)
 
 
@@ -160,8 +172,8 @@ def _listed(path: Path, root: Path) -> dict[str, int]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is no folder, no .tar or .tgz, and no UTF-8 list of images: byte "
-            f"{error.start} is no text"
+            f"{path} is neither a folder, a .tar or .tgz, nor a UTF-8 list of images: byte "
+            f"{error.start} is not text"
         ) from error
     names: dict[str, int] = {}
     for number, line in enumerate(text.split("\n") if text else (), 1):
@@ -271,7 +283,7 @@ def _plain(path: Path) -> BinaryIO:
 
 
 def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
-    """The images' places: {name: (offset, size)}; of a name that comes twice the last, as in tar.
+    """The images' places: {name: (offset, size)}; the last of a repeated name, as in tar.
 
     Raises:
       ValueError: a tar file without its end, or an image in a form that is not plain bytes.
@@ -283,7 +295,7 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
             if member.size < 0:
                 raise ValueError(f"a negative size at byte {member.offset}")
             name = member.name.removeprefix("./")
-            if member.isdir() or not name.lower().endswith(SUFFIXES):
+            if member.isdir() or not is_image(name):
                 continue
             if not member.isreg() or member.issparse():
                 raise ValueError(f"{name} is a link, sparse or special: pack the files themselves")
@@ -303,7 +315,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _size_and_time(path: Path) -> str:
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns}"

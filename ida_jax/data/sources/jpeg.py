@@ -69,11 +69,11 @@ def check_image(encoded: bytes, *, size: int | None = None) -> CheckedImage:
             raise _Fault("is empty")
         else:
             raise _Fault(f"is neither JPEG nor PNG (it begins with {encoded[:4].hex(' ')})")
-        found = f"{layout.height}×{layout.width}"
+        shape = f"{layout.height}×{layout.width}"
         if not 0 < layout.height * layout.width <= _MOST_PIXELS:
-            raise _Fault(f"is {found} pixels: expected at least 1 and at most {_MOST_PIXELS}")
+            raise _Fault(f"is {shape} pixels: expected at least 1 and at most {_MOST_PIXELS}")
         if size is not None and (layout.height, layout.width) != (size, size):
-            raise _Fault(f"is {found} pixels: expected {size}×{size}")
+            raise _Fault(f"is {shape} pixels: expected {size}×{size}")
         if not layout.is_rgb:
             return CheckedImage(_as_rgb(encoded, ".jpg" if is_jpeg else ".png"), True, None)
         _require_decodable(encoded)

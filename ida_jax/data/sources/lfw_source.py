@@ -100,7 +100,7 @@ def prepare_lfw(
     folder = Path(data_dir) / name
     tar = folder / f"{name}_{_SIZE}.tar"
     if tar.exists():
-        raise UserError(f"{tar} is there already: remove it first, or name another data_dir")
+        raise UserError(f"{tar} already exists: remove it first, or name another data_dir")
     require_file(Path(pairs), what="list of pairs")
     files = open_images(source)
     paths = _paths(files, by_person=described.by_person)
@@ -164,8 +164,8 @@ def _paths(files: ImageFiles, *, by_person: bool) -> list[str]:
 
 def _points(path: Path, names: Sequence[str]) -> np.ndarray:
     """float64 [N, 5, 2], in the order of the names."""
-    found = read_landmarks(path)
-    stems = [PurePosixPath(image).stem for image in found.names]
+    landmarks = read_landmarks(path)
+    stems = [PurePosixPath(image).stem for image in landmarks.names]
     place = {stem: row for row, stem in enumerate(stems)}
     if len(place) < len(stems):
         twice = next(stem for row, stem in enumerate(stems) if place[stem] != row)
@@ -180,10 +180,10 @@ def _points(path: Path, names: Sequence[str]) -> np.ndarray:
     rows = [place[image.rsplit("/", 1)[-1]] for image in names]
     for row in rows:
         try:
-            similarity_transform(found.points[row])
+            similarity_transform(landmarks.points[row])
         except UserError as error:
             raise UserError(f"{path}, line {row + 1}: {error}") from error
-    return found.points[rows]
+    return landmarks.points[rows]
 
 
 def _crops(files: ImageFiles, rows: Sequence[int], points: np.ndarray | None) -> Iterator[bytes]:

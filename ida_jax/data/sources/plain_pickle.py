@@ -57,8 +57,8 @@ def load_plain_pickle(path: Path) -> Any:
     Memory stays within a small multiple of the file's size.
 
     Raises:
-      UserError: the file is no whole pickle, or has an instruction or a name that builds something
-        else; byte and name are told.
+      UserError: the file is not a whole pickle, or has an instruction or a name that builds
+        something else; byte and name are given.
     """
     content = path.read_bytes()
     loads, stop, fault = _checked_instructions(content)
@@ -66,16 +66,18 @@ def load_plain_pickle(path: Path) -> Any:
         # What comes before is built all the same: a name that it loads says more than the fault.
         content = content[:stop] + pickle.STOP + content[stop + 1 :]
     try:
-        found = _Unpickler(path, content, loads).load()
+        value = _Unpickler(path, content, loads).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
         if fault is None:
             text = ascii(" ".join(str(error).split())[:80])[1:-1]
-            raise UserError(f"{path} is damaged or of another form ({text}): {EXPECTED}") from error
+            raise UserError(
+                f"{path} is damaged or not in this format ({text}): {EXPECTED}"
+            ) from error
     if fault is not None:
         raise UserError(f"{path}, byte {stop}: {fault}: {EXPECTED}")
-    return found
+    return value
 
 
 def _checked_instructions(content: bytes) -> tuple[list[int], int, str | None]:
@@ -145,13 +147,13 @@ class _Unpickler(pickle.Unpickler):
         at = next(self._loads)
         if (module, name) == ("_codecs", "encode"):
             return self._encode
-        found = _KNOWN.get(f"{module}.{name}")
-        if found is None:
+        known = _KNOWN.get(f"{module}.{name}")
+        if known is None:
             shown = _shown(f"{module}\n{name}".encode("utf-8", "replace"))
             raise UserError(
                 f"{self._path}, byte {at}: tries to load {shown}, which could run code: {EXPECTED}"
             )
-        return found
+        return known
 
     def _encode(self, text: str, encoding: str) -> bytes:
         """How Python 3 writes bytes in the protocols 0 to 2."""

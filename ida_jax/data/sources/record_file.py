@@ -147,7 +147,7 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             value, first, second = values[order[twice[0]]], *order[twice[0] : twice[0] + 2] + 1
             raise UserError(
                 f"{path} holds the {what} {value} twice (entries {first} and {second}): "
-                "make the index anew"
+                "rebuild the index"
             )
     keys, offsets = table[order].T
     return np.ascontiguousarray(keys), np.ascontiguousarray(offsets)

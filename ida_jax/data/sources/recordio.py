@@ -29,15 +29,15 @@ def read_recordio(folder: str | os.PathLike[str]) -> EncodedFaces:
     """The faces of FOLDER/train.rec, in the order of their keys.
 
     Every record's head is read at once; images are read when asked for. An identity's name is its
-    label's text; labels are numbered 0 … C−1 in the labels' order. The notes tell where `property`,
-    the identities' records or records that the index lacks disagree with that.
+    label's text; labels are numbered 0 … C−1 in the labels' order. The notes report where
+    `property`, the identities' records or records that the index lacks disagree with that.
 
     Args:
       folder: the folder, or a .rec file that has its .idx beside it.
 
     Raises:
       UserError: a file is missing, empty, truncated or damaged, the index disagrees with the
-        records, or a label is no whole number; file and byte, or line, are named.
+        records, or a label is not a whole number; file and byte, or line, are named.
     """
     folder = Path(folder)
     path = folder if folder.suffix == ".rec" and folder.is_file() else folder / "train.rec"

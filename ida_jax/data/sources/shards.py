@@ -1,4 +1,4 @@
-"""Records into ArrayRecord shards, each written whole, so that a stopped preparation goes on.
+"""Records into ArrayRecord shards, each written whole, so that a stopped preparation resumes.
 
 Which shard holds which rows depends on their number alone, and rows keep the source's order. Beside
 a shard lies a small report of what went into it; a shard with a report is finished.
@@ -21,7 +21,7 @@ from ida_jax.common.processes import cores
 
 # About 200 MB of 112 × 112 crops: few files for 42 M images, little to do again after a stop.
 ROWS_PER_SHARD = 32_768
-# Corrupt rows that are listed before the rest is no longer looked at.
+# Corrupt rows that are listed before the rest is no longer read.
 LISTED = 10
 _BLOCK = 64  # rows a thread takes at once; a task of one image would cost a fifth of its decoding
 _WINDOW = 64 * _BLOCK  # rows in memory at once, about 25 MB of crops
@@ -73,7 +73,7 @@ def write_shards(
       prefix: NAME-SPLIT.array_record, as TFDS names its files.
       example: a row's record, from any thread.
       rows: N.
-      stop_at_corrupt: end after the shard with which so many rows are corrupt; None never does.
+      stop_at_corrupt: end after the shard with which this many rows are corrupt; None never does.
       rows_per_shard: at most.
 
     Returns:
@@ -150,7 +150,7 @@ def _write_shard(
                 writer.close()
     except RuntimeError as error:  # array_record's own
         raise UserError(
-            f"cannot write {path} ({error}): make room; the same command goes on from here"
+            f"cannot write {path} ({error}): make room; the same command continues from here"
         ) from error
     return Shard(records, size, converted, corrupt)
 

@@ -49,7 +49,7 @@ class Written(NamedTuple):
       records: images, or pairs of them.
       converted: images that are no longer the source's bytes, being RGB now.
       skipped: what is wrong with each corrupt image that was left out.
-      notes: what a user should be told.
+      notes: what a user should know.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Written(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """What is written: `source` tells one source from another, `keep` adds files of ours."""
+    """What is written: `source` identifies the source, `keep` adds files of ours."""
 
     name: str
     rows: int
@@ -90,7 +90,7 @@ def write_faces(
     """Writes faces as the data set DATA_DIR/NAME, split "train", with its labels beside.
 
     Images stay the bytes that they are, but for those that are not RGB. Stopped at any moment, the
-    same call goes on at the first shard that is missing.
+    same call resumes at the first shard that is missing.
 
     Args:
       name: the data set's, in small letters, digits and underscores.
@@ -100,9 +100,9 @@ def write_faces(
       size: the crops' height and width, in pixels; another one is taken as corrupt. None takes any.
 
     Raises:
-      UserError: a name that TFDS does not take; a data set that is there already; corrupt images,
+      UserError: a name that TFDS does not take; a data set that already exists; corrupt images,
         of which the first ten are listed, and then nothing is written; a full disk; an identity's
-        name that is no line of text.
+        name that is not a line of text.
     """
 
     def example(row: int) -> Example:
@@ -121,7 +121,7 @@ def write_faces(
     unfit = [name for name in faces.identities if name.strip().splitlines() != [name]]
     if unfit:
         raise UserError(
-            f"identity {unfit[0]!r} is no name: rename it, without white space at its ends"
+            f"identity {unfit[0]!r} is not a name: rename it, without white space at its ends"
         )
     labels = np.asarray(faces.labels, np.int32)
     digest = hashlib.sha256(labels.tobytes())
@@ -182,13 +182,13 @@ def require_new(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
     """The folder of a data set that is yet to be written.
 
     Raises:
-      UserError: a name that TFDS does not take, or a data set that is there already.
+      UserError: a name that TFDS does not take, or a data set that already exists.
     """
     if not (name.isascii() and name.isidentifier() and name == name.lower()):
-        raise UserError(f"'{name}' names no data set: use small letters, digits and underscores")
+        raise UserError(f"'{name}' is not a data set's name: use a-z, digits and underscores")
     path = Path(data_dir) / name / VERSION
     if path.exists():
-        raise UserError(f"{path} is there already: delete it or take another --name")
+        raise UserError(f"{path} already exists: delete it or take another --name")
     return path
 
 
@@ -254,15 +254,15 @@ def _image() -> Any:
 
 
 def _unexpected(name: str, faces: EncodedFaces) -> tuple[str, ...]:
-    found, expected = (len(faces.labels), len(faces.identities)), EXPECTED.get(name)
-    if expected is None or found in expected:
+    counts, expected = (len(faces.labels), len(faces.identities)), EXPECTED.get(name)
+    if expected is None or counts in expected:
         return ()
     known = " or ".join(f"{images:,} images of {people:,}" for images, people in expected)
-    return (f"warning: {found[0]:,} images of {found[1]:,} identities, but {name} has {known}",)
+    return (f"warning: {counts[0]:,} images of {counts[1]:,} identities, but {name} has {known}",)
 
 
 def _sample(split: _Split) -> str:
-    """A digest of a few records: another source of as many rows is not gone on with."""
+    """A digest of a few records: another source of as many rows is not resumed."""
     digest = hashlib.sha256()
     for row in np.linspace(0, split.rows - 1, min(split.rows, 16)).astype(int).tolist():
         digest.update(serialize(split.example(row).features))

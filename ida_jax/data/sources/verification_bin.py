@@ -45,8 +45,8 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
     Images are bytes, or arrays of them; matches are bools, 0 and 1, or an array of them.
 
     Raises:
-      UserError: no such file, one that is no whole pickle, that would call or build anything else
-        than the above (it is named), or that holds other than two images a pair.
+      UserError: no such file, one that is not a whole pickle, that would call or build anything
+        other than the above (it is named), or that holds other than two images a pair.
     """
     path = Path(path)
     require_file(path, what="verification set")
@@ -57,7 +57,7 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
         if not all(isinstance(value, int) and value in (0, 1) for value in same):
             raise ValueError("a match that is neither 0 nor 1")
     except ValueError as error:
-        raise UserError(f"{path} is of another form ({error}): {EXPECTED}") from error
+        raise UserError(f"{path} is not in this format ({error}): {EXPECTED}") from error
     if not same or len(images) != 2 * len(same):
         raise UserError(
             f"{path} holds {len(images)} images for {len(same)} pairs: expected two a pair, and "
@@ -73,8 +73,8 @@ def open_bin(path: str | os.PathLike[str]) -> ImageFiles:
       UserError: as `read_verification_bin`.
     """
     path = Path(path)
-    found = read_verification_bin(path)
-    return ImageFiles([f"{row:06}" for row in range(len(found.images))], _Bin(path, found))
+    content = read_verification_bin(path)
+    return ImageFiles([f"{row:06}" for row in range(len(content.images))], _Bin(path, content))
 
 
 class _Bin:
@@ -169,7 +169,7 @@ def _items(value: Any) -> Sequence:
 
 
 def _all_bytes(images: Sequence[Any], room: int) -> tuple[bytes, ...]:
-    """Images as bytes; what is no bytes is copied once, and at most `room` bytes in all."""
+    """Images as bytes; what is not bytes is copied once, and at most `room` bytes in all."""
     copies: dict[int, bytes] = {}
     found = []
     for image in images:

@@ -36,7 +36,7 @@ def test_what_is_left_out_is_told(tmp_path):
     assert faces.identities == ("a",)
     empty, others = faces.notes
     assert empty == "2 identity folders hold no image: folder.jpg, none"
-    assert others.startswith("3 entries that are no FOLDER/IDENTITY/IMAGE are left out: ")
+    assert others.startswith("3 entries that are not FOLDER/IDENTITY/IMAGE are left out: ")
     for path in ("top.jpg", "a/deeper", "a/notes.txt"):
         assert str(tmp_path / path) in others
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources.image_files import decode, open_images
+from ida_jax.data.sources.image_files import decode, open_images, without_suffix
 
 NAMES = ("a/1.jpg", "a/B.PNG", "b/c/2.bmp", "z.jpeg")
 
@@ -63,6 +63,16 @@ def _check(files):
             np.testing.assert_array_equal(files[row], _image(row))
 
 
+def test_webp_is_read_and_every_image_suffix_taken_off(tmp_path):
+    (tmp_path / "w.WebP").write_bytes(_encoded("w.webp", 0))
+    files = open_images(tmp_path)
+    assert files.names == ("w.WebP",)
+    assert files[0].shape == _image(0).shape
+    names = ["a.JPG", "a.jpeg", "b/a.png", "a.bmp", "a.webp", "a.txt", "a.b.jpg", "a"]
+    stems = ["a", "a", "b/a", "a", "a", "a.txt", "a.b", "a"]
+    assert [without_suffix(name) for name in names] == stems
+
+
 def test_a_folder_and_tars_give_the_same(folder, tar, tmp_path):
     _check(open_images(folder))
     _check(open_images(tar))
@@ -112,7 +122,7 @@ def test_a_lists_own_folder_and_paths_with_blanks(tmp_path):
         (b"a/1.jpg 1\nz.jpeg 2\na/1.jpg 3\n", "list.txt, line 3: a/1.jpg is on line 1 too"),
         (b"", "holds no images"),
         (b" \n\n", "holds no images"),
-        (b"a/1.jpg\n\xff\xfe", "no UTF-8 list of images: byte 8"),
+        (b"a/1.jpg\n\xff\xfe", "nor a UTF-8 list of images: byte 8"),
         (b"a\0b\n", "line 1: no image"),
         (b"a" * 10_000, "line 1: no image"),
     ],

@@ -87,7 +87,7 @@ def test_originals_are_aligned(tmp_path, kind):
         expected = align(cv2.cvtColor(_picture(seed, 250), cv2.COLOR_BGR2RGB), _points(seed))
         assert crop.shape == (112, 112, 3)
         assert np.abs(crop.astype(int) - expected.astype(int)).mean() < 2.5
-    with pytest.raises(UserError, match=r"lfw_112.tar is there already: remove it"):
+    with pytest.raises(UserError, match=r"lfw_112.tar already exists: remove it"):
         prepare_lfw(source, pairs=raw / "pairs.txt", data_dir=tmp_path / "data")
 
 
@@ -193,7 +193,7 @@ def test_splits(tmp_path):
         (b"name,role\n", "line 1: expected a header identity,role"),
         (b"identity,role\nAl\n", "line 2: expected identity,role,images"),
         (b"identity,role\nAl,eval\nAl,eval\n", "line 3: Al comes twice"),
-        (b"identity,role\n\xff,eval\n", "is no split"),
+        (b"identity,role\n\xff,eval\n", "is not a split"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"split.csv.*{message}"):
