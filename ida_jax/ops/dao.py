@@ -96,3 +96,23 @@ def _scaled(tau: float | jax.Array, x: jax.Array, *, trailing: int) -> jax.Array
     if jnp.ndim(tau) == 0:
         return tau * x
     return tau.reshape(tau.shape + (1,) * trailing) * x
+
+
+def soft_log_density(
+    similarities: jax.Array, tau: jax.Array, support: jax.Array, softness: jax.Array
+) -> jax.Array:
+    """log F with a soft support set: −lse_j(τ s_j + log m_j), m_j = sigmoid((κ − j + ½) / T).
+
+    Args:
+      similarities: [..., K], descending: s₁ ≥ … ≥ s_K.
+      tau: τ.
+      support: κ, the support set's size, a real number.
+      softness: T, over how many ranks the membership falls off.
+
+    Returns:
+      [...].
+    """
+    rank = jnp.arange(1, similarities.shape[-1] + 1, dtype=similarities.dtype)
+    members = jax.nn.log_sigmoid((support - rank + 0.5) / softness)
+    members = members.reshape((1,) * (similarities.ndim - 1) + members.shape)
+    return -jax.nn.logsumexp(tau * similarities + members, axis=-1)

@@ -4,8 +4,7 @@ The cohort is the anchor set. Z-, T- and S-norm take all of it (`cohort_statisti
 variant in which each side selects its own cohort, its n most similar anchors ("AS-norm1", Matějka
 et al. 2017; usually n = 300): `nearest_statistics` of what `support_sets(…, k=n)` found. The
 deviation divides by n (ddof = 0); another ddof scales every σ alike, and with it every score, so
-that it changes no ranking. Nothing is subtracted from the embeddings before their cosines;
-`subtract_mean` does that where it is wanted.
+that it changes no ranking. Nothing is subtracted from the embeddings before their cosines.
 
 N faces, A anchors, D embedding, n cohort scores a face.
 """
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
-from ida_jax.common.validation import require_same_model, require_unit, unit_embeddings
+from ida_jax.common.validation import require_same_model, require_unit
 from ida_jax.ops.cohort import csn_score, polynomial_map
 
 _KIND = "csn"
@@ -48,13 +47,6 @@ class CohortMoments(NamedTuple):
     mean: np.ndarray
     covariance: np.ndarray
     count: int
-
-
-class Centred(NamedTuple):
-    """Faces and anchors that the cohort's mean was subtracted from, unit rows again."""
-
-    faces: np.ndarray
-    anchors: AnchorSet
 
 
 def cohort_moments(anchors: AnchorSet) -> CohortMoments:
@@ -118,29 +110,6 @@ def nearest_statistics(similarities: np.ndarray, *, ddof: int = 0) -> CohortStat
         scores = similarities[rows].astype(np.float64)
         mean[rows], variance[rows] = np.mean(scores, axis=1), np.var(scores, axis=1)
     return _statistics(mean, variance, n, ddof)
-
-
-def subtract_mean(faces: np.ndarray, anchors: AnchorSet) -> Centred:
-    """Faces and cohort less the cohort's mean embedding, scaled to unit rows again.
-
-    Some toolkits do so before AS-norm. Every cosine changes, the pairs' too: use the result in
-    place of faces and anchors from here on, for the statistics and for the pairs. The anchors are
-    copied into memory.
-
-    Args:
-      faces: float32 [N, D], unit rows.
-      anchors: the cohort.
-
-    Raises:
-      UserError: faces that are no unit rows, widths that differ, a row equal to the mean.
-    """
-    faces = _require_faces(faces, anchors.width)
-    mean = np.mean(anchors.embeddings, axis=0, dtype=np.float64)
-    centred = unit_embeddings(anchors.embeddings - mean, what="anchors less their mean")
-    cohort = AnchorSet(
-        centred, anchors.labels, anchors.source, anchors.fingerprint, anchors.k, anchors.tau
-    )
-    return Centred(unit_embeddings(faces - mean, what="faces less the anchors' mean"), cohort)
 
 
 @dataclass(frozen=True, eq=False)

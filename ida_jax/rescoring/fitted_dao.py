@@ -17,7 +17,6 @@ import os
 from dataclasses import asdict, dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -25,6 +24,7 @@ from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model
+from ida_jax.ops.dao import soft_log_density
 from ida_jax.rescoring.terms import FaceTerms
 
 CONSTANTS = ("tau", "weight", "support")
@@ -136,16 +136,6 @@ class DaoFit:
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
             return cls(*np.array(tensors["constants"]).tolist(), **metadata)
-
-
-def soft_log_density(
-    similarities: jax.Array, tau: jax.Array, support: jax.Array, softness: jax.Array
-) -> jax.Array:
-    """log F with soft members by rank (this module's formula), [...] of [..., K]."""
-    rank = jnp.arange(1, similarities.shape[-1] + 1, dtype=similarities.dtype)
-    members = jax.nn.log_sigmoid((support - rank + 0.5) / softness)
-    members = members.reshape((1,) * (similarities.ndim - 1) + members.shape)
-    return -jax.nn.logsumexp(tau * similarities + members, axis=-1)
 
 
 _soft_log_density = jax.jit(soft_log_density)

@@ -11,7 +11,6 @@ from ida_jax.rescoring.cohort import (
     cohort_moments,
     cohort_statistics,
     nearest_statistics,
-    subtract_mean,
 )
 
 ANCHORS = AnchorSet.from_embeddings(reference.unit((60, 8), 1, clusters=5), fingerprint="abc")
@@ -77,16 +76,6 @@ def test_ddof_changes_no_ranking():
         c = np.sum(FACES[:6] * FACES[1:], axis=1)
         scores.append(np.asarray(s_norm(c, mean[:6], std[:6], mean[1:], std[1:])))
     np.testing.assert_allclose(scores[1], scores[0] * np.sqrt(19 / 20), rtol=1e-5)
-
-
-def test_subtract_mean():
-    mean = np.mean(ANCHORS.embeddings.astype(np.float64), axis=0)
-    got = subtract_mean(FACES, ANCHORS)
-    for rows, centred in ((FACES, got.faces), (ANCHORS.embeddings, got.anchors.embeddings)):
-        for row, value in zip(rows, centred, strict=True):
-            moved = row.astype(np.float64) - mean
-            np.testing.assert_allclose(value, moved / np.linalg.norm(moved), atol=1e-6)
-    assert got.anchors.fingerprint == "abc"
 
 
 @pytest.mark.parametrize(
