@@ -108,8 +108,10 @@ def _parser() -> Parser:
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
-    add("--csn", type=Path, metavar="FILE", help="the classifier of csn (python -m ida_jax.csn)")
-    add("--dao_fit", type=Path, metavar="FILE", help="of ida_r_fitted (python -m ida_jax.fit_dao)")
+    add(
+        "--csn", type=Path, metavar="FILE", help="the classifier of csn (python -m ida_jax.fit csn)"
+    )
+    add("--dao_fit", type=Path, metavar="FILE", help="of ida_r_fitted (python -m ida_jax.fit dao)")
     add(
         "--top_n", type=int, default=300, help="as_norm's cohort: each face's nearest anchors (300)"
     )

@@ -87,10 +87,11 @@ def _build(argv: list[str]) -> None:
 
     from ida_jax.anchors import sources
     from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.identities import read_people
 
     common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
     if options.embeddings is not None:
-        people = None if options.labels is None else sources.read_people(options.labels)
+        people = None if options.labels is None else read_people(options.labels)
         table = read_embeddings(options.embeddings)
         anchors = sources.embedding_anchors(
             table.embeddings,
@@ -308,9 +309,9 @@ def _model(path: Path) -> "FaceModel":
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
-    from ida_jax.anchors.sources import read_people
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.identities import read_people
 
     table, path = read_embeddings(options.against), str(options.against)
     anchors.check_model(fingerprint=table.fingerprint, width=table.width, whose=path)

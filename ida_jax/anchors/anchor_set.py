@@ -140,6 +140,24 @@ class AnchorSet:
                 provenance=metadata.get("provenance", {}),  # older sets have none
             )
 
+    def labels_of(self, people: np.ndarray) -> np.ndarray:
+        """Each name's identity in the numbering of this set's labels, int64 [N]; −1 for others.
+
+        Args:
+          people: names [N].
+
+        Raises:
+          UserError: the set has no names.
+        """
+        if not self.names:
+            raise UserError(
+                f"labels are names ('{people[0]}', …), but the anchors have none: give integers in "
+                "the anchors' numbering, or build the anchors with names as labels"
+            )
+        label_of = dict(zip(self.names, self.labels.tolist(), strict=True))
+        names, place = np.unique(people, return_inverse=True)
+        return np.array([label_of.get(name, -1) for name in names.tolist()], np.int64)[place]
+
     def check_model(self, *, fingerprint: str, width: int, whose: str = "the model") -> None:
         """Refuses a model that did not make these anchors.
 

@@ -4,7 +4,6 @@ A anchors, C classes, N faces, D embedding.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,6 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file
 from ida_jax.common.validation import unit_rows
 from ida_jax.data.sources.image_files import SUFFIXES, decode, is_image
 from ida_jax.tables.embeddings import read_embeddings
@@ -196,30 +194,6 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
             f"*{', *'.join(SUFFIXES)}"
         )
     return ImageFolder(flat or nested, tuple(file.parent.name for file in nested))
-
-
-def read_people(path: str | os.PathLike[str]) -> np.ndarray:
-    """Who is on each row: integers or strings [N], from .npy, or from text with one a line (UTF-8).
-
-    Lines are integers where every line is one, and names otherwise.
-
-    Raises:
-      UserError: no such file, not a whole one of either kind, or an empty line.
-    """
-    path = Path(path)
-    require_file(path, what="labels")
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a whole file of labels: {error}") from error
-    if "" in lines:
-        raise UserError(
-            f"{path}: line {lines.index('') + 1} is empty, expected one identity a line"
-        )
-    numbers = all(re.fullmatch("-?[0-9]{1,18}", line) for line in lines)
-    return np.array(lines, np.int64 if numbers else np.str_)
 
 
 def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:

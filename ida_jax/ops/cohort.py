@@ -16,9 +16,7 @@ selects its own cohort), Tistarelli et al. 2014 (CSN).
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 
 def z_norm(similarity: jax.Array, mean_1: jax.Array, std_1: jax.Array) -> jax.Array:
@@ -69,20 +67,6 @@ def csn_score(
       bias: b.
     """
     return weight * similarity + (term_1 + term_2) + bias
-
-
-def polynomial_coefficients(sorted_scores: jax.Array, *, degree: int) -> jax.Array:
-    """The least-squares polynomial through a face's sorted cohort scores, as its coefficients.
-
-    Args:
-      sorted_scores: [..., n], descending.
-      degree: of the polynomial, below n.
-
-    Returns:
-      [..., R], the product with `polynomial_map(n, degree)`.
-    """
-    fit = jnp.asarray(polynomial_map(sorted_scores.shape[-1], degree), sorted_scores.dtype)
-    return jnp.matmul(sorted_scores, fit.T, precision=lax.Precision.HIGHEST)
 
 
 def polynomial_map(n: int, degree: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
-from ida_jax.ops.cohort import csn_score, polynomial_map
+from ida_jax.ops.cohort import polynomial_map
 
 _KIND = "csn"
 _BLOCK = 8192
@@ -176,11 +176,6 @@ class Csn:
         by_rank = self.coefficient_weights @ polynomial_map(self.top_n, self.degree)
         return (similarities.astype(np.float64) @ by_rank).astype(np.float32)
 
-    def score(self, similarity: np.ndarray, term_1: np.ndarray, term_2: np.ndarray) -> np.ndarray:
-        """w₀ c + g₁ + g₂ + b, float32 [...], of cosines and the `face_term` of both faces."""
-        arrays = (np.asarray(x, np.float32) for x in (similarity, term_1, term_2))
-        return np.asarray(csn_score(*arrays, weight=self.weight, bias=self.bias))
-
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, anchors of another model, width or number."""
         require_same_model(
@@ -193,7 +188,7 @@ class Csn:
         if len(anchors) != self.anchors:
             raise UserError(
                 f"the CSN classifier was fitted with {self.anchors} anchors, {len(anchors)} were "
-                "given: use the same anchor set, or fit again (python -m ida_jax.csn)"
+                "given: use the same anchor set, or fit again (python -m ida_jax.fit csn)"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -117,7 +117,7 @@ class DaoFit:
         if len(anchors) != self.anchors:
             raise UserError(
                 f"the DAO fit was made with {self.anchors} anchors, {len(anchors)} were given: "
-                "use the same anchor set, or fit again (python -m ida_jax.fit_dao)"
+                "use the same anchor set, or fit again (python -m ida_jax.fit dao)"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:

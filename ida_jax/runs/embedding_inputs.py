@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.sources import embedding_anchors, read_anchors, read_people
+from ida_jax.anchors.sources import embedding_anchors, read_anchors
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.tables.identities import read_people
 
 SYNTHETIC = "synthetic"
 
@@ -170,14 +171,7 @@ def _among_anchors(people: np.ndarray, anchors: AnchorSet) -> np.ndarray:
       UserError: names where the anchors have none; nobody is among the anchors.
     """
     if people.dtype.kind == "U":
-        if not anchors.names:
-            raise UserError(
-                f"labels are names ('{people[0]}', …), but the anchors have none: give integers in "
-                "the anchors' numbering, or build the anchors with names as labels"
-            )
-        label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
-        names, place = np.unique(people, return_inverse=True)
-        own = np.array([label_of.get(name, -1) for name in names.tolist()], np.int32)[place]
+        own = anchors.labels_of(people).astype(np.int32)
     else:
         # Beyond 32 bits no anchor's label is.
         own = np.where(np.isin(people, anchors.labels), people, -1).astype(np.int32)

@@ -257,7 +257,7 @@ def _labels(path: Path) -> "np.ndarray":
     """Who is on each row, as integers."""
     import numpy as np
 
-    from ida_jax.anchors.sources import read_people
+    from ida_jax.tables.identities import read_people
 
     people = read_people(path)
     if people.ndim != 1 or people.dtype.kind not in "iuU":

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import reference
 
+from ida_jax import fit
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import exit_code
-from ida_jax.csn import main
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.csn_fit import fit_csn
 
@@ -30,7 +30,7 @@ def files(tmp_path):
 def _run(folder, capsys, *, labels="l.npy", anchors="a.safetensors", more=()):
     flags = [f"--embeddings={folder}/e.npy", f"--labels={folder}/{labels}", "--top_n=20"]
     flags += [f"--anchors={folder}/{anchors}", f"--output={folder}/c.safetensors", *more]
-    code = exit_code(lambda: main(flags))
+    code = exit_code(lambda: fit.main(["csn", *flags]))
     return code, capsys.readouterr()
 
 
@@ -58,7 +58,7 @@ def test_plain_anchors_of_strangers(files, capsys):
     ("change", "message"),
     [
         ({"labels": "missing.npy"}, "no labels at"),
-        ({"labels": "words.txt"}, "line 2: 'Ann', expected an integer"),
+        ({"labels": "words.txt"}, "labels are names ('1', …), but the anchors have none"),
         ({"labels": "short.npy"}, "labels are int64 [5]"),
         ({"anchors": "missing.safetensors"}, "no file at"),
         ({"anchors": "c.json"}, "ends in '.json'"),
@@ -79,10 +79,52 @@ def test_a_mistake_is_one_line(files, capsys, change, message):
     assert not (files / "c.safetensors").exists()
 
 
+def test_names_give_the_file_that_integers_give(files, capsys):
+    names = [f"person {label}" for label in LABELS]
+    (files / "names.txt").write_text("\n".join(names) + "\n")
+    faces = np.load(files / "e.npy")
+    for some in (slice(0, 60, 3), slice(0, 120, 3)):  # half of the people, and all
+        AnchorSet.from_embeddings(
+            faces[some].astype(np.float32), labels=LABELS[some], names=names[some]
+        ).save(files / "named.safetensors")
+        written = []
+        for labels in ("l.npy", "names.txt"):
+            code, printed = _run(
+                files, capsys, labels=labels, anchors="named.safetensors", more=["--top_n=10"]
+            )
+            assert (code, printed.err) == (0, "")
+            written.append(Csn.load(files / "c.safetensors"))
+        by_integer, by_name = written
+        assert by_name.identities == 40
+        # People who are not among the anchors have other numbers, and are drawn in another order.
+        if some.stop == 120:
+            assert (by_name.weight, by_name.bias) == (by_integer.weight, by_integer.bias)
+            np.testing.assert_array_equal(
+                by_name.coefficient_weights, by_integer.coefficient_weights
+            )
+
+
+def test_the_former_name_runs_and_says_the_present_one(files):
+    flags = [f"--embeddings={files}/e.npy", f"--labels={files}/l.npy", "--top_n=20"]
+    flags += [f"--anchors={files}/a.safetensors", f"--output={files}/c.safetensors"]
+    command = [sys.executable, "-m", "ida_jax.csn", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "python -m ida_jax.csn is now python -m ida_jax.fit csn" in done.stderr
+    assert (files / "c.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"), [(["pca"], "unknown fit 'pca'"), (["csn"], "required")]
+)
+def test_a_wrong_call_is_one_line(argv, message, capsys):
+    assert exit_code(lambda: fit.main(argv)) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys; from ida_jax.csn import main\n"
-        "try: main(['--help'])\n"
+        "import sys; from ida_jax.fit import main\n"
+        "try: main(['csn', '--help'])\n"
         "except SystemExit: print({'scipy.optimize', 'pyarrow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,10 +7,10 @@ import pytest
 import reference
 
 import ida_jax
+from ida_jax import fit as command
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError, exit_code
-from ida_jax.fit_dao import main
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescore import main as rescore
 from ida_jax.rescoring import dao_fit
@@ -222,10 +222,10 @@ def test_the_command_is_the_call(fit, tmp_path, capsys):
     ANCHORS.save(tmp_path / "a.safetensors")
     flags = [f"--embeddings={tmp_path}/e.npy", f"--labels={tmp_path}/l.npy", "--most_support=40"]
     flags += [f"--anchors={tmp_path}/a.safetensors", f"--output={tmp_path}/f.safetensors"]
-    assert exit_code(lambda: main([*flags, "--far=0.9"])) == 2
+    assert exit_code(lambda: command.main(["dao", *flags, "--far=0.9"])) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "f.safetensors").exists()
-    assert exit_code(lambda: main([*flags, "--far=0.001"])) == 0
+    assert exit_code(lambda: command.main(["dao", *flags, "--far=0.001"])) == 0
     assert "360 genuine and 64,260 impostor pairs of 120 identities" in capsys.readouterr().out
     found = DaoFit.load(tmp_path / "f.safetensors")
     assert found.support == pytest.approx(fit.support, rel=0.02)

@@ -1,0 +1,144 @@
+"""python -m ida_jax.fit csn|dao --embeddings=E --labels=L --anchors=A --output=F.safetensors
+
+  csn   the classifier of discriminative cohort score normalisation, for
+        python -m ida_jax.rescore --method=csn --csn=F
+  dao   IDA-R's constants, the densities' weight and the support set's size, for
+        python -m ida_jax.rescore --method=ida_r_fitted --dao_fit=F
+
+`python -m ida_jax.fit csn --help` and so on say more.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ida_jax.anchors.anchor_set import AnchorSet
+
+_FILES = """
+  E  .npy, .npz or .parquet: development embeddings [N, D], never the faces under test
+  L  .npy, or text of one a line: N integers or names, the faces' identities; -1 where unknown
+  A  the anchor set to rescore with (.safetensors), or embeddings as E. Its labels, where it has
+     them, are in L's numbering, or L has its names: a face's own identity is then left out of its
+     support set or cohort."""
+_CSN = "Fits the classifier of discriminative cohort score normalisation (rescore --csn=F).\n"
+_DAO = """Fits IDA-R's constants: the densities' weight and the support set's size
+(rescore --method=ida_r_fitted --dao_fit=F).
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Fits one of the two."""
+    commands = {"csn": _csn, "dao": _dao}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+    elif argv[0] not in commands:
+        raise UserError(f"unknown fit '{argv[0]}': expected csn or dao; see --help")
+    else:
+        commands[argv[0]](argv[1:])
+
+
+def _csn(argv: list[str]) -> None:
+    parser = _parser("csn", _CSN)
+    add = parser.add_argument
+    # fmt: off
+    add("--top_n", type=int, default=100, help="cohort scores a face (100)")
+    add("--degree", type=int, default=3, help="the polynomial's degree (3)")
+    add("--prior", type=float, default=1e-3,
+        help="share of genuine pairs that the fit is weighted to; low for low FARs (0.001)")
+    add("--seed", type=int, default=0, help="of the pairs' draw (0)")
+    # fmt: on
+    options = parser.parse_args(argv)
+
+    from ida_jax.rescoring.csn_fit import fit_csn
+
+    csn = fit_csn(
+        *_read(options),
+        top_n=options.top_n,
+        degree=options.degree,
+        prior=options.prior,
+        exclude_own=not options.keep_own,
+        searcher=options.searcher,
+        seed=options.seed,
+    )
+    csn.save(options.output)
+    print(
+        f"{options.output}: fitted on {csn.genuine:,} genuine and {csn.impostor:,} impostor pairs "
+        f"of {csn.identities:,} identities, cohort: the {csn.top_n} nearest of {csn.anchors:,} "
+        "anchors"
+    )
+
+
+def _dao(argv: list[str]) -> None:
+    parser = _parser("dao", _DAO)
+    add = parser.add_argument
+    add("--far", type=float, default=1e-4, help="the FAR to fit at (0.0001)")
+    add("--most_support", type=int, default=128, help="the most neighbours looked at (128)")
+    options = parser.parse_args(argv)
+
+    from ida_jax.rescoring.dao_fit import fit_dao
+
+    fit = fit_dao(
+        *_read(options),
+        far=options.far,
+        most_support=options.most_support,
+        exclude_own=not options.keep_own,
+        searcher=options.searcher,
+    )
+    fit.save(options.output)
+    print(
+        f"{options.output}: weight {fit.weight:.3g}, support set of {fit.support:.3g} at tau "
+        f"{fit.tau:g}; fitted at FAR {fit.far:g} on {fit.genuine:,} genuine and "
+        f"{fit.impostor:,} impostor pairs of {fit.identities:,} identities, with {fit.anchors:,} "
+        "anchors"
+    )
+
+
+def _parser(kind: str, description: str) -> Parser:
+    parser = Parser(description=description + _FILES)
+    parser.prog = f"python -m ida_jax.fit {kind}"
+    add = parser.add_argument
+    # fmt: off
+    add("--embeddings", type=Path, required=True, metavar="E", help="the development faces")
+    add("--labels", type=Path, required=True, metavar="L", help="their identities")
+    add("--anchors", type=Path, required=True, metavar="A", help="the anchors, or the cohort")
+    add("--output", type=Path, required=True, metavar="F", help="where the fit goes")
+    add("--keep_own", action="store_true",
+        help="A's labels are in another numbering, and nobody is both in E and in A")
+    add("--searcher", default="auto", help="as in rescore (auto)")
+    # fmt: on
+    return parser
+
+
+def _read(options: Any) -> "tuple[np.ndarray, np.ndarray, AnchorSet]":
+    """The faces, unit rows; their identities in the anchors' numbering; the anchors."""
+    import numpy as np
+
+    from ida_jax.anchors.sources import read_anchors
+    from ida_jax.common.validation import unit_embeddings
+    from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.identities import read_people
+
+    faces, anchors = read_embeddings(options.embeddings), read_anchors(options.anchors)
+    anchors.check_model(
+        fingerprint=faces.fingerprint, width=faces.width, whose=str(options.embeddings)
+    )
+    people = read_people(options.labels)
+    if people.dtype.kind == "U":
+        names, numbers = np.unique(people, return_inverse=True)
+        if anchors.labels is not None and not options.keep_own:
+            # People who are not among the anchors are numbered above those who are.
+            own = anchors.labels_of(names)
+            others = int(anchors.labels.max(initial=0)) + 1 + np.arange(len(names))
+            numbers = np.where(own >= 0, own, others)[numbers]
+        people = numbers
+    return unit_embeddings(faces.embeddings), people, anchors
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))
