@@ -1,10 +1,13 @@
-"""IJB-B and IJB-C, 1:1: embeddings of images in, every method's figures of template pairs out.
+"""IJB-B and IJB-C: embeddings of images in, every method's figures of template pairs out, and of
+searches where the release has its galleries.
 
 N images, T templates, P pairs, D embedding.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,13 +15,17 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.templates import pool, pooling_matrix
-from ida_jax.protocols.ijb_lists import Galleries, IjbMeta
+from ida_jax.protocols.ijb_lists import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
 from ida_jax.protocols.ijb_pfe import ImageVariances, pfe_scores
 from ida_jax.protocols.ijb_search import evaluate_searches
+from ida_jax.protocols.request import Request
 from ida_jax.protocols.scored_pairs import evaluate_scored_pairs
+from ida_jax.protocols.table import FarOptions, Protocol, option, register
 from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.blocks import open_npy
+from ida_jax.tables.embeddings import EmbeddingFile
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -197,3 +204,141 @@ def _subjects(galleries: Galleries, meta: IjbMeta) -> np.ndarray | None:
     if (subjects[meta.pairs] < 0).any():
         return None
     return np.unique(subjects, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class IjbOptions(FarOptions):
+    """What is made of the images, and PFE's files."""
+
+    flip: str = option(
+        "none",
+        "mirror images' embeddings are added in E already, or stand beside the others, [N, 2D] "
+        "(none)",
+        choices=FLIPS,
+    )
+    norm: str = option(
+        "keep",
+        "an image's weight in its template is its embedding's norm (keep), or all weigh alike "
+        "(unit)",
+        choices=("keep", "unit"),
+    )
+    detector: str = option(
+        "weight",
+        "images are weighted by the detector's score where the release has it (weight)",
+        choices=("weight", "ignore"),
+    )
+    densities: str = option(
+        "template",
+        "F of the pooled embedding (template), or pooled F of its images",
+        choices=DENSITIES,
+    )
+    log_variances: Path | None = option(None, "E's, for PFE (embed --pfe)", metavar="V")
+    anchor_log_variances: Path | None = option(None, "the anchors' (W's own)", metavar="V")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchor_log_variances is not None and self.log_variances is None:
+            raise UserError("--anchor_log_variances needs --log_variances=V, the embeddings' own")
+
+
+class _Release(NamedTuple):
+    """The lists, the images' embeddings in their order, and PFE's variances if given."""
+
+    meta: IjbMeta
+    galleries: Galleries | None
+    embeddings: np.ndarray
+    variances: ImageVariances | None
+
+
+def _read(request: Request, options: IjbOptions) -> _Release:
+    subset = request.protocol
+    meta = read_ijb(request.files, subset=subset)
+    galleries = read_galleries(request.files, subset=subset, template_ids=meta.template_ids)
+    variances = None
+    if options.log_variances is not None:
+        variances = _image_variances(request, options, meta.names)
+    embeddings = in_order(request.embeddings, meta.names, request.path)
+    return _Release(meta, galleries, embeddings, variances)
+
+
+def _image_variances(request: Request, options: IjbOptions, names: Sequence[str]) -> ImageVariances:
+    path, beside = options.log_variances, options.anchor_log_variances
+    log_variances = open_npy(path, what="log-variances")
+    if path.samefile(request.path):
+        raise UserError(f"--log_variances={path} is E itself: embed --pfe writes them beside it")
+    shape = request.embeddings.embeddings.shape
+    if log_variances.shape != shape:
+        raise UserError(
+            f"{path} is {list(log_variances.shape)} and {request.path} {list(shape)}: expected one "
+            "of each entry, from one python -m ida_jax.embed --pfe"
+        )
+    if beside is None and request.anchors is not None:
+        own = request.anchors / "log_variances.npy"
+        beside = own if own.is_file() else None
+    anchors = None if beside is None else open_npy(beside, what="log-variances of anchors")
+    listed = request.embeddings._replace(embeddings=log_variances)
+    return ImageVariances(in_order(listed, names, path), anchors)
+
+
+def in_order(found: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarray:
+    """The embeddings in the order of a list's images; names are compared without their folders.
+
+    Raises:
+      UserError: embeddings without names of another number, or an image that has none.
+    """
+    if found.names is None:
+        if len(found.embeddings) != len(names):
+            raise UserError(
+                f"{path} has {len(found.embeddings)} embeddings and the list {len(names)} images: "
+                "expected one an image in the list's order, or names"
+            )
+        return found.embeddings
+    files = [name.rsplit("/", 1)[-1] for name in found.names]
+    wanted = [name.rsplit("/", 1)[-1] for name in names]
+    if files == wanted:
+        return found.embeddings
+    row_of = {name: row for row, name in enumerate(files)}
+    if len(row_of) < len(files):
+        twice = next(name for row, name in enumerate(files) if row_of[name] != row)
+        raise UserError(
+            f"{path} has several images named {twice} in different folders: give the embeddings of "
+            "the protocol's own images alone"
+        )
+    for name in wanted:
+        if name not in row_of:
+            raise UserError(f"{path} has no embedding of {name}, which the list names")
+    return found.embeddings[[row_of[name] for name in wanted]]
+
+
+def _evaluate(
+    request: Request, options: IjbOptions, data: _Release, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluated]:
+    return evaluate_ijb(
+        data.embeddings,
+        data.meta,
+        scorers,
+        subset=request.protocol,
+        galleries=data.galleries,
+        images=options.norm,
+        flip=options.flip,
+        detector=options.detector == "weight",
+        densities=options.densities,
+        skip_bad=request.skip_bad,
+        variances=data.variances,
+        fars=options.fars or FARS,
+        **request.bootstrap,
+    )
+
+
+for _subset in SUBSETS:
+    register(
+        Protocol(
+            _subset,
+            files="the release's folder, with meta/",
+            rows="images of meta/*_face_tid_mid.txt",
+            needs=("files",),
+            flags=IjbOptions,
+            read=_read,
+            evaluate=_evaluate,
+        )
+    )

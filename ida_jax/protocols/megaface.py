@@ -12,7 +12,9 @@ F probes, D embedding, n distractors of a block, S sizes, V numbers a face.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -24,16 +26,21 @@ from tqdm import tqdm
 
 from ida_jax.common.devices import block_size
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.bootstrap import bootstrap_means
 from ida_jax.metrics.distractors import SIZES, Rank1, Searches, prefix_sets, rank1, searches
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
+from ida_jax.protocols.megaface_lists import Megaface, find_lists, load_megaface
+from ida_jax.protocols.request import Request, names_beside
 from ida_jax.protocols.scored_pairs import BASELINE
+from ida_jax.protocols.table import Protocol, option, register
+from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import pair_score
+from ida_jax.tables.embeddings import read_embeddings
 
 # 512 × 8192 scores are 16 MiB.
 _PROBES = 512
@@ -277,3 +284,66 @@ def _notes(
                 "distractors"
             )
     return tuple(notes)
+
+
+@dataclass(frozen=True)
+class MegafaceOptions:
+    """The distractors."""
+
+    distractors: Path | None = option(
+        None, "embeddings as E, or a folder of feature files", metavar="D"
+    )
+    distractor_names: Path | None = option(None, "D's names, one a line", metavar="FILE")
+
+
+def _read(request: Request, options: MegafaceOptions) -> tuple[Megaface, str]:
+    """The data, and the fingerprint of the distractors' model."""
+    crowd = path = options.distractors
+    if not path.exists():
+        raise UserError(
+            f"no distractors at {path}: expected embeddings with names, or a folder of feature "
+            "files"
+        )
+    fingerprint = ""
+    if not path.is_dir():
+        crowd = read_embeddings(path, names=names_beside(path, options.distractor_names))
+        fingerprint = crowd.fingerprint
+        require_same_model(
+            "probes", request.embeddings.fingerprint, request.embeddings.width,
+            fingerprint=fingerprint, width=crowd.width, whose=str(path),
+        )  # fmt: skip
+    lists = find_lists(request.files)
+    return load_megaface(lists, facescrub=request.embeddings, megaface=crowd), fingerprint
+
+
+def _evaluate(
+    request: Request,
+    options: MegafaceOptions,
+    data: tuple[Megaface, str],
+    scorers: Mapping[str, Rescorer],
+) -> dict[str, Evaluated]:
+    loaded, fingerprint = data
+    require_same_models(options.distractors, fingerprint, scorers.values())
+    evaluated = evaluate_megaface(
+        loaded.probes,
+        loaded.labels,
+        loaded.distractors,
+        scorers,
+        sets=loaded.sets,
+        skip_bad=request.skip_bad,
+        **request.bootstrap,
+    )
+    return {"megaface": evaluated._replace(notes=(*loaded.notes, *evaluated.notes))}
+
+
+register(
+    Protocol(
+        "megaface",
+        files="a folder with the devkit's and the noise lists",
+        rows="FaceScrub's; --distractors=D",
+        needs=("files", "distractors"),
+        flags=MegafaceOptions,
+        read=_read,
+        evaluate=_evaluate,
+    )
+)

@@ -26,8 +26,10 @@ from ida_jax.common.validation import unit_rows
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import fixed_blocks
+from ida_jax.protocols.request import Request, file_inside, required_names
 from ida_jax.protocols.scored_pairs import kfold_figures
-from ida_jax.protocols.ytf_lists import PAIRS, Frames, VideoPairs
+from ida_jax.protocols.table import NoOptions, Protocol, register
+from ida_jax.protocols.ytf_lists import PAIRS, Frames, VideoPairs, group_frames, read_ytf_splits
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
@@ -213,3 +215,31 @@ def _mean_score(
     row, column = (jnp.arange(_FIRST) < count for count in counts)
     total = jnp.sum(jnp.where(row[:, None] & column[None, :], scores, 0))
     return total / (counts[0] * counts[1]).astype(jnp.float32)
+
+
+def _read(request: Request, options: NoOptions) -> tuple[Frames, VideoPairs]:
+    listed = read_ytf_splits(file_inside(request.files, "splits.txt"))
+    return group_frames(required_names(request), listed.videos), listed
+
+
+def _evaluate(
+    request: Request,
+    options: NoOptions,
+    data: tuple[Frames, VideoPairs],
+    scorers: Mapping[str, Rescorer],
+) -> dict[str, Evaluated]:
+    rows = request.embeddings.embeddings
+    return evaluate_ytf(rows, *data, scorers, skip_bad=request.skip_bad, **request.bootstrap)
+
+
+register(
+    Protocol(
+        "ytf",
+        files="splits.txt",
+        rows="frames, named PERSON/VIDEO/FRAME",
+        needs=("files",),
+        flags=NoOptions,
+        read=_read,
+        evaluate=_evaluate,
+    )
+)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import json_text, load_tensors, save_tensors, written_whole
+from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.metrics.regression import regression_quality
@@ -37,6 +37,7 @@ from ida_jax.runs.embedding_inputs import (
     held_out_rows,
     read_inputs,
 )
+from ida_jax.runs.results import figures_and_notes, write_results
 from ida_jax.runs.workdir import claim_workdir
 from ida_jax.training.ssr import Faces, train_ssr, train_ssr_on_the_fly, with_copies
 
@@ -212,19 +213,17 @@ def _evaluate(run: _Run, searched: np.ndarray, regressor: DensityRegressor) -> N
             seed=c.seed,
         ).evaluated
         evaluated = {_PROTOCOL: found._replace(notes=(*found.notes, *_notes(run, people)))}
-        results["protocols"] = {_PROTOCOL: found.figures}
-        results["notes"] = {_PROTOCOL: evaluated[_PROTOCOL].notes}
+        results |= figures_and_notes(evaluated)
     results["provenance"] = provenance()
-    write_protocol_report(
-        run.workdir / "report.html",
+    write_results(
+        run.workdir,
+        results,
+        write_protocol_report,
         title=c.title,
-        settings={"config": c.to_dict(), **results["provenance"]},
-        results=results,
+        settings={"config": c.to_dict()},
         evaluated=evaluated,
         groups=Groups(searched, np.zeros(len(faces), np.int32), ("held-out faces",)),
     )
-    with written_whole(run.workdir / "results.json") as temporary:
-        temporary.write_text(json_text(results), encoding="utf-8")
 
 
 def _notes(run: _Run, people: np.ndarray) -> tuple[str, ...]:

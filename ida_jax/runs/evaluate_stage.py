@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
-from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluated import Evaluated
@@ -30,6 +29,7 @@ from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.runs.results import figures_and_notes, write_results
 from ida_jax.runs.run import Run
 
 
@@ -97,19 +97,19 @@ def evaluate_run(run: Run) -> None:
     if c.evaluate.template_size:
         variant = f"{name}_templates{c.evaluate.template_size}_all_pairs"
         evaluated[variant] = evaluate_templates(run, faces, uncertain, own, scorers)
-    results["protocols"] = {variant: each.figures for variant, each in evaluated.items()}
-    results["notes"] = {variant: each.notes for variant, each in evaluated.items() if each.notes}
+    results |= figures_and_notes(evaluated)
     # A sweep does not leave out a face's own person, who should not be among the anchors.
     if c.evaluate.sweeps and own is None:
         results["sweeps"] = sweep(
             faces, data.labels, run.anchors, fars=c.evaluate.fars, seed=c.seed
         )
     results["provenance"] = provenance()
-    write_run_report(
-        run.workdir / "report.html",
+    write_results(
+        run.workdir,
+        results,
+        write_run_report,
         title=c.title,
-        settings={"config": c.to_dict(), **results["provenance"]},
-        results=results,
+        settings={"config": c.to_dict()},
         evaluated=evaluated,
         scores=everything.scores,
         log_density=searched,
@@ -118,8 +118,6 @@ def evaluate_run(run: Run) -> None:
         changed=changed_pairs(everything, faces, methods),
         sweeps=results.get("sweeps"),
     )
-    with written_whole(run.results_path) as temporary:
-        temporary.write_text(json_text(results), encoding="utf-8")
 
 
 def evaluate_templates(

@@ -4,101 +4,83 @@ A protocol's figures for cosine, IDA and every other method at once, with confid
 DIR/results.json, report.html, results.md and results.tex. E comes from python -m ida_jax.embed or
 from any other model.
 
-  P            F                                               E, a row each
-  pairs        a pair list, rows of E or names (--labels)      faces
-  lfw          pairs.txt                                       images, named A/A_0001.jpg
-  calfw cplfw  pairs_CALFW.txt, pairs_CPLFW.txt                images, named A_0001.jpg
-  bin          a verification set, X.bin                       its images: embed --images=X.bin
-  all_pairs    none: every pair of E                           faces, named PERSON/IMAGE
-  ytf          splits.txt                                      frames, named PERSON/VIDEO/FRAME
-  ijbb, ijbc   the release's folder, with meta/                images of meta/*_face_tid_mid.txt
-  megaface     a folder with the devkit's and the noise lists  FaceScrub's; --distractors=D
-
 Names are E's own (.npz, .parquet), those of --names, or of E.names.txt beside an .npy. --run takes
 anchors and modules from a workdir of python -m ida_jax.main.
+
+  P          F                                              E, a row each
 """
 
 import argparse
 import contextlib
+import dataclasses
 import tempfile
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError
+from ida_jax.protocols.request import Request, names_beside
+from ida_jax.protocols.table import Protocol, all_protocols
 
 if TYPE_CHECKING:
-    from ida_jax.metrics.evaluated import Evaluated
     from ida_jax.report.run_report import Groups
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
 
-PROTOCOLS = (
-    "pairs",
-    "lfw",
-    "calfw",
-    "cplfw",
-    "bin",
-    "all_pairs",
-    "ytf",
-    "ijbb",
-    "ijbc",
-    "megaface",
-)
-_IJB = ("ijbb", "ijbc")
-# Flags that some protocols alone read, and their defaults there.
-_ONLY_FOR = {
-    "labels": (("pairs",), None),
-    "identities": (("pairs",), None),
-    "distractors": (("megaface",), None),
-    "distractor_names": (("megaface",), None),
-    "fars": (("pairs", "all_pairs", *_IJB), None),
-    "flip": (_IJB, "none"),
-    "norm": (_IJB, "keep"),
-    "detector": (_IJB, "weight"),
-    "densities": (_IJB, "template"),
-    "log_variances": (_IJB, None),
-    "anchor_log_variances": (_IJB, None),
+# How a flag's text becomes a value, by the type of the option.
+_PARSERS = {
+    Path: Path,
+    str: str,
+    int: int,
+    float: float,
+    tuple[float, ...]: numbers(float),
 }
 
 
 def main(argv: list[str]) -> None:
     """Parses flags, evaluates, prints the tables, writes DIR."""
-    options = _parser().parse_args(argv)
+    table = all_protocols()
+    options = _parser(table, _protocol_of(argv)).parse_args(argv)
+    own = _own_options(options, table)
     _check(options)
     files, methods = _artefacts(options)
     with _folder(options.output):
-        _run(options, files, methods)
+        _run(table[options.protocol], options, own, files, methods)
 
 
-def _run(options: Any, files: Mapping[str, Path | None], methods: tuple[str, ...]) -> None:
-    from ida_jax.common.files import json_text, written_whole
+def _run(
+    protocol: Protocol,
+    options: Any,
+    own: Any,
+    files: Mapping[str, Path | None],
+    methods: tuple[str, ...],
+) -> None:
     from ida_jax.common.provenance import provenance
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
+    from ida_jax.runs.results import figures_and_notes, write_results
 
-    embeddings = _embeddings(options)
-    scorers = _scorers(options, files, methods, embeddings)
-    evaluated = _evaluate(options, embeddings, scorers)
-    groups = _groups(options, embeddings, scorers)
+    request = _request(options)
+    scorers = _scorers(options, files, methods, request.embeddings)
+    data = protocol.read(request, own)
+    evaluated = protocol.evaluate(request, own, data, scorers)
     results: dict[str, Any] = {
-        "protocols": {name: each.figures for name, each in evaluated.items()},
-        "notes": {name: list(each.notes) for name, each in evaluated.items() if each.notes},
-        "settings": _settings(options, files, scorers),
+        **figures_and_notes(evaluated),
+        "settings": _settings(options, own, files, scorers),
         "provenance": provenance(),
         **_anchors(scorers),
     }
-    write_protocol_report(
-        options.output / "report.html",
+    write_results(
+        options.output,
+        results,
+        write_protocol_report,
         title=options.title or options.protocol,
-        settings={**results["settings"], **results["provenance"]},
-        results=results,
+        settings=results["settings"],
         evaluated=evaluated,
-        groups=groups,
+        groups=_groups(options, request.embeddings, scorers),
     )
-    with written_whole(options.output / "results.json") as temporary:
-        temporary.write_text(json_text(results), encoding="utf-8")
     print(results_table(results))
     for name, notes in results["notes"].items():
         for note in notes:
@@ -123,20 +105,25 @@ def _folder(path: Path) -> Iterator[None]:
             path.rmdir()
 
 
-def _parser() -> Parser:
-    parser = Parser(description=__doc__)
+def _protocol_of(argv: list[str]) -> str:
+    """The protocol that flags name, "" without one: the help is of its options alone."""
+    protocol = ""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == "--protocol":
+            protocol = value if equals else following
+    return protocol
+
+
+def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
+    lines = [f"  {entry.name:<11}{entry.files:<47}{entry.rows}" for entry in table.values()]
+    parser = Parser(description="\n".join([__doc__.rstrip(), *lines]))
     add = parser.add_argument
     # fmt: off
-    add("--protocol", required=True, choices=PROTOCOLS, help="one of the table above")
+    add("--protocol", required=True, choices=tuple(table), help="one of the table above")
     add("--files", type=Path, metavar="F", help="the protocol's files")
     add("--embeddings", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
-    add("--labels", type=Path, metavar="L", help="of pairs: 1 or 0 a pair")
-    add("--identities", type=Path, metavar="I", help="of pairs: both sides' identities; intervals "
-        "are then over people")
-    add("--distractors", type=Path, metavar="D", help="of megaface: embeddings as E, or a "
-        "folder of feature files")
-    add("--distractor_names", type=Path, metavar="FILE", help="D's names, one a line")
     add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
         "of each")
     add("--skip-bad", action="store_true", help="faces without an embedding (zero, NaN) never "
@@ -153,21 +140,65 @@ def _parser() -> Parser:
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add("--top_n", type=int, default=300, help="as_norm's cohort (300)")
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
-    add("--fars", type=numbers(float), metavar="FAR,…", help="false accept rates")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
-    add("--flip", choices=("none", "added", "halves"), help="of ijbb, ijbc: mirror "
-        "images' embeddings are added in E already, or stand beside the others, [N, 2D] (none)")
-    add("--norm", choices=("keep", "unit"), help="of ijbb, ijbc: an image's weight "
-        "in its template is its embedding's norm (keep), or all weigh alike (unit)")
-    add("--detector", choices=("weight", "ignore"), help="of ijbb, ijbc: images "
-        "are weighted by the detector's score where the release has it (weight)")
-    add("--densities", choices=("template", "images"), help="of ijbb, ijbc: F "
-        "of the pooled embedding (template), or pooled F of its images")
-    add("--log_variances", type=Path, metavar="V", help="of ijbb, ijbc: E's, for PFE (embed --pfe)")
-    add("--anchor_log_variances", type=Path, metavar="V", help="the anchors' (W's own)")
     # fmt: on
+    known = protocol in table
+    group = parser.add_argument_group(f"of {protocol}" if known else "of single protocols")
+    for name, owners in _owners(table).items():
+        # Flags of other protocols are parsed too: the refusal says which protocols they are for.
+        entry = table[protocol if protocol in owners else owners[0]]
+        flag, kind = _flags(entry)[name]
+        shown = dict(flag.metadata)
+        if known and protocol not in owners:
+            shown["help"] = argparse.SUPPRESS
+        elif not known:
+            shown["help"] = f"of {', '.join(owners)}: {shown['help']}"
+        if kind is bool:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=shown["help"])
+        else:
+            group.add_argument(f"--{name}", type=_PARSERS[kind], **shown)
     return parser
+
+
+def _flags(protocol: Protocol) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """{name: its field and its type, less None} of the protocol's own options."""
+    kinds = get_type_hints(protocol.flags)
+    flags = {}
+    for flag in dataclasses.fields(protocol.flags):
+        kind = kinds[flag.name]
+        if get_origin(kind) in (Union, types.UnionType):
+            (kind,) = (part for part in get_args(kind) if part is not type(None))
+        flags[flag.name] = flag, kind
+    return flags
+
+
+def _owners(table: Mapping[str, Protocol]) -> dict[str, list[str]]:
+    """{flag: the protocols whose own it is}."""
+    owners: dict[str, list[str]] = {}
+    for protocol in table.values():
+        for name in _flags(protocol):
+            owners.setdefault(name, []).append(protocol.name)
+    return owners
+
+
+def _own_options(options: Any, table: Mapping[str, Protocol]) -> Any:
+    """The protocol's own options, checked: what it needs, and nothing of other protocols."""
+    protocol = table[options.protocol]
+    for flag in protocol.needs:
+        if getattr(options, flag) is None:
+            raise UserError(
+                f"--protocol={options.protocol} needs --{flag}; see python -m ida_jax.evaluate "
+                f"--protocol={options.protocol} --help"
+            )
+    given = {}
+    for name, owners in _owners(table).items():
+        value = getattr(options, name)
+        if value is not None and options.protocol not in owners:
+            raise UserError(f"--{name} is for {', '.join(owners)}, not for {options.protocol}")
+        if value is not None:
+            given[name] = value
+    return protocol.flags(**given)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -179,22 +210,6 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _check(options: Any) -> None:
     """What is wrong with the flags themselves, before anything is read."""
-    needed = {"pairs": ("files", "labels"), "all_pairs": (), "megaface": ("files", "distractors")}
-    for flag in needed.get(options.protocol, ("files",)):
-        if getattr(options, flag) is None:
-            raise UserError(
-                f"--protocol={options.protocol} needs --{flag}; see python -m ida_jax.evaluate "
-                f"--protocol={options.protocol} --help"
-            )
-    for flag, (protocols, default) in _ONLY_FOR.items():
-        given = getattr(options, flag)
-        if options.protocol not in protocols and given is not None:
-            raise UserError(f"--{flag} is for {', '.join(protocols)}, not for {options.protocol}")
-        if options.protocol in protocols and given is None:
-            setattr(options, flag, default)
-    for far in options.fars or ():
-        if not 0 < far <= 1:
-            raise UserError(f"--fars: {far:g} is not above 0 and at most 1")
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -246,12 +261,21 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     return files, options.methods
 
 
-def _embeddings(options: Any) -> "EmbeddingFile":
-    from ida_jax.protocols.from_files import names_beside
+def _request(options: Any) -> Request:
     from ida_jax.tables.embeddings import read_embeddings
 
-    names = names_beside(options.embeddings, options.names)
-    return read_embeddings(options.embeddings, names=names)
+    from_workdir = options.run is not None and options.anchors is None
+    return Request(
+        options.protocol,
+        options.embeddings,
+        read_embeddings(options.embeddings, names=names_beside(options.embeddings, options.names)),
+        files=options.files,
+        names=options.names,
+        anchors=options.run / "anchors" if from_workdir else None,
+        skip_bad=options.skip_bad,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
 
 
 def _scorers(
@@ -280,28 +304,6 @@ def _scorers(
     return scorers
 
 
-def _evaluate(
-    options: Any, found: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
-) -> "dict[str, Evaluated]":
-    """{variant: what it gives}."""
-    from ida_jax.protocols import from_files as protocols
-
-    match options.protocol:
-        case "pairs":
-            return protocols.labelled_pairs(options, found, scorers)
-        case "lfw" | "calfw" | "cplfw":
-            return protocols.kfold(options, found, scorers)
-        case "bin":
-            return protocols.verification_bin(options, found, scorers)
-        case "all_pairs":
-            return protocols.all_pairs(options, found, scorers)
-        case "ytf":
-            return protocols.videos(options, found, scorers)
-        case "megaface":
-            return protocols.distractors(options, found, scorers)
-    return protocols.templates(options, found, scorers)
-
-
 def _groups(
     options: Any, found: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
 ) -> "Groups | None":
@@ -324,10 +326,10 @@ def _groups(
 
 
 def _settings(
-    options: Any, files: Mapping[str, Path | None], scorers: "Mapping[str, Rescorer]"
+    options: Any, own: Any, files: Mapping[str, Path | None], scorers: "Mapping[str, Rescorer]"
 ) -> dict[str, Any]:
     """What was given, and what was taken where nothing was."""
-    taken = {"methods": list(scorers)}
+    taken = {**dataclasses.asdict(own), "methods": list(scorers)}
     for scorer in scorers.values():
         if scorer.anchors is not None:
             taken |= {"k": scorer.k, "tau": scorer.tau}
