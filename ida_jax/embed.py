@@ -17,7 +17,6 @@ output appears whole or not at all.
 """
 
 import hashlib
-import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> None:
     _check(options)
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty import UncertaintyModel
-    from ida_jax.common.files import remove_parts
+    from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.verification_bin import open_bin
 
@@ -66,17 +65,12 @@ def main(argv: list[str]) -> None:
     if options.pfe is not None:
         uncertainty = UncertaintyModel.load(options.pfe)
         uncertainty.check_model(fingerprint=model.fingerprint, width=model.width)
-    parts = output.parent / f".{output.name}.{_key(options, model, files)}.parts"
+    folder = folder_beside(output, _key(options, model, files))
     try:
-        parts.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
-    try:
-        _embed_parts(parts, source, model, uncertainty, options)
-        skipped = _put_together(output, parts, files.names, model)
+        paths = _embed_parts(folder, source, model, uncertainty, options)
+        skipped = _put_together(output, paths, files.names, model)
     except BaseException:
-        if not any(parts.iterdir()):
-            parts.rmdir()
+        remove_empty(folder)
         raise
     remove_parts(output)
     print(f"{len(files):,} embeddings of {model.width} numbers in {output}")
@@ -206,31 +200,38 @@ def _file_name(path: str) -> str:
 
 
 def _embed_parts(
-    parts: Path,
+    folder: Path,
     source: _Source,
     model: "FaceModel",
     uncertainty: "UncertaintyModel | None",
     options: Any,
-) -> None:
-    """Makes the parts that are not there."""
+) -> list[Path]:
+    """Makes the parts that are not there; the paths of all of them."""
     from tqdm import tqdm
+
+    from ida_jax.common.parts import Parts
 
     count = len(source.files)
     # Whole batches, one at least: all parts but the last are of one compiled shape.
     size = options.batch_size * max(1, _PART // options.batch_size)
-    ranges = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    left = [rows for rows in ranges if not _is_done(_part(parts, rows.start), source.skip_bad)]
-    todo = sum(map(len, left))
+
+    def done(part: Path) -> bool:
+        # What a run with --skip-bad has skipped ends one without it.
+        return part.is_file() and (source.skip_bad or not _reasons(part).is_file())
+
+    parts = Parts(folder, count, size, done=done)
+    left = parts.left()
+    todo = sum(len(part.rows) for part in left)
     with tqdm(total=count, initial=count - todo, desc="embed", unit="image", leave=False) as bar:
-        for rows in left:
+        for rows, path in left:
             crops = _Crops(source, rows, bar.update)
             how = {"batch_size": options.batch_size, "flip": options.flip}
             if uncertainty is None:
                 embeddings, log_variances = model.raw_embeddings(crops, **how), None
             else:
                 embeddings, log_variances = uncertainty.raw_embeddings(model, crops, **how)
-            path = _part(parts, rows.start)
             _save_part(path, embeddings, log_variances, crops.skipped, source, rows)
+    return [part.path for part in parts]
 
 
 def _save_part(
@@ -244,6 +245,7 @@ def _save_part(
     import numpy as np
 
     from ida_jax.common.files import written_whole
+    from ida_jax.common.parts import write_npy
     from ida_jax.common.validation import unit_rows
 
     embeddings[list(skipped)] = np.nan
@@ -266,14 +268,8 @@ def _save_part(
             temporary.write_text("".join(lines), encoding="utf-8")
     if log_variances is not None:
         log_variances[list(skipped)] = np.nan
-        with written_whole(_variances(part)) as temporary, temporary.open("wb") as file:
-            np.save(file, log_variances)
-    with written_whole(part) as temporary, temporary.open("wb") as file:
-        np.save(file, embeddings)
-
-
-def _part(parts: Path, start: int) -> Path:
-    return parts / f"from-{start:09}.npy"
+        write_npy(_variances(part), log_variances)
+    write_npy(part, embeddings)
 
 
 def _reasons(part: Path) -> Path:
@@ -284,20 +280,17 @@ def _variances(part: Path) -> Path:
     return part.with_suffix(".log_variances.npy")
 
 
-def _is_done(part: Path, skip_bad: bool) -> bool:
-    # What a run with --skip-bad has skipped ends one without it.
-    return part.is_file() and (skip_bad or not _reasons(part).is_file())
-
-
-def _put_together(output: Path, parts: Path, names: Sequence[str], model: "FaceModel") -> list[str]:
+def _put_together(
+    output: Path, paths: Sequence[Path], names: Sequence[str], model: "FaceModel"
+) -> list[str]:
     """Writes E and what stands beside it; the lines of E.skipped.txt."""
     import numpy as np
 
     from ida_jax.common.files import written_whole
+    from ida_jax.common.parts import read_npy
     from ida_jax.tables.embedding_output import write_embeddings
 
-    paths = sorted(path for path in parts.glob("from-*.npy") if path.suffixes == [".npy"])
-    embeddings = (np.load(path) for path in paths)
+    embeddings = map(read_npy, paths)
     # Those of other embeddings must not stand beside these, also where a kill comes between.
     _variances(output).unlink(missing_ok=True)
     written = {"width": model.width, "fingerprint": model.fingerprint}
@@ -307,7 +300,7 @@ def _put_together(output: Path, parts: Path, names: Sequence[str], model: "FaceM
         with written_whole(_variances(output)) as temporary:
             found = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
             for path in paths:
-                part = np.load(_variances(path))
+                part = read_npy(_variances(path))
                 found[start : start + len(part)] = part
                 start += len(part)
             found.flush()
@@ -323,14 +316,15 @@ def _put_together(output: Path, parts: Path, names: Sequence[str], model: "FaceM
 
 def _key(options: Any, model: "FaceModel", files: "ImageFiles") -> str:
     """Names a job: all that its embeddings depend on, to the last bit."""
+    from ida_jax.common.parts import key_of, stamp
+
     described = [model.fingerprint, options.flip, options.batch_size, files.stamp()]
     if options.pfe is not None:
         described.append(hashlib.sha256(options.pfe.read_bytes()).hexdigest())
     described.append(str(options.images.resolve()))
     if options.landmarks is not None:
-        stat = options.landmarks.stat()
-        described += [str(options.landmarks.resolve()), stat.st_size, stat.st_mtime_ns]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+        described += stamp(options.landmarks)
+    return key_of(described)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ N faces, H height, W width, D embedding.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 
 from ida_jax.anchors.sources import find_images
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import written_whole
+from ida_jax.common.parts import Parts, cut, key_of
 from ida_jax.common.validation import unit_rows
 from ida_jax.data.sources.image_files import decode
 
@@ -193,38 +192,29 @@ def embedded_chunks(
             f"the generator makes crops of {candidates.image_size}×{candidates.image_size} pixels, "
             f"the model takes {size}×{size}: take a generator trained on crops of that size"
         )
-    folder = None
-    if parts is not None:
-        folder = parts / _key(candidates, model, flip=flip)
+
+    def embed(rows: range) -> np.ndarray:
+        raw = model.raw_embeddings(candidates.draw(rows.start, len(rows)), flip=flip)
+        raw[[number - rows.start for number in candidates.unreadable if number in rows]] = np.nan
+        return unit_rows(raw, skip_bad=True).embeddings
+
+    # Whole chunks: what a part holds does not depend on where this call ends.
+    whole, end = -(-stop // _CHUNK) * _CHUNK, stop
+    if candidates.available is not None:
+        whole, end = min(whole, candidates.available), min(stop, candidates.available)
+    if parts is None:
+        chunks = map(embed, cut(whole, _CHUNK))
+    else:
+        # Named by what embeddings depend on, to the last bit.
+        described = [candidates.provenance, model.fingerprint, flip, _CHUNK]
+        folder = parts / key_of(described, digits=16)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write in {parts.parent}: {error.strerror}") from error
-    end = stop if candidates.available is None else min(stop, candidates.available)
-    for first in range(0, end, _CHUNK):
-        path = None if folder is None else folder / f"from-{first:09}.npy"
-        if path is not None and path.is_file():
-            faces = np.load(path)
-        else:
-            # Whole chunks: what a part holds does not depend on where this call ends.
-            count = _CHUNK
-            if candidates.available is not None:
-                count = min(_CHUNK, candidates.available - first)
-            raw = model.raw_embeddings(candidates.draw(first, count), flip=flip)
-            for number in candidates.unreadable:
-                if first <= number < first + count:
-                    raw[number - first] = np.nan
-            faces = unit_rows(raw, skip_bad=True).embeddings
-            if path is not None:
-                with written_whole(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, faces)
+        chunks = Parts(folder, whole, _CHUNK).values(embed)
+    for first, faces in zip(range(0, whole, _CHUNK), chunks, strict=True):
         yield faces[: end - first]
-
-
-def _key(candidates: Candidates, model: "FaceModel", *, flip: bool) -> str:
-    """Names what embeddings depend on, to the last bit."""
-    described = [candidates.provenance, model.fingerprint, flip, _CHUNK]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Files(Sequence[np.ndarray]):

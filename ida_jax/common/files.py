@@ -9,8 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -176,18 +174,6 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
             return dict(opened)
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, AttributeError) as error:
         raise UserError(f"{path} is not a whole .npz file of plain arrays: {error}") from error
-
-
-def remove_parts(output: Path) -> None:
-    """Removes `.OUTPUT.*.parts`, finished and not, and what kills left of `written_whole`."""
-    for path in output.absolute().parent.iterdir():
-        if not path.name.startswith(f".{output.name}."):
-            continue
-        rest = path.name.removeprefix(f".{output.name}.")
-        if rest.endswith(".parts"):
-            shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"[a-z0-9_]{8}", rest):
-            path.unlink(missing_ok=True)
 
 
 def _memory_mapped(path: Path) -> dict[str, np.ndarray]:

@@ -13,9 +13,6 @@ the same ones. The output is put together from them at the end, and the folder g
 P pairs, N faces, S numbers a face.
 """
 
-import hashlib
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,8 +22,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ida_jax.common.errors import UserError
-from ida_jax.common.files import remove_parts, require_file, written_whole
+from ida_jax.common.files import require_file
+from ida_jax.common.parts import Parts, folder_beside, key_of, remove_empty, remove_parts, stamp
 from ida_jax.common.processes import OthersFailed, agree, is_first
 from ida_jax.common.validation import unit_rows
 from ida_jax.rescoring.methods import require_same_models
@@ -107,11 +104,12 @@ def rescore_files(
     scorer = make_scorer(len(faces))
     require_same_models(inputs.embeddings, fingerprint, [scorer])
     listed = None if _needs_conversion(inputs.pairs, names) else _checked(inputs.pairs, len(faces))
-    key = _key([*settings, skip_bad, chunk], inputs)
-    parts = _Parts(output.parent / f".{output.name}.{key}.parts", output)
+    files = [stamp(path) for path in inputs if path is not None]
+    key = key_of([[*settings, skip_bad, chunk], files])
+    folder = folder_beside(output, key)
     try:
         if listed is None:
-            path = parts.folder / "pairs.npy"
+            path = folder / "pairs.npy"
             if is_first() and not path.is_file():
                 with _bar(inputs.pairs.stat().st_size, "pair list", "B") as bar:
                     convert_pairs(
@@ -119,16 +117,16 @@ def rescore_files(
                     )
             agree()
             listed = PairFile(path)
-        terms = _face_terms(parts, faces, bad, scorer)
+        terms = _face_terms(folder, faces, bad, scorer)
         on_device = jax.device_put(faces)
         del faces
-        _score(parts, on_device, terms, listed, chunk, finish)
+        parts = Parts(folder, listed.count, chunk, name="scores-{number:05d}.npy")
+        _score(parts, on_device, terms, listed, finish)
         unmatched = 0
 
         def finished() -> Iterator[np.ndarray]:
             nonlocal unmatched
-            for number in range(-(-listed.count // chunk)):
-                scores = parts.load(f"scores-{number:05d}")
+            for scores in parts.values():
                 unmatched += int(np.count_nonzero(np.isnan(scores)))
                 yield scores
 
@@ -137,85 +135,45 @@ def rescore_files(
             remove_parts(output)
         agree()
     except Exception as error:
-        parts.leave()
+        remove_empty(folder)
         if not isinstance(error, OthersFailed):
             agree(ok=False)
         raise
     return Summary(listed.count, unmatched, int(np.sum(bad)), time.perf_counter() - start)
 
 
-class _Parts:
-    """The folder of a job's parts."""
-
-    def __init__(self, folder: Path, output: Path) -> None:
-        self.folder = folder
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {output}: {error.strerror}") from error
-
-    def path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
-
-    def exists(self, name: str) -> bool:
-        return self.path(name).is_file()
-
-    def load(self, name: str) -> np.ndarray:
-        return np.load(self.path(name), allow_pickle=False)
-
-    def save(self, name: str, values: np.ndarray) -> None:
-        with written_whole(self.path(name)) as temporary, temporary.open("wb") as opened:
-            np.save(opened, values, allow_pickle=False)
-
-    def leave(self) -> None:
-        """Keeps what is worth continuing, and removes the folder where there is nothing."""
-        if not any(self.folder.glob("[!.]*")):
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _face_terms(parts: _Parts, faces: np.ndarray, bad: np.ndarray, scorer: Rescorer) -> FaceTerms:
-    slabs = {
-        f"faces-{number:05d}": slice(start, min(start + _FACE_SLAB, len(faces)))
-        for number, start in enumerate(range(0, len(faces), _FACE_SLAB))
-    }
-    names = list(slabs)
-    left = [n for n in names[jax.process_index() :: jax.process_count()] if not parts.exists(n)]
+def _face_terms(folder: Path, faces: np.ndarray, bad: np.ndarray, scorer: Rescorer) -> FaceTerms:
+    parts = Parts(folder, len(faces), _FACE_SLAB, name="faces-{number:05d}.npy")
+    left = parts.left(jax.process_index(), jax.process_count())
     # A face that never matches may be any unit vector while the others are searched.
     stand_in = np.zeros(faces.shape[1], np.float32)
     stand_in[0] = 1
-    total = sum(slabs[name].stop - slabs[name].start for name in left)
-    with _bar(total, "faces", "face") as bar:
-        for name in left:
-            slab = faces[slabs[name]]
-            if np.any(bad[slabs[name]]):
-                slab = np.where(bad[slabs[name], None], stand_in, slab)
-            parts.save(name, scorer.terms(slab).values)
+    with _bar(sum(len(part.rows) for part in left), "faces", "face") as bar:
+        for rows, path in left:
+            slab, slab_bad = (values[rows.start : rows.stop] for values in (faces, bad))
+            if np.any(slab_bad):
+                slab = np.where(slab_bad[:, None], stand_in, slab)
+            parts.write(path, scorer.terms(slab).values)
             bar.update(len(slab))
     agree()
-    values = np.concatenate([parts.load(name) for name in slabs])
+    values = np.concatenate(list(parts.values()))
     values[bad] = np.nan
     return FaceTerms(scorer.rule, values, scorer.constants)
 
 
 def _score(
-    parts: _Parts,
+    parts: Parts,
     faces: jax.Array,
     terms: FaceTerms,
     listed: PairFile,
-    chunk: int,
     finish: Callable[[np.ndarray], np.ndarray] | None,
 ) -> None:
-    left = {
-        f"scores-{number:05d}": (start, min(start + chunk, listed.count))
-        for number, start in enumerate(range(0, listed.count, chunk))
-        if number % jax.process_count() == jax.process_index()
-    }
-    left = {name: pairs for name, pairs in left.items() if not parts.exists(name)}
+    left = parts.left(jax.process_index(), jax.process_count())
     # This process's own share of what is left, so that the rate and the time left are true.
-    with _bar(sum(stop - start for start, stop in left.values()), "pairs", "pair") as bar:
-        for name, (start, stop) in left.items():
-            parts.save(name, _chunk_scores(faces, listed, start, stop, terms, finish))
-            bar.update(stop - start)
+    with _bar(sum(len(part.rows) for part in left), "pairs", "pair") as bar:
+        for rows, path in left:
+            parts.write(path, _chunk_scores(faces, listed, rows.start, rows.stop, terms, finish))
+            bar.update(len(rows))
     agree()
 
 
@@ -242,17 +200,6 @@ def _needs_conversion(pairs: Path, names: Sequence[str] | None) -> bool:
     if pairs.suffix.lower() != ".npy":
         return True
     return names is not None and open_npy(pairs, what="pairs").dtype.kind == "U"
-
-
-def _key(settings: Sequence[object], inputs: Inputs) -> str:
-    """Names a job: its settings, and the size and time of change of its files."""
-    files = []
-    for path in inputs:
-        if path is not None:
-            stat = path.stat()
-            files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    text = json.dumps([list(settings), files], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _bar(total: int, title: str, unit: str) -> tqdm:

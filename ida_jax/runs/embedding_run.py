@@ -22,6 +22,7 @@ from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_tensors, save_tensors
+from ida_jax.common.parts import Parts
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.metrics.regression import regression_quality
@@ -116,26 +117,30 @@ class _Run:
         search = SupportSearch(
             self.inputs.anchors, k=c.k, searcher=c.searcher, expected_queries=len(faces), tau=c.tau
         )
-        whole = np.empty(len(faces), np.float32)
-        for start in range(0, len(faces), _PART):
-            rows = slice(start, min(start + _PART, len(faces)))
-            path = folder / f"{name}-from-{start:09}.safetensors"
-            if not path.is_file():
-                print(f"targets: {name}, {rows.start:,} … {rows.stop - 1:,} of {len(faces):,}")
-                found = search(faces[rows], None if labels is None else labels[rows])
-                if labels is None:
-                    refuse_the_faces_themselves(found.similarities)
-                part = log_density_of(found.similarities, tau=c.tau)
-                inputs = {"inputs": self.digest}
-                save_tensors(path, {"log_density": part}, kind="ssr_targets", metadata=inputs)
+
+        def part(rows: range) -> np.ndarray:
+            print(f"targets: {name}, {rows.start:,} … {rows.stop - 1:,} of {len(faces):,}")
+            some = slice(rows.start, rows.stop)
+            found = search(faces[some], None if labels is None else labels[some])
+            if labels is None:
+                refuse_the_faces_themselves(found.similarities)
+            return log_density_of(found.similarities, tau=c.tau)
+
+        def write(path: Path, part: np.ndarray) -> None:
+            inputs = {"inputs": self.digest}
+            save_tensors(path, {"log_density": part}, kind="ssr_targets", metadata=inputs)
+
+        def read(path: Path) -> np.ndarray:
             tensors, metadata = load_tensors(path, kind="ssr_targets")
             if metadata.get("inputs") != self.digest:
                 raise UserError(
                     f"{path} was searched for other embeddings, labels or anchors of the same file "
                     "names: take another --workdir, or delete this one"
                 )
-            whole[rows] = tensors["log_density"]
-        return whole
+            return tensors["log_density"]
+
+        file = f"{name}-from-{{start:09}}.safetensors"
+        return Parts(folder, len(faces), _PART, name=file, write=write, read=read).whole(part)
 
 
 def _regressor(run: _Run) -> DensityRegressor:

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
 
     from ida_jax.anchors.fake import fake_anchors, provenance_line
     from ida_jax.artefacts.face_model import FaceModel
-    from ida_jax.common.files import remove_parts
+    from ida_jax.common.parts import remove_empty, remove_parts
     from ida_jax.report.fake_report import write_fake_report
 
     folder = options.model.is_dir()
@@ -63,8 +63,7 @@ def main(argv: list[str]) -> None:
         anchors.save(output)
     except BaseException:
         for each in (*parts.glob("*"), parts):
-            if each.is_dir() and not any(each.iterdir()):
-                each.rmdir()
+            remove_empty(each)
         raise
     remove_parts(output)
     print(f"{output}: {anchors.described()}\n{provenance_line(anchors.provenance)}")

@@ -17,7 +17,7 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings, UncertaintyModel
-from ida_jax.common.files import written_whole
+from ida_jax.common.parts import Parts, write_npy
 from ida_jax.common.validation import require_log_variances
 from ida_jax.data.dataset import FaceDataset, ImageSubset
 from ida_jax.data.labelled_pairs import (
@@ -151,19 +151,13 @@ class Run:
         folder = self.workdir / "embeddings" / f"train-{self.model.fingerprint}{flip}"
         folder.mkdir(parents=True, exist_ok=True)
         # Whose they are: `python -m ida_jax.anchors fake` has this folder alone.
-        with written_whole(folder / "labels.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, self.train_faces.labels)
-        whole = np.empty((len(images), self.model.width), np.float32)
-        for start in range(0, len(images), _PART):
-            rows = np.arange(start, min(start + _PART, len(images)))
-            path = folder / f"from-{start:09}.npy"
-            if not path.is_file():
-                title = f"embed the training set, {start} … {rows[-1]} of {len(images)}"
-                embeddings = self.embed(ImageSubset(images, rows), title)
-                with written_whole(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, embeddings)
-            whole[rows] = np.load(path)
-        return whole
+        write_npy(folder / "labels.npy", self.train_faces.labels)
+
+        def part(rows: range) -> np.ndarray:
+            title = f"embed the training set, {rows.start} … {rows[-1]} of {len(images)}"
+            return self.embed(ImageSubset(images, np.arange(rows.start, rows.stop)), title)
+
+        return Parts(folder, len(images), _PART).whole(part, (self.model.width,))
 
     def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
         # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.

@@ -28,7 +28,8 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.devices import training_mesh
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file, written_whole
+from ida_jax.common.files import require_file
+from ida_jax.common.parts import write_npy
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import ImageSubset
@@ -276,8 +277,7 @@ def _pfe(run: Run) -> None:
         found = trained.embed(
             run.model, ImageSubset(faces.images, rows), flip=c.flip, progress="anchors' variances"
         )
-        with written_whole(run.anchor_variances_path) as temporary, temporary.open("wb") as file:
-            np.save(file, found.log_variances)
+        write_npy(run.anchor_variances_path, found.log_variances)
     trained.save(run.pfe_path)
 
 
