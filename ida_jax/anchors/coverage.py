@@ -5,6 +5,11 @@ one log F measures how far a face lies from that domain, and IDA can rank worse 
 does. The anchors' neighbourhoods among themselves say how near a covered face's support set is, and
 how much of log F is more than the chance of which anchors were drawn.
 
+`anchors check` compares the probes' support sets with the anchors' own among themselves, and
+`ida_r_fallback` cuts log F off at what is usual among the anchors and shrinks it by its split-half
+reliability there. Both take their measure from the anchors alone
+(experiments/results/domain_safe.md).
+
 N faces, A anchors, D embedding, K support, S sampled anchors, M neighbours.
 """
 

@@ -1,5 +1,10 @@
 """Which of a generator's faces may be anchors: the rules, and the choice by them.
 
+Each rule is set by the training faces' own similarities: a face must be as near to people as real
+people are (`coverage`'s rule), no nearer to a training face than a stranger would be by chance
+(privacy), and no near-duplicate of another anchor (`check.same_person_threshold`). Faces are taken
+in the order of their numbers, so that the same command gives the same set.
+
 N candidates in their order, A anchors, T training faces, P people, D embedding.
 """
 

@@ -1,6 +1,14 @@
 """The search for support sets: exact, or approximate and checked; one signature.
 
 N queries, A anchors, D embedding, K support. This is the only place that imports scann.
+
+The search takes labels and masks a face's own identity before the top-k (inter-class by label); a
+negative label is unknown and masks nothing. ScaNN cannot mask, so it fetches as many more
+neighbours as one identity can take away.
+
+ScaNN's partitioned search is chosen by "auto" only where it was measured to be at least twice as
+fast, and used only after a sample was searched exactly too: recall and the error in log F are
+printed, and beyond the tolerance the search is exact.
 """
 
 import importlib.util

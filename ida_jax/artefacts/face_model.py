@@ -1,5 +1,9 @@
 """A trained backbone as one file: network, weights, what its input must be, and its fingerprint.
 
+The fingerprint is a hash of network, options, preprocessing and weights. Anchor sets, modules and
+embeddings carry the fingerprint of the model that they belong to, and another model's are refused;
+where either side is unknown nothing is refused.
+
 B batch, N faces, H height, W width, D embedding, C classes.
 """
 

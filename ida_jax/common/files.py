@@ -2,6 +2,8 @@
 
 An artefact (anchor set, SSR module, face model) is one safetensors file: its arrays, and in the
 header a string for each entry of its metadata, JSON-encoded. No pickle; readable from any language.
+
+Training checkpoints are the exception: those are Orbax's.
 """
 
 import contextlib

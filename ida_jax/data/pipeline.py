@@ -1,5 +1,10 @@
 """Training batches, from Grain: each is a function of the seed and its number alone.
 
+Grain's source is whole batches, in the order of one permutation an epoch, and an image's changes
+are drawn by (seed, its number in the training). So a checkpoint needs no loader state, and hosts,
+worker processes and batch sizes all agree. Row by row, Grain's own shuffle, repeat and map would
+cost a fifth of a decode.
+
 B global batch, P hosts, N faces, H height, W width. Image number i of a training is row i mod B of
 batch ⌊i / B⌋; epoch e is the numbers e·N … (e+1)·N − 1.
 """

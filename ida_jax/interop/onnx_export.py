@@ -3,6 +3,9 @@
 The graph is written layer by layer from the variables, as PyTorch's exporter would: [B, C, H, W],
 real grouped convolutions, BatchNormalization by itself (runtimes fold it), one dynamic axis B.
 
+It is written by hand because the available converter requires an older Orbax. The order of layers
+is thus stated twice; tests compare both in onnxruntime.
+
 B batch, H and W image size, C channels, D embedding.
 """
 

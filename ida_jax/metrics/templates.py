@@ -7,6 +7,9 @@ is normalised, as InsightFace does it:
 
 which is linear in the embeddings: t = S·E with S sparse, an entry w_i / n_m for each image.
 
+IJB-C's 469,375 embeddings are thus one product over slabs of a mapped file, and pooled densities
+are the same product.
+
 N images, T templates, D embedding.
 """
 

@@ -8,6 +8,10 @@ Weights are drawn with unit variance and scaled where they are used, by 1/√fan
 one size whatever the gradient's, then are of one size relative to each layer's weights ("equalised
 learning rate"). Activations are leaky ReLU of slope 0.2, times √2.
 
+Modulation scales the activations instead of the weights, so that a convolution has one kernel for
+all images and is not grouped. Up-convolutions filter first and then convolve: four times the
+products of a transposed convolution, whose gradient XLA computes ten times slower on a CPU.
+
 B batch, R resolution, C channels, Z latent, W style, L styles of an image.
 """
 

@@ -9,6 +9,10 @@ appendix B, with the strengths of its code (`AugmentPipe`, "bgc"). One deviation
 an image enlarged twice by a wavelet filter; ours samples the image itself, bilinearly, so that it
 is a little softer after a rotation and coarser after a shrinking.
 
+All movements of an image are one inverse matrix, sampled once with mirrored borders. On a GPU the
+gradient's scatter has no fixed order: set `XLA_FLAGS=--xla_gpu_deterministic_ops=true` where a
+resumed training must be the same to the bit.
+
 B batch, R resolution.
 """
 

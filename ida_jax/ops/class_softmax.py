@@ -18,6 +18,8 @@ The functions run on one device's share, inside `jax.shard_map` over a mesh with
 ([R, D]) and numbers of a row over "model". Only where "data" has several devices, which then hold
 the same classes, is the classes' gradient summed over them.
 
+The plain softmax is one block; Partial FC's sampling is a list of rows in place of a range.
+
 B batch, R rows of the batch that share a "data" index, C classes of this device, S sub-centres of
 a class, D embedding.
 """

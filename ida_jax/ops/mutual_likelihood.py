@@ -13,6 +13,9 @@ all variances are equal, the MLS is an increasing function of the cosine alone.
 Variances are given by their logarithms v = log σ², as the module gives them, which are finite for
 any σ > 0.
 
+Matrices of the MLS are summed 32 dimensions at a time, four variances to one logarithm, in blocks
+that stay in cache.
+
 N and M faces, B batch, D embedding.
 """
 

@@ -1,4 +1,8 @@
-"""How many bytes a compiled program reads from and writes to the devices' main memory."""
+"""How many bytes a compiled program reads from and writes to the devices' main memory.
+
+XLA's cost analysis counts a loop's body once and on-chip memory as main memory; here bytes are
+counted on the compiled HLO, with its loops' rounds.
+"""
 
 from ida_jax.planning.hlo import Computation, Instruction, Module, array_bytes, arrays, executed
 

@@ -1,5 +1,8 @@
 """A generator's faces beside real ones, in the embedding space of the face model.
 
+A generator is judged where it is used: its faces will be anchors in that space. The figures are not
+comparable with a published FID.
+
 N faces, D embedding.
 """
 

@@ -10,6 +10,8 @@ with F of s to the k anchors where s is largest (IDA-R), or of the SSR module, w
 alone (IDA-L). σ̄² brings s to the cosine's scale, so that τ stays as it is
 (`rescoring.likelihood.likelihood_scale`).
 
+Both modes are readings: the paper does not say which one it used.
+
 N faces or T templates, A anchors, P pairs, D embedding.
 """
 

@@ -1,5 +1,8 @@
 """Fitting IDA-R's constants by gradient on development faces whose identities are known.
 
+The weight w and the size κ follow the gradient of a smooth TAR at a FAR, a pair's own people left
+out of its support sets. τ is not fitted: that gained nothing.
+
 N faces, A anchors, D embedding, K support, P pairs. The score is `ida_jax.rescoring.fitted_dao`'s.
 """
 

@@ -10,6 +10,9 @@ A part is written whole, and one that exists is not made again: the same command
 was killed. Which parts there are depends on the input alone, so that any number of processes makes
 the same ones. The output is put together from them at the end, and the folder goes.
 
+Resuming and sharing out are thus the same thing, to make the missing parts; processes need only a
+common file system and a barrier.
+
 P pairs, N faces, S numbers a face.
 """
 

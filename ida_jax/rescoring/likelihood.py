@@ -6,6 +6,9 @@ s (`nearest_by_likelihood`), log F is `density.log_density_of` their s, and the 
 + logaddexp(log F₁, log F₂), `pairs.scores_of_cosines` with `terms.dao_terms`. What s has beside the
 cosine where all variances are equal, a constant, is in s once with +τ and in log F with −τ.
 
+σ̄² is the anchors' harmonic mean variance: where all variances are equal the result is IDA-R to the
+last digit, so that τ keeps its meaning.
+
 N faces, A anchors, D embedding, P pairs, K support.
 """
 

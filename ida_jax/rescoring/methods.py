@@ -1,5 +1,7 @@
 """Several methods at once: a Rescorer each, and one search that serves them all.
 
+The largest k serves every method, on the same faces.
+
 N faces, A anchors, K support.
 """
 

@@ -1,5 +1,9 @@
 """The front door: embeddings of any model in, scores of pairs and of galleries out.
 
+A score depends on its two faces, the anchors and what was trained, never on the other faces under
+test: transductive normalisation is not offered, and anchors that are the tested embeddings are
+refused.
+
 P pairs, N faces, A anchors, M probes, G gallery faces, D embedding.
 """
 

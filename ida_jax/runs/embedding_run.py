@@ -5,6 +5,10 @@
     evaluate  → DIR/results.json     its figures on held-out identities; and DIR/report.html
 
 What is there is not made again. N faces, A anchors, D embedding.
+
+Held-out people are held out of the anchors too: a support set that holds the other person of an
+impostor pair lowers just that pair's score, and the report would flatter IDA. Targets are kept in
+parts, and an interrupted search continues.
 """
 
 import hashlib

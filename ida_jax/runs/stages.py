@@ -10,6 +10,12 @@
     csn       → DIR/csn.safetensors              the classifier of CSN
     evaluate  → DIR/results.json                 every method's figures; and DIR/report.html
 
+Mistakes that a later stage would fail on (an unknown name, k larger than the anchors can give,
+missing data) are found before the first stage starts. All processes train; the first alone does the
+other stages, on its own devices, while the others wait for each stage's file. The stage ssr starts
+again when interrupted, since it takes seconds to minutes; the training set's embeddings are kept in
+parts, and an interrupted pass continues.
+
 A stage whose file exists is not run again. N faces, D embedding.
 """
 

@@ -1,5 +1,8 @@
 """Embedding files: .npy, .npz or .parquet, with the faces' names and the model's fingerprint.
 
+The fingerprint is inside an .npz or .parquet, and in E.fingerprint.json beside an .npy, tied to it
+by its size and a hash of both ends.
+
 N faces, D embedding.
 """
 

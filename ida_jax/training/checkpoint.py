@@ -2,6 +2,10 @@
 
 The newest two are kept, and the most accurate. Each carries the CRC-32 of its files: Orbax's format
 has checksums of its indices, not of the arrays, so that an altered weight would load in silence.
+
+The checksums are written before Orbax's rename, so that a checkpoint is whole and verified or does
+not count. They are compared first and shapes afterwards, which tells damage from another config.
+Class padding may differ: that is how a training resumes on another number of devices.
 """
 
 import logging

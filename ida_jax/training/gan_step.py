@@ -4,6 +4,9 @@ Sources: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" 
 regularisation and path length; "Training Generative Adversarial Networks with Limited Data" (2020),
 the adaptive augmentation.
 
+Lazy regularisation is two updates of its own, so that four functions are compiled, whatever the
+intervals.
+
 B batch, S crop size, R resolution, Z latent, W style, L styles of an image.
 """
 

@@ -1,5 +1,9 @@
 """The margin head's part of a training step: loss, gradient and update on all devices.
 
+The head is a step, not a layer: no [B, C] logits and no [C, D] gradient exist, which is what lets
+29 M classes fit one device. With gradient accumulation the momentum itself is the accumulator.
+`MarginHead.__call__` is the readable definition of the same loss.
+
 B batch, C classes padded to the devices, S sub-centres, D embedding.
 """
 

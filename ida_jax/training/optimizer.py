@@ -1,4 +1,8 @@
-"""SGD and its learning rates, as the paper and InsightFace train (section 4.1)."""
+"""SGD and its learning rates, as the paper and InsightFace train (section 4.1).
+
+Clipping looks at the backbone's gradient alone, as in InsightFace: the class weights' gradient is
+applied block by block, and its norm is known only afterwards.
+"""
 
 import jax
 import jax.numpy as jnp

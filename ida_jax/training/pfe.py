@@ -3,6 +3,12 @@
 Source: Shi & Jain, "Probabilistic Face Embeddings" (ICCV 2019) and their code; the paper's section
 4.7 trains it on the ArcFace ResNet-50.
 
+The module sees what the frozen backbone saw: the networks sow their last feature map, which costs
+nothing where it is not collected. A batch is a function of (seed, its number) and holds whole
+identities; over several processes each device has whole ones. Pairs of an image with itself, with
+which the authors' code fills up small identities, are left out of the loss. Checkpoints are named
+after the model, and another model's are never resumed.
+
 B batch, I identities a batch, M images of each, D embedding, H height, W width.
 """
 

@@ -3,6 +3,9 @@
 Targets are searched once and kept (`train_ssr`), or computed for each batch on the device that
 trains (`train_ssr_on_the_fly`).
 
+Computing targets in the step pays on a GPU or TPU (`ssr.targets=on_the_fly`), where copies of a
+face then never repeat.
+
 N faces, A anchors, B batch, D embedding.
 """
 

@@ -2,6 +2,15 @@
 
 Images are split over all devices, classes over the mesh's axis "model"; the backbone is on each.
 
+The axis "model" has all devices unless `train.class_shards` says less. Devices exchange embeddings
+and numbers of a row, B·D, never C·D. In one process dropout is the same on any number of devices;
+with several processes a mesh may place a batch's images differently. A batch that the devices do
+not divide is padded, and the padding travels as a mask to every BatchNorm and to the loss, so that
+training is the same on one device and on eight.
+
+With bfloat16 convolutions their gradients are summed over devices in bfloat16, since XLA puts the
+sum before the cast. Parameters, momentum and the head are float32.
+
 B batch, M microbatches, C classes padded to the devices, S sub-centres, D embedding, H height,
 W width.
 """

@@ -3,6 +3,8 @@
 Which shard holds which rows depends on their number alone, and rows keep the source's order. Beside
 a shard lies a small report of what went into it; a shard with a report is finished.
 
+TFDS's own writer starts again when it was stopped.
+
 N rows, S shards.
 """
 
