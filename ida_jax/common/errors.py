@@ -6,11 +6,23 @@ import sys
 from collections.abc import Callable
 
 
+_LONGEST = 1000
+
+
 class UserError(ValueError):
     """A mistake that the user can fix.
 
-    The message is one line that says what was given, what was expected and what to do.
+    The message is one line that says what was given, what was expected and what to do. Names and
+    values from users' files may be in it: control characters are escaped, so that they cannot drive
+    a terminal, and of a very long message the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split("\n"))
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST * 2 // 3]} … {line[-_LONGEST // 3 :]}"
+        super().__init__(line)
 
 
 class Stopped(Exception):

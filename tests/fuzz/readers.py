@@ -1,0 +1,559 @@
+"""Every reader of users' files, with small files that it takes as seeds."""
+
+import functools
+import io
+import json
+import pickle
+import struct
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Reader(NamedTuple):
+    """One reader.
+
+    Attributes:
+      name: of the file that it is given, whose suffix may decide how it is read.
+      seeds: whole files, as bytes.
+      read: reads the file at a path.
+    """
+
+    name: str
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[Path], object]
+
+
+class Seeds:
+    """The seeds of all readers, each made once."""
+
+    def __init__(self) -> None:
+        self.of = functools.cache(lambda name: READERS[name].seeds())
+
+    def write(self, name: str, content: bytes, folder: Path) -> Path:
+        """The content as the file of a reader's name."""
+        home = folder / name
+        home.mkdir(exist_ok=True)
+        path = home / READERS[name].name
+        path.write_bytes(content)
+        return path
+
+
+def _saved(save: Callable[[Path], object], name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        save(path)
+        return path.read_bytes()
+
+
+def _unit(rows: int, width: int = 4) -> np.ndarray:
+    x = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    plain, packed = io.BytesIO(), io.BytesIO()
+    np.savez(plain, **arrays)
+    np.savez_compressed(packed, **arrays)
+    return plain.getvalue(), packed.getvalue()
+
+
+def _parquet(**columns: list) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+def _image(suffix: str, size: int = 16) -> bytes:
+    import cv2
+
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def _tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in ("A/1.jpg", "B/2.jpg"):
+            image = _image(".jpg")
+            info = tarfile.TarInfo(name)
+            info.size = len(image)
+            tar.addfile(info, io.BytesIO(image))
+    return out.getvalue()
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def _embeddings(path: Path) -> None:
+    from ida_jax.tables.embeddings import read_embeddings
+
+    np.asarray(read_embeddings(path).embeddings)
+
+
+def _names(path: Path) -> None:
+    from ida_jax.tables.embeddings import read_embeddings
+
+    embeddings = path.with_name("e.npy")
+    if not embeddings.exists():
+        embeddings.write_bytes(_npy(_unit(3)))
+    read_embeddings(embeddings, names=path)
+
+
+def _pairs(path: Path) -> None:
+    from ida_jax.tables.pair_lists import convert_pairs
+
+    convert_pairs(path, path.with_name("converted.npy"), names=["a", "b", "c", "d"], rows=4)
+
+
+def _rows(path: Path) -> None:
+    from ida_jax.tables.pair_lists import PairFile
+
+    PairFile(path).check(4)
+
+
+def _labelled(reader: str) -> Callable[[Path], object]:
+    def read(path: Path) -> object:
+        from ida_jax.tables import labelled_scores
+
+        return getattr(labelled_scores, reader)(path)
+
+    return read
+
+
+def _people(path: Path) -> None:
+    from ida_jax.tables.identities import read_people
+
+    read_people(path)
+
+
+# Artefacts ----------------------------------------------------------------------------------------
+
+
+def _anchor_set() -> bytes:
+    from ida_jax.anchors.anchor_set import AnchorSet
+
+    return _saved(AnchorSet(_unit(20), np.arange(20, dtype=np.int32)).save, "a.safetensors")
+
+
+def _read_anchor_set(path: Path) -> None:
+    from ida_jax.anchors.anchor_set import AnchorSet
+    from ida_jax.anchors.search import support_sets
+
+    support_sets(_unit(3), AnchorSet.load(path), k=2, searcher="exact")
+
+
+def _calibration() -> list[bytes]:
+    from ida_jax.artefacts.calibration import fit_calibration
+
+    genuine, impostor = np.linspace(-0.5, 1, 40), np.linspace(-1, 0.5, 40)
+    return [
+        _saved(fit_calibration(genuine, impostor, kind=kind).save, "c.safetensors")
+        for kind in ("logistic", "isotonic")
+    ]
+
+
+def _read_calibration(path: Path) -> None:
+    from ida_jax.artefacts.calibration import Calibration
+
+    Calibration.load(path).llr(np.float32([0, 1]))
+
+
+def _ssr() -> bytes:
+    from ida_jax.artefacts.ssr import DensityRegressor
+
+    rng = np.random.default_rng(0)
+    params = {
+        "hidden_fc": {"kernel": rng.normal(size=(4, 4)), "bias": rng.normal(size=4)},
+        "output_fc": {"kernel": rng.normal(size=(4, 1)), "bias": rng.normal(size=1)},
+    }
+    params = {
+        layer: {name: value.astype(np.float32) for name, value in of.items()}
+        for layer, of in params.items()
+    }
+    module = DensityRegressor(params, "standardised", 0.05, 0.01, 0.001, 10, 1.0)
+    return _saved(module.save, "s.safetensors")
+
+
+def _read_ssr(path: Path) -> None:
+    from ida_jax.artefacts.ssr import DensityRegressor
+
+    module = DensityRegressor.load(path)
+    if module.width < 4096:
+        module.log_density(_unit(3, module.width))
+
+
+def _csn() -> bytes:
+    from ida_jax.rescoring.cohort import Csn
+
+    csn = Csn(np.array([0.1, 0.2]), 1.0, 0.0, 5, 4, 20, "", 0.5, 3, 10, 10)
+    return _saved(csn.save, "c.safetensors")
+
+
+def _read_csn(path: Path) -> None:
+    from ida_jax.rescoring.cohort import Csn
+
+    csn = Csn.load(path)
+    if csn.top_n < 1 << 20:
+        csn.face_term(np.zeros((2, csn.top_n), np.float32))
+
+
+def _fitted() -> bytes:
+    from ida_jax.rescoring.fitted_dao import DaoFit
+
+    return _saved(DaoFit(1.0, 0.5, 10.0, 2.0, 4, 20).save, "d.safetensors")
+
+
+def _read_fitted(path: Path) -> None:
+    from ida_jax.rescoring.fitted_dao import DaoFit
+
+    fit = DaoFit.load(path)
+    if fit.neighbours < 1 << 20:
+        fit.log_density(np.zeros((2, fit.neighbours), np.float32))
+
+
+@functools.cache
+def _face_model() -> bytes:
+    from functools import partial
+
+    import jax
+
+    from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+
+    options = {"embedding_dim": 128}
+    network = build_network("mobilefacenet", options)
+    image = np.zeros((1, 112, 112, 3), np.float32)
+    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), dict(shapes))
+    model = FaceModel("mobilefacenet", options, Preprocessing(112), variables)
+    return _saved(model.save, "f.safetensors")
+
+
+def _read_face_model(path: Path) -> None:
+    from ida_jax.artefacts.face_model import FaceModel
+
+    FaceModel.load(path)
+
+
+def _weights(path: Path) -> None:
+    from ida_jax.interop.weights import import_model
+
+    import_model(path)
+
+
+def _state_dict() -> list[bytes]:
+    import torch
+
+    out = []
+    for legacy in (False, True):
+        state = {"conv1.weight": torch.zeros(4, 3, 3, 3), "fc.weight": torch.nn.Parameter(
+            torch.zeros(4, 16))}  # fmt: skip
+        file = io.BytesIO()
+        torch.save({"state_dict": state}, file, _use_new_zipfile_serialization=not legacy)
+        out.append(file.getvalue())
+    return out
+
+
+def _onnx() -> bytes:
+    from onnx import TensorProto, helper
+
+    def tensor(name: str, shape: tuple[int, ...]):
+        values = np.zeros(shape, np.float32)
+        return helper.make_tensor(name, TensorProto.FLOAT, shape, values.ravel())
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+            helper.make_node("PRelu", ["a", "s"], ["b"], "prelu"),
+            helper.make_node("Identity", ["b"], ["c"], "identity"),
+            helper.make_node("Flatten", ["c"], ["y"], "flatten"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [tensor("w", (4, 3, 3, 3)), tensor("s", (4, 1, 1))],
+    )
+    return helper.make_model(graph).SerializeToString()
+
+
+# Images and data sets -----------------------------------------------------------------------------
+
+
+def _decode(path: Path) -> None:
+    from ida_jax.data.sources.image_files import decode
+
+    decode(path.read_bytes(), where=str(path))
+
+
+def _check(path: Path) -> None:
+    from ida_jax.data.sources.jpeg import check_image
+
+    check_image(path.read_bytes())
+
+
+def _images(path: Path) -> None:
+    from ida_jax.data.sources.image_files import open_images
+
+    found = open_images(path)
+    for row in range(min(len(found), 4)):
+        found[row]
+
+
+def _listed_images(path: Path) -> None:
+    for name in ("A", "B"):
+        home = path.with_name(name)
+        home.mkdir(exist_ok=True)
+        (home / "1.jpg").write_bytes(_image(".jpg"))
+    _images(path)
+
+
+def _bin() -> list[bytes]:
+    content = ([_image(".jpg")] * 4, [True, False])
+    arrays = ([np.frombuffer(i, np.uint8) for i in content[0]], content[1])
+    seeds = [pickle.dumps(content, protocol) for protocol in (0, 2, 4)]
+    return [*seeds, pickle.dumps(arrays, 2)]
+
+
+def _read_bin(path: Path) -> None:
+    from ida_jax.data.sources.verification_bin import read_verification_bin
+
+    read_verification_bin(path)
+
+
+def _record(key: int, label: float, content: bytes) -> bytes:
+    payload = struct.pack("<IfQQ", 0, label, key, 0) + content
+    return struct.pack("<II", 0xCED7230A, len(payload)) + payload + bytes(-len(payload) % 4)
+
+
+def _records() -> bytes:
+    return b"".join(_record(key, float(key), _image(".jpg")) for key in (1, 2))
+
+
+def _index() -> bytes:
+    return f"1\t0\n2\t{len(_record(1, 1.0, _image('.jpg')))}\n".encode()
+
+
+def _read_records(path: Path) -> None:
+    from ida_jax.data.sources.recordio import read_recordio
+
+    records, index = path.with_name("train.rec"), path.with_name("train.idx")
+    if path != records:
+        records.write_bytes(_records())
+    if path != index:
+        index.write_bytes(_index())
+    faces = read_recordio(path.parent)
+    for row in range(min(len(faces.images), 4)):
+        faces.images[row]
+
+
+def _landmarks(path: Path) -> None:
+    from ida_jax.data.landmarks import read_landmarks
+
+    read_landmarks(path)
+
+
+_POINTS = " ".join(str(v) for v in (38.3, 51.7, 73.5, 51.5, 56.0, 71.7, 41.5, 92.4, 70.7, 92.2))
+
+
+def _lfw_pairs(path: Path) -> None:
+    from ida_jax.data.labelled_pairs import read_lfw_pairs
+
+    read_lfw_pairs(path, [f"{n}/{n}_000{i}" for n in ("A", "B", "C") for i in (1, 2, 3)])
+
+
+def _calfw_pairs(path: Path) -> None:
+    from ida_jax.data.labelled_pairs import read_calfw_pairs
+
+    read_calfw_pairs(path, ["A_0001.jpg", "A_0002.jpg", "B_0001.jpg", "C_0001.jpg"])
+
+
+def _split(path: Path) -> None:
+    from ida_jax.data.lfw import read_split
+
+    read_split(path)
+
+
+# Protocols ----------------------------------------------------------------------------------------
+
+
+def _ytf(path: Path) -> None:
+    from ida_jax.protocols.ytf_lists import read_ytf_splits
+
+    read_ytf_splits(path)
+
+
+def _ijb(path: Path) -> None:
+    from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
+
+    for name, content in _IJB.items():
+        if path.name != name:
+            path.with_name(name).write_bytes(content)
+    meta = read_ijb(path.parent, subset="ijbc")
+    read_galleries(path.parent, subset="ijbc", template_ids=meta.template_ids)
+
+
+_IJB = {
+    "ijbc_face_tid_mid.txt": b"1.jpg 1 11\n2.jpg 2 12\n3.jpg 3 13\n",
+    "ijbc_template_pair_label.txt": b"1 2 1\n2 3 0\n1 3 0\n",
+    "ijbc_name_5pts_score.txt": "".join(f"{i}.jpg {_POINTS} 0.9\n" for i in (1, 2, 3)).encode(),
+    "ijbc_1N_gallery_G1.csv": b"TEMPLATE_ID,SUBJECT_ID,FILENAME\n1,101,1.jpg\n",
+    "ijbc_1N_gallery_G2.csv": b"TEMPLATE_ID,SUBJECT_ID,FILENAME\n2,102,2.jpg\n",
+    "ijbc_1N_probe_mixed.csv": b"TEMPLATE_ID,SUBJECT_ID,FILENAME\n3,101,3.jpg\n",
+}
+
+
+def _ijb_file(name: str) -> Reader:
+    return Reader(name, lambda: [_IJB[name]], _ijb)
+
+
+def _megaface_list(path: Path) -> None:
+    from ida_jax.protocols.megaface_lists import read_image_list
+
+    read_image_list(path)
+
+
+def _noise_list(path: Path) -> None:
+    from ida_jax.protocols.megaface_lists import read_noise_list
+
+    read_noise_list(path)
+
+
+def _feature(path: Path) -> None:
+    from ida_jax.protocols.megaface_features import read_feature
+
+    read_feature(path)
+
+
+# Workdirs -----------------------------------------------------------------------------------------
+
+
+def _metrics(path: Path) -> None:
+    from ida_jax.training.metrics import read_metrics
+
+    read_metrics(path.parent)
+
+
+def _run_report(path: Path) -> None:
+    from ida_jax.report.run_report import write_run_report
+
+    write_run_report(path.parent)
+
+
+_LABELS = [b"a\nb\na\n", b"1\n2\n1\n"]
+
+READERS = {
+    "embeddings_npy": Reader("e.npy", lambda: [_npy(_unit(5))], _embeddings),
+    "embeddings_npz": Reader(
+        "e.npz",
+        lambda: list(_npz(embeddings=_unit(5), names=np.array(list("abcde")))),
+        _embeddings,
+    ),
+    "embeddings_parquet": Reader(
+        "e.parquet",
+        lambda: [
+            _parquet(name=list("abc"), embedding=_unit(3).tolist()),
+            _parquet(x=[0.5, 0.25], y=[1.0, 0.0]),
+        ],
+        _embeddings,
+    ),
+    "names": Reader("names.txt", lambda: [b"a\nb b\nc\n", "é\nü\nñ\n".encode()], _names),
+    "pairs_tsv": Reader("p.tsv", lambda: [b"a\tb\nc\td\n"], _pairs),
+    "pairs_csv": Reader("p.csv", lambda: [b"a,b\nc,d\n", b"one,two\na,b\nc,d\n"], _pairs),
+    "pairs_parquet": Reader(
+        "p.parquet",
+        lambda: [_parquet(a=[0, 1], b=[2, 3]), _parquet(a=["a", "b"], b=["c", "d"])],
+        _pairs,
+    ),
+    "pairs_npy": Reader("p.npy", lambda: [_npy(np.array([[0, 1], [2, 3]]))], _rows),
+    "scores_npy": Reader("s.npy", lambda: [_npy(np.float32([0, 1]))], _labelled("read_scores")),
+    "scores_csv": Reader(
+        "s.csv", lambda: [b"score\n0.5\n0.25\n", b"0.5\n0.25\n"], _labelled("read_scores")
+    ),
+    "scores_parquet": Reader(
+        "s.parquet", lambda: [_parquet(score=[0.5, 0.25])], _labelled("read_scores")
+    ),
+    "labels_npy": Reader("l.npy", lambda: [_npy(np.array([0, 1]))], _labelled("read_labels")),
+    "labels_csv": Reader("l.csv", lambda: [b"same\n0\n1\n"], _labelled("read_labels")),
+    "groups": Reader("g.csv", lambda: [b"group\na\nb\n"], _labelled("read_groups")),
+    "identities_csv": Reader(
+        "i.csv", lambda: [b"identity1,identity2\na,b\nc,d\n"], _labelled("read_identities")
+    ),
+    "identities_npy": Reader(
+        "i.npy", lambda: [_npy(np.array([[0, 1], [2, 3]]))], _labelled("read_identities")
+    ),
+    "people_text": Reader("l.txt", lambda: _LABELS, _people),
+    "people_npy": Reader("l.npy", lambda: [_npy(np.array([0, 1])), _npy(np.array(["a"]))], _people),
+    "anchor_set": Reader("a.safetensors", lambda: [_anchor_set()], _read_anchor_set),
+    "calibration": Reader("c.safetensors", _calibration, _read_calibration),
+    "ssr": Reader("s.safetensors", lambda: [_ssr()], _read_ssr),
+    "csn": Reader("c.safetensors", lambda: [_csn()], _read_csn),
+    "fitted_dao": Reader("d.safetensors", lambda: [_fitted()], _read_fitted),
+    "face_model": Reader("f.safetensors", lambda: [_face_model()], _read_face_model),
+    "state_dict": Reader("w.pth", _state_dict, _weights),
+    "onnx": Reader("w.onnx", lambda: [_onnx()], _weights),
+    "jpeg": Reader("x.jpg", lambda: [_image(".jpg")], _decode),
+    "png": Reader("x.png", lambda: [_image(".png")], _decode),
+    "webp": Reader("x.webp", lambda: [_image(".webp")], _decode),
+    "bmp": Reader("x.bmp", lambda: [_image(".bmp")], _decode),
+    "checked_jpeg": Reader("x.jpg", lambda: [_image(".jpg")], _check),
+    "checked_png": Reader("x.png", lambda: [_image(".png")], _check),
+    "image_tar": Reader("x.tar", lambda: [_tar()], _images),
+    "image_list": Reader("x.txt", lambda: [b"A/1.jpg\nB/1.jpg\n"], _listed_images),
+    "verification_bin": Reader("v.bin", _bin, _read_bin),
+    "records": Reader("train.rec", lambda: [_records()], _read_records),
+    "record_index": Reader("train.idx", lambda: [_index()], _read_records),
+    "landmarks": Reader(
+        "points.txt",
+        lambda: [f"a.jpg {_POINTS}\nb.jpg {_POINTS}\n".encode(),
+                 "\t".join(["a b.jpg", *_POINTS.split(), "0.9\n"]).encode()],
+        _landmarks,
+    ),
+    "lfw_pairs": Reader(
+        "pairs.txt", lambda: [b"2\t1\nA\t1\t2\nA\t1\tB\t1\nB\t1\t2\nC\t1\tB\t1\n"], _lfw_pairs
+    ),
+    "calfw_pairs": Reader(
+        "pairs.txt",
+        lambda: [
+            b"A_0001.jpg 1\nA_0002.jpg 1\nA_0001.jpg 2\nA_0002.jpg 2\n"
+            b"B_0001.jpg 0\nC_0001.jpg 0\nB_0001.jpg 0\nA_0001.jpg 0\n"
+        ],
+        _calfw_pairs,
+    ),
+    "lfw_split": Reader("s.csv", lambda: [b"identity,role,images\nA,train,2\nB,eval,1\n"], _split),
+    "ytf_splits": Reader(
+        "splits.txt",
+        lambda: [b"split,pair,name,name,same\n1, 1, A/0, A/1, 1\n2, 1, A/0, B/0, 0\n"],
+        _ytf,
+    ),
+    **{f"ijb_{name.split('_', 1)[1].rsplit('.', 1)[0]}": _ijb_file(name) for name in _IJB},
+    "megaface_list": Reader(
+        "list.json_10_1",
+        lambda: [json.dumps({"path": ["a.jpg", "b.jpg"], "id": ["A", "B"]}).encode()],
+        _megaface_list,
+    ),
+    "megaface_noises": Reader("noises.txt", lambda: [b"a.jpg\nb.jpg\n"], _noise_list),
+    "megaface_feature": Reader(
+        "a.bin",
+        lambda: [np.array([2, 1, 4, 5], "<i4").tobytes() + np.float32([0.5, 0.25]).tobytes()],
+        _feature,
+    ),
+    "metrics": Reader(
+        "metrics.jsonl",
+        lambda: [b'{"stage": "train", "step": 1, "loss": 1.0}\n'
+                 b'{"stage": "train", "step": 2, "loss": 0.5}\n'],
+        _metrics,
+    ),
+}  # fmt: skip
