@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 
-
 _LONGEST = 1000
 
 
