@@ -5,12 +5,14 @@ N faces, A anchors, D embedding, P pairs, R coefficients a face.
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
-from ida_jax.ops.cohort import polynomial_map
+from ida_jax.ops.cohort import csn_objective, polynomial_map
 from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.pairs import score_pairs
 
@@ -153,47 +155,39 @@ class Logistic(NamedTuple):
 def logistic_regression(
     features: np.ndarray, same: np.ndarray, *, prior: float, ridge: float
 ) -> Logistic:
-    """The minimum of `fit_csn`'s objective, by Newton's method in a trust region.
+    """The minimum of `ida_jax.ops.cohort.csn_objective`, by Newton's method in a trust region.
+
+    In float64, on features scaled to unit deviation, which is folded back afterwards.
 
     Args:
       features: float64 [P, F].
-      same: bool [P], both values in it.
+      same: bool [P], with both values.
       prior: see `fit_csn`.
       ridge: see `fit_csn`.
     """
     from scipy.optimize import minimize
-    from scipy.special import expit, logit
 
     share = np.where(same, prior / np.sum(same), (1 - prior) / np.sum(~same))
     mean = share @ features
     deviation = np.sqrt(share @ (features - mean) ** 2)
     deviation[deviation <= 1e-9 * np.abs(mean)] = np.inf  # a constant feature has weight 0
-    x = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
-    penalty = np.full(x.shape[1], ridge)
-    penalty[-1] = 0.0
-    sign = np.where(same, -1.0, 1.0)
+    log_odds = float(np.log(prior / (1 - prior)))
+    with jax.enable_x64(True):
+        x, genuine = jnp.asarray((features - mean) / deviation), jnp.asarray(same)
 
-    def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        z = x @ theta
-        loss = share @ np.logaddexp(0, sign * z) + 0.5 * penalty @ theta**2
-        return loss, x.T @ (share * (expit(z) - same)) + penalty * theta
+        def objective(theta: jax.Array) -> jax.Array:
+            return csn_objective(theta, x, genuine, prior=prior, ridge=ridge)
 
-    def hessian(theta: np.ndarray) -> np.ndarray:
-        p = expit(x @ theta)
-        return x.T @ (x * (share * p * (1 - p))[:, None]) + np.diag(penalty)
-
-    start = np.zeros(x.shape[1])
-    start[-1] = logit(prior)
-    theta = minimize(
-        loss_and_gradient,
-        start,
-        jac=True,
-        hess=hessian,
-        method="trust-exact",
-        options={"gtol": 1e-10, "maxiter": 1000, "max_trust_radius": 1e3},
-    ).x
+        theta = minimize(
+            jax.jit(jax.value_and_grad(objective)),
+            np.append(np.zeros(x.shape[1]), log_odds),
+            jac=True,
+            hess=jax.jit(jax.hessian(objective)),
+            method="trust-exact",
+            options={"gtol": 1e-10, "maxiter": 1000, "max_trust_radius": 1e3},
+        ).x
     weights = theta[:-1] / deviation
-    return Logistic(weights, float(theta[-1] - weights @ mean - logit(prior)))
+    return Logistic(weights, float(theta[-1] - weights @ mean - log_odds))
 
 
 def _kept_rows(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.metrics.tails import genuine_rows, impostor_rows
-from ida_jax.ops.dao import soft_log_density
+from ida_jax.ops.dao import PairSimilarities, smooth_tar
 from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.fitted_dao import CONSTANTS, REACH, DaoFit
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
@@ -134,52 +134,6 @@ def fit_dao(
         )
         best = fit(**constants, genuine=genuine, impostor=impostor)
     return best
-
-
-class PairSimilarities(NamedTuple):
-    """Pairs with what both faces' densities are made of.
-
-    Attributes:
-      cosine: float32 [P].
-      first: float32 [P, K], descending, the first faces' similarities to their anchors.
-      second: float32 [P, K], the second faces'.
-    """
-
-    cosine: jax.Array
-    first: jax.Array
-    second: jax.Array
-
-
-def smooth_tar(
-    theta: jax.Array,
-    genuine: PairSimilarities,
-    impostor: PairSimilarities,
-    *,
-    rank: int,
-    softness: jax.Array,
-    temperature: jax.Array,
-) -> jax.Array:
-    """`fit_dao`'s smooth TAR, a number, without its penalty.
-
-    Args:
-      theta: [3], the logarithms of τ, w and κ.
-      genuine: the genuine pairs.
-      impostor: the highest impostor pairs, more than 2·rank.
-      rank: r.
-      softness: T.
-      temperature: in cosine.
-    """
-    tau, weight, support = jnp.exp(theta)
-
-    def score(pairs: PairSimilarities) -> jax.Array:
-        both = (
-            soft_log_density(side, tau, support, softness) for side in (pairs.first, pairs.second)
-        )
-        return pairs.cosine + weight / tau * jnp.logaddexp(*both)
-
-    highest = jax.lax.top_k(score(impostor), 2 * rank)[0]
-    threshold = jnp.mean(highest[rank // 2 :])
-    return jnp.mean(jax.nn.sigmoid((score(genuine) - threshold) / temperature))
 
 
 class _Development(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ida_jax.anchors.coverage import fall_back
+from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.cohort import cohort_statistics, nearest_statistics
 from ida_jax.rescoring.density import log_density_of
 
@@ -87,6 +87,12 @@ def _column(numbers: np.ndarray) -> np.ndarray:
     return numbers[:, None]
 
 
+def _fallen_back(scorer: "Rescorer", _: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    own = scorer.own_neighbourhood
+    log_density = log_density_of(nearest, tau=scorer.tau)
+    return _column(fall_back(log_density, own.log_density, reliability=own.reliability))
+
+
 def _whole_cohort(scorer: "Rescorer", faces: np.ndarray, _: None) -> np.ndarray:
     return np.stack(cohort_statistics(faces, scorer.cohort_moments, ddof=scorer.ddof), axis=1)
 
@@ -121,9 +127,7 @@ METHODS: dict[str, Method] = {
         rule="dao",
         needs=("anchors",),
         neighbours=_support,
-        values=lambda scorer, _, nearest: _column(
-            fall_back(log_density_of(nearest, tau=scorer.tau), scorer.own_neighbourhood)
-        ),
+        values=_fallen_back,
         constants=_tau,
         style=("#56B4E9", "--", "X"),
     ),
