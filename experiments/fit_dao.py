@@ -38,7 +38,7 @@ from ida_jax.metrics.tails import (
     impostor_rows,
     split_tail,
 )
-from ida_jax.rescoring.cohort import nearest_statistics
+from ida_jax.rescoring.cohort_scores import nearest_statistics
 from ida_jax.rescoring.dao_fit import fit_dao
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.pairs import score_all_pairs

@@ -16,11 +16,11 @@ from ida_jax.ops.dao import dao as dao
 from ida_jax.ops.dao import density as density
 from ida_jax.ops.dao import log_dao as log_dao
 from ida_jax.ops.dao import log_density as log_density
-from ida_jax.rescoring.cohort import Csn as Csn
+from ida_jax.rescoring.csn_fit import Csn as Csn
 from ida_jax.rescoring.csn_fit import fit_csn as fit_csn
+from ida_jax.rescoring.dao_fit import DaoFit as DaoFit
 from ida_jax.rescoring.dao_fit import fit_dao as fit_dao
 from ida_jax.rescoring.density import searched_log_density as searched_log_density
-from ida_jax.rescoring.fitted_dao import DaoFit as DaoFit
 from ida_jax.rescoring.likelihood import score_all_pairs_mls as score_all_pairs_mls
 from ida_jax.rescoring.likelihood import score_pairs_mls as score_pairs_mls
 from ida_jax.rescoring.pairs import score_all_pairs as score_all_pairs

@@ -170,8 +170,8 @@ def _check(options: Any) -> None:
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.artefacts.ssr import DensityRegressor
-    from ida_jax.rescoring.cohort import Csn
-    from ida_jax.rescoring.fitted_dao import DaoFit
+    from ida_jax.rescoring.csn_fit import Csn
+    from ida_jax.rescoring.dao_fit import DaoFit
     from ida_jax.rescoring.rescorer import Rescorer
 
     anchors = None

@@ -227,3 +227,17 @@ def _most_similar(
 ) -> Matches:
     order = np.argsort(-similarity, kind="stable")[:limit]
     return Matches(len(first), first[order], second[order], similarity[order])
+
+
+def refuse_faces_among_their_anchors(similarities: np.ndarray) -> None:
+    """A UserError where similarities [N, K], descending, show faces among their own anchors.
+
+    What is fitted to them learns what no other face will show.
+    """
+    themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
+    # Data sets hold a few images under two names; anchors taken from the faces are a large share.
+    if themselves > 0.01 * len(similarities):
+        raise UserError(
+            f"{themselves} of {len(similarities)} faces are themselves among their anchors: give "
+            "the anchors labels in the faces' numbering, or take anchors of other people"
+        )

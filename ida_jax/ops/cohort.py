@@ -62,7 +62,7 @@ def csn_score(
 
     Args:
       similarity: [...], the pair's cosine.
-      term_1: [...], g of the first face (`ida_jax.rescoring.cohort.Csn.face_term`).
+      term_1: [...], g of the first face (`ida_jax.rescoring.csn_fit.Csn.face_term`).
       term_2: [...], g of the second.
       weight: w₀.
       bias: b.

@@ -1,8 +1,10 @@
-"""Fitting CSN's classifier on development faces whose identities are known.
+"""CSN's classifier, and its fit on development faces whose identities are known.
 
 N faces, A anchors, D embedding, P pairs, R coefficients a face.
 """
 
+import os
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import jax
@@ -10,13 +12,113 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.check import refuse_faces_among_their_anchors
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model
 from ida_jax.ops.cohort import csn_objective, polynomial_map
-from ida_jax.rescoring.cohort import Csn
 from ida_jax.rescoring.pairs import score_pairs
 
+_KIND = "csn"
 _PAIR_BLOCK = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Csn:
+    """Discriminative cohort score normalisation (Tistarelli et al. 2014), trained.
+
+    The shape of a face's sorted cohort scores, as the coefficients q of a polynomial fit
+    (`ida_jax.ops.cohort.polynomial_map`), goes beside the pair's cosine to a logistic regression
+    that is symmetric in the pair:
+
+        w₀ c + g(f₁) + g(f₂) + b,   g(f) = ⟨w, q(f)⟩
+
+    The score is a natural-logarithm likelihood ratio as far as the development set goes. Made by
+    `fit_csn`.
+
+    Attributes:
+      coefficient_weights: w, float64 [degree + 1].
+      weight: w₀.
+      bias: b.
+      top_n: the number of cohort scores of a face.
+      width: D, the embeddings' width.
+      anchors: the size of the cohort that it was fitted with: a larger one has higher top scores.
+      fingerprint: of the model whose embeddings it takes; "" where unknown.
+      prior: the share of genuine pairs that the regression was weighted to.
+      identities: how many people the fitted pairs are of.
+      genuine: how many genuine pairs it was fitted on.
+      impostor: how many impostor pairs.
+    """
+
+    coefficient_weights: np.ndarray
+    weight: float
+    bias: float
+    top_n: int
+    width: int
+    anchors: int
+    fingerprint: str
+    prior: float
+    identities: int
+    genuine: int
+    impostor: int
+
+    @property
+    def degree(self) -> int:
+        """The polynomial's degree."""
+        return len(self.coefficient_weights) - 1
+
+    def face_term(self, similarities: np.ndarray) -> np.ndarray:
+        """g of each face, float32 [N].
+
+        Args:
+          similarities: float32 [N, top_n], descending: what `ida_jax.anchors.search.support_sets`
+            gives for k = top_n, among the anchors that the classifier was fitted with
+            (`check_anchors`).
+
+        Raises:
+          UserError: another number of scores a face.
+        """
+        if similarities.ndim != 2 or similarities.shape[1] != self.top_n:
+            raise UserError(
+                f"the cohort scores are {list(similarities.shape)}: expected [N, {self.top_n}], "
+                "the number that the CSN classifier was fitted with"
+            )
+        # g is linear in the sorted scores: one weight a rank.
+        by_rank = self.coefficient_weights @ polynomial_map(self.top_n, self.degree)
+        return (similarities.astype(np.float64) @ by_rank).astype(np.float32)
+
+    def check_anchors(self, anchors: AnchorSet) -> None:
+        """Refuses, by UserError, anchors of another model, width or number."""
+        require_same_model(
+            "CSN classifier",
+            self.fingerprint,
+            self.width,
+            fingerprint=anchors.fingerprint,
+            width=anchors.width,
+        )
+        if len(anchors) != self.anchors:
+            raise UserError(
+                f"the CSN classifier was fitted with {self.anchors} anchors, {len(anchors)} were "
+                "given: use the same anchor set, or fit again (python -m ida_jax.fit csn)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the classifier as one safetensors file, whole or not at all."""
+        metadata = asdict(self)
+        tensors = {"coefficient_weights": metadata.pop("coefficient_weights")}
+        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Csn":
+        """Reads a saved classifier.
+
+        Raises:
+          UserError: the file is absent, torn, or not a CSN classifier.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            return cls(np.array(tensors["coefficient_weights"]), **metadata)
 
 
 class _Pairs(NamedTuple):
@@ -113,7 +215,7 @@ def fit_csn(
     found = support_sets(
         faces, anchors, k=top_n + spare, labels=labels if known else None, searcher=searcher
     )
-    refuse_the_faces_themselves(found.similarities)
+    refuse_faces_among_their_anchors(found.similarities)
     cohorts = _Cohorts(
         found.similarities.astype(np.float64),
         np.asarray(anchors.labels)[found.indices] if known else np.full_like(found.indices, -1),
@@ -274,18 +376,4 @@ def _check(
         raise UserError(
             f"images_per_identity = {images_per_identity} and impostor_pairs = {impostor_pairs} "
             "were given: expected at least 2 and at least 1"
-        )
-
-
-def refuse_the_faces_themselves(similarities: np.ndarray) -> None:
-    """A UserError where similarities [N, K], descending, show faces among their own anchors.
-
-    What is fitted to them learns what no other face will show.
-    """
-    themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
-    # Data sets hold a few images under two names; anchors taken from the faces are a large share.
-    if themselves > 0.01 * len(similarities):
-        raise UserError(
-            f"{themselves} of {len(similarities)} faces are themselves among their anchors: give "
-            "the anchors labels in the faces' numbering, or take anchors of other people"
         )

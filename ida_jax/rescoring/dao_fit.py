@@ -1,12 +1,25 @@
-"""Fitting IDA-R's constants by gradient on development faces whose identities are known.
+"""IDA-R with fitted constants (the DAO fit): the densities' weight and the support set's size.
 
-The weight w and the size κ follow the gradient of a smooth TAR at a FAR, a pair's own people left
-out of its support sets. τ is not fitted: that gained nothing.
+The paper sets k = 10 and τ = 1 by hand and gives the densities weight 1. DAO is differentiable, so
+its constants can be fitted by gradient on development faces whose identities are known (ours, not
+the paper's). With a face's similarities s₁ ≥ … ≥ s_K to its anchors and soft members of the support
+set
 
-N faces, A anchors, D embedding, K support, P pairs. The score is `ida_jax.rescoring.fitted_dao`'s.
+    log F(f)  = −lse_j(τ s_j + log m_j),   m_j = sigmoid((κ − j + ½) / T)
+    score     = τ c + w · logaddexp(log F₁, log F₂)
+
+At w = 1, κ = k and T → 0 this is log-DAO (Eq. 4). Divided by w it is log-DAO with τ/w at the cosine
+in place of τ, which ranks alike: the rule "dao" of `ida_jax.rescoring.terms`.
+
+w and κ follow the gradient of a smooth TAR at a FAR (`ida_jax.ops.dao.smooth_tar`), with a pair's
+own people left out of its support sets. τ is not fitted: that gained nothing.
+
+N faces, A anchors, D embedding, K support, P pairs.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -15,21 +28,134 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.check import refuse_faces_among_their_anchors
 from ida_jax.anchors.search import support_sets
+from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import require_unit
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model, require_unit
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.metrics.tails import genuine_rows, impostor_rows
-from ida_jax.ops.dao import PairSimilarities, smooth_tar
-from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
-from ida_jax.rescoring.fitted_dao import CONSTANTS, REACH, DaoFit
+from ida_jax.ops.dao import PairSimilarities, smooth_tar, soft_log_density
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
+CONSTANTS = ("tau", "weight", "support")
 _PAPER = {"tau": 1.0, "weight": 1.0, "support": 10.0}
+_KIND = "dao_fit"
+_BLOCKS = (64, 4096)
+# Members past κ + 10 T have m < 5·10⁻⁵.
+_REACH = 10.0
 # 4 r impostors are kept of each score that is near the fitted one; the threshold looks at 2 r.
 _TAIL, _FEWEST = 4, 10
 _ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class DaoFit:
+    """Fitted constants of IDA-R (this module's formula), made by `fit_dao`.
+
+    Attributes:
+      tau: τ of the densities.
+      weight: w; the cosine has τ/w in the rule "dao".
+      support: κ, the support set's size, a real number.
+      softness: T, over how many ranks the membership falls off; towards 0 it is a hard support set.
+      width: D, the embeddings' width.
+      anchors: the size of the anchor set that it was fitted with: a larger one is denser.
+      fingerprint: of the model whose embeddings it takes; "" where unknown.
+      far: the FAR that it was fitted at.
+      identities: how many people the development faces are of.
+      genuine: how many genuine pairs it was fitted on.
+      impostor: how many impostor pairs there were, of which the highest were looked at.
+    """
+
+    tau: float
+    weight: float
+    support: float
+    softness: float
+    width: int
+    anchors: int
+    fingerprint: str = ""
+    far: float = 0.0
+    identities: int = 0
+    genuine: int = 0
+    impostor: int = 0
+
+    @property
+    def neighbours(self) -> int:
+        """K, the anchors that a face is searched for."""
+        # A fit that ends on its bound is beyond it in the last bit.
+        reach = np.ceil(self.support + _REACH * self.softness - 1e-6)
+        return min(self.anchors, int(reach))
+
+    def log_density(self, similarities: np.ndarray) -> np.ndarray:
+        """log F by this module's formula, float32 [N].
+
+        Args:
+          similarities: float32 [N, K], descending, K = `neighbours`.
+
+        Raises:
+          UserError: another number of similarities a face.
+        """
+        if similarities.ndim != 2 or similarities.shape[1] != self.neighbours:
+            raise UserError(
+                f"the similarities are {list(similarities.shape)}: expected [N, "
+                f"{self.neighbours}], what the fitted support set reaches to"
+            )
+        out = np.empty(len(similarities), np.float32)
+        block = block_size(_BLOCKS, len(out))
+        constants = np.float32([self.tau, self.support, self.softness])
+        for start in range(0, len(out), block):
+            rows = padded(similarities[start : start + block], block)
+            found = _soft_log_density(rows, *constants)
+            out[start : start + block] = np.asarray(found)[: len(out) - start]
+        return out
+
+    @property
+    def cosine_tau(self) -> float:
+        """τ/w, the cosine's factor in the rule "dao"."""
+        return self.tau / self.weight
+
+    def terms(self, similarities: np.ndarray) -> FaceTerms:
+        """What `score_pairs` needs of the faces, of `log_density`'s similarities."""
+        log_f = self.log_density(similarities)
+        return FaceTerms("dao", log_f[:, None], np.float32([self.cosine_tau]))
+
+    def check_anchors(self, anchors: AnchorSet) -> None:
+        """Refuses, by UserError, anchors of another model, width or number."""
+        require_same_model(
+            "DAO fit",
+            self.fingerprint,
+            self.width,
+            fingerprint=anchors.fingerprint,
+            width=anchors.width,
+            whose="the anchor set",
+        )
+        if len(anchors) != self.anchors:
+            raise UserError(
+                f"the DAO fit was made with {self.anchors} anchors, {len(anchors)} were given: "
+                "use the same anchor set, or fit again (python -m ida_jax.fit dao)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the fit as one safetensors file, whole or not at all."""
+        metadata = asdict(self)
+        constants = np.array([metadata.pop(name) for name in (*CONSTANTS, "softness")])
+        save_tensors(path, {"constants": constants}, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DaoFit":
+        """Reads a saved fit.
+
+        Raises:
+          UserError: the file is absent, torn, or not a DAO fit.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            return cls(*np.array(tensors["constants"]).tolist(), **metadata)
+
+
+_soft_log_density = jax.jit(soft_log_density)
 
 
 def fit_dao(
@@ -97,7 +223,7 @@ def fit_dao(
     paper = fit(**_PAPER)
     most = min(most_support, len(anchors) - 2 * largest)
     # Also where there are fewer anchors: the bounds of κ could not hold the paper's 10.
-    needed = int(np.ceil(paper.support + REACH * softness))
+    needed = int(np.ceil(paper.support + _REACH * softness))
     if most < needed:
         raise UserError(
             f"most_support = {most_support} of {len(anchors)} anchors leaves {most} neighbours a "
@@ -109,7 +235,7 @@ def fit_dao(
         faces, searched, k=most + largest, labels=labels if known else None, searcher=searcher
     )
     owners = of_anchors[found.indices] if known else np.full(found.indices.shape, -1)
-    refuse_the_faces_themselves(found.similarities)
+    refuse_faces_among_their_anchors(found.similarities)
     data = _Development(faces, labels, found.similarities, owners, most)
 
     cosines = score_all_pairs(faces, labels)
@@ -207,7 +333,7 @@ def _maximised(
         return float(value), np.asarray(slope, np.float64) * free
 
     # All ranks that a κ within these bounds reaches were searched.
-    most = genuine.first.shape[1] - REACH * start.softness
+    most = genuine.first.shape[1] - _REACH * start.softness
     bounds = np.log([[0.1, 100.0], [0.01, 100.0], [1.0, most]])
     theta = np.log([getattr(start, name) for name in CONSTANTS])
     found = minimize(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.ops.dao import fall_back
-from ida_jax.rescoring.cohort import cohort_statistics, nearest_statistics
+from ida_jax.rescoring.cohort_scores import cohort_statistics, nearest_statistics
 from ida_jax.rescoring.density import log_density_of
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
-from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.fitted_dao import DaoFit
+from ida_jax.rescoring.csn_fit import Csn
+from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.rescorer import Rescorer
 

@@ -20,8 +20,9 @@ from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.rescoring.cohort import CohortMoments, Csn, cohort_moments
-from ida_jax.rescoring.fitted_dao import DaoFit
+from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
+from ida_jax.rescoring.csn_fit import Csn
+from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs

@@ -23,7 +23,7 @@ from ida_jax.protocols.likelihood import (
 )
 from ida_jax.protocols.sweeps import sweep
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
-from ida_jax.rescoring.cohort import Csn
+from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers

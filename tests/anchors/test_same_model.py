@@ -11,8 +11,7 @@ from ida_jax.anchors import __main__ as anchors_command
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError, exit_code
-from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.csn_fit import fit_csn
+from ida_jax.rescoring.csn_fit import Csn, fit_csn
 from ida_jax.tables.embedding_output import write_embeddings
 
 SUFFIXES = (".npy", ".npz", ".parquet")

@@ -8,8 +8,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.ops.cohort import csn_score
 from ida_jax.rescoring import csn_fit
-from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.csn_fit import fit_csn, logistic_regression
+from ida_jax.rescoring.csn_fit import Csn, fit_csn, logistic_regression
 
 
 def _people(identities, seed, *, width=16):

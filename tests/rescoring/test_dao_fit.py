@@ -13,8 +13,7 @@ from ida_jax.metrics.roc import tar_at_far
 from ida_jax.ops.dao import PairSimilarities
 from ida_jax.rescore import main as rescore
 from ida_jax.rescoring import dao_fit
-from ida_jax.rescoring.dao_fit import fit_dao
-from ida_jax.rescoring.fitted_dao import DaoFit
+from ida_jax.rescoring.dao_fit import DaoFit, fit_dao
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs.protocol_command import main as evaluate
 

@@ -1,4 +1,4 @@
-"""Each face against a cohort: the statistics of Z-, T-, S- and AS-norm, and CSN's terms.
+"""Each face's scores with a cohort: the statistics of Z-, T-, S- and AS-norm.
 
 The cohort is the anchor set. Z-, T- and S-norm take all of it (`cohort_statistics`). AS-norm is the
 variant in which each side selects its own cohort, its n most similar anchors ("AS-norm1", Matějka
@@ -9,8 +9,6 @@ that it changes no ranking. Nothing is subtracted from the embeddings before the
 N faces, A anchors, D embedding, n cohort scores a face.
 """
 
-import os
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +16,8 @@ from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
-from ida_jax.common.validation import require_same_model, require_unit
-from ida_jax.ops.cohort import polynomial_map
+from ida_jax.common.validation import require_unit
 
-_KIND = "csn"
 _BLOCK = 8192
 # Cosines in float32 differ by 1e-7 by rounding alone; faces' deviations are 0.03 and more.
 _LEAST_STD = 1e-6
@@ -110,103 +105,6 @@ def nearest_statistics(similarities: np.ndarray, *, ddof: int = 0) -> CohortStat
         scores = similarities[rows].astype(np.float64)
         mean[rows], variance[rows] = np.mean(scores, axis=1), np.var(scores, axis=1)
     return _statistics(mean, variance, n, ddof)
-
-
-@dataclass(frozen=True, eq=False)
-class Csn:
-    """Discriminative cohort score normalisation (Tistarelli et al. 2014), trained.
-
-    The shape of a face's sorted cohort scores, as the coefficients q of a polynomial fit
-    (`ida_jax.ops.cohort.polynomial_map`), goes beside the pair's cosine to a logistic regression
-    that is symmetric in the pair:
-
-        w₀ c + g(f₁) + g(f₂) + b,   g(f) = ⟨w, q(f)⟩
-
-    The score is a natural-logarithm likelihood ratio as far as the development set goes. Made by
-    `ida_jax.rescoring.csn_fit.fit_csn`.
-
-    Attributes:
-      coefficient_weights: w, float64 [degree + 1].
-      weight: w₀.
-      bias: b.
-      top_n: the number of cohort scores of a face.
-      width: D, the embeddings' width.
-      anchors: the size of the cohort that it was fitted with: a larger one has higher top scores.
-      fingerprint: of the model whose embeddings it takes; "" where unknown.
-      prior: the share of genuine pairs that the regression was weighted to.
-      identities: how many people the fitted pairs are of.
-      genuine: how many genuine pairs it was fitted on.
-      impostor: how many impostor pairs.
-    """
-
-    coefficient_weights: np.ndarray
-    weight: float
-    bias: float
-    top_n: int
-    width: int
-    anchors: int
-    fingerprint: str
-    prior: float
-    identities: int
-    genuine: int
-    impostor: int
-
-    @property
-    def degree(self) -> int:
-        """The polynomial's degree."""
-        return len(self.coefficient_weights) - 1
-
-    def face_term(self, similarities: np.ndarray) -> np.ndarray:
-        """g of each face, float32 [N].
-
-        Args:
-          similarities: float32 [N, top_n], descending: what `ida_jax.anchors.search.support_sets`
-            gives for k = top_n, among the anchors that the classifier was fitted with
-            (`check_anchors`).
-
-        Raises:
-          UserError: another number of scores a face.
-        """
-        if similarities.ndim != 2 or similarities.shape[1] != self.top_n:
-            raise UserError(
-                f"the cohort scores are {list(similarities.shape)}: expected [N, {self.top_n}], "
-                "the number that the CSN classifier was fitted with"
-            )
-        # g is linear in the sorted scores: one weight a rank.
-        by_rank = self.coefficient_weights @ polynomial_map(self.top_n, self.degree)
-        return (similarities.astype(np.float64) @ by_rank).astype(np.float32)
-
-    def check_anchors(self, anchors: AnchorSet) -> None:
-        """Refuses, by UserError, anchors of another model, width or number."""
-        require_same_model(
-            "CSN classifier",
-            self.fingerprint,
-            self.width,
-            fingerprint=anchors.fingerprint,
-            width=anchors.width,
-        )
-        if len(anchors) != self.anchors:
-            raise UserError(
-                f"the CSN classifier was fitted with {self.anchors} anchors, {len(anchors)} were "
-                "given: use the same anchor set, or fit again (python -m ida_jax.fit csn)"
-            )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the classifier as one safetensors file, whole or not at all."""
-        metadata = asdict(self)
-        tensors = {"coefficient_weights": metadata.pop("coefficient_weights")}
-        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Csn":
-        """Reads a saved classifier.
-
-        Raises:
-          UserError: the file is absent, torn, or not a CSN classifier.
-        """
-        tensors, metadata = load_tensors(path, kind=_KIND)
-        with complete(path):
-            return cls(np.array(tensors["coefficient_weights"]), **metadata)
 
 
 def _require_faces(faces: np.ndarray, width: int) -> np.ndarray:
