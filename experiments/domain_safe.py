@@ -36,7 +36,7 @@ from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw import load_lfw, read_split
+from ida_jax.data.lfw_crops import load_lfw, read_split
 from ida_jax.data.rendered import rendered_faces
 from ida_jax.interop.weights import import_model
 from ida_jax.metrics.bootstrap import bootstrap_tails

@@ -7,8 +7,8 @@ from ida_jax.anchors.anchor_set import AnchorSet as AnchorSet
 from ida_jax.anchors.search import support_sets as support_sets
 from ida_jax.artefacts.calibration import Calibration as Calibration
 from ida_jax.artefacts.face_model import FaceModel as FaceModel
-from ida_jax.artefacts.ssr import DensityRegressor as DensityRegressor
-from ida_jax.artefacts.uncertainty import UncertaintyModel as UncertaintyModel
+from ida_jax.artefacts.ssr_module import SSRModule as SSRModule
+from ida_jax.artefacts.uncertainty_model import UncertaintyModel as UncertaintyModel
 from ida_jax.common.errors import UserError as UserError
 from ida_jax.common.validation import unit_embeddings as unit_embeddings
 from ida_jax.interop.exported import deployable as deployable

@@ -169,7 +169,7 @@ def _check(options: Any) -> None:
 
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.artefacts.ssr import DensityRegressor
+    from ida_jax.artefacts.ssr_module import SSRModule
     from ida_jax.rescoring.csn_fit import Csn
     from ida_jax.rescoring.dao_fit import DaoFit
     from ida_jax.rescoring.rescorer import Rescorer
@@ -192,9 +192,9 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         tolerance=options.tolerance,
         top_n=options.top_n,
         ddof=options.ddof,
-        regressor=None if options.ssr is None else DensityRegressor.load(options.ssr),
+        ssr=None if options.ssr is None else SSRModule.load(options.ssr),
         csn=None if options.csn is None else Csn.load(options.csn),
-        fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
+        dao_fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
         expected_faces=faces,
     )
 

@@ -1,4 +1,4 @@
-"""log F of faces, searched among anchors (IDA-R); IDA-L's is `ida_jax.artefacts.ssr`.
+"""log F of faces, searched among anchors (IDA-R); IDA-L's is `ida_jax.artefacts.ssr_module`.
 
 N faces, A anchors, D embedding, K support.
 """

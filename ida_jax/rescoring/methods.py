@@ -12,7 +12,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import SupportSearch
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
 from ida_jax.rescoring.csn_fit import Csn
@@ -47,7 +47,7 @@ def make_scorers(
     tau: float | None = None,
     top_n: int = 300,
     searcher: str = "auto",
-    ssr: DensityRegressor | None = None,
+    ssr: SSRModule | None = None,
     csn: Csn | None = None,
     dao_fit: DaoFit | None = None,
     expected_faces: int | None = None,
@@ -77,9 +77,9 @@ def make_scorers(
             method=method,
             searcher=searcher,
             top_n=top_n,
-            regressor=ssr if "ssr" in needs else None,
+            ssr=ssr if "ssr" in needs else None,
             csn=csn if "csn" in needs else None,
-            fit=dao_fit if "dao_fit" in needs else None,
+            dao_fit=dao_fit if "dao_fit" in needs else None,
             expected_faces=expected_faces,
             search=search,
         )
@@ -138,9 +138,9 @@ def require_same_models(
     for scorer in scorers:
         made = {
             "anchors": scorer.anchors,
-            "SSR module": scorer.regressor,
+            "SSR module": scorer.ssr,
             "CSN classifier": scorer.csn,
-            "DAO fit": scorer.fit,
+            "DAO fit": scorer.dao_fit,
         }
         for what, each in made.items():
             if each is not None:
@@ -177,7 +177,7 @@ def load_scorers(
         tau=tau,
         top_n=top_n,
         searcher=searcher,
-        ssr=None if ssr is None else DensityRegressor.load(ssr),
+        ssr=None if ssr is None else SSRModule.load(ssr),
         csn=None if csn is None else Csn.load(csn),
         dao_fit=None if dao_fit is None else DaoFit.load(dao_fit),
         expected_faces=expected_faces,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors.search import SEARCHERS, has_scann
 from ida_jax.artefacts.face_model import build_network
-from ida_jax.artefacts.ssr import TARGETS
+from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
 from ida_jax.data.augment import augmentation
 from ida_jax.models.margin_head import KINDS

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
+from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.metrics.templates import dealt_templates, fuse, pool, pooling_matrix
-from ida_jax.protocols.likelihood import (
+from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
     LikelihoodMethods,
     likelihood_methods,

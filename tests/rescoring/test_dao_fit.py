@@ -60,7 +60,7 @@ def test_log_density_and_score_row_by_row(count):
 def test_at_the_papers_values_it_is_ida_r():
     faces = reference.unit((31, 24), 3)
     paper = DaoFit(1.0, 1.0, 10.0, 1e-3, width=24, anchors=120, fingerprint="abc")
-    fitted = Rescorer(ANCHORS, method="ida_r_fitted", fit=paper)
+    fitted = Rescorer(ANCHORS, method="ida_r_fitted", dao_fit=paper)
     rows = np.stack(np.triu_indices(31, 1), axis=1)
     ida_r = Rescorer(ANCHORS).score_pairs(faces, rows)
     np.testing.assert_allclose(fitted.score_pairs(faces, rows), ida_r, atol=1e-6)
@@ -202,7 +202,7 @@ def test_rescore_and_evaluate_take_the_fit(fit, tmp_path, capsys):
     assert exit_code(lambda: rescore([*wanted, given, "--k=9"])) == 2
     assert "its k and tau from its fit" in capsys.readouterr().err
     assert exit_code(lambda: rescore([*wanted, given])) == 0
-    expected = Rescorer(ANCHORS, method="ida_r_fitted", fit=fit).score_pairs(UNSEEN, rows)
+    expected = Rescorer(ANCHORS, method="ida_r_fitted", dao_fit=fit).score_pairs(UNSEEN, rows)
     np.testing.assert_allclose(np.load(tmp_path / "s.npy"), expected, atol=1e-6)
 
     flags += ["--protocol=pairs", f"--files={tmp_path}/p.npy", f"--labels={tmp_path}/same.npy"]

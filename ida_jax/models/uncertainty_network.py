@@ -17,7 +17,7 @@ import jax.numpy as jnp
 _LEAST_VARIANCE = 1e-6
 
 
-class UncertaintyModule(nn.Module):
+class UncertaintyNetwork(nn.Module):
     """FC → BN → ReLU → FC → BN → γ·x + β → log(1e-6 + exp(x)), the log-variances.
 
     The first BatchNorm has scale and bias, the second neither: γ and β, one number each for all

@@ -14,7 +14,7 @@ from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
-from ida_jax.models.ssr import SSR
+from ida_jax.models.ssr_network import SSRNetwork
 
 _KIND = "ssr_module"
 _METADATA = ("target", "mean", "std", "floor", "k", "tau", "fingerprint")
@@ -24,7 +24,7 @@ TARGETS = ("standardised", "log", "paper")
 
 
 @dataclass(frozen=True, eq=False)
-class DensityRegressor:
+class SSRModule:
     """IDA-L: a trained SSR module, which needs no anchors at run time (section 3.2).
 
     Attributes:
@@ -92,7 +92,7 @@ class DensityRegressor:
         save_tensors(path, tensors, kind=_KIND, metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "DensityRegressor":
+    def load(cls, path: str | os.PathLike[str]) -> "SSRModule":
         """Reads a saved module.
 
         Raises:
@@ -109,4 +109,6 @@ class DensityRegressor:
 
 @jax.jit
 def _apply(params: Mapping, faces: jax.Array) -> jax.Array:
-    return SSR(hidden=params["hidden_fc"]["kernel"].shape[1]).apply({"params": params}, faces)
+    return SSRNetwork(hidden=params["hidden_fc"]["kernel"].shape[1]).apply(
+        {"params": params}, faces
+    )

@@ -23,7 +23,7 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.common.devices import local_mesh, replicated
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_log_variances, require_same_model, unit_embeddings
-from ida_jax.models.uncertainty import UncertaintyModule
+from ida_jax.models.uncertainty_network import UncertaintyNetwork
 
 _KIND = "uncertainty_module"
 
@@ -45,7 +45,7 @@ class UncertaintyModel:
     """A trained uncertainty module, which belongs to one face model.
 
     Attributes:
-      variables: {"params": …, "batch_stats": …} of `ida_jax.models.uncertainty.UncertaintyModule`.
+      variables: {"params": …, "batch_stats": …} of `UncertaintyNetwork`.
       fingerprint: of the face model on whose feature maps it was trained.
     """
 
@@ -53,10 +53,10 @@ class UncertaintyModel:
     fingerprint: str
 
     @property
-    def module(self) -> UncertaintyModule:
+    def module(self) -> UncertaintyNetwork:
         """The flax module that takes the variables."""
         hidden, width = self.variables["params"]["output_fc"]["kernel"].shape
-        return UncertaintyModule(embedding_dim=width, hidden=hidden)
+        return UncertaintyNetwork(embedding_dim=width, hidden=hidden)
 
     def embed(
         self,
@@ -152,7 +152,7 @@ def means_and_maps(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _embed_batch(
     network: nn.Module,
-    module: UncertaintyModule,
+    module: UncertaintyNetwork,
     preprocessing: Preprocessing,
     flip: bool,
     variables: tuple[Any, Any],

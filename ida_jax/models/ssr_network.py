@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
-class SSR(nn.Module):
+class SSRNetwork(nn.Module):
     """Fully connected, ReLU, fully connected to one number.
 
     Attributes:
