@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
     join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.job import Inputs, rescore_files
+    from ida_jax.rescoring.job import JobFiles, rescore_files
 
     _give_memory_back()
     read = (options.anchors, options.ssr, options.csn, options.dao_fit, options.calibration)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         [[str(path.resolve()), path.stat().st_mtime_ns] for path in read if path is not None],
     ]
     summary = rescore_files(
-        Inputs(options.embeddings, options.pairs, options.names),
+        JobFiles(options.embeddings, options.pairs, options.names),
         options.output,
         partial(_scorer, options),
         settings=settings,

@@ -28,7 +28,7 @@ _CHUNK = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidateFaces:
     """Faces by number, always the same face under the same number.
 
     Attributes:
@@ -50,7 +50,7 @@ class Candidates:
 
 def generated_candidates(
     generator: "FaceGenerator", *, seed: int = 0, truncation: float = 1.0
-) -> Candidates:
+) -> CandidateFaces:
     """A generator's faces: as many as wanted.
 
     Args:
@@ -76,12 +76,12 @@ def generated_candidates(
         "seed": seed,
         "truncation": truncation,
     }
-    return Candidates(draw, None, generator.image_size, provenance)
+    return CandidateFaces(draw, None, generator.image_size, provenance)
 
 
 def folder_candidates(
     folder: str | os.PathLike[str], *, image_size: int, skip_bad: bool = False
-) -> Candidates:
+) -> CandidateFaces:
     """The crops of an external generator, the images in one folder, by name.
 
     Args:
@@ -108,7 +108,7 @@ def file_candidates(
     *,
     image_size: int,
     skip_bad: bool | None = None,
-) -> Candidates:
+) -> CandidateFaces:
     """Image files in their order.
 
     Args:
@@ -153,7 +153,7 @@ def file_candidates(
         "sha256": digest.hexdigest(),
         "skip_bad": bool(skip_bad),
     }
-    return Candidates(
+    return CandidateFaces(
         lambda first, count: _Files(read, first, count),
         len(files),
         image_size,
@@ -164,7 +164,7 @@ def file_candidates(
 
 
 def embedded_chunks(
-    candidates: Candidates,
+    candidates: CandidateFaces,
     model: "FaceModel",
     *,
     stop: int,

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.candidates import Candidates, embedded_chunks
+from ida_jax.anchors.candidates import CandidateFaces, embedded_chunks
 from ida_jax.anchors.check import HIGHEST_THRESHOLD, same_person_threshold
 from ida_jax.anchors.coverage import coverage
 from ida_jax.anchors.fake_rules import (
@@ -71,7 +71,7 @@ class FakeReport:
 
 
 def fake_anchors(
-    candidates: Candidates,
+    candidates: CandidateFaces,
     model: "FaceModel",
     *,
     count: int,
@@ -88,7 +88,7 @@ def fake_anchors(
 ) -> tuple[AnchorSet, FakeReport]:
     """The first `count` plausible candidates, none of a training person, no duplicates.
 
-    Candidates are taken in their order. One is dropped, for the first reason that holds, if
+    CandidateFaces are taken in their order. One is dropped, for the first reason that holds, if
 
     1. it cannot be decoded, or its embedding is zero, NaN or infinite;
     2. it is implausible: its mean cosine to its k nearest training people, one face of each, is
@@ -233,7 +233,7 @@ def provenance_line(provenance: dict[str, Any]) -> str:
     )
 
 
-def _most_drawn(candidates: Candidates, count: int, wanted: int | None) -> int:
+def _most_drawn(candidates: CandidateFaces, count: int, wanted: int | None) -> int:
     most = _MOST_DRAWN * count if wanted is None else wanted
     if candidates.available is None:
         return most
@@ -301,7 +301,7 @@ def _in_words(dropped: dict[str, int]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: Candidates) -> str:
+def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: CandidateFaces) -> str:
     """How many were kept, what was dropped, and what to do."""
     counts = _counts(verdicts)
     drawn, kept, dropped = counts["drawn"], counts["kept"], counts["dropped"]

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.approximation import approximation_error
 from ida_jax.anchors.exact_search import (
     BestSoFar,
     Search,
@@ -31,6 +31,7 @@ from ida_jax.anchors.exact_search import (
 )
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
+from ida_jax.ops.dao import log_density
 from ida_jax.ops.hypersphere import Neighbours
 
 SEARCHERS = ("auto", "exact", "scann", "scann_partitioned")
@@ -217,6 +218,48 @@ class SupportSearch:
             )
         print(line + ("" if good else "; searching exactly instead"), file=sys.stderr)
         return approximate if good else None
+
+
+class ApproximationError(NamedTuple):
+    """The difference between two searches of the same faces.
+
+    Attributes:
+      recall: the share of the exact support sets' members that were found.
+      rms: root mean square of the difference in log F, over the standard deviation of log F.
+      largest: the largest difference in log F, over the same.
+      faces: how many were compared; those with fewer than K allowed anchors are left out.
+    """
+
+    recall: float
+    rms: float
+    largest: float
+    faces: int
+
+
+def approximation_error(
+    neighbours: Neighbours, exact: Neighbours, *, tau: float = 1.0
+) -> ApproximationError:
+    """Compares the support sets [N, K] of the same faces, found approximately and exactly.
+
+    A missed neighbour matters by what takes its place: log F sees the similarities alone, so that
+    recall may be low and log F right, or the other way round.
+    """
+    whole = np.isfinite(exact.similarities[:, -1])
+    neighbours = Neighbours(*(x[whole] for x in neighbours))
+    exact = Neighbours(*(x[whole] for x in exact))
+    common = sum(
+        len(np.intersect1d(a, b)) for a, b in zip(neighbours.indices, exact.indices, strict=True)
+    )
+    true = np.asarray(log_density(exact.similarities, tau=tau), np.float64)
+    difference = np.asarray(log_density(neighbours.similarities, tau=tau), np.float64) - true
+    # A spread of nothing but rounding would blow rounding up.
+    spread = max(float(true.std()), 1e-4) if true.size else 1.0
+    return ApproximationError(
+        common / max(exact.indices.size, 1),
+        float(np.sqrt(np.mean(difference**2))) / spread if true.size else 0.0,
+        float(np.max(np.abs(difference), initial=0.0)) / spread,
+        len(true),
+    )
 
 
 def has_scann() -> bool:

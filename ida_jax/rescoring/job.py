@@ -41,7 +41,7 @@ from ida_jax.tables.score_output import check_output, write_scores
 _FACE_SLAB = 4096
 
 
-class Inputs(NamedTuple):
+class JobFiles(NamedTuple):
     """The files of a job.
 
     Attributes:
@@ -73,7 +73,7 @@ class Summary(NamedTuple):
 
 
 def rescore_files(
-    inputs: Inputs,
+    inputs: JobFiles,
     output: Path,
     make_scorer: Callable[[int], Rescorer],
     *,

@@ -44,7 +44,7 @@ from ida_jax.runs.embedding_inputs import (
 )
 from ida_jax.runs.results import figures_and_notes, write_results
 from ida_jax.runs.workdir import claim_workdir
-from ida_jax.training.ssr import Faces, train_ssr, train_ssr_on_the_fly, with_copies
+from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
 
 STAGES = ("targets", "ssr", "evaluate")
 _PROTOCOL = "held_out_all_pairs"
@@ -169,7 +169,7 @@ def _ssr_module(run: _Run) -> SSRModule:
     return ssr
 
 
-def _with_copies(faces: np.ndarray, labels: np.ndarray | None, c: ConfigDict) -> Faces:
+def _with_copies(faces: np.ndarray, labels: np.ndarray | None, c: ConfigDict) -> LabelledFaces:
     made = with_copies(
         faces,
         np.zeros(len(faces), np.int32) if labels is None else labels,

@@ -88,7 +88,7 @@ def make_target(log_density: np.ndarray, kind: str) -> SSRTarget:
     return SSRTarget(values, mean, std, float(density.min()) / 2)
 
 
-class Faces(NamedTuple):
+class LabelledFaces(NamedTuple):
     """Faces to train on: unit rows float32 [N, D] and their identities int32 [N], or None."""
 
     embeddings: np.ndarray
@@ -103,7 +103,7 @@ def with_copies(
     mix: float,
     noise: float,
     seed: int,
-) -> Faces:
+) -> LabelledFaces:
     """The faces, and for each `copies` made-up ones near it, of its identity; ours.
 
     A copy of f is the unit vector of (1 − a) f + a g + ε, with g another face drawn at random, a
@@ -128,7 +128,7 @@ def with_copies(
         copy += np.float32(noise / np.sqrt(width)) * rng.standard_normal((n, width), np.float32)
         made.append(copy / np.linalg.norm(copy, axis=1, keepdims=True))
     own = None if labels is None else np.tile(np.asarray(labels, np.int32), copies + 1)
-    return Faces(np.concatenate(made), own)
+    return LabelledFaces(np.concatenate(made), own)
 
 
 def train_ssr(
