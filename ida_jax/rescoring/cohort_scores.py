@@ -2,11 +2,11 @@
 
 The cohort is the anchor set. Z-, T- and S-norm take all of it (`cohort_statistics`). AS-norm is the
 variant in which each side selects its own cohort, its n most similar anchors ("AS-norm1", Matějka
-et al. 2017; usually n = 300): `nearest_statistics` of what `support_sets(…, k=n)` found. The
-deviation divides by n (ddof = 0); another ddof scales every σ alike, and with it every score, so
-that it changes no ranking. Nothing is subtracted from the embeddings before their cosines.
+et al. 2017; usually n = 300): `nearest_statistics` of the similarities of `support_sets(…, k=n)`.
+The deviation divides by n (ddof = 0); another ddof scales every σ, and with it every score, alike,
+so that it changes no ranking. Nothing is subtracted from the embeddings before their cosines.
 
-N faces, A anchors, D embedding, n cohort scores a face.
+N faces, A anchors, D embedding, n cohort scores of a face.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class CohortStatistics(NamedTuple):
 
 
 class CohortMoments(NamedTuple):
-    """What the whole cohort's statistics need of it.
+    """What the statistics of the whole cohort are computed from.
 
     Attributes:
       mean: float64 [D], m̄, the anchors' mean.
@@ -75,8 +75,8 @@ def cohort_statistics(
       ddof: the variance is divided by A − ddof.
 
     Raises:
-      UserError: faces that are no unit rows, widths that differ, fewer than 2 anchors, ddof outside
-        0 … A − 1, scores without spread.
+      UserError: faces that are not unit-norm, widths that differ, fewer than 2 anchors, ddof
+        outside 0 … A − 1, scores without spread.
     """
     faces = _require_faces(faces, len(moments.mean))
     mean, variance = np.empty(len(faces)), np.empty(len(faces))

@@ -1,6 +1,6 @@
 """CSN's classifier, and its fit on development faces whose identities are known.
 
-N faces, A anchors, D embedding, P pairs, R coefficients a face.
+N faces, A anchors, D embedding, P pairs, R coefficients of a face.
 """
 
 import os
@@ -34,8 +34,8 @@ class Csn:
 
         w₀ c + g(f₁) + g(f₂) + b,   g(f) = ⟨w, q(f)⟩
 
-    The score is a natural-logarithm likelihood ratio as far as the development set goes. Made by
-    `fit_csn`.
+    On data like the development set the score is a log-likelihood ratio (natural logarithm). Made
+    by `fit_csn`.
 
     Attributes:
       coefficient_weights: w, float64 [degree + 1].
@@ -46,9 +46,9 @@ class Csn:
       anchors: the size of the cohort that it was fitted with: a larger one has higher top scores.
       fingerprint: of the model whose embeddings it takes; "" where unknown.
       prior: the share of genuine pairs that the regression was weighted to.
-      identities: how many people the fitted pairs are of.
-      genuine: how many genuine pairs it was fitted on.
-      impostor: how many impostor pairs.
+      identities: the number of people in the fitted pairs.
+      genuine: the number of genuine pairs that it was fitted on.
+      impostor: the number of impostor pairs.
     """
 
     coefficient_weights: np.ndarray
@@ -77,7 +77,7 @@ class Csn:
             (`check_anchors`).
 
         Raises:
-          UserError: another number of scores a face.
+          UserError: a different number of scores for a face.
         """
         if similarities.ndim != 2 or similarities.shape[1] != self.top_n:
             raise UserError(
@@ -153,22 +153,16 @@ def fit_csn(
 ) -> Csn:
     """Logistic regression on [c, q(f₁) + q(f₂)], q the polynomial coefficients of a face's cohort.
 
-    Over all genuine pairs of at most so many faces an identity, and a sample of impostor pairs of
-    the same faces, it minimises in float64
+    It minimises `ida_jax.ops.cohort.csn_objective` in float64, over all genuine pairs of at most
+    `images_per_identity` faces of an identity and a sample of impostor pairs of the same faces.
+    Features are scaled to unit deviation, which is folded back afterwards, and
+    log(prior / (1 − prior)) is subtracted from the bias, so that the score is a log-likelihood
+    ratio whatever the prior. The defaults of prior and images_per_identity were the best of those
+    tried in a cross-validation over the identities of LFW's anchor half (TAR at FAR 1e-4 and 1e-5).
 
-        prior · mean over genuine of log(1 + e^(−z))
-        + (1 − prior) · mean over impostors of log(1 + e^z) + ½ · ridge · ‖w‖²
-
-    with z = w·x + b on features x scaled to unit deviation (folded back afterwards); b is not
-    penalised, and log(prior / (1 − prior)) is taken off it at the end, so that the score is a
-    log-likelihood ratio for every prior. The prior says where the regression looks: 0.5 at the bulk
-    of both classes, a small one at the impostors' high end, where low FARs are decided. The
-    defaults of prior and images_per_identity were the best of those tried in a cross-validation
-    over the identities of LFW's anchor half (TAR at FAR 1e-4 and 1e-5).
-
-    In use nobody of a pair is among the anchors. Where development people are, a face's cohort is
-    taken without its own identity and without its partner's: the partner of an impostor pair with a
-    high cosine is otherwise at the top of the cohort, and the regression learns to spot it there.
+    In use neither person of a pair is among the anchors. Where development people are, a face's
+    cohort excludes its own identity and its partner's: otherwise the partner of an impostor pair
+    with a high cosine is at the top of the cohort, and the regression learns to spot it there.
 
     Args:
       faces: float32 [N, D], unit rows: development faces, never those under test.
@@ -178,8 +172,8 @@ def fit_csn(
       degree: of the polynomial.
       prior: the share of genuine pairs that the two classes are weighted to.
       ridge: of the penalty.
-      images_per_identity: so many faces of an identity are drawn at most, lest a few people with
-        many images outweigh the rest.
+      images_per_identity: at most this many faces of an identity are drawn, so that a few people
+        with many images do not outweigh the rest.
       impostor_pairs: how many are drawn, with replacement.
       exclude_own: the two identities of a pair are left out of its cohorts by the anchors' labels,
         where they have any, which are then in the numbering of `labels`. False where the numberings
@@ -188,9 +182,9 @@ def fit_csn(
       seed: of the draws.
 
     Raises:
-      UserError: faces that are no unit rows; labels of another number, of one identity, or without
-        a genuine pair; top_n, degree, prior, ridge or the counts out of range, fewer than top_n
-        anchors left; faces that are themselves among the anchors of their cohort.
+      UserError: faces that are not unit-norm; a different number of labels, labels of one identity
+        or without a genuine pair; top_n, degree, prior, ridge or a count out of range; fewer than
+        top_n anchors left; faces that are themselves among the anchors of their cohort.
     """
     labels = np.asarray(labels)
     _check(faces, labels, top_n, degree, prior, ridge, images_per_identity, impostor_pairs)
@@ -212,13 +206,15 @@ def fit_csn(
             f"top_n = {top_n} of {len(anchors)} anchors was asked for, but a pair's two "
             f"people may hold {2 * spare} of them: lower top_n or take more anchors"
         )
-    found = support_sets(
+    neighbours = support_sets(
         faces, anchors, k=top_n + spare, labels=labels if known else None, searcher=searcher
     )
-    refuse_faces_among_their_anchors(found.similarities)
+    refuse_faces_among_their_anchors(neighbours.similarities)
     cohorts = _Cohorts(
-        found.similarities.astype(np.float64),
-        np.asarray(anchors.labels)[found.indices] if known else np.full_like(found.indices, -1),
+        neighbours.similarities.astype(np.float64),
+        np.asarray(anchors.labels)[neighbours.indices]
+        if known
+        else np.full_like(neighbours.indices, -1),
         polynomial_map(top_n, degree).T,
     )
     both = sum(
@@ -293,7 +289,7 @@ def logistic_regression(
 
 
 def _kept_rows(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of known identity, at most so many of each, drawn; ordered by identity."""
+    """Rows of known identity, at most `most` of each at random; ordered by identity."""
     rows = rng.permutation(np.flatnonzero(labels >= 0))
     rows = rows[np.argsort(labels[rows], kind="stable")]
     ordered = labels[rows]
@@ -302,27 +298,27 @@ def _kept_rows(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.nd
 
 
 def _pairs(labels: np.ndarray, impostors: int, rng: np.random.Generator) -> _Pairs:
-    """All genuine pairs of faces ordered by identity, and so many impostor pairs."""
-    found, distance, count = [], 1, len(labels)
+    """All genuine pairs of faces ordered by identity, and `impostors` random impostor pairs."""
+    blocks, distance, count = [], 1, len(labels)
     while True:
         first = np.flatnonzero(labels[: count - distance] == labels[distance:])
         if not first.size:
             break
-        found.append(np.stack([first, first + distance], axis=1))
+        blocks.append(np.stack([first, first + distance], axis=1))
         distance += 1
-    genuine = sum(map(len, found))
+    genuine = sum(map(len, blocks))
     missing = impostors
     while missing:
         drawn = rng.integers(count, size=(impostors, 2))
         drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]][:missing]
-        found.append(drawn)
+        blocks.append(drawn)
         missing -= len(drawn)
-    rows = np.concatenate(found)
+    rows = np.concatenate(blocks)
     return _Pairs(rows, np.arange(len(rows)) < genuine)
 
 
 def _largest_identity(anchors: AnchorSet) -> int:
-    """How many anchors one identity has at most."""
+    """The most anchors that one identity has."""
     labels = np.asarray(anchors.labels)
     return int(np.max(np.unique(labels[labels >= 0], return_counts=True)[1], initial=0))
 
@@ -360,7 +356,7 @@ def _check(
     if labels.shape != np.shape(faces)[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"labels are {labels.dtype} {list(labels.shape)} for faces {list(np.shape(faces))}: "
-            "expected one integer a face"
+            "expected one integer for each face"
         )
     if not 0 <= degree < top_n:
         raise UserError(

@@ -46,7 +46,7 @@ _KIND = "dao_fit"
 _BLOCKS = (64, 4096)
 # Members past κ + 10 T have m < 5·10⁻⁵.
 _REACH = 10.0
-# 4 r impostors are kept of each score that is near the fitted one; the threshold looks at 2 r.
+# 4 r impostors are kept by each score close to the fitted one; the threshold needs 2 r.
 _TAIL, _FEWEST = 4, 10
 _ROUNDS = 2
 
@@ -64,9 +64,9 @@ class DaoFit:
       anchors: the size of the anchor set that it was fitted with: a larger one is denser.
       fingerprint: of the model whose embeddings it takes; "" where unknown.
       far: the FAR that it was fitted at.
-      identities: how many people the development faces are of.
-      genuine: how many genuine pairs it was fitted on.
-      impostor: how many impostor pairs there were, of which the highest were looked at.
+      identities: the number of people in the development faces.
+      genuine: the number of genuine pairs that it was fitted on.
+      impostor: the number of impostor pairs, of which only the highest were considered.
     """
 
     tau: float
@@ -83,8 +83,8 @@ class DaoFit:
 
     @property
     def neighbours(self) -> int:
-        """K, the anchors that a face is searched for."""
-        # A fit that ends on its bound is beyond it in the last bit.
+        """K, the number of nearest anchors that a face needs."""
+        # A fit that ends on its bound may exceed it in the last bit.
         reach = np.ceil(self.support + _REACH * self.softness - 1e-6)
         return min(self.anchors, int(reach))
 
@@ -95,20 +95,20 @@ class DaoFit:
           similarities: float32 [N, K], descending, K = `neighbours`.
 
         Raises:
-          UserError: another number of similarities a face.
+          UserError: a different number of similarities for a face.
         """
         if similarities.ndim != 2 or similarities.shape[1] != self.neighbours:
             raise UserError(
                 f"the similarities are {list(similarities.shape)}: expected [N, "
-                f"{self.neighbours}], what the fitted support set reaches to"
+                f"{self.neighbours}], the reach of the fitted support set"
             )
         out = np.empty(len(similarities), np.float32)
         block = block_size(_BLOCKS, len(out))
         constants = np.float32([self.tau, self.support, self.softness])
         for start in range(0, len(out), block):
             rows = padded(similarities[start : start + block], block)
-            found = _soft_log_density(rows, *constants)
-            out[start : start + block] = np.asarray(found)[: len(out) - start]
+            log_density = _soft_log_density(rows, *constants)
+            out[start : start + block] = np.asarray(log_density)[: len(out) - start]
         return out
 
     @property
@@ -117,7 +117,7 @@ class DaoFit:
         return self.tau / self.weight
 
     def terms(self, similarities: np.ndarray) -> FaceTerms:
-        """What `score_pairs` needs of the faces, of `log_density`'s similarities."""
+        """The faces' terms for `score_pairs`, from the similarities that `log_density` takes."""
         log_f = self.log_density(similarities)
         return FaceTerms("dao", log_f[:, None], np.float32([self.cosine_tau]))
 
@@ -179,14 +179,14 @@ def fit_dao(
 
         mean over genuine of sigmoid((z − t) / temperature) − ridge · ‖θ − θ₀‖²
 
-    with z = score/τ, in the cosine's unit, and t the mean of the impostors' z at the ranks r/2 … 2r
-    for r = ⌊far · n⌋: a single impostor's gradient would be noise. Only the impostors at the high
-    end count; they are picked among all pairs by the cosine, by IDA-R and by a first fit. τ keeps
-    the paper's value unless asked: fitting it gave nothing on LFW (experiments/fit_dao.py).
+    (`ida_jax.ops.dao.smooth_tar`) with z = score/τ, in the cosine's unit, and t the mean of the
+    impostors' z at the ranks r/2 … 2r for r = ⌊far · n⌋. Only the highest impostors count; they are
+    selected from all pairs by the cosine, by IDA-R and by a first fit. τ keeps the paper's value
+    unless named in `fitted`: fitting it gained nothing on LFW (experiments/fit_dao.py).
 
-    In use nobody of a pair is among the anchors. Where development people are, both identities of a
-    pair are left out of its two support sets: the partner of an impostor pair with a high cosine is
-    otherwise at the top of the support set, which gives the pair away.
+    In use neither person of a pair is among the anchors. Where development people are, both
+    identities of a pair are left out of its two support sets: otherwise the partner of an impostor
+    pair with a high cosine is at the top of the support set, which gives the pair away.
 
     Args:
       faces: float32 [N, D], unit rows: development faces, never those under test.
@@ -194,18 +194,19 @@ def fit_dao(
       anchors: what the fit will be used with.
       far: the FAR, in (0, ½).
       fitted: those of `CONSTANTS` that are fitted; the others keep the paper's value.
-      most_support: K, the most neighbours that are looked at.
+      most_support: K, the most neighbours that are considered.
       softness: T of the membership.
       temperature: of the smooth TAR, in cosine.
       ridge: of the pull towards the paper's values.
-      images_per_identity: so many faces of an identity are taken at most, the first ones.
+      images_per_identity: at most this many faces of an identity are taken, the first ones.
       exclude_own: the anchors' labels, where they have any, are in the numbering of `labels`. False
         where the numberings differ: then no person may be in both.
       searcher: see `ida_jax.anchors.search.support_sets`.
 
     Raises:
-      UserError: faces that are no unit rows; labels of another number, of one identity, or without
-        a genuine pair; options out of range; too few impostor pairs for the FAR; too few anchors.
+      UserError: faces that are not unit-norm; a different number of labels, labels of one identity
+        or without a genuine pair; options out of range; too few impostor pairs for the FAR; too few
+        anchors.
     """
     labels = np.asarray(labels)
     faces = require_unit(faces)
@@ -226,17 +227,17 @@ def fit_dao(
     needed = int(np.ceil(paper.support + _REACH * softness))
     if most < needed:
         raise UserError(
-            f"most_support = {most_support} of {len(anchors)} anchors leaves {most} neighbours a "
-            f"face, and softness = {softness:g} needs {needed} at least: raise "
+            f"most_support = {most_support} of {len(anchors)} anchors leaves {most} neighbours for "
+            f"a face, and softness = {softness:g} needs at least {needed}: raise "
             "most_support, or take more anchors"
         )
     searched = AnchorSet(anchors.embeddings, of_anchors, fingerprint=anchors.fingerprint)
-    found = support_sets(
+    neighbours = support_sets(
         faces, searched, k=most + largest, labels=labels if known else None, searcher=searcher
     )
-    owners = of_anchors[found.indices] if known else np.full(found.indices.shape, -1)
-    refuse_faces_among_their_anchors(found.similarities)
-    data = _Development(faces, labels, found.similarities, owners, most)
+    owners = of_anchors[neighbours.indices] if known else np.full(neighbours.indices.shape, -1)
+    refuse_faces_among_their_anchors(neighbours.similarities)
+    data = _Development(faces, labels, neighbours.similarities, owners, most)
 
     cosines = score_all_pairs(faces, labels)
     genuine, impostor = cosines.genuine.size, cosines.impostor.size
@@ -336,20 +337,20 @@ def _maximised(
     most = genuine.first.shape[1] - _REACH * start.softness
     bounds = np.log([[0.1, 100.0], [0.01, 100.0], [1.0, most]])
     theta = np.log([getattr(start, name) for name in CONSTANTS])
-    found = minimize(
+    maximum = minimize(
         loss_and_gradient, theta, jac=True, method="L-BFGS-B", bounds=bounds,
         options={"maxiter": 100},
     )  # fmt: skip
-    return dict(zip(CONSTANTS, np.exp(found.x).tolist(), strict=True))
+    return dict(zip(CONSTANTS, np.exp(maximum.x).tolist(), strict=True))
 
 
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of so many highest scores, in any order."""
+    """Positions of the `count` highest scores, in any order."""
     return np.argpartition(scores, len(scores) - count)[len(scores) - count :]
 
 
 def _first_rows(labels: np.ndarray, most: int) -> np.ndarray:
-    """Rows of known identity, the first so many of each, ascending."""
+    """Rows of known identity, at most the first `most` of each, ascending."""
     rows = np.flatnonzero(labels >= 0)
     order = rows[np.argsort(labels[rows], kind="stable")]
     number_within = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
@@ -375,7 +376,7 @@ def _check(
     if labels.shape != (faces,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"labels are {labels.dtype} {list(labels.shape)} for {faces} faces: "
-            "expected one integer a face"
+            "expected one integer for each face"
         )
     known = np.unique(labels[labels >= 0]).size
     if known < 2:
@@ -391,7 +392,7 @@ def _check(
     if not (0 < temperature < np.inf and 0 < softness < np.inf and 0 <= ridge < np.inf):
         raise UserError(
             f"temperature = {temperature:g}, softness = {softness:g} and ridge = {ridge:g} were "
-            "given: expected finite numbers, the first two above 0, the ridge not below"
+            "given: expected finite numbers, the first two above 0, the ridge 0 or more"
         )
     if images_per_identity < 2:
         raise UserError(f"images_per_identity is {images_per_identity}: expected at least 2")

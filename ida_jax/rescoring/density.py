@@ -36,10 +36,10 @@ def searched_log_density(
     Returns:
       float32 [N].
     """
-    found = support_sets(
+    neighbours = support_sets(
         faces, anchors, k=anchors.k if k is None else k, labels=labels, searcher=searcher
     )
-    return log_density_of(found.similarities, tau=anchors.tau if tau is None else tau)
+    return log_density_of(neighbours.similarities, tau=anchors.tau if tau is None else tau)
 
 
 def log_density_of(similarities: np.ndarray, *, tau: float) -> np.ndarray:
@@ -48,8 +48,8 @@ def log_density_of(similarities: np.ndarray, *, tau: float) -> np.ndarray:
     block = block_size(_BLOCKS, len(similarities))
     for start in range(0, len(out), block):
         rows = padded(similarities[start : start + block], block)
-        found = _log_density(rows, np.float32(tau))
-        out[start : start + block] = np.asarray(found)[: len(out) - start]
+        values = _log_density(rows, np.float32(tau))
+        out[start : start + block] = np.asarray(values)[: len(out) - start]
     return out
 
 

@@ -4,7 +4,7 @@
 that a method is added by one entry in it. A method gives each face a few numbers (`Method.values`);
 its rule (`ida_jax.rescoring.terms`) joins two faces' numbers to the pair's cosine.
 
-N faces, K support, S numbers a face.
+N faces, K support, S numbers of a face.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Artefact(NamedTuple):
-    """What a method may need beside the faces.
+    """What a method may need besides the faces.
 
     Attributes:
       name: what messages call it.
-      advice: what to do where it is missing.
+      advice: what to do if it is missing.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Method:
       neighbours: the anchors searched for each face, and what their number is called; None without
         a search.
       constants: the rule's constants.
-      own_constants: it has its k and τ from what it needs, and takes no others.
-      usual: an evaluation takes it where no methods are named.
+      own_constants: its k and τ come from its artefact, and cannot be given.
+      usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
     """
@@ -193,7 +193,7 @@ METHODS: dict[str, Method] = {
         rule="dao",
         style=("#8E2F72", ":", "H"),
     ),
-    # One side's statistics alone, and a list of pairs does not tell which side is enrolled.
+    # By one side's statistics alone, and a list of pairs does not say which side is enrolled.
     "z_norm": Method(
         "Z-norm",
         "The cosine, less the mean and over the deviation of the first face’s scores with all "

@@ -1,4 +1,4 @@
-"""Several methods at once: a Rescorer each, and one search that serves them all.
+"""Several methods at once: a Rescorer for each, and one search that serves them all.
 
 The largest k serves every method, on the same faces.
 
@@ -22,9 +22,9 @@ from ida_jax.rescoring.rescorer import Rescorer
 
 
 class SharedSearch:
-    """A search that remembers its last faces, so that methods asked in turn search once.
+    """A search that remembers its last faces, so that several methods in turn search once.
 
-    The faces are told apart as objects: they must not be changed in place between two calls.
+    Faces are compared by identity: they must not be changed in place between two calls.
     """
 
     def __init__(self, search: SupportSearch) -> None:
@@ -34,7 +34,7 @@ class SharedSearch:
     def __call__(self, queries: np.ndarray, labels: np.ndarray | None = None) -> Neighbours:
         """As `SupportSearch`."""
         if self._last is None or self._last[0] is not queries or self._last[1] is not labels:
-            self._last = None  # gone before the next one is made
+            self._last = None  # freed before the next search
             self._last = queries, labels, self._search(queries, labels)
         return self._last[2]
 
@@ -85,7 +85,7 @@ def make_scorers(
         )
 
     alone = {method: scorer(method) for method in methods}
-    neighbours = [each.neighbours for each in alone.values() if each.neighbours]
+    neighbours = [scorer.neighbours for scorer in alone.values() if scorer.neighbours]
     if len(neighbours) < 2:
         return alone
     search = SharedSearch(
@@ -112,12 +112,12 @@ def labels_among_anchors(
       people: the N faces' people.
       scorers: {method: its Rescorer}, all with the same anchors.
     """
-    anchors = next((each.anchors for each in scorers.values() if each.anchors is not None), None)
+    anchors = next((s.anchors for s in scorers.values() if s.anchors is not None), None)
     if anchors is None or not anchors.names or anchors.labels is None:
         return None
     label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
-    found = np.array([label_of.get(person, -1) for person in people], np.int32)
-    return found if np.any(found >= 0) else None
+    labels = np.array([label_of.get(person, -1) for person in people], np.int32)
+    return labels if np.any(labels >= 0) else None
 
 
 def require_same_models(
@@ -133,7 +133,7 @@ def require_same_models(
       scorers: by which they are to be scored.
 
     Raises:
-      UserError: another fingerprint where both are known.
+      UserError: different fingerprints where both are known.
     """
     for scorer in scorers:
         made = {
@@ -142,11 +142,11 @@ def require_same_models(
             "CSN classifier": scorer.csn,
             "DAO fit": scorer.dao_fit,
         }
-        for what, each in made.items():
-            if each is not None:
+        for what, artefact in made.items():
+            if artefact is not None:
                 require_same_model(
-                    what, each.fingerprint, each.width,
-                    fingerprint=fingerprint, width=each.width, whose=str(path),
+                    what, artefact.fingerprint, artefact.width,
+                    fingerprint=fingerprint, width=artefact.width, whose=str(path),
                 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class Rescorer:
     """Scores by one method against one anchor set.
 
     Every method looks at the two faces, at the anchors and at what was trained beforehand, never at
-    the other faces that are scored with them: a score does not change with the company it is in.
+    the other faces that are scored with them: a score does not depend on those.
 
     The methods, with what each needs, are the entries of `ida_jax.rescoring.method_table.METHODS`.
     """
@@ -90,7 +90,7 @@ class Rescorer:
                 raise UserError(f"{method} needs {artefact.name}: {artefact.advice}")
         if "dao_fit" in entry.needs:
             if k is not None or tau is not None:
-                raise UserError(f"{method} has its k and tau from its fit: leave them out")
+                raise UserError(f"{method} takes its k and tau from its fit: leave them out")
             dao_fit.check_anchors(anchors)
             k, tau = dao_fit.neighbours, dao_fit.tau
         trained = ssr if "ssr" in entry.needs else anchors
@@ -132,7 +132,7 @@ class Rescorer:
         """IDA-L from a saved SSR module, one small file; no anchors are needed (section 3.2).
 
         Raises:
-          UserError: no such file, or none of an SSR module.
+          UserError: no such file, or not an SSR module's.
         """
         return cls(None, method="ida_l", ssr=SSRModule.load(path))
 
@@ -144,7 +144,7 @@ class Rescorer:
           second: [P, D], the probes.
 
         Raises:
-          UserError: shapes that differ; zero, NaN or infinite rows; another width than the
+          UserError: shapes that differ; zero, NaN or infinite rows; a width other than the
             anchors'.
         """
         first = unit_embeddings(first, what="first faces")
@@ -152,7 +152,7 @@ class Rescorer:
         if first.shape != second.shape:
             raise UserError(
                 f"the first faces are {list(first.shape)}, the second {list(second.shape)}: "
-                "expected the same shape, one pair a row"
+                "expected the same shape, one pair in each row"
             )
         faces = np.concatenate([first, second])
         rows = np.arange(len(first), dtype=np.int32)
@@ -160,14 +160,14 @@ class Rescorer:
         return score_chunk(jax.device_put(faces), pairs, self.terms(faces))
 
     def score_pairs(self, embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-        """Scores of pairs of rows of one array, float32 [P]; each face's density is found once.
+        """Scores of pairs of rows of one array, float32 [P]; each face's density is computed once.
 
         Args:
           embeddings: [N, D], rows of any norm.
           pairs: int [P, 2], rows of `embeddings`.
 
         Raises:
-          UserError: bad rows, named; pairs outside the N faces; another width than the anchors'.
+          UserError: bad rows, named; pairs outside the N faces; a width other than the anchors'.
         """
         pairs = checked_pairs(pairs, len(embeddings))
         faces = unit_embeddings(embeddings)

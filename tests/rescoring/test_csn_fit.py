@@ -199,7 +199,7 @@ def test_csn_refuses_another_cohort(csn):
     ("labels", "options", "message"),
     [
         (LABELS[1:], {}, r"labels are int64 \[359\]"),
-        (LABELS.astype(np.float32), {}, "expected one integer a face"),
+        (LABELS.astype(np.float32), {}, "expected one integer for each face"),
         (np.zeros(360, int), {}, "1 identities"),
         (np.arange(360), {}, "no identity has two faces"),
         (LABELS, {"degree": 20}, "degree = 20 through top_n = 20"),

@@ -136,7 +136,7 @@ def test_round_trip(fit, tmp_path):
     ("labels", "options", "message"),
     [
         (LABELS[1:], {}, r"labels are int64 \[359\]"),
-        (LABELS.astype(np.float32), {}, "expected one integer a face"),
+        (LABELS.astype(np.float32), {}, "expected one integer for each face"),
         (np.zeros(360, int), {}, "name 1 identities"),
         (np.arange(360) * 3, {"exclude_own": False}, "themselves among their anchors"),
         (LABELS, {"far": 1e-4}, "6 impostors at FAR 0.0001"),
@@ -144,7 +144,7 @@ def test_round_trip(fit, tmp_path):
         (LABELS, {"fitted": ("k",)}, "to fit are k: expected some of tau, weight"),
         (LABELS, {"temperature": 0.0}, "temperature = 0"),
         (LABELS, {"images_per_identity": 1}, "images_per_identity is 1"),
-        (LABELS, {"most_support": 19}, "leaves 19 neighbours a face"),
+        (LABELS, {"most_support": 19}, "leaves 19 neighbours for a face"),
     ],
 )
 def test_a_fit_that_cannot_be(labels, options, message):
@@ -154,7 +154,7 @@ def test_a_fit_that_cannot_be(labels, options, message):
 
 @pytest.mark.parametrize("count", [10, 19])
 def test_too_few_anchors_for_the_papers_k(count):
-    with pytest.raises(UserError, match=f"of {count} anchors leaves {count} neighbours a face"):
+    with pytest.raises(UserError, match=f"of {count} anchors leaves {count} neighbours for a face"):
         fit_dao(PEOPLE, LABELS, AnchorSet.from_embeddings(UNSEEN[:count]), **SMALL)
 
 
