@@ -220,6 +220,12 @@ class SupportSearch:
         return approximate if good else None
 
 
+def largest_identity(anchor_labels: np.ndarray) -> int:
+    """The most anchors of one known identity: how many an exclusion can take away."""
+    known = np.asarray(anchor_labels)
+    return int(np.max(np.unique(known[known >= 0], return_counts=True)[1], initial=0))
+
+
 class ApproximationError(NamedTuple):
     """The difference between two searches of the same faces.
 
@@ -321,7 +327,7 @@ def _scann_brute_force(
 
     def search(queries: np.ndarray, labels: np.ndarray | None) -> Neighbours:
         best = BestSoFar(len(queries), k)
-        more = 0 if labels is None else _largest_identity(anchor_labels)
+        more = 0 if labels is None else largest_identity(anchor_labels)
         for columns in slabs:
             count = min(k + more, columns.stop - columns.start)
             neighbours = index(columns).search_batched_parallel(queries, final_num_neighbors=count)
@@ -349,7 +355,7 @@ def _scann_partitioned(
 
     def search(queries: np.ndarray, labels: np.ndarray | None, *, share: float) -> Neighbours:
         best = BestSoFar(len(queries), k)
-        more = 0 if labels is None else _largest_identity(anchor_labels)
+        more = 0 if labels is None else largest_identity(anchor_labels)
         count = min(k + more, len(embeddings))
         found = index.search_batched_parallel(
             queries,
@@ -389,9 +395,3 @@ def _merge(
         found_labels = np.asarray(anchor_labels)[indices]
         missing = missing | ((found_labels == labels[:, None]) & (found_labels >= 0))
     best.merge(slice(None), np.where(missing, -np.inf, similarities), indices)
-
-
-def _largest_identity(anchor_labels: np.ndarray) -> int:
-    """The number of anchors that exclusion can take away."""
-    known = np.asarray(anchor_labels)
-    return int(np.max(np.unique(known[known >= 0], return_counts=True)[1], initial=0))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import refuse_faces_among_their_anchors
-from ida_jax.anchors.search import support_sets
+from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model
@@ -200,7 +200,7 @@ def fit_csn(
         raise UserError("no identity has two faces: a genuine pair is needed to fit CSN")
 
     known = exclude_own and anchors.labels is not None
-    spare = _largest_identity(anchors) if known else 0
+    spare = largest_identity(anchors.labels) if known else 0
     if top_n > len(anchors) - 2 * spare:
         raise UserError(
             f"top_n = {top_n} of {len(anchors)} anchors was asked for, but a pair's two "
@@ -315,12 +315,6 @@ def _pairs(labels: np.ndarray, impostors: int, rng: np.random.Generator) -> _Pai
         missing -= len(drawn)
     rows = np.concatenate(blocks)
     return _Pairs(rows, np.arange(len(rows)) < genuine)
-
-
-def _largest_identity(anchors: AnchorSet) -> int:
-    """The most anchors that one identity has."""
-    labels = np.asarray(anchors.labels)
-    return int(np.max(np.unique(labels[labels >= 0], return_counts=True)[1], initial=0))
 
 
 def _coefficients(cohorts: _Cohorts, faces: np.ndarray, partners: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import refuse_faces_among_their_anchors
-from ida_jax.anchors.search import support_sets
-from ida_jax.common.devices import block_size, padded
+from ida_jax.anchors.search import largest_identity, support_sets
+from ida_jax.common.devices import in_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
@@ -102,14 +102,12 @@ class DaoFit:
                 f"the similarities are {list(similarities.shape)}: expected [N, "
                 f"{self.neighbours}], the reach of the fitted support set"
             )
-        out = np.empty(len(similarities), np.float32)
-        block = block_size(_BLOCKS, len(out))
-        constants = np.float32([self.tau, self.support, self.softness])
-        for start in range(0, len(out), block):
-            rows = padded(similarities[start : start + block], block)
-            log_density = _soft_log_density(rows, *constants)
-            out[start : start + block] = np.asarray(log_density)[: len(out) - start]
-        return out
+        tau, support, softness = np.float32([self.tau, self.support, self.softness])
+        return in_blocks(
+            partial(_soft_log_density, tau=tau, support=support, softness=softness),
+            similarities,
+            _BLOCKS,
+        )
 
     @property
     def cosine_tau(self) -> float:
@@ -216,7 +214,7 @@ def fit_dao(
     identities, labels = np.unique(labels[rows], return_inverse=True)
     known = exclude_own and anchors.labels is not None
     of_anchors = _renumbered(np.asarray(anchors.labels), identities) if known else None
-    largest = int(np.bincount(of_anchors[of_anchors >= 0], minlength=1).max()) if known else 0
+    largest = largest_identity(of_anchors) if known else 0
     fit = partial(
         DaoFit, softness=softness, width=anchors.width, anchors=len(anchors),
         fingerprint=anchors.fingerprint, far=far, identities=len(identities),

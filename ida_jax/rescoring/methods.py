@@ -115,8 +115,7 @@ def labels_among_anchors(
     anchors = next((s.anchors for s in scorers.values() if s.anchors is not None), None)
     if anchors is None or not anchors.names or anchors.labels is None:
         return None
-    label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
-    labels = np.array([label_of.get(person, -1) for person in people], np.int32)
+    labels = anchors.labels_of(np.asarray(people, np.str_)).astype(np.int32)
     return labels if np.any(labels >= 0) else None
 
 
