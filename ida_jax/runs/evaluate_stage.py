@@ -13,7 +13,7 @@ from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.regression import regression_quality
-from ida_jax.metrics.templates import dealt_templates, fuse, pool, pooling_matrix
+from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
     LikelihoodMethods,
@@ -131,7 +131,9 @@ def evaluate_templates(
     c = run.config
     templates, labels = dealt_templates(run.eval_faces.labels, size=c.evaluate.template_size)
     # Each image is a medium of its own.
-    pooled = unit_embeddings(pool(pooling_matrix(templates, np.arange(len(faces))), faces))
+    pooled = unit_embeddings(
+        pool_templates(pooling_matrix(templates, np.arange(len(faces))), faces)
+    )
     if own is not None:
         own = own[np.unique(templates, return_index=True)[1]]
     methods = {name: scorer.terms(pooled, labels=own) for name, scorer in scorers.items()}
