@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ida_jax.artefacts.generator import FaceGenerator
 
 # Faces embedded and judged at once: the most that a kill costs. Whole batches of the generator and
-# of the model, so that all chunks are of one compiled shape.
+# of the model, so that all chunks have one compiled shape.
 _CHUNK = 256
 
 
@@ -33,9 +33,9 @@ class CandidateFaces:
 
     Attributes:
       draw: (first, count) → crops of the faces first … first + count − 1, uint8 [H, W, 3] each.
-      available: how many there are; None if the supply is endless.
+      available: the number of faces; None if unlimited.
       image_size: H and W.
-      provenance: where they come from, JSON-able: all that they depend on, and more.
+      provenance: where they come from, JSON-able; it includes everything that they depend on.
       names: of files, where they are files.
       unreadable: numbers of drawn faces that could not be decoded, and are black.
     """
@@ -51,11 +51,11 @@ class CandidateFaces:
 def generated_candidates(
     generator: "FaceGenerator", *, seed: int = 0, truncation: float = 1.0
 ) -> CandidateFaces:
-    """A generator's faces: as many as wanted.
+    """A generator's faces, in unlimited number.
 
     Args:
       generator: the generator.
-      seed: of the generator's row of faces.
+      seed: of the generator's sequence of faces.
       truncation: ψ in 0 < ψ ≤ 1. Styles are drawn in to their mean, w̄ + ψ·(w − w̄), which makes
         faces cleaner and more alike (Karras et al. 2019, appendix B).
 
@@ -91,7 +91,7 @@ def folder_candidates(
         ending the run.
 
     Raises:
-      UserError: as `find_images`; folders of persons.
+      UserError: as `find_images`; a folder of identity folders.
     """
     found = find_images(folder)
     if found.people:
@@ -113,7 +113,7 @@ def file_candidates(
 
     Args:
       files: paths within `folder`.
-      folder: what they are said to come from.
+      folder: named as their source in the provenance.
       image_size: H and W of each.
       skip_bad: as in `folder_candidates`; None where that is not offered.
     """
@@ -140,7 +140,7 @@ def file_candidates(
             unreadable.add(number)
             return np.zeros((image_size, image_size, 3), np.uint8)
         if image.shape != (image_size, image_size, 3):
-            # Never skipped: a wrong size is that of all images, as a rule.
+            # Never skipped: as a rule all images then have the wrong size.
             raise UserError(
                 f"image {file} is {image.shape[1]}×{image.shape[0]} pixels, the model takes "
                 f"{image_size}×{image_size}: align and crop the images as the model's faces first"
@@ -181,7 +181,7 @@ def embedded_chunks(
       stop: how many.
       flip: adds the mirrored face's embedding.
       parts: a folder in which chunks are kept, in a folder named after all that they depend on; a
-        chunk that is there is not computed again. Removing it is the caller's.
+        chunk that exists is not computed again. The caller removes it.
 
     Raises:
       UserError: candidates of another size than the model's; the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Whether anchors are of the faces' domain, and what to do where they are not.
+"""Whether anchors are of the faces' domain, and how much of log F is signal among them.
 
 Ours, not the paper's: it takes anchors of the right domain for granted. Among anchors of another
 one log F measures how far a face lies from that domain, and IDA can rank worse than the cosine
@@ -53,7 +53,7 @@ class Coverage(NamedTuple):
     """How well anchors cover probes.
 
     Attributes:
-      faces: the number of probes looked at.
+      faces: the number of probes examined.
       similarity: the mean cosine of a probe to its k nearest anchors, averaged over the probes.
       own_similarity: the same of an anchor among the others.
       share_uncovered: the share of the probes that are less similar to their nearest anchors than
@@ -73,7 +73,7 @@ def own_neighbours(
 ) -> Neighbours:
     """Support sets of anchors among the anchors of other identities.
 
-    An anchor without a known identity is taken for a person of its own.
+    An anchor without a known identity counts as a person of its own.
 
     Args:
       anchors: the set.

@@ -41,7 +41,7 @@ _SCANN_ANCHORS = 65536
 # Shares of the partitioned index's leaves that are tried in turn, until the tolerance holds. A
 # smaller share leaves rare faces without a whole cluster, too rare for the check to see.
 _LEAVES = (0.4, 0.6, 1.0)
-# Faces that an approximate search is checked on, and how few a call may have to be checked on them.
+# Faces that an approximate search is checked on, and the fewest of a call that suffice for it.
 _CHECKED, _ENOUGH = 256, 64
 
 
@@ -191,7 +191,7 @@ class SupportSearch:
         return _exact(*arrays, k=self.k)
 
     def _within_tolerance(self, queries: np.ndarray, labels: np.ndarray | None) -> Search | None:
-        """The partitioned search with as many leaves as it needs; says how good it is."""
+        """The partitioned search with as many leaves as it needs; prints how good it is."""
         embeddings, anchor_labels = np.asarray(self.anchors.embeddings), self.anchors.labels
         if len(queries) < _ENOUGH:
             # Too few for a spread: anchors stand in for faces, each its own nearest neighbour.
@@ -248,7 +248,7 @@ def approximation_error(
     """Compares the support sets [N, K] of the same faces, found approximately and exactly.
 
     A missed neighbour matters by what takes its place: log F sees the similarities alone, so that
-    recall may be low and log F right, or the other way round.
+    recall may be low and log F right, or the reverse.
     """
     whole = np.isfinite(exact.similarities[:, -1])
     neighbours = Neighbours(*(x[whole] for x in neighbours))
@@ -258,7 +258,7 @@ def approximation_error(
     )
     true = np.asarray(log_density(exact.similarities, tau=tau), np.float64)
     difference = np.asarray(log_density(neighbours.similarities, tau=tau), np.float64) - true
-    # A spread of nothing but rounding would blow rounding up.
+    # A spread that is only rounding would amplify rounding.
     spread = max(float(true.std()), 1e-4) if true.size else 1.0
     return ApproximationError(
         common / max(exact.indices.size, 1),
@@ -357,15 +357,15 @@ def _scann_partitioned(
         best = BestSoFar(len(queries), k)
         more = 0 if labels is None else largest_identity(anchor_labels)
         count = min(k + more, len(embeddings))
-        found = index.search_batched_parallel(
+        neighbours = index.search_batched_parallel(
             queries,
             final_num_neighbors=count,
             pre_reorder_num_neighbors=_rescored(count),
             leaves_to_search=max(1, round(share * leaves)),
         )
-        _merge(best, found, labels, anchor_labels)
+        _merge(best, neighbours, labels, anchor_labels)
         result = best.sorted()
-        # The leaves that were searched may hold too few.
+        # The leaves searched may hold too few.
         short = np.flatnonzero(np.isneginf(result.similarities[:, -1]))
         if short.size:
             again = exact(queries[short], None if labels is None else labels[short])
@@ -387,7 +387,7 @@ def _merge(
     *,
     first: int = 0,
 ) -> None:
-    """Takes ScaNN's answer in: it cannot exclude, and says NaN where it found too few."""
+    """Merges ScaNN's result, which excludes nothing and is NaN where it has too few."""
     indices, similarities = neighbours
     missing = np.isnan(similarities)
     indices = np.where(missing, 0, indices.astype(np.int64)) + first

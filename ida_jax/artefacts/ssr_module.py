@@ -34,8 +34,8 @@ class SSRModule:
         (F − mean) / std; "log": (log F − mean) / std.
       mean: see target.
       std: see target.
-      floor: a prediction of F is not let below it, so that its logarithm exists; half the smallest
-        F that the module was trained on.
+      floor: the lower bound of a predicted F, so that its logarithm exists; half the smallest F
+        that the module was trained on.
       k: the support set's size that it was trained to replace.
       tau: the τ of F.
       fingerprint: of the model whose embeddings it takes; "" where unknown.

@@ -1,4 +1,4 @@
-"""Probabilistic face embeddings (PFE): an embedding, and how sure the network is of it.
+"""Probabilistic face embeddings (PFE): an embedding and its uncertainty.
 
 A face is a Gaussian N(μ, diag σ²): μ is the frozen backbone's unit embedding, σ² comes from a
 module on the backbone's last feature map. Source: Shi & Jain, "Probabilistic Face Embeddings" (ICCV
@@ -78,7 +78,7 @@ class UncertaintyModel:
           progress: as there.
 
         Raises:
-          UserError: another face model; a crop of a different size; a zero, NaN or infinite
+          UserError: a different face model; a crop of a different size; a zero, NaN or infinite
             embedding, or a σ² that is 0, NaN or infinite, named by row.
         """
         raw, log_variances = self.raw_embeddings(

@@ -46,7 +46,7 @@ def default_margin(kind: str) -> Margin:
 
 
 class MarginHead(nn.Module):
-    """Embeddings and labels to logits, with S learned weight vectors a class.
+    """Embeddings and labels to logits, with S learned weight vectors for each class.
 
     `__call__` is the loss written out, with all [B, C] logits; training computes the same blockwise
     and takes `label_logits` from here.
