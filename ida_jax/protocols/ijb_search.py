@@ -12,7 +12,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.bootstrap import bootstrap_means, deep_enough, tar_intervals
 from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.metrics.identification_rates import FPIRS, RANKS, Searches, mate_ranks, search_figures
+from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.metrics.tails import pair_list_total, tail
 from ida_jax.protocols.ijb_lists import Enrolled, Galleries

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.check import refuse_faces_among_their_anchors
+from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
@@ -209,7 +209,7 @@ def fit_csn(
     neighbours = support_sets(
         faces, anchors, k=top_n + spare, labels=labels if known else None, searcher=searcher
     )
-    refuse_faces_among_their_anchors(neighbours.similarities)
+    refuse_self_matches(neighbours.similarities)
     cohorts = _Cohorts(
         neighbours.similarities.astype(np.float64),
         np.asarray(anchors.labels)[neighbours.indices]

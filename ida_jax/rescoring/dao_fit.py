@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.check import refuse_faces_among_their_anchors
+from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.devices import in_blocks
 from ida_jax.common.errors import UserError
@@ -234,7 +234,7 @@ def fit_dao(
         faces, searched, k=most + largest, labels=labels if known else None, searcher=searcher
     )
     owners = of_anchors[neighbours.indices] if known else np.full(neighbours.indices.shape, -1)
-    refuse_faces_among_their_anchors(neighbours.similarities)
+    refuse_self_matches(neighbours.similarities)
     data = _Development(faces, labels, neighbours.similarities, owners, most)
 
     cosines = score_all_pairs(faces, labels)

@@ -112,11 +112,12 @@ def labels_among_anchors(
       people: the N faces' people.
       scorers: {method: its Rescorer}, all with the same anchors.
     """
-    anchors = next((s.anchors for s in scorers.values() if s.anchors is not None), None)
+    anchors = next((each.anchors for each in scorers.values() if each.anchors is not None), None)
     if anchors is None or not anchors.names or anchors.labels is None:
         return None
-    labels = anchors.labels_of(np.asarray(people, np.str_)).astype(np.int32)
-    return labels if np.any(labels >= 0) else None
+    label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
+    found = np.array([label_of.get(person, -1) for person in people], np.int32)
+    return found if np.any(found >= 0) else None
 
 
 def require_same_models(

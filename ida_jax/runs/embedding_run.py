@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ida_jax.anchors.check import refuse_faces_among_their_anchors
+from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
@@ -127,7 +127,7 @@ class _Run:
             some = slice(rows.start, rows.stop)
             found = search(faces[some], None if labels is None else labels[some])
             if labels is None:
-                refuse_faces_among_their_anchors(found.similarities)
+                refuse_self_matches(found.similarities)
             return log_density_of(found.similarities, tau=c.tau)
 
         def write(path: Path, part: np.ndarray) -> None:

@@ -226,7 +226,7 @@ def _anchors(run: Run) -> None:
 
 
 def _gan(run: Run) -> None:
-    from ida_jax.protocols.generator_figures import generator_figures
+    from ida_jax.protocols.generator import generator_figures
     from ida_jax.training.gan import train_gan
 
     c, model = run.config, run.model

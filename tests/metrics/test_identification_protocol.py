@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.identification_rates import Searches, mate_ranks, search_figures
+from ida_jax.metrics.identification import Searches, mate_ranks, search_figures
 
 # Few levels, so that scores tie; NaN and the infinities are among them.
 SCORES = st.sampled_from([-np.inf, -1.0, 0.0, 0.25, 0.5, 1.0, np.nan])

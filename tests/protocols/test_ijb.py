@@ -12,7 +12,7 @@ from ijb_release import Size, write_release
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
 from ida_jax.metrics import templates
-from ida_jax.metrics.identification_rates import Searches, mate_ranks, search_figures
+from ida_jax.metrics.identification import Searches, mate_ranks, search_figures
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols import ijb
 from ida_jax.protocols.ijb import evaluate_ijb
