@@ -93,13 +93,13 @@ def folder_candidates(
     Raises:
       UserError: as `find_images`; a folder of identity folders.
     """
-    found = find_images(folder)
-    if found.people:
+    images = find_images(folder)
+    if images.people:
         raise UserError(
-            f"{folder} holds folders, {found.people[0]} the first: expected a generator's images "
+            f"{folder} holds folders, {images.people[0]} the first: expected a generator's images "
             "in one folder; real people's crops become anchors with `build --images`"
         )
-    return file_candidates(found.files, folder, image_size=image_size, skip_bad=skip_bad)
+    return file_candidates(images.files, folder, image_size=image_size, skip_bad=skip_bad)
 
 
 def file_candidates(

@@ -112,7 +112,7 @@ def device_search(
         slab = len(embeddings) if _fits(embeddings.nbytes, devices[0]) else _DEVICE_ANCHORS
     slabs = list(slabs_of(len(embeddings), slab))
     compiled = {}
-    kept = {}
+    cache = {}
 
     def uploaded(columns: slice, with_labels: bool) -> tuple[jax.Array, ...]:
         arrays = {"embeddings": embeddings} | ({"labels": anchor_labels} if with_labels else {})
@@ -120,9 +120,9 @@ def device_search(
         if len(slabs) > 1:
             return tuple(jax.device_put(a[columns], everywhere) for a in arrays.values())
         for name, array in arrays.items():
-            if name not in kept:
-                kept[name] = jax.device_put(np.asarray(array), everywhere)
-        return tuple(kept[name] for name in arrays)
+            if name not in cache:
+                cache[name] = jax.device_put(np.asarray(array), everywhere)
+        return tuple(cache[name] for name in arrays)
 
     def compare(with_labels: bool, among: int) -> Callable[..., Neighbours]:
         key = with_labels, among

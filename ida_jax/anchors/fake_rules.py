@@ -158,7 +158,7 @@ def choose(
     for faces in chunks:
         verdict, near = _judged(faces, rules)
         rows = np.flatnonzero(verdict == KEPT)
-        new = _not_again(faces[rows], kept[:size], rules.duplicate)
+        new = _distinct(faces[rows], kept[:size], rules.duplicate)
         verdict[rows[~new]] = DUPLICATE
         rows = rows[new][: count - size]
         kept[size : size + len(rows)] = faces[rows]
@@ -216,7 +216,7 @@ def _judged(faces: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     return verdict, nearest
 
 
-def _not_again(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:
+def _distinct(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:
     """bool [N]: faces below the threshold to all kept ones, and to all earlier true ones."""
     threshold = np.float32(threshold)
     new = np.ones(len(faces), bool)

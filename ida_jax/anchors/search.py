@@ -314,15 +314,15 @@ def _scann_brute_force(
 ) -> Search:
     scann = _import_scann()
     slabs = list(slabs_of(len(embeddings), slab))
-    kept = {}
+    cache = {}
 
     def index(columns: slice) -> object:
-        if 0 in kept:
-            return kept[0]
+        if 0 in cache:
+            return cache[0]
         block = np.ascontiguousarray(embeddings[columns])
         built = scann.scann_ops_pybind.builder(block, 1, "dot_product").score_brute_force().build()
         if len(slabs) == 1:
-            kept[0] = built
+            cache[0] = built
         return built
 
     def search(queries: np.ndarray, labels: np.ndarray | None) -> Neighbours:
