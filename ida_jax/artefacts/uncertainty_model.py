@@ -144,8 +144,8 @@ def means_and_maps(
     network: nn.Module, variables: Any, inputs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The frozen backbone's raw embeddings [B, D] and last feature maps [B, H, W, C]."""
-    embeddings, variables = network.apply(variables, inputs, train=False, mutable=["intermediates"])
-    (feature_map,) = variables["intermediates"]["feature_map"]
+    embeddings, state = network.apply(variables, inputs, train=False, mutable=["intermediates"])
+    (feature_map,) = state["intermediates"]["feature_map"]
     return embeddings, feature_map
 
 
