@@ -20,11 +20,11 @@ import numpy as np
 from ijb_release import IJBC, Size, write_release
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.provenance import provenance
 from ida_jax.protocols.ijb import evaluate_ijb
 from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
-from ida_jax.rescoring.cohort import Csn
+from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.methods import make_scorers
 
 METHODS = ("cosine", "ida_r", "ida_r_fallback", "ida_l", "s_norm", "as_norm", "csn")
@@ -96,7 +96,7 @@ def _scorers(anchors: int, width: int) -> dict:
             "bias": np.zeros(1, np.float32),
         },
     }
-    ssr = DensityRegressor(params, "standardised", 0.06, 0.005, 0.01, 10, 1.0)
+    ssr = SSRModule(params, "standardised", 0.06, 0.005, 0.01, 10, 1.0)
     anchor_set = AnchorSet.from_embeddings(embeddings)
     csn = _csn(anchor_set, width)
     return make_scorers(METHODS, anchor_set, ssr=ssr, csn=csn)

@@ -22,11 +22,11 @@ import numpy as np
 from workers import peak_resident_bytes
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.distractors import SIZES
-from ida_jax.models.ssr import SSR
+from ida_jax.models.ssr_network import SSRNetwork
 from ida_jax.protocols.megaface import evaluate_megaface
 from ida_jax.rescoring.methods import make_scorers
 
@@ -57,10 +57,10 @@ class Distractors:
             yield block
 
 
-def random_regressor(width: int) -> DensityRegressor:
+def random_ssr(width: int) -> SSRModule:
     """An SSR module of random weights, with log F of the scale that searched ones have."""
-    params = SSR().init(jax.random.key(0), np.zeros((1, width), np.float32))["params"]
-    return DensityRegressor(jax.tree.map(np.asarray, params), "log", -2.5, 0.1, 0.0, 10, 1.0)
+    params = SSRNetwork().init(jax.random.key(0), np.zeros((1, width), np.float32))["params"]
+    return SSRModule(jax.tree.map(np.asarray, params), "log", -2.5, 0.1, 0.0, 10, 1.0)
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     scorers = make_scorers(
         options.methods.split(","),
         anchor_set,
-        ssr=random_regressor(options.width),
+        ssr=random_ssr(options.width),
         expected_faces=count,
     )
     distractors = Distractors(count, options.width)

@@ -24,8 +24,7 @@ import numpy as np
 
 from ida_jax.anchors import search
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.approximation import approximation_error
-from ida_jax.anchors.search import SupportSearch, has_scann, support_sets
+from ida_jax.anchors.search import SupportSearch, approximation_error, has_scann, support_sets
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 

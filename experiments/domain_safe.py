@@ -31,17 +31,18 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.coverage import Neighbourhood, fall_back, own_neighbourhood
+from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw import load_lfw, read_split
+from ida_jax.data.lfw_crops import load_lfw, read_split
 from ida_jax.data.rendered import rendered_faces
 from ida_jax.interop.weights import import_model
 from ida_jax.metrics.bootstrap import bootstrap_tails
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.metrics.tails import Tail, all_pairs_total, genuine_rows, impostor_rows, split_tail
+from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.density import log_density_of, searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
@@ -204,7 +205,7 @@ def _rules(log_f: np.ndarray, similarity: np.ndarray, own: Neighbourhood) -> dic
         # The two halves of what it is now.
         "minimum": m + np.minimum(log_f - m, 0),
         "reliability": weight * log_f,
-        "ida_r_fallback": fall_back(log_f, own),
+        "ida_r_fallback": fall_back(log_f, own.log_density, reliability=own.reliability),
     }
 
 

@@ -28,7 +28,7 @@ from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw import read_split
+from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.bootstrap import deep_enough
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.metrics.tails import (
@@ -38,7 +38,7 @@ from ida_jax.metrics.tails import (
     impostor_rows,
     split_tail,
 )
-from ida_jax.rescoring.cohort import nearest_statistics
+from ida_jax.rescoring.cohort_scores import nearest_statistics
 from ida_jax.rescoring.dao_fit import fit_dao
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.pairs import score_all_pairs

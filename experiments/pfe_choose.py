@@ -31,7 +31,7 @@ from ida_jax.data.augment import augmentation, augmented, drawn, stream
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.load import load_faces
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.models.uncertainty import UncertaintyModule
+from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.rescoring.likelihood import score_all_pairs_mls
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.runs.config import pfe_section
@@ -129,7 +129,7 @@ def main() -> None:
 
 def _train(model, c, data, share, steps, sets, mesh) -> dict[str, Any]:
     program = make_pfe_program(model, c, seed=0, mesh=mesh)
-    module = UncertaintyModule(embedding_dim=model.width, hidden=c.hidden)
+    module = UncertaintyNetwork(embedding_dim=model.width, hidden=c.hidden)
     apply = jax.jit(lambda variables, maps: module.apply(variables, maps, train=False))
     batch = c.identities * c.images
     means, maps, labels = data

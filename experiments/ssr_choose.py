@@ -22,7 +22,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw import read_split
+from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config import ssr_section
@@ -125,8 +125,8 @@ def _targets(split: dict, ssr: ConfigDict, seed: int) -> tuple[np.ndarray, np.nd
 
 def _quality(split: dict, targets: tuple, ssr: ConfigDict, seed: int):
     with tempfile.TemporaryDirectory() as folder:
-        regressor = train_ssr(*targets, ssr, k=K, tau=TAU, workdir=folder, seed=seed)
-    regressed = regressor.log_density(split["held"])
+        module = train_ssr(*targets, ssr, k=K, tau=TAU, workdir=folder, seed=seed)
+    regressed = module.log_density(split["held"])
     return regression_quality(np.exp(regressed), np.exp(split["searched"]))
 
 

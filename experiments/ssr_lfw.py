@@ -20,7 +20,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw import read_split
+from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.density import searched_log_density
@@ -93,11 +93,9 @@ def _run(train, evaluation, anchors, searched, ssr, seed) -> dict:
     made = with_copies(*train, copies=ssr.copies, mix=ssr.mix, noise=ssr.noise, seed=seed)
     targets = searched_log_density(made.embeddings, anchors, labels=made.labels)
     with tempfile.TemporaryDirectory() as folder:
-        regressor = train_ssr(
-            made.embeddings, targets, ssr, k=K, tau=TAU, workdir=folder, seed=seed
-        )
+        module = train_ssr(made.embeddings, targets, ssr, k=K, tau=TAU, workdir=folder, seed=seed)
     seconds = time.perf_counter() - start
-    regressed = regressor.log_density(evaluation[0])
+    regressed = module.log_density(evaluation[0])
     quality = regression_quality(np.exp(regressed), np.exp(searched))
     return {"tar": _tars(*evaluation, regressed), "seconds": seconds, **quality._asdict()}
 

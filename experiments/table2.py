@@ -51,7 +51,7 @@ def _lfw(run: Any) -> dict[str, Any]:
     from ida_jax.common.files import written_whole
     from ida_jax.data.dataset import ImageSubset
     from ida_jax.data.labelled_pairs import read_lfw_pairs
-    from ida_jax.data.lfw import load_lfw
+    from ida_jax.data.lfw_crops import load_lfw
     from ida_jax.protocols.verification import evaluate_kfold
 
     root = run.config.data_dir + "/lfw"

@@ -7,8 +7,8 @@ from ida_jax.anchors.anchor_set import AnchorSet as AnchorSet
 from ida_jax.anchors.search import support_sets as support_sets
 from ida_jax.artefacts.calibration import Calibration as Calibration
 from ida_jax.artefacts.face_model import FaceModel as FaceModel
-from ida_jax.artefacts.ssr import DensityRegressor as DensityRegressor
-from ida_jax.artefacts.uncertainty import UncertaintyModel as UncertaintyModel
+from ida_jax.artefacts.ssr_module import SSRModule as SSRModule
+from ida_jax.artefacts.uncertainty_model import UncertaintyModel as UncertaintyModel
 from ida_jax.common.errors import UserError as UserError
 from ida_jax.common.validation import unit_embeddings as unit_embeddings
 from ida_jax.interop.exported import deployable as deployable
@@ -16,11 +16,11 @@ from ida_jax.ops.dao import dao as dao
 from ida_jax.ops.dao import density as density
 from ida_jax.ops.dao import log_dao as log_dao
 from ida_jax.ops.dao import log_density as log_density
-from ida_jax.rescoring.cohort import Csn as Csn
+from ida_jax.rescoring.csn_fit import Csn as Csn
 from ida_jax.rescoring.csn_fit import fit_csn as fit_csn
+from ida_jax.rescoring.dao_fit import DaoFit as DaoFit
 from ida_jax.rescoring.dao_fit import fit_dao as fit_dao
 from ida_jax.rescoring.density import searched_log_density as searched_log_density
-from ida_jax.rescoring.fitted_dao import DaoFit as DaoFit
 from ida_jax.rescoring.likelihood import score_all_pairs_mls as score_all_pairs_mls
 from ida_jax.rescoring.likelihood import score_pairs_mls as score_pairs_mls
 from ida_jax.rescoring.pairs import score_all_pairs as score_all_pairs

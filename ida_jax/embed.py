@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ida_jax.artefacts.face_model import FaceModel
-    from ida_jax.artefacts.uncertainty import UncertaintyModel
+    from ida_jax.artefacts.uncertainty_model import UncertaintyModel
     from ida_jax.data.sources.image_files import ImageFiles
 
 # Images a part, the most that a kill costs.
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     _check(options)
     from ida_jax.artefacts.face_model import FaceModel
-    from ida_jax.artefacts.uncertainty import UncertaintyModel
+    from ida_jax.artefacts.uncertainty_model import UncertaintyModel
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.verification_bin import open_bin

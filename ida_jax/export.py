@@ -88,7 +88,7 @@ def _read_model(path: Path) -> "FaceModel":
 
 
 def _export(model: "FaceModel", options: Any) -> None:
-    from ida_jax.artefacts.ssr import DensityRegressor
+    from ida_jax.artefacts.ssr_module import SSRModule
     from ida_jax.common.files import written_whole
     from ida_jax.interop.exported import description, largest_difference
 
@@ -99,7 +99,7 @@ def _export(model: "FaceModel", options: Any) -> None:
         from ida_jax.interop.stablehlo_export import stablehlo_bytes as to_bytes
         from ida_jax.interop.stablehlo_export import stablehlo_graph as to_graph
 
-    ssr = None if options.ssr is None else DensityRegressor.load(options.ssr)
+    ssr = None if options.ssr is None else SSRModule.load(options.ssr)
     facts = description(model, input=options.input, ssr=ssr)
     data = to_bytes(model, input=options.input, ssr=ssr)
     difference = largest_difference(to_graph(data), model, input=options.input, ssr=ssr)

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
     join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.job import Inputs, rescore_files
+    from ida_jax.rescoring.job import JobFiles, rescore_files
 
     _give_memory_back()
     read = (options.anchors, options.ssr, options.csn, options.dao_fit, options.calibration)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         [[str(path.resolve()), path.stat().st_mtime_ns] for path in read if path is not None],
     ]
     summary = rescore_files(
-        Inputs(options.embeddings, options.pairs, options.names),
+        JobFiles(options.embeddings, options.pairs, options.names),
         options.output,
         partial(_scorer, options),
         settings=settings,
@@ -169,9 +169,9 @@ def _check(options: Any) -> None:
 
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.artefacts.ssr import DensityRegressor
-    from ida_jax.rescoring.cohort import Csn
-    from ida_jax.rescoring.fitted_dao import DaoFit
+    from ida_jax.artefacts.ssr_module import SSRModule
+    from ida_jax.rescoring.csn_fit import Csn
+    from ida_jax.rescoring.dao_fit import DaoFit
     from ida_jax.rescoring.rescorer import Rescorer
 
     anchors = None
@@ -192,9 +192,9 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         tolerance=options.tolerance,
         top_n=options.top_n,
         ddof=options.ddof,
-        regressor=None if options.ssr is None else DensityRegressor.load(options.ssr),
+        ssr=None if options.ssr is None else SSRModule.load(options.ssr),
         csn=None if options.csn is None else Csn.load(options.csn),
-        fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
+        dao_fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
         expected_faces=faces,
     )
 

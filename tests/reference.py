@@ -75,6 +75,25 @@ def csn_objective(theta, features, same, prior, ridge):
     return loss, mean, deviation
 
 
+def soft_score(c, s1, s2, tau, weight, support, softness):
+    """τ c + w log(F₁ + F₂) of one pair, its support sets soft: members fall off around κ."""
+
+    def log_f(s):
+        rank = np.arange(1, len(s) + 1)
+        members = 1 / (1 + np.exp(-np.clip((support - rank + 0.5) / softness, -600, 600)))
+        return -np.log(np.sum(members * np.exp(tau * s.astype(np.float64))))
+
+    return tau * c + weight * np.log(np.exp(log_f(s1)) + np.exp(log_f(s2)))
+
+
+def pairs_with_neighbours(count, seed):
+    """Cosines [P] and both faces' similarities [P, 25] each, descending, float32."""
+    rng = np.random.default_rng(seed)
+    sides = rng.uniform(-0.2, 0.5, (2, count, 25)) + rng.uniform(-0.4, 0.4, (2, count, 1))
+    sides = np.sort(sides, axis=2)[:, :, ::-1]
+    return tuple(np.float32(x) for x in (rng.uniform(-0.2, 0.9, count), *sides))
+
+
 def arcface(c, margin):
     """cos(θ + m), or its continuation for θ + m > π, through the angle; scale 1, as all below."""
     theta = np.arccos(np.float64(c))

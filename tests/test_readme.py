@@ -45,7 +45,7 @@ def test_the_five_lines():
 def test_the_scorer_of_an_exported_file(tau, tmp_path, monkeypatch):
     from ida_jax import Rescorer
     from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
-    from ida_jax.artefacts.ssr import DensityRegressor
+    from ida_jax.artefacts.ssr_module import SSRModule
     from ida_jax.interop.onnx_export import onnx_bytes
 
     pytest.importorskip("onnx")
@@ -60,13 +60,13 @@ def test_the_scorer_of_an_exported_file(tau, tmp_path, monkeypatch):
         name: {"kernel": np.float32(rng.normal(size=s)), "bias": np.float32(rng.normal(size=s[1]))}
         for name, s in (("hidden_fc", (9, 7)), ("output_fc", (7, 1)))
     }
-    ssr = DensityRegressor(params, "log", -2.5, 0.3, 1e-3, 10, tau, model.fingerprint)
+    ssr = SSRModule(params, "log", -2.5, 0.3, 1e-3, 10, tau, model.fingerprint)
     (tmp_path / "face_ida_l.onnx").write_bytes(onnx_bytes(model, ssr=ssr))
     monkeypatch.chdir(tmp_path)
     readme = {}
     exec(SCORER, readme)
     assert readme["tau"] == tau
-    scorer = Rescorer(None, method="ida_l", regressor=ssr)
+    scorer = Rescorer(None, method="ida_l", ssr=ssr)
     for batch in (1, 7, 64):
         first, second = rng.integers(0, 256, (2, batch, 32, 32, 3), np.uint8)
         faces = [*readme["embed"](first), *readme["embed"](second)]

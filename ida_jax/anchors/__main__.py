@@ -2,8 +2,8 @@
 
   build   makes an anchor set from embeddings, a model's class weights, or a model and crops
   fake    makes one from a generator's faces, which it checks: the paper's fake-db
-  info    says what a set is
-  check   looks for near-duplicates in a set, and for trouble with the faces that it is to score
+  info    describes a set
+  check   looks for near-duplicates in a set, and for problems with the faces that it will score
 
 `python -m ida_jax.anchors build --help` and so on say more.
 """
@@ -32,15 +32,15 @@ _BUILD = """Makes an anchor set, from exactly one of
 
 An existing output is replaced whole or not at all."""
 
-_INFO = """Says what an anchor set is: size, source, defaults; how near its anchors lie to one
-another; how many may be one person twice."""
+_INFO = """Describes an anchor set: size, source, defaults; how near its anchors lie to one
+another; how many may show one person twice."""
 
-_CHECK = """Looks for pairs of anchors that may be one person twice. With --against, the faces that
-the anchors are to score, also for leaks (probes who are among the anchors, which lowers their
+_CHECK = """Looks for pairs of anchors that may show one person twice. With --against, the faces
+that the anchors will score, also for leaks (probes who are among the anchors, which lowers their
 scores) and for anchors of the wrong domain, with which IDA can be worse than the cosine.
 
 exit code: 0 nothing found; 1 leaks or the wrong domain; 2 a mistake in the call or in a file.
-Near-duplicates are listed, and leave it as it is."""
+Near-duplicates are listed, and do not change it."""
 
 # The exact count takes A² · D operations: a minute for these on two cores.
 _MOST_COUNTED = 100_000
@@ -171,7 +171,7 @@ def _info(argv: list[str]) -> None:
         print(f"made of: {provenance_line(anchors.provenance)}")
     try:
         own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
-    except UserError as error:  # a set of few anchors is still a set
+    except UserError as error:  # of too few anchors, but still a set
         print(f"own neighbourhood: none ({error})")
         return
     levels = (1, 10, 50, 90, 99)
@@ -200,11 +200,11 @@ def _check(argv: list[str]) -> bool:
         "--threshold",
         type=float,
         metavar="COSINE",
-        help="from which on two faces may be one person's (default: what one of the compared faces "
+        help="from this on two faces may show one person (default: what one of the compared faces "
         "would reach by chance, by the anchors' own similarities)",
     )
     add("--json", type=Path, metavar="OUT", help="everything found, as a file")
-    add("--limit", type=int, default=20, help="the most pairs printed of a kind (20)")  # fmt: skip
+    add("--limit", type=int, default=20, help="at most this many pairs printed per list (20)")
     options = parser.parse_args(argv)
     if options.labels is not None and options.against is None:
         raise UserError("--labels goes with --against=E: they say who is on E's rows")

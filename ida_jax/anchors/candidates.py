@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from ida_jax.artefacts.generator import FaceGenerator
 
 # Faces embedded and judged at once: the most that a kill costs. Whole batches of the generator and
-# of the model, so that all chunks are of one compiled shape.
+# of the model, so that all chunks have one compiled shape.
 _CHUNK = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidateFaces:
     """Faces by number, always the same face under the same number.
 
     Attributes:
       draw: (first, count) → crops of the faces first … first + count − 1, uint8 [H, W, 3] each.
-      available: how many there are; None if the supply is endless.
+      available: the number of faces; None if unlimited.
       image_size: H and W.
-      provenance: where they come from, JSON-able: all that they depend on, and more.
+      provenance: where they come from, JSON-able; it includes everything that they depend on.
       names: of files, where they are files.
       unreadable: numbers of drawn faces that could not be decoded, and are black.
     """
@@ -50,12 +50,12 @@ class Candidates:
 
 def generated_candidates(
     generator: "FaceGenerator", *, seed: int = 0, truncation: float = 1.0
-) -> Candidates:
-    """A generator's faces: as many as wanted.
+) -> CandidateFaces:
+    """A generator's faces, in unlimited number.
 
     Args:
       generator: the generator.
-      seed: of the generator's row of faces.
+      seed: of the generator's sequence of faces.
       truncation: ψ in 0 < ψ ≤ 1. Styles are drawn in to their mean, w̄ + ψ·(w − w̄), which makes
         faces cleaner and more alike (Karras et al. 2019, appendix B).
 
@@ -76,12 +76,12 @@ def generated_candidates(
         "seed": seed,
         "truncation": truncation,
     }
-    return Candidates(draw, None, generator.image_size, provenance)
+    return CandidateFaces(draw, None, generator.image_size, provenance)
 
 
 def folder_candidates(
     folder: str | os.PathLike[str], *, image_size: int, skip_bad: bool = False
-) -> Candidates:
+) -> CandidateFaces:
     """The crops of an external generator, the images in one folder, by name.
 
     Args:
@@ -91,15 +91,15 @@ def folder_candidates(
         ending the run.
 
     Raises:
-      UserError: as `find_images`; folders of persons.
+      UserError: as `find_images`; a folder of identity folders.
     """
-    found = find_images(folder)
-    if found.people:
+    images = find_images(folder)
+    if images.people:
         raise UserError(
-            f"{folder} holds folders, {found.people[0]} the first: expected a generator's images "
+            f"{folder} holds folders, {images.people[0]} the first: expected a generator's images "
             "in one folder; real people's crops become anchors with `build --images`"
         )
-    return file_candidates(found.files, folder, image_size=image_size, skip_bad=skip_bad)
+    return file_candidates(images.files, folder, image_size=image_size, skip_bad=skip_bad)
 
 
 def file_candidates(
@@ -108,12 +108,12 @@ def file_candidates(
     *,
     image_size: int,
     skip_bad: bool | None = None,
-) -> Candidates:
+) -> CandidateFaces:
     """Image files in their order.
 
     Args:
       files: paths within `folder`.
-      folder: what they are said to come from.
+      folder: named as their source in the provenance.
       image_size: H and W of each.
       skip_bad: as in `folder_candidates`; None where that is not offered.
     """
@@ -140,7 +140,7 @@ def file_candidates(
             unreadable.add(number)
             return np.zeros((image_size, image_size, 3), np.uint8)
         if image.shape != (image_size, image_size, 3):
-            # Never skipped: a wrong size is that of all images, as a rule.
+            # Never skipped: as a rule all images then have the wrong size.
             raise UserError(
                 f"image {file} is {image.shape[1]}×{image.shape[0]} pixels, the model takes "
                 f"{image_size}×{image_size}: align and crop the images as the model's faces first"
@@ -153,7 +153,7 @@ def file_candidates(
         "sha256": digest.hexdigest(),
         "skip_bad": bool(skip_bad),
     }
-    return Candidates(
+    return CandidateFaces(
         lambda first, count: _Files(read, first, count),
         len(files),
         image_size,
@@ -164,7 +164,7 @@ def file_candidates(
 
 
 def embedded_chunks(
-    candidates: Candidates,
+    candidates: CandidateFaces,
     model: "FaceModel",
     *,
     stop: int,
@@ -181,7 +181,7 @@ def embedded_chunks(
       stop: how many.
       flip: adds the mirrored face's embedding.
       parts: a folder in which chunks are kept, in a folder named after all that they depend on; a
-        chunk that is there is not computed again. Removing it is the caller's.
+        chunk that exists is not computed again. The caller removes it.
 
     Raises:
       UserError: candidates of another size than the model's; the folder cannot be written.

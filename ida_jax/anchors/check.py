@@ -1,7 +1,7 @@
-"""Anchors that are one person twice, and probes who are among the anchors.
+"""Anchors that show one person twice, and probes who are among the anchors.
 
 An anchor of a probe's own identity is not an inter-class neighbour: it lowers that person's scores.
-Anchors that are one person twice weigh double wherever they are near.
+Two anchors of one person count double wherever they are near.
 
 N probes, A anchors, D embedding, R anchors compared at once.
 """
@@ -33,7 +33,7 @@ class Matches(NamedTuple):
     """Pairs of rows that may show one person, the most similar first.
 
     Attributes:
-      total: how many were found; the arrays may hold fewer.
+      total: the number found; the arrays may hold fewer.
       first: int32, rows of the probes, or of the anchors where those are compared with themselves.
       second: int32, rows of the anchors.
       similarity: float32, their cosines.
@@ -51,8 +51,8 @@ def same_person_threshold(
     """The cosine to its nearest anchor that one of `faces` strangers is expected to reach.
 
     In the model's own scale: an anchor is a stranger to the anchors of other identities, and its
-    cosine s to the nearest of them is the largest of many, for which the Gumbel distribution
-    P(s ≤ t) = exp(−exp(−(t − μ)/β)) stands. μ and β come from the quartiles of a sample, which a
+    cosine s to the nearest of them is the largest of many, modelled by the Gumbel distribution
+    P(s ≤ t) = exp(−exp(−(t − μ)/β)). μ and β come from the quartiles of a sample, which a
     few duplicates do not move, and P(s > t) = 1/faces gives t.
 
     Measured on LFW (2,870 anchors, other identities as probes): .504 is reached by 0.81 % of 5,195
@@ -65,7 +65,7 @@ def same_person_threshold(
 
     Args:
       anchors: the set. It needs labels if it holds several images of a person.
-      faces: how many are compared with it, 1 or more.
+      faces: the number of faces compared with it, at least 1.
       sample: at most this many anchors are examined, drawn from `seed`.
 
     Returns:
@@ -90,7 +90,7 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
     Args:
       anchors: the set.
       threshold: a cosine, `same_person_threshold` with faces = A for one.
-      limit: the most pairs that are listed; all are counted.
+      limit: at most this many pairs are listed; all are counted.
     """
     a = len(anchors)
     block = min(_BLOCK, a)
@@ -180,6 +180,26 @@ def known_leaks(
     )
 
 
+def refuse_self_matches(similarities: np.ndarray) -> None:
+    """Refuses to fit to faces that are themselves among their anchors.
+
+    What is fitted to them learns what no other face will show.
+
+    Args:
+      similarities: [N, K], to each face's nearest anchors, descending.
+
+    Raises:
+      UserError: more than 1 % of the faces have a cosine of 1 to an anchor.
+    """
+    themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
+    # Data sets hold a few images under two names; anchors taken from the faces are a large share.
+    if themselves > 0.01 * len(similarities):
+        raise UserError(
+            f"{themselves} of {len(similarities)} faces are themselves among their anchors: give "
+            "the anchors labels in the faces' numbering, or take anchors of other people"
+        )
+
+
 def matches_json(matches: Matches, **entries: float) -> dict[str, Any]:
     """The matches for a JSON file, with other entries before them."""
     return {
@@ -201,7 +221,7 @@ def _tile(
     *,
     block: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines [R, R] of two blocks of anchors, −2 where not wanted, and how many reach it."""
+    """Cosines [R, R] of two blocks of anchors, −2 where excluded, and how many reach it."""
     a = embeddings.shape[0]
     # The last block starts early instead of running over; what was seen before is masked.
     top, left = jnp.minimum(row, a - block), jnp.minimum(column, a - block)

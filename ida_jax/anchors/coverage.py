@@ -1,4 +1,4 @@
-"""Whether anchors are of the faces' domain, and what to do where they are not.
+"""Whether anchors are of the faces' domain, and how much of log F is signal among them.
 
 Ours, not the paper's: it takes anchors of the right domain for granted. Among anchors of another
 one log F measures how far a face lies from that domain, and IDA can rank worse than the cosine
@@ -6,8 +6,8 @@ does. The anchors' neighbourhoods among themselves say how near a covered face's
 how much of log F is more than the chance of which anchors were drawn.
 
 `anchors check` compares the probes' support sets with the anchors' own among themselves, and
-`ida_r_fallback` cuts log F off at what is usual among the anchors and shrinks it by its split-half
-reliability there. Both take their measure from the anchors alone
+`ida_r_fallback` (`ida_jax.ops.dao.fall_back`) cuts log F off at what is usual among the anchors and
+shrinks it by its split-half reliability there. Both take their measure from the anchors alone
 (experiments/results/domain_safe.md).
 
 N faces, A anchors, D embedding, K support, S sampled anchors, M neighbours.
@@ -24,10 +24,6 @@ from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import log_density as log_density_of
 from ida_jax.ops.hypersphere import Neighbours
 
-# fall_back's constants, chosen on the eval half of LFW and held on the other
-# (experiments/domain_safe.py).
-_USUAL = 0.80
-_RELIABLE = 0.5
 _DEPTH, _SPLITS = 4, 10  # neighbours searched for the halves, in k; random halves averaged over
 _UNCOVERED = 0.01
 # Of faces from the anchors' domain 1 % lie below the 1st percentile. On LFW: 0.6 %, 1.5 % with 300
@@ -57,7 +53,7 @@ class Coverage(NamedTuple):
     """How well anchors cover probes.
 
     Attributes:
-      faces: the number of probes looked at.
+      faces: the number of probes examined.
       similarity: the mean cosine of a probe to its k nearest anchors, averaged over the probes.
       own_similarity: the same of an anchor among the others.
       share_uncovered: the share of the probes that are less similar to their nearest anchors than
@@ -77,7 +73,7 @@ def own_neighbours(
 ) -> Neighbours:
     """Support sets of anchors among the anchors of other identities.
 
-    An anchor without a known identity is taken for a person of its own.
+    An anchor without a known identity counts as a person of its own.
 
     Args:
       anchors: the set.
@@ -181,37 +177,6 @@ def _reliability(
         correlations.append(0.0 if flat else np.corrcoef(both)[0, 1])
     r = max(float(np.mean(correlations)), 0.0)
     return 2 * r / (1 + r)
-
-
-def fall_back(log_density: np.ndarray, reference: Neighbourhood) -> np.ndarray:
-    """log F that falls back to a constant, and the score to the cosine, where log F says nothing.
-
-        log F̃ = m + w · min(log F − m, 0)
-
-        m = the 80th percentile of the anchors' own log F      w = min(ρ / 0.5, 1)
-
-    Two things make anchors harmful. They lie elsewhere: then log F is the distance to them, above
-    what is usual among them, and the minimum makes it one constant; pairs of two such faces rank by
-    their cosine. Or there is nothing to be near to (random directions, few or far-flung anchors):
-    then log F is chance, its reliability ρ is low, and w takes it out.
-
-    TAR at FAR 1e-4 on LFW above the cosine's .97044, in points, by log F and by log F̃: right
-    anchors +.18, +.17; rendered ones -2.57, 0; upside-down ones -4.70, 0; another model's -.26, 0;
-    a tenth of the domain, by a principal direction, -.83, +.10; random directions -.14, -.03. The
-    price is paid by few anchors of the right domain: with 300 of them +.16 becomes +.04. What stays
-    harmful is a mixture of random directions with faces that lie close together: ρ is high there,
-    since it tells the two kinds apart, and -.71 becomes -.64 (experiments/results/domain_safe.md).
-
-    Args:
-      log_density: [N], log F of each face.
-      reference: `own_neighbourhood` with the same k and τ.
-
-    Returns:
-      float32 [N].
-    """
-    usual = np.quantile(reference.log_density, _USUAL).astype(np.float32)
-    weight = np.float32(min(reference.reliability / _RELIABLE, 1.0))
-    return usual + weight * np.minimum(np.asarray(log_density, np.float32) - usual, 0)
 
 
 def coverage(

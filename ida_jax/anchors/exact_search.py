@@ -2,8 +2,8 @@
 
 N queries, A anchors, D embedding, K support, G groups.
 
-A slab is read from the anchors as they lie, memory-mapped or not, is compared with every query and
-then let go; only the K best so far of each query are kept. Nothing of size A is ever copied.
+A slab is read from the anchors in place, memory-mapped or not, compared with every query and then
+released; only the K best so far of each query are kept. Nothing of size A is ever copied.
 
 On a CPU it is NumPy's matrix product by blocks, then a selection by the maxima of groups (XLA's
 product alone takes 1.5 times NumPy's; ScaNN's brute force is on a par). On other devices the
@@ -112,7 +112,7 @@ def device_search(
         slab = len(embeddings) if _fits(embeddings.nbytes, devices[0]) else _DEVICE_ANCHORS
     slabs = list(slabs_of(len(embeddings), slab))
     compiled = {}
-    kept = {}
+    cache = {}
 
     def uploaded(columns: slice, with_labels: bool) -> tuple[jax.Array, ...]:
         arrays = {"embeddings": embeddings} | ({"labels": anchor_labels} if with_labels else {})
@@ -120,9 +120,9 @@ def device_search(
         if len(slabs) > 1:
             return tuple(jax.device_put(a[columns], everywhere) for a in arrays.values())
         for name, array in arrays.items():
-            if name not in kept:
-                kept[name] = jax.device_put(np.asarray(array), everywhere)
-        return tuple(kept[name] for name in arrays)
+            if name not in cache:
+                cache[name] = jax.device_put(np.asarray(array), everywhere)
+        return tuple(cache[name] for name in arrays)
 
     def compare(with_labels: bool, among: int) -> Callable[..., Neighbours]:
         key = with_labels, among
@@ -139,7 +139,7 @@ def device_search(
                     anchor_labels=anchors[1] if with_labels else None,
                 )
 
-            # By hand: each device's queries need nothing of another's.
+            # Explicitly per device: its queries need nothing from another's.
             compiled[key] = jax.jit(
                 jax.shard_map(
                     one_device, mesh=mesh, in_specs=(split, whole), out_specs=split,
@@ -234,7 +234,7 @@ class BestSoFar:
         self.indices = np.zeros((n, k), np.int32)
 
     def merge(self, rows: slice, similarities: np.ndarray, indices: np.ndarray) -> None:
-        """Takes a slab's candidates [n, any] of these rows in."""
+        """Merges a slab's candidates [n, any] for these rows."""
         values = np.concatenate([self.similarities[rows], similarities], axis=1)
         known = np.concatenate([self.indices[rows], indices.astype(np.int32)], axis=1)
         top, position = _partition(values, self.k)

@@ -1,8 +1,8 @@
-"""The fake-db (section 3.2, Table 4): anchors of no real person, chosen from a generator's faces.
+"""The fake-db (section 3.2, Table 4): anchors of no real person, selected from a generator's faces.
 
-The paper takes 50,000 StyleGAN faces as they come. A generator also makes faces that are none, the
-same face again, and faces of its training set; the choice here drops all three. Ours, not the
-paper's.
+The paper takes 50,000 StyleGAN faces as they come. A generator also makes images that are not
+faces, near-duplicates, and faces of its training set; the selection here drops all three. Ours, not
+the paper's.
 
 N candidates in their order, A anchors, T training faces, P people, D embedding.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.candidates import Candidates, embedded_chunks
+from ida_jax.anchors.candidates import CandidateFaces, embedded_chunks
 from ida_jax.anchors.check import HIGHEST_THRESHOLD, same_person_threshold
 from ida_jax.anchors.coverage import coverage
 from ida_jax.anchors.fake_rules import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _KEYS = {UNREADABLE: "unreadable", IMPLAUSIBLE: "implausible", NEAR_TRAINING: "near_training",
          DUPLICATE: "duplicate"}  # fmt: skip
 _PILOT = 4096  # candidates from which their moments are estimated
-_MOST_DRAWN = 4  # times the count, where the supply is endless
+_MOST_DRAWN = 4  # times the count, where the candidates are unlimited
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class FakeReport:
       nearest: float32 [N], the cosine to the nearest training face; NaN where there is none.
       strangers: float32 [S], the same of training people among the other people: what is usual
         between strangers; empty without training faces.
-      warnings: what a user should know, a line each.
+      warnings: what a user should know, one line each.
       provenance: the anchor set's.
     """
 
@@ -66,12 +66,12 @@ class FakeReport:
     provenance: dict[str, Any]
 
     def numbers(self, verdict: int) -> np.ndarray:
-        """The candidates of this verdict, in their order; KEPT: of each anchor."""
+        """The numbers of the candidates with this verdict, in order; KEPT: those of the anchors."""
         return np.flatnonzero(self.verdicts == verdict)
 
 
 def fake_anchors(
-    candidates: Candidates,
+    candidates: CandidateFaces,
     model: "FaceModel",
     *,
     count: int,
@@ -88,7 +88,7 @@ def fake_anchors(
 ) -> tuple[AnchorSet, FakeReport]:
     """The first `count` plausible candidates, none of a training person, no duplicates.
 
-    Candidates are taken in their order. One is dropped, for the first reason that holds, if
+    CandidateFaces are taken in their order. One is dropped, for the first reason that holds, if
 
     1. it cannot be decoded, or its embedding is zero, NaN or infinite;
     2. it is implausible: its mean cosine to its k nearest training people, one face of each, is
@@ -122,7 +122,8 @@ def fake_anchors(
       tau: the set's default τ.
       duplicate_cosine: the threshold of the fourth rule.
       privacy_cosine: the threshold of the third.
-      most_drawn: at most this many candidates are examined; 4 · count where the supply is endless.
+      most_drawn: at most this many candidates are examined; 4 · count where there is no end of
+        them.
       parts: a folder for embeddings by chunks, with which a killed call continues (see
         `embedded_chunks`).
       align: whether moments are matched; it takes training faces.
@@ -133,7 +134,8 @@ def fake_anchors(
 
     Raises:
       UserError: fewer than `count` are left, with what was dropped; candidates of another size
-        than the model's; training faces that are too few or of another width, or none to align to;
+        than the model's; training faces that are too few or of a different width, or none to align
+        to;
         k, τ, a cosine or a number out of range.
     """
     drawn = _most_drawn(candidates, count, most_drawn)
@@ -150,7 +152,7 @@ def fake_anchors(
         if training.labels is None:
             warnings.append(
                 "privacy: the training faces have no labels, and each was taken for another "
-                "person's; where people are there several times too few faces are dropped as theirs"
+                "person's; where people appear several times, too few faces are dropped as theirs"
             )
         if not training.learned_from:
             warnings.append(
@@ -233,7 +235,7 @@ def provenance_line(provenance: dict[str, Any]) -> str:
     )
 
 
-def _most_drawn(candidates: Candidates, count: int, wanted: int | None) -> int:
+def _most_drawn(candidates: CandidateFaces, count: int, wanted: int | None) -> int:
     most = _MOST_DRAWN * count if wanted is None else wanted
     if candidates.available is None:
         return most
@@ -301,8 +303,8 @@ def _in_words(dropped: dict[str, int]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: Candidates) -> str:
-    """How many were kept, what was dropped, and what to do."""
+def _too_few(verdicts: np.ndarray, count: int, rules: Rules, candidates: CandidateFaces) -> str:
+    """The message: how many were kept, what was dropped, and what to do."""
     counts = _counts(verdicts)
     drawn, kept, dropped = counts["drawn"], counts["kept"], counts["dropped"]
     advice = []

@@ -1,4 +1,4 @@
-"""Which of a generator's faces may be anchors: the rules, and the choice by them.
+"""Which of a generator's faces may be anchors: the rules, and the selection by them.
 
 Each rule is set by the training faces' own similarities: a face must be as near to people as real
 people are (`coverage`'s rule), no nearer to a training face than a stranger would be by chance
@@ -25,7 +25,7 @@ from ida_jax.common.validation import require_same_model
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# What becomes of a candidate: the first of these that holds.
+# A candidate's verdict: the first of these that holds.
 UNREADABLE, IMPLAUSIBLE, NEAR_TRAINING, DUPLICATE, KEPT = range(5)
 REASONS = {
     UNREADABLE: "unreadable or without an embedding",
@@ -33,9 +33,8 @@ REASONS = {
     NEAR_TRAINING: "too near a training face",
     DUPLICATE: "near-duplicates",
 }
-_IMPLAUSIBLE = (
-    0.01  # the quantile of real people below which a face is implausible, as in `coverage`
-)
+# The quantile of real people below which a face is implausible, as in `coverage`.
+_IMPLAUSIBLE = 0.01
 _KEPT_BLOCK = 8192
 _LEVELS = (0, 1, 10, 50, 90, 99, 100)
 
@@ -45,10 +44,10 @@ class TrainingFaces(NamedTuple):
 
     Attributes:
       embeddings: [T, D], rows of any norm, embedded as the anchors are (mirrored or not).
-      labels: int [T], who is on each, negative where unknown; None where all are unknown.
+      labels: int [T], the identity of each, negative where unknown; None where all are unknown.
       name: what they are called in messages and in the report.
-      learned_from: whether the generator learned from them, without which being far from them is
-        no privacy.
+      learned_from: whether the generator learned from them; if not, distance from them says nothing
+        about privacy.
     """
 
     embeddings: np.ndarray
@@ -58,13 +57,13 @@ class TrainingFaces(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Cosines, and the searches for them.
+    """Thresholds in cosine, and the searches that they apply to.
 
     Attributes:
-      duplicate: from which on a face is an anchor again; None where it is still unknown.
+      duplicate: at or above it a face duplicates an anchor; None where still unknown.
       plausible: the mean cosine to the k nearest people below which a face is implausible.
-      privacy: from which on a face is a training person's.
-      people: searches the k nearest of one face of each training person.
+      privacy: at or above it a face is a training person's.
+      people: searches the k nearest among one face of each training person.
       faces: searches the nearest of all training faces.
       strangers: float32 [S], the cosine to the nearest face of another person, of training faces.
     """
@@ -78,12 +77,12 @@ class Rules(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The choice.
+    """The selection.
 
     Attributes:
-      embeddings: float32 [≤ A, D], of those that are kept.
+      embeddings: float32 [≤ A, D], of the candidates kept.
       verdicts: int8 [N], of the candidates up to the last that was needed.
-      nearest: float32 [N], the cosine to the nearest training face; NaN if there is none.
+      nearest: float32 [N], the cosine to the nearest training face; NaN without training faces.
     """
 
     embeddings: np.ndarray
@@ -105,8 +104,8 @@ def training_rules(
       privacy: the threshold; `same_person_threshold` if None.
 
     Raises:
-      UserError: another width; k or fewer people; bad rows; no labels where the faces seem to show
-        people several times, so that no threshold follows from them.
+      UserError: a different width; k or fewer people; bad rows; no labels where the faces seem to
+        show people several times, so that no threshold follows from them.
     """
     everyone = AnchorSet.from_embeddings(training.embeddings, labels=training.labels, k=k, tau=tau)
     require_same_model("training faces", "", everyone.width, fingerprint="", width=width)
@@ -118,7 +117,7 @@ def training_rules(
             f"{training.name}: {len(rows)} people, expected more than k = {k}: lower k, or name "
             "the whole training set"
         )
-    # A row of unknown person is a person of its own, here and in `own_neighbours`.
+    # A row of unknown identity counts as a person of its own, here and in `own_neighbours`.
     people = AnchorSet(everyone.embeddings[rows], k=k, tau=tau)
     if privacy is None:
         privacy = same_person_threshold(everyone, faces=count)
@@ -150,7 +149,7 @@ def choose(
       chunks: the candidates' unit embeddings [·, D] in their order; NaN if there is none.
       rules: with a threshold for duplicates; the others where they are known.
       count: A.
-      most: how many candidates there are.
+      most: the number of candidates.
       width: D.
       bar: its total is set to the expected number of candidates.
     """
@@ -159,7 +158,7 @@ def choose(
     for faces in chunks:
         verdict, near = _judged(faces, rules)
         rows = np.flatnonzero(verdict == KEPT)
-        new = _not_again(faces[rows], kept[:size], rules.duplicate)
+        new = _distinct(faces[rows], kept[:size], rules.duplicate)
         verdict[rows[~new]] = DUPLICATE
         rows = rows[new][: count - size]
         kept[size : size + len(rows)] = faces[rows]
@@ -177,7 +176,7 @@ def choose(
 
 
 def privacy_record(chosen: Chosen, rules: Rules, training: TrainingFaces | None) -> dict[str, Any]:
-    """What the anchors' provenance says of the privacy check: against whom, and how near they came.
+    """The privacy check in the anchors' provenance: against whom, and how near the anchors come.
 
     Returns:
       privacy: "checked" or "not checked"; training: the faces' name, number, people and SHA-256, or
@@ -217,7 +216,7 @@ def _judged(faces: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     return verdict, nearest
 
 
-def _not_again(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:
+def _distinct(faces: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:
     """bool [N]: faces below the threshold to all kept ones, and to all earlier true ones."""
     threshold = np.float32(threshold)
     new = np.ones(len(faces), bool)

@@ -1,10 +1,10 @@
-"""Mean and covariance of embeddings, and bringing one set's to another's.
+"""Mean and covariance of embeddings, and the alignment of one set's to another's.
 
 Ours, not the paper's: a generator that has not learned enough makes faces that lie apart from real
 ones as a whole, and log F then measures how far a face lies on their side.
 
-Alignment comes before the rules judge the faces. Without it a line separates generated faces from
-real ones, which costs TAR and which coverage reports. Normal draws with the same moments do as
+Alignment comes before the rules judge the faces. Without it generated faces are linearly separable
+from real ones, which costs TAR and which coverage reports. Normal draws with the same moments do as
 well on LFW: it is not the faces themselves that help there.
 
 N faces, D embedding.
@@ -16,7 +16,8 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 
-# Directions in which a set hardly varies are not blown up beyond this, of the mean variance.
+# The floor of the variance in a direction, as a share of the mean variance: directions in which a
+# set hardly varies are not amplified further.
 _LEAST_VARIANCE = 1e-2
 
 
@@ -63,9 +64,9 @@ def matched(embeddings: np.ndarray, *, own: Moments, target: Moments) -> np.ndar
     much as the target's own embeddings differ in length from it.
 
     Args:
-      embeddings: [N, D]; a row with NaN stays one.
-      own: of the set that they are from.
-      target: of the set that they are to be like.
+      embeddings: [N, D]; a row with NaN keeps it.
+      own: the moments of the set that they come from.
+      target: the moments that they get.
 
     Returns:
       float32 [N, D], unit rows.

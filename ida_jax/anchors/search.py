@@ -16,12 +16,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.approximation import approximation_error
 from ida_jax.anchors.exact_search import (
     BestSoFar,
     Search,
@@ -31,6 +31,7 @@ from ida_jax.anchors.exact_search import (
 )
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
+from ida_jax.ops.dao import log_density
 from ida_jax.ops.hypersphere import Neighbours
 
 SEARCHERS = ("auto", "exact", "scann", "scann_partitioned")
@@ -40,7 +41,7 @@ _SCANN_ANCHORS = 65536
 # Shares of the partitioned index's leaves that are tried in turn, until the tolerance holds. A
 # smaller share leaves rare faces without a whole cluster, too rare for the check to see.
 _LEAVES = (0.4, 0.6, 1.0)
-# Faces that an approximate search is checked on, and how few a call may have to be checked on them.
+# Faces that an approximate search is checked on, and the fewest of a call that suffice for it.
 _CHECKED, _ENOUGH = 256, 64
 
 
@@ -190,7 +191,7 @@ class SupportSearch:
         return _exact(*arrays, k=self.k)
 
     def _within_tolerance(self, queries: np.ndarray, labels: np.ndarray | None) -> Search | None:
-        """The partitioned search with as many leaves as it needs; says how good it is."""
+        """The partitioned search with as many leaves as it needs; prints how good it is."""
         embeddings, anchor_labels = np.asarray(self.anchors.embeddings), self.anchors.labels
         if len(queries) < _ENOUGH:
             # Too few for a spread: anchors stand in for faces, each its own nearest neighbour.
@@ -217,6 +218,54 @@ class SupportSearch:
             )
         print(line + ("" if good else "; searching exactly instead"), file=sys.stderr)
         return approximate if good else None
+
+
+def largest_identity(anchor_labels: np.ndarray) -> int:
+    """The most anchors of one known identity: how many an exclusion can take away."""
+    known = np.asarray(anchor_labels)
+    return int(np.max(np.unique(known[known >= 0], return_counts=True)[1], initial=0))
+
+
+class ApproximationError(NamedTuple):
+    """The difference between two searches of the same faces.
+
+    Attributes:
+      recall: the share of the exact support sets' members that were found.
+      rms: root mean square of the difference in log F, over the standard deviation of log F.
+      largest: the largest difference in log F, over the same.
+      faces: how many were compared; those with fewer than K allowed anchors are left out.
+    """
+
+    recall: float
+    rms: float
+    largest: float
+    faces: int
+
+
+def approximation_error(
+    neighbours: Neighbours, exact: Neighbours, *, tau: float = 1.0
+) -> ApproximationError:
+    """Compares the support sets [N, K] of the same faces, found approximately and exactly.
+
+    A missed neighbour matters by what takes its place: log F sees the similarities alone, so that
+    recall may be low and log F right, or the reverse.
+    """
+    whole = np.isfinite(exact.similarities[:, -1])
+    neighbours = Neighbours(*(x[whole] for x in neighbours))
+    exact = Neighbours(*(x[whole] for x in exact))
+    common = sum(
+        len(np.intersect1d(a, b)) for a, b in zip(neighbours.indices, exact.indices, strict=True)
+    )
+    true = np.asarray(log_density(exact.similarities, tau=tau), np.float64)
+    difference = np.asarray(log_density(neighbours.similarities, tau=tau), np.float64) - true
+    # A spread that is only rounding would amplify rounding.
+    spread = max(float(true.std()), 1e-4) if true.size else 1.0
+    return ApproximationError(
+        common / max(exact.indices.size, 1),
+        float(np.sqrt(np.mean(difference**2))) / spread if true.size else 0.0,
+        float(np.max(np.abs(difference), initial=0.0)) / spread,
+        len(true),
+    )
 
 
 def has_scann() -> bool:
@@ -265,20 +314,20 @@ def _scann_brute_force(
 ) -> Search:
     scann = _import_scann()
     slabs = list(slabs_of(len(embeddings), slab))
-    kept = {}
+    cache = {}
 
     def index(columns: slice) -> object:
-        if 0 in kept:
-            return kept[0]
+        if 0 in cache:
+            return cache[0]
         block = np.ascontiguousarray(embeddings[columns])
         built = scann.scann_ops_pybind.builder(block, 1, "dot_product").score_brute_force().build()
         if len(slabs) == 1:
-            kept[0] = built
+            cache[0] = built
         return built
 
     def search(queries: np.ndarray, labels: np.ndarray | None) -> Neighbours:
         best = BestSoFar(len(queries), k)
-        more = 0 if labels is None else _largest_identity(anchor_labels)
+        more = 0 if labels is None else largest_identity(anchor_labels)
         for columns in slabs:
             count = min(k + more, columns.stop - columns.start)
             neighbours = index(columns).search_batched_parallel(queries, final_num_neighbors=count)
@@ -306,17 +355,17 @@ def _scann_partitioned(
 
     def search(queries: np.ndarray, labels: np.ndarray | None, *, share: float) -> Neighbours:
         best = BestSoFar(len(queries), k)
-        more = 0 if labels is None else _largest_identity(anchor_labels)
+        more = 0 if labels is None else largest_identity(anchor_labels)
         count = min(k + more, len(embeddings))
-        found = index.search_batched_parallel(
+        neighbours = index.search_batched_parallel(
             queries,
             final_num_neighbors=count,
             pre_reorder_num_neighbors=_rescored(count),
             leaves_to_search=max(1, round(share * leaves)),
         )
-        _merge(best, found, labels, anchor_labels)
+        _merge(best, neighbours, labels, anchor_labels)
         result = best.sorted()
-        # The leaves that were searched may hold too few.
+        # The leaves searched may hold too few.
         short = np.flatnonzero(np.isneginf(result.similarities[:, -1]))
         if short.size:
             again = exact(queries[short], None if labels is None else labels[short])
@@ -338,7 +387,7 @@ def _merge(
     *,
     first: int = 0,
 ) -> None:
-    """Takes ScaNN's answer in: it cannot exclude, and says NaN where it found too few."""
+    """Merges ScaNN's result, which excludes nothing and is NaN where it has too few."""
     indices, similarities = neighbours
     missing = np.isnan(similarities)
     indices = np.where(missing, 0, indices.astype(np.int64)) + first
@@ -346,9 +395,3 @@ def _merge(
         found_labels = np.asarray(anchor_labels)[indices]
         missing = missing | ((found_labels == labels[:, None]) & (found_labels >= 0))
     best.merge(slice(None), np.where(missing, -np.inf, similarities), indices)
-
-
-def _largest_identity(anchor_labels: np.ndarray) -> int:
-    """The number of anchors that exclusion can take away."""
-    known = np.asarray(anchor_labels)
-    return int(np.max(np.unique(known[known >= 0], return_counts=True)[1], initial=0))

@@ -159,7 +159,7 @@ def image_anchors(
         names = tuple(images.people[row] for row in rows)
     else:
         labels, rows = None, sampled_rows(len(images.files), size=size, seed=seed)
-    if k > len(rows):  # said before they are embedded
+    if k > len(rows):  # before they are embedded
         raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
     crops = _Crops([images.files[row] for row in rows], model.preprocessing)
     return AnchorSet.from_embeddings(
@@ -181,12 +181,12 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder at {folder}: expected one of face crops")
+        raise UserError(f"no folder at {folder}: expected a folder of face crops")
     flat, nested = _images(folder.glob("*")), _images(folder.glob("*/*"))
     if flat and nested:
         raise UserError(
             f"{folder} holds images ({flat[0].name}) and folders of images "
-            f"({nested[0].relative_to(folder)}): expected the one or the other"
+            f"({nested[0].relative_to(folder)}): expected one or the other"
         )
     if not flat and not nested:
         raise UserError(

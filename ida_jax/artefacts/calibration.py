@@ -25,17 +25,17 @@ _CHUNK = 1 << 20
 class Calibration:
     """A monotone map from one method's scores to LLRs.
 
-    It holds for scores of that method, scale, model and anchors, on faces like those it was fitted
-    on; nothing in the scores themselves shows when it does not.
+    It is valid for scores of that method, scale, model and anchors, on faces like those it was
+    fitted on; the scores themselves do not show when it is not.
 
     Attributes:
       kind: "logistic" (affine: keeps the order of pairs exactly) or "isotonic" (non-decreasing: may
         make neighbouring scores equal).
       map: score to LLR.
-      method: what gave the scores, "ida_r" say; "" where unknown.
+      method: the scores' method, for example "ida_r"; "" where unknown.
       scale: their scale, "log" or "dao"; "" where unknown.
-      genuine: how many genuine scores it was fitted on.
-      impostor: how many impostor scores.
+      genuine: the number of genuine scores that it was fitted on.
+      impostor: the number of impostor scores.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Calibration:
     def llr(self, scores: ArrayLike) -> np.ndarray:
         """Natural-log likelihood ratios of scores of any shape; NaN stays NaN.
 
-        Computed in float64, chunk by chunk, and given in the scores' own floating type.
+        Computed in float64, chunk by chunk, and returned in the scores' own floating type.
         """
         scores = np.asarray(scores)
         if not np.issubdtype(scores.dtype, np.floating):

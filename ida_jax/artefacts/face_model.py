@@ -1,4 +1,4 @@
-"""A trained backbone as one file: network, weights, what its input must be, and its fingerprint.
+"""A trained backbone as one file: network, weights, preprocessing, and its fingerprint.
 
 The fingerprint is a hash of network, options, preprocessing and weights. Anchor sets, modules and
 embeddings carry the fingerprint of the model that they belong to, and another model's are refused;
@@ -27,7 +27,7 @@ from ida_jax.common.validation import unit_embeddings
 from ida_jax.models import mobilefacenet, resnet
 
 KIND = "face_model"  # of its file
-# Crops at once where there are fewer than a batch: two shapes are compiled, and little is padded.
+# Crops at once where there are fewer than a batch: two shapes are compiled, with little padding.
 _FEW = 8
 _NETWORKS = {
     "iresnet_nano": resnet.iresnet_nano,
@@ -42,7 +42,7 @@ _NETWORKS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network's input is: RGB crops of one size, (x/255 − mean) / std per channel."""
+    """A network's input: RGB crops of one size, (x/255 − mean) / std per channel."""
 
     image_size: int = 112
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -71,7 +71,7 @@ class FaceModel:
     Attributes:
       network: its name, one of iresnet_nano, iresnet18 … iresnet200, mobilefacenet.
       network_options: the module's options (embedding_dim, dropout_rate, …), JSON-able.
-      preprocessing: what the input is.
+      preprocessing: how crops become the input.
       variables: {"params": …, "batch_stats": …}.
       class_weights: float32 [C, D], the margin head's weights it was trained with, or None.
     """
@@ -91,8 +91,8 @@ class FaceModel:
     def fingerprint(self) -> str:
         """16 hex digits of a SHA-256 over network, options, preprocessing and every weight.
 
-        Two models with one fingerprint give the same embeddings; what the fingerprint is written
-        into (anchor sets, SSR modules) belongs to this model alone.
+        Two models with one fingerprint give the same embeddings; files that carry it (anchor sets,
+        SSR modules) belong to this model alone.
         """
         described = [self.network, self.network_options, asdict(self.preprocessing)]
         return fingerprint_of(described, self.variables)
@@ -170,9 +170,9 @@ class FaceModel:
 
         Args:
           images: N crops, uint8 [H, W, 3], RGB, of the model's size.
-          batch_size: crops at once, 8 of fewer crops than that; the last batch is padded, so that
-            one shape is compiled.
-          flip: embeds f(x) + f(mirrored x) (the LFW and IJB protocols' habit).
+          batch_size: crops at once, or 8 where there are fewer crops than that; the last batch is
+            padded, so that one shape is compiled.
+          flip: embeds f(x) + f(mirrored x), as is usual in the LFW and IJB protocols.
           progress: the title of a progress bar; none if None.
 
         Returns:
@@ -207,8 +207,9 @@ def by_batches(
     Args:
       function: uint8 [B, H, W, 3] → arrays of B rows.
       images: N crops.
-      preprocessing: says what size they must have.
-      batch_size: crops at once, 8 of fewer crops than that; the last batch is padded.
+      preprocessing: gives the size that they must have.
+      batch_size: crops at once, or 8 where there are fewer crops than that; the last batch is
+        padded.
       progress: the title of a progress bar; none if None.
 
     Raises:
@@ -237,7 +238,7 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
     """The flax module of a network's name.
 
     Raises:
-      UserError: an unknown name or option, or one out of its range.
+      UserError: an unknown name or option, or an option out of range.
     """
     if name not in _NETWORKS:
         raise UserError(f"network '{name}' is unknown: choose one of {', '.join(_NETWORKS)}")
@@ -272,7 +273,7 @@ def _batches(
     from tqdm import tqdm
 
     bar = tqdm(total=len(images), desc=progress, unit="face", disable=progress is None)
-    # Decoding releases the interpreter's lock, so that threads share it out over the cores.
+    # Decoding releases the interpreter's lock, so that threads spread it over the cores.
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(images), rows):
             batch = list(pool.map(images.__getitem__, range(start, min(start + rows, len(images)))))

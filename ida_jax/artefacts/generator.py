@@ -1,6 +1,6 @@
 """A trained generator of faces as one file: network, weights, the crops it makes, its fingerprint.
 
-Its faces belong to no real person: what the fake-db's anchors are made of (section 3.2).
+Its faces belong to no real person: the fake-db's anchors are made of them (section 3.2).
 
 N faces, S crop size, R resolution, Z latent, W style.
 """
@@ -22,7 +22,7 @@ from ida_jax.models.stylegan import GeneratorNetwork, draw_noise, num_styles
 from ida_jax.ops.resample import to_crops
 
 _KIND = "face_generator"
-# Faces made at once. A convolution's last bit depends on how many there are, so that it is fixed.
+# Faces made at once; fixed, since a convolution's last bit depends on their number.
 _BLOCK = 64
 _LATENTS_AVERAGED = 8192
 
@@ -34,9 +34,9 @@ class FaceGenerator:
     Attributes:
       options: the sizes of `ida_jax.models.stylegan.GeneratorNetwork`, JSON-able.
       variables: {"params": …}, the training's moving average.
-      mean_style: float32 [W], the mean of w, to which truncation draws.
-      image_size: S, the side of the crops that it learned from and makes, whatever R is.
-      provenance: of the training, JSON-able: the set, its size, steps, images shown, figures.
+      mean_style: float32 [W], w̄, the mean of w, towards which truncation moves styles.
+      image_size: S, the side of the crops that it learned from and makes, independent of R.
+      provenance: of the training, JSON-able: data set, its size, steps, images shown, figures.
     """
 
     options: dict[str, Any]
@@ -113,10 +113,10 @@ class FaceGenerator:
         of devices a pixel may be rounded differently.
 
         Args:
-          first: the first one's number, 0 or more.
+          first: the number of the first one, 0 or more.
           count: N.
-          seed: of the row.
-          truncation: ψ, 1 for the whole distribution; less for more ordinary faces and fewer kinds.
+          seed: of the sequence.
+          truncation: ψ, 1 for the whole distribution; less for more ordinary, less varied faces.
           progress: the title of a progress bar; none if None.
 
         Returns:

@@ -6,7 +6,7 @@ B batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -106,4 +106,22 @@ def padded(rows: np.ndarray, block: int) -> np.ndarray:
     """
     out = np.zeros((block, *rows.shape[1:]), rows.dtype)
     out[: len(rows)] = rows
+    return out
+
+
+def in_blocks(
+    function: Callable[[np.ndarray], jax.Array], rows: np.ndarray, sizes: Sequence[int]
+) -> np.ndarray:
+    """A jitted function of rows, float32 [N], computed by padded blocks of one of the sizes.
+
+    Args:
+      function: [B, …] → [B], each number from its own row.
+      rows: [N, …].
+      sizes: ascending; see `block_size`.
+    """
+    out = np.empty(len(rows), np.float32)
+    block = block_size(sizes, len(rows))
+    for start in range(0, len(rows), block):
+        values = function(padded(rows[start : start + block], block))
+        out[start : start + block] = np.asarray(values)[: len(rows) - start]
     return out

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.data.lfw import find_crops, load_lfw
+from ida_jax.data.lfw_crops import find_crops, load_lfw
 from ida_jax.data.rendered import rendered_faces
 from ida_jax.data.tfds_faces import find_tfds, load_tfds
 

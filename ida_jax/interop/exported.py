@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.artefacts.face_model import FaceModel, build_network
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
-from ida_jax.models.ssr import SSR
+from ida_jax.models.ssr_network import SSRNetwork
 from ida_jax.ops.hypersphere import normalize
 
 # What a graph can take. "uint8": RGB crops [B, H, W, 3] as read, normalised inside the graph.
@@ -46,7 +46,7 @@ class Deployable(NamedTuple):
 
 def deployable(
     model: FaceModel,
-    ssr: DensityRegressor | None = None,
+    ssr: SSRModule | None = None,
     *,
     input: str = "uint8",
     float32: bool = False,
@@ -102,7 +102,7 @@ def input_shape(model: FaceModel, input: str) -> tuple[int, int, int]:
     return (side, side, 3) if input == "uint8" else (3, side, side)
 
 
-def description(model: FaceModel, *, input: str, ssr: DensityRegressor | None) -> dict[str, Any]:
+def description(model: FaceModel, *, input: str, ssr: SSRModule | None) -> dict[str, Any]:
     """What a graph's user must know: input, normalisation, width, fingerprint, JSON-able.
 
     Raises:
@@ -138,7 +138,7 @@ def largest_difference(
     model: FaceModel,
     *,
     input: str,
-    ssr: DensityRegressor | None,
+    ssr: SSRModule | None,
     batch: int = 3,
     seed: int = 0,
 ) -> float:
@@ -170,8 +170,10 @@ def _nhwc(images: jax.Array) -> jax.Array:
     return images.transpose(0, 2, 3, 1)
 
 
-def _log_density(ssr: DensityRegressor, params: Any, embedding: jax.Array) -> jax.Array:
-    """`DensityRegressor.log_density`, traceable: [B, D] → [B]."""
-    out = SSR(hidden=params["hidden_fc"]["kernel"].shape[1]).apply({"params": params}, embedding)
+def _log_density(ssr: SSRModule, params: Any, embedding: jax.Array) -> jax.Array:
+    """`SSRModule.log_density`, traceable: [B, D] → [B]."""
+    out = SSRNetwork(hidden=params["hidden_fc"]["kernel"].shape[1]).apply(
+        {"params": params}, embedding
+    )
     out = jnp.float32(ssr.mean) + jnp.float32(ssr.std) * out
     return out if ssr.target == "log" else jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))

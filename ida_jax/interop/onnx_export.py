@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.interop.exported import Graph, description, in_float32, input_shape
 from ida_jax.models.mobilefacenet import STAGES
@@ -27,9 +27,7 @@ from ida_jax.models.resnet import IResNet
 _OPSET, _IR_VERSION = 17, 8
 
 
-def onnx_bytes(
-    model: FaceModel, *, input: str = "uint8", ssr: DensityRegressor | None = None
-) -> bytes:
+def onnx_bytes(model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None) -> bytes:
     """The ONNX file of a face model, float32, for any batch.
 
     Input `images`, outputs `embedding` and, with an SSR module, `log_density`: see
@@ -234,8 +232,8 @@ def _mobilefacenet(graph: _Layers, x: str, side: int) -> str:
     )
 
 
-def _log_density(graph: _Layers, ssr: DensityRegressor) -> None:
-    """`DensityRegressor.log_density` of the value `embedding`."""
+def _log_density(graph: _Layers, ssr: SSRModule) -> None:
+    """`SSRModule.log_density` of the value `embedding`."""
     x = "embedding"
     for layer, after in (("hidden_fc", "Relu"), ("output_fc", "Flatten")):
         weights = {leaf: np.asarray(value) for leaf, value in ssr.params[layer].items()}

@@ -18,7 +18,7 @@ import numpy as np
 from jax import export, lax
 
 from ida_jax.artefacts.face_model import FaceModel
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.interop.exported import Graph, deployable, input_shape
 from ida_jax.models.mobilefacenet import DepthwiseConv
@@ -27,7 +27,7 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def stablehlo_bytes(
-    model: FaceModel, *, input: str = "uint8", ssr: DensityRegressor | None = None
+    model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None
 ) -> bytes:
     """The serialised `jax.export.Exported` of a face model, float32, for any batch.
 

@@ -1,13 +1,22 @@
-"""PyTorch state dicts as NumPy arrays: from files, and into a network's variables.
+"""PyTorch state dicts: from files to NumPy arrays, and from these to our networks' variables.
 
-O and I output and input channels, H and W a kernel's size. PyTorch's kernels are [O, I, H, W] and
-its fully connected layers [O, I]; ours are [H, W, I, O] and [I, O].
+iresnet's names are InsightFace's arcface_torch's: `conv1.weight`, `layer3.13.bn2.running_var`,
+`layer1.0.downsample.0.weight`, `fc.weight`, `features.bias`, …. MobileFaceNet's are those of the
+public PyTorch implementation: `conv1.0.weight`, `features.3.conv.1.1.running_mean`,
+`gdconv.depthwise.weight`, …; its 1×1 convolutions are Dense layers here.
+
+PyTorch's kernels are [O, I, H, W] and its fully connected layers [O, I]; ours are [H, W, I, O] and
+[I, O]. It flattens the last map as [C, H, W], we as [H, W, C].
+
+O and I output and input channels, H and W a kernel's or the last map's size, C channels, D
+embedding.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,9 +26,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_npz, require_file
+from ida_jax.models import resnet
+from ida_jax.models.mobilefacenet import MobileFaceNet
 
 # Our leaves' names in PyTorch; a PReLU's slope is a "weight" too.
-LEAVES = {
+_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "slope": "weight",
@@ -31,6 +42,44 @@ LEAVES = {
 _WRAPPERS = ("state_dict_backbone", "state_dict")
 # What DistributedDataParallel and torch.compile put before every name.
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+_IRESNETS = ("iresnet_nano", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200")
+_IRESNET_MODULES = {
+    "stem_conv": "conv1",
+    "stem_bn": "bn1",
+    "stem_prelu": "prelu",
+    "output_bn": "bn2",
+    "fc": "fc",
+    "embedding_bn": "features",
+    # Within a block.
+    "shortcut_conv": "downsample.0",
+    "shortcut_bn": "downsample.1",
+}
+_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
+# All four stages halve the map, rounding up.
+_TOTAL_STRIDE = 16
+_MOBILEFACENET_MODULES = {
+    "conv1": "conv1.0",
+    "conv1_bn": "conv1.1",
+    "dw_conv_depthwise": "dw_conv.depthwise",
+    "dw_conv_bn1": "dw_conv.bn1",
+    "dw_conv_pointwise": "dw_conv.pointwise",
+    "dw_conv_bn2": "dw_conv.bn2",
+    "conv2": "conv2.0",
+    "conv2_bn": "conv2.1",
+    "gdconv_depthwise": "gdconv.depthwise",
+    "gdconv_bn": "gdconv.bn",
+    "conv3": "conv3",
+    "bn": "bn",
+}
+# Within features.N.conv, an inverted residual.
+_RESIDUAL_MODULES = {
+    "expand": "0.0",
+    "expand_bn": "0.1",
+    "depthwise": "1.0",
+    "depthwise_bn": "1.1",
+    "project": "2",
+    "project_bn": "3",
+}
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
@@ -60,7 +109,117 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     return {name: value for name, value in arrays.items() if "num_batches_tracked" not in name}
 
 
-def variables_of(
+class IResNetWeights(NamedTuple):
+    """An iresnet from a state dict.
+
+    Attributes:
+      network: iresnet18 … iresnet200.
+      options: the module's options for `ida_jax.artefacts.face_model.FaceModel`.
+      image_size: 16 times the last map's size.
+      variables: {"params": …, "batch_stats": …}, float32.
+    """
+
+    network: str
+    options: dict[str, Any]
+    image_size: int
+    variables: dict[str, Any]
+
+
+def iresnet_from_state(state: Mapping[str, np.ndarray]) -> IResNetWeights:
+    """The network that a state dict belongs to, and its variables.
+
+    Depth and widths follow from the blocks' names and shapes, D and the image size from `fc`. A
+    scale of the last BatchNorm, 1 in InsightFace's networks and absent in ours, goes into `fc`.
+
+    Args:
+      state: float arrays by their names, as `read_state` gives them.
+
+    Raises:
+      UserError: not an iresnet, an unknown depth or width, or an image that is not square; a name
+        is missing or unknown, or an array has another shape.
+    """
+    if "conv1.weight" not in state or "fc.weight" not in state:
+        raise UserError(
+            "the weights lack 'conv1.weight' or 'fc.weight': expected the state dict of an "
+            "arcface_torch iresnet"
+        )
+    network = _iresnet_of(state)
+    widths = getattr(resnet, network)().widths
+    width, flattened = state["fc.weight"].shape
+    side = math.isqrt(flattened // widths[-1])
+    if side * side * widths[-1] != flattened:
+        raise UserError(
+            f"'fc.weight' takes {flattened} values, not a square map of {widths[-1]} channels: "
+            "networks of square images alone can be read"
+        )
+    state = dict(state)
+    kernel = state["fc.weight"].reshape(width, widths[-1], side, side)
+    state["fc.weight"] = kernel.transpose(0, 2, 3, 1).reshape(width, flattened)
+    if (scale := state.pop("features.weight", None)) is not None:
+        state["fc.weight"] = state["fc.weight"] * scale[:, None]
+        for name in ("fc.bias", "features.running_mean"):
+            if name in state:
+                state[name] = state[name] * scale
+    module = getattr(resnet, network)(embedding_dim=width)
+    image_size = _TOTAL_STRIDE * side
+    variables = _variables_of(module, image_size, state, _iresnet_name, what=network)
+    options = {"embedding_dim": width, "dropout_rate": 0.0}
+    return IResNetWeights(network, options, image_size, variables)
+
+
+def mobilefacenet_variables(state: Mapping[str, np.ndarray]) -> dict:
+    """The variables of `MobileFaceNet()` for 112×112 images.
+
+    Args:
+      state: float arrays by their name in the PyTorch state dict, convolutions OIHW. The counters
+        `num_batches_tracked` are ignored.
+
+    Returns:
+      {"params": …, "batch_stats": …}, float32.
+
+    Raises:
+      UserError: a name is missing or unknown, or an array has another shape; it is named.
+    """
+    return _variables_of(MobileFaceNet(), 112, state, _mobilefacenet_name, what="MobileFaceNet")
+
+
+def _iresnet_of(state: Mapping[str, np.ndarray]) -> str:
+    blocks = {(int(m[1]), int(m[2])) for name in state if (m := _BLOCK.match(name))}
+    stages = sorted({stage for stage, _ in blocks})
+    sizes = tuple(sum(stage == s for s, _ in blocks) for stage in stages)
+    stem = state["conv1.weight"].shape[0]
+    for name in _IRESNETS:
+        module = getattr(resnet, name)()
+        if (sizes, stem) == (module.stage_sizes, module.widths[0]):
+            return name
+    raise UserError(
+        f"the weights are of stages of {list(sizes)} blocks after a stem of {stem} channels: "
+        f"expected one of {', '.join(_IRESNETS)}"
+    )
+
+
+def _iresnet_name(path: tuple[str, ...]) -> str:
+    """("params", "stage3_block2", "bn1", "scale") → "layer3.1.bn1.weight"."""
+    _, *modules, leaf = path
+    parts = []
+    if len(modules) == 2:
+        stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", modules[0]).groups()
+        parts.append(f"layer{stage}.{int(block) - 1}")
+    parts.append(_IRESNET_MODULES.get(modules[-1], modules[-1]))
+    return ".".join([*parts, _LEAVES[leaf]])
+
+
+def _mobilefacenet_name(path: tuple[str, ...]) -> str:
+    """("params", "features_3", "expand", "kernel") → "features.3.conv.0.0.weight"."""
+    _, *modules, leaf = path
+    if len(modules) == 2:
+        prefix = modules[0].replace("_", ".") + ".conv." + _RESIDUAL_MODULES[modules[1]]
+    else:
+        prefix = _MOBILEFACENET_MODULES[modules[0]]
+    return f"{prefix}.{_LEAVES[leaf]}"
+
+
+def _variables_of(
     network: nn.Module,
     image_size: int,
     state: Mapping[str, np.ndarray],

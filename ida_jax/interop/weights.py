@@ -11,10 +11,8 @@ from pathlib import Path
 from ida_jax.artefacts.face_model import KIND, FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import kind_of
-from ida_jax.interop.iresnet import iresnet_from_state
-from ida_jax.interop.mobilefacenet import mobilefacenet_variables
 from ida_jax.interop.onnx_import import read_onnx_state
-from ida_jax.interop.state_dict import read_state
+from ida_jax.interop.state_dict import iresnet_from_state, mobilefacenet_variables, read_state
 
 # The public MobileFaceNet is trained on ImageNet's statistics.
 _IMAGENET = Preprocessing(112, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -71,29 +71,30 @@ def pooling_matrix(
     return csc_array((entries, (templates, np.arange(n))), shape=(count, n))
 
 
-def pool(
+def pool_templates(
     matrix: "csc_array",
     values: np.ndarray,
     *,
-    images: str = "keep",
+    norm: str = "keep",
+    halves: bool = False,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """S·E, float64 [T, D], in slabs of E, which may be a map of a file.
 
     Args:
       matrix: S, float64 [T, N].
-      values: E, floating point [N, D]; or [N, 2D], the embeddings of each image and of its mirror
-        image side by side, with `images` ending in "_halves", which are added.
-      images: "keep", an embedding's norm is its weight; "unit", each is normalised first.
+      values: E, floating point [N, D]; or [N, 2D] with `halves`.
+      norm: "keep", an embedding's norm is its weight; "unit", each is normalised first.
+      halves: E holds the embeddings of each image and of its mirror image side by side, which are
+        added.
       rows: int [N], the rows of E that the columns of S are; all where None.
 
     Raises:
       UserError: another number of rows, an odd width of halves, or a row that is zero, NaN or
         infinite, named by number.
     """
-    kind, _, halves = images.partition("_")
-    if kind not in ("keep", "unit") or halves not in ("", "halves"):
-        raise UserError(f"images '{images}' is unknown: choose keep or unit, with _halves or not")
+    if norm not in ("keep", "unit"):
+        raise UserError(f"norm '{norm}' is unknown: choose keep or unit")
     rows = np.arange(values.shape[0]) if rows is None else rows
     if values.ndim != 2 or rows.size != matrix.shape[1]:
         raise UserError(
@@ -108,15 +109,15 @@ def pool(
         slab = np.asarray(values[rows[start : start + _SLAB]], np.float64)
         if halves:
             slab = slab[:, :width] + slab[:, width:]
-        norm = np.sqrt(np.einsum("nd,nd->n", slab, slab))
-        bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))
+        length = np.sqrt(np.einsum("nd,nd->n", slab, slab))
+        bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
         if bad.size:
             raise UserError(
                 f"embedding {rows[start + bad[0]]} is zero, NaN or infinite: embed that image "
                 "again, or leave it out (--skip-bad)"
             )
-        if kind == "unit":
-            slab /= norm[:, None]
+        if norm == "unit":
+            slab /= length[:, None]
         pooled += matrix[:, start : start + _SLAB] @ slab
     return pooled
 

@@ -29,7 +29,7 @@ _DEFAULT_MARGINS: dict[str, Margin] = {
     "combined": (1.0, 0.3, 0.2),
     "adaface": 0.4,
 }
-KINDS = tuple(_DEFAULT_MARGINS)
+MARGIN_LOSSES = tuple(_DEFAULT_MARGINS)
 
 
 def default_margin(kind: str) -> Margin:
@@ -38,20 +38,22 @@ def default_margin(kind: str) -> Margin:
     Raises:
       UserError: an unknown kind.
     """
-    if kind not in KINDS:
-        raise UserError(f"the margin head's kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    if kind not in MARGIN_LOSSES:
+        raise UserError(
+            f"the margin head's kind is {kind!r}; choose one of {', '.join(MARGIN_LOSSES)}"
+        )
     return _DEFAULT_MARGINS[kind]
 
 
 class MarginHead(nn.Module):
-    """Embeddings and labels to logits, with S learned weight vectors a class.
+    """Embeddings and labels to logits, with S learned weight vectors for each class.
 
     `__call__` is the loss written out, with all [B, C] logits; training computes the same blockwise
     and takes `label_logits` from here.
 
     Attributes:
       num_classes: C.
-      kind: one of `KINDS`.
+      kind: one of `MARGIN_LOSSES`.
       scale: s; the α of "l2_softmax".
       margin: m; the kind's own default if None. In radians for "arcface"; a difference of cosines
         for "cosface"; a whole number for "sphereface"; (m₁, m₂, m₃) for "combined". "l2_softmax"

@@ -1,7 +1,8 @@
 """MobileFaceNet: a small recognition network, 112×112 images to 128-d embeddings.
 
 Source: Chen et al., "MobileFaceNets" (CCBR 2018), in the widespread PyTorch variant that has ReLU
-and ReLU6 where the article has PReLU. `ida_jax.interop.mobilefacenet` reads that variant's weights.
+and ReLU6 where the article has PReLU. `ida_jax.interop.state_dict` reads that variant's
+weights.
 
 A depthwise convolution on a CPU is nine shifted products: XLA's CPU backend runs a grouped
 convolution one channel at a time, and the sum is four to five times faster. GPUs and TPUs keep the

@@ -151,8 +151,8 @@ def draw_changes(
         return jnp.where(next(u) < chance, values, neutral)
 
     def drawn_pair(x: jax.Array, y: jax.Array) -> jax.Array:
-        made = next(u) < probability
-        return jnp.where(made[:, None], jnp.stack([x, y], axis=1) * resolution, 0)
+        moved = next(u) < probability
+        return jnp.where(moved[:, None], jnp.stack([x, y], axis=1) * resolution, 0)
 
     def angle() -> jax.Array:
         return (next(u) * 2 - 1) * math.pi

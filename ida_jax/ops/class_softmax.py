@@ -174,7 +174,7 @@ def softmax_step(
         slopes = jnp.where(seen.is_label, slope[:, None], scale * row_weights[:, None] * p)
         slopes = jnp.where(seen.counts[None, :] & is_real[:, None], slopes, 0.0)
         # Of a class's sub-centres the nearest one alone is moved.
-        slopes = jnp.where(seen.each == seen.cosines[..., None], slopes[..., None], 0.0)
+        slopes = jnp.where(seen.sub_cosines == seen.cosines[..., None], slopes[..., None], 0.0)
         # By w / ‖w‖ the slope is that by w times ‖w‖: one array serves both products.
         slopes = slopes / seen.norms[None, ..., 0]
         gradient = gradient + products.by_embeddings(slopes, old)
@@ -247,14 +247,14 @@ _LOW = -1e30
 class _Look(NamedTuple):
     """A block of classes as the batch sees it; n classes.
 
-    weight [n, S, D] and norms [n, S, 1], each [R, n, S] cosine, cosines [R, n] the best of a
+    weight [n, S, D] and norms [n, S, 1], sub_cosines [R, n, S], cosines [R, n] the best of a
     class, is_label [R, n], counts [n] whether a class takes part, fresh [n] whether this
     block is the first to hold it.
     """
 
     weight: jax.Array
     norms: jax.Array
-    each: jax.Array
+    sub_cosines: jax.Array
     cosines: jax.Array
     is_label: jax.Array
     counts: jax.Array

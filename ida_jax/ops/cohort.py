@@ -16,6 +16,7 @@ selects its own cohort), Tistarelli et al. 2014 (CSN).
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -61,12 +62,47 @@ def csn_score(
 
     Args:
       similarity: [...], the pair's cosine.
-      term_1: [...], g of the first face (`ida_jax.rescoring.cohort.Csn.face_term`).
+      term_1: [...], g of the first face (`ida_jax.rescoring.csn_fit.Csn.face_term`).
       term_2: [...], g of the second.
       weight: w₀.
       bias: b.
     """
     return weight * similarity + (term_1 + term_2) + bias
+
+
+def csn_objective(
+    theta: jax.Array,
+    features: jax.Array,
+    same: jax.Array,
+    *,
+    prior: float | jax.Array,
+    ridge: float | jax.Array,
+) -> jax.Array:
+    """What CSN's training minimises: a prior-weighted logistic loss and a penalty.
+
+        prior · mean over genuine of log(1 + e^(−z))
+        + (1 − prior) · mean over impostors of log(1 + e^z) + ½ · ridge · ‖w‖²
+
+    with z = w·x + b. The prior says where the regression looks: 0.5 at the bulk of both classes, a
+    small one at the impostors' high end, where low FARs are decided. b is not penalised.
+
+    Args:
+      theta: [R + 1], the weights w and, last, the bias b.
+      features: [P, R], x of each pair.
+      same: bool [P], whether a pair is genuine; both values occur.
+      prior: the share of genuine pairs that the two classes are weighted to.
+      ridge: of the penalty.
+
+    Returns:
+      A number, strictly convex in theta where ridge > 0.
+    """
+    weights, bias = theta[:-1], theta[-1]
+    z = features @ weights + bias
+    genuine = same.astype(z.dtype)
+    impostor = 1 - genuine
+    loss = prior * jnp.average(jax.nn.softplus(-z), weights=genuine)
+    loss += (1 - prior) * jnp.average(jax.nn.softplus(z), weights=impostor)
+    return loss + 0.5 * ridge * weights @ weights
 
 
 def polynomial_map(n: int, degree: int) -> np.ndarray:

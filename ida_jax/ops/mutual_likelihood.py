@@ -2,7 +2,7 @@
 
 Source: Shi and Jain, "Probabilistic Face Embeddings" (ICCV 2019), and their code. A face is
 N(μ, diag σ²): μ is its unit embedding, σ² comes from the uncertainty module
-(`ida_jax.models.uncertainty`). A pair's score is the log-likelihood that both
+(`ida_jax.models.uncertainty_network`). A pair's score is the log-likelihood that both
 faces share one embedding,
 
     MLS = −Σ_d [(μ₁ − μ₂)² / (σ₁² + σ₂²) + log(σ₁² + σ₂²)].

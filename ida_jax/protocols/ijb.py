@@ -14,7 +14,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.metrics.templates import pool, pooling_matrix
+from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols.ijb_lists import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
 from ida_jax.protocols.ijb_pfe import ImageVariances, pfe_scores
 from ida_jax.protocols.ijb_search import evaluate_searches
@@ -45,7 +45,7 @@ def evaluate_ijb(
     *,
     subset: str,
     galleries: Galleries | None = None,
-    images: str = "keep",
+    norm: str = "keep",
     flip: str = "none",
     detector: bool = True,
     densities: str = "template",
@@ -72,7 +72,7 @@ def evaluate_ijb(
       scorers: {method: its Rescorer}.
       subset: "ijbb" or "ijbc", for the name.
       galleries: of 1:N.
-      images: "keep" or "unit".
+      norm: "keep" or "unit".
       flip: "none"; "added", the embeddings have their mirror images' added; "halves", they are
         [N, 2D], mirror images' beside them.
       detector: weights images by the detector's score, where the lists have it.
@@ -102,8 +102,7 @@ def evaluate_ijb(
     matrix = pooling_matrix(
         meta.templates[rows], meta.media[rows], weights=None if weights is None else weights[rows]
     )
-    kind = f"{images}_halves" if flip == "halves" else images
-    pooled = pool(matrix, embeddings, images=kind, rows=rows)
+    pooled = pool_templates(matrix, embeddings, norm=norm, halves=flip == "halves", rows=rows)
     faces = unit_embeddings(pooled, what="templates")
     terms = {name: scorer.terms(faces) for name, scorer in scorers.items()}
     pooled_densities = densities == "images" and any(t.rule == "dao" for t in terms.values())
@@ -112,7 +111,7 @@ def evaluate_ijb(
             matrix, embeddings, scorers, terms, rows=rows, halves=flip == "halves"
         )
 
-    variant = "_flip" * (flip != "none") + ("_norm" if images == "keep" else "_unit")
+    variant = "_flip" * (flip != "none") + ("_norm" if norm == "keep" else "_unit")
     variant += "_detector" * (weights is not None) + "_image_densities" * pooled_densities
     subjects = None if galleries is None else _subjects(galleries, meta)
     units = np.arange(meta.template_ids.size) if subjects is None else subjects
@@ -319,7 +318,7 @@ def _evaluate(
         scorers,
         subset=request.protocol,
         galleries=data.galleries,
-        images=options.norm,
+        norm=options.norm,
         flip=options.flip,
         detector=options.detector == "weight",
         densities=options.densities,

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
+from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.templates import fuse
-from ida_jax.protocols.likelihood import FUSED_MEANS, likelihood_methods, likelihood_of_pairs
+from ida_jax.protocols.pfe_methods import FUSED_MEANS, likelihood_methods, likelihood_of_pairs
 from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
 from ida_jax.rescoring.rescorer import Rescorer
 
@@ -84,6 +84,6 @@ def pfe_scores(
         anchors,
         k=10 if ida_r is None else ida_r.k,
         tau=1.0 if ida_r is None else ida_r.tau,
-        ssr=None if ida_l is None else ida_l.regressor,
+        ssr=None if ida_l is None else ida_l.ssr,
     )
     return scores | likelihood_of_pairs(faces, pairs, methods)

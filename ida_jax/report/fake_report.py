@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ida_jax.anchors.candidates import Candidates
+from ida_jax.anchors.candidates import CandidateFaces
 from ida_jax.anchors.fake import FakeReport
 from ida_jax.anchors.fake_rules import DUPLICATE, IMPLAUSIBLE, KEPT, NEAR_TRAINING, UNREADABLE
 from ida_jax.common.files import json_text, written_whole
@@ -37,7 +37,7 @@ _TOGETHER = 64  # faces that a generator makes at once
 
 
 def write_fake_report(
-    path: str | os.PathLike[str], report: FakeReport, candidates: Candidates
+    path: str | os.PathLike[str], report: FakeReport, candidates: CandidateFaces
 ) -> None:
     """Writes the page, and everything in it and more as JSON under the same name.
 
@@ -57,7 +57,7 @@ def write_fake_report(
         temporary.write_text(page, encoding="utf-8")
 
 
-def fake_json(report: FakeReport, candidates: Candidates) -> dict[str, Any]:
+def fake_json(report: FakeReport, candidates: CandidateFaces) -> dict[str, Any]:
     """The provenance, histograms of the nearest training faces' cosines, and who was dropped."""
     cosines = {
         "candidates": report.nearest,
@@ -81,7 +81,7 @@ def fake_json(report: FakeReport, candidates: Candidates) -> dict[str, Any]:
     }
 
 
-def _page(report: FakeReport, candidates: Candidates) -> str:
+def _page(report: FakeReport, candidates: CandidateFaces) -> str:
     title = f"Fake-db: {report.provenance['kept']:,} generated anchors"
     warnings = "".join(
         f'<p class="card"><strong>{html.escape(warning)}</strong></p>'
@@ -177,7 +177,7 @@ def _privacy(report: FakeReport) -> str:
     )
 
 
-def _faces(report: FakeReport, candidates: Candidates) -> str:
+def _faces(report: FakeReport, candidates: CandidateFaces) -> str:
     kept, nearest = report.numbers(KEPT), report.nearest[report.numbers(KEPT)]
     parts = ["<h2>Faces</h2>", _sheet(candidates, kept[: _SHOWN[KEPT]], "The first anchors")]
     if report.strangers.size:
@@ -206,13 +206,13 @@ def _faces(report: FakeReport, candidates: Candidates) -> str:
     return "\n".join(parts)
 
 
-def _sheet(candidates: Candidates, numbers: np.ndarray, caption: str, note: str = "") -> str:
+def _sheet(candidates: CandidateFaces, numbers: np.ndarray, caption: str, note: str = "") -> str:
     images = _drawn(candidates, numbers)
     sheet = jpeg(contact_sheet(images, columns=min(_COLUMNS, len(images))), side=2048)
     return _figure(sheet, caption, note, kind="jpeg")
 
 
-def _drawn(candidates: Candidates, numbers: np.ndarray) -> Sequence[np.ndarray]:
+def _drawn(candidates: CandidateFaces, numbers: np.ndarray) -> Sequence[np.ndarray]:
     """The candidates of these numbers, neighbours drawn together."""
     drawn = {}
     for block, members in groupby(sorted(numbers.tolist()), lambda number: number // _TOGETHER):
@@ -245,7 +245,7 @@ def _figure(content: bytes, caption: str, note: str, *, kind: str, style: str = 
 def _origin(described: Mapping[str, Any]) -> str:
     run = described["run"]
     entries = {
-        **{f"Candidates: {key}": value for key, value in described["candidates"].items()},
+        **{f"CandidateFaces: {key}": value for key, value in described["candidates"].items()},
         "Model": described["model"],
         "Mirrored too": "yes" if described["flip"] else "no",
         "Aligned to the training people": "yes" if described["aligned"] else "no",

@@ -1,20 +1,124 @@
-"""Fitting CSN's classifier on development faces whose identities are known.
+"""CSN's classifier, and its fit on development faces whose identities are known.
 
-N faces, A anchors, D embedding, P pairs, R coefficients a face.
+N faces, A anchors, D embedding, P pairs, R coefficients of a face.
 """
 
+import os
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.search import support_sets
+from ida_jax.anchors.check import refuse_self_matches
+from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.errors import UserError
-from ida_jax.ops.cohort import polynomial_map
-from ida_jax.rescoring.cohort import Csn
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model
+from ida_jax.ops.cohort import csn_objective, polynomial_map
 from ida_jax.rescoring.pairs import score_pairs
 
+_KIND = "csn"
 _PAIR_BLOCK = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Csn:
+    """Discriminative cohort score normalisation (Tistarelli et al. 2014), trained.
+
+    The shape of a face's sorted cohort scores, as the coefficients q of a polynomial fit
+    (`ida_jax.ops.cohort.polynomial_map`), goes beside the pair's cosine to a logistic regression
+    that is symmetric in the pair:
+
+        w₀ c + g(f₁) + g(f₂) + b,   g(f) = ⟨w, q(f)⟩
+
+    On data like the development set the score is a log-likelihood ratio (natural logarithm). Made
+    by `fit_csn`.
+
+    Attributes:
+      coefficient_weights: w, float64 [degree + 1].
+      weight: w₀.
+      bias: b.
+      top_n: the number of cohort scores of a face.
+      width: D, the embeddings' width.
+      anchors: the size of the cohort that it was fitted with: a larger one has higher top scores.
+      fingerprint: of the model whose embeddings it takes; "" where unknown.
+      prior: the share of genuine pairs that the regression was weighted to.
+      identities: the number of people in the fitted pairs.
+      genuine: the number of genuine pairs that it was fitted on.
+      impostor: the number of impostor pairs.
+    """
+
+    coefficient_weights: np.ndarray
+    weight: float
+    bias: float
+    top_n: int
+    width: int
+    anchors: int
+    fingerprint: str
+    prior: float
+    identities: int
+    genuine: int
+    impostor: int
+
+    @property
+    def degree(self) -> int:
+        """The polynomial's degree."""
+        return len(self.coefficient_weights) - 1
+
+    def face_term(self, similarities: np.ndarray) -> np.ndarray:
+        """g of each face, float32 [N].
+
+        Args:
+          similarities: float32 [N, top_n], descending: what `ida_jax.anchors.search.support_sets`
+            gives for k = top_n, among the anchors that the classifier was fitted with
+            (`check_anchors`).
+
+        Raises:
+          UserError: a different number of scores for a face.
+        """
+        if similarities.ndim != 2 or similarities.shape[1] != self.top_n:
+            raise UserError(
+                f"the cohort scores are {list(similarities.shape)}: expected [N, {self.top_n}], "
+                "the number that the CSN classifier was fitted with"
+            )
+        # g is linear in the sorted scores: one weight a rank.
+        by_rank = self.coefficient_weights @ polynomial_map(self.top_n, self.degree)
+        return (similarities.astype(np.float64) @ by_rank).astype(np.float32)
+
+    def check_anchors(self, anchors: AnchorSet) -> None:
+        """Refuses, by UserError, anchors of another model, width or number."""
+        require_same_model(
+            "CSN classifier",
+            self.fingerprint,
+            self.width,
+            fingerprint=anchors.fingerprint,
+            width=anchors.width,
+        )
+        if len(anchors) != self.anchors:
+            raise UserError(
+                f"the CSN classifier was fitted with {self.anchors} anchors, {len(anchors)} were "
+                "given: use the same anchor set, or fit again (python -m ida_jax.fit csn)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the classifier as one safetensors file, whole or not at all."""
+        metadata = asdict(self)
+        tensors = {"coefficient_weights": metadata.pop("coefficient_weights")}
+        save_tensors(path, tensors, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Csn":
+        """Reads a saved classifier.
+
+        Raises:
+          UserError: the file is absent, torn, or not a CSN classifier.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            return cls(np.array(tensors["coefficient_weights"]), **metadata)
 
 
 class _Pairs(NamedTuple):
@@ -49,22 +153,16 @@ def fit_csn(
 ) -> Csn:
     """Logistic regression on [c, q(f₁) + q(f₂)], q the polynomial coefficients of a face's cohort.
 
-    Over all genuine pairs of at most so many faces an identity, and a sample of impostor pairs of
-    the same faces, it minimises in float64
+    It minimises `ida_jax.ops.cohort.csn_objective` in float64, over all genuine pairs of at most
+    `images_per_identity` faces of an identity and a sample of impostor pairs of the same faces.
+    Features are scaled to unit deviation, which is folded back afterwards, and
+    log(prior / (1 − prior)) is subtracted from the bias, so that the score is a log-likelihood
+    ratio whatever the prior. The defaults of prior and images_per_identity were the best of those
+    tried in a cross-validation over the identities of LFW's anchor half (TAR at FAR 1e-4 and 1e-5).
 
-        prior · mean over genuine of log(1 + e^(−z))
-        + (1 − prior) · mean over impostors of log(1 + e^z) + ½ · ridge · ‖w‖²
-
-    with z = w·x + b on features x scaled to unit deviation (folded back afterwards); b is not
-    penalised, and log(prior / (1 − prior)) is taken off it at the end, so that the score is a
-    log-likelihood ratio for every prior. The prior says where the regression looks: 0.5 at the bulk
-    of both classes, a small one at the impostors' high end, where low FARs are decided. The
-    defaults of prior and images_per_identity were the best of those tried in a cross-validation
-    over the identities of LFW's anchor half (TAR at FAR 1e-4 and 1e-5).
-
-    In use nobody of a pair is among the anchors. Where development people are, a face's cohort is
-    taken without its own identity and without its partner's: the partner of an impostor pair with a
-    high cosine is otherwise at the top of the cohort, and the regression learns to spot it there.
+    In use neither person of a pair is among the anchors. Where development people are, a face's
+    cohort excludes its own identity and its partner's: otherwise the partner of an impostor pair
+    with a high cosine is at the top of the cohort, and the regression learns to spot it there.
 
     Args:
       faces: float32 [N, D], unit rows: development faces, never those under test.
@@ -74,8 +172,8 @@ def fit_csn(
       degree: of the polynomial.
       prior: the share of genuine pairs that the two classes are weighted to.
       ridge: of the penalty.
-      images_per_identity: so many faces of an identity are drawn at most, lest a few people with
-        many images outweigh the rest.
+      images_per_identity: at most this many faces of an identity are drawn, so that a few people
+        with many images do not outweigh the rest.
       impostor_pairs: how many are drawn, with replacement.
       exclude_own: the two identities of a pair are left out of its cohorts by the anchors' labels,
         where they have any, which are then in the numbering of `labels`. False where the numberings
@@ -84,9 +182,9 @@ def fit_csn(
       seed: of the draws.
 
     Raises:
-      UserError: faces that are no unit rows; labels of another number, of one identity, or without
-        a genuine pair; top_n, degree, prior, ridge or the counts out of range, fewer than top_n
-        anchors left; faces that are themselves among the anchors of their cohort.
+      UserError: faces that are not unit-norm; a different number of labels, labels of one identity
+        or without a genuine pair; top_n, degree, prior, ridge or a count out of range; fewer than
+        top_n anchors left; faces that are themselves among the anchors of their cohort.
     """
     labels = np.asarray(labels)
     _check(faces, labels, top_n, degree, prior, ridge, images_per_identity, impostor_pairs)
@@ -102,19 +200,21 @@ def fit_csn(
         raise UserError("no identity has two faces: a genuine pair is needed to fit CSN")
 
     known = exclude_own and anchors.labels is not None
-    spare = _largest_identity(anchors) if known else 0
+    spare = largest_identity(anchors.labels) if known else 0
     if top_n > len(anchors) - 2 * spare:
         raise UserError(
             f"top_n = {top_n} of {len(anchors)} anchors was asked for, but a pair's two "
             f"people may hold {2 * spare} of them: lower top_n or take more anchors"
         )
-    found = support_sets(
+    neighbours = support_sets(
         faces, anchors, k=top_n + spare, labels=labels if known else None, searcher=searcher
     )
-    refuse_the_faces_themselves(found.similarities)
+    refuse_self_matches(neighbours.similarities)
     cohorts = _Cohorts(
-        found.similarities.astype(np.float64),
-        np.asarray(anchors.labels)[found.indices] if known else np.full_like(found.indices, -1),
+        neighbours.similarities.astype(np.float64),
+        np.asarray(anchors.labels)[neighbours.indices]
+        if known
+        else np.full_like(neighbours.indices, -1),
         polynomial_map(top_n, degree).T,
     )
     both = sum(
@@ -153,51 +253,43 @@ class Logistic(NamedTuple):
 def logistic_regression(
     features: np.ndarray, same: np.ndarray, *, prior: float, ridge: float
 ) -> Logistic:
-    """The minimum of `fit_csn`'s objective, by Newton's method in a trust region.
+    """The minimum of `ida_jax.ops.cohort.csn_objective`, by Newton's method in a trust region.
+
+    In float64, on features scaled to unit deviation, which is folded back afterwards.
 
     Args:
       features: float64 [P, F].
-      same: bool [P], both values in it.
+      same: bool [P], with both values.
       prior: see `fit_csn`.
       ridge: see `fit_csn`.
     """
     from scipy.optimize import minimize
-    from scipy.special import expit, logit
 
     share = np.where(same, prior / np.sum(same), (1 - prior) / np.sum(~same))
     mean = share @ features
     deviation = np.sqrt(share @ (features - mean) ** 2)
     deviation[deviation <= 1e-9 * np.abs(mean)] = np.inf  # a constant feature has weight 0
-    x = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
-    penalty = np.full(x.shape[1], ridge)
-    penalty[-1] = 0.0
-    sign = np.where(same, -1.0, 1.0)
+    log_odds = float(np.log(prior / (1 - prior)))
+    with jax.enable_x64(True):
+        x, genuine = jnp.asarray((features - mean) / deviation), jnp.asarray(same)
 
-    def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        z = x @ theta
-        loss = share @ np.logaddexp(0, sign * z) + 0.5 * penalty @ theta**2
-        return loss, x.T @ (share * (expit(z) - same)) + penalty * theta
+        def objective(theta: jax.Array) -> jax.Array:
+            return csn_objective(theta, x, genuine, prior=prior, ridge=ridge)
 
-    def hessian(theta: np.ndarray) -> np.ndarray:
-        p = expit(x @ theta)
-        return x.T @ (x * (share * p * (1 - p))[:, None]) + np.diag(penalty)
-
-    start = np.zeros(x.shape[1])
-    start[-1] = logit(prior)
-    theta = minimize(
-        loss_and_gradient,
-        start,
-        jac=True,
-        hess=hessian,
-        method="trust-exact",
-        options={"gtol": 1e-10, "maxiter": 1000, "max_trust_radius": 1e3},
-    ).x
+        theta = minimize(
+            jax.jit(jax.value_and_grad(objective)),
+            np.append(np.zeros(x.shape[1]), log_odds),
+            jac=True,
+            hess=jax.jit(jax.hessian(objective)),
+            method="trust-exact",
+            options={"gtol": 1e-10, "maxiter": 1000, "max_trust_radius": 1e3},
+        ).x
     weights = theta[:-1] / deviation
-    return Logistic(weights, float(theta[-1] - weights @ mean - logit(prior)))
+    return Logistic(weights, float(theta[-1] - weights @ mean - log_odds))
 
 
 def _kept_rows(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of known identity, at most so many of each, drawn; ordered by identity."""
+    """Rows of known identity, at most `most` of each at random; ordered by identity."""
     rows = rng.permutation(np.flatnonzero(labels >= 0))
     rows = rows[np.argsort(labels[rows], kind="stable")]
     ordered = labels[rows]
@@ -206,29 +298,23 @@ def _kept_rows(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.nd
 
 
 def _pairs(labels: np.ndarray, impostors: int, rng: np.random.Generator) -> _Pairs:
-    """All genuine pairs of faces ordered by identity, and so many impostor pairs."""
-    found, distance, count = [], 1, len(labels)
+    """All genuine pairs of faces ordered by identity, and `impostors` random impostor pairs."""
+    blocks, distance, count = [], 1, len(labels)
     while True:
         first = np.flatnonzero(labels[: count - distance] == labels[distance:])
         if not first.size:
             break
-        found.append(np.stack([first, first + distance], axis=1))
+        blocks.append(np.stack([first, first + distance], axis=1))
         distance += 1
-    genuine = sum(map(len, found))
+    genuine = sum(map(len, blocks))
     missing = impostors
     while missing:
         drawn = rng.integers(count, size=(impostors, 2))
         drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]][:missing]
-        found.append(drawn)
+        blocks.append(drawn)
         missing -= len(drawn)
-    rows = np.concatenate(found)
+    rows = np.concatenate(blocks)
     return _Pairs(rows, np.arange(len(rows)) < genuine)
-
-
-def _largest_identity(anchors: AnchorSet) -> int:
-    """How many anchors one identity has at most."""
-    labels = np.asarray(anchors.labels)
-    return int(np.max(np.unique(labels[labels >= 0], return_counts=True)[1], initial=0))
 
 
 def _coefficients(cohorts: _Cohorts, faces: np.ndarray, partners: np.ndarray) -> np.ndarray:
@@ -264,7 +350,7 @@ def _check(
     if labels.shape != np.shape(faces)[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"labels are {labels.dtype} {list(labels.shape)} for faces {list(np.shape(faces))}: "
-            "expected one integer a face"
+            "expected one integer for each face"
         )
     if not 0 <= degree < top_n:
         raise UserError(
@@ -280,18 +366,4 @@ def _check(
         raise UserError(
             f"images_per_identity = {images_per_identity} and impostor_pairs = {impostor_pairs} "
             "were given: expected at least 2 and at least 1"
-        )
-
-
-def refuse_the_faces_themselves(similarities: np.ndarray) -> None:
-    """A UserError where similarities [N, K], descending, show faces among their own anchors.
-
-    What is fitted to them learns what no other face will show.
-    """
-    themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
-    # Data sets hold a few images under two names; anchors taken from the faces are a large share.
-    if themselves > 0.01 * len(similarities):
-        raise UserError(
-            f"{themselves} of {len(similarities)} faces are themselves among their anchors: give "
-            "the anchors labels in the faces' numbering, or take anchors of other people"
         )

@@ -1,12 +1,25 @@
-"""Fitting IDA-R's constants by gradient on development faces whose identities are known.
+"""IDA-R with fitted constants (the DAO fit): the densities' weight and the support set's size.
 
-The weight w and the size κ follow the gradient of a smooth TAR at a FAR, a pair's own people left
-out of its support sets. τ is not fitted: that gained nothing.
+The paper sets k = 10 and τ = 1 by hand and gives the densities weight 1. DAO is differentiable, so
+its constants can be fitted by gradient on development faces whose identities are known (ours, not
+the paper's). With a face's similarities s₁ ≥ … ≥ s_K to its anchors and soft members of the support
+set
 
-N faces, A anchors, D embedding, K support, P pairs. The score is `ida_jax.rescoring.fitted_dao`'s.
+    log F(f)  = −lse_j(τ s_j + log m_j),   m_j = sigmoid((κ − j + ½) / T)
+    score     = τ c + w · logaddexp(log F₁, log F₂)
+
+At w = 1, κ = k and T → 0 this is log-DAO (Eq. 4). Divided by w it is log-DAO with τ/w at the cosine
+in place of τ, which ranks alike: the rule "dao" of `ida_jax.rescoring.terms`.
+
+w and κ follow the gradient of a smooth TAR at a FAR (`ida_jax.ops.dao.smooth_tar`), with a pair's
+own people left out of its support sets. τ is not fitted: that gained nothing.
+
+N faces, A anchors, D embedding, K support, P pairs.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -15,21 +28,132 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.search import support_sets
+from ida_jax.anchors.check import refuse_self_matches
+from ida_jax.anchors.search import largest_identity, support_sets
+from ida_jax.common.devices import in_blocks
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import require_unit
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.validation import require_same_model, require_unit
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.metrics.tails import genuine_rows, impostor_rows
-from ida_jax.ops.dao import soft_log_density
-from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
-from ida_jax.rescoring.fitted_dao import CONSTANTS, REACH, DaoFit
+from ida_jax.ops.dao import PairSimilarities, smooth_tar, soft_log_density
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
+CONSTANTS = ("tau", "weight", "support")
 _PAPER = {"tau": 1.0, "weight": 1.0, "support": 10.0}
-# 4 r impostors are kept of each score that is near the fitted one; the threshold looks at 2 r.
+_KIND = "dao_fit"
+_BLOCKS = (64, 4096)
+# Members past κ + 10 T have m < 5·10⁻⁵.
+_REACH = 10.0
+# 4 r impostors are kept by each score close to the fitted one; the threshold needs 2 r.
 _TAIL, _FEWEST = 4, 10
 _ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class DaoFit:
+    """Fitted constants of IDA-R (this module's formula), made by `fit_dao`.
+
+    Attributes:
+      tau: τ of the densities.
+      weight: w; the cosine has τ/w in the rule "dao".
+      support: κ, the support set's size, a real number.
+      softness: T, over how many ranks the membership falls off; towards 0 it is a hard support set.
+      width: D, the embeddings' width.
+      anchors: the size of the anchor set that it was fitted with: a larger one is denser.
+      fingerprint: of the model whose embeddings it takes; "" where unknown.
+      far: the FAR that it was fitted at.
+      identities: the number of people in the development faces.
+      genuine: the number of genuine pairs that it was fitted on.
+      impostor: the number of impostor pairs, of which only the highest were considered.
+    """
+
+    tau: float
+    weight: float
+    support: float
+    softness: float
+    width: int
+    anchors: int
+    fingerprint: str = ""
+    far: float = 0.0
+    identities: int = 0
+    genuine: int = 0
+    impostor: int = 0
+
+    @property
+    def neighbours(self) -> int:
+        """K, the number of nearest anchors that a face needs."""
+        # A fit that ends on its bound may exceed it in the last bit.
+        reach = np.ceil(self.support + _REACH * self.softness - 1e-6)
+        return min(self.anchors, int(reach))
+
+    def log_density(self, similarities: np.ndarray) -> np.ndarray:
+        """log F by this module's formula, float32 [N].
+
+        Args:
+          similarities: float32 [N, K], descending, K = `neighbours`.
+
+        Raises:
+          UserError: a different number of similarities for a face.
+        """
+        if similarities.ndim != 2 or similarities.shape[1] != self.neighbours:
+            raise UserError(
+                f"the similarities are {list(similarities.shape)}: expected [N, "
+                f"{self.neighbours}], the reach of the fitted support set"
+            )
+        tau, support, softness = np.float32([self.tau, self.support, self.softness])
+        return in_blocks(
+            partial(_soft_log_density, tau=tau, support=support, softness=softness),
+            similarities,
+            _BLOCKS,
+        )
+
+    @property
+    def cosine_tau(self) -> float:
+        """τ/w, the cosine's factor in the rule "dao"."""
+        return self.tau / self.weight
+
+    def terms(self, similarities: np.ndarray) -> FaceTerms:
+        """The faces' terms for `score_pairs`, from the similarities that `log_density` takes."""
+        log_f = self.log_density(similarities)
+        return FaceTerms("dao", log_f[:, None], np.float32([self.cosine_tau]))
+
+    def check_anchors(self, anchors: AnchorSet) -> None:
+        """Refuses, by UserError, anchors of another model, width or number."""
+        require_same_model(
+            "DAO fit",
+            self.fingerprint,
+            self.width,
+            fingerprint=anchors.fingerprint,
+            width=anchors.width,
+            whose="the anchor set",
+        )
+        if len(anchors) != self.anchors:
+            raise UserError(
+                f"the DAO fit was made with {self.anchors} anchors, {len(anchors)} were given: "
+                "use the same anchor set, or fit again (python -m ida_jax.fit dao)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the fit as one safetensors file, whole or not at all."""
+        metadata = asdict(self)
+        constants = np.array([metadata.pop(name) for name in (*CONSTANTS, "softness")])
+        save_tensors(path, {"constants": constants}, kind=_KIND, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DaoFit":
+        """Reads a saved fit.
+
+        Raises:
+          UserError: the file is absent, torn, or not a DAO fit.
+        """
+        tensors, metadata = load_tensors(path, kind=_KIND)
+        with complete(path):
+            return cls(*np.array(tensors["constants"]).tolist(), **metadata)
+
+
+_soft_log_density = jax.jit(soft_log_density)
 
 
 def fit_dao(
@@ -53,14 +177,14 @@ def fit_dao(
 
         mean over genuine of sigmoid((z − t) / temperature) − ridge · ‖θ − θ₀‖²
 
-    with z = score/τ, in the cosine's unit, and t the mean of the impostors' z at the ranks r/2 … 2r
-    for r = ⌊far · n⌋: a single impostor's gradient would be noise. Only the impostors at the high
-    end count; they are picked among all pairs by the cosine, by IDA-R and by a first fit. τ keeps
-    the paper's value unless asked: fitting it gave nothing on LFW (experiments/fit_dao.py).
+    (`ida_jax.ops.dao.smooth_tar`) with z = score/τ, in the cosine's unit, and t the mean of the
+    impostors' z at the ranks r/2 … 2r for r = ⌊far · n⌋. Only the highest impostors count; they are
+    selected from all pairs by the cosine, by IDA-R and by a first fit. τ keeps the paper's value
+    unless named in `fitted`: fitting it gained nothing on LFW (experiments/fit_dao.py).
 
-    In use nobody of a pair is among the anchors. Where development people are, both identities of a
-    pair are left out of its two support sets: the partner of an impostor pair with a high cosine is
-    otherwise at the top of the support set, which gives the pair away.
+    In use neither person of a pair is among the anchors. Where development people are, both
+    identities of a pair are left out of its two support sets: otherwise the partner of an impostor
+    pair with a high cosine is at the top of the support set, which gives the pair away.
 
     Args:
       faces: float32 [N, D], unit rows: development faces, never those under test.
@@ -68,18 +192,19 @@ def fit_dao(
       anchors: what the fit will be used with.
       far: the FAR, in (0, ½).
       fitted: those of `CONSTANTS` that are fitted; the others keep the paper's value.
-      most_support: K, the most neighbours that are looked at.
+      most_support: K, the most neighbours that are considered.
       softness: T of the membership.
       temperature: of the smooth TAR, in cosine.
       ridge: of the pull towards the paper's values.
-      images_per_identity: so many faces of an identity are taken at most, the first ones.
+      images_per_identity: at most this many faces of an identity are taken, the first ones.
       exclude_own: the anchors' labels, where they have any, are in the numbering of `labels`. False
         where the numberings differ: then no person may be in both.
       searcher: see `ida_jax.anchors.search.support_sets`.
 
     Raises:
-      UserError: faces that are no unit rows; labels of another number, of one identity, or without
-        a genuine pair; options out of range; too few impostor pairs for the FAR; too few anchors.
+      UserError: faces that are not unit-norm; a different number of labels, labels of one identity
+        or without a genuine pair; options out of range; too few impostor pairs for the FAR; too few
+        anchors.
     """
     labels = np.asarray(labels)
     faces = require_unit(faces)
@@ -89,7 +214,7 @@ def fit_dao(
     identities, labels = np.unique(labels[rows], return_inverse=True)
     known = exclude_own and anchors.labels is not None
     of_anchors = _renumbered(np.asarray(anchors.labels), identities) if known else None
-    largest = int(np.bincount(of_anchors[of_anchors >= 0], minlength=1).max()) if known else 0
+    largest = largest_identity(of_anchors) if known else 0
     fit = partial(
         DaoFit, softness=softness, width=anchors.width, anchors=len(anchors),
         fingerprint=anchors.fingerprint, far=far, identities=len(identities),
@@ -97,20 +222,20 @@ def fit_dao(
     paper = fit(**_PAPER)
     most = min(most_support, len(anchors) - 2 * largest)
     # Also where there are fewer anchors: the bounds of κ could not hold the paper's 10.
-    needed = int(np.ceil(paper.support + REACH * softness))
+    needed = int(np.ceil(paper.support + _REACH * softness))
     if most < needed:
         raise UserError(
-            f"most_support = {most_support} of {len(anchors)} anchors leaves {most} neighbours a "
-            f"face, and softness = {softness:g} needs {needed} at least: raise "
+            f"most_support = {most_support} of {len(anchors)} anchors leaves {most} neighbours for "
+            f"a face, and softness = {softness:g} needs at least {needed}: raise "
             "most_support, or take more anchors"
         )
     searched = AnchorSet(anchors.embeddings, of_anchors, fingerprint=anchors.fingerprint)
-    found = support_sets(
+    neighbours = support_sets(
         faces, searched, k=most + largest, labels=labels if known else None, searcher=searcher
     )
-    owners = of_anchors[found.indices] if known else np.full(found.indices.shape, -1)
-    refuse_the_faces_themselves(found.similarities)
-    data = _Development(faces, labels, found.similarities, owners, most)
+    owners = of_anchors[neighbours.indices] if known else np.full(neighbours.indices.shape, -1)
+    refuse_self_matches(neighbours.similarities)
+    data = _Development(faces, labels, neighbours.similarities, owners, most)
 
     cosines = score_all_pairs(faces, labels)
     genuine, impostor = cosines.genuine.size, cosines.impostor.size
@@ -134,52 +259,6 @@ def fit_dao(
         )
         best = fit(**constants, genuine=genuine, impostor=impostor)
     return best
-
-
-class PairSimilarities(NamedTuple):
-    """Pairs with what both faces' densities are made of.
-
-    Attributes:
-      cosine: float32 [P].
-      first: float32 [P, K], descending, the first faces' similarities to their anchors.
-      second: float32 [P, K], the second faces'.
-    """
-
-    cosine: jax.Array
-    first: jax.Array
-    second: jax.Array
-
-
-def smooth_tar(
-    theta: jax.Array,
-    genuine: PairSimilarities,
-    impostor: PairSimilarities,
-    *,
-    rank: int,
-    softness: jax.Array,
-    temperature: jax.Array,
-) -> jax.Array:
-    """`fit_dao`'s smooth TAR, a number, without its penalty.
-
-    Args:
-      theta: [3], the logarithms of τ, w and κ.
-      genuine: the genuine pairs.
-      impostor: the highest impostor pairs, more than 2·rank.
-      rank: r.
-      softness: T.
-      temperature: in cosine.
-    """
-    tau, weight, support = jnp.exp(theta)
-
-    def score(pairs: PairSimilarities) -> jax.Array:
-        both = (
-            soft_log_density(side, tau, support, softness) for side in (pairs.first, pairs.second)
-        )
-        return pairs.cosine + weight / tau * jnp.logaddexp(*both)
-
-    highest = jax.lax.top_k(score(impostor), 2 * rank)[0]
-    threshold = jnp.mean(highest[rank // 2 :])
-    return jnp.mean(jax.nn.sigmoid((score(genuine) - threshold) / temperature))
 
 
 class _Development(NamedTuple):
@@ -253,23 +332,23 @@ def _maximised(
         return float(value), np.asarray(slope, np.float64) * free
 
     # All ranks that a κ within these bounds reaches were searched.
-    most = genuine.first.shape[1] - REACH * start.softness
+    most = genuine.first.shape[1] - _REACH * start.softness
     bounds = np.log([[0.1, 100.0], [0.01, 100.0], [1.0, most]])
     theta = np.log([getattr(start, name) for name in CONSTANTS])
-    found = minimize(
+    maximum = minimize(
         loss_and_gradient, theta, jac=True, method="L-BFGS-B", bounds=bounds,
         options={"maxiter": 100},
     )  # fmt: skip
-    return dict(zip(CONSTANTS, np.exp(found.x).tolist(), strict=True))
+    return dict(zip(CONSTANTS, np.exp(maximum.x).tolist(), strict=True))
 
 
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of so many highest scores, in any order."""
+    """Positions of the `count` highest scores, in any order."""
     return np.argpartition(scores, len(scores) - count)[len(scores) - count :]
 
 
 def _first_rows(labels: np.ndarray, most: int) -> np.ndarray:
-    """Rows of known identity, the first so many of each, ascending."""
+    """Rows of known identity, at most the first `most` of each, ascending."""
     rows = np.flatnonzero(labels >= 0)
     order = rows[np.argsort(labels[rows], kind="stable")]
     number_within = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
@@ -295,7 +374,7 @@ def _check(
     if labels.shape != (faces,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"labels are {labels.dtype} {list(labels.shape)} for {faces} faces: "
-            "expected one integer a face"
+            "expected one integer for each face"
         )
     known = np.unique(labels[labels >= 0]).size
     if known < 2:
@@ -311,7 +390,7 @@ def _check(
     if not (0 < temperature < np.inf and 0 < softness < np.inf and 0 <= ridge < np.inf):
         raise UserError(
             f"temperature = {temperature:g}, softness = {softness:g} and ridge = {ridge:g} were "
-            "given: expected finite numbers, the first two above 0, the ridge not below"
+            "given: expected finite numbers, the first two above 0, the ridge 0 or more"
         )
     if images_per_identity < 2:
         raise UserError(f"images_per_identity is {images_per_identity}: expected at least 2")

@@ -1,14 +1,16 @@
-"""log F of faces, searched among anchors (IDA-R); IDA-L's is `ida_jax.artefacts.ssr`.
+"""log F of faces, searched among anchors (IDA-R); IDA-L's is `ida_jax.artefacts.ssr_module`.
 
 N faces, A anchors, D embedding, K support.
 """
+
+from functools import partial
 
 import jax
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.common.devices import block_size, padded
+from ida_jax.common.devices import in_blocks
 from ida_jax.ops.dao import log_density
 
 _BLOCKS = (64, 4096)
@@ -36,21 +38,15 @@ def searched_log_density(
     Returns:
       float32 [N].
     """
-    found = support_sets(
+    neighbours = support_sets(
         faces, anchors, k=anchors.k if k is None else k, labels=labels, searcher=searcher
     )
-    return log_density_of(found.similarities, tau=anchors.tau if tau is None else tau)
+    return log_density_of(neighbours.similarities, tau=anchors.tau if tau is None else tau)
 
 
 def log_density_of(similarities: np.ndarray, *, tau: float) -> np.ndarray:
     """log F of support sets' similarities [N, K], float32 [N], by blocks of few sizes."""
-    out = np.empty(len(similarities), np.float32)
-    block = block_size(_BLOCKS, len(similarities))
-    for start in range(0, len(out), block):
-        rows = padded(similarities[start : start + block], block)
-        found = _log_density(rows, np.float32(tau))
-        out[start : start + block] = np.asarray(found)[: len(out) - start]
-    return out
+    return in_blocks(partial(_log_density, tau=np.float32(tau)), similarities, _BLOCKS)
 
 
 @jax.jit

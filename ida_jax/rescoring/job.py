@@ -1,4 +1,4 @@
-"""A pair list's scores from files to a file: streamed, resumable, shared out over processes.
+"""Scores of a pair list, from files to a file: streamed, resumable, shared among processes.
 
 The work is cut into parts, one file each, in a hidden folder beside the output:
 
@@ -6,14 +6,14 @@ The work is cut into parts, one file each, in a hidden folder beside the output:
     pairs.npy          a text or Parquet pair list as rows
     scores-00000.npy   the scores of a chunk of pairs
 
-A part is written whole, and one that exists is not made again: the same command goes on where it
-was killed. Which parts there are depends on the input alone, so that any number of processes makes
-the same ones. The output is put together from them at the end, and the folder goes.
+A part is written whole, and an existing one is not made again: the same command continues where it
+was killed. The parts depend on the input alone, so that any number of processes makes the same
+ones. In the end the output is assembled from them and the folder is removed.
 
-Resuming and sharing out are thus the same thing, to make the missing parts; processes need only a
-common file system and a barrier.
+Resuming and sharing the work are thus the same thing, making the missing parts; processes need only
+a common file system and a barrier.
 
-P pairs, N faces, S numbers a face.
+P pairs, N faces, S numbers of a face.
 """
 
 import time
@@ -41,13 +41,13 @@ from ida_jax.tables.score_output import check_output, write_scores
 _FACE_SLAB = 4096
 
 
-class Inputs(NamedTuple):
+class JobFiles(NamedTuple):
     """The files of a job.
 
     Attributes:
       embeddings: [N, D], .npy, .npz or .parquet.
       pairs: [P, 2], .npy, .csv, .tsv or .parquet, rows of the embeddings or names.
-      names: one name a line, in the embeddings' order; None where pairs are rows, or where the
+      names: one name per line, in the embeddings' order; None where pairs are rows, or where the
         embeddings' file has names.
     """
 
@@ -60,9 +60,9 @@ class Summary(NamedTuple):
     """What a finished job did.
 
     Attributes:
-      pairs: how many were scored.
-      unmatched: pairs whose score is NaN because of a bad face.
-      bad_faces: faces that were zero, NaN or infinite.
+      pairs: the number of pairs scored.
+      unmatched: the number of pairs whose score is NaN because of a bad face.
+      bad_faces: the number of faces that were zero, NaN or infinite.
       seconds: of the whole job in this process.
     """
 
@@ -73,7 +73,7 @@ class Summary(NamedTuple):
 
 
 def rescore_files(
-    inputs: Inputs,
+    inputs: JobFiles,
     output: Path,
     make_scorer: Callable[[int], Rescorer],
     *,
@@ -82,17 +82,17 @@ def rescore_files(
     skip_bad: bool = False,
     chunk: int = CHUNK,
 ) -> Summary:
-    """Writes one score a pair, in the pairs' order; the output appears whole or not at all.
+    """Writes one score per pair, in the pairs' order; the output appears whole or not at all.
 
     Args:
       inputs: the files.
       output: .npy, .csv or .parquet.
-      make_scorer: gives the method with its anchors, for so many faces.
-      settings: JSON-able, whatever else the scores depend on (the method's options, the files that
-        the scorer was read from): an interrupted job is continued only under the same ones.
+      make_scorer: the number of faces to the method with its anchors.
+      settings: JSON-able, everything else that the scores depend on (the method's options, the
+        files that the scorer was read from): an interrupted job continues only with the same ones.
       finish: maps a chunk's scores to the scale that is written.
       skip_bad: gives NaN to pairs with a zero, NaN or infinite embedding instead of refusing them.
-      chunk: pairs scored at once; it changes the last bits of scores, and belongs to `settings`.
+      chunk: pairs scored at once; it changes the last bits of scores.
 
     Raises:
       UserError: a mistake in a file, named; embeddings of another model than the scorer's; an
@@ -148,7 +148,7 @@ def rescore_files(
 def _face_terms(folder: Path, faces: np.ndarray, bad: np.ndarray, scorer: Rescorer) -> FaceTerms:
     parts = Parts(folder, len(faces), _FACE_SLAB, name="faces-{number:05d}.npy")
     left = parts.left(jax.process_index(), jax.process_count())
-    # A face that never matches may be any unit vector while the others are searched.
+    # A bad face never matches, so that any unit vector can take its place in the search.
     stand_in = np.zeros(faces.shape[1], np.float32)
     stand_in[0] = 1
     with _bar(sum(len(part.rows) for part in left), "faces", "face") as bar:
@@ -172,7 +172,7 @@ def _score(
     finish: Callable[[np.ndarray], np.ndarray] | None,
 ) -> None:
     left = parts.left(jax.process_index(), jax.process_count())
-    # This process's own share of what is left, so that the rate and the time left are true.
+    # Only this process's share, so that the rate and the remaining time are right.
     with _bar(sum(len(part.rows) for part in left), "pairs", "pair") as bar:
         for rows, path in left:
             parts.write(path, _chunk_scores(faces, listed, rows.start, rows.stop, terms, finish))
@@ -188,7 +188,7 @@ def _chunk_scores(
     terms: FaceTerms,
     finish: Callable[[np.ndarray], np.ndarray] | None,
 ) -> np.ndarray:
-    # A function, so that nothing of a chunk outlives it.
+    # A function of its own, so that no array of a chunk outlives it.
     scores = score_chunk(faces, listed.read(start, stop), terms)
     return scores if finish is None else finish(scores)
 

@@ -4,7 +4,7 @@
 that a method is added by one entry in it. A method gives each face a few numbers (`Method.values`);
 its rule (`ida_jax.rescoring.terms`) joins two faces' numbers to the pair's cosine.
 
-N faces, K support, S numbers a face.
+N faces, K support, S numbers of a face.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ida_jax.anchors.coverage import fall_back
-from ida_jax.rescoring.cohort import cohort_statistics, nearest_statistics
+from ida_jax.ops.dao import fall_back
+from ida_jax.rescoring.cohort_scores import cohort_statistics, nearest_statistics
 from ida_jax.rescoring.density import log_density_of
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Artefact(NamedTuple):
-    """What a method may need beside the faces.
+    """What a method may need besides the faces.
 
     Attributes:
       name: what messages call it.
-      advice: what to do where it is missing.
+      advice: what to do if it is missing.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Method:
       neighbours: the anchors searched for each face, and what their number is called; None without
         a search.
       constants: the rule's constants.
-      own_constants: it has its k and τ from what it needs, and takes no others.
-      usual: an evaluation takes it where no methods are named.
+      own_constants: its k and τ come from its artefact, and cannot be given.
+      usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
     """
@@ -85,6 +85,12 @@ def _tau(scorer: "Rescorer") -> tuple[float, ...]:
 
 def _column(numbers: np.ndarray) -> np.ndarray:
     return numbers[:, None]
+
+
+def _fallen_back(scorer: "Rescorer", _: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    own = scorer.own_neighbourhood
+    log_density = log_density_of(nearest, tau=scorer.tau)
+    return _column(fall_back(log_density, own.log_density, reliability=own.reliability))
 
 
 def _whole_cohort(scorer: "Rescorer", faces: np.ndarray, _: None) -> np.ndarray:
@@ -121,9 +127,7 @@ METHODS: dict[str, Method] = {
         rule="dao",
         needs=("anchors",),
         neighbours=_support,
-        values=lambda scorer, _, nearest: _column(
-            fall_back(log_density_of(nearest, tau=scorer.tau), scorer.own_neighbourhood)
-        ),
+        values=_fallen_back,
         constants=_tau,
         style=("#56B4E9", "--", "X"),
     ),
@@ -134,8 +138,8 @@ METHODS: dict[str, Method] = {
         rule="dao",
         needs=("anchors", "dao_fit"),
         neighbours=lambda scorer: ("the fit's support set", scorer.k),
-        values=lambda scorer, _, nearest: _column(scorer.fit.log_density(nearest)),
-        constants=lambda scorer: (scorer.fit.cosine_tau,),
+        values=lambda scorer, _, nearest: _column(scorer.dao_fit.log_density(nearest)),
+        constants=lambda scorer: (scorer.dao_fit.cosine_tau,),
         own_constants=True,
         style=("#1B4B8A", ":", "*"),
     ),
@@ -145,7 +149,7 @@ METHODS: dict[str, Method] = {
         "module), so that scoring needs no anchors.",
         rule="dao",
         needs=("ssr",),
-        values=lambda scorer, faces, _: _column(scorer.regressor.log_density(faces)),
+        values=lambda scorer, faces, _: _column(scorer.ssr.log_density(faces)),
         constants=_tau,
         own_constants=True,
         style=("#D55E00", "-.", "^"),
@@ -189,7 +193,7 @@ METHODS: dict[str, Method] = {
         rule="dao",
         style=("#8E2F72", ":", "H"),
     ),
-    # One side's statistics alone, and a list of pairs does not tell which side is enrolled.
+    # By one side's statistics alone, and a list of pairs does not say which side is enrolled.
     "z_norm": Method(
         "Z-norm",
         "The cosine, less the mean and over the deviation of the first face’s scores with all "

@@ -1,4 +1,4 @@
-"""Several methods at once: a Rescorer each, and one search that serves them all.
+"""Several methods at once: a Rescorer for each, and one search that serves them all.
 
 The largest k serves every method, on the same faces.
 
@@ -12,19 +12,19 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import SupportSearch
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
-from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.fitted_dao import DaoFit
+from ida_jax.rescoring.csn_fit import Csn
+from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.rescorer import Rescorer
 
 
 class SharedSearch:
-    """A search that remembers its last faces, so that methods asked in turn search once.
+    """A search that remembers its last faces, so that several methods in turn search once.
 
-    The faces are told apart as objects: they must not be changed in place between two calls.
+    Faces are compared by identity: they must not be changed in place between two calls.
     """
 
     def __init__(self, search: SupportSearch) -> None:
@@ -34,7 +34,7 @@ class SharedSearch:
     def __call__(self, queries: np.ndarray, labels: np.ndarray | None = None) -> Neighbours:
         """As `SupportSearch`."""
         if self._last is None or self._last[0] is not queries or self._last[1] is not labels:
-            self._last = None  # gone before the next one is made
+            self._last = None  # freed before the next search
             self._last = queries, labels, self._search(queries, labels)
         return self._last[2]
 
@@ -47,7 +47,7 @@ def make_scorers(
     tau: float | None = None,
     top_n: int = 300,
     searcher: str = "auto",
-    ssr: DensityRegressor | None = None,
+    ssr: SSRModule | None = None,
     csn: Csn | None = None,
     dao_fit: DaoFit | None = None,
     expected_faces: int | None = None,
@@ -77,15 +77,15 @@ def make_scorers(
             method=method,
             searcher=searcher,
             top_n=top_n,
-            regressor=ssr if "ssr" in needs else None,
+            ssr=ssr if "ssr" in needs else None,
             csn=csn if "csn" in needs else None,
-            fit=dao_fit if "dao_fit" in needs else None,
+            dao_fit=dao_fit if "dao_fit" in needs else None,
             expected_faces=expected_faces,
             search=search,
         )
 
     alone = {method: scorer(method) for method in methods}
-    neighbours = [each.neighbours for each in alone.values() if each.neighbours]
+    neighbours = [scorer.neighbours for scorer in alone.values() if scorer.neighbours]
     if len(neighbours) < 2:
         return alone
     search = SharedSearch(
@@ -133,20 +133,20 @@ def require_same_models(
       scorers: by which they are to be scored.
 
     Raises:
-      UserError: another fingerprint where both are known.
+      UserError: different fingerprints where both are known.
     """
     for scorer in scorers:
         made = {
             "anchors": scorer.anchors,
-            "SSR module": scorer.regressor,
+            "SSR module": scorer.ssr,
             "CSN classifier": scorer.csn,
-            "DAO fit": scorer.fit,
+            "DAO fit": scorer.dao_fit,
         }
-        for what, each in made.items():
-            if each is not None:
+        for what, artefact in made.items():
+            if artefact is not None:
                 require_same_model(
-                    what, each.fingerprint, each.width,
-                    fingerprint=fingerprint, width=each.width, whose=str(path),
+                    what, artefact.fingerprint, artefact.width,
+                    fingerprint=fingerprint, width=artefact.width, whose=str(path),
                 )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def load_scorers(
         tau=tau,
         top_n=top_n,
         searcher=searcher,
-        ssr=None if ssr is None else DensityRegressor.load(ssr),
+        ssr=None if ssr is None else SSRModule.load(ssr),
         csn=None if csn is None else Csn.load(csn),
         dao_fit=None if dao_fit is None else DaoFit.load(dao_fit),
         expected_faces=expected_faces,

@@ -17,11 +17,12 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.rescoring.cohort import CohortMoments, Csn, cohort_moments
-from ida_jax.rescoring.fitted_dao import DaoFit
+from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
+from ida_jax.rescoring.csn_fit import Csn
+from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
@@ -32,7 +33,7 @@ class Rescorer:
     """Scores by one method against one anchor set.
 
     Every method looks at the two faces, at the anchors and at what was trained beforehand, never at
-    the other faces that are scored with them: a score does not change with the company it is in.
+    the other faces that are scored with them: a score does not depend on those.
 
     The methods, with what each needs, are the entries of `ida_jax.rescoring.method_table.METHODS`.
     """
@@ -48,9 +49,9 @@ class Rescorer:
         tolerance: float = 0.02,
         top_n: int = 300,
         ddof: int = 0,
-        regressor: DensityRegressor | None = None,
+        ssr: SSRModule | None = None,
         csn: Csn | None = None,
-        fit: DaoFit | None = None,
+        dao_fit: DaoFit | None = None,
         expected_faces: int | None = None,
         search: Search | None = None,
     ) -> None:
@@ -65,9 +66,9 @@ class Rescorer:
             is accepted.
           top_n: the cohort's size of as_norm.
           ddof: of as_norm's and the other norms' standard deviation.
-          regressor: the SSR module of ida_l.
+          ssr: the SSR module of ida_l.
           csn: the trained classifier of csn.
-          fit: the constants of ida_r_fitted, which has no k and τ beside them.
+          dao_fit: the constants of ida_r_fitted, which has no k and τ beside them.
           expected_faces: how many will be searched in all, for searcher="auto"; few if None.
           search: a search of the same anchors by as many neighbours or more, which several methods
             share (`ida_jax.rescoring.methods`); one of its own if None.
@@ -82,29 +83,29 @@ class Rescorer:
         entry = METHODS[method]
         if isinstance(anchors, np.ndarray):
             anchors = AnchorSet.from_embeddings(anchors)
-        given = {"anchors": anchors, "ssr": regressor, "csn": csn, "dao_fit": fit}
+        given = {"anchors": anchors, "ssr": ssr, "csn": csn, "dao_fit": dao_fit}
         for need in entry.needs:
             if given[need] is None:
                 artefact = ARTEFACTS[need]
                 raise UserError(f"{method} needs {artefact.name}: {artefact.advice}")
         if "dao_fit" in entry.needs:
             if k is not None or tau is not None:
-                raise UserError(f"{method} has its k and tau from its fit: leave them out")
-            fit.check_anchors(anchors)
-            k, tau = fit.neighbours, fit.tau
-        trained = regressor if "ssr" in entry.needs else anchors
+                raise UserError(f"{method} takes its k and tau from its fit: leave them out")
+            dao_fit.check_anchors(anchors)
+            k, tau = dao_fit.neighbours, dao_fit.tau
+        trained = ssr if "ssr" in entry.needs else anchors
         self.anchors = anchors
         self.method = method
         self.k = k if k is not None else getattr(trained, "k", 10)
         self.tau = float(tau if tau is not None else getattr(trained, "tau", 1.0))
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
-        self.regressor, self.csn, self.fit = regressor, csn, fit
+        self.ssr, self.csn, self.dao_fit = ssr, csn, dao_fit
         if not 0 < self.tau < np.inf:
             raise UserError(f"tau is {self.tau}: expected a finite number above 0")
-        if regressor is not None and (self.k, self.tau) != (regressor.k, regressor.tau):
+        if ssr is not None and (self.k, self.tau) != (ssr.k, ssr.tau):
             raise UserError(
                 f"k = {self.k} and tau = {self.tau:g} were asked for, but the SSR module was "
-                f"trained for k = {regressor.k} and tau = {regressor.tau:g}: leave them out"
+                f"trained for k = {ssr.k} and tau = {ssr.tau:g}: leave them out"
             )
         if "csn" in entry.needs:
             csn.check_anchors(anchors)
@@ -131,9 +132,9 @@ class Rescorer:
         """IDA-L from a saved SSR module, one small file; no anchors are needed (section 3.2).
 
         Raises:
-          UserError: no such file, or none of an SSR module.
+          UserError: no such file, or not an SSR module's.
         """
-        return cls(None, method="ida_l", regressor=DensityRegressor.load(path))
+        return cls(None, method="ida_l", ssr=SSRModule.load(path))
 
     def score(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Scores of the pairs of rows (first[i], second[i]), float32 [P].
@@ -143,7 +144,7 @@ class Rescorer:
           second: [P, D], the probes.
 
         Raises:
-          UserError: shapes that differ; zero, NaN or infinite rows; another width than the
+          UserError: shapes that differ; zero, NaN or infinite rows; a width other than the
             anchors'.
         """
         first = unit_embeddings(first, what="first faces")
@@ -151,7 +152,7 @@ class Rescorer:
         if first.shape != second.shape:
             raise UserError(
                 f"the first faces are {list(first.shape)}, the second {list(second.shape)}: "
-                "expected the same shape, one pair a row"
+                "expected the same shape, one pair in each row"
             )
         faces = np.concatenate([first, second])
         rows = np.arange(len(first), dtype=np.int32)
@@ -159,14 +160,14 @@ class Rescorer:
         return score_chunk(jax.device_put(faces), pairs, self.terms(faces))
 
     def score_pairs(self, embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-        """Scores of pairs of rows of one array, float32 [P]; each face's density is found once.
+        """Scores of pairs of rows of one array, float32 [P]; each face's density is computed once.
 
         Args:
           embeddings: [N, D], rows of any norm.
           pairs: int [P, 2], rows of `embeddings`.
 
         Raises:
-          UserError: bad rows, named; pairs outside the N faces; another width than the anchors'.
+          UserError: bad rows, named; pairs outside the N faces; a width other than the anchors'.
         """
         pairs = checked_pairs(pairs, len(embeddings))
         faces = unit_embeddings(embeddings)

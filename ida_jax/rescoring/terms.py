@@ -3,7 +3,7 @@
 Every method is an elementwise function of the pair's cosine and of a few numbers of its two faces.
 So N faces are searched once, and a pair then costs one dot product, whatever the method.
 
-P pairs, N faces, S numbers a face.
+P pairs, N faces, S numbers of a face.
 
     rule      numbers of a face f           constants   score of (f₁, f₂)
     cosine    none                          none        c = ⟨f₁, f₂⟩
@@ -75,7 +75,7 @@ class FaceTerms(NamedTuple):
 
 
 def cosine_terms(faces: int) -> FaceTerms:
-    """The plain cosine, of so many faces."""
+    """The plain cosine, for `faces` faces."""
     return FaceTerms("cosine", np.empty((faces, 0), np.float32))
 
 
@@ -87,11 +87,13 @@ def dao_terms(log_density: np.ndarray, *, tau: float) -> FaceTerms:
       tau: the τ that they were made with.
 
     Raises:
-      UserError: densities that are no [N] or infinite, τ that is not positive.
+      UserError: densities that are not [N] or not finite, τ that is not positive.
     """
     log_density = np.asarray(log_density, np.float32)
     if log_density.ndim != 1:
-        raise UserError(f"log F is {list(log_density.shape)}: expected [N], one number a face")
+        raise UserError(
+            f"log F is {list(log_density.shape)}: expected [N], one number for each face"
+        )
     bad = np.flatnonzero(~np.isfinite(log_density))
     if bad.size:
         raise UserError(f"log F of face {bad[0]} is {log_density[bad[0]]}: expected finite numbers")

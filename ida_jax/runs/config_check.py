@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors.search import SEARCHERS, has_scann
 from ida_jax.artefacts.face_model import build_network
-from ida_jax.artefacts.ssr import TARGETS
+from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
 from ida_jax.data.augment import augmentation
-from ida_jax.models.margin_head import KINDS
+from ida_jax.models.margin_head import MARGIN_LOSSES
 from ida_jax.rescoring.method_table import METHODS, scoring_methods
 from ida_jax.training.head_step import margin_head
 from ida_jax.training.optimizer import SCHEDULES
@@ -233,7 +233,7 @@ def check_training(c: ConfigDict) -> None:
     """
     _check_model(c.model)
     train = c.train
-    _one_of("train.head", train.head, KINDS)
+    _one_of("train.head", train.head, MARGIN_LOSSES)
     _one_of("train.schedule", train.schedule, SCHEDULES)
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
     _one_of("train.head_dtype", train.head_dtype, ("float32", "bfloat16"))

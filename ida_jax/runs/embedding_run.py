@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import SupportSearch
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.parts import Parts
@@ -31,7 +32,6 @@ from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.protocols.verification import evaluate_all_pairs
-from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
@@ -44,7 +44,7 @@ from ida_jax.runs.embedding_inputs import (
 )
 from ida_jax.runs.results import figures_and_notes, write_results
 from ida_jax.runs.workdir import claim_workdir
-from ida_jax.training.ssr import Faces, train_ssr, train_ssr_on_the_fly, with_copies
+from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
 
 STAGES = ("targets", "ssr", "evaluate")
 _PROTOCOL = "held_out_all_pairs"
@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if current is None:
         print(f"{', '.join(STAGES)}: finished before, see {results_path}")
     else:
-        _evaluate(current, current.held_out_log_density, _regressor(current))
+        _evaluate(current, current.held_out_log_density, _ssr_module(current))
     return json.loads(results_path.read_text(encoding="utf-8"))
 
 
@@ -127,7 +127,7 @@ class _Run:
             some = slice(rows.start, rows.stop)
             found = search(faces[some], None if labels is None else labels[some])
             if labels is None:
-                refuse_the_faces_themselves(found.similarities)
+                refuse_self_matches(found.similarities)
             return log_density_of(found.similarities, tau=c.tau)
 
         def write(path: Path, part: np.ndarray) -> None:
@@ -147,29 +147,29 @@ class _Run:
         return Parts(folder, len(faces), _PART, name=file, write=write, read=read).whole(part)
 
 
-def _regressor(run: _Run) -> DensityRegressor:
-    """Targets and ssr."""
+def _ssr_module(run: _Run) -> SSRModule:
+    """The stages targets and ssr: the trained module."""
     path = run.workdir / "ssr.safetensors"
     if path.is_file():
         print(f"ssr: finished before, see {path}")
-        return DensityRegressor.load(path)
+        return SSRModule.load(path)
     c, inputs = run.config, run.inputs
     faces, labels = inputs.faces[~run.held], run.training_labels
     options = {"k": c.k, "tau": c.tau, "fingerprint": inputs.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
     if c.ssr.targets == "on_the_fly":
-        regressor = train_ssr_on_the_fly(
+        ssr = train_ssr_on_the_fly(
             faces, labels, inputs.anchors, c.ssr, searcher=c.searcher, **options
         )
     else:
         made = _with_copies(faces, labels, c)
         log_density = run.searched("training", made.embeddings, made.labels)
-        regressor = train_ssr(made.embeddings, log_density, c.ssr, **options)
-    regressor.save(path)
-    return regressor
+        ssr = train_ssr(made.embeddings, log_density, c.ssr, **options)
+    ssr.save(path)
+    return ssr
 
 
-def _with_copies(faces: np.ndarray, labels: np.ndarray | None, c: ConfigDict) -> Faces:
+def _with_copies(faces: np.ndarray, labels: np.ndarray | None, c: ConfigDict) -> LabelledFaces:
     made = with_copies(
         faces,
         np.zeros(len(faces), np.int32) if labels is None else labels,
@@ -181,14 +181,14 @@ def _with_copies(faces: np.ndarray, labels: np.ndarray | None, c: ConfigDict) ->
     return made if labels is not None else made._replace(labels=None)
 
 
-def _evaluate(run: _Run, searched: np.ndarray, regressor: DensityRegressor) -> None:
+def _evaluate(run: _Run, searched: np.ndarray, ssr: SSRModule) -> None:
     from ida_jax.report.run_report import Groups, write_protocol_report
 
     c, inputs = run.config, run.inputs
     faces = inputs.faces[run.held]
-    regressed = regressor.log_density(faces)
+    regressed = ssr.log_density(faces)
     results: dict[str, Any] = {
-        "model": {"fingerprint": regressor.fingerprint},
+        "model": {"fingerprint": ssr.fingerprint},
         "anchors": {
             "source": inputs.anchors.source,
             "size": len(inputs.anchors),

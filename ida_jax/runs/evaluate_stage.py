@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
+from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.regression import regression_quality
-from ida_jax.metrics.templates import dealt_templates, fuse, pool, pooling_matrix
-from ida_jax.protocols.likelihood import (
+from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
+from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
     LikelihoodMethods,
     likelihood_methods,
@@ -23,7 +23,7 @@ from ida_jax.protocols.likelihood import (
 )
 from ida_jax.protocols.sweeps import sweep
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
-from ida_jax.rescoring.cohort import Csn
+from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers
@@ -131,7 +131,9 @@ def evaluate_templates(
     c = run.config
     templates, labels = dealt_templates(run.eval_faces.labels, size=c.evaluate.template_size)
     # Each image is a medium of its own.
-    pooled = unit_embeddings(pool(pooling_matrix(templates, np.arange(len(faces))), faces))
+    pooled = unit_embeddings(
+        pool_templates(pooling_matrix(templates, np.arange(len(faces))), faces)
+    )
     if own is not None:
         own = own[np.unique(templates, return_index=True)[1]]
     methods = {name: scorer.terms(pooled, labels=own) for name, scorer in scorers.items()}

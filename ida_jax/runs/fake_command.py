@@ -10,7 +10,7 @@ from ida_jax.common.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from ida_jax.anchors.candidates import Candidates
+    from ida_jax.anchors.candidates import CandidateFaces
     from ida_jax.anchors.fake_rules import TrainingFaces
     from ida_jax.artefacts.face_model import FaceModel
 
@@ -132,7 +132,7 @@ def _check(options: Any) -> None:
             raise UserError(f"--output is {options.output}, which this reads: give another name")
 
 
-def _candidates(options: Any, model: "FaceModel") -> "Candidates":
+def _candidates(options: Any, model: "FaceModel") -> "CandidateFaces":
     from ida_jax.anchors.candidates import folder_candidates, generated_candidates
 
     size = model.preprocessing.image_size
@@ -147,7 +147,7 @@ def _candidates(options: Any, model: "FaceModel") -> "Candidates":
 
 
 def _training(
-    options: Any, model: "FaceModel", candidates: "Candidates", parts: Path
+    options: Any, model: "FaceModel", candidates: "CandidateFaces", parts: Path
 ) -> "TrainingFaces | None":
     """The training faces: those that are named, or those that the generator's run has left."""
     from ida_jax.anchors.fake_rules import TrainingFaces
@@ -183,7 +183,7 @@ def _training(
 
 
 def _of_the_run(
-    options: Any, model: "FaceModel", candidates: "Candidates"
+    options: Any, model: "FaceModel", candidates: "CandidateFaces"
 ) -> "tuple[np.ndarray, np.ndarray | None, Path] | None":
     """Embeddings, labels where they are known, and the folder, of a run of `ida_jax.main`."""
     import numpy as np

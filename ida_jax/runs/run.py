@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.artefacts.generator import FaceGenerator
-from ida_jax.artefacts.ssr import DensityRegressor
-from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings, UncertaintyModel
+from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings, UncertaintyModel
 from ida_jax.common.parts import Parts, write_npy
 from ida_jax.common.validation import require_log_variances
 from ida_jax.data.dataset import FaceDataset, ImageSubset
@@ -123,8 +123,8 @@ class Run:
         return anchors
 
     @cached_property
-    def ssr(self) -> DensityRegressor:
-        ssr = DensityRegressor.load(self.ssr_path)
+    def ssr(self) -> SSRModule:
+        ssr = SSRModule.load(self.ssr_path)
         ssr.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
         return ssr
 

@@ -258,7 +258,7 @@ def _ssr(run: Run) -> None:
     options = {"k": c.k, "tau": c.tau, "fingerprint": run.model.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
     if c.ssr.targets == "on_the_fly":
-        regressor = train_ssr_on_the_fly(
+        ssr = train_ssr_on_the_fly(
             faces, labels, run.anchors, c.ssr, searcher=c.searcher, **options
         )
     else:
@@ -266,8 +266,8 @@ def _ssr(run: Run) -> None:
             faces, labels, copies=c.ssr.copies, mix=c.ssr.mix, noise=c.ssr.noise, seed=c.seed
         )
         log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
-        regressor = train_ssr(faces, log_density, c.ssr, **options)
-    regressor.save(run.ssr_path)
+        ssr = train_ssr(faces, log_density, c.ssr, **options)
+    ssr.save(run.ssr_path)
 
 
 def _pfe(run: Run) -> None:

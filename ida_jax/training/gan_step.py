@@ -28,7 +28,7 @@ from ida_jax.models.stylegan import (
     num_styles,
 )
 from ida_jax.ops.adaptive_augment import adapted_probability, augment
-from ida_jax.ops.gan import (
+from ida_jax.ops.gan_losses import (
     discriminator_loss,
     generator_loss,
     mixed_styles,

@@ -31,14 +31,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ida_jax.artefacts.face_model import FaceModel, build_network
-from ida_jax.artefacts.uncertainty import UncertaintyModel, means_and_maps
+from ida_jax.artefacts.uncertainty_model import UncertaintyModel, means_and_maps
 from ida_jax.common.devices import batch_sharding, put_batch, replicated, training_mesh
 from ida_jax.common.errors import Stopped, UserError
 from ida_jax.common.processes import is_first
 from ida_jax.data.balanced import BalancedRows, balanced_rows
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
-from ida_jax.models.uncertainty import UncertaintyModule
+from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.mutual_likelihood import positive_pairs_loss
 from ida_jax.training.checkpoint import open_checkpoints
@@ -118,7 +118,7 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
       mesh: from `ida_jax.common.devices.training_mesh`.
     """
     network = build_network(model.network, model.network_options)
-    module = UncertaintyModule(embedding_dim=model.width, hidden=config.hidden)
+    module = UncertaintyNetwork(embedding_dim=model.width, hidden=config.hidden)
     optimizer = optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
         optax.sgd(learning_rate_schedule(config), momentum=config.momentum),

@@ -1,4 +1,4 @@
-"""Trains the support set regression module on a frozen backbone's embeddings (Eq. 6).
+"""Trains the SSR (support set regression) module on a frozen backbone's embeddings (Eq. 6).
 
 Targets are searched once and kept (`train_ssr`), or computed for each batch on the device that
 trains (`train_ssr_on_the_fly`).
@@ -22,9 +22,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.artefacts.ssr import TARGETS, DensityRegressor
+from ida_jax.artefacts.ssr_module import TARGETS, SSRModule
 from ida_jax.common.errors import UserError
-from ida_jax.models.ssr import SSR
+from ida_jax.models.ssr_network import SSRNetwork
 from ida_jax.ops.dao import log_density as log_density_of
 from ida_jax.ops.hypersphere import nearest_anchors, normalize
 from ida_jax.rescoring.density import searched_log_density
@@ -44,9 +44,9 @@ class SSRTarget(NamedTuple):
 
     Attributes:
       values: float32 [N].
-      mean: see `DensityRegressor`.
-      std: see `DensityRegressor`.
-      floor: see `DensityRegressor`.
+      mean: see `SSRModule`.
+      std: see `SSRModule`.
+      floor: see `SSRModule`.
     """
 
     values: np.ndarray
@@ -88,7 +88,7 @@ def make_target(log_density: np.ndarray, kind: str) -> SSRTarget:
     return SSRTarget(values, mean, std, float(density.min()) / 2)
 
 
-class Faces(NamedTuple):
+class LabelledFaces(NamedTuple):
     """Faces to train on: unit rows float32 [N, D] and their identities int32 [N], or None."""
 
     embeddings: np.ndarray
@@ -103,7 +103,7 @@ def with_copies(
     mix: float,
     noise: float,
     seed: int,
-) -> Faces:
+) -> LabelledFaces:
     """The faces, and for each `copies` made-up ones near it, of its identity; ours.
 
     A copy of f is the unit vector of (1 − a) f + a g + ε, with g another face drawn at random, a
@@ -128,7 +128,7 @@ def with_copies(
         copy += np.float32(noise / np.sqrt(width)) * rng.standard_normal((n, width), np.float32)
         made.append(copy / np.linalg.norm(copy, axis=1, keepdims=True))
     own = None if labels is None else np.tile(np.asarray(labels, np.int32), copies + 1)
-    return Faces(np.concatenate(made), own)
+    return LabelledFaces(np.concatenate(made), own)
 
 
 def train_ssr(
@@ -141,7 +141,7 @@ def train_ssr(
     fingerprint: str = "",
     workdir: str | os.PathLike[str],
     seed: int,
-) -> DensityRegressor:
+) -> SSRModule:
     """Fits M_SSR to the searched densities; the backbone is frozen, so embeddings are all it sees.
 
     Args:
@@ -166,7 +166,7 @@ def train_ssr(
 
     data = np.asarray(faces), target.values
     params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
-    return _regressor(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+    return _ssr_module(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
 
 
 def train_ssr_on_the_fly(
@@ -181,7 +181,7 @@ def train_ssr_on_the_fly(
     workdir: str | os.PathLike[str],
     seed: int,
     searcher: str = "auto",
-) -> DensityRegressor:
+) -> SSRModule:
     """As `train_ssr`, each batch's densities computed exactly in the step that trains on them.
 
     Nothing is searched before but a sample of 4,096 faces, whose densities standardise the targets.
@@ -227,7 +227,7 @@ def train_ssr_on_the_fly(
         return batch, (raw - target.mean) / target.std
 
     params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
-    return _regressor(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+    return _ssr_module(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
 
 
 def drawn_faces(
@@ -289,7 +289,7 @@ def _fit(
     seed: int,
 ) -> dict[str, Any]:
     """The module's parameters after the config's steps on drawn batches; it takes unit rows."""
-    module = SSR(hidden=config.hidden)
+    module = SSRNetwork(hidden=config.hidden)
     scale = np.float32(np.sqrt(width) if config.input == "scaled" else 1)
     schedule, optimizer = learning_rate_schedule(config), sgd(config)
     init_key, order_key = jax.random.split(jax.random.key(seed))
@@ -339,7 +339,7 @@ def _fit(
     return params
 
 
-def _regressor(
+def _ssr_module(
     params: dict[str, Any],
     target: SSRTarget,
     config: ConfigDict,
@@ -347,7 +347,7 @@ def _regressor(
     k: int,
     tau: float,
     fingerprint: str,
-) -> DensityRegressor:
-    return DensityRegressor(
+) -> SSRModule:
+    return SSRModule(
         params, config.target, target.mean, target.std, target.floor, k, tau, fingerprint
     )

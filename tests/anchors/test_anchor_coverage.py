@@ -9,15 +9,11 @@ import reference
 
 from ida_jax.anchors import check
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.coverage import (
-    Neighbourhood,
-    coverage,
-    fall_back,
-    own_neighbourhood,
-)
+from ida_jax.anchors.coverage import coverage, own_neighbourhood
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
+from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.density import searched_log_density
 
 
@@ -92,6 +88,10 @@ def test_the_reliability_is_its_formula(k, labelled):
     assert 0.2 < found < 1
 
 
+def _fallen_back(log_f, own):
+    return fall_back(log_f, own.log_density, reliability=own.reliability)
+
+
 def _nearest(x, i, allowed):
     return np.sort(x[allowed] @ x[i])[::-1]
 
@@ -120,22 +120,7 @@ def test_labels_of_any_size_and_equal_anchors():
     same = AnchorSet.from_embeddings(np.eye(20, dtype=np.float32))
     own = own_neighbourhood(same, k=3, tau=1.0)
     assert own.reliability == 0
-    np.testing.assert_allclose(fall_back(np.float32([-2, 0, 5]), own), own.log_density[0])
-
-
-def test_falling_back_follows_its_formula():
-    own = Neighbourhood(np.zeros(101, np.float32), -np.linspace(0, 2, 101, dtype=np.float32), 0.8)
-    log_f = np.array([3.0, -0.4, -0.5, -1.9], np.float32)
-    # m, the 80th percentile of log F, is -0.4; w = 1, 1, 1/2, 0.
-    for reliability, expected in {
-        0.8: [-0.4, -0.4, -0.5, -1.9],
-        0.5: [-0.4, -0.4, -0.5, -1.9],
-        0.25: [-0.4, -0.4, -0.45, -1.15],
-        0.0: [-0.4, -0.4, -0.4, -0.4],
-    }.items():
-        found = fall_back(log_f, own._replace(reliability=reliability))
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-        assert found.dtype == np.float32
+    np.testing.assert_allclose(_fallen_back(np.float32([-2, 0, 5]), own), own.log_density[0])
 
 
 def test_synthetic_domains():
@@ -317,7 +302,7 @@ def test_falling_back_on_real_faces(lfw):
     own = own_neighbourhood(anchors, k=10, tau=1.0)
     assert 0.5 < own.reliability < 0.6
     log_f = searched_log_density(probes, anchors)
-    fallen = fall_back(log_f, own)
+    fallen = _fallen_back(log_f, own)
     kept = fallen < np.max(fallen)
     assert 0.75 < kept.mean() < 0.85
     np.testing.assert_allclose(fallen[kept], log_f[kept], atol=1e-6)
@@ -328,5 +313,5 @@ def test_falling_back_on_real_faces(lfw):
     random = AnchorSet.from_embeddings(reference.unit((2870, 128), 0))
     for wrong, left in ((rotated, 0.1), (random, 0.2)):
         searched = searched_log_density(probes, wrong)
-        fallen = fall_back(searched, own_neighbourhood(wrong, k=10, tau=1.0))
+        fallen = _fallen_back(searched, own_neighbourhood(wrong, k=10, tau=1.0))
         assert np.std(fallen) < left * np.std(searched)

@@ -12,7 +12,7 @@ import reference
 from ida_jax.anchors import candidates as candidates_module
 from ida_jax.anchors import fake_rules
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.candidates import Candidates, generated_candidates
+from ida_jax.anchors.candidates import CandidateFaces, generated_candidates
 from ida_jax.anchors.check import same_person_threshold
 from ida_jax.anchors.fake import fake_anchors, provenance_line
 from ida_jax.anchors.fake_rules import (
@@ -52,7 +52,7 @@ def _candidates(embeddings, *, endless=False):
         return images[np.arange(first, first + count) % len(images)]
 
     made = {"generator": "fedcba9876543210", "trained": {}, "seed": 3, "truncation": 0.7}
-    return Candidates(draw, None if endless else len(images), SIZE, made)
+    return CandidateFaces(draw, None if endless else len(images), SIZE, made)
 
 
 def _mixture():

@@ -9,10 +9,9 @@ import reference
 from ida_jax import evaluate, rescore
 from ida_jax.anchors import __main__ as anchors_command
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError, exit_code
-from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.csn_fit import fit_csn
+from ida_jax.rescoring.csn_fit import Csn, fit_csn
 from ida_jax.tables.embedding_output import write_embeddings
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -39,7 +38,7 @@ def _save_ssr(name, fingerprint):
         layer: {"kernel": np.float32(rng.normal(size=shape)), "bias": np.zeros(shape[1], "f4")}
         for layer, shape in (("hidden_fc", (16, 7)), ("output_fc", (7, 1)))
     }
-    DensityRegressor(params, "log", -2.0, 0.1, 1e-3, 10, 1.0, fingerprint).save(name)
+    SSRModule(params, "log", -2.0, 0.1, 1e-3, 10, 1.0, fingerprint).save(name)
 
 
 def _save_csn(name, fingerprint):

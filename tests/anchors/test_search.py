@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from ida_jax.anchors import exact_search, search
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.approximation import approximation_error
 from ida_jax.anchors.exact_search import device_search, host_search, largest_k_rows, slabs_of
-from ida_jax.anchors.search import SupportSearch, support_sets
+from ida_jax.anchors.search import SupportSearch, approximation_error, support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.ops.hypersphere import Neighbours
 

@@ -8,8 +8,7 @@ import reference
 from ida_jax import fit
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import exit_code
-from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.csn_fit import fit_csn
+from ida_jax.rescoring.csn_fit import Csn, fit_csn
 
 LABELS = np.repeat(np.arange(40), 3)
 

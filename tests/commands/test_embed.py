@@ -13,13 +13,13 @@ import pytest
 
 from ida_jax import embed as module
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
-from ida_jax.artefacts.uncertainty import UncertaintyModel
+from ida_jax.artefacts.uncertainty_model import UncertaintyModel
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.alignment import ARCFACE_POINTS, align
 from ida_jax.embed import main
 from ida_jax.interop.weights import import_model
-from ida_jax.models.uncertainty import UncertaintyModule
+from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.tables.embeddings import read_embeddings
 
 OPTIONS = {"embedding_dim": 8}
@@ -355,7 +355,7 @@ def test_the_mobilefacenet_on_lfw(shared_data, tmp_path):
 @pytest.fixture
 def uncertainty(model, tmp_path):
     """A module of random weights that belongs to the model, as a file."""
-    module = UncertaintyModule(embedding_dim=8, hidden=5)
+    module = UncertaintyNetwork(embedding_dim=8, hidden=5)
     maps = np.zeros((1, SIZE // 16, SIZE // 16, 128), np.float32)
     variables = module.init(jax.random.key(3), maps, train=False)
     variables["params"]["scale"] = np.float32(1.5)  # variances that differ

@@ -10,7 +10,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from face_sources import encoded_faces, jpeg
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.lfw import load_lfw
+from ida_jax.data.lfw_crops import load_lfw
 from ida_jax.data.sources.shards import serialize
 from ida_jax.data.sources.tfds_writer import write_faces
 from ida_jax.data.tfds_faces import TfdsImages, load_pairs, load_tfds

@@ -11,8 +11,8 @@ from ida_jax.anchors.sources import real_db_rows
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.files import load_npz
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw import load_lfw
-from ida_jax.interop.mobilefacenet import mobilefacenet_variables
+from ida_jax.data.lfw_crops import load_lfw
+from ida_jax.interop.state_dict import mobilefacenet_variables
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.models.stylegan import DiscriminatorNetwork, GeneratorNetwork, _StyledConv, draw_noise
-from ida_jax.ops.gan import r1_penalty
+from ida_jax.ops.gan_losses import r1_penalty
 
 _REPOSITORY = Path(__file__).parents[2]
 SIZES = {"resolution": 8, "channel_base": 32, "channel_max": 6}

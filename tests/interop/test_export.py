@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ida_jax
 from ida_jax import export
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
-from ida_jax.artefacts.ssr import TARGETS, DensityRegressor
+from ida_jax.artefacts.ssr_module import TARGETS, SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.interop.exported import largest_difference
 from ida_jax.interop.onnx_export import onnx_bytes, onnx_graph
@@ -57,7 +57,7 @@ def random_ssr(model, target="log"):
         for name, shape in (("hidden_fc", (model.width, 7)), ("output_fc", (7, 1)))
     }
     params = jax.tree.map(np.float32, params)
-    return DensityRegressor(params, target, 1.0, 0.1, 1e-3, 10, 1.5, model.fingerprint)
+    return SSRModule(params, target, 1.0, 0.1, 1e-3, 10, 1.5, model.fingerprint)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_the_command_writes_both_formats(workdir, nano, capsys):
         assert "differs from JAX by at most" in printed
         graph = to_graph(output.read_bytes())
         difference = largest_difference(
-            graph, nano, input="uint8", ssr=DensityRegressor.load(ssr), batch=2
+            graph, nano, input="uint8", ssr=SSRModule.load(ssr), batch=2
         )
         assert difference < 1e-5
     told = json.loads((workdir / "out.stablehlo.json").read_text())

@@ -9,8 +9,7 @@ import pytest
 
 from ida_jax.artefacts.face_model import Preprocessing, build_network
 from ida_jax.common.errors import UserError
-from ida_jax.interop.iresnet import iresnet_from_state
-from ida_jax.interop.state_dict import read_state
+from ida_jax.interop.state_dict import iresnet_from_state, read_state
 from ida_jax.interop.weights import import_model
 
 torch = pytest.importorskip("torch")

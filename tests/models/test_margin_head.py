@@ -7,7 +7,7 @@ import pytest
 import reference
 
 from ida_jax.common.errors import UserError
-from ida_jax.models.margin_head import KINDS, MarginHead, default_margin
+from ida_jax.models.margin_head import MARGIN_LOSSES, MarginHead, default_margin
 
 BATCH, CLASSES, DIM = 7, 5, 6
 
@@ -76,7 +76,7 @@ def test_logits(batch, kind, scale, margin, sub_centres):
 )
 def test_the_margin_defaults_to_the_kinds_own(kind, margin):
     assert default_margin(kind) == margin
-    assert kind in KINDS
+    assert kind in MARGIN_LOSSES
     c, quality = jnp.linspace(-1, 1, 9), jnp.linspace(-1, 1, 9)
     if kind != "adaface":
         quality = None
@@ -101,7 +101,7 @@ def test_class_weights_start_from_a_normal_of_deviation_001():
     np.testing.assert_allclose(np.std(params["params"]["weight"]), 0.01, rtol=0.02)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"adaface"}))
+@pytest.mark.parametrize("kind", sorted(set(MARGIN_LOSSES) - {"adaface"}))
 def test_the_embeddings_norm_does_not_matter(batch, kind):
     embeddings, labels = batch
     head = MarginHead(CLASSES, kind, scale=1.0)
@@ -189,7 +189,7 @@ def test_gradients_stay_small_where_an_embedding_meets_its_class_weight(sign):
         assert np.max(np.abs(gradient)) < bound
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MARGIN_LOSSES)
 def test_gradients_are_finite_at_a_zero_embedding(batch, kind):
     head = MarginHead(CLASSES, kind)
     variables = head.init(jax.random.key(1), *batch)

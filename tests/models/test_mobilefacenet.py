@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ida_jax.common.errors import UserError
-from ida_jax.interop.mobilefacenet import mobilefacenet_variables
+from ida_jax.interop.state_dict import mobilefacenet_variables
 from ida_jax.models.mobilefacenet import DepthwiseConv, MobileFaceNet
 
 

@@ -74,3 +74,16 @@ def test_coefficients_are_read_as_said():
 def test_a_degree_that_the_scores_cannot_give(n, degree):
     with pytest.raises(ValueError, match=f"degree {degree} through n = {n}"):
         ops.polynomial_map(n, degree)
+
+
+@pytest.mark.parametrize("prior", [0.5, 0.01])
+@pytest.mark.parametrize("pairs", [7, 90])
+def test_csn_objective_is_its_formula(pairs, prior):
+    rng = np.random.default_rng(pairs)
+    same = np.arange(pairs) % 3 == 0
+    features = rng.normal(size=(pairs, 4)) + same[:, None]
+    theta = rng.normal(size=5)
+    expected, mean, deviation = reference.csn_objective(theta, features, same, prior, 0.1)
+    x = ((features - mean) / deviation).astype(np.float32)
+    got = ops.csn_objective(theta.astype(np.float32), x, same, prior=prior, ridge=0.1)
+    assert got == pytest.approx(expected, rel=1e-5)

@@ -116,3 +116,49 @@ def test_gradients_in_embeddings_and_tau(tau):
     f, psi = _support(2, 4, 5, seed=9)
     args = (*map(jnp.asarray, (*f, *psi)), jnp.float32(tau))
     check_grads(_log_dao, args, order=1, modes=["rev"], eps=1e-3, atol=2e-2, rtol=2e-2)
+
+
+def test_falling_back_follows_its_formula():
+    own = -np.linspace(0, 2, 101, dtype=np.float32)
+    log_f = np.array([3.0, -0.4, -0.5, -1.9], np.float32)
+    # m, the 80th percentile of log F, is -0.4; w = 1, 1, 1/2, 0.
+    for reliability, expected in {
+        0.8: [-0.4, -0.4, -0.5, -1.9],
+        0.5: [-0.4, -0.4, -0.5, -1.9],
+        0.25: [-0.4, -0.4, -0.45, -1.15],
+        0.0: [-0.4, -0.4, -0.4, -0.4],
+    }.items():
+        got = ops.fall_back(log_f, own, reliability=reliability)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+        assert got.dtype == np.float32
+
+
+def test_smooth_tar_and_its_gradient():
+    genuine, impostor = (
+        ops.PairSimilarities(*map(jnp.asarray, reference.pairs_with_neighbours(*each)))
+        for each in ((37, 1), (90, 2))
+    )
+    rank, softness, temperature = 11, 0.9, 0.3
+    theta = np.log([4.0, 0.8, 7.0])
+
+    def transcription(theta):
+        tau, *others = np.exp(theta)
+
+        def z_of(pairs):
+            sides = zip(*(np.asarray(x, np.float64) for x in pairs), strict=True)
+            scores = [reference.soft_score(*pair, tau, *others, softness) for pair in sides]
+            return np.array(scores) / tau
+
+        z, z_impostor = z_of(genuine), z_of(impostor)
+        threshold = np.mean(np.sort(z_impostor)[::-1][rank // 2 : 2 * rank])
+        return np.mean(1 / (1 + np.exp((threshold - z) / temperature)))
+
+    value, slope = jax.value_and_grad(ops.smooth_tar)(
+        jnp.asarray(theta, jnp.float32), genuine, impostor, rank=rank,
+        softness=jnp.float32(softness), temperature=jnp.float32(temperature),
+    )  # fmt: skip
+    assert value == pytest.approx(transcription(theta), abs=1e-5)
+    steps = np.eye(3) * 1e-5
+    expected = [(transcription(theta + h) - transcription(theta - h)) / 2e-5 for h in steps]
+    assert np.all(np.abs(expected) > 1e-3)
+    np.testing.assert_allclose(slope, expected, atol=2e-4)

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from reference import fir_filtered
 
-from ida_jax.ops import gan, resample
-from ida_jax.ops.gan import mixed_styles, path_lengths, r1_penalty
+from ida_jax.ops import gan_losses, resample
+from ida_jax.ops.gan_losses import mixed_styles, path_lengths, r1_penalty
 
 blur, downsample, upsample = map(jax.jit, (resample.blur, resample.downsample, resample.upsample))
 to_crops = jax.jit(resample.to_crops, static_argnums=1)
 to_resolution = jax.jit(resample.to_resolution, static_argnums=1)
-generator_loss, discriminator_loss = map(jax.jit, (gan.generator_loss, gan.discriminator_loss))
+generator_loss, discriminator_loss = map(
+    jax.jit, (gan_losses.generator_loss, gan_losses.discriminator_loss)
+)
 
 # Float32 keeps seven digits, and a sum of a few terms six.
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ida_jax.models.mobilefacenet import MobileFaceNet
 from ida_jax.models.resnet import iresnet_nano
-from ida_jax.models.uncertainty import UncertaintyModule
+from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.ops.mutual_likelihood import mls_matrix, mutual_likelihood, positive_pairs_loss
 
 
@@ -131,7 +131,7 @@ def test_loss_under_jit_holds_no_array_of_all_pairs():
 
 
 def _module(features, *, embedding_dim=6, hidden=5):
-    module = UncertaintyModule(embedding_dim, hidden=hidden)
+    module = UncertaintyNetwork(embedding_dim, hidden=hidden)
     variables = module.init(jax.random.key(0), features, train=False)
     rng = np.random.default_rng(0)
     moved = jax.tree.map(

@@ -7,10 +7,10 @@ import pytest
 import reference
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.artefacts.ssr import DensityRegressor
-from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
+from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.data.labelled_pairs import PairList
-from ida_jax.protocols.likelihood import (
+from ida_jax.protocols.pfe_methods import (
     likelihood_methods,
     likelihood_of_all_pairs,
     likelihood_of_pairs,
@@ -43,7 +43,7 @@ def ssr():
         "output_fc": {"kernel": rng.standard_normal((5, 1)), "bias": np.zeros(1)},
     }
     params = {k: {n: v.astype(np.float32) for n, v in leaf.items()} for k, leaf in params.items()}
-    return DensityRegressor(params, "log", -2.0, 0.1, 0.0, K, TAU)
+    return SSRModule(params, "log", -2.0, 0.1, 0.0, K, TAU)
 
 
 def _mls(one, i, other, j):

@@ -13,7 +13,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
 from ida_jax.metrics import templates
 from ida_jax.metrics.identification import Searches, mate_ranks, search_figures
-from ida_jax.metrics.templates import pool, pooling_matrix
+from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols import ijb
 from ida_jax.protocols.ijb import evaluate_ijb
 from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
@@ -169,10 +169,10 @@ def test_pooling(written, monkeypatch, unit, slab):
     expected = _pooled_slowly(embeddings, meta.templates, media, meta.detector, unit=unit)
     monkeypatch.setattr(templates, "_SLAB", slab)
     matrix = pooling_matrix(meta.templates, media, weights=meta.detector)
-    found = pool(matrix, embeddings, images="unit" if unit else "keep")
+    found = pool_templates(matrix, embeddings, norm="unit" if unit else "keep")
     np.testing.assert_allclose(found, expected, rtol=1e-10)
     halves = np.concatenate([embeddings / 2, embeddings / 2], axis=1)
-    found = pool(matrix, halves, images="unit_halves" if unit else "keep_halves")
+    found = pool_templates(matrix, halves, norm="unit" if unit else "keep", halves=True)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -185,11 +185,11 @@ def test_pooling_mistakes():
         pooling_matrix([0, 1], [0, 0], weights=[1, 0])
     matrix = pooling_matrix([0, 1], [0, 0])
     with pytest.raises(UserError, match="embedding 1 is zero, NaN"):
-        pool(matrix, np.array([[1.0, 2], [0, 0]]))
+        pool_templates(matrix, np.array([[1.0, 2], [0, 0]]))
     with pytest.raises(UserError, match="the lists have 2 images"):
-        pool(matrix, np.ones((3, 2)))
+        pool_templates(matrix, np.ones((3, 2)))
     with pytest.raises(UserError, match="two halves"):
-        pool(matrix, np.ones((2, 3)), images="keep_halves")
+        pool_templates(matrix, np.ones((2, 3)), halves=True)
 
 
 def test_searches_by_hand():
@@ -327,7 +327,7 @@ def test_variants_are_in_the_names(written, scorers):
     embeddings = np.load(written / "embeddings.npy")
     few = {name: scorers[name] for name in ("cosine", "ida_r")}
     for options, name in (
-        ({"images": "unit", "detector": False}, "ijbc_1to1_unit"),
+        ({"norm": "unit", "detector": False}, "ijbc_1to1_unit"),
         ({"flip": "added", "densities": "images"}, "ijbc_1to1_flip_norm_detector_image_densities"),
     ):
         found = evaluate_ijb(embeddings, meta, few, subset="ijbc", resamples=0, fars=(0.1,),

@@ -9,9 +9,13 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw import load_lfw
+from ida_jax.data.lfw_crops import load_lfw
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.rescoring.cohort import cohort_moments, cohort_statistics, nearest_statistics
+from ida_jax.rescoring.cohort_scores import (
+    cohort_moments,
+    cohort_statistics,
+    nearest_statistics,
+)
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.terms import FaceTerms

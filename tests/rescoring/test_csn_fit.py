@@ -8,8 +8,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.ops.cohort import csn_score
 from ida_jax.rescoring import csn_fit
-from ida_jax.rescoring.cohort import Csn
-from ida_jax.rescoring.csn_fit import fit_csn, logistic_regression
+from ida_jax.rescoring.csn_fit import Csn, fit_csn, logistic_regression
 
 
 def _people(identities, seed, *, width=16):
@@ -200,7 +199,7 @@ def test_csn_refuses_another_cohort(csn):
     ("labels", "options", "message"),
     [
         (LABELS[1:], {}, r"labels are int64 \[359\]"),
-        (LABELS.astype(np.float32), {}, "expected one integer a face"),
+        (LABELS.astype(np.float32), {}, "expected one integer for each face"),
         (np.zeros(360, int), {}, "1 identities"),
         (np.arange(360), {}, "no identity has two faces"),
         (LABELS, {"degree": 20}, "degree = 20 through top_n = 20"),

@@ -1,7 +1,5 @@
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -12,10 +10,10 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.metrics.roc import tar_at_far
+from ida_jax.ops.dao import PairSimilarities
 from ida_jax.rescore import main as rescore
 from ida_jax.rescoring import dao_fit
-from ida_jax.rescoring.dao_fit import PairSimilarities, fit_dao, smooth_tar
-from ida_jax.rescoring.fitted_dao import DaoFit
+from ida_jax.rescoring.dao_fit import DaoFit, fit_dao
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs.protocol_command import main as evaluate
 
@@ -43,73 +41,29 @@ def fit():
     return fit_dao(PEOPLE, LABELS, ANCHORS, **SMALL)
 
 
-def _score(c, s1, s2, tau, weight, support, softness):
-    """This transcribes the module's formula in float64, a pair at a time."""
-
-    def log_f(s):
-        rank = np.arange(1, len(s) + 1)
-        members = 1 / (1 + np.exp(-np.clip((support - rank + 0.5) / softness, -600, 600)))
-        return -np.log(np.sum(members * np.exp(tau * s.astype(np.float64))))
-
-    return tau * c + weight * np.log(np.exp(log_f(s1)) + np.exp(log_f(s2)))
-
-
-def _pairs(count, seed):
-    rng = np.random.default_rng(seed)
-    sides = rng.uniform(-0.2, 0.5, (2, count, 25)) + rng.uniform(-0.4, 0.4, (2, count, 1))
-    sides = np.sort(sides, axis=2)[:, :, ::-1]
-    return PairSimilarities(
-        *(jnp.asarray(x, jnp.float32) for x in (rng.uniform(-0.2, 0.9, count), *sides))
-    )
-
-
 @pytest.mark.parametrize("count", [1, 63, 64, 65])
 def test_log_density_and_score_row_by_row(count):
     fit = DaoFit(2.0, 1.7, 5.3, 0.8, width=4, anchors=99)
-    pairs = PairSimilarities(*(np.asarray(x) for x in _pairs(count, 0)))
+    pairs = PairSimilarities(*reference.pairs_with_neighbours(count, 0))
     first, second = (fit.terms(side[:, : fit.neighbours]) for side in pairs[1:])
     assert fit.neighbours == 14  # 5.3 + 10 · 0.8, up to a whole rank
     assert first.rule == "dao"
     got = fit.weight * (
         first.constants[0] * pairs.cosine + np.logaddexp(first.values, second.values)[:, 0]
     )
-    expected = [_score(*each, 2.0, 1.7, 5.3, 0.8) for each in zip(*pairs, strict=True)]
+    expected = [
+        reference.soft_score(*pair, 2.0, 1.7, 5.3, 0.8) for pair in zip(*pairs, strict=True)
+    ]
     np.testing.assert_allclose(got, expected, atol=1e-3)  # members beyond the 14th are left out
 
 
 def test_at_the_papers_values_it_is_ida_r():
     faces = reference.unit((31, 24), 3)
     paper = DaoFit(1.0, 1.0, 10.0, 1e-3, width=24, anchors=120, fingerprint="abc")
-    fitted = Rescorer(ANCHORS, method="ida_r_fitted", fit=paper)
+    fitted = Rescorer(ANCHORS, method="ida_r_fitted", dao_fit=paper)
     rows = np.stack(np.triu_indices(31, 1), axis=1)
     ida_r = Rescorer(ANCHORS).score_pairs(faces, rows)
     np.testing.assert_allclose(fitted.score_pairs(faces, rows), ida_r, atol=1e-6)
-
-
-def test_smooth_tar_and_its_gradient():
-    genuine, impostor = _pairs(37, 1), _pairs(90, 2)
-    rank, softness, temperature = 11, 0.9, 0.3
-    theta = np.log([4.0, 0.8, 7.0])
-
-    def transcription(theta):
-        tau, *others = np.exp(theta)
-        both = (
-            np.array([_score(*each, tau, *others, softness) / tau for each in zip(*p, strict=True)])
-            for p in ([np.asarray(x, np.float64) for x in pairs] for pairs in (genuine, impostor))
-        )
-        z, z_impostor = both
-        threshold = np.mean(np.sort(z_impostor)[::-1][rank // 2 : 2 * rank])
-        return np.mean(1 / (1 + np.exp((threshold - z) / temperature)))
-
-    value, slope = jax.value_and_grad(smooth_tar)(
-        jnp.asarray(theta, jnp.float32), genuine, impostor, rank=rank,
-        softness=jnp.float32(softness), temperature=jnp.float32(temperature),
-    )  # fmt: skip
-    assert value == pytest.approx(transcription(theta), abs=1e-5)
-    steps = np.eye(3) * 1e-5
-    expected = [(transcription(theta + h) - transcription(theta - h)) / 2e-5 for h in steps]
-    assert np.all(np.abs(expected) > 1e-3)
-    np.testing.assert_allclose(slope, expected, atol=2e-4)
 
 
 def test_neither_person_of_a_pair_is_in_its_support_sets(monkeypatch):
@@ -182,7 +136,7 @@ def test_round_trip(fit, tmp_path):
     ("labels", "options", "message"),
     [
         (LABELS[1:], {}, r"labels are int64 \[359\]"),
-        (LABELS.astype(np.float32), {}, "expected one integer a face"),
+        (LABELS.astype(np.float32), {}, "expected one integer for each face"),
         (np.zeros(360, int), {}, "name 1 identities"),
         (np.arange(360) * 3, {"exclude_own": False}, "themselves among their anchors"),
         (LABELS, {"far": 1e-4}, "6 impostors at FAR 0.0001"),
@@ -190,7 +144,7 @@ def test_round_trip(fit, tmp_path):
         (LABELS, {"fitted": ("k",)}, "to fit are k: expected some of tau, weight"),
         (LABELS, {"temperature": 0.0}, "temperature = 0"),
         (LABELS, {"images_per_identity": 1}, "images_per_identity is 1"),
-        (LABELS, {"most_support": 19}, "leaves 19 neighbours a face"),
+        (LABELS, {"most_support": 19}, "leaves 19 neighbours for a face"),
     ],
 )
 def test_a_fit_that_cannot_be(labels, options, message):
@@ -200,7 +154,7 @@ def test_a_fit_that_cannot_be(labels, options, message):
 
 @pytest.mark.parametrize("count", [10, 19])
 def test_too_few_anchors_for_the_papers_k(count):
-    with pytest.raises(UserError, match=f"of {count} anchors leaves {count} neighbours a face"):
+    with pytest.raises(UserError, match=f"of {count} anchors leaves {count} neighbours for a face"):
         fit_dao(PEOPLE, LABELS, AnchorSet.from_embeddings(UNSEEN[:count]), **SMALL)
 
 
@@ -248,7 +202,7 @@ def test_rescore_and_evaluate_take_the_fit(fit, tmp_path, capsys):
     assert exit_code(lambda: rescore([*wanted, given, "--k=9"])) == 2
     assert "its k and tau from its fit" in capsys.readouterr().err
     assert exit_code(lambda: rescore([*wanted, given])) == 0
-    expected = Rescorer(ANCHORS, method="ida_r_fitted", fit=fit).score_pairs(UNSEEN, rows)
+    expected = Rescorer(ANCHORS, method="ida_r_fitted", dao_fit=fit).score_pairs(UNSEEN, rows)
     np.testing.assert_allclose(np.load(tmp_path / "s.npy"), expected, atol=1e-6)
 
     flags += ["--protocol=pairs", f"--files={tmp_path}/p.npy", f"--labels={tmp_path}/same.npy"]

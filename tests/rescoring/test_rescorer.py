@@ -23,13 +23,13 @@ def scorers(tmp_path_factory):
         "output_fc": {"kernel": rng.normal(size=(8, 1)), "bias": rng.normal(size=1)},
     }
     params = jax.tree.map(np.float32, params)
-    regressor = ida_jax.DensityRegressor(params, "log", -1.5, 0.2, 1e-3, K, TAU)
+    ssr = ida_jax.SSRModule(params, "log", -1.5, 0.2, 1e-3, K, TAU)
     path = tmp_path_factory.mktemp("ssr") / "ssr.safetensors"
-    regressor.save(path)
+    ssr.save(path)
     csn = ida_jax.fit_csn(FACES, np.arange(30) // 3, ida_jax.AnchorSet(ANCHORS), top_n=TOP_N)
     made = {m: {} for m in scoring_methods()} | {"as_norm": {"top_n": TOP_N}, "csn": {"csn": csn}}
     fit = ida_jax.DaoFit(TAU, 1.5, 3.0, 0.1, width=16, anchors=60)
-    made["ida_r_fitted"] = {"fit": fit, "k": None, "tau": None}
+    made["ida_r_fitted"] = {"dao_fit": fit, "k": None, "tau": None}
     scorers = {
         method: Rescorer(ANCHORS, method=method, **({"k": K, "tau": TAU} | options))
         for method, options in made.items()
@@ -129,7 +129,7 @@ def test_the_defaults_are_the_anchor_sets_own():
 
 
 def test_mistakes(scorers):
-    regressor, fit = scorers["ida_l"].regressor, scorers["ida_r_fitted"].fit
+    ssr, fit = scorers["ida_l"].ssr, scorers["ida_r_fitted"].dao_fit
     for arguments, message in (
         ({"method": "ida"}, "method 'ida' is unknown: choose one of cosine, ida_r"),
         ({"anchors": None}, "ida_r needs anchors"),
@@ -140,9 +140,9 @@ def test_mistakes(scorers):
         ({"method": "ida_l"}, "needs an SSR module"),
         ({"method": "csn"}, "needs its trained classifier"),
         ({"method": "ida_r_fitted"}, "needs its constants"),
-        ({"method": "ida_r_fitted", "fit": fit, "k": 5}, "leave them out"),
-        ({"method": "ida_r_fitted", "fit": fit, "anchors": ANCHORS[1:]}, "with 60 anchors, 59"),
-        ({"method": "ida_l", "regressor": regressor, "k": 5}, r"trained for k = 4 and tau = 2"),
+        ({"method": "ida_r_fitted", "dao_fit": fit, "k": 5}, "leave them out"),
+        ({"method": "ida_r_fitted", "dao_fit": fit, "anchors": ANCHORS[1:]}, "with 60 anchors, 59"),
+        ({"method": "ida_l", "ssr": ssr, "k": 5}, r"trained for k = 4 and tau = 2"),
         ({"anchors": np.where(ANCHORS[3] == ANCHORS, np.nan, ANCHORS)}, "anchors: row 3 is"),
     ):
         with pytest.raises(UserError, match=message):

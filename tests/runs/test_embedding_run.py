@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import embedding_anchors
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
@@ -90,7 +90,7 @@ def test_the_module_follows_the_search_on_identities_it_has_not_seen(files, tmp_
     faces = np.load(files / "e.npy")
     rescorer = Rescorer.from_ssr(tmp_path / "run" / "ssr.safetensors")
     assert rescorer.score(faces[:7], faces[7:14]).shape == (7,)
-    assert DensityRegressor.load(tmp_path / "run" / "ssr.safetensors").k == 4
+    assert SSRModule.load(tmp_path / "run" / "ssr.safetensors").k == 4
 
 
 def test_held_out_people_are_nowhere_else(files):
@@ -127,7 +127,7 @@ def test_a_fingerprint_of_the_embeddings_is_taken_over(files, tmp_path):
     given = {key: str(files / name) for key, name in given.items()}
     results = run(_config(files, **given), tmp_path / "run")
     assert results["model"]["fingerprint"] == "xyz"
-    assert DensityRegressor.load(tmp_path / "run" / "ssr.safetensors").fingerprint == "xyz"
+    assert SSRModule.load(tmp_path / "run" / "ssr.safetensors").fingerprint == "xyz"
 
 
 def test_unknown_people_are_trained_on_and_never_held_out(files, tmp_path):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing
-from ida_jax.artefacts.ssr import DensityRegressor
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.metrics.regression import regression_quality
@@ -178,12 +178,12 @@ def test_ssr_learns_the_density_of_unseen_faces(tmp_path, target):
     train_faces, test_faces = faces[:2000], faces[2000:]
     labels = np.arange(2000)
     log_f = searched_log_density(train_faces, anchors, labels=labels)
-    regressor = train_ssr(
+    module = train_ssr(
         train_faces, log_f, _ssr_config(target=target), k=10, tau=1.0,
         fingerprint="abc", workdir=tmp_path, seed=0,
     )  # fmt: skip
     searched = searched_log_density(test_faces, anchors)
-    predicted = regressor.log_density(test_faces)
+    predicted = module.log_density(test_faces)
     if target == "paper":
         # Eq. 6 to the letter starts thousands of times above the variance of F, and is flat there.
         error = np.mean((np.exp(predicted) - np.exp(searched)) ** 2)
@@ -193,9 +193,9 @@ def test_ssr_learns_the_density_of_unseen_faces(tmp_path, target):
         assert quality.r2 > 0.8
         assert quality.rank_correlation > 0.9
 
-    regressor.save(tmp_path / "ssr.safetensors")
-    loaded = DensityRegressor.load(tmp_path / "ssr.safetensors")
-    np.testing.assert_array_equal(loaded.log_density(test_faces), regressor.log_density(test_faces))
+    module.save(tmp_path / "ssr.safetensors")
+    loaded = SSRModule.load(tmp_path / "ssr.safetensors")
+    np.testing.assert_array_equal(loaded.log_density(test_faces), module.log_density(test_faces))
     assert (loaded.k, loaded.tau, loaded.fingerprint) == (10, 1.0, "abc")
     with pytest.raises(UserError, match=r"8 wide, the SSR module's 16"):
         loaded.log_density(reference.unit((3, 8), 0))
@@ -209,10 +209,10 @@ def test_a_scaled_input_is_folded_into_the_module(tmp_path):
     errors = {}
     for kind in ("unit", "scaled"):
         config = _ssr_config(input=kind, steps=300, decay_steps=(200,), learning_rate=0.01)
-        regressor = train_ssr(
+        module = train_ssr(
             faces[:1000], log_f[:1000], config, k=10, tau=1.0, workdir=tmp_path, seed=0
         )
-        errors[kind] = 1 - regression_quality(regressor.log_density(faces[1000:]), log_f[1000:]).r2
+        errors[kind] = 1 - regression_quality(module.log_density(faces[1000:]), log_f[1000:]).r2
     assert errors["scaled"] < 0.7 * errors["unit"]
 
 
@@ -279,25 +279,25 @@ def test_ssr_trained_on_the_fly_is_as_good_as_on_searched_targets(tmp_path, targ
         steps=600, decay_steps=(400,), input="scaled", target=target, copies=1, mix=0.5, noise=0.3
     )
     options = {"k": 10, "tau": 1.0, "fingerprint": "abc", "workdir": tmp_path}
-    regressor = train_ssr_on_the_fly(faces[:1500], labels, anchors, config, seed=0, **options)
+    module = train_ssr_on_the_fly(faces[:1500], labels, anchors, config, seed=0, **options)
     searched = searched_log_density(faces[1500:], anchors)
-    predicted = regressor.log_density(faces[1500:])
+    predicted = module.log_density(faces[1500:])
     assert regression_quality(predicted, searched).r2 > 0.8
-    assert (regressor.k, regressor.fingerprint, regressor.target) == (10, "abc", target)
+    assert (module.k, module.fingerprint, module.target) == (10, "abc", target)
     assert len(read_metrics(tmp_path)) == 6
 
     made = with_copies(faces[:1500], labels, copies=1, mix=0.5, noise=0.3, seed=0)
     log_f = searched_log_density(made.embeddings, anchors, labels=made.labels)
     kept = train_ssr(made.embeddings, log_f, config, seed=0, **options)
-    assert regressor.mean == pytest.approx(kept.mean, abs=0.1 * kept.std)
-    assert regressor.std == pytest.approx(kept.std, rel=0.1)
+    assert module.mean == pytest.approx(kept.mean, abs=0.1 * kept.std)
+    assert module.std == pytest.approx(kept.std, rel=0.1)
     agreement = regression_quality(kept.log_density(faces[1500:]), predicted)
     assert agreement.rank_correlation > 0.9
 
     again = train_ssr_on_the_fly(faces[:1500], labels, anchors, config, seed=0, **options)
-    np.testing.assert_array_equal(again.log_density(faces), regressor.log_density(faces))
+    np.testing.assert_array_equal(again.log_density(faces), module.log_density(faces))
     other = train_ssr_on_the_fly(faces[:1500], labels, anchors, config, seed=1, **options)
-    assert np.any(other.log_density(faces) != regressor.log_density(faces))
+    assert np.any(other.log_density(faces) != module.log_density(faces))
 
 
 def test_an_ssr_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -314,9 +314,9 @@ def test_regressed_density_is_never_without_logarithm():
         "hidden_fc": {"kernel": np.zeros((4, 2), np.float32), "bias": np.zeros(2, np.float32)},
         "output_fc": {"kernel": np.zeros((2, 1), np.float32), "bias": np.full(1, -9, np.float32)},
     }
-    regressor = DensityRegressor(params, "standardised", 0.05, 0.01, 0.02, 10, 1.0)
+    module = SSRModule(params, "standardised", 0.05, 0.01, 0.02, 10, 1.0)
     np.testing.assert_allclose(
-        regressor.log_density(reference.unit((3, 4), 0)), np.log(0.02), rtol=1e-6
+        module.log_density(reference.unit((3, 4), 0)), np.log(0.02), rtol=1e-6
     )
 
 

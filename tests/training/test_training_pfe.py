@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
-from ida_jax.artefacts.uncertainty import UncertaintyModel
+from ida_jax.artefacts.uncertainty_model import UncertaintyModel
 from ida_jax.common.devices import put_batch, training_mesh
 from ida_jax.common.errors import UserError
 from ida_jax.data.balanced import balanced_rows

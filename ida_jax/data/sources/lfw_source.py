@@ -23,7 +23,7 @@ from ida_jax.common.files import require_file, written_whole
 from ida_jax.data.alignment import align, similarity_transform
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
-from ida_jax.data.lfw import read_split
+from ida_jax.data.lfw_crops import read_split
 from ida_jax.data.sources.image_files import ImageFiles, decode, open_images
 from ida_jax.data.sources.jpeg import check_image
 
@@ -83,7 +83,7 @@ def prepare_lfw(
       source: a folder or tar file of NAME_0001.jpg, in whatever folders.
       landmarks: five points an image, LFW's or IJB's form; images are found by their file names.
       pairs: the set's own list of pairs.
-      split: identity,role,images (see `ida_jax.data.lfw`), for "lfw".
+      split: identity,role,images (see `ida_jax.data.lfw_crops`), for "lfw".
       data_dir: where data sets are.
       name: "lfw" or "calfw".
 

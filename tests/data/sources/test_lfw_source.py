@@ -11,7 +11,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.data.alignment import ARCFACE_POINTS, align, similarity_transform
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
-from ida_jax.data.lfw import load_lfw, read_split
+from ida_jax.data.lfw_crops import load_lfw, read_split
 from ida_jax.data.sources.image_files import open_images
 from ida_jax.data.sources.lfw_source import prepare_lfw
 

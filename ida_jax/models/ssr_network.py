@@ -1,4 +1,6 @@
-"""The Support Set Regression module: the density of a face from its embedding alone (IDA-L).
+"""The SSR module's network: the density of a face from its embedding alone (IDA-L).
+
+SSR is support set regression.
 
 Source: the paper's section 3.2 and Eq. 6, "two fully connected layers" on the face's embedding,
 with ReLU (section 4.1). Their width is not given there.
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 
-class SSR(nn.Module):
+class SSRNetwork(nn.Module):
     """Fully connected, ReLU, fully connected to one number.
 
     Attributes:
@@ -26,6 +28,6 @@ class SSR(nn.Module):
 
     @nn.compact
     def __call__(self, embeddings: jax.Array) -> jax.Array:
-        """Unit embeddings [..., D] → float32 [...], on the scale that the training gave it."""
+        """Unit embeddings [..., D] → float32 [...], on the scale of the training's targets."""
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden_fc")(embeddings))
         return nn.Dense(1, name="output_fc")(x.astype(jnp.float32))[..., 0]

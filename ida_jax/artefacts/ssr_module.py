@@ -6,15 +6,16 @@ N faces, D embedding.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 
-from ida_jax.common.devices import block_size, padded
+from ida_jax.common.devices import in_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
-from ida_jax.models.ssr import SSR
+from ida_jax.models.ssr_network import SSRNetwork
 
 _KIND = "ssr_module"
 _METADATA = ("target", "mean", "std", "floor", "k", "tau", "fingerprint")
@@ -24,7 +25,7 @@ TARGETS = ("standardised", "log", "paper")
 
 
 @dataclass(frozen=True, eq=False)
-class DensityRegressor:
+class SSRModule:
     """IDA-L: a trained SSR module, which needs no anchors at run time (section 3.2).
 
     Attributes:
@@ -33,8 +34,8 @@ class DensityRegressor:
         (F − mean) / std; "log": (log F − mean) / std.
       mean: see target.
       std: see target.
-      floor: a prediction of F is not let below it, so that its logarithm exists; half the smallest
-        F that the module was trained on.
+      floor: the lower bound of a predicted F, so that its logarithm exists; half the smallest F
+        that the module was trained on.
       k: the support set's size that it was trained to replace.
       tau: the τ of F.
       fingerprint: of the model whose embeddings it takes; "" where unknown.
@@ -66,11 +67,7 @@ class DensityRegressor:
                 f"the faces' embeddings are {faces.shape[1]} wide, the SSR module's {self.width}: "
                 "it must be trained on the same model"
             )
-        out = np.empty(len(faces), np.float32)
-        block = block_size(_BLOCKS, len(faces))
-        for start in range(0, len(faces), block):
-            values = _apply(self.params, padded(faces[start : start + block], block))
-            out[start : start + block] = np.asarray(values)[: len(faces) - start]
+        out = in_blocks(partial(_apply, self.params), faces, _BLOCKS)
         if self.target == "log":
             return self.mean + self.std * out
         return np.log(np.maximum(self.mean + self.std * out, np.float32(self.floor)))
@@ -92,7 +89,7 @@ class DensityRegressor:
         save_tensors(path, tensors, kind=_KIND, metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "DensityRegressor":
+    def load(cls, path: str | os.PathLike[str]) -> "SSRModule":
         """Reads a saved module.
 
         Raises:
@@ -109,4 +106,6 @@ class DensityRegressor:
 
 @jax.jit
 def _apply(params: Mapping, faces: jax.Array) -> jax.Array:
-    return SSR(hidden=params["hidden_fc"]["kernel"].shape[1]).apply({"params": params}, faces)
+    return SSRNetwork(hidden=params["hidden_fc"]["kernel"].shape[1]).apply(
+        {"params": params}, faces
+    )

@@ -1,4 +1,4 @@
-"""Probabilistic face embeddings (PFE): an embedding, and how sure the network is of it.
+"""Probabilistic face embeddings (PFE): an embedding and its uncertainty.
 
 A face is a Gaussian N(μ, diag σ²): μ is the frozen backbone's unit embedding, σ² comes from a
 module on the backbone's last feature map. Source: Shi & Jain, "Probabilistic Face Embeddings" (ICCV
@@ -23,7 +23,7 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.common.devices import local_mesh, replicated
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_log_variances, require_same_model, unit_embeddings
-from ida_jax.models.uncertainty import UncertaintyModule
+from ida_jax.models.uncertainty_network import UncertaintyNetwork
 
 _KIND = "uncertainty_module"
 
@@ -45,7 +45,7 @@ class UncertaintyModel:
     """A trained uncertainty module, which belongs to one face model.
 
     Attributes:
-      variables: {"params": …, "batch_stats": …} of `ida_jax.models.uncertainty.UncertaintyModule`.
+      variables: {"params": …, "batch_stats": …} of `UncertaintyNetwork`.
       fingerprint: of the face model on whose feature maps it was trained.
     """
 
@@ -53,10 +53,10 @@ class UncertaintyModel:
     fingerprint: str
 
     @property
-    def module(self) -> UncertaintyModule:
+    def module(self) -> UncertaintyNetwork:
         """The flax module that takes the variables."""
         hidden, width = self.variables["params"]["output_fc"]["kernel"].shape
-        return UncertaintyModule(embedding_dim=width, hidden=hidden)
+        return UncertaintyNetwork(embedding_dim=width, hidden=hidden)
 
     def embed(
         self,
@@ -78,7 +78,7 @@ class UncertaintyModel:
           progress: as there.
 
         Raises:
-          UserError: another face model; a crop of a different size; a zero, NaN or infinite
+          UserError: a different face model; a crop of a different size; a zero, NaN or infinite
             embedding, or a σ² that is 0, NaN or infinite, named by row.
         """
         raw, log_variances = self.raw_embeddings(
@@ -144,15 +144,15 @@ def means_and_maps(
     network: nn.Module, variables: Any, inputs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The frozen backbone's raw embeddings [B, D] and last feature maps [B, H, W, C]."""
-    embeddings, kept = network.apply(variables, inputs, train=False, mutable=["intermediates"])
-    (feature_map,) = kept["intermediates"]["feature_map"]
+    embeddings, state = network.apply(variables, inputs, train=False, mutable=["intermediates"])
+    (feature_map,) = state["intermediates"]["feature_map"]
     return embeddings, feature_map
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _embed_batch(
     network: nn.Module,
-    module: UncertaintyModule,
+    module: UncertaintyNetwork,
     preprocessing: Preprocessing,
     flip: bool,
     variables: tuple[Any, Any],

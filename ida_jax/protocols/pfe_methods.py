@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.artefacts.ssr import DensityRegressor
-from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
+from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.likelihood import (
@@ -57,7 +57,7 @@ def likelihood_methods(
     tau: float,
     labels: np.ndarray | None = None,
     anchor_labels: np.ndarray | None = None,
-    ssr: DensityRegressor | None = None,
+    ssr: SSRModule | None = None,
 ) -> LikelihoodMethods:
     """`pfe`, and where there are anchors `pfe_mls_ida_r` and, with an SSR module, `pfe_mls_ida_l`.
 

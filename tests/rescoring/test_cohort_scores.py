@@ -6,8 +6,8 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.ops.cohort import s_norm
-from ida_jax.rescoring import cohort
-from ida_jax.rescoring.cohort import (
+from ida_jax.rescoring import cohort_scores
+from ida_jax.rescoring.cohort_scores import (
     cohort_moments,
     cohort_statistics,
     nearest_statistics,
@@ -36,7 +36,7 @@ def _expected(faces, anchors, n, ddof):
 @pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize("size", [2, 6, 7, 8, 60])
 def test_whole_cohort(monkeypatch, size, ddof):
-    monkeypatch.setattr(cohort, "_BLOCK", 7)
+    monkeypatch.setattr(cohort_scores, "_BLOCK", 7)
     anchors = AnchorSet.from_embeddings(ANCHORS.embeddings[:size])
     got = _whole(anchors, ddof=ddof)
     assert (got.mean.dtype, got.std.dtype) == (np.float32, np.float32)
@@ -46,7 +46,7 @@ def test_whole_cohort(monkeypatch, size, ddof):
 @pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize("top_n", [2, 10, 59, 60])
 def test_each_face_s_own_top_n(monkeypatch, top_n, ddof):
-    monkeypatch.setattr(cohort, "_BLOCK", 3)
+    monkeypatch.setattr(cohort_scores, "_BLOCK", 3)
     got = _nearest(ANCHORS, top_n, ddof=ddof)
     np.testing.assert_allclose(got, _expected(FACES, ANCHORS, top_n, ddof), rtol=1e-4, atol=1e-6)
 

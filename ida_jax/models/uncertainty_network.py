@@ -1,7 +1,7 @@
 """The uncertainty module of Probabilistic Face Embeddings: a face's variances from its last map.
 
 Source: Shi and Jain, "Probabilistic Face Embeddings" (ICCV 2019), and their code. The
-backbone is trained and stays as it is: its unit embedding is the mean μ of a Gaussian, and this
+trained backbone is frozen: its unit embedding is the mean μ of a Gaussian, and this
 module, trained afterwards, gives the variance σ² of each dimension
 (`ida_jax.ops.mutual_likelihood`).
 
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 _LEAST_VARIANCE = 1e-6
 
 
-class UncertaintyModule(nn.Module):
+class UncertaintyNetwork(nn.Module):
     """FC → BN → ReLU → FC → BN → γ·x + β → log(1e-6 + exp(x)), the log-variances.
 
     The first BatchNorm has scale and bias, the second neither: γ and β, one number each for all
-    dimensions, are in their place. As γ begins at 1e-4 and β at −7, training begins with almost
+    dimensions, take their place. As γ begins at 1e-4 and β at −7, training begins with almost
     equal variances of about e⁻⁷, which rank pairs as the cosine does. 1e-6 is the least variance.
 
     Attributes:
