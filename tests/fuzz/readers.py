@@ -173,7 +173,7 @@ def _read_calibration(path: Path) -> None:
 
 
 def _ssr() -> bytes:
-    from ida_jax.artefacts.ssr import DensityRegressor
+    from ida_jax.artefacts.ssr_module import SSRModule
 
     rng = np.random.default_rng(0)
     params = {
@@ -184,27 +184,27 @@ def _ssr() -> bytes:
         layer: {name: value.astype(np.float32) for name, value in of.items()}
         for layer, of in params.items()
     }
-    module = DensityRegressor(params, "standardised", 0.05, 0.01, 0.001, 10, 1.0)
+    module = SSRModule(params, "standardised", 0.05, 0.01, 0.001, 10, 1.0)
     return _saved(module.save, "s.safetensors")
 
 
 def _read_ssr(path: Path) -> None:
-    from ida_jax.artefacts.ssr import DensityRegressor
+    from ida_jax.artefacts.ssr_module import SSRModule
 
-    module = DensityRegressor.load(path)
+    module = SSRModule.load(path)
     if module.width < 4096:
         module.log_density(_unit(3, module.width))
 
 
 def _csn() -> bytes:
-    from ida_jax.rescoring.cohort import Csn
+    from ida_jax.rescoring.csn_fit import Csn
 
     csn = Csn(np.array([0.1, 0.2]), 1.0, 0.0, 5, 4, 20, "", 0.5, 3, 10, 10)
     return _saved(csn.save, "c.safetensors")
 
 
 def _read_csn(path: Path) -> None:
-    from ida_jax.rescoring.cohort import Csn
+    from ida_jax.rescoring.csn_fit import Csn
 
     csn = Csn.load(path)
     if csn.top_n < 1 << 20:
@@ -212,13 +212,13 @@ def _read_csn(path: Path) -> None:
 
 
 def _fitted() -> bytes:
-    from ida_jax.rescoring.fitted_dao import DaoFit
+    from ida_jax.rescoring.dao_fit import DaoFit
 
     return _saved(DaoFit(1.0, 0.5, 10.0, 2.0, 4, 20).save, "d.safetensors")
 
 
 def _read_fitted(path: Path) -> None:
-    from ida_jax.rescoring.fitted_dao import DaoFit
+    from ida_jax.rescoring.dao_fit import DaoFit
 
     fit = DaoFit.load(path)
     if fit.neighbours < 1 << 20:
@@ -381,7 +381,7 @@ def _calfw_pairs(path: Path) -> None:
 
 
 def _split(path: Path) -> None:
-    from ida_jax.data.lfw import read_split
+    from ida_jax.data.lfw_crops import read_split
 
     read_split(path)
 
