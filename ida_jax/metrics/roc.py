@@ -19,6 +19,13 @@ from numpy.typing import ArrayLike
 from ida_jax.common.errors import UserError
 
 
+class Interval(NamedTuple):
+    """A confidence interval, in the unit of the figure."""
+
+    low: float
+    high: float
+
+
 class SplitScores(NamedTuple):
     """One method's scores by the kind of their pairs.
 
@@ -162,6 +169,44 @@ def equal_error_rate(genuine: ArrayLike, impostor: ArrayLike) -> float:
     far_1, frr_1 = rates(min(above))
     weight = (far_0 - frr_0) / ((far_0 - frr_0) + (frr_1 - far_1))
     return far_0 + weight * (far_1 - far_0)
+
+
+def threshold_interval(impostor: ArrayLike, far: float, *, level: float = 0.95) -> Interval:
+    """Confidence interval of the threshold whose true FAR is f, from order statistics.
+
+    Of n independent impostor pairs, Binomial(n, f) lie above the true threshold; the interval lies
+    between the two impostor scores whose ranks the binomial's tails give, whatever the scores'
+    distribution. Pairs that share faces are not independent: the true interval is then wider, and
+    `bootstrap_tar` over identities gives it.
+
+    Args:
+      impostor: [n] scores; NaN stands for −∞.
+      far: f in (0, 1].
+      level: the confidence, in (0, 1).
+
+    Returns:
+      The interval; high is +∞ where too few scores lie above (f·n below 3.7 at 95 %).
+
+    Raises:
+      UserError: no scores, or an f outside (0, 1].
+    """
+    from scipy.stats import binom
+
+    impostor, _ = as_scores(impostor, impostor)
+    n = impostor.size
+    accepted_impostors(far, n)
+    tail = (1 - level) / 2
+    # The u-th highest (from 0) is at most the threshold iff no more than u lie above it.
+    deepest = int(binom.ppf(1 - tail, n, far))
+    highest = int(binom.ppf(tail, n, far))
+    if binom.cdf(highest, n, far) > tail:
+        highest -= 1
+    ordered = np.where(np.isnan(impostor), -np.inf, impostor)
+    positions = [n - 1 - rank for rank in (deepest, highest) if 0 <= rank < n]
+    if positions:
+        ordered.partition(positions)
+    low = float(ordered[n - 1 - deepest]) if deepest < n else -np.inf
+    return Interval(low, float(ordered[n - 1 - highest]) if highest >= 0 else np.inf)
 
 
 def as_scores(genuine: ArrayLike, impostor: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

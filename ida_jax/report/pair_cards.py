@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.score_figures import far_key
+from ida_jax.metrics.evaluation import far_key
 from ida_jax.report.names import far_name, method_name, score_name
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Band
+from ida_jax.metrics.evaluation import Band
 from ida_jax.report.look import in_our_look, method_styles, new_figure
 from ida_jax.report.names import in_order, method_name
 from ida_jax.rescoring.method_table import is_dao

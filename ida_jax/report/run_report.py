@@ -14,7 +14,7 @@ import numpy as np
 
 from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.roc import SplitScores
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def write_run_report(
     title: str,
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
-    evaluated: Mapping[str, Evaluated],
+    evaluated: Mapping[str, Evaluation],
     log_density: np.ndarray,
     dataset: FaceDataset,
     scores: Mapping[str, SplitScores] | None = None,
@@ -114,7 +114,7 @@ def write_protocol_report(
     title: str,
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
-    evaluated: Mapping[str, Evaluated],
+    evaluated: Mapping[str, Evaluation],
     groups: Groups | None = None,
 ) -> None:
     """Writes the report of an evaluation without images, as `write_run_report` does.
@@ -147,7 +147,7 @@ def _write(path: str | os.PathLike[str], *, results: Mapping[str, Any], **page: 
     write_tables(Path(path).parent, results)
 
 
-def _curves(evaluated: Mapping[str, Evaluated]) -> dict[str, Figure]:
+def _curves(evaluated: Mapping[str, Evaluation]) -> dict[str, Figure]:
     """Each variant's curves, by caption."""
     from ida_jax.report.plots import det_figure, roc_figure, tpir_figure
     from ida_jax.report.trend_plots import distractors_figure
@@ -174,7 +174,7 @@ def _densities(groups: Groups, caption: str) -> dict[str, Figure]:
     return {caption: log_density_figure(*groups)}
 
 
-def _with_notes(results: Mapping[str, Any], evaluated: Mapping[str, Evaluated]) -> dict[str, Any]:
+def _with_notes(results: Mapping[str, Any], evaluated: Mapping[str, Evaluation]) -> dict[str, Any]:
     return {**results, "notes": {variant: result.notes for variant, result in evaluated.items()}}
 
 

@@ -1,7 +1,7 @@
 """The results of `python -m ida_jax.evaluate`, as text for the terminal and as a figure.
 
 `results` is what its JSON holds: `methods` by role ("scores", "baseline"), each with `name` and the
-figures of `ida_jax.metrics.score_figures`; `difference`, `bootstrap` and `calibration` where they
+figures of `ida_jax.metrics.evaluation`; `difference`, `bootstrap` and `calibration` where they
 were asked for.
 """
 
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS, far_key
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, far_key
 from ida_jax.report.look import in_our_look, method_styles, new_figure
 from ida_jax.report.names import MISSING, far_name
 from ida_jax.report.plots import draw_det

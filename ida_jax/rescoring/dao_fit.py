@@ -18,8 +18,8 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
+from ida_jax.metrics.resampling import genuine_rows, impostor_rows
 from ida_jax.metrics.roc import accepted_impostors
-from ida_jax.metrics.tails import genuine_rows, impostor_rows
 from ida_jax.ops.dao import soft_log_density
 from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.fitted_dao import CONSTANTS, REACH, DaoFit

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import ndtr
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Band
+from ida_jax.metrics.evaluation import Band
 from ida_jax.metrics.roc import roc_curve, tar_at_far
 from ida_jax.report.density_plots import histogram_figure, log_density_figure
 from ida_jax.report.plots import det_figure, roc_figure, tpir_figure
