@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS
-from ida_jax.report.names import MISSING, far_name, in_order, method_name
+from ida_jax.report.style import MISSING, far_name, in_order, method_name
 
 GAIN, LOSS, FEW = "▲", "▼", "†"
 

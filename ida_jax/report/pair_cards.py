@@ -14,13 +14,13 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import far_key
-from ida_jax.report.names import far_name, method_name, score_name
+from ida_jax.report.page import jpeg
+from ida_jax.report.style import far_name, method_name, score_name
 
 if TYPE_CHECKING:
     from ida_jax.protocols.verification import AllPairs
     from ida_jax.rescoring.terms import FaceTerms
 
-_SIDE = 112  # pixels: larger faces are made smaller, for the page's sake
 _MOST = 12  # cards of a kind
 
 # By kind and whether the pairs are genuine.
@@ -205,24 +205,3 @@ def _score(method: str, score: float, threshold: float, *, right: bool, genuine:
 
 def _signed(score: float) -> str:
     return f"{score:.3f}".replace("-", "−")
-
-
-def jpeg(image: np.ndarray, *, side: int = _SIDE) -> bytes:
-    """uint8 [H, W, 3] RGB as JPEG, made smaller where a side is above `side` pixels.
-
-    Raises:
-      UserError: a malformed image.
-    """
-    import cv2
-
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UserError(
-            f"an image of the page is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]"
-        )
-    longest = max(image.shape[:2])
-    if longest > side:
-        height, width = (max(1, round(side * n / longest)) for n in image.shape[:2])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes()

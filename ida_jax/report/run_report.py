@@ -67,12 +67,12 @@ def write_run_report(
       scores: every method's genuine and impostor scores, ascending; None draws no histograms.
       metrics: the records of metrics.jsonl.
       changed: the pairs that two methods decide differently, rows of `dataset`.
-      sweeps: TARs against k, τ and the anchors' number (`trend_plots.sweep_figure`).
+      sweeps: TARs against k, τ and the anchors' number (`rate_plots.sweep_figure`).
     """
     from ida_jax.report.density_plots import histogram_figure
-    from ida_jax.report.generator_plots import generator_training_figure
     from ida_jax.report.pair_cards import pair_section
-    from ida_jax.report.trend_plots import sweep_figure, training_figure
+    from ida_jax.report.rate_plots import sweep_figure
+    from ida_jax.report.training_plots import generator_training_figure, training_figure
 
     figures = _curves(evaluated)
     if scores:
@@ -149,8 +149,12 @@ def _write(path: str | os.PathLike[str], *, results: Mapping[str, Any], **page: 
 
 def _curves(evaluated: Mapping[str, Evaluation]) -> dict[str, Figure]:
     """Each variant's curves, by caption."""
-    from ida_jax.report.plots import det_figure, roc_figure, tpir_figure
-    from ida_jax.report.trend_plots import distractors_figure
+    from ida_jax.report.rate_plots import (
+        det_figure,
+        distractors_figure,
+        roc_figure,
+        tpir_figure,
+    )
 
     figures = {}
     for variant, (result, curves, _) in evaluated.items():

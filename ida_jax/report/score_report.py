@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, far_key
-from ida_jax.report.look import in_our_look, method_styles, new_figure
-from ida_jax.report.names import MISSING, far_name
-from ida_jax.report.plots import draw_det
+from ida_jax.report.rate_plots import draw_det
+from ida_jax.report.style import MISSING, far_name, house_style, method_styles, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +159,7 @@ def _counts(figures: Mapping[str, Any]) -> list[int]:
     ]
 
 
-@in_our_look
+@house_style
 def score_figure(results: Mapping[str, Any]) -> Figure:
     """DET curves on normal-deviate axes; beside them, where there are groups, their realised FARs.
 
@@ -169,9 +168,9 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
     grouped = "groups" in results["methods"]["scores"]
     figure, axes = new_figure(columns=1 + grouped, width=10 if grouped else 6, height=4.6)
     named = {figures["name"]: figures for figures in results["methods"].values()}
-    styles = dict(zip(named, method_styles(named), strict=True))
-    curves = {name: (f["curve"]["far"], f["curve"]["tar"]) for name, f in named.items()}
-    draw_det(axes[0], curves, styles)
+    styles = method_styles(named)
+    curves = {name: f["curve"] for name, f in named.items()}
+    draw_det(axes[0], {name: ((c["far"], c["tar"]), styles[name]) for name, c in curves.items()})
     if grouped:
         counts = results["methods"]["scores"]["false_accepts"]
         firm = [f for f in results["fars"] if counts[far_key(f)] >= FEWEST_FALSE_ACCEPTS]
@@ -197,8 +196,8 @@ def _draw_groups(
     for shift, (name, figures) in zip((-0.12, 0.12), named.items(), strict=False):
         fars = [figures["groups"][group]["realised_far"][key] for group in groups]
         heights = [math.nan if rate is None else rate for rate in fars]
-        color, _, marker = styles[name]
         places = [place + (shift if len(named) > 1 else 0) for place in range(len(groups))]
+        marker, color = styles[name]["marker"], styles[name]["color"]
         axis.plot(places, heights, marker, color=color, label=name)
     axis.axhline(far, color="#888888", linestyle=":", linewidth=1.4)
     axis.set_xticks(range(len(groups)), groups, rotation=45 if len(groups) > 6 else 0)

@@ -6,8 +6,14 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Band
 from ida_jax.metrics.roc import roc_curve, tar_at_far
 from ida_jax.report.density_plots import histogram_figure, log_density_figure
-from ida_jax.report.plots import det_figure, roc_figure, tpir_figure
-from ida_jax.report.trend_plots import distractors_figure, sweep_figure, training_figure
+from ida_jax.report.rate_plots import (
+    det_figure,
+    distractors_figure,
+    roc_figure,
+    sweep_figure,
+    tpir_figure,
+)
+from ida_jax.report.training_plots import training_figure
 
 
 @pytest.fixture(scope="module")

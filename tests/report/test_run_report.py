@@ -11,13 +11,8 @@ from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.metrics.evaluation import Band, Evaluation
 from ida_jax.protocols.verification import evaluate_all_pairs
-from ida_jax.report.pair_cards import (
-    ChangedDecisions,
-    ChangedPairs,
-    changed_pairs,
-    jpeg,
-    pair_section,
-)
+from ida_jax.report.page import jpeg
+from ida_jax.report.pair_cards import ChangedDecisions, ChangedPairs, changed_pairs, pair_section
 from ida_jax.report.run_report import Groups, write_protocol_report, write_run_report
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
