@@ -89,9 +89,9 @@ class DistractorSearches(NamedTuple):
     Attributes:
       probe: int32 [M], the probe's row.
       mate: int32 [M], the row of the gallery's image of the same identity.
-      identity: int32 [M], whose search it is, from 0 without gaps; identities of a single image
+      identity: int32 [M], the search's identity, from 0 without gaps; identities of a single image
         have none.
-      identities: how many there are.
+      identities: the number of them.
     """
 
     probe: np.ndarray
@@ -105,7 +105,7 @@ class Rank1(NamedTuple):
 
     Attributes:
       rate: float64 [S], the share of right searches.
-      faults: int64 [S], how many were wrong.
+      faults: int64 [S], the number of wrong ones.
       right: bool [M, S], each search's outcome.
     """
 
@@ -126,7 +126,7 @@ def distractor_searches(labels: ArrayLike) -> DistractorSearches:
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"labels are {labels.dtype} {list(labels.shape)}: expected integers [F], one a probe"
+            f"labels are {labels.dtype} {list(labels.shape)}: expected integers [F], one per probe"
         )
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     several = counts > 1

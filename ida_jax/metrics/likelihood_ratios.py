@@ -1,4 +1,4 @@
-"""Scores as evidence: log-likelihood ratios, what they are worth, and how sure a threshold is.
+"""Scores as evidence: log-likelihood ratios, their cost, and maps fitted to scores.
 
 G genuine and n impostor scores, higher meaning more alike. An LLR is the natural logarithm of
 p(score | genuine) / p(score | impostor). A NaN score is no evidence: it counts in G or n, costs one
@@ -50,8 +50,9 @@ class IsotonicMap(NamedTuple):
 def cllr(genuine_llr: ArrayLike, impostor_llr: ArrayLike) -> float:
     """Cllr = ½ [mean log₂(1 + e^−λ) over genuine + mean log₂(1 + e^λ) over impostor], in bits.
 
-    0 is perfect evidence, 1 what LLRs of 0 cost, more is misleading; infinite where an infinite LLR
-    is wrong (Brümmer and du Preez, Application-independent evaluation of speaker detection, 2006).
+    0 is perfect evidence, 1 the cost of LLRs of 0, more is misleading; infinite where an infinite
+    LLR is wrong. Source: Brümmer and du Preez, Application-independent evaluation of speaker
+    detection, 2006.
 
     Args:
       genuine_llr: [G] natural-log likelihood ratios.
@@ -75,7 +76,7 @@ def min_cllr(genuine: ArrayLike, impostor: ArrayLike) -> float:
 
     The best map gives each block of pool-adjacent-violators with g genuine and i impostor scores
     the LLR log((g/G) / (i/n)). It only depends on the scores' order, and measures discrimination;
-    Cllr − min-Cllr is what calibration loses.
+    Cllr − min-Cllr is the loss of calibration.
 
     Raises:
       UserError: no scores of a kind.
@@ -136,13 +137,13 @@ def fit_logistic(genuine: ArrayLike, impostor: ArrayLike, *, prior: float = 0.5)
             break
         length = 1.0
         while True:
-            tried = point - length * step
-            found = _loss(tried, problem)
+            candidate = point - length * step
+            next_loss = _loss(candidate, problem)
             # So near the least, the loss itself is rounded.
-            if found[0] <= value or decrement < 1e-10 or length < 1e-6:
+            if next_loss[0] <= value or decrement < 1e-10 or length < 1e-6:
                 break
             length /= 2
-        point, (value, gradient, hessian) = tried, found
+        point, (value, gradient, hessian) = candidate, next_loss
     slope = point[0] / scale
     if not slope > 0:
         raise UserError(
@@ -244,7 +245,7 @@ def _chunks(scores: np.ndarray) -> Iterator[np.ndarray]:
 
 def _log_odds(prior: float) -> float:
     if not 0 < prior < 1:
-        raise UserError(f"the prior {prior} was given, expected one above 0 and below 1")
+        raise UserError(f"the prior is {prior}, expected one above 0 and below 1")
     return math.log(prior / (1 - prior))
 
 

@@ -68,7 +68,7 @@ def tail(scores: ArrayLike, same: ArrayLike, units: ArrayLike, *, highest_far: f
       scores: [P].
       same: bool [P], True for a genuine pair.
       units: int [P, U], each pair's units, from 0.
-      highest_far: the highest FAR that will be asked for; see `tail_depth`.
+      highest_far: the highest FAR of the bootstrap; see `tail_depth`.
 
     Raises:
       UserError: lengths that differ, units of another shape or below 0, no pairs of a kind.
@@ -98,7 +98,7 @@ def split_tail(
     impostor_units: Callable[[np.ndarray], np.ndarray],
     highest_far: float,
 ) -> Tail:
-    """`tail` of scores split by label, whose impostors' units are asked for only where kept.
+    """`tail` of scores split by label, whose impostors' units are computed only where kept.
 
     Args:
       genuine: [G] scores.
@@ -124,7 +124,7 @@ def split_tail(
 
 
 def tail_depth(highest_far: float, impostors: int) -> int:
-    """How many of n impostors to keep: 2·⌊f·n⌋ + 131,072, and all of up to 1,048,576.
+    """The number of the n impostors to keep: 2·⌊f·n⌋ + 131,072, and all of up to 1,048,576.
 
     A resample's threshold lies at rank ⌊f·W⌋ of the weighted list, W being all pairs' weight in it.
     It is among the m highest unless those lost half of their share of W. With so many pairs there
@@ -313,7 +313,7 @@ def draws_of_units(rng: np.random.Generator, units: int, total: Total) -> Iterat
 
 
 def unit_weights(rng: np.random.Generator, units: int) -> Iterator[np.ndarray]:
-    """Endless batches int32 [R, I] of how often each unit was drawn."""
+    """Endless batches int32 [R, I] of the number of times each unit was drawn."""
     while True:
         yield np.stack(
             [np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(_BATCH)]
@@ -336,12 +336,12 @@ def draws_of_pairs(
 
 
 def depth_of_pairs(highest_rank: int) -> int:
-    """How many of the highest impostors a resample of pairs can need: more is rarer than 1e-20."""
+    """The most impostors that a resample of pairs can need: more is rarer than 1e-20."""
     return highest_rank + 12 * math.isqrt(highest_rank) + 100
 
 
 def identity_codes(identities: ArrayLike, same: np.ndarray) -> tuple[np.ndarray, int]:
-    """The identities numbered from 0 without gaps, int32 [P, 2], and how many there are.
+    """The identities numbered from 0 without gaps, int32 [P, 2], and their number.
 
     Raises:
       UserError: not integers [P, 2], or a pair whose identities contradict its label.

@@ -42,7 +42,7 @@ class OperatingPoint(NamedTuple):
     """TAR at one FAR.
 
     Attributes:
-      far: the FAR that was asked for.
+      far: the requested FAR.
       tar: share of the genuine scores strictly above the threshold.
       threshold: in the scores' unit; −inf where f·n = n, which accepts every finite score.
       false_accepts: impostors strictly above the threshold: the count that the figure rests on.
@@ -60,7 +60,7 @@ class Curve(NamedTuple):
     """A ROC curve for plotting, float64 [points] each, by ascending FAR.
 
     Attributes:
-      far: the FARs asked for, r/n for whole numbers r: spaced evenly in log FAR from 1/n to 1.
+      far: the FARs, r/n for whole numbers r: spaced evenly in log FAR from 1/n to 1.
       tar: TAR at each, by this module's rule.
       threshold: the threshold at each.
     """
@@ -229,7 +229,7 @@ def as_scores(genuine: ArrayLike, impostor: ArrayLike) -> tuple[np.ndarray, np.n
 
 
 def _ascending(scores: np.ndarray) -> np.ndarray:
-    """Scores from lowest to highest, NaN as −inf; the array itself where it is so already."""
+    """Scores from lowest to highest, NaN as −inf; the array itself where it is sorted already."""
     if np.all(scores[:-1] <= scores[1:]) and not np.isnan(scores[0]):
         return scores
     ordered = np.where(np.isnan(scores), -np.inf, scores)
@@ -245,6 +245,6 @@ def accepted_impostors(far: float, n: int) -> int:
     """
     far = float(far)
     if not 0 < far <= 1:
-        raise UserError(f"the FAR {far} was asked for, expected one above 0 and at most 1")
+        raise UserError(f"FAR {far} was given, expected one above 0 and at most 1")
     r = round(far * n)  # the floor or one more, however the product was rounded
     return r - 1 if r / n > far else r

@@ -38,14 +38,11 @@ _THRESHOLD = {"color": INK, "linestyle": ":", "linewidth": 1.6}
 def histogram_figure(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], *, far: float = 1e-3
 ) -> Figure:
-    """One panel a method: densities of its genuine and impostor scores, and the threshold at a FAR.
+    """A panel per method: the densities of its genuine and impostor scores, its threshold at a FAR.
 
     Args:
       scores: a method's (genuine [G], impostor [n]) scores. NaN scores are left out of the bars.
       far: the FAR whose threshold is marked.
-
-    Raises:
-      UserError: no method, no scores of a kind, or no finite ones.
     """
     if not scores:
         raise UserError("no scores were given, expected those of at least one method")
@@ -86,9 +83,6 @@ def privacy_figure(
       nearest_strangers: [N], each real person's cosine to the nearest training face of another
         person: what is usual among people who have nothing to do with each other.
       threshold: the cosine above which generated faces are dropped.
-
-    Raises:
-      UserError: no finite cosine of a kind.
     """
     kinds = {
         "generated faces": nearest_generated,
@@ -126,17 +120,14 @@ def log_density_figure(
 
     Args:
       log_density: [N] log F.
-      domains: int [N], the domain of each face, a place in `domain_names`.
+      domains: int [N], the domain of each face, an index into `domain_names`.
       domain_names: the domains' names. Those without a face are left out.
-
-    Raises:
-      UserError: lengths that differ, no face with a finite log F, or a domain without a name.
     """
     log_density, domains = np.asarray(log_density), np.asarray(domains)
     if log_density.ndim != 1 or log_density.shape != domains.shape:
         raise UserError(
             f"log F of shape {log_density.shape} and domains of shape {domains.shape} were given, "
-            "expected one of each a face"
+            "expected one of each per face"
         )
     finite = np.isfinite(log_density)
     log_density, domains = log_density[finite], domains[finite]

@@ -1,4 +1,4 @@
-"""The report beside a fake-db: what was dropped and why, how near the training set it comes.
+"""The report beside a fake-db: what was dropped and why, and how close it is to the training set.
 
 Similarities to training faces are reported; their images are never shown, nor those of generated
 faces that were dropped for being too near one: they may show a person who exists.
@@ -21,11 +21,12 @@ from ida_jax.anchors.fake_rules import DUPLICATE, IMPLAUSIBLE, KEPT, NEAR_TRAINI
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.report.page import (
+    code_entries,
+    definitions,
     document,
     drawing,
     html_table,
     jpeg,
-    origin_section,
     picture,
     png_of,
 )
@@ -44,11 +45,8 @@ def write_fake_report(
 
     Args:
       path: the HTML file; .json in its place is the other.
-      report: what became of the candidates.
+      report: the outcome for the candidates.
       candidates: draws the pictures.
-
-    Raises:
-      UserError: a folder that cannot be written, an image that can no longer be read.
     """
     path = Path(path)
     page = _page(report, candidates)
@@ -108,23 +106,14 @@ def _choice(described: Mapping[str, Any]) -> str:
     rows = [
         ("drawn", drawn, ""),
         ("unreadable", dropped["unreadable"], "cannot be decoded, or has no embedding"),
-        (
-            "implausible",
-            dropped["implausible"],
-            rule("mean cosine to the nearest training people below {:.3f}", "plausible_similarity"),
-        ),
-        (
-            "too near a training face",
-            dropped["near_training"],
-            rule("cosine to the nearest of {:.3f} or more", "privacy_cosine"),
-        ),
-        (
-            "near-duplicate",
-            dropped["duplicate"],
-            rule("cosine to an anchor already kept of {:.3f} or more", "duplicate_cosine"),
-        ),
+        ("implausible", dropped["implausible"],
+         rule("mean cosine to the nearest training people below {:.3f}", "plausible_similarity")),
+        ("too near a training face", dropped["near_training"],
+         rule("cosine to the nearest of {:.3f} or more", "privacy_cosine")),
+        ("near-duplicate", dropped["duplicate"],
+         rule("cosine to an anchor already kept of {:.3f} or more", "duplicate_cosine")),
         ("kept", described["kept"], ""),
-    ]
+    ]  # fmt: skip
     cells = (
         (
             name,
@@ -179,21 +168,16 @@ def _faces(report: FakeReport, candidates: Candidates) -> str:
     if report.strangers.size:
         order = np.argsort(-nearest, kind="stable")[:_NEAREST]
         cosines = ", ".join(f"{cosine:.3f}" for cosine in nearest[order])
-        parts.append(
-            _sheet(
-                candidates,
-                kept[order],
-                "The anchors nearest to a training face",
-                f"Cosines: {cosines}. The training faces are private, and are not shown.",
-            )
-        )
-    for verdict, caption in (
-        (IMPLAUSIBLE, "Dropped as implausible"),
-        (DUPLICATE, "Dropped as near-duplicates of an anchor"),
-    ):
-        numbers = report.numbers(verdict)
-        if numbers.size:
-            parts.append(_sheet(candidates, numbers[: _SHOWN[verdict]], f"{caption}, the first"))
+        note = f"Cosines: {cosines}. The training faces are private, and are not shown."
+        caption = "The anchors nearest to a training face"
+        parts.append(_sheet(candidates, kept[order], caption, note))
+    dropped = {
+        IMPLAUSIBLE: "Dropped as implausible, the first",
+        DUPLICATE: "Dropped as near-duplicates of an anchor, the first",
+    }
+    for verdict, caption in dropped.items():
+        if (numbers := report.numbers(verdict)).size:
+            parts.append(_sheet(candidates, numbers[: _SHOWN[verdict]], caption))
     if count := report.numbers(NEAR_TRAINING).size:
         parts.append(
             f'<p class="soft">The {count:,} that were dropped as too near a training face are not '
@@ -230,7 +214,8 @@ def _origin(described: Mapping[str, Any]) -> str:
         **{f"Training faces: {key}": value for key, value in (described["training"] or {}).items()},
         **{key.capitalize(): value for key, value in run.items()},
     }
-    return origin_section((name, _text(value)) for name, value in entries.items())
+    listed = code_entries((name, _text(value)) for name, value in entries.items())
+    return definitions("Origin", listed)
 
 
 def _text(value: Any) -> str:

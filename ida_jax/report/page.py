@@ -151,14 +151,10 @@ def write_report(
       title: the page's heading.
       results: the content of `results.json`; `ida_jax.report.cells` says which keys are shown.
       figures: figures by caption. A figure's label says how to read it, where it has one.
-      settings: what the run was set to; mappings inside it are shown as dotted keys. Command,
+      settings: the run's settings; mappings inside it are shown as dotted keys. Command,
         commit, hardware and versions stand apart.
       contact_sheet: uint8 [H, W, 3] RGB, one image of many faces; None for none.
       pairs: the section of pairs whose decision changed (`ida_jax.report.pair_cards`), as HTML.
-
-    Raises:
-      UserError: captions that give no file name or the same one, a malformed contact sheet,
-        or a folder that cannot be written.
     """
     path = Path(path)
     files = {caption: _file_name(caption) for caption in figures}
@@ -219,13 +215,17 @@ def html_table(head: str, rows: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def origin_section(entries: Iterable[tuple[str, Any]]) -> str:
-    """The section of where the figures come from: (name, value) entries, as text."""
-    listed = "\n".join(
-        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(str(value))}</code></dd>"
-        for name, value in entries
-    )
-    return f'<h2>Origin</h2>\n<dl class="card">\n{listed}\n</dl>'
+def definitions(title: str, entries: Iterable[tuple[str, str]]) -> str:
+    """A section of (term, definition) entries, HTML; "" where there are none."""
+    listed = "\n".join(f"<dt>{term}</dt><dd>{value}</dd>" for term, value in entries)
+    return f'<h2>{title}</h2>\n<dl class="card">\n{listed}\n</dl>' if listed else ""
+
+
+def code_entries(entries: Iterable[tuple[str, Any]]) -> list[tuple[str, str]]:
+    """Entries of plain text for `definitions`, the values as code."""
+    return [
+        (html.escape(name), f"<code>{html.escape(str(value))}</code>") for name, value in entries
+    ]
 
 
 def picture(caption: str, content: bytes, note: str, *, kind: str, style: str = "") -> str:
@@ -250,11 +250,7 @@ def png_of(figure: Figure) -> bytes:
 
 
 def jpeg(image: np.ndarray, *, side: int = 112) -> bytes:
-    """uint8 [H, W, 3] RGB as JPEG, made smaller where a side exceeds `side` pixels.
-
-    Raises:
-      UserError: a malformed image.
-    """
+    """uint8 [H, W, 3] RGB as JPEG, made smaller where a side exceeds `side` pixels."""
     import cv2
 
     image = np.asarray(image)
@@ -351,12 +347,14 @@ def _cell(cell: Cell) -> str:
 
 def _methods(results: Mapping[str, Any]) -> str:
     present = {m: True for methods in results.get("protocols", {}).values() for m in methods}
-    entries = "\n".join(
-        f"<dt>{html.escape(method_name(method))}</dt><dd>{METHODS[method].explanation}</dd>"
-        for method in in_order(present)
-        if method in METHODS
+    return definitions(
+        "Methods",
+        (
+            (html.escape(method_name(method)), METHODS[method].explanation)
+            for method in in_order(present)
+            if method in METHODS
+        ),
     )
-    return f'<h2>Methods</h2>\n<dl class="card">\n{entries}\n</dl>' if entries else ""
 
 
 def _origin(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -372,7 +370,7 @@ def _origin(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             value = ", ".join(f"{package} {version}" for package, version in value.items())
         if value:
             entries.append((name, value))
-    return origin_section(entries) if entries else ""
+    return definitions("Origin", code_entries(entries))
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -45,9 +45,6 @@ def roc_figure(curves: Mapping[str, Band], *, figures: _Figures | None = None) -
       curves: each method's curve. Ends of a band that are NaN are not drawn.
       figures: the methods' figures (`ida_jax.report.cells`), for n ("impostor") and the intervals
         of the gains ("tar_gain_interval@far").
-
-    Raises:
-      UserError: no curve.
     """
     return _rate_figure(
         curves,
@@ -66,9 +63,6 @@ def tpir_figure(curves: Mapping[str, Band], *, figures: _Figures | None = None) 
     Args:
       curves: each method's curve, its `far` an FPIR and its `tar` a TPIR.
       figures: the methods' figures, for n ("nonmated_probes") and "tpir_gain_interval@fpir".
-
-    Raises:
-      UserError: no curve.
     """
     title = "True positive identification rate (TPIR)"
     rate = "false positive identification rate (FPIR)"
@@ -194,11 +188,7 @@ def _fit(axis: Axes, values: Sequence[np.ndarray], ceiling: float | None = None)
 
 @house_style
 def det_figure(curves: Mapping[str, Band]) -> Figure:
-    """DET curves on normal-deviate axes.
-
-    Raises:
-      UserError: no curve.
-    """
+    """DET curves on normal-deviate axes."""
     if not curves:
         raise UserError("no curves were given, expected at least one to draw")
     figure, (axis,) = new_figure(width=6.5, height=4.8)
@@ -254,10 +244,7 @@ def sweep_figure(sweeps: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Args:
       sweeps: {"k": {"values": [1, 5], "tar@far": {"0.0001": [0.90, 0.91]}, "cosine": {"0.0001":
-        0.89}}, "tau": …, "anchors": …}: TARs as fractions, one a value. Any of the three.
-
-    Raises:
-      UserError: nothing swept, or TARs that are not one a value.
+        0.89}}, "tau": …, "anchors": …}: TARs as fractions, one per value. Any of the three.
     """
     fars = sorted({float(far) for sweep in sweeps.values() for far in sweep["tar@far"]})[::-1]
     if not fars:
@@ -291,7 +278,7 @@ def _draw_sweep(axis: Axes, name: str, sweep: Mapping[str, Any], far: float) -> 
         if len(tars) != len(values):
             raise UserError(
                 f"the sweep of {name} has {len(values)} values and {len(tars)} TARs at FAR {key}: "
-                "expected one a value"
+                "expected one per value"
             )
         axis.plot(values, tars, label="IDA-R", **styles["ida_r"])
     for key, tar in sweep.get("cosine", {}).items():
@@ -323,9 +310,6 @@ def distractors_figure(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Args:
       figures: each method's, with "rank1@distractors" and, where known, their intervals.
-
-    Raises:
-      UserError: no method has the figure.
     """
     shown = {m: f for m, f in in_order(figures).items() if f.get("rank1@distractors")}
     if not shown:

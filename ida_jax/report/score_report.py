@@ -39,31 +39,29 @@ def score_text(results: Mapping[str, Any]) -> str:
 def _rates(results: Mapping[str, Any]) -> str:
     percent = f"{100 * results['level']:g} %"
     head = ["FAR", "method", "TAR %", percent, "threshold", percent, "false accepts"]
-    rows = []
-    for key in map(far_key, results["fars"]):
-        for figures in results["methods"].values():
-            rows.append(
-                [
-                    far_name(key),
-                    figures["name"],
-                    f"{100 * figures['tar@far'][key]:.2f}",
-                    _interval(figures.get("tar_interval@far", {}).get(key), 100, ".2f"),
-                    f"{figures['threshold@far'][key]:.5f}",
-                    _interval(figures["threshold_interval@far"][key], 1, ".5f"),
-                    _count(figures["false_accepts"][key]),
-                ]
-            )
+    rows = [
+        [
+            far_name(key),
+            figures["name"],
+            f"{100 * figures['tar@far'][key]:.2f}",
+            _interval(figures.get("tar_interval@far", {}).get(key), 100, ".2f"),
+            f"{figures['threshold@far'][key]:.5f}",
+            _interval(figures["threshold_interval@far"][key], 1, ".5f"),
+            _count(figures["false_accepts"][key]),
+        ]
+        for key in map(far_key, results["fars"])
+        for figures in results["methods"].values()
+    ]
     return _table(head, rows)
 
 
 def _qualities(results: Mapping[str, Any]) -> str:
     rows = []
     for role, figures in results["methods"].items():
-        row = [figures["name"], f"{100 * figures['eer']:.3f}", f"{figures['min_cllr']:.5f}"]
         fitted = results.get("calibration") if role == "scores" else None
-        rows.append(
-            [*row, f"{figures['cllr']:.5f}", f"{fitted['cllr']:.5f}" if fitted else MISSING]
-        )
+        bits = [figures["min_cllr"], figures["cllr"], *([fitted["cllr"]] if fitted else [])]
+        row = [figures["name"], f"{100 * figures['eer']:.3f}", *(f"{cost:.5f}" for cost in bits)]
+        rows.append(row if fitted else [*row, MISSING])
     return _table(["method", "EER %", "min-Cllr", "Cllr as given", "Cllr calibrated"], rows)
 
 
@@ -92,15 +90,12 @@ def _groups(results: Mapping[str, Any], key: str) -> str:
     head += [f"FAR {m['name']}" for m in methods] + [f"TAR % {m['name']}" for m in methods]
     rows = []
     for name in names[:_MOST_GROUPS]:
-        of = [m["groups"][name] for m in methods]
-        row = [name, f"{of[0]['genuine']:,}", f"{of[0]['impostor']:,}"]
-        for figures in of:
-            far, count = figures["realised_far"][key], figures["false_accepts"][key]
-            row.append(MISSING if far is None else f"{far:.2e} ({_count(count)})")
-        for figures in of:
-            tar = figures["tar@far"][key]
-            row.append(MISSING if tar is None else f"{100 * tar:.2f}")
-        rows.append(row)
+        figures = [method["groups"][name] for method in methods]
+        row = [name, f"{figures[0]['genuine']:,}", f"{figures[0]['impostor']:,}"]
+        fars = [(f["realised_far"][key], f["false_accepts"][key]) for f in figures]
+        row += [MISSING if far is None else f"{far:.2e} ({_count(n)})" for far, n in fars]
+        tars = [f["tar@far"][key] for f in figures]
+        rows.append(row + [MISSING if tar is None else f"{100 * tar:.2f}" for tar in tars])
     lines = [
         f"Groups at the one threshold of FAR {far_name(key)} (false accepts in parentheses)",
         _table(head, rows),
@@ -117,11 +112,12 @@ def _groups(results: Mapping[str, Any], key: str) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = []
     methods = results["methods"].values()
-    for figures in methods:
-        if figures["nan"]:
-            notes.append(f"{figures['name']}: {figures['nan']:,} scores are NaN: never a match")
+    notes = [
+        f"{figures['name']}: {figures['nan']:,} scores are NaN: never a match"
+        for figures in methods
+        if figures["nan"]
+    ]
     few = [far for far in results["fars"] if far * results["impostor"] < 1]
     if few:
         notes.append(
@@ -218,10 +214,7 @@ def _count(count: int) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.ljust(width) if i < 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    for name, *cells in (head, *rows):
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
     return "\n".join(lines)

@@ -86,7 +86,7 @@ def new_figure(
 
 
 def new_panels(count: int, *, height: float, above: float) -> tuple[Figure, list[Axes]]:
-    """A figure with axes for so many panels, three in a row; `height` is a row's, in inches."""
+    """A figure of `count` panels, at most three in a row; `height` is a row's, in inches."""
     columns = min(count, 3)
     rows = -(-count // columns)
     width = 6.5 if columns == 1 else 10
@@ -97,7 +97,7 @@ def new_panels(count: int, *, height: float, above: float) -> tuple[Figure, list
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """{method: its line's options, colour and marker included}, whatever stands beside it."""
+    """{method: its line's colour, style and marker}, the same in every figure."""
     own = {name: METHODS[name].style if name in METHODS else None for name in methods}
     plain = [name for name, style in own.items() if style is None]
     spare = {name: _SPARE_STYLES[i % len(_SPARE_STYLES)] for i, name in enumerate(plain)}

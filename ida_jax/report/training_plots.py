@@ -17,23 +17,18 @@ if TYPE_CHECKING:
 # A panel: its title, and what it draws, {key of a record: (name, colour, line)}.
 _PANELS: tuple[tuple[str, dict[str, tuple[str, str, str]]], ...] = (
     ("Fréchet distance", {"frechet": ("Fréchet distance", BLUE, "-")}),
-    (
-        "Precision and recall",
-        {"precision": ("precision", BLUE, "-"), "recall": ("recall", VERMILION, "--")},
-    ),
-    (
-        "Losses",
-        {
-            "discriminator_loss": ("discriminator", BLUE, "-"),
-            "generator_loss": ("generator", VERMILION, "--"),
-        },
-    ),
-    (
-        "The discriminator's mean logit",
-        {"real_logit": ("real faces", BLUE, "-"), "fake_logit": ("generated", VERMILION, "--")},
-    ),
+    ("Precision and recall", {
+        "precision": ("precision", BLUE, "-"), "recall": ("recall", VERMILION, "--"),
+    }),
+    ("Losses", {
+        "discriminator_loss": ("discriminator", BLUE, "-"),
+        "generator_loss": ("generator", VERMILION, "--"),
+    }),
+    ("The discriminator's mean logit", {
+        "real_logit": ("real faces", BLUE, "-"), "fake_logit": ("generated", VERMILION, "--"),
+    }),
     ("Augmentation probability", {"augment_probability": ("probability", BLUE, "-")}),
-)
+)  # fmt: skip
 
 
 @house_style
@@ -42,9 +37,6 @@ def training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
       metrics: records with "step" and any of "loss" and "learning_rate"; others are ignored.
-
-    Raises:
-      UserError: no record with a step and a loss.
     """
     steps, losses = _series(metrics, "step", "loss")
     if not steps.size:
@@ -88,9 +80,6 @@ def generator_training_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
       metrics: records of the stage "gan" of a run's `metrics.jsonl`, with "images" and any of
         "frechet", "precision", "recall", "discriminator_loss", "generator_loss", "real_logit",
         "fake_logit" and "augment_probability"; others are ignored.
-
-    Raises:
-      UserError: no record with images and one of these.
     """
     panels = []
     for title, kinds in _PANELS:

@@ -213,7 +213,7 @@ def test_training_figure_reads_records(tmp_path):
         (lambda: histogram_figure({}), "no scores"),
         (lambda: histogram_figure({"a": ([], [1.0])}), "0 genuine scores"),
         (lambda: histogram_figure({"a": ([np.nan], [np.nan])}), "no finite score"),
-        (lambda: log_density_figure([1.0], [0, 1], ["a"]), "one of each a face"),
+        (lambda: log_density_figure([1.0], [0, 1], ["a"]), "one of each per face"),
         (lambda: log_density_figure([np.nan], [0], ["a"]), "no face"),
         (lambda: log_density_figure([1.0], [1], ["a"]), "a name for each"),
         (lambda: training_figure([{"step": 1}]), "none with a step and a loss"),
