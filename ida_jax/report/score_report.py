@@ -185,7 +185,7 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
 
 
 def _draw_groups(
-    axis: Axes, named: Mapping[str, Any], styles: Mapping[str, tuple], far: float
+    axis: Axes, named: Mapping[str, Any], styles: Mapping[str, Mapping[str, Any]], far: float
 ) -> None:
     key = far_key(far)
     groups = list(next(iter(named.values()))["groups"])[:_MOST_GROUPS]
