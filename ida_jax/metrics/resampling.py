@@ -199,7 +199,7 @@ def impostor_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
       positions: int [P], places in that order of the pairs of two labels.
     """
     positions = np.asarray(positions)
-    order, group, rank = _by_label(labels)
+    order, group, rank, starts = _by_label(labels)
     n = order.size
     later_mates = np.bincount(group)[group] - 1 - rank
     ends = np.cumsum(n - 1 - np.arange(n) - later_mates)
@@ -209,7 +209,6 @@ def impostor_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
     # their own, that have s − q ≤ place + i − q_i; in order of label all s − q ascend.
     steps = group[order] * (n + 1) + order - rank[order]
     wanted = group[first] * (n + 1) + place + first - rank[first]
-    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
     passed = np.searchsorted(steps, wanted, side="right") - (starts[group] + rank + 1)[first]
     return Rows(first, first + 1 + place + passed)
 
@@ -217,12 +216,11 @@ def impostor_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
 def genuine_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
     """`impostor_rows` of the pairs of one label."""
     positions = np.asarray(positions)
-    order, group, rank = _by_label(labels)
+    order, group, rank, starts = _by_label(labels)
     later_mates = np.bincount(group)[group] - 1 - rank
     ends = np.cumsum(later_mates)
     first = np.searchsorted(ends, positions, side="right")
     place = positions - (ends[first] - later_mates[first])
-    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
     return Rows(first, order[(starts[group] + rank + 1)[first] + place])
 
 
@@ -241,14 +239,14 @@ def require_units(units: np.ndarray, pairs: int, *, count: int | None = None) ->
         )
 
 
-def _by_label(labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The faces in order of label; each face's label numbered from 0; its rank within its label."""
+def _by_label(labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The faces in order of label; their labels, from 0; their ranks within; the labels' starts."""
     _, group = np.unique(np.asarray(labels), return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(group.max(initial=-1) + 1))
     rank = np.empty(order.size, np.int64)
     rank[order] = np.arange(order.size) - starts[group[order]]
-    return order, group, rank
+    return order, group, rank, starts
 
 
 def _highest(scores: np.ndarray, depth: int) -> np.ndarray:
