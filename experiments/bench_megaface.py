@@ -25,7 +25,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.metrics.distractors import SIZES
+from ida_jax.metrics.identification import DISTRACTOR_SIZES
 from ida_jax.models.ssr_network import SSRNetwork
 from ida_jax.protocols.megaface import evaluate_megaface
 from ida_jax.rescoring.methods import make_scorers
@@ -84,9 +84,8 @@ def main() -> None:
     )
     distractors = Distractors(count, options.width)
     begun = time.perf_counter()
-    found = evaluate_megaface(
-        probes, labels, distractors, scorers, sizes=[size for size in SIZES if size <= count]
-    )
+    sizes = [size for size in DISTRACTOR_SIZES if size <= count]
+    found = evaluate_megaface(probes, labels, distractors, scorers, sizes=sizes)
     seconds = time.perf_counter() - begun
     result = {
         "settings": vars(options) | {"distractors": count, "anchors": anchors, "probes": PROBES},

@@ -110,9 +110,9 @@ def overlap(low: np.ndarray, high: np.ndarray) -> float:
 def density_figure(rows: Sequence[Sequence[Panel]]) -> Any:
     """Densities as histograms of 40 bins, a row of panels each; those below each other that show
     the same share their range."""
-    from ida_jax.report.look import BLUE, VERMILION, in_our_look, new_figure
+    from ida_jax.report.style import BLUE, VERMILION, house_style, new_figure
 
-    @in_our_look
+    @house_style
     def draw() -> Any:
         count = len(rows), len(rows[0])
         figure, axes = new_figure(

@@ -40,8 +40,14 @@ from ida_jax.data.lfw_crops import load_lfw, read_split
 from ida_jax.data.rendered import rendered_faces
 from ida_jax.interop.weights import import_model
 from ida_jax.metrics.bootstrap import bootstrap_tails
+from ida_jax.metrics.resampling import (
+    Tail,
+    all_pairs_total,
+    genuine_rows,
+    impostor_rows,
+    split_tail,
+)
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.metrics.tails import Tail, all_pairs_total, genuine_rows, impostor_rows, split_tail
 from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.density import log_density_of, searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs

@@ -197,9 +197,9 @@ def _rows(figures: Mapping[str, Any], points: Mapping[str, Point]) -> list[dict[
 
 def _figure(figures: Mapping[str, Any]) -> "Figure":
     """TAR above the real-db's in points: a column a panel, a row a FAR, with paired intervals."""
-    from ida_jax.report.look import in_our_look, new_figure
+    from ida_jax.report.style import house_style, new_figure
 
-    @in_our_look
+    @house_style
     def draw() -> "Figure":
         figure, axes = new_figure(
             rows=len(FARS), columns=len(_PANELS), width=11, height=0.6 + 2.7 * len(FARS),
@@ -222,7 +222,7 @@ def _figure(figures: Mapping[str, Any]) -> "Figure":
 
 def _panel(axis: Any, figures: Mapping[str, Any], panel: str, far: str) -> None:
     """One panel: levels across, and the sets that lie on its axis."""
-    from ida_jax.report.look import BLUE, INK, VERMILION
+    from ida_jax.report.style import BLUE, INK, VERMILION
 
     axis.axhline(0, color=VERMILION, linewidth=1.4, label="real-db")
     axis.axhline(_gap(figures["cosine"], far)[0], color=INK, linestyle="--", linewidth=1.4,

@@ -74,10 +74,9 @@ def _kind(group: Any) -> str:
 def _figure(changed: Any, images: Any) -> Any:
     import numpy as np
 
-    from ida_jax.report.look import in_our_look, new_figure
-    from ida_jax.report.names import far_name
+    from ida_jax.report.style import far_name, house_style, new_figure
 
-    @in_our_look
+    @house_style
     def draw() -> Any:
         rows = len(changed.groups)
         figure, axes = new_figure(rows=rows, columns=_SHOWN, width=11, height=1.35 * rows + 0.4)

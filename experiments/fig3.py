@@ -59,9 +59,9 @@ def _drawn(options: Any, run: Any) -> dict[str, Any]:
 def _figure(own: Any, others: Any, quantiles: Any) -> Any:
     import numpy as np
 
-    from ida_jax.report.look import BLUE, VERMILION, in_our_look, new_figure
+    from ida_jax.report.style import BLUE, VERMILION, house_style, new_figure
 
-    @in_our_look
+    @house_style
     def draw() -> Any:
         figure, (tiled, curves) = new_figure(columns=2, width=10, height=4.2)
         order = np.argsort(own)

@@ -29,15 +29,15 @@ from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw_crops import read_split
-from ida_jax.metrics.bootstrap import deep_enough
-from ida_jax.metrics.roc import tar_at_far
-from ida_jax.metrics.tails import (
+from ida_jax.metrics.bootstrap import bootstrap_deepening
+from ida_jax.metrics.resampling import (
     Tail,
     all_pairs_total,
     genuine_rows,
     impostor_rows,
     split_tail,
 )
+from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.cohort_scores import nearest_statistics
 from ida_jax.rescoring.dao_fit import fit_dao
 from ida_jax.rescoring.density import log_density_of
@@ -166,7 +166,7 @@ def _tail(scores, labels: np.ndarray) -> Tail:
 
 def _gains(tails: dict[str, Tail], labels: np.ndarray, base: str, resamples: int) -> dict:
     """{method: {FAR: [gain, 95 % interval's low and high]}}, paired, over identities."""
-    found = deep_enough(
+    found = bootstrap_deepening(
         lambda _: tails, fars=FARS, units=int(labels.max()) + 1, total=all_pairs_total(labels),
         baseline=base, resamples=resamples,
     )  # fmt: skip

@@ -13,7 +13,7 @@ def small_sweeps(
     from paper_runs import sets
 
     from ida_jax.protocols.sweeps import sweep
-    from ida_jax.report.trend_plots import sweep_figure
+    from ida_jax.report.rate_plots import sweep_figure
 
     ours, pictures = {}, []
     for each in sets(options):
@@ -45,7 +45,7 @@ def swept_protocol(options: Any, **values: Sequence[float]) -> dict[str, Any]:
     from paper_runs import evaluated, paper_run, require_paper
 
     from ida_jax.anchors.anchor_set import AnchorSet
-    from ida_jax.report.trend_plots import sweep_figure
+    from ida_jax.report.rate_plots import sweep_figure
 
     require_paper(options, ["ms1m_arcface"], ["ijbb"])
     run = paper_run(options, "ms1m_arcface")

@@ -21,7 +21,7 @@ from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import exit_code
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
-from ida_jax.report.look import BLUE, new_figure
+from ida_jax.report.style import BLUE, new_figure
 from ida_jax.runs.run import Run
 
 FACES = 500

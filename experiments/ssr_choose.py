@@ -23,7 +23,7 @@ from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw_crops import read_split
-from ida_jax.metrics.regression import regression_quality
+from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config import ssr_section
 from ida_jax.training.ssr import train_ssr, with_copies

@@ -58,7 +58,7 @@ def paper(options: Any) -> dict[str, Any]:
 
 
 def _shown(options: Any, figures: dict[str, Any], sizes: list[str]) -> dict[str, Any]:
-    from ida_jax.report.trend_plots import distractors_figure
+    from ida_jax.report.rate_plots import distractors_figure
 
     rows = []
     for method, ending in NAMES.items():

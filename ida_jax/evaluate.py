@@ -104,7 +104,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
     """All figures; the calibration is written at the end."""
     import numpy as np
 
-    from ida_jax.metrics.score_figures import group_figures, score_figures, split_scores
+    from ida_jax.metrics.evaluation import group_figures, score_figures, split_scores
     from ida_jax.tables.labelled_scores import (
         read_groups,
         read_identities,
@@ -173,7 +173,7 @@ def _bootstrap(
     from tqdm import tqdm
 
     from ida_jax.metrics.bootstrap import bootstrap_tar
-    from ida_jax.metrics.score_figures import far_key
+    from ida_jax.metrics.evaluation import far_key
 
     found = bootstrap_tar(
         scores,

@@ -1,4 +1,4 @@
-"""How sure a figure is: the paired bootstrap, over identities, over templates or over pairs.
+"""Confidence intervals by the paired bootstrap, over identities, over templates or over pairs.
 
 P pairs, I units (identities or templates), G genuine and n impostor pairs, U sides of a pair,
 R resamples, F FARs, M methods.
@@ -6,44 +6,109 @@ R resamples, F FARs, M methods.
 Over units: a resample draws I units with replacement, unit a coming w_a times. A pair within a then
 counts w_a times, a pair of a and b w_a · w_b times: a person drawn twice brings two copies of
 everything, and copies of one person make no impostor pairs. Each resample is scored by `roc`'s
-rule, as if its pairs were written out that often. Pairs that share a person come and go together,
-so that their dependence is in the intervals.
+rule, as if its pairs were written out that often. Pairs that share a person are drawn together, so
+that the intervals account for their dependence.
 
 Over pairs, where identities are not known: G genuine and n impostor pairs are drawn with
-replacement. That takes pairs for independent, so that intervals come out too narrow.
+replacement. That treats pairs as independent, so that intervals come out too narrow.
 
 All methods are scored on the same resamples, so that their difference has an interval of its own.
 Resamples depend on the seed and on I alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.intervals import (
-    Bootstrap,
-    BootstrapDifference,
-    BootstrapPoint,
-    MeanBootstrap,
-    percentile_intervals,
-)
-from ida_jax.metrics.intervals import Interval as Interval
+from ida_jax.metrics.evaluation import far_key
 from ida_jax.metrics.resampling import (
     Draw,
+    Ranked,
+    ShortTail,
+    Tail,
+    Total,
     depth_of_pairs,
     draws_of_pairs,
     draws_of_units,
     identity_codes,
+    operating_points,
+    pair_list_total,
     pair_weights,
+    rank_tail,
+    require_units,
+    tail,
     unit_weights,
 )
-from ida_jax.metrics.roc import accepted_impostors
-from ida_jax.metrics.score_figures import far_key
-from ida_jax.metrics.tails import Tail, Total, pair_list_total, require_units, tail
-from ida_jax.metrics.weighted_roc import Ranked, ShortTail, operating_points, rank_tail
+from ida_jax.metrics.roc import Interval, accepted_impostors
+
+
+class BootstrapPoint(NamedTuple):
+    """One method at one FAR.
+
+    Attributes:
+      far: the FAR.
+      tar: interval of the TAR.
+      threshold: interval of the threshold.
+    """
+
+    far: float
+    tar: Interval
+    threshold: Interval
+
+
+class BootstrapDifference(NamedTuple):
+    """A method's TAR minus the baseline's at one FAR.
+
+    Attributes:
+      far: the FAR.
+      tar: interval of the difference.
+      share_above_0: the share of resamples in which the method's TAR is the higher.
+      gain: the difference itself, of the pairs as they are.
+    """
+
+    far: float
+    tar: Interval
+    share_above_0: float
+    gain: float
+
+
+class Bootstrap(NamedTuple):
+    """Intervals by method, and of the differences from the baseline.
+
+    Attributes:
+      over: what was resampled: "identities", "templates" or "pairs".
+      units: how many there are.
+      resamples: how many count; one without genuine or impostor pairs does not.
+      methods: {method: a point for each FAR}.
+      differences: {method: a difference for each FAR}, of all methods but the baseline.
+    """
+
+    over: str
+    units: int
+    resamples: int
+    methods: dict[str, tuple[BootstrapPoint, ...]]
+    differences: dict[str, tuple[BootstrapDifference, ...]]
+
+
+class MeanBootstrap(NamedTuple):
+    """Intervals of mean outcomes.
+
+    Attributes:
+      over: as in `Bootstrap`.
+      units: as in `Bootstrap`.
+      resamples: how many count; one without pairs does not.
+      methods: {method: interval of its mean}.
+      differences: {method: interval of its mean minus the baseline's}.
+    """
+
+    over: str
+    units: int
+    resamples: int
+    methods: dict[str, Interval]
+    differences: dict[str, Interval]
 
 
 def bootstrap_tails(
@@ -84,7 +149,7 @@ def bootstrap_tails(
     ones = np.ones(units, np.int32)
     whole = Draw(ones, ones, next(iter(tails.values())).impostors)
     return _bootstrap(
-        {name: rank_tail(each) for name, each in tails.items()},
+        {name: rank_tail(method) for name, method in tails.items()},
         whole,
         draws_of_units(np.random.default_rng(seed), units, total),
         fars=fars, over=over, units=units, baseline=baseline, resamples=resamples, level=level,
@@ -130,7 +195,7 @@ def bootstrap_tar(
             )
     if baseline is not None and baseline not in scores_by_method:
         listed = ", ".join(scores_by_method)
-        raise UserError(f"the baseline '{baseline}' is none of the methods {listed}")
+        raise UserError(f"unknown baseline '{baseline}': choose one of {listed}")
     options: dict[str, Any] = {
         "fars": fars, "baseline": baseline, "resamples": resamples, "seed": seed, "level": level,
         "progress": progress,
@@ -146,10 +211,10 @@ def bootstrap_tar(
             for name, scores in scores_by_method.items()
         }
 
-    return deep_enough(tails, **options)
+    return bootstrap_deepening(tails, **options)
 
 
-def deep_enough(
+def bootstrap_deepening(
     tails: Callable[[float], Mapping[str, Tail]], *, fars: Sequence[float], **options: Any
 ) -> Bootstrap:
     """`bootstrap_tails` of tails of the usual depth, or of all impostors where that is too little.
@@ -194,13 +259,13 @@ def bootstrap_means(
       UserError: lengths that differ, units outside 0 … I − 1, 1 resample or fewer than 0, or no
         resample with pairs.
     """
-    values = {name: np.asarray(each, np.float64) for name, each in outcomes.items()}
+    values = {name: np.asarray(given, np.float64) for name, given in outcomes.items()}
     units = np.asarray(units)
-    for name, each in values.items():
-        if each.shape != (len(units),):
+    for name, given in values.items():
+        if given.shape != (len(units),):
             raise UserError(
-                f"outcomes of shape {list(each.shape)} ({name}) were given for {len(units)} pairs: "
-                "expected one each"
+                f"outcomes of shape {list(given.shape)} ({name}) were given for {len(units)} "
+                "pairs: expected one each"
             )
     require_units(units, len(units), count=count)
     _require_resamples(resamples)
@@ -208,32 +273,33 @@ def bootstrap_means(
         return MeanBootstrap(over, count, 0, {}, {})
     # The last row gives each resample's weight.
     stacked = np.stack([*values.values(), np.ones(len(units))])
-    sums = []
+    sums, batches = [], unit_weights(np.random.default_rng(seed), count)
     if np.array_equal(units[:, 0], units[:, -1]):
-        by_unit = np.stack([np.bincount(units[:, 0], each, minlength=count) for each in stacked])
-        for batch in unit_weights(np.random.default_rng(seed), count):
+        by_unit = np.stack([np.bincount(units[:, 0], row, minlength=count) for row in stacked])
+        for batch in batches:
             sums += list((by_unit @ batch.T).T)
             if len(sums) >= resamples:
                 break
     else:
         weights = pair_weights(units.astype(np.int32))
-        tables = (t for batch in unit_weights(np.random.default_rng(seed), count) for t in batch)
+        tables = (table for batch in batches for table in batch)
         for _, table in zip(range(resamples), tables, strict=False):
             sums.append(stacked @ weights(table, 0, None).astype(np.float64))
-    found = np.array(sums[:resamples])
-    found = found[found[:, -1] > 0]
-    if not len(found):
+    drawn = np.array(sums[:resamples])
+    drawn = drawn[drawn[:, -1] > 0]
+    if not len(drawn):
         raise UserError(f"none of {resamples} resamples of {count} {over} has pairs: expected more")
-    means = dict(zip(values, (found[:, :-1] / found[:, -1:]).T, strict=True))
+    means = dict(zip(values, (drawn[:, :-1] / drawn[:, -1:]).T, strict=True))
+
+    def interval(samples: np.ndarray) -> Interval:
+        return _percentile_intervals(samples[:, None], level)[0]
+
     differences = {}
     if baseline in means:
-        differences = {
-            name: percentile_intervals((each - means[baseline])[:, None], level)[0]
-            for name, each in means.items()
-            if name != baseline
-        }
-    methods = {name: percentile_intervals(each[:, None], level)[0] for name, each in means.items()}
-    return MeanBootstrap(over, count, len(found), methods, differences)
+        base = means[baseline]
+        differences = {name: interval(m - base) for name, m in means.items() if name != baseline}
+    methods = {name: interval(mean) for name, mean in means.items()}
+    return MeanBootstrap(over, count, len(drawn), methods, differences)
 
 
 def tar_intervals(
@@ -245,7 +311,7 @@ def tar_intervals(
     `tar_gain_interval@far`.
 
     Args:
-      bootstrap: what `bootstrap_tails` or `bootstrap_tar` gave.
+      bootstrap: the result of `bootstrap_tails` or `bootstrap_tar`.
       fars: those to take of the bootstrap's FARs, in this order; all where None.
     """
     entries: dict[str, dict[str, Any]] = {}
@@ -271,22 +337,22 @@ def _over_pairs(
     """The bootstrap over pairs: each pair is a unit, drawn among those of its kind."""
     genuine = np.count_nonzero(same)
     impostors = same.size - genuine
-    place = np.where(same, np.cumsum(same), np.cumsum(~same))[:, None] - 1
+    units = np.where(same, np.cumsum(same), np.cumsum(~same))[:, None] - 1
     highest = max(options["fars"])
     tails = {
-        name: tail(scores, same, place, highest_far=highest)
+        name: tail(scores, same, units, highest_far=highest)
         for name, scores in scores_by_method.items()
     }
     depth = min(impostors, depth_of_pairs(accepted_impostors(highest, impostors)))
     drawn = np.unique(np.concatenate([t.impostor_units[:depth, 0] for t in tails.values()]))
     ranked = {
         name: rank_tail(
-            each._replace(
-                impostor=each.impostor[:depth],
-                impostor_units=np.searchsorted(drawn, each.impostor_units[:depth]),
+            method._replace(
+                impostor=method.impostor[:depth],
+                impostor_units=np.searchsorted(drawn, method.impostor_units[:depth]),
             )
         )
-        for name, each in tails.items()
+        for name, method in tails.items()
     }
     draws = draws_of_pairs(
         np.random.default_rng(seed), genuine=genuine, kept=drawn.size, impostors=impostors
@@ -313,35 +379,41 @@ def _bootstrap(
     if not resamples:
         return Bootstrap(over, units, 0, {}, {})
     names, methods = tuple(ranked), tuple(ranked.values())
-    found = [
-        points
+    points = [
+        at_fars
         for _, draw in zip(progress(range(resamples)), draws, strict=False)
-        if (points := operating_points(methods, draw, fars)) is not None
+        if (at_fars := operating_points(methods, draw, fars)) is not None
     ]
-    if not found:
+    if not points:
         raise UserError(
             f"none of {resamples} resamples of {units} {over} has pairs of both kinds: expected "
             "more of them"
         )
-    tars, thresholds = np.moveaxis(np.array(found, np.float64), 2, 0)
-    of_all = operating_points(methods, whole, fars)
+    tars, thresholds = np.moveaxis(np.array(points, np.float64), 2, 0)
+    observed = operating_points(methods, whole, fars)
+    at = tuple(map(float, fars))
     summaries, differences = {}, {}
     for m, name in enumerate(names):
-        ends = (
-            percentile_intervals(tars[:, m], level),
-            percentile_intervals(thresholds[:, m], level),
-        )
-        summaries[name] = tuple(map(BootstrapPoint, map(float, fars), *ends))
+        intervals = (_percentile_intervals(of[:, m], level) for of in (tars, thresholds))
+        summaries[name] = tuple(map(BootstrapPoint, at, *intervals))
         if baseline in ranked and name != baseline:
             base = names.index(baseline)
             gain = tars[:, m] - tars[:, base]
             shares = np.mean(gain > 0, axis=0).tolist()
-            observed = (of_all[m].tar - of_all[base].tar).tolist()
-            each = map(float, fars), percentile_intervals(gain, level), shares, observed
-            differences[name] = tuple(map(BootstrapDifference, *each))
-    return Bootstrap(over, units, len(found), summaries, differences)
+            gains = (observed[m].tar - observed[base].tar).tolist()
+            fields = _percentile_intervals(gain, level), shares, gains
+            differences[name] = tuple(map(BootstrapDifference, at, *fields))
+    return Bootstrap(over, units, len(points), summaries, differences)
 
 
 def _require_resamples(resamples: int) -> None:
     if resamples < 0 or resamples == 1:
-        raise UserError(f"{resamples} resamples were asked for, expected at least 2, or 0 for none")
+        raise UserError(f"{resamples} resamples were requested, expected at least 2, or 0 for none")
+
+
+def _percentile_intervals(samples: np.ndarray, level: float) -> list[Interval]:
+    """The percentile interval of each column of samples [R, F]."""
+    tail_share = (1 - level) / 2
+    # The nearest sample: between −∞ and a score there is nothing to interpolate.
+    ends = np.quantile(samples, [tail_share, 1 - tail_share], axis=0, method="nearest")
+    return [Interval(float(low), float(high)) for low, high in ends.T]

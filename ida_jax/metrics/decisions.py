@@ -1,4 +1,4 @@
-"""The pairs that one method decides otherwise than another: corrected and broken (Fig. 10's view).
+"""The pairs on which two methods decide differently: corrected and broken (Fig. 10's view).
 
 P pairs. A pair is accepted strictly above the method's threshold; NaN is never a match.
 """
@@ -12,7 +12,7 @@ from ida_jax.common.errors import UserError
 
 
 class Counts(NamedTuple):
-    """How many pairs there are of each kind, those left out of the lists too."""
+    """The number of pairs of each kind, including those left out of the lists."""
 
     corrected_genuine: int
     corrected_impostor: int
@@ -47,10 +47,10 @@ def changed_decisions(
     other_threshold: float,
     most: int = 24,
 ) -> Changed:
-    """Which pairs `other` decides right and `base` wrong, and the reverse.
+    """The pairs that `other` decides correctly and `base` does not, and the reverse.
 
     Far from the thresholds means a large |s − t| / σ, summed over both methods, σ being the
-    deviation of the method's finite scores: the change of mind then, and no chance of rounding. An
+    deviation of the method's finite scores: the decisions then differ clearly, not by rounding. An
     infinite margin (a face that must not match) is the largest; equal ones stay in their order.
 
     Args:
@@ -59,7 +59,7 @@ def changed_decisions(
       same: bool [P].
       base_threshold: of `base_scores`.
       other_threshold: of `other_scores`.
-      most: how many positions of a kind are listed.
+      most: the number of positions listed per kind.
 
     Raises:
       UserError: lengths that differ.

@@ -1,4 +1,4 @@
-"""How like real faces generated ones are, as two clouds of embeddings: distance, quality, variety.
+"""Generated faces against real ones, as two clouds of embeddings: distance, quality, variety.
 
 Any embedding space will do, and the figures belong to that space: those of unit embeddings of a
 face model are small numbers that compare with others of the same model and as many faces, and never
@@ -44,7 +44,7 @@ def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
     The covariance of few rows is too uneven, which adds to the distance: two draws of N rows from
     one population are about ½ D / N of its variance apart (0.039 and 0.019 with N = 1,435 and 2,870
     of LFW's people, D = 128), and with N below a few D the figure is little else. Compare only
-    figures of as many faces as each other, and with that of real ones.
+    figures of equally many faces, and with that of real ones.
 
     Args:
       real: [N, D], N ≥ 2.
@@ -67,7 +67,7 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, *, k: int = 3) -> Pr
     A cloud's manifold is the union of balls about its rows, each reaching to that row's k-th
     nearest other row by euclidean distance. Precision is the share of generated faces in the real
     ones' manifold, recall the share of real faces in the generated ones'. Larger clouds have
-    smaller balls: compare only figures of as many faces as each other.
+    smaller balls: compare only figures of equally many faces.
 
     Distances are computed by tiles: beside the rows, memory is O(N + M).
 
@@ -80,7 +80,7 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, *, k: int = 3) -> Pr
       UserError: k out of range, widths that differ, or values that are not finite.
     """
     if k < 1:
-        raise UserError(f"k is {k}: expected the number of a nearest neighbour, 1 or more")
+        raise UserError(f"k is {k}: expected the number of a nearest neighbour, at least 1")
     real, generated = _checked(real, generated, fewest=k + 1, why=f" for k = {k}")
     return PrecisionRecall(_share_within(generated, real, k), _share_within(real, generated, k))
 
@@ -98,11 +98,11 @@ def _share_within(faces: np.ndarray, cloud: np.ndarray, k: int) -> float:
     inside = 0
     for start in range(0, len(faces), rows):
         block = faces[start : start + rows]
-        found = np.zeros(len(block), bool)
+        within = np.zeros(len(block), bool)
         for first in range(0, len(cloud), columns):
             distances = _squared_distances(block, cloud[first : first + columns])
-            found |= (distances <= radii[None, first : first + columns]).any(axis=1)
-        inside += int(found.sum())
+            within |= (distances <= radii[None, first : first + columns]).any(axis=1)
+        inside += int(within.sum())
     return inside / len(faces)
 
 

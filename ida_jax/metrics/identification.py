@@ -1,4 +1,4 @@
-"""Identification, 1:N: how often a search finds the person, and how often it finds somebody.
+"""Identification, 1:N: open-set and closed-set searches, and MegaFace's rank-1 among distractors.
 
 A mated search is of a person who is in the gallery, a non-mated one of a person who is not. By
 NIST's definitions (FRVT 1:N):
@@ -10,28 +10,41 @@ NIST's definitions (FRVT 1:N):
 TPIR at a FPIR f is thus `roc.tar_at_far` of the mates' scores against each non-mated search's
 highest score, by its rule: the threshold is the ⌊f·Q⌋-th highest of them, and f is never exceeded.
 
-M mated and Q non-mated searches.
+MegaFace's challenge 1 searches FaceScrub's probes among distractors. Each image of an identity in
+turn is the gallery's mate g, the identity's other images are the probes p: n images make n(n−1)
+searches (153,634 of FaceScrub's 3,530 images of 80 identities). Other FaceScrub identities are not
+in the gallery. A search is right where the mate's score is strictly the highest:
+
+    s(g, p) > max over distractors d of s(d, p)
+
+A tie is a fault, and so is a NaN. Rank-1 is the share of right searches, over all (p, g). Source:
+Kemelmacher-Shlizerman et al., CVPR 2016, and its development kit.
+
+M mated and Q non-mated searches; F probes, S sizes of the gallery.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ida_jax.common.errors import UserError
+from ida_jax.metrics.evaluation import far_key
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.metrics.score_figures import far_key
 
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
+DISTRACTOR_SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000)
 
 
 class Searches(NamedTuple):
-    """What searches of one gallery found.
+    """The outcome of searches of one gallery.
 
     Attributes:
       mate: [M], the mates' scores.
-      rank: int [M], the mates' ranks from 1; any number past the highest that is asked for where
-        the mate is not among those found.
+      rank: int [M], the mates' ranks from 1; any number past the highest requested rank where the
+        mate is not among the candidates.
       highest: [Q], each non-mated search's highest score.
     """
 
@@ -59,12 +72,113 @@ def search_figures(
     }
 
 
-def mate_ranks(found: np.ndarray, mates: np.ndarray) -> np.ndarray:
-    """int64 [M]: each mate's place, from 1, among the gallery rows found, best first.
+def mate_ranks(candidates: np.ndarray, mates: np.ndarray) -> np.ndarray:
+    """int64 [M]: each mate's place, from 1, among the candidates, best first.
 
     Args:
-      found: int [M, top], gallery rows.
-      mates: int [M], the mate's gallery row; top + 1 is given where it is not among them.
+      candidates: int [M, top], gallery rows.
+      mates: int [M], the mate's gallery row; its rank is top + 1 where it is not among them.
     """
-    hits = np.asarray(found) == np.asarray(mates)[:, None]
+    hits = np.asarray(candidates) == np.asarray(mates)[:, None]
     return np.where(hits.any(axis=1), 1 + np.argmax(hits, axis=1), 1 + hits.shape[1])
+
+
+class DistractorSearches(NamedTuple):
+    """MegaFace's searches, by ascending probe, then mate.
+
+    Attributes:
+      probe: int32 [M], the probe's row.
+      mate: int32 [M], the row of the gallery's image of the same identity.
+      identity: int32 [M], the search's identity, from 0 without gaps; identities of a single image
+        have none.
+      identities: the number of them.
+    """
+
+    probe: np.ndarray
+    mate: np.ndarray
+    identity: np.ndarray
+    identities: int
+
+
+class Rank1(NamedTuple):
+    """Rank-1 identification.
+
+    Attributes:
+      rate: float64 [S], the share of right searches.
+      faults: int64 [S], the number of wrong ones.
+      right: bool [M, S], each search's outcome.
+    """
+
+    rate: np.ndarray
+    faults: np.ndarray
+    right: np.ndarray
+
+
+def distractor_searches(labels: ArrayLike) -> DistractorSearches:
+    """All (p, g) of one identity, p ≠ g.
+
+    Args:
+      labels: int [F], the probes' identities.
+
+    Raises:
+      UserError: labels that are not a flat array of integers, or no identity with two images.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"labels are {labels.dtype} {list(labels.shape)}: expected integers [F], one per probe"
+        )
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    several = counts > 1
+    if not several.any():
+        raise UserError(
+            f"{len(labels)} probes of {len(counts)} identities: expected an identity with at "
+            "least two images, since one of them is the gallery's"
+        )
+    probe, mate = [], []
+    for identity in np.flatnonzero(several):
+        rows = np.flatnonzero(codes == identity)
+        first, second = (side.ravel() for side in np.meshgrid(rows, rows, indexing="ij"))
+        probe.append(first[first != second])
+        mate.append(second[first != second])
+    probe, mate = np.concatenate(probe), np.concatenate(mate)
+    order = np.lexsort((mate, probe))
+    number = np.cumsum(several) - 1
+    return DistractorSearches(
+        probe[order].astype(np.int32),
+        mate[order].astype(np.int32),
+        number[codes[probe[order]]].astype(np.int32),
+        int(several.sum()),
+    )
+
+
+def prefix_sets(sizes: Sequence[int], kept: ArrayLike | None = None) -> dict[int, np.ndarray]:
+    """{size: the rows of its distractors}: the first `size` of the list.
+
+    Args:
+      sizes: numbers of distractors, as the list counts them.
+      kept: int [N] ascending, places in the whole list of those that are left where noisy ones were
+        deleted; a size then has as many fewer, and rows count what is left.
+
+    Raises:
+      UserError: a size below 1.
+    """
+    if wrong := [size for size in sizes if size < 1]:
+        raise UserError(f"{wrong[0]} distractors were requested, expected at least 1")
+    if kept is None:
+        return {int(size): np.arange(size) for size in sorted(set(sizes))}
+    kept = np.asarray(kept)
+    return {int(size): np.arange(np.searchsorted(kept, size)) for size in sorted(set(sizes))}
+
+
+def rank1(mate_scores: ArrayLike, highest: ArrayLike, probe: ArrayLike) -> Rank1:
+    """Rank-1 from scores.
+
+    Args:
+      mate_scores: [M], s(g, p) of each search.
+      highest: [F, S], each probe's highest score with the distractors of each size; −inf where none
+        may match.
+      probe: int [M], each search's probe.
+    """
+    right = np.asarray(mate_scores)[:, None] > np.asarray(highest)[np.asarray(probe)]
+    return Rank1(np.mean(right, axis=0), np.count_nonzero(~right, axis=0), right)

@@ -20,7 +20,7 @@ class KFoldAccuracy(NamedTuple):
         after ±. LFW's own papers print the standard error, with ddof 1 and divided by √F.
       folds: float64 [F], each fold's accuracy, by ascending fold.
       thresholds: float64 [F], the threshold that each fold was scored with.
-      correct: bool [P], whether each pair was decided right, by its own fold's threshold.
+      correct: bool [P], whether each pair was decided correctly, by its own fold's threshold.
     """
 
     mean: float
@@ -36,7 +36,7 @@ def kfold_accuracy(
     """Scores each fold with the threshold that is best on the other folds.
 
     A pair is called the same person when its score is strictly above the threshold. The candidates
-    are exact and know no scale: the midpoint between each two neighbouring distinct scores of the
+    are exact and independent of scale: the midpoints between neighbouring distinct scores of the
     other folds. Of equally accurate ones, the midpoint of the widest gap is taken, and of equally
     wide gaps the lowest. Accepting all (−inf) or none (+inf) is taken only where it is better than
     every midpoint. A NaN score (of a bad embedding) is never a match.
@@ -89,14 +89,14 @@ def _fold_of_pair(folds: int | ArrayLike, pairs: int) -> np.ndarray:
     if folds.ndim == 0:
         if not 2 <= folds <= pairs:
             raise UserError(
-                f"{folds} folds of {pairs} pairs were asked for, expected 2 or more, and no more "
+                f"{folds} folds of {pairs} pairs were requested, expected at least 2, and no more "
                 "than pairs"
             )
         sizes = [block.size for block in np.array_split(np.arange(pairs), int(folds))]
         return np.repeat(np.arange(int(folds)), sizes)
     if folds.shape != (pairs,):
         raise UserError(
-            f"fold numbers of shape {folds.shape} were given for {pairs} pairs, expected one a pair"
+            f"fold numbers of shape {folds.shape} were given for {pairs} pairs, expected one each"
         )
     if np.unique(folds).size < 2:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Scores as evidence: log-likelihood ratios, what they are worth, and how sure a threshold is.
+"""Scores as evidence: log-likelihood ratios, their cost, and maps fitted to scores.
 
 G genuine and n impostor scores, higher meaning more alike. An LLR is the natural logarithm of
 p(score | genuine) / p(score | impostor). A NaN score is no evidence: it counts in G or n, costs one
@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.intervals import Interval
-from ida_jax.metrics.pav import Blocks, pool, score_groups
-from ida_jax.metrics.roc import accepted_impostors, as_scores
+from ida_jax.metrics.roc import as_scores
 
 _CHUNK = 1 << 20
 # Bounds the slope where a threshold separates all scores (the loss then falls without end); on
@@ -52,8 +50,9 @@ class IsotonicMap(NamedTuple):
 def cllr(genuine_llr: ArrayLike, impostor_llr: ArrayLike) -> float:
     """Cllr = ½ [mean log₂(1 + e^−λ) over genuine + mean log₂(1 + e^λ) over impostor], in bits.
 
-    0 is perfect evidence, 1 what LLRs of 0 cost, more is misleading; infinite where an infinite LLR
-    is wrong (Brümmer and du Preez, Application-independent evaluation of speaker detection, 2006).
+    0 is perfect evidence, 1 the cost of LLRs of 0, more is misleading; infinite where an infinite
+    LLR is wrong. Source: Brümmer and du Preez, Application-independent evaluation of speaker
+    detection, 2006.
 
     Args:
       genuine_llr: [G] natural-log likelihood ratios.
@@ -77,7 +76,7 @@ def min_cllr(genuine: ArrayLike, impostor: ArrayLike) -> float:
 
     The best map gives each block of pool-adjacent-violators with g genuine and i impostor scores
     the LLR log((g/G) / (i/n)). It only depends on the scores' order, and measures discrimination;
-    Cllr − min-Cllr is what calibration loses.
+    Cllr − min-Cllr is the loss of calibration.
 
     Raises:
       UserError: no scores of a kind.
@@ -138,13 +137,13 @@ def fit_logistic(genuine: ArrayLike, impostor: ArrayLike, *, prior: float = 0.5)
             break
         length = 1.0
         while True:
-            tried = point - length * step
-            found = _loss(tried, problem)
+            candidate = point - length * step
+            next_loss = _loss(candidate, problem)
             # So near the least, the loss itself is rounded.
-            if found[0] <= value or decrement < 1e-10 or length < 1e-6:
+            if next_loss[0] <= value or decrement < 1e-10 or length < 1e-6:
                 break
             length /= 2
-        point, (value, gradient, hessian) = tried, found
+        point, (value, gradient, hessian) = candidate, next_loss
     slope = point[0] / scale
     if not slope > 0:
         raise UserError(
@@ -194,44 +193,6 @@ def percent(llr: ArrayLike, *, prior: float = 0.5) -> np.ndarray:
     from scipy.special import expit
 
     return 100 * expit(np.asarray(llr) + _log_odds(prior))
-
-
-def threshold_interval(impostor: ArrayLike, far: float, *, level: float = 0.95) -> Interval:
-    """Confidence interval of the threshold whose true FAR is f, from order statistics.
-
-    Of n independent impostor pairs, Binomial(n, f) lie above the true threshold; the interval lies
-    between the two impostor scores whose ranks the binomial's tails give, whatever the scores'
-    distribution. Pairs that share faces are not independent: the true interval is then wider, and
-    `bootstrap_tar` over identities gives it.
-
-    Args:
-      impostor: [n] scores; NaN stands for −∞.
-      far: f in (0, 1].
-      level: the confidence, in (0, 1).
-
-    Returns:
-      The interval; high is +∞ where too few scores lie above (f·n below 3.7 at 95 %).
-
-    Raises:
-      UserError: no scores, or an f outside (0, 1].
-    """
-    from scipy.stats import binom
-
-    impostor, _ = as_scores(impostor, impostor)
-    n = impostor.size
-    accepted_impostors(far, n)
-    tail = (1 - level) / 2
-    # The u-th highest (from 0) is at most the threshold iff no more than u lie above it.
-    deepest = int(binom.ppf(1 - tail, n, far))
-    highest = int(binom.ppf(tail, n, far))
-    if binom.cdf(highest, n, far) > tail:
-        highest -= 1
-    ordered = np.where(np.isnan(impostor), -np.inf, impostor)
-    positions = [n - 1 - rank for rank in (deepest, highest) if 0 <= rank < n]
-    if positions:
-        ordered.partition(positions)
-    low = float(ordered[n - 1 - deepest]) if deepest < n else -np.inf
-    return Interval(low, float(ordered[n - 1 - highest]) if highest >= 0 else np.inf)
 
 
 class _Problem(NamedTuple):
@@ -284,5 +245,65 @@ def _chunks(scores: np.ndarray) -> Iterator[np.ndarray]:
 
 def _log_odds(prior: float) -> float:
     if not 0 < prior < 1:
-        raise UserError(f"the prior {prior} was given, expected one above 0 and below 1")
+        raise UserError(f"the prior is {prior}, expected one above 0 and below 1")
     return math.log(prior / (1 - prior))
+
+
+class Blocks(NamedTuple):
+    """Runs of scores, ascending: counts of both kinds, lowest and highest score, float64 each."""
+
+    genuine: np.ndarray
+    impostor: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def score_groups(genuine: np.ndarray, impostor: np.ndarray) -> Blocks:
+    """Each distinct genuine score with its ties, and each run of impostors between two of them.
+
+    The isotonic fit is level over neighbours of equal value, so a run of impostors is one group:
+    millions of impostors make no more groups than twice the genuine scores. NaN is left out.
+
+    Args:
+      genuine: [G] scores in any order.
+      impostor: [n] scores; ascending ones are used without a copy.
+    """
+    genuine = genuine[~np.isnan(genuine)]
+    impostor = impostor[~np.isnan(impostor)]
+    if not np.all(impostor[:-1] <= impostor[1:]):
+        impostor = np.sort(impostor)
+    values, count = np.unique(genuine, return_counts=True)
+    start = np.searchsorted(impostor, values, side="left")
+    stop = np.searchsorted(impostor, values, side="right")
+    run_start, run_stop = np.append(0, stop), np.append(start, impostor.size)
+    runs = run_stop - run_start
+    edges = np.append(impostor, np.nan)  # an empty run at the end has no score
+    low = _interleaved(edges[run_start], values)
+    high = _interleaved(edges[run_stop - 1], values)
+    groups = Blocks(
+        _interleaved(np.zeros(runs.size), count), _interleaved(runs, stop - start), low, high
+    )
+    some = groups.genuine + groups.impostor > 0
+    return Blocks(*(field[some] for field in groups))
+
+
+def pool(groups: Blocks) -> Blocks:
+    """Pools neighbours until the share of genuine scores never falls from a block to the next."""
+    from scipy.optimize import isotonic_regression
+
+    total = groups.genuine + groups.impostor
+    if not total.size:
+        return groups
+    starts = isotonic_regression(groups.genuine / total, weights=total).blocks[:-1]
+    return Blocks(
+        np.add.reduceat(groups.genuine, starts),
+        np.add.reduceat(groups.impostor, starts),
+        np.fmin.reduceat(groups.low, starts),
+        np.fmax.reduceat(groups.high, starts),
+    )
+
+
+def _interleaved(runs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    out = np.empty(runs.size + values.size)
+    out[0::2], out[1::2] = runs, values
+    return out

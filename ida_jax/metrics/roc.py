@@ -19,6 +19,13 @@ from numpy.typing import ArrayLike
 from ida_jax.common.errors import UserError
 
 
+class Interval(NamedTuple):
+    """A confidence interval, in the unit of the figure."""
+
+    low: float
+    high: float
+
+
 class SplitScores(NamedTuple):
     """One method's scores by the kind of their pairs.
 
@@ -35,7 +42,7 @@ class OperatingPoint(NamedTuple):
     """TAR at one FAR.
 
     Attributes:
-      far: the FAR that was asked for.
+      far: the requested FAR.
       tar: share of the genuine scores strictly above the threshold.
       threshold: in the scores' unit; −inf where f·n = n, which accepts every finite score.
       false_accepts: impostors strictly above the threshold: the count that the figure rests on.
@@ -53,7 +60,7 @@ class Curve(NamedTuple):
     """A ROC curve for plotting, float64 [points] each, by ascending FAR.
 
     Attributes:
-      far: the FARs asked for, r/n for whole numbers r: spaced evenly in log FAR from 1/n to 1.
+      far: the FARs, r/n for whole numbers r: spaced evenly in log FAR from 1/n to 1.
       tar: TAR at each, by this module's rule.
       threshold: the threshold at each.
     """
@@ -164,6 +171,44 @@ def equal_error_rate(genuine: ArrayLike, impostor: ArrayLike) -> float:
     return far_0 + weight * (far_1 - far_0)
 
 
+def threshold_interval(impostor: ArrayLike, far: float, *, level: float = 0.95) -> Interval:
+    """Confidence interval of the threshold whose true FAR is f, from order statistics.
+
+    Of n independent impostor pairs, Binomial(n, f) lie above the true threshold; the interval lies
+    between the two impostor scores whose ranks the binomial's tails give, whatever the scores'
+    distribution. Pairs that share faces are not independent: the true interval is then wider, and
+    `bootstrap_tar` over identities gives it.
+
+    Args:
+      impostor: [n] scores; NaN stands for −∞.
+      far: f in (0, 1].
+      level: the confidence, in (0, 1).
+
+    Returns:
+      The interval; high is +∞ where too few scores lie above (f·n below 3.7 at 95 %).
+
+    Raises:
+      UserError: no scores, or an f outside (0, 1].
+    """
+    from scipy.stats import binom
+
+    impostor, _ = as_scores(impostor, impostor)
+    n = impostor.size
+    accepted_impostors(far, n)
+    tail = (1 - level) / 2
+    # The u-th highest (from 0) is at most the threshold iff no more than u lie above it.
+    deepest = int(binom.ppf(1 - tail, n, far))
+    highest = int(binom.ppf(tail, n, far))
+    if binom.cdf(highest, n, far) > tail:
+        highest -= 1
+    ordered = np.where(np.isnan(impostor), -np.inf, impostor)
+    positions = [n - 1 - rank for rank in (deepest, highest) if 0 <= rank < n]
+    if positions:
+        ordered.partition(positions)
+    low = float(ordered[n - 1 - deepest]) if deepest < n else -np.inf
+    return Interval(low, float(ordered[n - 1 - highest]) if highest >= 0 else np.inf)
+
+
 def as_scores(genuine: ArrayLike, impostor: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Both as flat arrays of one floating type, so that no comparison rounds or copies."""
     checked = []
@@ -184,7 +229,7 @@ def as_scores(genuine: ArrayLike, impostor: ArrayLike) -> tuple[np.ndarray, np.n
 
 
 def _ascending(scores: np.ndarray) -> np.ndarray:
-    """Scores from lowest to highest, NaN as −inf; the array itself where it is so already."""
+    """Scores from lowest to highest, NaN as −inf; the array itself where it is sorted already."""
     if np.all(scores[:-1] <= scores[1:]) and not np.isnan(scores[0]):
         return scores
     ordered = np.where(np.isnan(scores), -np.inf, scores)
@@ -200,6 +245,6 @@ def accepted_impostors(far: float, n: int) -> int:
     """
     far = float(far)
     if not 0 < far <= 1:
-        raise UserError(f"the FAR {far} was asked for, expected one above 0 and at most 1")
+        raise UserError(f"FAR {far} was given, expected one above 0 and at most 1")
     r = round(far * n)  # the floor or one more, however the product was rounded
     return r - 1 if r / n > far else r

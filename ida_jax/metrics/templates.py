@@ -50,7 +50,7 @@ def pooling_matrix(
     if templates.shape != (n,) or media.shape != (n,) or weights.shape != (n,) or not n:
         raise UserError(
             f"templates of shape {templates.shape}, media {media.shape} and weights "
-            f"{weights.shape} were given, expected one of each an image"
+            f"{weights.shape} were given, expected one of each per image"
         )
     if templates.min() < 0:
         raise UserError(f"template {templates.min()} was given, expected them numbered from 0")
@@ -94,12 +94,12 @@ def pool_templates(
         infinite, named by number.
     """
     if norm not in ("keep", "unit"):
-        raise UserError(f"norm '{norm}' is unknown: choose keep or unit")
+        raise UserError(f"unknown norm '{norm}': choose keep or unit")
     rows = np.arange(values.shape[0]) if rows is None else rows
     if values.ndim != 2 or rows.size != matrix.shape[1]:
         raise UserError(
             f"the embeddings are {list(values.shape)}, the lists have {matrix.shape[1]} images: "
-            "expected one row an image, in the lists' order"
+            "expected one row per image, in the lists' order"
         )
     if halves and values.shape[1] % 2:
         raise UserError(f"the embeddings are {values.shape[1]} wide: expected two halves")
@@ -150,8 +150,8 @@ def dealt_templates(labels: ArrayLike, *, size: int) -> Templates:
     labels = np.asarray(labels)
     if size < 1 or not labels.size:
         raise UserError(
-            f"templates of {size} images were asked for of {labels.size} images: expected a size "
-            "of 1 or more, and images"
+            f"templates of {size} images were requested from {labels.size} images: expected a "
+            "size of at least 1, and images"
         )
     people, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
     parts = np.maximum(-(-counts // size), np.minimum(counts, 2))
@@ -206,15 +206,15 @@ def fuse(
             f"{list(templates.shape)}: expected [N, D], [N, D] and [N]"
         )
     order = np.argsort(templates, kind="stable")
-    found, starts = np.unique(templates[order], return_index=True)
-    if not np.array_equal(found, np.arange(found.size)):
-        empty = np.setdiff1d(np.arange(found[-1] + 1), found)
-        told = f"template {empty[0]} has no image" if empty.size else f"template {found[0]}"
-        raise UserError(f"{told}: expected templates numbered from 0, none without images")
+    numbers, starts = np.unique(templates[order], return_index=True)
+    if not np.array_equal(numbers, np.arange(numbers.size)):
+        empty = np.setdiff1d(np.arange(numbers[-1] + 1), numbers)
+        wrong = f"template {empty[0]} has no image" if empty.size else f"template {numbers[0]}"
+        raise UserError(f"{wrong}: expected templates numbered from 0, none without images")
     ends = np.append(starts[1:], templates.size)
-    fused, least = (np.empty((found.size, means.shape[1]), np.float32) for _ in range(2))
+    fused, least = (np.empty((numbers.size, means.shape[1]), np.float32) for _ in range(2))
     first = 0
-    while first < found.size:
+    while first < numbers.size:
         # As many templates as fit a slab, one at least.
         last = max(first + 1, np.searchsorted(ends, starts[first] + _SLAB, side="right"))
         slab, own = rows[order[starts[first] : ends[last - 1]]], starts[first:last] - starts[first]

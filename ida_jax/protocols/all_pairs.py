@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.request import FARS, Request, required_names, terms_of_people, unit_faces
 from ida_jax.protocols.table import FarOptions, Protocol, register
 from ida_jax.protocols.verification import evaluate_all_pairs
@@ -43,7 +43,7 @@ def _read(request: Request, options: FarOptions) -> _People:
 
 def _evaluate(
     request: Request, options: FarOptions, data: _People, scorers: Mapping[str, Rescorer]
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     _, labels = np.unique(data.people, return_inverse=True)
     methods = terms_of_people(data.faces, data.people.tolist(), scorers)
     evaluated = evaluate_all_pairs(

@@ -11,7 +11,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import consecutive_pairs
 from ida_jax.data.sources.verification_bin import read_verification_bin
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.request import Faces, Request, unit_faces
 from ida_jax.protocols.scored_pairs import OVER_PAIRS
 from ida_jax.protocols.table import NoOptions, Protocol, register
@@ -45,7 +45,7 @@ def _read(request: Request, options: NoOptions) -> _Set:
 
 def _evaluate(
     request: Request, options: NoOptions, data: _Set, scorers: Mapping[str, Rescorer]
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     faces, bad, notes = data.faces
     evaluated = evaluate_kfold(
         faces,

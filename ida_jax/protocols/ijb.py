@@ -13,7 +13,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols.ijb_lists import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
 from ida_jax.protocols.ijb_pfe import ImageVariances, pfe_scores
@@ -54,7 +54,7 @@ def evaluate_ijb(
     fars: Sequence[float] = FARS,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     """{variant: figures}: 1:1, and with galleries 1:N of each, and of both on average.
 
     The variant's name says what was done: "ijbc_1to1_flip_norm_detector" has mirror images added,
@@ -311,7 +311,7 @@ def in_order(found: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarr
 
 def _evaluate(
     request: Request, options: IjbOptions, data: _Release, scorers: Mapping[str, Rescorer]
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     return evaluate_ijb(
         data.embeddings,
         data.meta,

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.bootstrap import bootstrap_means, deep_enough, tar_intervals
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.bootstrap import bootstrap_deepening, bootstrap_means, tar_intervals
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
+from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
-from ida_jax.metrics.tails import pair_list_total, tail
 from ida_jax.protocols.ijb_lists import Enrolled, Galleries
 from ida_jax.protocols.scored_pairs import BASELINE, band_fars, notes_of_few, roc_bands
 from ida_jax.rescoring.identification import Gallery, identify
@@ -36,7 +36,7 @@ def evaluate_searches(
     ranks: Sequence[int] = RANKS,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     """{"1toN_g1", "1toN_g2": each gallery's figures and TPIR curve, "1toN": their means}.
 
     The galleries' numbers (DAO's densities among them) are those in `terms`, computed once; the
@@ -62,7 +62,7 @@ def evaluate_searches(
     }
     first, second = (evaluated.figures for evaluated in each.values())
     means = {name: _mean(first[name], second[name]) for name in first}
-    return {"1toN": Evaluated(means, {}, (_INTERVALS_OF_MEANS,)), **each}
+    return {"1toN": Evaluation(means, {}, (_INTERVALS_OF_MEANS,)), **each}
 
 
 def _evaluate_gallery(
@@ -75,7 +75,7 @@ def _evaluate_gallery(
     ranks: Sequence[int],
     resamples: int,
     seed: int,
-) -> Evaluated:
+) -> Evaluation:
     order = np.argsort(gallery.subjects)
     place = np.searchsorted(gallery.subjects[order], probes.subjects)
     mates = order[np.minimum(place, order.size - 1)]
@@ -93,7 +93,7 @@ def _evaluate_gallery(
     same = np.repeat([True, False], [mates.size, np.count_nonzero(~mated)])
     ordered = np.concatenate([units[mated], units[~mated]])[:, None]
     wanted = sorted({*map(float, fpirs), *band_fars(same.size - mates.size)})
-    bootstrap = deep_enough(
+    bootstrap = bootstrap_deepening(
         lambda far: {
             method: tail(np.concatenate([s.mate, s.highest]), same, ordered, highest_far=far)
             for method, s in searches.items()
@@ -124,7 +124,7 @@ def _evaluate_gallery(
         for method, found in searches.items()
     }
     few = notes_of_few(figures, counts="false_alarms", rate="FPIR", decided="TPIR")
-    return Evaluated(figures, roc_bands(splits, bootstrap), few)
+    return Evaluation(figures, roc_bands(splits, bootstrap), few)
 
 
 def _search(

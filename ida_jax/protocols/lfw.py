@@ -8,7 +8,7 @@ import numpy as np
 
 from ida_jax.data.labelled_pairs import PairList, read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.sources.image_files import without_suffix
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.request import (
     Faces,
     Request,
@@ -47,7 +47,7 @@ def _read(request: Request, options: NoOptions) -> _Listed:
 
 def _evaluate(
     request: Request, options: NoOptions, data: _Listed, scorers: Mapping[str, Rescorer]
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     faces, bad, notes = data.faces
     _, labels = np.unique(data.people, return_inverse=True)
     methods = terms_of_people(faces, data.people, scorers)

@@ -28,9 +28,15 @@ from ida_jax.common.devices import block_size
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.bootstrap import bootstrap_means
-from ida_jax.metrics.distractors import SIZES, Rank1, Searches, prefix_sets, rank1, searches
-from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation
+from ida_jax.metrics.identification import (
+    DISTRACTOR_SIZES,
+    DistractorSearches,
+    Rank1,
+    distractor_searches,
+    prefix_sets,
+    rank1,
+)
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
 from ida_jax.protocols.megaface_lists import Megaface, find_lists, load_megaface
@@ -59,13 +65,13 @@ def evaluate_megaface(
     distractors: Iterable[np.ndarray],
     scorers: Mapping[str, Rescorer],
     *,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] = DISTRACTOR_SIZES,
     sets: Mapping[int, ArrayLike] | None = None,
     skip_bad: bool = False,
     resamples: int = 1000,
     seed: int = 0,
-) -> Evaluated:
-    """Rank-1 against each number of distractors (`ida_jax.metrics.distractors`), by every method.
+) -> Evaluation:
+    """Rank-1 of every method against the number of distractors (`ida_jax.metrics.identification`).
 
     Intervals are of the bootstrap over the probes' identities, paired for gains over the cosine.
 
@@ -90,7 +96,7 @@ def evaluate_megaface(
         identity with two images.
     """
     faces = unit_embeddings(probes, what="probes")
-    found = searches(probe_labels)
+    found = distractor_searches(probe_labels)
     if len(probe_labels) != len(faces):
         raise UserError(f"{len(probe_labels)} labels for {len(faces)} probes: expected one each")
     members = _members(prefix_sets(sizes) if sets is None else sets)
@@ -125,7 +131,7 @@ def evaluate_megaface(
         )
     ranks = {name: rank1(mates[name], highest[name], found.probe) for name in scorers}
     figures = _figures(ranks, members, found, len(faces), resamples, seed)
-    return Evaluated(figures, {}, _notes(ranks, members, bad))
+    return Evaluation(figures, {}, _notes(ranks, members, bad))
 
 
 def _members(sets: Mapping[int, ArrayLike]) -> dict[int, np.ndarray]:
@@ -176,7 +182,7 @@ def _mate_scores(
     blocks: Sequence[_Block],
     own: Sequence[_Block],
     rules: Mapping[str, tuple[str, jax.Array]],
-    found: Searches,
+    found: DistractorSearches,
     block: int,
 ) -> dict[str, np.ndarray]:
     """s(g, p) of each search, by method."""
@@ -227,7 +233,7 @@ def _highest(scores: jax.Array, mask: jax.Array) -> jax.Array:
 def _figures(
     ranks: Mapping[str, Rank1],
     members: Mapping[int, np.ndarray],
-    found: Searches,
+    found: DistractorSearches,
     probes: int,
     resamples: int,
     seed: int,
@@ -321,7 +327,7 @@ def _evaluate(
     options: MegafaceOptions,
     data: tuple[Megaface, str],
     scorers: Mapping[str, Rescorer],
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     loaded, fingerprint = data
     require_same_models(options.distractors, fingerprint, scorers.values())
     evaluated = evaluate_megaface(

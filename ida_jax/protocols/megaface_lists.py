@@ -16,7 +16,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.metrics.distractors import SIZES, prefix_sets
+from ida_jax.metrics.identification import DISTRACTOR_SIZES, prefix_sets
 from ida_jax.protocols.megaface_features import feature_blocks
 from ida_jax.tables.blocks import one_line, text_blocks
 from ida_jax.tables.embeddings import EmbeddingFile
@@ -131,11 +131,11 @@ def load_megaface(
     if probes.labels is None:
         raise UserError(f'{lists.facescrub} has no "id": expected the list of FaceScrub\'s probes')
     listed = len(distractors.paths)
-    sizes = [size for size in SIZES if size <= listed] if sizes is None else sizes
+    sizes = [size for size in DISTRACTOR_SIZES if size <= listed] if sizes is None else sizes
     if not sizes or max(sizes) > listed:
         raise UserError(
-            f"{max(sizes, default=SIZES[0]):,} distractors were asked for, {lists.megaface} lists "
-            f"{listed:,}: take fewer, or a larger list"
+            f"{max(sizes, default=DISTRACTOR_SIZES[0]):,} distractors were asked for, "
+            f"{lists.megaface} lists {listed:,}: take fewer, or a larger list"
         )
     notes: list[str] = []
     probes, _ = _clean(probes, lists.facescrub_noises, "FaceScrub images", notes)

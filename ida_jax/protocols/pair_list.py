@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.request import FARS, Faces, Request, unit_faces
 from ida_jax.protocols.scored_pairs import evaluate_labelled_pairs
 from ida_jax.protocols.table import FarOptions, Protocol, option, register
@@ -70,7 +70,7 @@ def _read(request: Request, options: PairListOptions) -> _Listed:
 
 def _evaluate(
     request: Request, options: PairListOptions, data: _Listed, scorers: Mapping[str, Rescorer]
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     faces, bad, notes = data.faces
     scores = {
         name: score_pairs(faces, data.pairs, scorer.terms(faces))

@@ -11,18 +11,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ida_jax.metrics.bootstrap import bootstrap_means, bootstrap_tar, deep_enough, tar_intervals
-from ida_jax.metrics.evaluated import Band, Evaluated
-from ida_jax.metrics.intervals import Bootstrap, BootstrapPoint
-from ida_jax.metrics.kfold import kfold_accuracy
-from ida_jax.metrics.resampling import identity_codes
-from ida_jax.metrics.roc import SplitScores, tar_at_far
-from ida_jax.metrics.score_figures import (
+from ida_jax.metrics.bootstrap import (
+    Bootstrap,
+    BootstrapPoint,
+    bootstrap_deepening,
+    bootstrap_means,
+    bootstrap_tar,
+    tar_intervals,
+)
+from ida_jax.metrics.evaluation import (
     FEWEST_FALSE_ACCEPTS,
+    Band,
+    Evaluation,
     split_scores,
     verification_figures,
 )
-from ida_jax.metrics.tails import pair_list_total, tail
+from ida_jax.metrics.kfold import kfold_accuracy
+from ida_jax.metrics.resampling import identity_codes, pair_list_total, tail
+from ida_jax.metrics.roc import SplitScores, tar_at_far
 
 BASELINE = "cosine"
 PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
@@ -40,7 +46,7 @@ def evaluate_labelled_pairs(
     fars: Sequence[float],
     resamples: int = 1000,
     seed: int = 0,
-) -> Evaluated:
+) -> Evaluation:
     """Verification of any labelled pairs.
 
     Args:
@@ -83,7 +89,7 @@ def evaluate_scored_pairs(
     fars: Sequence[float],
     resamples: int = 1000,
     seed: int = 0,
-) -> Evaluated:
+) -> Evaluation:
     """`evaluate_labelled_pairs` over any units: a genuine pair may be of two of them (templates).
 
     Memory: 4 bytes a pair and method, and about 40 bytes a pair besides.
@@ -98,7 +104,7 @@ def evaluate_scored_pairs(
       seed: of the bootstrap.
     """
     count = int(units.max()) + 1
-    bootstrap = deep_enough(
+    bootstrap = bootstrap_deepening(
         lambda far: {n: tail(each, same, units, highest_far=far) for n, each in scores.items()},
         fars=all_fars(fars, np.count_nonzero(~same)),
         units=count,
@@ -122,7 +128,7 @@ def kfold_figures(
     over: str,
     resamples: int = 1000,
     seed: int = 0,
-) -> Evaluated:
+) -> Evaluation:
     """Accuracy ± deviation by folds, EER, and the ROC curve, of pairs that are scored already.
 
     Intervals of the accuracy take the folds' thresholds as they are: over resampled pairs,
@@ -160,7 +166,7 @@ def kfold_figures(
         if name in sure.differences:
             figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
             figures[name]["accuracy_gain_interval"] = list(sure.differences[name])
-    return Evaluated(figures, pairs.curves)
+    return Evaluation(figures, pairs.curves)
 
 
 def band_fars(impostors: int) -> tuple[float, ...]:
@@ -221,13 +227,13 @@ def notes_of_few(
 
 def figures_and_curves(
     splits: Mapping[str, SplitScores], bootstrap: Bootstrap, fars: Sequence[float]
-) -> Evaluated:
+) -> Evaluation:
     sure = tar_intervals(bootstrap, fars=fars)
     figures = {
         name: verification_figures(split, fars=fars) | sure.get(name, {})
         for name, split in splits.items()
     }
-    return Evaluated(figures, roc_bands(splits, bootstrap), notes_of_few(figures))
+    return Evaluation(figures, roc_bands(splits, bootstrap), notes_of_few(figures))
 
 
 def all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:

@@ -23,8 +23,8 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
+from ida_jax.metrics.evaluation import far_key
 from ida_jax.metrics.roc import accepted_impostors
-from ida_jax.metrics.score_figures import far_key
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms, pair_score
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ida_jax import protocols
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.request import Request
 from ida_jax.rescoring.rescorer import Rescorer
 
@@ -37,7 +37,7 @@ class Protocol(NamedTuple):
     needs: tuple[str, ...]
     flags: type
     read: Callable[[Request, Any], Any]
-    evaluate: Callable[[Request, Any, Any, Mapping[str, Rescorer]], dict[str, Evaluated]]
+    evaluate: Callable[[Request, Any, Any, Mapping[str, Rescorer]], dict[str, Evaluation]]
 
 
 PROTOCOLS: dict[str, Protocol] = {}

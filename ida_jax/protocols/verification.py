@@ -11,20 +11,17 @@ from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
-from ida_jax.metrics.bootstrap import deep_enough
+from ida_jax.metrics.bootstrap import bootstrap_deepening
 from ida_jax.metrics.decisions import Changed, changed_decisions
-from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.metrics.roc import SplitScores, tar_at_far
-from ida_jax.metrics.score_figures import (
-    FEWEST_FALSE_ACCEPTS,
-)
-from ida_jax.metrics.tails import (
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation
+from ida_jax.metrics.resampling import (
     Tail,
     all_pairs_total,
     genuine_rows,
     impostor_rows,
     split_tail,
 )
+from ida_jax.metrics.roc import SplitScores, tar_at_far
 from ida_jax.protocols.scored_pairs import (
     BASELINE,
     PROGRESS,
@@ -49,7 +46,7 @@ class AllPairs(NamedTuple):
       changed_far: the lowest FAR with at least 10 false accepts by both.
     """
 
-    evaluated: Evaluated
+    evaluated: Evaluation
     scores: dict[str, SplitScores]
     changed: Changed | None
     changed_far: float | None
@@ -65,7 +62,7 @@ def evaluate_kfold(
     scored: Mapping[str, np.ndarray] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> Evaluated:
+) -> Evaluation:
     """A k-fold verification protocol (LFW, CALFW): accuracy ± deviation, and the list's ROC curve.
 
     Intervals are over the identities of the list. The accuracy's take the folds' thresholds as they
@@ -151,7 +148,7 @@ def evaluate_all_pairs(
             for name, split in scores.items()
         }
 
-    bootstrap = deep_enough(
+    bootstrap = bootstrap_deepening(
         tails,
         fars=all_fars(fars, impostors),
         units=identities.size,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import fixed_blocks
 from ida_jax.protocols.request import Request, file_inside, required_names
@@ -61,7 +61,7 @@ def evaluate_ytf(
     skip_bad: bool = False,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     """{mode: accuracy ± deviation, EER and ROC of each method}.
 
     Intervals are of the bootstrap over people, each fold's threshold as it was found; gains over
@@ -227,7 +227,7 @@ def _evaluate(
     options: NoOptions,
     data: tuple[Frames, VideoPairs],
     scorers: Mapping[str, Rescorer],
-) -> dict[str, Evaluated]:
+) -> dict[str, Evaluation]:
     rows = request.embeddings.embeddings
     return evaluate_ytf(rows, *data, scorers, skip_bad=request.skip_bad, **request.bootstrap)
 

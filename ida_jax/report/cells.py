@@ -15,11 +15,11 @@ is left out. `results["notes"]` is {VARIANT: sentences}.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS
-from ida_jax.report.names import MISSING, far_name, in_order, method_name
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS
+from ida_jax.report.style import MISSING, far_name, in_order, method_name
 
 GAIN, LOSS, FEW = "▲", "▼", "†"
 
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
       text: the value, with the folds' deviation where it has one.
       best: the column's best value.
       interval: its 95 % interval; "" where none is known.
-      count: what decides the figure (false accepts, say), where the column's methods differ in it.
+      count: the number that decides the figure (of false accepts, say), where methods differ in it.
       change: GAIN or LOSS where the interval of the gain over cosine excludes 0, else "".
       few: fewer than ten decide the figure.
     """
@@ -49,10 +49,10 @@ class Column(NamedTuple):
 
     Attributes:
       title: "TAR@1e-5 %".
-      basis: "134 false accepts" where all methods rest on as many; the counted thing's name where
+      basis: "134 false accepts" where that number decides all; the counted thing's name where
         they differ; "" where nothing is counted.
-      cells: one a method.
-      change: one a method: (value − cosine's, the gain's interval or None), in percentage points;
+      cells: one per method.
+      change: one per method: (value − cosine's, the gain's interval or None), in percentage points;
         None for cosine and for missing values.
     """
 
@@ -68,7 +68,7 @@ class ProtocolTable(NamedTuple):
     Attributes:
       name: the variant's.
       methods: the rows' display names.
-      columns: one a figure.
+      columns: one per figure.
       notes: sentences to stand below: the number of pairs, and what the best method gains.
       remarks: the evaluation's own sentences.
     """
@@ -103,7 +103,7 @@ _FIGURES = (
     _Figure("rank1@distractors", lambda size: f"Rank-1@{_size(size)} %",
             "faults@distractors", "failed"),
 )  # fmt: skip
-# Where the sentence on the best method's gain is about: the hardest place of the first one present.
+# The sentence on the best method's gain is about the hardest place of the first one present.
 _HEADLINES = ("tar@far", "tpir@fpir", "rank1@distractors", "accuracy")
 
 
@@ -122,7 +122,7 @@ def protocol_tables(results: Mapping[str, Any]) -> tuple[ProtocolTable, ...]:
 
 
 def ssr_note(results: Mapping[str, Any]) -> str | None:
-    """A sentence on how well the SSR module knows the searched densities; None without figures."""
+    """How well the SSR module predicts the searched densities; None without figures."""
     ssr = results.get("ssr", {})
     parts = [
         f"{label} {_number(ssr.get(key)):.3f}"
@@ -133,7 +133,7 @@ def ssr_note(results: Mapping[str, Any]) -> str | None:
 
 
 def legend(tables: tuple[ProtocolTable, ...]) -> tuple[tuple[str, str], ...]:
-    """The marks that the tables' cells carry, each with what it says."""
+    """The marks in the tables' cells, with their meanings."""
     cells = [cell for table in tables for column in table.columns for cell in column.cells]
     changes = {cell.change for cell in cells}
     entries = (
@@ -154,7 +154,7 @@ def _protocol_table(
         for place in _places(figure, methods)
     }
     columns = {key: column for key, column in columns.items() if column is not None}
-    notes = (_size_note(methods), _gain_note(methods, columns))
+    notes = (_size_note(methods), _gain_note(list(methods), columns))
     return ProtocolTable(
         name,
         tuple(map(method_name, methods)),
@@ -174,52 +174,52 @@ def _places(figure: _Figure, methods: Mapping[str, Mapping[str, Any]]) -> list[s
 
 def _column(figure: _Figure, place: str, methods: Mapping[str, Mapping[str, Any]]) -> Column | None:
     """None where no method has the figure."""
-    values = [_number(_at(m, figure.key, place)) for m in methods.values()]
-    shown = [None if v is None else f"{100 * v:.2f}" for v in values]
-    present = [s for s in shown if s is not None]
-    if not present:
+    values = {name: _number(_at(m, figure.key, place)) for name, m in methods.items()}
+    shown = {name: f"{100 * value:.2f}" for name, value in values.items() if value is not None}
+    if not shown:
         return None
-    counts = [
-        _number(_at(m, figure.counts, place)) if figure.counts and s is not None else None
-        for m, s in zip(methods.values(), shown, strict=True)
-    ]
-    known = [count for count in counts if count is not None]
-    few = [count is not None and count < FEWEST_FALSE_ACCEPTS for count in counts]
-    decided = not known or len(known) < len(present) or max(known) >= FEWEST_FALSE_ACCEPTS
+    counts = {name: _number(_at(methods[name], figure.counts, place)) for name in shown}
+    counts = {name: count for name, count in counts.items() if count is not None}
+    firm = len(counts) < len(shown) or max(counts.values()) >= FEWEST_FALSE_ACCEPTS
+    shared = len(set(counts.values())) == 1 and len(counts) == len(shown)
     # Compared as shown, so that of two equal figures not one alone is marked.
     best = min if figure.lower_is_better else max
-    winner = best(present, key=float) if decided and len(set(present)) > 1 else None
-    shared = len(set(known)) == 1 and len(known) == len(present)
-    base = _number(_at(methods.get("cosine", {}), figure.key, place))
+    winner = best(shown.values(), key=float) if firm and len(set(shown.values())) > 1 else None
+    base = values.get("cosine")
     changes, cells = [], []
-    for (name, m), value, text, count, weak in zip(
-        methods.items(), values, shown, counts, few, strict=True
-    ):
-        gain = _interval(m, figure.key, "_gain_interval", place)
-        compared = value is not None and base is not None and name != "cosine"
-        changes.append((100 * (value - base), gain) if compared else None)
+    for name, method in methods.items():
+        gain = _interval(method, figure.key, "_gain_interval", place)
+        compared = name in shown and base is not None and name != "cosine"
+        changes.append((100 * (values[name] - base), gain) if compared else None)
+        if name not in shown:
+            cells.append(Cell(MISSING))
+            continue
+        ends, count = _interval(method, figure.key, "_interval", place), counts.get(name)
+        deviation = _number(method.get(f"{figure.key}_deviation"))
+        change = "" if gain is None else GAIN if gain[0] > 0 else LOSS if gain[1] < 0 else ""
         cells.append(
             Cell(
-                MISSING if text is None else text + _deviation(m, figure.key),
-                best=text is not None and text == winner,
-                interval=_range(_interval(m, figure.key, "_interval", place)) if text else "",
+                shown[name] + ("" if deviation is None else f" ± {100 * deviation:.2f}"),
+                best=shown[name] == winner,
+                interval="" if ends is None else f"{ends[0]:.2f}–{ends[1]:.2f}",
                 count="" if count is None or shared else f"{count:,.0f}",
-                change=_change(gain) if decided and text else "",
-                few=weak,
+                change=change if firm else "",
+                few=count is not None and count < FEWEST_FALSE_ACCEPTS,
             )
         )
-    basis = figure.counted if known else ""
+    basis = figure.counted if counts else ""
     if shared:
-        basis = f"{known[0]:,.0f} {basis.removesuffix('s') if known[0] == 1 else basis}"
+        (count,) = set(counts.values())
+        basis = f"{count:,.0f} {basis.removesuffix('s') if count == 1 else basis}"
     return Column(figure.title(place), basis, tuple(cells), tuple(changes))
 
 
 def _at(method: Mapping[str, Any], key: str, place: str) -> Any:
-    """The figure at the place, whatever way the place's number is written."""
-    found = method.get(key)
-    if not place or found is None:
-        return found
-    return next((value for k, value in found.items() if float(k) == float(place)), None)
+    """The figure at the place, however the place's number is written."""
+    figure = method.get(key)
+    if not place or figure is None:
+        return figure
+    return next((value for k, value in figure.items() if float(k) == float(place)), None)
 
 
 def _interval(
@@ -232,21 +232,6 @@ def _interval(
         return None
     low, high = ends
     return 100 * low, 100 * high
-
-
-def _range(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.2f}–{ends[1]:.2f}"
-
-
-def _change(gain: tuple[float, float] | None) -> str:
-    if gain is None:
-        return ""
-    return GAIN if gain[0] > 0 else LOSS if gain[1] < 0 else ""
-
-
-def _deviation(method: Mapping[str, Any], key: str) -> str:
-    deviation = _number(method.get(f"{key}_deviation"))
-    return "" if deviation is None else f" ± {100 * deviation:.2f}"
 
 
 def _number(value: Any) -> float | None:
@@ -264,7 +249,7 @@ def _size(size: str) -> str:
 
 
 def _size_note(methods: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """How many pairs, probes and gallery entries; None where unknown or not the same for all."""
+    """The numbers of pairs, probes and gallery entries; None where unknown or not common to all."""
     forms = (
         (("genuine", "impostor"), "{:,} genuine and {:,} impostor pairs."),
         (("pairs",), "{:,} pairs."),
@@ -281,40 +266,26 @@ def _size_note(methods: Mapping[str, Mapping[str, Any]]) -> str | None:
     return None
 
 
-def _gain_note(
-    methods: Mapping[str, Mapping[str, Any]], columns: Mapping[tuple[str, str], Column]
-) -> str | None:
-    """What the best method gains over cosine, at the hardest place that ten decide."""
-    names = list(methods)
+def _gain_note(names: Sequence[str], columns: Mapping[tuple[str, str], Column]) -> str | None:
+    """The best method's gain over cosine, at the hardest place that ten false accepts decide."""
     for headline in _HEADLINES:
         for (key, _), column in reversed(columns.items()):
-            if key != headline or "cosine" not in names:
-                continue
-            if column.cells[names.index("cosine")].few:
-                continue
             changes = {n: c for n, c in zip(names, column.change, strict=True) if c is not None}
-            if not changes:
+            if key != headline or not changes or column.cells[names.index("cosine")].few:
                 continue
             best = max(changes, key=lambda name: changes[name][0])
-            return _gain_sentence(column, names, best, *changes[best])
+            gain, interval = changes[best]
+            value, base = (
+                column.cells[names.index(name)].text.split(" ")[0] for name in (best, "cosine")
+            )
+            note = (
+                f"{column.title.removesuffix(' %')}: {method_name(best)} {value} %, cosine "
+                f"{base} %: {gain:+.2f} percentage points"
+            )
+            if interval is None:
+                return note + "."
+            ends = f"95 % interval {interval[0]:+.2f} to {interval[1]:+.2f}"
+            if interval[0] <= 0 <= interval[1]:
+                ends += ", which includes 0: no difference is shown"
+            return f"{note} ({ends})."
     return None
-
-
-def _gain_sentence(
-    column: Column,
-    names: list[str],
-    best: str,
-    gain: float,
-    interval: tuple[float, float] | None,
-) -> str:
-    value, base = (column.cells[names.index(name)].text.split(" ")[0] for name in (best, "cosine"))
-    said = (
-        f"{column.title.removesuffix(' %')}: {method_name(best)} {value} %, cosine {base} %: "
-        f"{gain:+.2f} percentage points"
-    )
-    if interval is None:
-        return said + "."
-    ends = f"95 % interval {interval[0]:+.2f} to {interval[1]:+.2f}"
-    if interval[0] <= 0 <= interval[1]:
-        ends += ", which includes 0: no difference is shown"
-    return f"{said} ({ends})."

@@ -1,7 +1,6 @@
-"""Figures of how scores and log F are distributed.
+"""Figures of distributions: scores, generated faces' cosines to training faces, and log F.
 
-Each returns a matplotlib Figure; its label is a sentence or two on how to read it. N faces, G
-genuine and n impostor scores.
+N faces, M generated faces, G genuine and n impostor scores.
 """
 
 from __future__ import annotations
@@ -10,59 +9,56 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.report.look import BLUE, INK, VERMILION, in_our_look, new_figure
-from ida_jax.report.names import far_name, in_order, method_name, score_name
+from ida_jax.report.style import (
+    BLUE,
+    INK,
+    VERMILION,
+    far_name,
+    house_style,
+    in_order,
+    method_name,
+    new_figure,
+    new_panels,
+    score_name,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BINS = 60
+_THRESHOLD = {"color": INK, "linestyle": ":", "linewidth": 1.6}
 
-@in_our_look
+
+@house_style
 def histogram_figure(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], *, far: float = 1e-3
 ) -> Figure:
-    """One panel a method: densities of its genuine and impostor scores, and the threshold at a FAR.
+    """A panel per method: the densities of its genuine and impostor scores, its threshold at a FAR.
 
     Args:
       scores: a method's (genuine [G], impostor [n]) scores. NaN scores are left out of the bars.
       far: the FAR whose threshold is marked.
-
-    Raises:
-      UserError: no method, no scores of a kind, or no finite ones.
     """
     if not scores:
         raise UserError("no scores were given, expected those of at least one method")
-    columns = min(len(scores), 3)
-    rows = -(-len(scores) // columns)
-    figure, axes = new_figure(
-        rows=rows, columns=columns, width=6.5 if columns == 1 else 10, height=0.6 + 3.4 * rows
-    )
-    for axis, (method, (genuine, impostor)) in zip(axes, in_order(scores).items(), strict=False):
-        (point,) = tar_at_far(genuine, impostor, [far])
-        finite = [kind[np.isfinite(kind)] for kind in (np.asarray(genuine), np.asarray(impostor))]
+    figure, axes = new_panels(len(scores), height=3.4, above=0.6)
+    for axis, (method, split) in zip(axes, in_order(scores).items(), strict=True):
+        (point,) = tar_at_far(*split, [far])
+        finite = [kind[np.isfinite(kind)] for kind in map(np.asarray, split)]
         if not any(kind.size for kind in finite):
             raise UserError(
                 f"{method_name(method)} has no finite score, expected at least one to draw"
             )
-        everything = np.concatenate([[kind.min(), kind.max()] for kind in finite if kind.size])
-        edges = np.histogram_bin_edges(everything.astype(np.float64), bins=60)
-        width = edges[1] - edges[0]
-        looks = (("genuine", BLUE, "-"), ("impostor", VERMILION, "--"))
-        for (label, color, line), kind in zip(looks, finite, strict=True):
-            density = np.histogram(kind, edges)[0] / (max(kind.size, 1) * width)
-            axis.stairs(density, edges, fill=True, color=color, alpha=0.18)
-            axis.stairs(density, edges, color=color, linestyle=line, linewidth=1.5, label=label)
-        axis.set_yscale("log")
-        axis.set_ylim(0.5 / (max(kind.size for kind in finite) * width), None)
-        axis.axvline(point.threshold, color=INK, linestyle=":", linewidth=1.6,
-                     label=f"threshold, FAR {far_name(far)}")  # fmt: skip
+        kinds = dict(zip(("genuine", "impostor"), finite, strict=True))
+        _draw_densities(axis, kinds, _edges(finite))
+        axis.axvline(point.threshold, label=f"threshold, FAR {far_name(far)}", **_THRESHOLD)
         axis.set_title(f"{method_name(method)}: TAR {100 * point.tar:.2f} %")
         axis.set_xlabel(score_name(method))
-    for axis in axes[len(scores) :]:
-        axis.remove()
     axes[0].set_ylabel("density (log scale)")
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False
@@ -75,7 +71,48 @@ def histogram_figure(
     return figure
 
 
-@in_our_look
+@house_style
+def privacy_figure(
+    nearest_generated: ArrayLike, nearest_strangers: ArrayLike, threshold: float
+) -> Figure:
+    """How near generated faces come to a training face, beside people who are not in that set.
+
+    Args:
+      nearest_generated: [M], each generated face's cosine to the nearest training face, before any
+        is dropped.
+      nearest_strangers: [N], each real person's cosine to the nearest training face of another
+        person: what is usual among people who have nothing to do with each other.
+      threshold: the cosine above which generated faces are dropped.
+    """
+    kinds = {
+        "generated faces": nearest_generated,
+        "real people, to others' faces": nearest_strangers,
+    }
+    cosines = {name: np.asarray(values, np.float64).ravel() for name, values in kinds.items()}
+    cosines = {name: values[np.isfinite(values)] for name, values in cosines.items()}
+    for name, values in cosines.items():
+        if not values.size:
+            raise UserError(f"no finite cosine of {name} was given, expected at least one to draw")
+    named = {
+        f"{values.size:,} {name}, {100 * np.mean(values > threshold):.2g} % above": values
+        for name, values in cosines.items()
+    }
+    figure, (axis,) = new_figure(width=6.5, height=4.4)
+    _draw_densities(axis, named, _edges([*cosines.values(), np.array([threshold])]))
+    axis.axvline(threshold, label=f"threshold, {threshold:.3g}", **_THRESHOLD)
+    axis.set_xlabel("cosine to the nearest training face")
+    axis.set_ylabel("density (log scale)")
+    figure.legend(loc="outside upper left", ncols=1, frameon=False)
+    figure.set_label(
+        "How similar each generated face is to the nearest face that the generator was trained on, "
+        "beside real people and the nearest face of anybody else, on a logarithmic scale so that a "
+        "few copies show. A generator that copies people has a hump on the right, where two images "
+        "of one person lie; faces right of the dotted threshold are dropped."
+    )
+    return figure
+
+
+@house_style
 def log_density_figure(
     log_density: np.ndarray, domains: np.ndarray, domain_names: Sequence[str]
 ) -> Figure:
@@ -83,17 +120,14 @@ def log_density_figure(
 
     Args:
       log_density: [N] log F.
-      domains: int [N], the domain of each face, a place in `domain_names`.
+      domains: int [N], the domain of each face, an index into `domain_names`.
       domain_names: the domains' names. Those without a face are left out.
-
-    Raises:
-      UserError: lengths that differ, no face with a finite log F, or a domain without a name.
     """
     log_density, domains = np.asarray(log_density), np.asarray(domains)
     if log_density.ndim != 1 or log_density.shape != domains.shape:
         raise UserError(
             f"log F of shape {log_density.shape} and domains of shape {domains.shape} were given, "
-            "expected one of each a face"
+            "expected one of each per face"
         )
     finite = np.isfinite(log_density)
     log_density, domains = log_density[finite], domains[finite]
@@ -135,3 +169,22 @@ def log_density_figure(
         "its scores accordingly. The most crowded domain is vermilion."
     )
     return figure
+
+
+def _edges(kinds: Sequence[np.ndarray]) -> np.ndarray:
+    """The bins' edges over all values, finite ones."""
+    ends = np.concatenate([[values.min(), values.max()] for values in kinds if values.size])
+    return np.histogram_bin_edges(ends.astype(np.float64), bins=_BINS)
+
+
+def _draw_densities(axis: Axes, kinds: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
+    """Two densities by name, the second dashed, on a logarithmic scale down to half a count."""
+    width = edges[1] - edges[0]
+    for (name, values), (color, line) in zip(
+        kinds.items(), ((BLUE, "-"), (VERMILION, "--")), strict=True
+    ):
+        density = np.histogram(values, edges)[0] / (max(values.size, 1) * width)
+        axis.stairs(density, edges, fill=True, color=color, alpha=0.18)
+        axis.stairs(density, edges, color=color, linestyle=line, linewidth=1.5, label=name)
+    axis.set_yscale("log")
+    axis.set_ylim(0.5 / (max(values.size for values in kinds.values()) * width), None)

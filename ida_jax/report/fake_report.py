@@ -1,4 +1,4 @@
-"""The report beside a fake-db: what was dropped and why, how near the training set it comes.
+"""The report beside a fake-db: what was dropped and why, and how close it is to the training set.
 
 Similarities to training faces are reported; their images are never shown, nor those of generated
 faces that were dropped for being too near one: they may show a person who exists.
@@ -6,14 +6,12 @@ faces that were dropped for being too near one: they may show a person who exist
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +20,16 @@ from ida_jax.anchors.fake import FakeReport
 from ida_jax.anchors.fake_rules import DUPLICATE, IMPLAUSIBLE, KEPT, NEAR_TRAINING, UNREADABLE
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.data.contact_sheet import contact_sheet
-from ida_jax.report.look import DPI
-from ida_jax.report.page_text import STYLE
-from ida_jax.report.pair_cards import jpeg
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ida_jax.report.page import (
+    code_entries,
+    definitions,
+    document,
+    drawing,
+    html_table,
+    jpeg,
+    picture,
+    png_of,
+)
 
 _EDGES = np.linspace(-1, 1, 101)
 _COLUMNS = 8
@@ -43,11 +45,8 @@ def write_fake_report(
 
     Args:
       path: the HTML file; .json in its place is the other.
-      report: what became of the candidates.
+      report: the outcome for the candidates.
       candidates: draws the pictures.
-
-    Raises:
-      UserError: a folder that cannot be written, an image that can no longer be read.
     """
     path = Path(path)
     page = _page(report, candidates)
@@ -87,19 +86,13 @@ def _page(report: FakeReport, candidates: CandidateFaces) -> str:
         f'<p class="card"><strong>{html.escape(warning)}</strong></p>'
         for warning in report.warnings
     )
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
-            f"<h1>{title}</h1>",
-            warnings,
-            _choice(report.provenance),
-            _privacy(report),
-            _faces(report, candidates),
-            _origin(report.provenance),
-            "</main>\n</body>\n</html>\n",
-        ]
+    return document(
+        title,
+        warnings,
+        _choice(report.provenance),
+        _privacy(report),
+        _faces(report, candidates),
+        _origin(report.provenance),
     )
 
 
@@ -113,33 +106,26 @@ def _choice(described: Mapping[str, Any]) -> str:
     rows = [
         ("drawn", drawn, ""),
         ("unreadable", dropped["unreadable"], "cannot be decoded, or has no embedding"),
-        (
-            "implausible",
-            dropped["implausible"],
-            rule("mean cosine to the nearest training people below {:.3f}", "plausible_similarity"),
-        ),
-        (
-            "too near a training face",
-            dropped["near_training"],
-            rule("cosine to the nearest of {:.3f} or more", "privacy_cosine"),
-        ),
-        (
-            "near-duplicate",
-            dropped["duplicate"],
-            rule("cosine to an anchor already kept of {:.3f} or more", "duplicate_cosine"),
-        ),
+        ("implausible", dropped["implausible"],
+         rule("mean cosine to the nearest training people below {:.3f}", "plausible_similarity")),
+        ("too near a training face", dropped["near_training"],
+         rule("cosine to the nearest of {:.3f} or more", "privacy_cosine")),
+        ("near-duplicate", dropped["duplicate"],
+         rule("cosine to an anchor already kept of {:.3f} or more", "duplicate_cosine")),
         ("kept", described["kept"], ""),
-    ]
-    body = "\n".join(
-        f'<tr><th scope="row">{name}</th><td>{count:,}</td><td>{100 * count / drawn:.1f} %</td>'
-        f'<td style="text-align: left">{html.escape(why)}</td></tr>'
+    ]  # fmt: skip
+    cells = (
+        (
+            name,
+            f"<td>{count:,}</td><td>{100 * count / drawn:.1f} %</td>"
+            f'<td style="text-align: left">{html.escape(why)}</td>',
+        )
         for name, count, why in rows
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Faces", "Count", "Share"))
     head += '<th scope="col" style="text-align: left">Rule</th>'
     return (
-        '<h2>Choice</h2>\n<section class="card"><div class="wide"><table class="results">\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f'<h2>Choice</h2>\n<section class="card">{html_table(head, cells)}'
         '<p class="soft">A face is counted under the first rule that drops it.</p></section>'
     )
 
@@ -148,32 +134,31 @@ def _privacy(report: FakeReport) -> str:
     described = report.provenance
     if described["training"] is None:
         return "<h2>Privacy</h2>\n<p>Not checked: there were no training faces to compare with.</p>"
-    from ida_jax.report.generator_plots import privacy_figure
+    from ida_jax.report.density_plots import privacy_figure
 
     figure = privacy_figure(
         report.nearest, report.strangers, described["thresholds"]["privacy_cosine"]
     )
     quantiles = described["nearest_training_cosine"]
-    head = "".join(f'<th scope="col">{level}</th>' for level in quantiles["kept"])
-    body = "\n".join(
-        f'<tr><th scope="row">{name}</th>'
-        + "".join(f"<td>{cosine:.3f}</td>" for cosine in quantiles[key].values())
-        + "</tr>"
-        for name, key in (
-            ("all faces drawn", "candidates"),
-            ("anchors", "kept"),
-            ("training people, to others", "strangers"),
-        )
+    head = '<th scope="col"></th>'
+    head += "".join(f'<th scope="col">{level}</th>' for level in quantiles["kept"])
+    named = {
+        "all faces drawn": "candidates",
+        "anchors": "kept",
+        "training people, to others": "strangers",
+    }
+    rows = (
+        (name, "".join(f"<td>{cosine:.3f}</td>" for cosine in quantiles[key].values()))
+        for name, key in named.items()
     )
     training = described["training"]
     return (
         f"<h2>Privacy</h2>\n<p>Compared with {training['faces']:,} faces of "
         f"{training['people']:,} people, {html.escape(training['name'])}. Their images are "
         "private, and are not shown.</p>\n"
-        f"{_drawing(figure)}\n"
+        f"{drawing('Cosine to the nearest training face', png_of(figure), figure)}\n"
         '<section class="card"><h3>Cosine to the nearest training face, quantiles</h3>'
-        f'<div class="wide"><table class="results">\n<thead><tr><th scope="col"></th>{head}</tr>'
-        f"</thead>\n<tbody>\n{body}\n</tbody></table></div></section>"
+        f"{html_table(head, rows)}</section>"
     )
 
 
@@ -183,21 +168,16 @@ def _faces(report: FakeReport, candidates: CandidateFaces) -> str:
     if report.strangers.size:
         order = np.argsort(-nearest, kind="stable")[:_NEAREST]
         cosines = ", ".join(f"{cosine:.3f}" for cosine in nearest[order])
-        parts.append(
-            _sheet(
-                candidates,
-                kept[order],
-                "The anchors nearest to a training face",
-                f"Cosines: {cosines}. The training faces are private, and are not shown.",
-            )
-        )
-    for verdict, caption in (
-        (IMPLAUSIBLE, "Dropped as implausible"),
-        (DUPLICATE, "Dropped as near-duplicates of an anchor"),
-    ):
-        numbers = report.numbers(verdict)
-        if numbers.size:
-            parts.append(_sheet(candidates, numbers[: _SHOWN[verdict]], f"{caption}, the first"))
+        note = f"Cosines: {cosines}. The training faces are private, and are not shown."
+        caption = "The anchors nearest to a training face"
+        parts.append(_sheet(candidates, kept[order], caption, note))
+    dropped = {
+        IMPLAUSIBLE: "Dropped as implausible, the first",
+        DUPLICATE: "Dropped as near-duplicates of an anchor, the first",
+    }
+    for verdict, caption in dropped.items():
+        if (numbers := report.numbers(verdict)).size:
+            parts.append(_sheet(candidates, numbers[: _SHOWN[verdict]], caption))
     if count := report.numbers(NEAR_TRAINING).size:
         parts.append(
             f'<p class="soft">The {count:,} that were dropped as too near a training face are not '
@@ -209,7 +189,7 @@ def _faces(report: FakeReport, candidates: CandidateFaces) -> str:
 def _sheet(candidates: CandidateFaces, numbers: np.ndarray, caption: str, note: str = "") -> str:
     images = _drawn(candidates, numbers)
     sheet = jpeg(contact_sheet(images, columns=min(_COLUMNS, len(images))), side=2048)
-    return _figure(sheet, caption, note, kind="jpeg")
+    return picture(caption, sheet, note, kind="jpeg")
 
 
 def _drawn(candidates: CandidateFaces, numbers: np.ndarray) -> Sequence[np.ndarray]:
@@ -224,24 +204,6 @@ def _drawn(candidates: CandidateFaces, numbers: np.ndarray) -> Sequence[np.ndarr
     return [drawn[number] for number in numbers.tolist()]
 
 
-def _drawing(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    # As on other pages, a figure's inch is 6.2 rem.
-    style = f' style="width: {6.2 * figure.get_figwidth():.1f}rem"'
-    caption = "Cosine to the nearest training face"
-    return _figure(buffer.getvalue(), caption, figure.get_label(), kind="png", style=style)
-
-
-def _figure(content: bytes, caption: str, note: str, *, kind: str, style: str = "") -> str:
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    below = f"<figcaption>{html.escape(note)}</figcaption>" if note else ""
-    return (
-        f'<figure><h3>{html.escape(caption)}</h3><div class="plot">'
-        f'<img alt="{html.escape(caption)}"{style} src="{source}"></div>{below}</figure>'
-    )
-
-
 def _origin(described: Mapping[str, Any]) -> str:
     run = described["run"]
     entries = {
@@ -252,14 +214,11 @@ def _origin(described: Mapping[str, Any]) -> str:
         **{f"Training faces: {key}": value for key, value in (described["training"] or {}).items()},
         **{key.capitalize(): value for key, value in run.items()},
     }
-    listed = "\n".join(
-        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(_said(value))}</code></dd>"
-        for name, value in entries.items()
-    )
-    return f'<h2>Origin</h2>\n<dl class="card">\n{listed}\n</dl>'
+    listed = code_entries((name, _text(value)) for name, value in entries.items())
+    return definitions("Origin", listed)
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
     return str(value)

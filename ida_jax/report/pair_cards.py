@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.score_figures import far_key
-from ida_jax.report.names import far_name, method_name, score_name
+from ida_jax.metrics.evaluation import far_key
+from ida_jax.report.page import jpeg
+from ida_jax.report.style import far_name, method_name, score_name
 
 if TYPE_CHECKING:
     from ida_jax.protocols.verification import AllPairs
     from ida_jax.rescoring.terms import FaceTerms
 
-_SIDE = 112  # pixels: larger faces are made smaller, for the page's sake
 _MOST = 12  # cards of a kind
 
 # By kind and whether the pairs are genuine.
@@ -73,32 +73,33 @@ class ChangedDecisions(NamedTuple):
 
 
 def changed_pairs(
-    found: AllPairs, faces: np.ndarray, methods: Mapping[str, FaceTerms]
+    all_pairs: AllPairs, faces: np.ndarray, methods: Mapping[str, FaceTerms]
 ) -> ChangedDecisions | None:
     """The pairs that IDA-R decides differently from the cosine, with their scores.
 
     Args:
-      found: what `evaluate_all_pairs` gave.
+      all_pairs: the result of `evaluate_all_pairs`.
       faces: float32 [N, D], its faces.
       methods: its terms.
 
     Returns:
-      None where it found no such FAR, or lacks one of the two methods.
+      None where it has no FAR to compare at, or lacks one of the two methods.
     """
     from ida_jax.rescoring.pairs import score_pairs
 
-    if found.changed is None:
+    if all_pairs.changed is None:
         return None
-    key = far_key(found.changed_far)
-    thresholds = [found.evaluated.figures[m]["threshold@far"][key] for m in ("cosine", "ida_r")]
+    compared, far = ("cosine", "ida_r"), all_pairs.changed_far
+    figures = all_pairs.evaluated.figures
     groups = []
     for kind, genuine in _TITLES:
         name = f"{kind}_{'genuine' if genuine else 'impostor'}"
-        pairs = getattr(found.changed, name)[:_MOST]
-        scores = [score_pairs(faces, pairs, methods[m]) for m in ("cosine", "ida_r")]
-        total = getattr(found.changed.counts, name)
+        pairs = getattr(all_pairs.changed, name)[:_MOST]
+        scores = [score_pairs(faces, pairs, methods[m]) for m in compared]
+        total = getattr(all_pairs.changed.counts, name)
         groups.append(ChangedPairs(kind, genuine, pairs, *scores, total))
-    return ChangedDecisions("cosine", "ida_r", found.changed_far, *thresholds, tuple(groups))
+    thresholds = [figures[m]["threshold@far"][far_key(far)] for m in compared]
+    return ChangedDecisions(*compared, far, *thresholds, tuple(groups))
 
 
 def pair_section(
@@ -109,26 +110,21 @@ def pair_section(
     Args:
       changed: what to show; of a kind at most twelve pairs.
       images: N faces, uint8 [H, W, 3] RGB each.
-      people: who is on each face, where known.
-
-    Raises:
-      UserError: a row without a face, or a malformed image.
+      people: the name of each face's person, where known.
     """
-    names = method_name(changed.base), method_name(changed.other)
-    counts = {(g.kind, g.genuine): g.total for g in changed.groups}
+    base, other = (html.escape(method_name(name)) for name in (changed.base, changed.other))
     corrected, broken = (
-        sum(total for (kind, _), total in counts.items() if kind == which)
-        for which in ("corrected", "broken")
+        sum(group.total for group in changed.groups if group.kind == kind)
+        for kind in ("corrected", "broken")
     )
     groups = "\n".join(
         _group(group, changed, images, people) for group in changed.groups if group.total
     )
     return (
-        f"<h2>Pairs that {html.escape(names[1])} decides differently</h2>\n"
-        f'<p class="soft">Both at FAR {far_name(changed.far)}: {html.escape(names[0])} accepts '
-        f"above {_signed(changed.base_threshold)}, {html.escape(names[1])} above "
-        f"{_signed(changed.other_threshold)}. {html.escape(names[1])} corrects {corrected:,} "
-        f"decisions and breaks {broken:,}.</p>\n{groups}"
+        f"<h2>Pairs that {other} decides differently</h2>\n"
+        f'<p class="soft">Both at FAR {far_name(changed.far)}: {base} accepts above '
+        f"{_signed(changed.base_threshold)}, {other} above {_signed(changed.other_threshold)}. "
+        f"{other} corrects {corrected:,} decisions and breaks {broken:,}.</p>\n{groups}"
     )
 
 
@@ -144,50 +140,39 @@ def _group(
             f"pairs of faces {pairs.min()} to {pairs.max()} were given with {len(images)} images: "
             "expected an image for each"
         )
-    cards = "\n".join(
-        _card(
-            group,
-            changed,
-            place,
-            [images[row] for row in pair],
-            [people[r] for r in pair if people],
-        )
-        for place, pair in enumerate(pairs)
+    corrected = group.kind == "corrected"
+    methods = (
+        (changed.base, group.base, changed.base_threshold, not corrected),
+        (changed.other, group.other, changed.other_threshold, corrected),
     )
+    cards = []
+    for place, pair in enumerate(pairs):
+        rows = "".join(
+            _score(method, float(scores[place]), threshold, right=right, genuine=group.genuine)
+            for method, scores, threshold, right in methods
+        )
+        names = [people[row] for row in pair if people]
+        cards.append(_card([images[row] for row in pair], names, rows))
     title = _TITLES[group.kind, group.genuine]
     title = title.replace("cosine", method_name(changed.base).lower())
     shown = f"{len(pairs)} of {group.total:,}" if len(pairs) < group.total else f"all {len(pairs)}"
-    mark = "✓" if group.kind == "corrected" else "✗"
+    mark = "✓" if corrected else "✗"
     return (
         f'<section class="card changed {group.kind}"><h3><span aria-hidden="true">{mark}</span> '
         f"{html.escape(title)} <small>{shown}</small></h3>\n"
-        f'<div class="pairs">\n{cards}\n</div></section>'
+        '<div class="pairs">\n' + "\n".join(cards) + "\n</div></section>"
     )
 
 
-def _card(
-    group: ChangedPairs,
-    changed: ChangedDecisions,
-    place: int,
-    faces: Sequence[np.ndarray],
-    people: Sequence[str],
-) -> str:
+def _card(faces: Sequence[np.ndarray], people: Sequence[str], rows: str) -> str:
     pictures = "".join(
         f'<img alt="{html.escape(people[side] if people else f"face {side + 1}")}" '
         f'src="data:image/jpeg;base64,{base64.b64encode(jpeg(face)).decode()}">'
         for side, face in enumerate(faces)
     )
-    rows = "".join(
-        _score(method, float(score[place]), threshold, right=right, genuine=group.genuine)
-        for method, score, threshold, right in (
-            (changed.base, group.base, changed.base_threshold, group.kind == "broken"),
-            (changed.other, group.other, changed.other_threshold, group.kind == "corrected"),
-        )
-    )
-    who = dict.fromkeys(name.replace("_", " ") for name in people)
-    caption = "<br>".join(html.escape(name) for name in who)
-    names = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure class="pair"><div>{pictures}</div>{names}<table>{rows}</table></figure>'
+    names = dict.fromkeys(html.escape(name.replace("_", " ")) for name in people)
+    caption = f"<figcaption>{'<br>'.join(names)}</figcaption>" if names else ""
+    return f'<figure class="pair"><div>{pictures}</div>{caption}<table>{rows}</table></figure>'
 
 
 def _score(method: str, score: float, threshold: float, *, right: bool, genuine: bool) -> str:
@@ -205,24 +190,3 @@ def _score(method: str, score: float, threshold: float, *, right: bool, genuine:
 
 def _signed(score: float) -> str:
     return f"{score:.3f}".replace("-", "−")
-
-
-def jpeg(image: np.ndarray, *, side: int = _SIDE) -> bytes:
-    """uint8 [H, W, 3] RGB as JPEG, made smaller where a side is above `side` pixels.
-
-    Raises:
-      UserError: a malformed image.
-    """
-    import cv2
-
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UserError(
-            f"an image of the page is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]"
-        )
-    longest = max(image.shape[:2])
-    if longest > side:
-        height, width = (max(1, round(side * n / longest)) for n in image.shape[:2])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes()

@@ -1,4 +1,4 @@
-"""The reports of a run and of a protocol's evaluation, from what these computed.
+"""The reports of a run and of a protocol's evaluation, from their results.
 
 N faces.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.roc import SplitScores
 
 if TYPE_CHECKING:
@@ -22,16 +22,23 @@ if TYPE_CHECKING:
 
     from ida_jax.report.pair_cards import ChangedDecisions
 
+# The stages whose records are drawn, and the figures' captions.
+_TRAININGS = {
+    "train": "Training the backbone",
+    "ssr": "Training the SSR module",
+    "pfe": "Training the uncertainty module",
+    "gan": "Training the generator",
+}
 _SHEET_IDENTITIES = 8
 _SHEET_COLUMNS = 8
 
 
 class Groups(NamedTuple):
-    """log F of faces that belong to groups.
+    """log F of grouped faces.
 
     Attributes:
       log_density: [N].
-      group: int [N], places in `names`.
+      group: int [N], indices into `names`.
       names: the groups'.
     """
 
@@ -43,69 +50,47 @@ class Groups(NamedTuple):
 def write_run_report(
     path: str | os.PathLike[str],
     *,
-    title: str,
-    settings: Mapping[str, Any],
-    results: Mapping[str, Any],
-    evaluated: Mapping[str, Evaluated],
     log_density: np.ndarray,
     dataset: FaceDataset,
     scores: Mapping[str, SplitScores] | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
     changed: ChangedDecisions | None = None,
     sweeps: Mapping[str, Mapping[str, Any]] | None = None,
+    **evaluation: Any,
 ) -> None:
     """Writes the page, its pictures, results.md and results.tex into one folder.
 
     Args:
       path: the HTML file.
-      title: the heading.
-      settings: what the run was set to, and the versions that it ran with.
-      results: the content of results.json.
-      evaluated: each protocol variant's figures, curves and notes.
       log_density: float32 [N], the searched log F of the evaluation's faces.
       dataset: the evaluation's faces.
       scores: every method's genuine and impostor scores, ascending; None draws no histograms.
       metrics: the records of metrics.jsonl.
       changed: the pairs that two methods decide differently, rows of `dataset`.
-      sweeps: TARs against k, τ and the anchors' number (`trend_plots.sweep_figure`).
+      sweeps: TARs against k, τ and the anchors' number (`rate_plots.sweep_figure`).
+      **evaluation: title, settings, results and evaluated, as in `write_protocol_report`.
     """
     from ida_jax.report.density_plots import histogram_figure
-    from ida_jax.report.generator_plots import generator_training_figure
     from ida_jax.report.pair_cards import pair_section
-    from ida_jax.report.trend_plots import sweep_figure, training_figure
+    from ida_jax.report.rate_plots import sweep_figure
+    from ida_jax.report.training_plots import generator_training_figure, training_figure
 
-    figures = _curves(evaluated)
-    if scores:
-        figures["Scores before and after"] = histogram_figure(scores)
+    figures = {"Scores before and after": histogram_figure(scores)} if scores else {}
     domains, names = dataset.domains, dataset.domain_names
     if domains is None:
         domains, names = np.zeros(len(log_density), np.int32), ("all faces",)
     figures |= _densities(Groups(log_density, domains, names), "log F by domain")
     if sweeps:
         figures["Sweeps of support set, temperature and anchors"] = sweep_figure(sweeps)
-    stages = {
-        "train": "Training the backbone",
-        "ssr": "Training the SSR module",
-        "pfe": "Training the uncertainty module",
-    }
-    for stage, caption in stages.items():
+    for stage, caption in _TRAININGS.items():
         if records := [record for record in metrics if record["stage"] == stage]:
-            figures[caption] = training_figure(records)
-    if records := [record for record in metrics if record["stage"] == "gan"]:
-        figures["Training the generator"] = generator_training_figure(records)
+            draw = generator_training_figure if stage == "gan" else training_figure
+            figures[caption] = draw(records)
     pairs = ""
     if changed is not None:
         people = [dataset.identities[label] for label in dataset.labels]
         pairs = pair_section(changed, dataset.images, people=people)
-    _write(
-        path,
-        title=title,
-        results=_with_notes(results, evaluated),
-        figures=figures,
-        settings=settings,
-        contact_sheet=_sheet(dataset),
-        pairs=pairs,
-    )
+    _write(path, figures, contact_sheet=_sheet(dataset), pairs=pairs, **evaluation)
 
 
 def write_protocol_report(
@@ -114,7 +99,7 @@ def write_protocol_report(
     title: str,
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
-    evaluated: Mapping[str, Evaluated],
+    evaluated: Mapping[str, Evaluation],
     groups: Groups | None = None,
 ) -> None:
     """Writes the report of an evaluation without images, as `write_run_report` does.
@@ -122,46 +107,52 @@ def write_protocol_report(
     Args:
       path: the HTML file.
       title: the heading.
-      settings: what it was set to, and the versions that it ran with.
+      settings: its settings, and the versions that it ran with.
       results: the content of results.json.
       evaluated: each protocol variant's figures, curves and notes.
       groups: log F by group, where it is known.
     """
-    figures = _curves(evaluated)
-    if groups is not None:
-        figures |= _densities(groups, "log F by group")
-    _write(
-        path,
-        title=title,
-        results=_with_notes(results, evaluated),
-        figures=figures,
-        settings=settings,
-    )
+    figures = {} if groups is None else _densities(groups, "log F by group")
+    _write(path, figures, title=title, settings=settings, results=results, evaluated=evaluated)
 
 
-def _write(path: str | os.PathLike[str], *, results: Mapping[str, Any], **page: Any) -> None:
+def _write(
+    path: str | os.PathLike[str],
+    figures: Mapping[str, Figure],
+    *,
+    results: Mapping[str, Any],
+    evaluated: Mapping[str, Evaluation],
+    **page: Any,
+) -> None:
+    """The report with the variants' curves before the other figures, and its tables."""
     from ida_jax.report.page import write_report
     from ida_jax.report.tables import write_tables
 
-    write_report(path, results=results, **page)
+    notes = {variant: evaluation.notes for variant, evaluation in evaluated.items()}
+    results = {**results, "notes": notes}
+    write_report(path, results=results, figures=_curves(evaluated) | figures, **page)
     write_tables(Path(path).parent, results)
 
 
-def _curves(evaluated: Mapping[str, Evaluated]) -> dict[str, Figure]:
+def _curves(evaluated: Mapping[str, Evaluation]) -> dict[str, Figure]:
     """Each variant's curves, by caption."""
-    from ida_jax.report.plots import det_figure, roc_figure, tpir_figure
-    from ida_jax.report.trend_plots import distractors_figure
+    from ida_jax.report.rate_plots import (
+        det_figure,
+        distractors_figure,
+        roc_figure,
+        tpir_figure,
+    )
 
     figures = {}
-    for variant, (result, curves, _) in evaluated.items():
-        keys = {key for method in result.values() for key in method}
+    for variant, (methods, curves, _) in evaluated.items():
+        keys = set().union(*methods.values())
         if curves and "tpir@fpir" in keys:
-            figures[f"TPIR against FPIR, {variant}"] = tpir_figure(curves, figures=result)
+            figures[f"TPIR against FPIR, {variant}"] = tpir_figure(curves, figures=methods)
         elif curves:
-            figures[f"ROC, {variant}"] = roc_figure(curves, figures=result)
+            figures[f"ROC, {variant}"] = roc_figure(curves, figures=methods)
             figures[f"DET, {variant}"] = det_figure(curves)
         if "rank1@distractors" in keys:
-            figures[f"Rank-1 against distractors, {variant}"] = distractors_figure(result)
+            figures[f"Rank-1 against distractors, {variant}"] = distractors_figure(methods)
     return figures
 
 
@@ -172,10 +163,6 @@ def _densities(groups: Groups, caption: str) -> dict[str, Figure]:
     if not np.isfinite(groups.log_density).any():
         return {}
     return {caption: log_density_figure(*groups)}
-
-
-def _with_notes(results: Mapping[str, Any], evaluated: Mapping[str, Evaluated]) -> dict[str, Any]:
-    return {**results, "notes": {variant: result.notes for variant, result in evaluated.items()}}
 
 
 def _sheet(dataset: FaceDataset) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The results of `python -m ida_jax.evaluate`, as text for the terminal and as a figure.
 
 `results` is what its JSON holds: `methods` by role ("scores", "baseline"), each with `name` and the
-figures of `ida_jax.metrics.score_figures`; `difference`, `bootstrap` and `calibration` where they
+figures of `ida_jax.metrics.evaluation`; `difference`, `bootstrap` and `calibration` where they
 were asked for.
 """
 
@@ -11,10 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS, far_key
-from ida_jax.report.look import in_our_look, method_styles, new_figure
-from ida_jax.report.names import MISSING, far_name
-from ida_jax.report.plots import draw_det
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, far_key
+from ida_jax.report.rate_plots import draw_det
+from ida_jax.report.style import MISSING, far_name, house_style, method_styles, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,31 +39,29 @@ def score_text(results: Mapping[str, Any]) -> str:
 def _rates(results: Mapping[str, Any]) -> str:
     percent = f"{100 * results['level']:g} %"
     head = ["FAR", "method", "TAR %", percent, "threshold", percent, "false accepts"]
-    rows = []
-    for key in map(far_key, results["fars"]):
-        for figures in results["methods"].values():
-            rows.append(
-                [
-                    far_name(key),
-                    figures["name"],
-                    f"{100 * figures['tar@far'][key]:.2f}",
-                    _interval(figures.get("tar_interval@far", {}).get(key), 100, ".2f"),
-                    f"{figures['threshold@far'][key]:.5f}",
-                    _interval(figures["threshold_interval@far"][key], 1, ".5f"),
-                    _count(figures["false_accepts"][key]),
-                ]
-            )
+    rows = [
+        [
+            far_name(key),
+            figures["name"],
+            f"{100 * figures['tar@far'][key]:.2f}",
+            _interval(figures.get("tar_interval@far", {}).get(key), 100, ".2f"),
+            f"{figures['threshold@far'][key]:.5f}",
+            _interval(figures["threshold_interval@far"][key], 1, ".5f"),
+            _count(figures["false_accepts"][key]),
+        ]
+        for key in map(far_key, results["fars"])
+        for figures in results["methods"].values()
+    ]
     return _table(head, rows)
 
 
 def _qualities(results: Mapping[str, Any]) -> str:
     rows = []
     for role, figures in results["methods"].items():
-        row = [figures["name"], f"{100 * figures['eer']:.3f}", f"{figures['min_cllr']:.5f}"]
         fitted = results.get("calibration") if role == "scores" else None
-        rows.append(
-            [*row, f"{figures['cllr']:.5f}", f"{fitted['cllr']:.5f}" if fitted else MISSING]
-        )
+        bits = [figures["min_cllr"], figures["cllr"], *([fitted["cllr"]] if fitted else [])]
+        row = [figures["name"], f"{100 * figures['eer']:.3f}", *(f"{cost:.5f}" for cost in bits)]
+        rows.append(row if fitted else [*row, MISSING])
     return _table(["method", "EER %", "min-Cllr", "Cllr as given", "Cllr calibrated"], rows)
 
 
@@ -93,15 +90,12 @@ def _groups(results: Mapping[str, Any], key: str) -> str:
     head += [f"FAR {m['name']}" for m in methods] + [f"TAR % {m['name']}" for m in methods]
     rows = []
     for name in names[:_MOST_GROUPS]:
-        of = [m["groups"][name] for m in methods]
-        row = [name, f"{of[0]['genuine']:,}", f"{of[0]['impostor']:,}"]
-        for figures in of:
-            far, count = figures["realised_far"][key], figures["false_accepts"][key]
-            row.append(MISSING if far is None else f"{far:.2e} ({_count(count)})")
-        for figures in of:
-            tar = figures["tar@far"][key]
-            row.append(MISSING if tar is None else f"{100 * tar:.2f}")
-        rows.append(row)
+        figures = [method["groups"][name] for method in methods]
+        row = [name, f"{figures[0]['genuine']:,}", f"{figures[0]['impostor']:,}"]
+        fars = [(f["realised_far"][key], f["false_accepts"][key]) for f in figures]
+        row += [MISSING if far is None else f"{far:.2e} ({_count(n)})" for far, n in fars]
+        tars = [f["tar@far"][key] for f in figures]
+        rows.append(row + [MISSING if tar is None else f"{100 * tar:.2f}" for tar in tars])
     lines = [
         f"Groups at the one threshold of FAR {far_name(key)} (false accepts in parentheses)",
         _table(head, rows),
@@ -118,11 +112,12 @@ def _groups(results: Mapping[str, Any], key: str) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = []
     methods = results["methods"].values()
-    for figures in methods:
-        if figures["nan"]:
-            notes.append(f"{figures['name']}: {figures['nan']:,} scores are NaN: never a match")
+    notes = [
+        f"{figures['name']}: {figures['nan']:,} scores are NaN: never a match"
+        for figures in methods
+        if figures["nan"]
+    ]
     few = [far for far in results["fars"] if far * results["impostor"] < 1]
     if few:
         notes.append(
@@ -160,7 +155,7 @@ def _counts(figures: Mapping[str, Any]) -> list[int]:
     ]
 
 
-@in_our_look
+@house_style
 def score_figure(results: Mapping[str, Any]) -> Figure:
     """DET curves on normal-deviate axes; beside them, where there are groups, their realised FARs.
 
@@ -169,9 +164,9 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
     grouped = "groups" in results["methods"]["scores"]
     figure, axes = new_figure(columns=1 + grouped, width=10 if grouped else 6, height=4.6)
     named = {figures["name"]: figures for figures in results["methods"].values()}
-    styles = dict(zip(named, method_styles(named), strict=True))
-    curves = {name: (f["curve"]["far"], f["curve"]["tar"]) for name, f in named.items()}
-    draw_det(axes[0], curves, styles)
+    styles = method_styles(named)
+    curves = {name: f["curve"] for name, f in named.items()}
+    draw_det(axes[0], {name: ((c["far"], c["tar"]), styles[name]) for name, c in curves.items()})
     if grouped:
         counts = results["methods"]["scores"]["false_accepts"]
         firm = [f for f in results["fars"] if counts[far_key(f)] >= FEWEST_FALSE_ACCEPTS]
@@ -190,15 +185,15 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
 
 
 def _draw_groups(
-    axis: Axes, named: Mapping[str, Any], styles: Mapping[str, tuple], far: float
+    axis: Axes, named: Mapping[str, Any], styles: Mapping[str, Mapping[str, Any]], far: float
 ) -> None:
     key = far_key(far)
     groups = list(next(iter(named.values()))["groups"])[:_MOST_GROUPS]
     for shift, (name, figures) in zip((-0.12, 0.12), named.items(), strict=False):
         fars = [figures["groups"][group]["realised_far"][key] for group in groups]
         heights = [math.nan if rate is None else rate for rate in fars]
-        color, _, marker = styles[name]
         places = [place + (shift if len(named) > 1 else 0) for place in range(len(groups))]
+        marker, color = styles[name]["marker"], styles[name]["color"]
         axis.plot(places, heights, marker, color=color, label=name)
     axis.axhline(far, color="#888888", linestyle=":", linewidth=1.4)
     axis.set_xticks(range(len(groups)), groups, rotation=45 if len(groups) > 6 else 0)
@@ -219,10 +214,7 @@ def _count(count: int) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.ljust(width) if i < 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    for name, *cells in (head, *rows):
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
     return "\n".join(lines)

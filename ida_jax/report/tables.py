@@ -33,11 +33,7 @@ _LATEX_CHANGES = {"": "", GAIN: r"$^\uparrow$", LOSS: r"$^\downarrow$"}
 
 
 def write_tables(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Writes results.md and results.tex into a folder, each whole; existing ones are replaced.
-
-    Raises:
-      UserError: the folder does not exist or cannot be written.
-    """
+    """Writes results.md and results.tex into a folder, each whole; existing ones are replaced."""
     for name, table in (("results.md", markdown_table), ("results.tex", latex_table)):
         with written_whole(Path(folder) / name) as temporary:
             temporary.write_text(table(results) + "\n", encoding="utf-8")
@@ -87,9 +83,9 @@ def _terminal_lines(table: ProtocolTable) -> list[str]:
 
 
 def _terminal_column(column: Column) -> list[str]:
-    """Title, basis, and two lines a method, all of one width.
+    """Title, basis, and two lines per method, all of one width.
 
-    The figures end in the same place, whatever marks stand behind them.
+    The figures end at the same place, whatever marks follow them.
     """
     marks = [("*" if c.best else "") + c.change + (FEW if c.few else "") for c in column.cells]
     behind = max(map(len, marks))
@@ -158,21 +154,10 @@ def _latex_protocol(table: ProtocolTable) -> str:
         f"{_LATEX_CHANGES.get(mark, _DAGGER)} {_escaped(meaning)}."
         for mark, meaning in legend((table,))
     ]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            r"\caption{" + " ".join(caption) + "}",
-            r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
-            r"\toprule",
-            *_latex_rows(head),
-            r"\midrule",
-            *_latex_rows(rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
+    columns = r"\begin{tabular}{l" + "r" * len(table.columns) + "}"
+    above = [r"\begin{table}", r"\centering", r"\caption{" + " ".join(caption) + "}", columns]
+    rules = [r"\toprule", *_latex_rows(head), r"\midrule", *_latex_rows(rows), r"\bottomrule"]
+    return "\n".join([*above, *rules, r"\end{tabular}", r"\end{table}"])
 
 
 def _latex_rows(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -34,8 +34,8 @@ from ida_jax.common.devices import in_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
+from ida_jax.metrics.resampling import genuine_rows, impostor_rows
 from ida_jax.metrics.roc import accepted_impostors
-from ida_jax.metrics.tails import genuine_rows, impostor_rows
 from ida_jax.ops.dao import PairSimilarities, smooth_tar, soft_log_density
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms

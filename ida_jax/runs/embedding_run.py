@@ -30,7 +30,7 @@ from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.parts import Parts
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.common.provenance import provenance
-from ida_jax.metrics.regression import regression_quality
+from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms

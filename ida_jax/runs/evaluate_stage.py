@@ -11,8 +11,7 @@ import numpy as np
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.metrics.regression import regression_quality
+from ida_jax.metrics.evaluation import Evaluation, regression_quality
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
@@ -126,7 +125,7 @@ def evaluate_templates(
     uncertain: ProbabilisticEmbeddings | None,
     own: np.ndarray | None,
     scorers: Mapping[str, Rescorer],
-) -> Evaluated:
+) -> Evaluation:
     """All pairs of templates: every method on mean pooled embeddings, and PFE on fused ones."""
     c = run.config
     templates, labels = dealt_templates(run.eval_faces.labels, size=c.evaluate.template_size)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ida_jax.common.files import json_text, written_whole
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 
 
-def figures_and_notes(evaluated: Mapping[str, Evaluated]) -> dict[str, Any]:
+def figures_and_notes(evaluated: Mapping[str, Evaluation]) -> dict[str, Any]:
     """{"protocols": {variant: figures}, "notes": {variant: its notes, if any}} of results.json."""
     return {
         "protocols": {variant: of.figures for variant, of in evaluated.items()},

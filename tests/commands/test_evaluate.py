@@ -9,8 +9,8 @@ from ida_jax.artefacts.calibration import Calibration
 from ida_jax.common.errors import UserError
 from ida_jax.evaluate import main
 from ida_jax.metrics.bootstrap import bootstrap_tar
-from ida_jax.metrics.likelihood_ratios import cllr, min_cllr, threshold_interval
-from ida_jax.metrics.roc import equal_error_rate, roc_curve, tar_at_far
+from ida_jax.metrics.likelihood_ratios import cllr, min_cllr
+from ida_jax.metrics.roc import equal_error_rate, roc_curve, tar_at_far, threshold_interval
 
 PEOPLE = 15
 

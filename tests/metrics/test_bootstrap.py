@@ -7,18 +7,16 @@ from hypothesis import strategies as st
 from resamples import drawn_counts, summarised, times
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics import tails as depths
+from ida_jax.metrics import resampling as depths
 from ida_jax.metrics.bootstrap import (
+    bootstrap_deepening,
     bootstrap_means,
     bootstrap_tails,
     bootstrap_tar,
-    deep_enough,
     tar_intervals,
 )
-from ida_jax.metrics.likelihood_ratios import threshold_interval
-from ida_jax.metrics.roc import tar_at_far
-from ida_jax.metrics.tails import pair_list_total, tail
-from ida_jax.metrics.weighted_roc import ShortTail
+from ida_jax.metrics.resampling import ShortTail, pair_list_total, tail
+from ida_jax.metrics.roc import tar_at_far, threshold_interval
 
 FARS = (1.0, 0.5, 0.1, 0.011)
 
@@ -67,7 +65,7 @@ def check(found, points):
 @pytest.mark.parametrize("block", [1, 3, 4096])
 @pytest.mark.parametrize(("people", "count", "seed"), [(2, 9, 0), (5, 80, 1), (12, 300, 2)])
 def test_over_identities_matches_written_out_resamples(people, count, seed, block, monkeypatch):
-    monkeypatch.setattr("ida_jax.metrics.weighted_roc._FIRST_BLOCK", block)
+    monkeypatch.setattr("ida_jax.metrics.resampling._FIRST_BLOCK", block)
     identities, same, methods = pairs_of(np.random.default_rng(seed), people, count)
     present = np.unique(identities)
     resamples = 70  # more than a batch of draws
@@ -254,7 +252,7 @@ def test_the_front_door_keeps_more_impostors_where_few_do_not_do(monkeypatch):
             return kept
 
         total = pair_list_total(identities[~same], count=6)
-        found.append(deep_enough(tails, fars=[0.05], units=6, total=total, resamples=64))
+        found.append(bootstrap_deepening(tails, fars=[0.05], units=6, total=total, resamples=64))
         assert len(depth) == (2 if spare < 0 else 1)
     assert found[0] == found[1]
 

@@ -16,8 +16,8 @@ from ida_jax.metrics.likelihood_ratios import (
     fit_logistic,
     min_cllr,
     percent,
-    threshold_interval,
 )
+from ida_jax.metrics.roc import threshold_interval
 
 # Few distinct values, so that ties are common, and the odd NaN.
 values = st.sampled_from([-1.5, -0.25, 0.0, 0.1, 0.25, 1.0, 3.0, math.nan])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.distractors import prefix_sets, rank1, searches
+from ida_jax.metrics.identification import distractor_searches, prefix_sets, rank1
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols import megaface as module
 from ida_jax.protocols.face_blocks import fixed_blocks
@@ -74,7 +74,7 @@ def _faults(method, probes, distractors, sets):
 
 
 def test_searches():
-    found = searches(LABELS)
+    found = distractor_searches(LABELS)
     expected = [
         (p, g)
         for p in range(len(LABELS))
@@ -89,14 +89,14 @@ def test_searches():
     }  # fmt: skip
     for labels, message in (([1, 2, 3], "3 probes of 3 identities"), ([0.5], "float64")):
         with pytest.raises(UserError, match=message):
-            searches(labels)
+            distractor_searches(labels)
 
 
 def test_facescrub_makes_the_known_number_of_searches(shared_data):
     from ida_jax.protocols.megaface_lists import read_image_list
 
     images = read_image_list(shared_data / "protocols" / "facescrub_features_list.json")
-    found = searches(images.labels)
+    found = distractor_searches(images.labels)
     assert len(found.probe) == 153_634
     assert found.identities == 80
 
@@ -179,7 +179,7 @@ def test_a_copy_of_the_mate_is_a_tie_and_so_a_fault(place, small_blocks):
     assert clean.figures["cosine"]["faults@distractors"] == {"53": 0}
     distractors[place] = probes[0]
     unit = probes / np.linalg.norm(probes, axis=1, keepdims=True)
-    found = searches(LABELS)
+    found = distractor_searches(LABELS)
     # Other distractors point away, so that the copy alone can be the higher one.
     faults = sum(
         g == 0 or unit[0] @ unit[p] > unit[g] @ unit[p]

@@ -8,7 +8,7 @@ import pytest
 
 from ida_jax import evaluate
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Evaluated
+from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols import table
 
 FACES = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
@@ -34,7 +34,7 @@ def _evaluate(request, options, faces, scorers):
     if options.strict and share < 1:
         raise UserError("--strict: a face has no neighbour")
     figures = {name: {"accuracy": share, "pairs": request.resamples} for name in scorers}
-    return {f"toy_{options.order}": Evaluated(figures, {}, ("a toy",))}
+    return {f"toy_{options.order}": Evaluation(figures, {}, ("a toy",))}
 
 
 @pytest.fixture

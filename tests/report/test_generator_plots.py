@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from ida_jax.common.errors import UserError
-from ida_jax.report.generator_plots import generator_training_figure, privacy_figure
+from ida_jax.report.density_plots import privacy_figure
+from ida_jax.report.training_plots import generator_training_figure
 
 
 def test_privacy_figure_draws_both_densities_and_the_threshold(tmp_path):

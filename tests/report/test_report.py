@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Band
+from ida_jax.metrics.evaluation import Band
 from ida_jax.report.density_plots import histogram_figure, log_density_figure
 from ida_jax.report.page import write_report
-from ida_jax.report.plots import roc_figure
-from ida_jax.report.trend_plots import training_figure
+from ida_jax.report.rate_plots import roc_figure
+from ida_jax.report.training_plots import training_figure
 
 BOTH = {
     "false_accepts": {"1e-05": 134, "0.001": 13484},

@@ -3,11 +3,17 @@ import pytest
 from scipy.special import ndtr
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluated import Band
+from ida_jax.metrics.evaluation import Band
 from ida_jax.metrics.roc import roc_curve, tar_at_far
 from ida_jax.report.density_plots import histogram_figure, log_density_figure
-from ida_jax.report.plots import det_figure, roc_figure, tpir_figure
-from ida_jax.report.trend_plots import distractors_figure, sweep_figure, training_figure
+from ida_jax.report.rate_plots import (
+    det_figure,
+    distractors_figure,
+    roc_figure,
+    sweep_figure,
+    tpir_figure,
+)
+from ida_jax.report.training_plots import training_figure
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +213,7 @@ def test_training_figure_reads_records(tmp_path):
         (lambda: histogram_figure({}), "no scores"),
         (lambda: histogram_figure({"a": ([], [1.0])}), "0 genuine scores"),
         (lambda: histogram_figure({"a": ([np.nan], [np.nan])}), "no finite score"),
-        (lambda: log_density_figure([1.0], [0, 1], ["a"]), "one of each a face"),
+        (lambda: log_density_figure([1.0], [0, 1], ["a"]), "one of each per face"),
         (lambda: log_density_figure([np.nan], [0], ["a"]), "no face"),
         (lambda: log_density_figure([1.0], [1], ["a"]), "a name for each"),
         (lambda: training_figure([{"step": 1}]), "none with a step and a loss"),

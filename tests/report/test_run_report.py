@@ -9,15 +9,10 @@ from PIL import Image
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.metrics.evaluated import Band, Evaluated
+from ida_jax.metrics.evaluation import Band, Evaluation
 from ida_jax.protocols.verification import evaluate_all_pairs
-from ida_jax.report.pair_cards import (
-    ChangedDecisions,
-    ChangedPairs,
-    changed_pairs,
-    jpeg,
-    pair_section,
-)
+from ida_jax.report.page import jpeg
+from ida_jax.report.pair_cards import ChangedDecisions, ChangedPairs, changed_pairs, pair_section
 from ida_jax.report.run_report import Groups, write_protocol_report, write_run_report
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
@@ -146,10 +141,10 @@ def test_protocol_report_draws_what_its_variants_have(tmp_path):
     rates = np.geomspace(1e-3, 1, 5)
     curve = Band(rates, rates**0.1, rates**0.11, rates**0.09)
     evaluated = {
-        "search": Evaluated({"cosine": {"tpir@fpir": {"0.1": 0.9}}}, {"cosine": curve}),
-        "mega": Evaluated({"cosine": {"rank1@distractors": {"10": 0.9}}}, {}),
-        "fold": Evaluated({"cosine": {"accuracy": 0.9}}, {}),
-        "pairs": Evaluated({"cosine": {"tar@far": {"0.1": 0.9}}}, {"cosine": curve}),
+        "search": Evaluation({"cosine": {"tpir@fpir": {"0.1": 0.9}}}, {"cosine": curve}),
+        "mega": Evaluation({"cosine": {"rank1@distractors": {"10": 0.9}}}, {}),
+        "fold": Evaluation({"cosine": {"accuracy": 0.9}}, {}),
+        "pairs": Evaluation({"cosine": {"tar@far": {"0.1": 0.9}}}, {"cosine": curve}),
     }
     write_protocol_report(
         tmp_path / "report.html",

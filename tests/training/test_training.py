@@ -11,7 +11,7 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.metrics.regression import regression_quality
+from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config import run_section
 from ida_jax.training.metrics import open_metrics, read_metrics

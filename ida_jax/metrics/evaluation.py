@@ -1,19 +1,71 @@
-"""Everything that labelled scores of one method tell, as plain numbers that JSON can hold.
+"""An evaluation's figures, as plain numbers that JSON can hold, and its curves.
 
-P pairs, G genuine and n impostor scores. `roc`'s rule holds: a pair is accepted strictly above the
-threshold, FARs are never exceeded, and NaN is never a match.
+P pairs, G genuine and n impostor scores, F points of a curve, N faces. `roc`'s rule holds: a pair
+is accepted strictly above the threshold, FARs are never exceeded, and NaN is never a match.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 
-from ida_jax.metrics.likelihood_ratios import cllr, min_cllr, threshold_interval
-from ida_jax.metrics.roc import SplitScores, equal_error_rate, roc_curve, tar_at_far
+from ida_jax.metrics.likelihood_ratios import cllr, min_cllr
+from ida_jax.metrics.roc import (
+    SplitScores,
+    equal_error_rate,
+    roc_curve,
+    tar_at_far,
+    threshold_interval,
+)
 
 # With fewer false accepts behind it, a figure says little: its relative deviation is over a third.
 FEWEST_FALSE_ACCEPTS = 10
+
+
+class Band(NamedTuple):
+    """A curve with its confidence band: TAR against FAR, or TPIR against FPIR.
+
+    Attributes:
+      far: float64 [F], ascending.
+      tar: float64 [F].
+      low: float64 [F], the band's lower end; NaN where there is none.
+      high: float64 [F], the upper end.
+    """
+
+    far: np.ndarray
+    tar: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """One protocol variant's figures, curves and notes.
+
+    Attributes:
+      figures: {method: figures}, as results.json holds them under the variant's name.
+      curves: {method: its curve}; empty where the protocol has none.
+      notes: sentences that a reader of the figures must know (a figure that fewer than ten false
+        accepts decide, say).
+    """
+
+    figures: dict[str, dict[str, Any]]
+    curves: dict[str, Band]
+    notes: tuple[str, ...] = ()
+
+
+class RegressionQuality(NamedTuple):
+    """Agreement of a prediction with its target.
+
+    Attributes:
+      r2: 1 − Σ(y − ŷ)² / Σ(y − ȳ)², the share of the target's variance that is explained; 1 is
+        perfect, 0 is no better than the mean.
+      rank_correlation: Spearman's ρ.
+    """
+
+    r2: float
+    rank_correlation: float
 
 
 def split_scores(scores: np.ndarray, same: np.ndarray) -> SplitScores:
@@ -52,7 +104,7 @@ def verification_figures(split: SplitScores, *, fars: Sequence[float]) -> dict[s
 def score_figures(split: SplitScores, *, fars: Sequence[float]) -> dict[str, Any]:
     """`verification_figures`, the thresholds' intervals, Cllr, min-Cllr and the curve's points.
 
-    Cllr takes the scores for natural-log likelihood ratios, which raw ones are not. The intervals
+    Cllr treats the scores as natural-log likelihood ratios, which raw ones are not. The intervals
     are `threshold_interval`'s, over pairs. `curve` has the ROC's far, tar and threshold; a DET
     curve plots far against 1 − tar.
 
@@ -107,12 +159,21 @@ def group_figures(
         accepted = scores > threshold
         right = np.bincount(groups[accepted & same], minlength=len(names)).tolist()
         wrong = np.bincount(groups[accepted & ~same], minlength=len(names)).tolist()
-        for name, hits, misses in zip(names, right, wrong, strict=True):
-            of = figures[name]
-            of["false_accepts"][far] = misses
-            of["tar@far"][far] = hits / of["genuine"] if of["genuine"] else None
-            of["realised_far"][far] = misses / of["impostor"] if of["impostor"] else None
+        for group, true, false in zip(figures.values(), right, wrong, strict=True):
+            group["false_accepts"][far] = false
+            group["tar@far"][far] = true / group["genuine"] if group["genuine"] else None
+            group["realised_far"][far] = false / group["impostor"] if group["impostor"] else None
     return figures
+
+
+def regression_quality(predicted: ArrayLike, target: ArrayLike) -> RegressionQuality:
+    """R² and Spearman's rank correlation of [N] predictions; NaN where the target is constant."""
+    predicted, target = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
+    if np.ptp(target) == 0 or np.ptp(predicted) == 0:
+        return RegressionQuality(float("nan"), float("nan"))
+    r2 = 1 - np.sum((target - predicted) ** 2) / np.sum((target - target.mean()) ** 2)
+    correlation = np.corrcoef(rankdata(predicted), rankdata(target))[0, 1]
+    return RegressionQuality(float(r2), float(correlation))
 
 
 def far_key(far: float) -> str:

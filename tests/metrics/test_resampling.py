@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics import tails
-from ida_jax.metrics.tails import (
+from ida_jax.metrics import resampling
+from ida_jax.metrics.resampling import (
     all_pairs_total,
     genuine_rows,
     impostor_rows,
@@ -25,8 +25,8 @@ def weight(w, pair):
 @pytest.mark.parametrize("sides", [1, 2])
 @pytest.mark.parametrize("depth", [1, 6, 7, 8, 40])
 def test_tail_holds_the_highest_impostors(sides, depth, monkeypatch):
-    monkeypatch.setattr(tails, "_WHOLE", 0)
-    monkeypatch.setattr(tails, "_SPARE", depth)
+    monkeypatch.setattr(resampling, "_WHOLE", 0)
+    monkeypatch.setattr(resampling, "_SPARE", depth)
     rng = np.random.default_rng(depth)
     # Few distinct scores: the depth cuts through a run of ties.
     scores = rng.integers(4, size=40).astype(np.float32)
