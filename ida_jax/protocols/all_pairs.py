@@ -7,8 +7,16 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.protocols.request import FARS, Request, required_names, terms_of_people, unit_faces
-from ida_jax.protocols.table import FarOptions, Protocol, register
+from ida_jax.protocols.table import (
+    FARS,
+    FarOptions,
+    Protocol,
+    Request,
+    register,
+    required_names,
+    terms_of_people,
+    unit_faces,
+)
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 

@@ -9,15 +9,17 @@ import numpy as np
 from ida_jax.data.labelled_pairs import PairList, read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.sources.image_files import without_suffix
 from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.protocols.request import (
+from ida_jax.protocols.table import (
     Faces,
+    NoOptions,
+    Protocol,
     Request,
     file_inside,
+    register,
     required_names,
     terms_of_people,
     unit_faces,
 )
-from ida_jax.protocols.table import NoOptions, Protocol, register
 from ida_jax.protocols.verification import evaluate_kfold
 from ida_jax.rescoring.rescorer import Rescorer
 
