@@ -12,9 +12,8 @@ from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import consecutive_pairs
 from ida_jax.data.sources.verification_bin import read_verification_bin
 from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.protocols.scored_pairs import OVER_PAIRS
 from ida_jax.protocols.table import Faces, NoOptions, Protocol, Request, register, unit_faces
-from ida_jax.protocols.verification import evaluate_kfold
+from ida_jax.protocols.verification import OVER_PAIRS, evaluate_kfold
 from ida_jax.rescoring.rescorer import Rescorer
 
 _FOLDS = 10

@@ -14,7 +14,6 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluated import Evaluated
-from ida_jax.protocols.scored_pairs import evaluate_labelled_pairs
 from ida_jax.protocols.table import (
     FARS,
     Faces,
@@ -25,6 +24,7 @@ from ida_jax.protocols.table import (
     register,
     unit_faces,
 )
+from ida_jax.protocols.verification import evaluate_labelled_pairs
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.tables.labelled_scores import read_identities, read_labels

@@ -26,7 +26,6 @@ from ida_jax.common.validation import unit_rows
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import fixed_blocks
-from ida_jax.protocols.scored_pairs import kfold_figures
 from ida_jax.protocols.table import (
     NoOptions,
     Protocol,
@@ -35,6 +34,7 @@ from ida_jax.protocols.table import (
     register,
     required_names,
 )
+from ida_jax.protocols.verification import kfold_figures
 from ida_jax.protocols.ytf_lists import PAIRS, Frames, VideoPairs, group_frames, read_ytf_splits
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.pairs import score_pairs
