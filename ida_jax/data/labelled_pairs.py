@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources.image_files import without_suffix
+from ida_jax.tables.blocks import text_lines
 
 
 class PairList(NamedTuple):
@@ -239,11 +240,8 @@ def _rows_by_name(names: Sequence[str]) -> dict[str, int]:
 
 def _fields(path: str | PathLike[str]) -> list[tuple[int, list[str]]]:
     """The lines that are not blank, each with its number from 1, split at white space."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a pair list: {error}") from error
-    return [(i, line.split()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = text_lines(Path(path), what="pair list")
+    return [(number, line.split()) for number, line in lines if line.strip()]
 
 
 def _stem(name: str) -> str:

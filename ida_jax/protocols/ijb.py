@@ -15,9 +15,9 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.templates import pool, pooling_matrix
-from ida_jax.protocols.ijb_lists import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
-from ida_jax.protocols.ijb_pfe import ImageVariances, pfe_scores
+from ida_jax.protocols.ijb_files import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
 from ida_jax.protocols.ijb_search import evaluate_searches
+from ida_jax.protocols.likelihood import ImageVariances, pfe_scores
 from ida_jax.protocols.table import FarOptions, Protocol, Request, option, register
 from ida_jax.protocols.verification import evaluate_scored_pairs
 from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines

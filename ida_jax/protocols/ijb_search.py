@@ -15,7 +15,7 @@ from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.metrics.tails import pair_list_total, tail
-from ida_jax.protocols.ijb_lists import Enrolled, Galleries
+from ida_jax.protocols.ijb_files import Enrolled, Galleries
 from ida_jax.protocols.verification import band_fars, notes_of_few, roc_bands
 from ida_jax.rescoring.identification import Gallery, identify
 from ida_jax.rescoring.method_table import BASELINE

@@ -33,7 +33,7 @@ from ida_jax.metrics.evaluated import Evaluated
 from ida_jax.metrics.score_figures import FEWEST_FALSE_ACCEPTS
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
-from ida_jax.protocols.megaface_lists import Megaface, find_lists, load_megaface
+from ida_jax.protocols.megaface_files import Megaface, find_lists, load_megaface
 from ida_jax.protocols.table import Protocol, Request, names_beside, option, register
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.methods import require_same_models

@@ -16,7 +16,7 @@ from ida_jax.metrics.identification import Searches, mate_ranks, search_figures
 from ida_jax.metrics.templates import pool, pooling_matrix
 from ida_jax.protocols import ijb
 from ida_jax.protocols.ijb import evaluate_ijb
-from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
+from ida_jax.protocols.ijb_files import read_galleries, read_ijb
 from ida_jax.rescoring.methods import make_scorers
 
 SIZE = Size(images=210, templates=60, subjects=20, pairs=700, genuine=40, width=16)

@@ -8,8 +8,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
 from ida_jax.protocols import face_blocks, verification
 from ida_jax.protocols import ytf as module
-from ida_jax.protocols.ytf import evaluate_ytf
-from ida_jax.protocols.ytf_lists import group_frames, read_ytf_splits
+from ida_jax.protocols.ytf import evaluate_ytf, group_frames, read_ytf_splits
 from ida_jax.rescoring.methods import make_scorers
 
 D, FIRST = 6, 4
@@ -124,8 +123,8 @@ def test_lists_as_people_save_them(tmp_path, listed):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1, 1, A/0, A/1", "4 fields were found"),
-        ("", "1 fields were found"),
+        ("1, 1, A/0, A/1", "found 4 fields"),
+        ("", "found 1 fields"),
         ("x, 1, A/0, A/1, 1", "fold is 'x'"),
         ("0, 1, A/0, A/1, 1", "fold is '0'"),
         ("1, 99999999999, A/0, A/1, 1", "index is '99999999999'"),

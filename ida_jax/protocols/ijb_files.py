@@ -21,6 +21,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
+from ida_jax.tables.blocks import text_lines
 
 SUBSETS = ("ijbb", "ijbc")
 # Images, templates, pairs, genuine pairs of the whole releases.
@@ -335,14 +336,8 @@ def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarra
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, each with its number from 1."""
-    try:
-        with path.open(encoding="utf-8-sig") as opened:
-            for number, line in enumerate(opened, 1):
-                if line.strip():
-                    yield number, line
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    """The lines that are not blank, with their numbers from 1."""
+    return (entry for entry in text_lines(path, what="list") if entry[1].strip())
 
 
 def _line(path: Path, row: int) -> int:
