@@ -48,7 +48,7 @@ class Cleaned(NamedTuple):
     """A list without its noisy images.
 
     Attributes:
-      images: what is left, of the same identities.
+      images: the other images, of the same identities.
       kept: int64, their places in the whole list.
       unknown: noise names that are not in the list.
     """
@@ -59,14 +59,7 @@ class Cleaned(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """The files that say what is searched for, among what.
-
-    Attributes:
-      facescrub: the probes' list.
-      megaface: the distractors'.
-      facescrub_noises: noisy images, which are deleted; None deletes nothing.
-      megaface_noises: the same of the distractors.
-    """
+    """The lists of probes (FaceScrub) and distractors (MegaFace), and of their noisy images."""
 
     facescrub: Path
     megaface: Path
@@ -75,14 +68,14 @@ class Lists(NamedTuple):
 
 
 class Megaface(NamedTuple):
-    """All that the evaluation takes.
+    """The evaluation's data.
 
     Attributes:
       probes: float32 [F, D], rows of any norm.
       labels: int32 [F], their identities.
-      distractors: float32 blocks [n, D], read as they are taken, once.
+      distractors: float32 blocks [n, D], an iterator that reads files.
       sets: {size: the distractors' rows}.
-      notes: what a reader of the figures must know of the lists.
+      notes: remarks on the lists for a reader of the figures.
     """
 
     probes: np.ndarray
@@ -93,10 +86,10 @@ class Megaface(NamedTuple):
 
 
 def find_lists(folder: str | os.PathLike[str]) -> Lists:
-    """The lists of a folder by the names that they are handed round under.
+    """The lists of a folder by their usual names.
 
     facescrub_features_list.json (or the uncropped one), the megaface_features_list.json_N_1 of the
-    largest N, and facescrub_noises.txt and megaface_noises.txt where they are.
+    largest N, and facescrub_noises.txt and megaface_noises.txt if they exist.
 
     Raises:
       UserError: the folder lacks one of the first two.
@@ -104,16 +97,20 @@ def find_lists(folder: str | os.PathLike[str]) -> Lists:
     folder = Path(folder)
     names = ("facescrub_features_list.json", "facescrub_uncropped_features_list.json")
     probes = next((folder / name for name in names if (folder / name).is_file()), None)
-    found = {
+    distractors = {
         int(path.name.rsplit("_", 2)[1]): path
         for path in folder.glob("megaface_features_list.json_*_1")
         if path.name.rsplit("_", 2)[1].isdecimal()
     }
-    if probes is None or not found:
+    if probes is None or not distractors:
         missing = names[0] if probes is None else "megaface_features_list.json_N_1"
         raise UserError(f"{folder} lacks {missing}: put MegaFace's development kit's lists there")
     noises = (folder / name for name in ("facescrub_noises.txt", "megaface_noises.txt"))
-    return Lists(probes, found[max(found)], *(path if path.is_file() else None for path in noises))
+    return Lists(
+        probes,
+        distractors[max(distractors)],
+        *(path if path.is_file() else None for path in noises),
+    )
 
 
 def load_megaface(
@@ -126,14 +123,13 @@ def load_megaface(
     """Probes in memory, distractors as blocks that are read when taken.
 
     Args:
-      lists: the files; a size is the first so many of the distractors' list, noisy ones deleted.
+      lists: the files; a size takes that many from the start of the distractors' list, less noise.
       facescrub: the probes' features, as `feature_blocks` takes them.
       megaface: the distractors'.
       sizes: numbers of distractors; those of 10, 100, … 10⁶ that the list has if None.
 
     Raises:
-      UserError: files that are absent or damaged; images without a feature; sizes larger than the
-        list.
+      UserError: absent or damaged files, images without a feature, sizes larger than the list.
     """
     probes, distractors = read_image_list(lists.facescrub), read_image_list(lists.megaface)
     if probes.labels is None:
@@ -163,7 +159,7 @@ def read_image_list(path: str | os.PathLike[str]) -> ImageList:
     """Reads a list of the development kit, of either kind.
 
     Raises:
-      UserError: no such file, or none of that form; a path that comes twice.
+      UserError: no such file, a malformed one, or a repeated path.
     """
     path = Path(path)
     require_file(path, what="MegaFace list")
@@ -203,8 +199,8 @@ def read_noise_list(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def without_noise(images: ImageList, noises: Sequence[str]) -> Cleaned:
     """Leaves out the images of a noise list.
 
-    A name without a folder stands for the file of that name in any folder. Suffixes are passed over
-    and a blank is an underscore, in which lists of crops and of whole images differ.
+    A name without a folder stands for the file of that name in any folder. Suffixes are ignored
+    and a blank is an underscore, since lists of crops and of whole images differ in both.
     """
     keys = [_key(name) for name in images.paths]
     by_file: dict[str, list[str]] = {}
@@ -213,9 +209,9 @@ def without_noise(images: ImageList, noises: Sequence[str]) -> Cleaned:
     present, noisy, unknown = set(keys), set(), []
     for name in noises:
         key = _key(name)
-        found = by_file.get(key, []) if "/" not in key else [key] if key in present else []
-        noisy.update(found)
-        if not found:
+        matches = by_file.get(key, []) if "/" not in key else [key] if key in present else []
+        noisy.update(matches)
+        if not matches:
             unknown.append(name)
     kept = np.flatnonzero([key not in noisy for key in keys])
     paths = tuple(images.paths[row] for row in kept)
@@ -238,13 +234,13 @@ def _clean(
 
 
 def _strings(path: Path, content: object, key: str) -> list[str]:
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not found:
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list) or not values:
         raise UserError(f'{path}: expected a JSON object with a list "{key}" that is not empty')
-    for place, value in enumerate(found):
+    for place, value in enumerate(values):
         if not isinstance(value, str) or not value:
             raise UserError(f'{path}: "{key}" entry {place} is {value!r:.40}, expected a name')
-    return found
+    return values
 
 
 def _key(path: str) -> str:
@@ -260,17 +256,17 @@ def feature_blocks(
 ) -> Iterator[np.ndarray]:
     """The features of a list's images in its order, float32 [n, D] blocks of any norm.
 
-    That every image has one is seen at the call; features are read when a block is taken.
+    A missing feature is an error of the call; features are read when a block is taken.
 
     Args:
       source: a folder of feature files, or embeddings whose names are the paths.
       paths: N paths.
-      ending: of feature files, "_<model>.bin"; what follows the first image's name if None.
-      block: rows at once.
+      ending: of feature files, "_<model>.bin"; that of the first image's file if None.
+      block: rows of a block.
 
     Raises:
       UserError: images without a feature, the first named and all counted; a feature file that is
-        damaged, of another length or not finite.
+        damaged, of a different length or not finite.
     """
     starts = range(0, len(paths), block)
     if not isinstance(source, EmbeddingFile):
@@ -294,7 +290,7 @@ def read_feature(path: str | os.PathLike[str]) -> np.ndarray:
     """One image's feature, float32 [D].
 
     Raises:
-      UserError: no such file, another header, truncated or too long, NaN or infinite.
+      UserError: no such file, an unknown header, truncated or too long, NaN or infinite.
     """
     try:
         with open(path, "rb") as file:
@@ -311,7 +307,7 @@ def read_feature(path: str | os.PathLike[str]) -> np.ndarray:
     if len(content) != expected:
         raise UserError(
             f"{path} has {len(content)} bytes, its header promises {expected}: "
-            f"{'truncated' if len(content) < expected else 'no feature file'}"
+            f"{'truncated' if len(content) < expected else 'not a feature file'}"
         )
     feature = np.frombuffer(content, "<f4", offset=4 * _HEADER).astype(np.float32)
     if not np.isfinite(feature).all():
