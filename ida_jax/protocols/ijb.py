@@ -77,8 +77,7 @@ def evaluate_ijb(
       skip_bad: leaves out and counts images whose embeddings are zero, NaN or infinite.
       variances: of PFE, whose methods they add to 1:1; or None.
       fars: the FARs of the figures.
-      resamples: of the bootstrap; 0 omits the intervals.
-      seed: of the bootstrap.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
       UserError: an unknown choice, a different number of embeddings, or bad ones.

@@ -82,8 +82,7 @@ def evaluate_kfold(
       labels: int [N], the faces' identities.
       bad: bool [N], faces whose pairs score NaN, which never matches; none if None.
       scored: {further method: scores of the pairs, [P]}.
-      resamples: of the bootstrap; 0 omits the intervals.
-      seed: of the bootstrap.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
       UserError: as `score_pairs`, a different number of labels, or no pairs of a kind.
@@ -127,8 +126,7 @@ def evaluate_all_pairs(
       methods: {name in the results: the faces' terms}.
       fars: the FARs of the figures.
       scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
-      resamples: of the bootstrap; 0 omits the intervals.
-      seed: of the bootstrap.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
       UserError: as `score_all_pairs`, no pairs of a kind, or a FAR outside (0, 1].
@@ -226,8 +224,7 @@ def evaluate_labelled_pairs(
       same: bool [P], True for a genuine pair.
       units: int [P, 2], the identities of both sides; intervals are over pairs if None.
       fars: the FARs of the figures.
-      resamples: of the bootstrap; 0 omits the intervals.
-      seed: of the bootstrap.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
       UserError: as `bootstrap_tar`.
@@ -268,12 +265,9 @@ def evaluate_scored_pairs(
 
     Args:
       scores: {method: float32 [P]}.
-      same: bool [P].
       units: int [P, 2], numbered from 0.
       over: what the units are.
-      fars: the FARs of the figures.
-      resamples: of the bootstrap; 0 omits the intervals.
-      seed: of the bootstrap.
+      same, fars, resamples, seed: as `evaluate_labelled_pairs`.
     """
     count = int(units.max()) + 1
     bootstrap = deep_enough(
@@ -307,13 +301,8 @@ def kfold_figures(
     resampled pairs.
 
     Args:
-      scores: {method: float32 [P]}.
-      same: bool [P].
       fold: int [P].
-      units: int [P, 2], numbered from 0.
-      over: what the units are.
-      resamples: of the bootstrap; 0 omits the intervals.
-      seed: of the bootstrap.
+      scores, same, units, over, resamples, seed: as `evaluate_scored_pairs`.
     """
     accuracies = {name: kfold_accuracy(values, same, folds=fold) for name, values in scores.items()}
     options = {"over": over, "resamples": resamples, "seed": seed}
@@ -378,9 +367,9 @@ def notes_of_few(
 
     Args:
       figures: {method: figures}.
-      counts: the key of the errors behind each rate.
-      rate: what the rate is called.
-      decided: what the figure is called.
+      counts: the key of the numbers of errors.
+      rate: the rate's name.
+      decided: the figure's name.
     """
     notes = []
     what = counts.replace("_", " ")

@@ -56,10 +56,10 @@ class VideoPairs(NamedTuple):
     """YTF's list.
 
     Attributes:
-      videos: the V videos that pairs name, sorted.
-      people: int32 [V], whose video it is, from 0.
+      videos: the V videos of the pairs, sorted.
+      people: int32 [V], the videos' people, from 0.
       pairs: int32 [P, 2], places in `videos`.
-      same: bool [P], True for one person's pair.
+      same: bool [P], whether a pair is genuine.
       fold: int32 [P], from 0.
     """
 
@@ -71,12 +71,12 @@ class VideoPairs(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """Which frames a video has.
+    """The frames of videos.
 
     Attributes:
       rows: int64, rows of the N frames, video by video, in the natural order of the frames' names
         (1.2.jpg before 1.10.jpg).
-      starts: int64 [V + 1], where each video's begin, and where the last one's end.
+      starts: int64 [V + 1], the places in `rows` where videos begin, and where the last one ends.
     """
 
     rows: np.ndarray
@@ -275,8 +275,8 @@ def read_ytf_splits(path: str | os.PathLike[str]) -> VideoPairs:
     """Reads YTF's list of pairs; a first line that begins with "split" is a header.
 
     Raises:
-      UserError: no such file; a line of another form, or whose answer contradicts the people's
-        names; fewer than two folds. The message names the line.
+      UserError: no such file; a malformed line, by number, or one whose answer contradicts the
+        people's names; fewer than two folds.
     """
     listed = [
         _parse(line, f"{path}, line {number}")
@@ -298,14 +298,14 @@ def read_ytf_splits(path: str | os.PathLike[str]) -> VideoPairs:
 
 
 def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
-    """The frames of each video.
+    """The frames of the videos.
 
     Args:
-      names: N names, PERSON/VIDEO/FRAME; frames of other videos are passed over.
+      names: N names, PERSON/VIDEO/FRAME; frames of other videos are ignored.
       videos: V distinct names, PERSON/VIDEO.
 
     Raises:
-      UserError: a name of another form; videos without a frame, the first named and all counted.
+      UserError: a malformed name; videos without a frame, the first named and all counted.
     """
     place = {video: i for i, video in enumerate(videos)}
     frames_of: list[list[tuple]] = [[] for _ in videos]
