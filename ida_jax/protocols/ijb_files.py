@@ -21,7 +21,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import text_lines
+from ida_jax.tables.blocks import parse_columns, text_blocks, text_lines
 
 SUBSETS = ("ijbb", "ijbc")
 # Of the whole releases, in the order of `_COUNTED`.
@@ -279,32 +279,18 @@ def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
 def _columns(path: Path, kinds: tuple[type, ...]) -> list[np.ndarray]:
     """Columns of a text file, separated by white space: str, int (64 bits) or float."""
     import pyarrow as pa
-    from pyarrow import csv as arrow_csv
 
     require_file(path, what="list")
     types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = [f"{i}" for i in range(len(kinds))]
-    try:
-        with arrow_csv.open_csv(
-            path,
-            arrow_csv.ReadOptions(column_names=columns, block_size=1 << 24),
-            arrow_csv.ParseOptions(delimiter=" ", quote_char=False),
-            arrow_csv.ConvertOptions(
-                column_types={c: types[kind] for c, kind in zip(columns, kinds, strict=True)},
-                null_values=[],
-                strings_can_be_null=False,
-            ),
-        ) as reader:
-            batches = [batch.columns for batch in reader]
-    except (pa.ArrowException, OSError):
-        # Tabs, several spaces, or a mistake, whose line is then named.
-        return _columns_line_by_line(path, kinds)
-    if not sum(len(batch[0]) for batch in batches):
+    blocks = []
+    for block in text_blocks(path):
+        columns = parse_columns(block, " ", [types[kind] for kind in kinds])
+        if columns is None:  # tabs, several spaces, or a mistake, whose line is then named
+            return _columns_line_by_line(path, kinds)
+        blocks.append([column.to_numpy() for column in columns])
+    if not blocks:
         raise UserError(f"{path} is empty")
-    return [
-        np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in column])
-        for column in zip(*batches, strict=True)
-    ]
+    return [np.concatenate(column) for column in zip(*blocks, strict=True)]
 
 
 def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarray]:
