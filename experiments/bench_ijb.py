@@ -23,7 +23,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.provenance import provenance
 from ida_jax.protocols.ijb import evaluate_ijb
-from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
+from ida_jax.protocols.ijb_files import read_galleries, read_ijb
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.methods import make_scorers
 

@@ -13,8 +13,8 @@ log-likelihood ratios for python -m ida_jax.rescore --calibration.
 All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
 columns those named score, label, group, identity_1 and identity_2 are read.
 
-A protocol's own files (LFW, CALFW, YTF, IJB-B, IJB-C, MegaFace), with embeddings and all methods at
-once: python -m ida_jax.evaluate --protocol=lfw --help
+A protocol's own files, with embeddings and all methods at once; the help lists the protocols:
+python -m ida_jax.evaluate --protocol=lfw --help
 """
 
 import sys
@@ -64,7 +64,7 @@ def _parser() -> Parser:
     # fmt: off
     add("--scores", type=Path, required=True, metavar="S", help="one score a pair")
     add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
-    add("--baseline", type=Path, metavar="S0", help="a second method's scores, cosine say")
+    add("--baseline", type=Path, metavar="S0", help="a second method's scores")
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
     add("--groups", type=Path, metavar="G", help="one group a pair")
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
@@ -73,8 +73,8 @@ def _parser() -> Parser:
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     add("--fit", choices=("logistic", "isotonic"), help="fit a calibration of S")
     add("--calibration", type=Path, metavar="OUT", help="the fitted calibration, .safetensors")
-    add("--method", default="", help="what gave S, ida_r say: kept with the calibration, which "
-        "rescore then refuses for another one")
+    add("--method", default="", help="the method of S, such as ida_r, kept with the calibration, "
+        "which rescore then refuses for other methods")
     add("--json", type=Path, metavar="OUT", help="all figures and curves")
     add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
     # fmt: on

@@ -13,15 +13,16 @@ from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources.image_files import without_suffix
+from ida_jax.tables.blocks import text_lines
 
 
 class PairList(NamedTuple):
-    """Pairs of faces with the answer to each.
+    """Pairs of faces with their answers.
 
     Attributes:
       pairs: int32 [P, 2], rows of the N faces.
-      same: bool [P], True for a genuine pair.
-      fold: int32 [P], the fold of each pair, from 0. Folds are contiguous.
+      same: bool [P], whether a pair is genuine.
+      fold: int32 [P], the pairs' folds, from 0. Folds are contiguous.
     """
 
     pairs: np.ndarray
@@ -34,40 +35,37 @@ def kfold_pairs(
 ) -> PairList:
     """Draws an LFW-style list: folds without a common identity, half genuine and half impostor.
 
-    Identities are dealt to the folds in turn, those with the most faces first, so that folds offer
-    alike. A fold's genuine pairs are spread as evenly over its identities as these allow; its
-    impostor pairs are uniform over all pairs of faces of two identities. No pair comes twice.
-    Where some fold cannot give `pairs_per_fold_and_kind` of either kind, both kinds of every fold
-    are cut to what the poorest fold has, so that folds and kinds stay equal. Each fold lists its
-    genuine pairs first. The same labels and seed give the same list.
+    Identities are dealt to the folds in turn, those with the most faces first, so that folds are
+    alike. A fold's genuine pairs are spread over its identities as evenly as possible; its impostor
+    pairs are uniform over all pairs of faces of two identities. No pair is repeated. If a fold has
+    fewer than `pairs_per_fold_and_kind` pairs of a kind, both kinds in all folds are cut to that
+    number. A fold lists its genuine pairs first. The same labels and seed give the same list.
 
     Args:
-      labels: int [N], the identity of each face.
+      labels: int [N], the faces' identities.
       pairs_per_fold_and_kind: genuine pairs in a fold, and as many impostor pairs.
       folds: the number of folds.
       seed: of the random draws.
 
     Raises:
       UserError: labels that are not a flat array of integers, a count or a number of folds below 1,
-        or too few identities: each fold needs two, and one with two faces.
+        or too few identities: a fold needs two, and one with two faces.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"labels of shape {labels.shape} and type {labels.dtype} were given, expected one "
-            "integer a face"
+            f"labels are {list(labels.shape)} of type {labels.dtype}: expected one integer a face"
         )
     if pairs_per_fold_and_kind < 1 or folds < 1:
         raise UserError(
-            f"{pairs_per_fold_and_kind} pairs of a kind in each of {folds} folds were asked for, "
-            "expected at least 1 of both"
+            f"{pairs_per_fold_and_kind} pairs of a kind in each of {folds} folds: expected at "
+            "least 1 of both"
         )
     _, identity, faces = np.unique(labels, return_inverse=True, return_counts=True)
     if faces.size < 2 * folds or np.count_nonzero(faces > 1) < folds:
         raise UserError(
             f"{faces.size} identities, {np.count_nonzero(faces > 1)} of them with two faces or "
-            f"more, are too few for {folds} folds, which need {2 * folds} and {folds}: ask for "
-            "fewer folds"
+            f"more, for {folds} folds: expected {2 * folds} and {folds}; take fewer folds"
         )
 
     rng = np.random.default_rng(seed)
@@ -97,9 +95,9 @@ def kfold_pairs(
 
 
 def consecutive_pairs(same: ArrayLike, *, folds: int = 10) -> PairList:
-    """The list of a verification set (`.bin`): pair i is of the images 2i and 2i + 1.
+    """The list of a verification set (`.bin`): pair i is images 2i and 2i + 1.
 
-    Folds are contiguous blocks, as InsightFace cuts them; the first P mod F are one longer.
+    Folds are contiguous blocks, as InsightFace cuts them; the first P mod F have one pair more.
 
     Args:
       same: bool [P].
@@ -110,9 +108,7 @@ def consecutive_pairs(same: ArrayLike, *, folds: int = 10) -> PairList:
     """
     same = np.asarray(same, bool)
     if not 1 <= folds <= same.size:
-        raise UserError(
-            f"{folds} folds of {same.size} pairs were asked for, expected 1 to as many as pairs"
-        )
+        raise UserError(f"{folds} folds of {same.size} pairs: expected from 1 to {same.size} folds")
     sizes = [block.size for block in np.array_split(same, folds)]
     return PairList(
         pairs=np.arange(2 * same.size, dtype=np.int32).reshape(-1, 2),
@@ -124,7 +120,7 @@ def consecutive_pairs(same: ArrayLike, *, folds: int = 10) -> PairList:
 def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
     """Reads LFW's pairs.txt.
 
-    The first line is `FOLDS PAIRS`. Then each fold has PAIRS genuine lines `NAME i j` and PAIRS
+    The first line is `FOLDS PAIRS`. A fold is PAIRS genuine lines `NAME i j` and then PAIRS
     impostor lines `NAME1 i NAME2 j`, separated by tabs. Image i of NAME is `NAME/NAME_%04d`.
 
     Args:
@@ -132,8 +128,8 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
       names: the N faces' names, `NAME/NAME_0001`, whose places are the rows of the result.
 
     Raises:
-      UserError: a file that cannot be read or has another form, an image that is not among `names`,
-        or a name that is there twice. The message gives the file and the line.
+      UserError: an unreadable or malformed file, an image that is not among `names`, or a repeated
+        name. The message gives the file and the line.
     """
     row_of_name = _rows_by_name(names)
     lines = _fields(path)
@@ -143,7 +139,7 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
     folds, count = (int(field) for field in header)
     if len(lines) - 1 != 2 * folds * count:
         raise UserError(
-            f"{path}: {len(lines) - 1} pairs were found, the first line promises "
+            f"{path}: found {len(lines) - 1} pairs, but the first line promises "
             f"{2 * folds * count} ({folds} folds of {count} genuine and {count} impostor pairs)"
         )
 
@@ -154,7 +150,7 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
         if len(fields) != (3 if genuine else 4):
             expected = "'NAME i j'" if genuine else "'NAME1 i NAME2 j'"
             kind = "a genuine" if genuine else "an impostor"
-            raise UserError(f"{where}: {len(fields)} fields were found, {kind} pair is {expected}")
+            raise UserError(f"{where}: found {len(fields)} fields, {kind} pair is {expected}")
         second_name = fields[0] if genuine else fields[2]
         if fields[:2] == [second_name, fields[-1]]:
             raise UserError(f"{where}: an image with itself, expected two images")
@@ -174,14 +170,14 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
 def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
     """Reads CALFW's pairs_CALFW.txt (and CPLFW's, which has the same form).
 
-    Two lines a pair, `IMAGE FOLD` each: both lines have the same number, 1 … 10 for a genuine pair
-    of that fold, 0 for an impostor pair. The list gives impostor pairs no fold: they are dealt to
-    the folds in equal blocks, in their order.
+    A pair is two lines `IMAGE FOLD` with the same number: 1 … 10, the fold of a genuine pair, or 0
+    for an impostor pair. Impostor pairs, which have no fold in the list, are dealt to the folds in
+    equal blocks, in their order.
 
     Args:
       path: the file.
-      names: the N faces' names, whose places are the rows of the result. Folders and the suffix of
-        both sides are passed over: `A/A_0001.png` is the list's `A_0001.jpg`.
+      names: the N faces' names, whose places are the rows of the result. Folders and
+        suffixes are ignored on both sides: `A/A_0001.png` is the list's `A_0001.jpg`.
 
     Raises:
       UserError: as `read_lfw_pairs`.
@@ -189,7 +185,7 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
     row_of_name = _rows_by_name([_stem(name) for name in names])
     lines = _fields(path)
     if not lines or len(lines) % 2:
-        raise UserError(f"{path}: {len(lines)} lines were found, expected two a pair")
+        raise UserError(f"{path}: found {len(lines)} lines, expected two a pair")
     pairs, numbers = [], []
     for (at, first), (next_at, second) in zip(lines[::2], lines[1::2], strict=True):
         for number, fields in ((at, first), (next_at, second)):
@@ -213,9 +209,8 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
     folds = int(fold.max(initial=0))
     if len(np.unique(fold[same])) != folds or folds < 2 or np.count_nonzero(~same) < folds:
         raise UserError(
-            f"{path}: {np.count_nonzero(same)} genuine pairs in folds up to {folds} and "
-            f"{np.count_nonzero(~same)} impostor pairs were found, expected pairs of both kinds in "
-            "each of 2 folds or more"
+            f"{path}: found {np.count_nonzero(same)} genuine pairs in folds up to {folds} and "
+            f"{np.count_nonzero(~same)} impostor pairs, expected both kinds in at least 2 folds"
         )
     impostors = int(np.count_nonzero(~same))
     fold[~same] = 1 + np.arange(impostors) * folds // impostors
@@ -231,19 +226,16 @@ def _rows_by_name(names: Sequence[str]) -> dict[str, int]:
     row_of_name = {name: row for row, name in enumerate(names)}
     if len(row_of_name) < len(names):
         raise UserError(
-            f"{len(names)} names were given, only {len(row_of_name)} of them different: a pair "
-            "list needs one name a face"
+            f"{len(names)} names, only {len(row_of_name)} of them different: a pair list needs one "
+            "name a face"
         )
     return row_of_name
 
 
 def _fields(path: str | PathLike[str]) -> list[tuple[int, list[str]]]:
-    """The lines that are not blank, each with its number from 1, split at white space."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a pair list: {error}") from error
-    return [(i, line.split()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    """The lines that are not blank, with their numbers from 1, split at white space."""
+    lines = text_lines(Path(path), what="pair list")
+    return [(number, line.split()) for number, line in lines if line.strip()]
 
 
 def _stem(name: str) -> str:
@@ -253,7 +245,7 @@ def _stem(name: str) -> str:
 
 def _row(where: str, name: str, image: str, row_of_name: dict[str, int]) -> int:
     if not image.isdecimal():
-        raise UserError(f"{where}: '{image}' was found, expected the number of an image of {name}")
+        raise UserError(f"{where}: found '{image}', expected the number of an image of {name}")
     full = f"{name}/{name}_{int(image):04d}"
     if full not in row_of_name:
         raise UserError(f"{where}: {full} is not among the {len(row_of_name)} names given")
@@ -283,8 +275,8 @@ def _pair_of_number(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_impostor(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
     """int64 [count, 2]: positions in identity blocks of `sizes` faces, in two different blocks."""
-    # Face a pairs with every face after its own block: numbering those pairs makes a draw without
-    # repetition one draw of numbers.
+    # Face a pairs with the faces after its own block. Those pairs are numbered, so that drawing
+    # numbers without repetition draws pairs.
     block_end = np.repeat(np.cumsum(sizes), sizes)
     last_number = np.cumsum(block_end[-1] - block_end)
     number = rng.choice(last_number[-1], count, replace=False)

@@ -1,5 +1,4 @@
-"""IJB-B and IJB-C: embeddings of images in, every method's figures of template pairs out, and of
-searches where the release has its galleries.
+"""IJB-B and IJB-C: every method's figures of template pairs, and of searches in the galleries.
 
 N images, T templates, P pairs, D embedding.
 """
@@ -15,12 +14,11 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
-from ida_jax.protocols.ijb_lists import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
-from ida_jax.protocols.ijb_pfe import ImageVariances, pfe_scores
+from ida_jax.protocols.ijb_files import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
 from ida_jax.protocols.ijb_search import evaluate_searches
-from ida_jax.protocols.request import Request
-from ida_jax.protocols.scored_pairs import evaluate_scored_pairs
-from ida_jax.protocols.table import FarOptions, Protocol, option, register
+from ida_jax.protocols.pfe_methods import ImageVariances, pfe_scores
+from ida_jax.protocols.table import FarOptions, Protocol, Request, option, register
+from ida_jax.protocols.verification import evaluate_scored_pairs
 from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
@@ -55,50 +53,53 @@ def evaluate_ijb(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
-    """{variant: figures}: 1:1, and with galleries 1:N of each, and of both on average.
+    """{variant: figures}: 1:1, and with galleries 1:N in either, and the mean of both.
 
-    The variant's name says what was done: "ijbc_1to1_flip_norm_detector" has mirror images added,
-    embeddings' norms kept and the detector's scores as weights; "unit" stands where each image's
-    embedding was normalised first. FARs are never exceeded (InsightFace takes the nearest one).
-    Intervals are over subjects where the galleries tell them, else over templates.
+    A variant's name has its options: "ijbc_1to1_flip_norm_detector" adds mirror images, keeps
+    embeddings' norms and takes the detector's scores as weights; "unit" in place of "norm" means
+    that images' embeddings were normalised first. FARs are never exceeded (InsightFace takes the
+    nearest one). Intervals are over subjects if the galleries give them, otherwise over templates.
 
     IDA on templates: with densities="template" support sets are those of the pooled embedding; with
     "images", F of a template is the mean of its images' F by the weights w_i / n_m of the pooling
-    (of the methods that have densities; the others see the template alone).
+    (methods without densities see the template alone).
 
     Args:
-      embeddings: floating point [N, D], of any norm, in the lists' order; may be a map of a file.
+      embeddings: floating point [N, D], of any norm, in the lists' order; may be memory-mapped.
       meta: the lists.
       scorers: {method: its Rescorer}.
       subset: "ijbb" or "ijbc", for the name.
       galleries: of 1:N.
       norm: "keep" or "unit".
-      flip: "none"; "added", the embeddings have their mirror images' added; "halves", they are
-        [N, 2D], mirror images' beside them.
-      detector: weights images by the detector's score, where the lists have it.
+      flip: mirror images' embeddings: "none", "added", or "halves": beside the others, [N, 2D].
+      detector: weights images by the detector's score if the lists have it.
       densities: "template" or "images".
-      skip_bad: leaves images out whose embeddings are zero, NaN or infinite, and counts them.
-      variances: adds PFE's methods to 1:1, on templates fused by them; None without PFE.
+      skip_bad: leaves out and counts images whose embeddings are zero, NaN or infinite.
+      variances: of PFE, whose methods they add to 1:1; or None.
       fars: the FARs of the figures.
-      resamples: of the bootstrap; 0 leaves the intervals out.
-      seed: of the bootstrap.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
-      UserError: an unknown choice, embeddings of another number, zero, NaN or infinite ones.
+      UserError: an unknown choice, a different number of embeddings, or bad ones.
     """
     for name, given, known in (("flip", flip, FLIPS), ("densities", densities, DENSITIES)):
         if given not in known:
-            raise UserError(f"{name} is '{given}': choose one of {', '.join(known)}")
+            raise UserError(f"unknown {name} '{given}': choose one of {', '.join(known)}")
     if variances is not None and flip == "halves":
         raise UserError("PFE takes embeddings with their mirror images' added, not as halves")
     if len(embeddings) != meta.templates.size:
         raise UserError(
             f"{len(embeddings)} embeddings for the lists' {meta.templates.size} images: expected "
-            "one an image, in the lists' order"
+            "one for each image, in the lists' order"
         )
     weights = meta.detector if detector else None
     rows = _good_rows(embeddings) if skip_bad else np.arange(meta.templates.size)
-    _require_images(meta, rows)
+    images_of = np.bincount(meta.templates[rows], minlength=meta.template_ids.size)
+    if not images_of.all():
+        raise UserError(
+            f"template {meta.template_ids[np.argmin(images_of)]} has no image with an embedding: "
+            "embed its images again"
+        )
     matrix = pooling_matrix(
         meta.templates[rows], meta.media[rows], weights=None if weights is None else weights[rows]
     )
@@ -115,7 +116,8 @@ def evaluate_ijb(
     variant += "_detector" * (weights is not None) + "_image_densities" * pooled_densities
     subjects = None if galleries is None else _subjects(galleries, meta)
     units = np.arange(meta.template_ids.size) if subjects is None else subjects
-    scores = _scores(faces, meta.pairs, terms)
+    cosines = score_pairs(faces, meta.pairs)
+    scores = {name: scores_of_cosines(cosines, meta.pairs, t) for name, t in terms.items()}
     if variances is not None:
         scores |= pfe_scores(
             embeddings, variances, meta.templates[rows], meta.pairs, scorers, rows=rows
@@ -133,11 +135,11 @@ def evaluate_ijb(
     }
     if galleries is not None:
         searched = evaluate_searches(faces, terms, galleries, resamples=resamples, seed=seed)
-        evaluated |= {f"{subset}_{name}{variant}": each for name, each in searched.items()}
+        evaluated |= {f"{subset}_{name}{variant}": of for name, of in searched.items()}
     notes = (*meta.notes, _RULE)
     if left_out := meta.templates.size - rows.size:
         notes += (f"{left_out:,} images without an embedding were left out of their templates",)
-    return {name: each._replace(notes=(*notes, *each.notes)) for name, each in evaluated.items()}
+    return {name: of._replace(notes=(*notes, *of.notes)) for name, of in evaluated.items()}
 
 
 def _good_rows(embeddings: np.ndarray) -> np.ndarray:
@@ -150,22 +152,6 @@ def _good_rows(embeddings: np.ndarray) -> np.ndarray:
     return np.concatenate(good)
 
 
-def _require_images(meta: IjbMeta, rows: np.ndarray) -> None:
-    empty = np.flatnonzero(np.bincount(meta.templates[rows], minlength=meta.template_ids.size) == 0)
-    if empty.size:
-        raise UserError(
-            f"template {meta.template_ids[empty[0]]} has no image with an embedding: embed its "
-            "images again"
-        )
-
-
-def _scores(
-    faces: np.ndarray, pairs: np.ndarray, terms: Mapping[str, FaceTerms]
-) -> dict[str, np.ndarray]:
-    cosines = score_pairs(faces, pairs)
-    return {name: scores_of_cosines(cosines, pairs, each) for name, each in terms.items()}
-
-
 def _pooled_terms(
     matrix: "csc_array",
     embeddings: np.ndarray,
@@ -176,7 +162,7 @@ def _pooled_terms(
     halves: bool,
 ) -> dict[str, FaceTerms]:
     """The terms of the methods with densities: log of the weighted mean of the images' F."""
-    dao = [name for name, each in terms.items() if each.rule == "dao"]
+    dao = [name for name, own in terms.items() if own.rule == "dao"]
     log_density = np.empty((len(dao), rows.size))
     width = embeddings.shape[1] // 2
     for start in range(0, rows.size, _SLAB):
@@ -188,15 +174,15 @@ def _pooled_terms(
             log_density[row, start : start + _SLAB] = scorers[name].terms(slab).values[:, 0]
     total = matrix.sum(axis=1)
     pooled = {}
-    for name, each in zip(dao, log_density, strict=True):
-        highest = each.max()  # taken out, so that no exponential is 0
-        values = highest + np.log((matrix @ np.exp(each - highest)) / total)
+    for name, of_images in zip(dao, log_density, strict=True):
+        highest = of_images.max()  # factored out, so that not all exponentials are 0
+        values = highest + np.log((matrix @ np.exp(of_images - highest)) / total)
         pooled[name] = terms[name]._replace(values=values.astype(np.float32)[:, None])
     return pooled
 
 
 def _subjects(galleries: Galleries, meta: IjbMeta) -> np.ndarray | None:
-    """int64 [T], each template's subject from 0; None where a listed pair's template has none."""
+    """int64 [T], templates' subjects from 0; None if a listed pair's template has none."""
     subjects = np.full(meta.template_ids.size, -1, np.int64)
     for enrolled in (*galleries.galleries.values(), galleries.probes):
         subjects[enrolled.rows] = enrolled.subjects
@@ -207,28 +193,26 @@ def _subjects(galleries: Galleries, meta: IjbMeta) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class IjbOptions(FarOptions):
-    """What is made of the images, and PFE's files."""
+    """How images become templates, and PFE's files."""
 
     flip: str = option(
         "none",
-        "mirror images' embeddings are added in E already, or stand beside the others, [N, 2D] "
-        "(none)",
+        "mirror images' embeddings: none (default), added in E already, or halves, [N, 2D]",
         choices=FLIPS,
     )
     norm: str = option(
         "keep",
-        "an image's weight in its template is its embedding's norm (keep), or all weigh alike "
-        "(unit)",
+        "an image's weight in its template: its embedding's norm (keep, the default), or 1 (unit)",
         choices=("keep", "unit"),
     )
     detector: str = option(
         "weight",
-        "images are weighted by the detector's score where the release has it (weight)",
+        "whether the detector's scores, if the release has them, weight images (weight)",
         choices=("weight", "ignore"),
     )
     densities: str = option(
         "template",
-        "F of the pooled embedding (template), or pooled F of its images",
+        "F of the pooled embedding (template, the default), or the pooled F of its images",
         choices=DENSITIES,
     )
     log_variances: Path | None = option(None, "E's, for PFE (embed --pfe)", metavar="V")
@@ -241,7 +225,7 @@ class IjbOptions(FarOptions):
 
 
 class _Release(NamedTuple):
-    """The lists, the images' embeddings in their order, and PFE's variances if given."""
+    """The lists, the images' embeddings in their order, and PFE's variances, if any."""
 
     meta: IjbMeta
     galleries: Galleries | None
@@ -279,23 +263,23 @@ def _image_variances(request: Request, options: IjbOptions, names: Sequence[str]
     return ImageVariances(in_order(listed, names, path), anchors)
 
 
-def in_order(found: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarray:
+def in_order(given: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarray:
     """The embeddings in the order of a list's images; names are compared without their folders.
 
     Raises:
-      UserError: embeddings without names of another number, or an image that has none.
+      UserError: a different number of embeddings without names, or an image without one.
     """
-    if found.names is None:
-        if len(found.embeddings) != len(names):
+    if given.names is None:
+        if len(given.embeddings) != len(names):
             raise UserError(
-                f"{path} has {len(found.embeddings)} embeddings and the list {len(names)} images: "
-                "expected one an image in the list's order, or names"
+                f"{path} has {len(given.embeddings)} embeddings and the list {len(names)} images: "
+                "expected one for each image in the list's order, or names"
             )
-        return found.embeddings
-    files = [name.rsplit("/", 1)[-1] for name in found.names]
+        return given.embeddings
+    files = [name.rsplit("/", 1)[-1] for name in given.names]
     wanted = [name.rsplit("/", 1)[-1] for name in names]
     if files == wanted:
-        return found.embeddings
+        return given.embeddings
     row_of = {name: row for row, name in enumerate(files)}
     if len(row_of) < len(files):
         twice = next(name for row, name in enumerate(files) if row_of[name] != row)
@@ -306,7 +290,7 @@ def in_order(found: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarr
     for name in wanted:
         if name not in row_of:
             raise UserError(f"{path} has no embedding of {name}, which the list names")
-    return found.embeddings[[row_of[name] for name in wanted]]
+    return given.embeddings[[row_of[name] for name in wanted]]
 
 
 def _evaluate(

@@ -15,9 +15,10 @@ from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
 from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
-from ida_jax.protocols.ijb_lists import Enrolled, Galleries
-from ida_jax.protocols.scored_pairs import BASELINE, band_fars, notes_of_few, roc_bands
+from ida_jax.protocols.ijb_files import Enrolled, Galleries
+from ida_jax.protocols.verification import band_fars, notes_of_few, roc_bands
 from ida_jax.rescoring.identification import Gallery, identify
+from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 

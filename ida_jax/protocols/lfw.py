@@ -1,4 +1,10 @@
-"""LFW, CALFW and CPLFW: 10-fold accuracy of the set's own list by every method."""
+"""10-fold accuracy by every method: LFW, CALFW, CPLFW and verification sets (`.bin`).
+
+LFW, CALFW and CPLFW have lists of named images. A verification set is InsightFace's form of the
+same: the embeddings are those of its images, in their order.
+
+P pairs.
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,26 +12,36 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.data.labelled_pairs import PairList, read_calfw_pairs, read_lfw_pairs
+from ida_jax.common.errors import UserError
+from ida_jax.data.labelled_pairs import (
+    PairList,
+    consecutive_pairs,
+    read_calfw_pairs,
+    read_lfw_pairs,
+)
 from ida_jax.data.sources.image_files import without_suffix
+from ida_jax.data.sources.verification_bin import read_verification_bin
 from ida_jax.metrics.evaluation import Evaluation
-from ida_jax.protocols.request import (
+from ida_jax.protocols.table import (
     Faces,
+    NoOptions,
+    Protocol,
     Request,
     file_inside,
+    register,
     required_names,
     terms_of_people,
     unit_faces,
 )
-from ida_jax.protocols.table import NoOptions, Protocol, register
-from ida_jax.protocols.verification import evaluate_kfold
+from ida_jax.protocols.verification import OVER_PAIRS, evaluate_kfold
 from ida_jax.rescoring.rescorer import Rescorer
 
 _LISTS = {"lfw": "pairs.txt", "calfw": "pairs_CALFW.txt", "cplfw": "pairs_CPLFW.txt"}
+_FOLDS = 10
 
 
 class _Listed(NamedTuple):
-    """Unit faces, the person of each, and the set's list."""
+    """Unit faces, the person of each face, and the list."""
 
     faces: Faces
     people: list[str]
@@ -40,7 +56,7 @@ def _read(request: Request, options: NoOptions) -> _Listed:
         pair_list = read_lfw_pairs(path, names)
     else:
         pair_list = read_calfw_pairs(path, names)
-    # The same person is one unit of the bootstrap, in whatever folder the image is.
+    # A person is one unit of the bootstrap, whatever folder the image is in.
     people = [_person(name.rsplit("/", 1)[-1]) for name in names]
     return _Listed(unit_faces(request), people, pair_list)
 
@@ -63,6 +79,42 @@ def _person(image: str) -> str:
     return re.sub(r"_\d+$", "", image)
 
 
+def _read_bin(request: Request, options: NoOptions) -> tuple[Faces, np.ndarray]:
+    """2 P unit faces, and whether a pair is genuine, bool [P]."""
+    same = read_verification_bin(request.files).same
+    rows = len(request.embeddings.embeddings)
+    if rows != 2 * same.size:
+        raise UserError(
+            f"{request.path} has {rows} embeddings and {request.files} {2 * same.size} images: "
+            f"expected those of python -m ida_jax.embed --images={request.files}"
+        )
+    if same.size < _FOLDS:
+        raise UserError(
+            f"{request.files} has {same.size} pairs: {_FOLDS} folds need at least {_FOLDS}"
+        )
+    return unit_faces(request), same
+
+
+def _evaluate_bin(
+    request: Request,
+    options: NoOptions,
+    data: tuple[Faces, np.ndarray],
+    scorers: Mapping[str, Rescorer],
+) -> dict[str, Evaluation]:
+    (faces, bad, notes), same = data
+    evaluated = evaluate_kfold(
+        faces,
+        consecutive_pairs(same, folds=_FOLDS),
+        {name: scorer.terms(faces) for name, scorer in scorers.items()},
+        # The set has no identities: each pair is a unit of its own.
+        labels=np.repeat(np.arange(same.size), 2),
+        bad=bad,
+        **request.bootstrap,
+    )
+    name = f"{request.files.stem}_{_FOLDS}fold"
+    return {name: evaluated._replace(notes=(*notes, OVER_PAIRS))}
+
+
 for _name, _file in _LISTS.items():
     register(
         Protocol(
@@ -75,3 +127,14 @@ for _name, _file in _LISTS.items():
             evaluate=_evaluate,
         )
     )
+register(
+    Protocol(
+        "bin",
+        files="a verification set, X.bin",
+        rows="its images: embed --images=X.bin",
+        needs=("files",),
+        flags=NoOptions,
+        read=_read_bin,
+        evaluate=_evaluate_bin,
+    )
+)

@@ -39,10 +39,9 @@ from ida_jax.metrics.identification import (
 )
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
-from ida_jax.protocols.megaface_lists import Megaface, find_lists, load_megaface
-from ida_jax.protocols.request import Request, names_beside
-from ida_jax.protocols.scored_pairs import BASELINE
-from ida_jax.protocols.table import Protocol, option, register
+from ida_jax.protocols.megaface_files import Megaface, find_lists, load_megaface
+from ida_jax.protocols.table import Protocol, Request, names_beside, option, register
+from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import pair_score

@@ -15,13 +15,16 @@ Both modes are readings: the paper does not say which one it used.
 N faces or T templates, A anchors, P pairs, D embedding.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
+from ida_jax.common.errors import UserError
 from ida_jax.metrics.roc import SplitScores
+from ida_jax.metrics.templates import fuse
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.likelihood import (
     likelihood_scale,
@@ -29,12 +32,13 @@ from ida_jax.rescoring.likelihood import (
     score_all_pairs_mls,
     score_pairs_mls,
 )
-from ida_jax.rescoring.pairs import scores_of_cosines
+from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
 
-# What the methods of mean pooled templates are called on the means of fused ones. On single images
-# the two are the same.
-FUSED_MEANS = {"cosine": "pfe_fusion", "ida_r": "pfe_ida_r", "ida_l": "pfe_ida_l"}
+# {method of mean pooled templates: the same on fused means}; on single images they agree.
+FUSED_MEANS = {name: method.fused for name, method in METHODS.items() if method.fused}
 
 
 class LikelihoodMethods(NamedTuple):
@@ -104,3 +108,74 @@ def likelihood_of_all_pairs(
         name: score_all_pairs_mls(*faces, labels, scale=methods.scale, terms=terms)
         for name, terms in methods.terms.items()
     }
+
+
+class ImageVariances(NamedTuple):
+    """What PFE adds to embeddings of images.
+
+    Attributes:
+      log_variances: [N, D], log σ² of the images, in the lists' order; may be memory-mapped.
+      anchors: [A, D], the anchors' log σ², or None; `pfe_mls_ida_r` and `pfe_mls_ida_l` need it.
+    """
+
+    log_variances: np.ndarray
+    anchors: np.ndarray | None
+
+
+def pfe_scores(
+    embeddings: np.ndarray,
+    variances: ImageVariances,
+    templates: np.ndarray,
+    pairs: np.ndarray,
+    scorers: Mapping[str, Rescorer],
+    *,
+    rows: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """{method: scores of the pairs, float32 [P]} of fused templates: by cosine, likelihood and DAO.
+
+    A template's images are weighted by 1/σ² alone, not by media or the detector.
+
+    Args:
+      embeddings: floating point [N', D], of any norm.
+      variances: of the same images, and of the anchors.
+      templates: int [N], the images' templates.
+      pairs: int [P, 2], rows of the T templates.
+      scorers: {method: its Rescorer}; those of `FUSED_MEANS` are joined with PFE.
+      rows: int [N], the images' rows in embeddings and variances.
+
+    Raises:
+      UserError: different shapes, variances that are not finite, as `fuse`.
+    """
+    if variances.log_variances.shape != embeddings.shape:
+        raise UserError(
+            f"log σ² is {list(variances.log_variances.shape)} and the embeddings "
+            f"{list(embeddings.shape)}: expected one of each entry, from one `embed --pfe`"
+        )
+    faces = ProbabilisticEmbeddings(
+        *fuse(embeddings, variances.log_variances, templates, rows=rows)
+    )
+    cosines = score_pairs(faces.means, pairs)
+    joined = {method: scorers[method] for method in FUSED_MEANS if method in scorers}
+    scores = {
+        FUSED_MEANS[method]: scores_of_cosines(cosines, pairs, scorer.terms(faces.means))
+        for method, scorer in joined.items()
+    }
+    searching = next((s for m, s in joined.items() if "anchors" in METHODS[m].needs), None)
+    regressing = next((s for m, s in joined.items() if "ssr" in METHODS[m].needs), None)
+    anchors = None
+    if searching is not None and variances.anchors is not None:
+        embeddings = np.asarray(searching.anchors.embeddings)
+        if variances.anchors.shape != embeddings.shape:
+            raise UserError(
+                f"the anchors' log σ² is {list(variances.anchors.shape)}, their embeddings "
+                f"{list(embeddings.shape)}: expected one of each entry"
+            )
+        anchors = ProbabilisticEmbeddings(embeddings, np.asarray(variances.anchors))
+    methods = likelihood_methods(
+        faces,
+        anchors,
+        k=10 if searching is None else searching.k,
+        tau=1.0 if searching is None else searching.tau,
+        ssr=None if regressing is None else regressing.regressor,
+    )
+    return scores | likelihood_of_pairs(faces, pairs, methods)

@@ -1,31 +1,73 @@
-"""Every protocol, one entry each, at the end of the file that it is evaluated in.
+"""The table of protocols, what the command gives a protocol, and what several of them make of it.
 
-An entry says what the protocol needs, which options are its own, how its files are read and how
-they are evaluated. The command (`ida_jax.runs.protocol_command`) makes its flags, help and checks
-from the table, so that a protocol is added by one file in this folder.
+An entry stands at the end of the file that evaluates the protocol. It says what the protocol needs,
+which options it adds, how its files are read and how they are evaluated. The command
+(`ida_jax.runs.protocol_command`) makes its flags, help and checks from the table, so that a
+protocol is added by one file in this folder.
+
+N faces, D embedding.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ida_jax import protocols
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_rows
 from ida_jax.metrics.evaluation import Evaluation
-from ida_jax.protocols.request import Request
+from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.embeddings import EmbeddingFile
+
+FARS = (1e-3, 1e-4, 1e-5)
+
+
+class Request(NamedTuple):
+    """What is to be evaluated, whatever the protocol.
+
+    Attributes:
+      protocol: its name.
+      path: the file of embeddings.
+      embeddings: its contents.
+      files: the protocol's files, or None.
+      names: the file of names, or None.
+      anchors: the folder of the anchors if they are a workdir's, or None.
+      skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
+      resamples: of the bootstrap.
+      seed: of the bootstrap.
+    """
+
+    protocol: str
+    path: Path
+    embeddings: EmbeddingFile
+    files: Path | None = None
+    names: Path | None = None
+    anchors: Path | None = None
+    skip_bad: bool = False
+    resamples: int = 1000
+    seed: int = 0
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """The bootstrap's arguments."""
+        return {"resamples": self.resamples, "seed": self.seed}
 
 
 class Protocol(NamedTuple):
     """An evaluation protocol.
 
     Attributes:
-      name: of --protocol.
+      name: the value of --protocol.
       files: what its files are, for the command's help.
       rows: what a row of the embeddings is, for the command's help.
-      needs: the options that must be given, of the command's or of its own.
+      needs: the options that are required, the command's or its own.
       flags: a frozen dataclass of its own options, each an `option`.
       read: (request, its options) to the protocol's data, read and checked.
       evaluate: (request, its options, data, {method: Rescorer}) to {variant: figures}.
@@ -49,7 +91,7 @@ def register(protocol: Protocol) -> None:
 
 
 def all_protocols() -> dict[str, Protocol]:
-    """The table, with the entry of every file in this folder."""
+    """The table, with the entries of every file in this folder."""
     for module in pkgutil.iter_modules(protocols.__path__, f"{protocols.__name__}."):
         importlib.import_module(module.name)
     return PROTOCOLS
@@ -58,16 +100,16 @@ def all_protocols() -> dict[str, Protocol]:
 def option(
     default: Any, help: str, *, metavar: str | None = None, choices: tuple[str, ...] | None = None
 ) -> Any:
-    """A field of a protocol's options, which is a flag of the command.
+    """A field of a protocol's options, which becomes a flag of the command.
 
     The flag has the field's name and type: Path, str, int, float, bool or tuple[float, ...], or one
     of them | None.
 
     Args:
-      default: where the flag is not given.
-      help: the flag's.
+      default: the value without the flag.
+      help: the flag's help.
       metavar: its value in the help.
-      choices: all values that it may have; any where None.
+      choices: all permitted values; any value if None.
     """
     shown = {"help": help, "metavar": metavar, "choices": choices}
     return field(default=default, metadata=shown)
@@ -75,12 +117,12 @@ def option(
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a protocol without options of its own."""
+    """The options of a protocol that adds none."""
 
 
 @dataclass(frozen=True)
 class FarOptions:
-    """Of a protocol that reports TAR@FAR.
+    """The options of a protocol that reports TAR@FAR.
 
     Raises:
       UserError: a FAR outside (0, 1].
@@ -92,3 +134,64 @@ class FarOptions:
         for far in self.fars or ():
             if not 0 < far <= 1:
                 raise UserError(f"--fars: {far:g} is not above 0 and at most 1")
+
+
+class Faces(NamedTuple):
+    """Unit rows of all embeddings.
+
+    Attributes:
+      embeddings: float32 [N, D], with a stand-in for each bad one.
+      bad: bool [N].
+      notes: how many are bad, if any.
+    """
+
+    embeddings: np.ndarray
+    bad: np.ndarray
+    notes: tuple[str, ...]
+
+
+def unit_faces(request: Request) -> Faces:
+    """The request's embeddings as unit rows.
+
+    Raises:
+      UserError: bad rows, named by number, unless they are skipped.
+    """
+    what = f"embeddings in {request.path}"
+    faces, bad = unit_rows(request.embeddings.embeddings, skip_bad=request.skip_bad, what=what)
+    if not bad.any():
+        return Faces(faces, bad, ())
+    faces[bad] = np.eye(1, faces.shape[1], dtype=np.float32)
+    return Faces(faces, bad, (f"{int(bad.sum()):,} faces without an embedding never match",))
+
+
+def required_names(request: Request) -> Sequence[str]:
+    """The embeddings' names, N.
+
+    Raises:
+      UserError: there are none.
+    """
+    if request.embeddings.names is None:
+        raise UserError(
+            f"{request.path} has no names, which --protocol={request.protocol} looks images "
+            "up by: give --names=FILE, one a line in the embeddings' order"
+        )
+    return request.embeddings.names
+
+
+def terms_of_people(
+    faces: np.ndarray, people: Sequence[str], scorers: Mapping[str, Rescorer]
+) -> dict[str, FaceTerms]:
+    """Every method's terms; people among named anchors are left out of their own support sets."""
+    own = labels_among_anchors(people, scorers)
+    return {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+
+
+def file_inside(path: Path, name: str) -> Path:
+    """The file itself, or the one of that name in the folder."""
+    return path / name if path.is_dir() else path
+
+
+def names_beside(embeddings: Path, names: Path | None) -> Path | None:
+    """The given file of names, or the one that `ida_jax.embed` writes beside an .npy."""
+    beside = embeddings.with_suffix(".names.txt")
+    return beside if names is None and beside.is_file() else names

@@ -1,38 +1,57 @@
 """Verification of pairs by every method: figures, their intervals, and curves with bands.
 
+`evaluate_kfold` and `evaluate_all_pairs` score pairs of faces; the others take scores.
+
 N faces, P pairs, D embedding, G genuine and n impostor pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from tqdm import tqdm
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
-from ida_jax.metrics.bootstrap import bootstrap_deepening
+from ida_jax.metrics.bootstrap import (
+    Bootstrap,
+    BootstrapPoint,
+    bootstrap_deepening,
+    bootstrap_means,
+    bootstrap_tar,
+    tar_intervals,
+)
 from ida_jax.metrics.decisions import Changed, changed_decisions
-from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation
+from ida_jax.metrics.evaluation import (
+    FEWEST_FALSE_ACCEPTS,
+    Band,
+    Evaluation,
+    split_scores,
+    verification_figures,
+)
+from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.metrics.resampling import (
     Tail,
     all_pairs_total,
     genuine_rows,
+    identity_codes,
     impostor_rows,
+    pair_list_total,
     split_tail,
+    tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
-from ida_jax.protocols.scored_pairs import (
-    BASELINE,
-    PROGRESS,
-    all_fars,
-    figures_and_curves,
-    kfold_figures,
-)
+from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
-_COMPARED = "ida_r"
+_PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
+OVER_PAIRS = "the intervals take pairs for independent, and so are too narrow: no identities"
+_BAND_POINTS = 25
+# A band's cost grows with the false accepts of its highest FAR; the curve goes on without one.
+_BAND_FALSE_ACCEPTS = 200_000
 
 
 class AllPairs(NamedTuple):
@@ -41,9 +60,9 @@ class AllPairs(NamedTuple):
     Attributes:
       evaluated: figures, curves and notes.
       scores: {method: its scores, ascending}.
-      changed: the pairs, int64 [≤ 24, 2] rows of faces, that IDA-R decides otherwise than the
-        cosine, both at `changed_far`; None where one of the methods or such a FAR is missing.
-      changed_far: the lowest FAR with at least 10 false accepts by both.
+      changed: the pairs, int64 [≤ 24, 2] rows of faces, on which the headline method and the
+        baseline decide differently at `changed_far`; None without either or without such a FAR.
+      changed_far: the lowest FAR at which both have at least 10 false accepts.
     """
 
     evaluated: Evaluation
@@ -65,29 +84,27 @@ def evaluate_kfold(
 ) -> Evaluation:
     """A k-fold verification protocol (LFW, CALFW): accuracy ± deviation, and the list's ROC curve.
 
-    Intervals are over the identities of the list. The accuracy's take the folds' thresholds as they
-    are: Σ w_p [p decided right] / Σ w_p over resampled pairs.
+    Intervals are over the identities of the list.
 
     Args:
       faces: float32 [N, D], unit rows.
       pair_list: the pairs, their answers and folds.
-      methods: the faces' terms by each, under its name in the results.
+      methods: {name in the results: the faces' terms}.
       labels: int [N], the faces' identities.
-      bad: bool [N], faces whose pairs get NaN, which never matches; none where None.
-      scored: scores of the pairs by further methods, [P] each.
-      resamples: of the bootstrap; 0 leaves the intervals out.
-      seed: of the bootstrap.
+      bad: bool [N], faces whose pairs score NaN, which never matches; none if None.
+      scored: {further method: scores of the pairs, [P]}.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
-      UserError: as `score_pairs`, labels of another number, or no pairs of a kind.
+      UserError: as `score_pairs`, a different number of labels, or no pairs of a kind.
     """
     labels = _checked_labels(labels, len(faces))
     same = np.asarray(pair_list.same, bool)
     scores = {name: score_pairs(faces, pair_list.pairs, terms) for name, terms in methods.items()}
     scores |= scored or {}
     if bad is not None:
-        for each in scores.values():
-            each[bad[pair_list.pairs].any(axis=1)] = np.nan
+        for of_method in scores.values():
+            of_method[bad[pair_list.pairs].any(axis=1)] = np.nan
     _, units = np.unique(labels[pair_list.pairs], return_inverse=True)
     return kfold_figures(
         scores,
@@ -117,11 +134,10 @@ def evaluate_all_pairs(
     Args:
       faces: float32 [N, D], unit rows.
       labels: int [N], the faces' identities.
-      methods: the faces' terms by each, under its name in the results.
+      methods: {name in the results: the faces' terms}.
       fars: the FARs of the figures.
-      scored: scores by further methods, in `score_all_pairs`' order; they are sorted in place.
-      resamples: of the bootstrap; 0 leaves the intervals out.
-      seed: of the bootstrap.
+      scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
       UserError: as `score_all_pairs`, no pairs of a kind, or a FAR outside (0, 1].
@@ -150,28 +166,28 @@ def evaluate_all_pairs(
 
     bootstrap = bootstrap_deepening(
         tails,
-        fars=all_fars(fars, impostors),
+        fars=_all_fars(fars, impostors),
         units=identities.size,
         total=all_pairs_total(units),
         baseline=BASELINE,
         resamples=resamples,
         seed=seed,
-        progress=PROGRESS,
+        progress=_PROGRESS,
     )
     changed_far, changed = _changed(scores, units, fars)
     for split in scores.values():
         for kind in split:
             kind.sort()
-    return AllPairs(figures_and_curves(scores, bootstrap, fars), scores, changed, changed_far)
+    return AllPairs(_figures_and_curves(scores, bootstrap, fars), scores, changed, changed_far)
 
 
 def _changed(
     scores: Mapping[str, SplitScores], labels: np.ndarray, fars: Sequence[float]
 ) -> tuple[float | None, Changed | None]:
     """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
-    if BASELINE not in scores or _COMPARED not in scores:
+    if BASELINE not in scores or HEADLINE not in scores:
         return None, None
-    base, other = scores[BASELINE], scores[_COMPARED]
+    base, other = scores[BASELINE], scores[HEADLINE]
     wanted = sorted(set(fars))
     points = zip(tar_at_far(*base, wanted), tar_at_far(*other, wanted), strict=True)
     firm = [pair for pair in points if min(p.false_accepts for p in pair) >= FEWEST_FALSE_ACCEPTS]
@@ -179,7 +195,7 @@ def _changed(
         return None, None
     at_base, at_other = firm[0]
     genuine, impostors = base.genuine.size, base.impostor.size
-    found = changed_decisions(
+    changed = changed_decisions(
         np.concatenate(base),
         np.concatenate(other),
         np.repeat([True, False], [genuine, impostors]),
@@ -187,17 +203,214 @@ def _changed(
         other_threshold=at_other.threshold,
     )
     rows = {}
-    for kind in found._fields[:4]:
-        places = getattr(found, kind)
+    for kind in changed._fields[:4]:
+        places = getattr(changed, kind)
         if kind.endswith("genuine"):
             rows[kind] = np.stack(genuine_rows(labels, places), axis=1)
         else:
             rows[kind] = np.stack(impostor_rows(labels, places - genuine), axis=1)
-    return at_base.far, found._replace(**rows)
+    return at_base.far, changed._replace(**rows)
 
 
 def _checked_labels(labels: ArrayLike, faces: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (faces,):
-        raise UserError(f"{labels.size} labels for {faces} faces: expected one each")
+        raise UserError(f"{labels.size} labels for {faces} faces: expected one for each face")
     return labels
+
+
+def evaluate_labelled_pairs(
+    scores: Mapping[str, ArrayLike],
+    same: ArrayLike,
+    units: ArrayLike | None,
+    *,
+    fars: Sequence[float],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Verification of any labelled pairs.
+
+    Args:
+      scores: {method: [P]}.
+      same: bool [P], True for a genuine pair.
+      units: int [P, 2], the identities of both sides; intervals are over pairs if None.
+      fars: the FARs of the figures.
+      resamples, seed: of the bootstrap; 0 resamples omit the intervals.
+
+    Raises:
+      UserError: as `bootstrap_tar`.
+    """
+    same = np.asarray(same, bool)
+    options = {"fars": fars, "resamples": resamples, "seed": seed}
+    if units is not None:
+        codes, _ = identity_codes(units, same)
+        scores = {name: np.asarray(values) for name, values in scores.items()}
+        return evaluate_scored_pairs(scores, same, codes, over="identities", **options)
+    bootstrap = bootstrap_tar(
+        scores,
+        same,
+        **{**options, "fars": _all_fars(fars, np.count_nonzero(~same))},
+        baseline=BASELINE if BASELINE in scores else None,
+        progress=_PROGRESS,
+    )
+    splits = {name: split_scores(np.asarray(values), same) for name, values in scores.items()}
+    evaluated = _figures_and_curves(splits, bootstrap, fars)
+    if not resamples:
+        return evaluated
+    return evaluated._replace(notes=(*evaluated.notes, OVER_PAIRS))
+
+
+def evaluate_scored_pairs(
+    scores: Mapping[str, np.ndarray],
+    same: np.ndarray,
+    units: np.ndarray,
+    *,
+    over: str,
+    fars: Sequence[float],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """`evaluate_labelled_pairs` over any units: a genuine pair may be of two of them (templates).
+
+    Memory: 4 bytes a pair and method, and about 40 bytes a pair besides.
+
+    Args:
+      scores: {method: float32 [P]}.
+      units: int [P, 2], numbered from 0.
+      over: what the units are.
+      same, fars, resamples, seed: as `evaluate_labelled_pairs`.
+    """
+    count = int(units.max()) + 1
+    bootstrap = bootstrap_deepening(
+        lambda far: {n: tail(s, same, units, highest_far=far) for n, s in scores.items()},
+        fars=_all_fars(fars, np.count_nonzero(~same)),
+        units=count,
+        total=pair_list_total(units[~same], count=count),
+        over=over,
+        baseline=BASELINE,
+        resamples=resamples,
+        seed=seed,
+        progress=_PROGRESS,
+    )
+    splits = {name: split_scores(values, same) for name, values in scores.items()}
+    return _figures_and_curves(splits, bootstrap, fars)
+
+
+def kfold_figures(
+    scores: Mapping[str, np.ndarray],
+    same: np.ndarray,
+    fold: np.ndarray,
+    units: np.ndarray,
+    *,
+    over: str,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Accuracy ± deviation over folds, EER and the ROC curve of scored pairs.
+
+    The accuracy's intervals keep the folds' thresholds: Σ w_p [p decided right] / Σ w_p over
+    resampled pairs.
+
+    Args:
+      fold: int [P].
+      scores, same, units, over, resamples, seed: as `evaluate_scored_pairs`.
+    """
+    accuracies = {name: kfold_accuracy(values, same, folds=fold) for name, values in scores.items()}
+    options = {"over": over, "resamples": resamples, "seed": seed}
+    intervals = bootstrap_means(
+        {name: accuracy.correct for name, accuracy in accuracies.items()},
+        units,
+        count=int(units.max()) + 1,
+        baseline=BASELINE,
+        **options,
+    )
+    pairs = evaluate_scored_pairs(scores, same, units, fars=(), **options)
+    figures: dict[str, dict[str, Any]] = {}
+    for name, accuracy in accuracies.items():
+        figures[name] = {
+            "accuracy": accuracy.mean,
+            "accuracy_deviation": accuracy.deviation,
+            "pairs": same.size,
+            **{key: pairs.figures[name][key] for key in ("genuine", "impostor", "eer")},
+        }
+        if name in intervals.methods:
+            figures[name]["accuracy_interval"] = list(intervals.methods[name])
+        if name in intervals.differences:
+            figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
+            figures[name]["accuracy_gain_interval"] = list(intervals.differences[name])
+    return Evaluation(figures, pairs.curves)
+
+
+def band_fars(impostors: int) -> tuple[float, ...]:
+    """The FARs of a curve's band: up to 25 whole false accepts of n, evenly in log FAR from 1/n.
+
+    They end at FAR 1, or at 200,000 false accepts.
+    """
+    reach = min(impostors, _BAND_FALSE_ACCEPTS)
+    accepts = np.unique(np.rint(np.geomspace(1, max(reach, 1), _BAND_POINTS)))
+    return tuple((accepts / max(impostors, 1)).tolist())
+
+
+def roc_bands(splits: Mapping[str, SplitScores], bootstrap: Bootstrap) -> dict[str, Band]:
+    """{method: its ROC curve up to FAR 1}, its band the bootstrap's intervals as far as they go."""
+    bands = {}
+    for name, split in splits.items():
+        n = split.impostor.size
+        points = {p.far: p for p in bootstrap.methods.get(name, ()) if p.far * n >= 1 - 1e-9}
+        known = sorted(points or band_fars(n))
+        # Ten more points up to FAR 1.
+        rest = np.geomspace(known[-1], 1, 11)[1:].tolist() if known[-1] < 1 else []
+        far = np.array(known + rest)
+        tar = [point.tar for point in tar_at_far(*split, far.tolist())]
+        ends = np.array([_ends(points.get(at)) for at in far.tolist()])
+        bands[name] = Band(far, np.array(tar), *ends.T)
+    return bands
+
+
+def notes_of_few(
+    figures: Mapping[str, Mapping[str, Any]],
+    *,
+    counts: str = "false_accepts",
+    rate: str = "FAR",
+    decided: str = "TAR",
+) -> tuple[str, ...]:
+    """A sentence for each rate at which fewer than 10 errors decide a method's figure.
+
+    Args:
+      figures: {method: figures}.
+      counts: the key of the numbers of errors.
+      rate: the rate's name.
+      decided: the figure's name.
+    """
+    notes = []
+    what = counts.replace("_", " ")
+    for at in next(iter(figures.values()), {counts: {}})[counts]:
+        errors = [of_method[counts][at] for of_method in figures.values()]
+        low, high = min(errors), max(errors)
+        if low < FEWEST_FALSE_ACCEPTS:
+            number = f"{low}" if low == high else f"{low} to {high}"
+            notes.append(
+                f"at {rate} {at} the {decided} rests on {number} {what}: fewer than "
+                f"{FEWEST_FALSE_ACCEPTS} say little"
+            )
+    return tuple(notes)
+
+
+def _figures_and_curves(
+    splits: Mapping[str, SplitScores], bootstrap: Bootstrap, fars: Sequence[float]
+) -> Evaluation:
+    intervals = tar_intervals(bootstrap, fars=fars)
+    figures = {
+        name: verification_figures(split, fars=fars) | intervals.get(name, {})
+        for name, split in splits.items()
+    }
+    return Evaluation(figures, roc_bands(splits, bootstrap), notes_of_few(figures))
+
+
+def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:
+    """The figures' FARs and the band's, ascending, each once."""
+    return tuple(sorted({*map(float, fars), *band_fars(impostors)}))
+
+
+def _ends(point: BootstrapPoint | None) -> tuple[float, float]:
+    return (np.nan, np.nan) if point is None else tuple(point.tar)

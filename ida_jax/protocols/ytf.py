@@ -7,11 +7,17 @@
 
 A pair's score does not depend on the other pairs, but for rounding.
 
+    splits.txt    fold, index, PERSON/VIDEO, PERSON/VIDEO, same (1 or 0)
+    frames        named PERSON/VIDEO/FRAME, in any folders
+
 P pairs, V videos, N frames, D embedding.
 """
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -26,16 +32,59 @@ from ida_jax.common.validation import unit_rows
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import fixed_blocks
-from ida_jax.protocols.request import Request, file_inside, required_names
-from ida_jax.protocols.scored_pairs import kfold_figures
-from ida_jax.protocols.table import NoOptions, Protocol, register
-from ida_jax.protocols.ytf_lists import PAIRS, Frames, VideoPairs, group_frames, read_ytf_splits
+from ida_jax.protocols.table import (
+    NoOptions,
+    Protocol,
+    Request,
+    file_inside,
+    register,
+    required_names,
+)
+from ida_jax.protocols.verification import kfold_figures
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms, pair_score
+from ida_jax.tables.blocks import text_lines
 
+PAIRS = 5000
 _FIRST = 100
+_DIGITS = re.compile("([0-9]+)")
+
+
+class VideoPairs(NamedTuple):
+    """YTF's list.
+
+    Attributes:
+      videos: the V videos of the pairs, sorted.
+      people: int32 [V], the videos' people, from 0.
+      pairs: int32 [P, 2], places in `videos`.
+      same: bool [P], whether a pair is genuine.
+      fold: int32 [P], from 0.
+    """
+
+    videos: tuple[str, ...]
+    people: np.ndarray
+    pairs: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+
+
+class Frames(NamedTuple):
+    """The frames of videos.
+
+    Attributes:
+      rows: int64, rows of the N frames, video by video, in the natural order of the frames' names
+        (1.2.jpg before 1.10.jpg).
+      starts: int64 [V + 1], the places in `rows` where videos begin, and where the last one ends.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+
+    def of(self, video: int) -> np.ndarray:
+        """The rows of a video's frames."""
+        return self.rows[self.starts[video] : self.starts[video + 1]]
 
 
 class _Videos(NamedTuple):
@@ -220,6 +269,95 @@ def _mean_score(
 def _read(request: Request, options: NoOptions) -> tuple[Frames, VideoPairs]:
     listed = read_ytf_splits(file_inside(request.files, "splits.txt"))
     return group_frames(required_names(request), listed.videos), listed
+
+
+def read_ytf_splits(path: str | os.PathLike[str]) -> VideoPairs:
+    """Reads YTF's list of pairs; a first line that begins with "split" is a header.
+
+    Raises:
+      UserError: no such file; a malformed line, by number, or one whose answer contradicts the
+        people's names; fewer than two folds.
+    """
+    listed = [
+        _parse(line, f"{path}, line {number}")
+        for number, line in text_lines(Path(path), what="YTF pair list")
+        if number > 1 or not line.lower().startswith("split")
+    ]
+    if len({fold for fold, *_ in listed}) < 2:
+        raise UserError(f"{path} has {len(listed)} pairs in fewer than 2 folds: expected 10 folds")
+    videos = sorted({video for _, *pair, _ in listed for video in pair})
+    place = {video: i for i, video in enumerate(videos)}
+    _, people = np.unique([video.split("/")[0] for video in videos], return_inverse=True)
+    return VideoPairs(
+        tuple(videos),
+        people.astype(np.int32),
+        np.array([[place[video] for video in pair] for _, *pair, _ in listed], np.int32),
+        np.array([same for *_, same in listed], bool),
+        np.array([fold - 1 for fold, *_ in listed], np.int32),
+    )
+
+
+def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
+    """The frames of the videos.
+
+    Args:
+      names: N names, PERSON/VIDEO/FRAME; frames of other videos are ignored.
+      videos: V distinct names, PERSON/VIDEO.
+
+    Raises:
+      UserError: a malformed name; videos without a frame, the first named and all counted.
+    """
+    place = {video: i for i, video in enumerate(videos)}
+    frames_of: list[list[tuple]] = [[] for _ in videos]
+    for row, name in enumerate(names):
+        parts = name.rsplit("/", 3)[-3:]
+        if len(parts) < 3:
+            raise UserError(f"row {row} is named {name!r}: expected PERSON/VIDEO/FRAME")
+        video = place.get(f"{parts[0]}/{parts[1]}")
+        if video is not None:
+            frames_of[video].append((_natural(parts[2]), row))
+    missing = [video for video, frames in zip(videos, frames_of, strict=True) if not frames]
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {len(videos):,} videos have no frame among the embeddings, the "
+            f"first is {missing[0]!r}: embed their frames under names PERSON/VIDEO/FRAME"
+        )
+    rows = [row for frames in frames_of for _, row in sorted(frames)]
+    starts = np.cumsum([0] + [len(frames) for frames in frames_of])
+    return Frames(np.array(rows, np.int64), starts.astype(np.int64))
+
+
+def _parse(line: str, where: str) -> tuple[int, str, str, bool]:
+    """(fold, first video, second video, same)."""
+    fields = [field.strip().strip('"') for field in line.split(",")]
+    if len(fields) != 5:
+        raise UserError(
+            f"{where}: found {len(fields)} fields, expected "
+            "'fold, index, PERSON/VIDEO, PERSON/VIDEO, same'"
+        )
+    fold, index, first, second, same = fields
+    for what, value in (("fold", fold), ("index", index)):
+        if not (value.isdecimal() and len(value) < 8 and int(value)):
+            raise UserError(f"{where}: {what} is {value!r}, expected a whole number from 1")
+    for video in (first, second):
+        if len(video.split("/")) != 2 or not all(video.split("/")):
+            raise UserError(f"{where}: video is {video!r}, expected PERSON/VIDEO")
+    if same not in ("0", "1"):
+        raise UserError(f"{where}: same is {same!r}, expected 1 or 0")
+    if (first.split("/")[0] == second.split("/")[0]) != (same == "1"):
+        raise UserError(
+            f"{where}: same is {same} for {first} and {second}: expected 1 for two videos of one "
+            "person, and 0 otherwise"
+        )
+    return int(fold), first, second, same == "1"
+
+
+def _natural(name: str) -> tuple:
+    """Sorts numbers within names as numbers."""
+    parts = _DIGITS.split(name)
+    # As length and text: the digits may be too many for an int.
+    parts[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
+    return tuple(parts)
 
 
 def _evaluate(

@@ -60,6 +60,7 @@ class Method:
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
+      fused: the method that it becomes on the means of PFE's fused templates, or "".
     """
 
     title: str
@@ -73,6 +74,7 @@ class Method:
     usual: bool = True
     style: tuple | None = None
     score_name: str = ""
+    fused: str = ""
 
 
 def _support(scorer: "Rescorer") -> tuple[str, int]:
@@ -104,6 +106,7 @@ METHODS: dict[str, Method] = {
         "The inner product ⟨f₁, f₂⟩ of the two faces’ unit embeddings, and nothing else.",
         values=lambda scorer, faces, _: np.empty((len(faces), 0), np.float32),
         style=("#222222", "--", "o"),
+        fused="pfe_fusion",
     ),
     "ida_r": Method(
         "IDA-R",
@@ -118,6 +121,7 @@ METHODS: dict[str, Method] = {
         values=lambda scorer, _, nearest: _column(log_density_of(nearest, tau=scorer.tau)),
         constants=_tau,
         style=("#0072B2", "-", "s"),
+        fused="pfe_ida_r",
     ),
     "ida_r_fallback": Method(
         "IDA-R fallback",
@@ -153,6 +157,7 @@ METHODS: dict[str, Method] = {
         constants=_tau,
         own_constants=True,
         style=("#D55E00", "-.", "^"),
+        fused="pfe_ida_l",
     ),
     "pfe_fusion": Method(
         "PFE fusion",
@@ -244,6 +249,10 @@ METHODS: dict[str, Method] = {
         style=("#8C6D1F", "-.", ">"),
     ),
 }
+
+
+# Gains are over the baseline; a report shows the pairs that the headline decides otherwise.
+BASELINE, HEADLINE = "cosine", "ida_r"
 
 
 def scoring_methods() -> dict[str, Method]:

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.request import Request, names_beside
-from ida_jax.protocols.table import Protocol, all_protocols
+from ida_jax.protocols.table import Protocol, Request, all_protocols, names_beside
 
 if TYPE_CHECKING:
     from ida_jax.report.run_report import Groups

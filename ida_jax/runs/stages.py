@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel
+from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import training_mesh
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
@@ -41,6 +42,7 @@ from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import ImageSubset
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
+from ida_jax.metrics.frechet import frechet_distance, precision_recall
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
@@ -52,6 +54,9 @@ from ida_jax.runs.workdir import claim_workdir
 from ida_jax.training.gan_step import check_gan_batch
 from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
+
+# No fake-db is drawn from it by default.
+_FIGURES_SEED = 2**31
 
 
 class _Stage(NamedTuple):
@@ -226,11 +231,9 @@ def _anchors(run: Run) -> None:
 
 
 def _gan(run: Run) -> None:
-    from ida_jax.protocols.generator import generator_figures
     from ida_jax.training.gan import train_gan
 
-    c, model = run.config, run.model
-    real = None
+    c, real = run.config, None
     with all_or_none():
         if is_first():
             real = run.train_embeddings
@@ -240,12 +243,25 @@ def _gan(run: Run) -> None:
         workdir=run.workdir,
         seed=c.seed,
         title=c.title,
-        evaluate=lambda generator: generator_figures(
-            generator, model, real, faces=c.gan.evaluate_faces, seed=c.seed, flip=c.flip
-        ),
+        evaluate=lambda generator: _generator_figures(generator, run, real),
     )
     if is_first():
         generator.save(run.generator_path)
+
+
+def _generator_figures(generator: FaceGenerator, run: Run, real: np.ndarray) -> dict[str, float]:
+    """Fréchet distance, precision and recall (`metrics.frechet`) beside real unit rows [N, D].
+
+    They are of embeddings by the face model, where a generator's faces become anchors, and not
+    comparable with a published FID.
+    """
+    c = run.config
+    rows = sources.sampled_rows(len(real), size=c.gan.evaluate_faces, seed=c.seed)
+    faces = generator.faces(0, len(rows), seed=_FIGURES_SEED)
+    generated = run.model.embed(faces, flip=c.flip)
+    shares = precision_recall(real[rows], generated)
+    distance = frechet_distance(real[rows], generated)
+    return {"frechet": distance, "precision": shares.precision, "recall": shares.recall}
 
 
 def _ssr(run: Run) -> None:

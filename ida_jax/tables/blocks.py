@@ -130,6 +130,24 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
+def text_lines(path: Path, *, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text file with their numbers from 1, without blank lines at the end.
+
+    Raises:
+      UserError: as `text_blocks`; no such file, or a line that is not UTF-8.
+    """
+    require_file(path, what=what)
+    number = 0
+    for block in text_blocks(path):
+        for line in block.text.splitlines():
+            number += 1
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {number} is not UTF-8 text") from error
+            yield number, text
+
+
 def split_fields(line: bytes, delimiter: str) -> list[str]:
     """The fields of one line, quotes undone; bytes that are not UTF-8 show as \\xNN."""
     # The csv module refuses fields of more than 128 KiB; a message shows their beginning anyway.

@@ -124,10 +124,10 @@ def test_reads_a_small_list(tmp_path, ending, start):
         (1, "10", ":1: expected the number of folds"),
         (1, "two\t1", ":1: expected the number of folds"),
         (1, "0\t1", ":1: expected the number of folds"),
-        (1, "2\t2", "4 pairs were found, the first line promises 8"),
-        (2, "Ann\t1\tBo\t2", ":2: 4 fields were found, a genuine pair is 'NAME i j'"),
-        (3, "Ann\t1\t2", ":3: 3 fields were found, an impostor pair is"),
-        (4, "Cy\t12\tone", ":4: 'one' was found"),
+        (1, "2\t2", "found 4 pairs, but the first line promises 8"),
+        (2, "Ann\t1\tBo\t2", ":2: found 4 fields, a genuine pair is 'NAME i j'"),
+        (3, "Ann\t1\t2", ":3: found 3 fields, an impostor pair is"),
+        (4, "Cy\t12\tone", ":4: found 'one'"),
         (5, "Bo\t2\tDi\t2", ":5: Di/Di_0002 is not among the 9 names"),
         (5, "Bo\t3\tCy\t2", ":5: Bo/Bo_0003 is not among the 9 names"),
     ],
@@ -202,7 +202,7 @@ def test_calfw_pairs(tmp_path, end):
         (1, "A_0001.jpg 2", "2: fold 2 after 1"),
         (0, "A_0000.jpg", "1: expected 'IMAGE FOLD'"),
         (2, "C_0001.jpg 1", "3: C_0001.jpg is not among the 12 names"),
-        (21, "", "21 lines were found"),
+        (21, "", "found 21 lines"),
     ],
 )
 def test_calfw_mistakes_name_the_line(tmp_path, line, text, message):

@@ -390,13 +390,13 @@ def _split(path: Path) -> None:
 
 
 def _ytf(path: Path) -> None:
-    from ida_jax.protocols.ytf_lists import read_ytf_splits
+    from ida_jax.protocols.ytf import read_ytf_splits
 
     read_ytf_splits(path)
 
 
 def _ijb(path: Path) -> None:
-    from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
+    from ida_jax.protocols.ijb_files import read_galleries, read_ijb
 
     for name, content in _IJB.items():
         if path.name != name:
@@ -420,19 +420,19 @@ def _ijb_file(name: str) -> Reader:
 
 
 def _megaface_list(path: Path) -> None:
-    from ida_jax.protocols.megaface_lists import read_image_list
+    from ida_jax.protocols.megaface_files import read_image_list
 
     read_image_list(path)
 
 
 def _noise_list(path: Path) -> None:
-    from ida_jax.protocols.megaface_lists import read_noise_list
+    from ida_jax.protocols.megaface_files import read_noise_list
 
     read_noise_list(path)
 
 
 def _feature(path: Path) -> None:
-    from ida_jax.protocols.megaface_features import read_feature
+    from ida_jax.protocols.megaface_files import read_feature
 
     read_feature(path)
 

@@ -8,13 +8,14 @@ from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import bootstrap_tar
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.protocols import scored_pairs
-from ida_jax.protocols.scored_pairs import (
+from ida_jax.protocols import verification
+from ida_jax.protocols.verification import (
     band_fars,
+    evaluate_all_pairs,
+    evaluate_kfold,
     evaluate_labelled_pairs,
     notes_of_few,
 )
-from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms
 
@@ -141,7 +142,7 @@ def test_no_resamples_leave_the_intervals_out():
 
 
 def test_band_ends_where_it_would_cost_too_much(monkeypatch):
-    monkeypatch.setattr(scored_pairs, "_BAND_FALSE_ACCEPTS", 5)
+    monkeypatch.setattr(verification, "_BAND_FALSE_ACCEPTS", 5)
     labels = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     faces, methods = some_faces(np.random.default_rng(2), labels)
     evaluated = evaluate_all_pairs(faces, labels, methods, fars=[1 / 24], resamples=9).evaluated

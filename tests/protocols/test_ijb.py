@@ -16,7 +16,7 @@ from ida_jax.metrics.identification import Searches, mate_ranks, search_figures
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols import ijb
 from ida_jax.protocols.ijb import evaluate_ijb
-from ida_jax.protocols.ijb_lists import read_galleries, read_ijb
+from ida_jax.protocols.ijb_files import read_galleries, read_ijb
 from ida_jax.rescoring.methods import make_scorers
 
 SIZE = Size(images=210, templates=60, subjects=20, pairs=700, genuine=40, width=16)
@@ -89,8 +89,8 @@ def _read_all(folder):
 
 
 MISTAKES = [
-    ("ijbc_face_tid_mid.txt", 3, "4.jpg 7", r"tid_mid.txt:4: 2 fields were found, expected 3"),
-    ("ijbc_face_tid_mid.txt", 3, "4.jpg x 7", r"tid_mid.txt:4: 'x' was found, expected a whole"),
+    ("ijbc_face_tid_mid.txt", 3, "4.jpg 7", r"tid_mid.txt:4: found 2 fields, expected 3"),
+    ("ijbc_face_tid_mid.txt", 3, "4.jpg x 7", r"tid_mid.txt:4: found 'x', expected a whole"),
     ("ijbc_template_pair_label.txt", 5, "2 4 1", r"label.txt:6: template 2 has no images"),
     ("ijbc_template_pair_label.txt", 5, "1 4 2", r"label.txt:6: label 2, expected 1"),
     ("ijbc_template_pair_label.txt", 5, "4 4 1", r"label.txt:6: template 4 with itself"),
@@ -333,5 +333,5 @@ def test_variants_are_in_the_names(written, scorers):
         found = evaluate_ijb(embeddings, meta, few, subset="ijbc", resamples=0, fars=(0.1,),
                              **options)  # fmt: skip
         assert list(found) == [name]
-    with pytest.raises(UserError, match="flip is 'twice'"):
+    with pytest.raises(UserError, match="unknown flip 'twice'"):
         evaluate_ijb(embeddings, meta, few, subset="ijbc", flip="twice")

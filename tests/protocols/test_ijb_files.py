@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ijb_release import Size, write_release
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.ijb_lists import Galleries, read_galleries, read_ijb
+from ida_jax.protocols.ijb_files import Galleries, read_galleries, read_ijb
 
 SIZE = Size(images=60, templates=24, subjects=8, pairs=80, genuine=10, width=4)
 # What damage by chance rarely makes: overflow, quotes, other line ends, bytes that are no text.

@@ -8,8 +8,8 @@ from ijb_release import Size, write_release
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
 from ida_jax.protocols.ijb import evaluate_ijb
-from ida_jax.protocols.ijb_lists import read_ijb
-from ida_jax.protocols.ijb_pfe import ImageVariances, pfe_scores
+from ida_jax.protocols.ijb_files import read_ijb
+from ida_jax.protocols.pfe_methods import ImageVariances, pfe_scores
 from ida_jax.rescoring.methods import make_scorers
 
 

@@ -93,7 +93,7 @@ def test_searches():
 
 
 def test_facescrub_makes_the_known_number_of_searches(shared_data):
-    from ida_jax.protocols.megaface_lists import read_image_list
+    from ida_jax.protocols.megaface_files import read_image_list
 
     images = read_image_list(shared_data / "protocols" / "facescrub_features_list.json")
     found = distractor_searches(images.labels)

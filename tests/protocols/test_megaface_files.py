@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.megaface_features import feature_blocks, read_feature
-from ida_jax.protocols.megaface_lists import (
+from ida_jax.protocols.megaface_files import (
     Lists,
+    feature_blocks,
     find_lists,
     load_megaface,
+    read_feature,
     read_image_list,
     read_noise_list,
     without_noise,

@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.protocols import face_blocks, scored_pairs
+from ida_jax.protocols import face_blocks, verification
 from ida_jax.protocols import ytf as module
-from ida_jax.protocols.ytf import evaluate_ytf
-from ida_jax.protocols.ytf_lists import group_frames, read_ytf_splits
+from ida_jax.protocols.ytf import evaluate_ytf, group_frames, read_ytf_splits
 from ida_jax.rescoring.methods import make_scorers
 
 D, FIRST = 6, 4
@@ -124,8 +123,8 @@ def test_lists_as_people_save_them(tmp_path, listed):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1, 1, A/0, A/1", "4 fields were found"),
-        ("", "1 fields were found"),
+        ("1, 1, A/0, A/1", "found 4 fields"),
+        ("", "found 1 fields"),
         ("x, 1, A/0, A/1, 1", "fold is 'x'"),
         ("0, 1, A/0, A/1, 1", "fold is '0'"),
         ("1, 99999999999, A/0, A/1, 1", "index is '99999999999'"),
@@ -186,9 +185,9 @@ def test_frames_are_grouped_in_natural_order():
 def test_both_modes_against_one_pair_at_a_time(listed, scorers, small, seed, monkeypatch):
     names, embeddings = _frames(listed, seed)
     kept = []
-    kfold = scored_pairs.kfold_accuracy
+    kfold = verification.kfold_accuracy
     monkeypatch.setattr(
-        scored_pairs, "kfold_accuracy", lambda s, *a, **k: kept.append(s) or kfold(s, *a, **k)
+        verification, "kfold_accuracy", lambda s, *a, **k: kept.append(s) or kfold(s, *a, **k)
     )
     frames = group_frames(names, listed.videos)
     got = evaluate_ytf(embeddings, frames, listed, scorers, resamples=20)

@@ -1,4 +1,6 @@
-"""Any labelled pair list: TAR@FAR of every method.
+"""TAR@FAR by every method: a labelled pair list, or every pair of the faces.
+
+Where every pair is taken, a face's person is the folder of its name.
 
 N faces, P pairs.
 """
@@ -14,9 +16,19 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Evaluation
-from ida_jax.protocols.request import FARS, Faces, Request, unit_faces
-from ida_jax.protocols.scored_pairs import evaluate_labelled_pairs
-from ida_jax.protocols.table import FarOptions, Protocol, option, register
+from ida_jax.protocols.table import (
+    FARS,
+    Faces,
+    FarOptions,
+    Protocol,
+    Request,
+    option,
+    register,
+    required_names,
+    terms_of_people,
+    unit_faces,
+)
+from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_labelled_pairs
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.tables.labelled_scores import read_identities, read_labels
@@ -25,7 +37,7 @@ from ida_jax.tables.pair_lists import PairFile, convert_pairs
 
 @dataclass(frozen=True)
 class PairListOptions(FarOptions):
-    """The list's further files."""
+    """The list's other files."""
 
     labels: Path | None = option(None, "1 or 0 a pair", metavar="L")
     identities: Path | None = option(
@@ -42,7 +54,7 @@ class _Listed(NamedTuple):
     identities: np.ndarray | None
 
 
-def _read(request: Request, options: PairListOptions) -> _Listed:
+def _read_listed(request: Request, options: PairListOptions) -> _Listed:
     faces = unit_faces(request)
     names = request.embeddings.names
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +63,7 @@ def _read(request: Request, options: PairListOptions) -> _Listed:
         if request.names is not None or names is None:
             convert(names=names)
         else:
-            try:  # names came along with E: the list may be of rows all the same
+            try:  # E has names of its own, but the list may still be of rows
                 convert(names=None)
             except UserError:
                 convert(names=names)
@@ -68,7 +80,7 @@ def _read(request: Request, options: PairListOptions) -> _Listed:
     return _Listed(faces, pairs, same, identities)
 
 
-def _evaluate(
+def _evaluate_listed(
     request: Request, options: PairListOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
     faces, bad, notes = data.faces
@@ -84,6 +96,48 @@ def _evaluate(
     return {"pairs": evaluated._replace(notes=(*notes, *evaluated.notes))}
 
 
+class _People(NamedTuple):
+    """The good faces, unit rows, the person of each face, and the number of bad ones."""
+
+    faces: np.ndarray
+    people: np.ndarray
+    left_out: int
+
+
+def _read_people(request: Request, options: FarOptions) -> _People:
+    names = required_names(request)
+    for row, name in enumerate(names):
+        if "/" not in name:
+            raise UserError(
+                f"row {row} of {request.path} is named {name}: expected PERSON/IMAGE, which "
+                "says whose face it is"
+            )
+    faces, bad, _ = unit_faces(request)
+    people = np.array([name.split("/")[0] for name in names])[~bad]
+    identities = np.unique(people)
+    if not 1 < identities.size < people.size:
+        raise UserError(
+            f"{request.path} has {people.size} faces of {identities.size} people by their "
+            f"names, PERSON/IMAGE, such as {names[0]}: expected several people, and several images "
+            "of one"
+        )
+    return _People(faces[~bad], people, int(bad.sum()))
+
+
+def _evaluate_all(
+    request: Request, options: FarOptions, data: _People, scorers: Mapping[str, Rescorer]
+) -> dict[str, Evaluation]:
+    _, labels = np.unique(data.people, return_inverse=True)
+    methods = terms_of_people(data.faces, data.people.tolist(), scorers)
+    evaluated = evaluate_all_pairs(
+        data.faces, labels, methods, fars=options.fars or FARS, **request.bootstrap
+    ).evaluated
+    notes = evaluated.notes
+    if data.left_out:
+        notes = (f"{data.left_out:,} faces without an embedding were left out", *notes)
+    return {"all_pairs": evaluated._replace(notes=notes)}
+
+
 register(
     Protocol(
         "pairs",
@@ -91,7 +145,18 @@ register(
         rows="faces",
         needs=("files", "labels"),
         flags=PairListOptions,
-        read=_read,
-        evaluate=_evaluate,
+        read=_read_listed,
+        evaluate=_evaluate_listed,
+    )
+)
+register(
+    Protocol(
+        "all_pairs",
+        files="none: every pair of E",
+        rows="faces, named PERSON/IMAGE",
+        needs=(),
+        flags=FarOptions,
+        read=_read_people,
+        evaluate=_evaluate_all,
     )
 )

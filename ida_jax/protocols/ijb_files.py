@@ -1,4 +1,4 @@
-"""IJB-B and IJB-C as they are released: images in templates, pairs of templates, galleries.
+"""The files of IJB-B and IJB-C: images in templates, pairs of templates, galleries.
 
     FOLDER/meta/ijbc_face_tid_mid.txt           image template medium, a line an image
     FOLDER/meta/ijbc_template_pair_label.txt    template template label (1 genuine, 0 impostor)
@@ -13,7 +13,7 @@ N images, T templates, P pairs, G templates of a gallery.
 import csv
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,20 +21,22 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
+from ida_jax.tables.blocks import parse_columns, text_blocks, text_lines
 
 SUBSETS = ("ijbb", "ijbc")
-# Images, templates, pairs, genuine pairs of the whole releases.
+# Of the whole releases, in the order of `_COUNTED`.
 _WHOLE = {
     "ijbb": (227_630, 12_115, 8_010_270, 10_270),
     "ijbc": (469_375, 23_124, 15_658_489, 19_557),
 }
 _COUNTED = ("images", "templates", "pairs", "genuine pairs")
+_UNKNOWN = "has no images in the list of faces"
 # Ids below it are looked up in a table.
 _TABLE = 1 << 24
 
 
 class IjbMeta(NamedTuple):
-    """What the lists say; rows of templates are places in `template_ids`.
+    """The 1:1 protocol; rows of templates are places in `template_ids`.
 
     Attributes:
       names: the N images' file names, in the lists' order, which is the embeddings'.
@@ -43,8 +45,8 @@ class IjbMeta(NamedTuple):
       template_ids: int64 [T], ascending.
       pairs: int32 [P, 2], rows of templates.
       same: bool [P].
-      detector: float32 [N], the detector's score, or None where the release has no such list.
-      notes: what differs from the whole release.
+      detector: float32 [N], the detector's scores, or None without such a list.
+      notes: differences from the whole release.
     """
 
     names: tuple[str, ...]
@@ -89,11 +91,11 @@ def read_ijb(folder: str | os.PathLike[str], *, subset: str) -> IjbMeta:
       subset: "ijbb" or "ijbc".
 
     Raises:
-      UserError: a list that is absent or has another form, lists that disagree, a pair of an
-        unknown template or of one template alone, a label other than 0 and 1; by file and line.
+      UserError: an absent or malformed list, lists that disagree, a pair of an unknown template or
+        of one template alone, a label other than 0 and 1; by file and line.
     """
     if subset not in SUBSETS:
-        raise UserError(f"subset '{subset}' is unknown: choose ijbb or ijbc")
+        raise UserError(f"unknown subset '{subset}': choose one of {', '.join(SUBSETS)}")
     meta = _meta(folder)
     images = meta / f"{subset}_face_tid_mid.txt"
     names, template_of, media = _columns(images, (str, int, int))
@@ -102,9 +104,9 @@ def read_ijb(folder: str | os.PathLike[str], *, subset: str) -> IjbMeta:
     pairs, same = _pairs(pair_file, template_ids)
     counts = (len(names), template_ids.size, same.size, int(np.count_nonzero(same)))
     notes = [
-        f"{found:,} {what} were found, the whole {subset.upper()} has {whole:,}"
-        for found, whole, what in zip(counts, _WHOLE[subset], _COUNTED, strict=True)
-        if found != whole
+        f"{count:,} {what} were found, the whole {subset.upper()} has {whole:,}"
+        for count, whole, what in zip(counts, _WHOLE[subset], _COUNTED, strict=True)
+        if count != whole
     ]
     points = meta / f"{subset}_name_5pts_score.txt"
     return IjbMeta(
@@ -122,12 +124,11 @@ def read_ijb(folder: str | os.PathLike[str], *, subset: str) -> IjbMeta:
 def read_galleries(
     folder: str | os.PathLike[str], *, subset: str, template_ids: np.ndarray
 ) -> Galleries | None:
-    """Reads the 1:N protocol's lists; None where the release has none of them.
+    """Reads the 1:N protocol's lists; None if the release has none of them.
 
     Raises:
-      UserError: only some of them are there, another form, a template without images, a template of
-        two subjects, a subject twice in a gallery or in both, an enrolled probe; by file, and by
-        line where it is of one line.
+      UserError: an absent or malformed list, a template without images or of two subjects, a
+        subject twice in a gallery or in both, an enrolled probe; by file, and by line if it is one.
     """
     meta = _meta(folder)
     paths = {}
@@ -137,29 +138,29 @@ def read_galleries(
     paths["probes"] = meta / f"{subset}_1N_probe_mixed.csv"
     if not any(path.is_file() for path in paths.values()):
         return None
-    found = {key: _enrolled(path, template_ids) for key, path in paths.items()}
-    for key in ("g1", "g2"):
-        subjects, counts = np.unique(found[key].subjects, return_counts=True)
+    galleries = {key: _enrolled(path, template_ids) for key, path in paths.items()}
+    probes = galleries.pop("probes")
+    for key, gallery in galleries.items():
+        subjects, counts = np.unique(gallery.subjects, return_counts=True)
         if (counts > 1).any():
             raise UserError(
                 f"{paths[key]}: subject {subjects[counts > 1][0]} has {counts.max()} templates, "
                 "expected one a subject in a gallery"
             )
-    both = np.intersect1d(found["g1"].subjects, found["g2"].subjects)
+    both = np.intersect1d(galleries["g1"].subjects, galleries["g2"].subjects)
     if both.size:
         raise UserError(
             f"{paths['g2']}: subject {both[0]} is in {paths['g1'].name} too, expected galleries "
             "without a common subject"
         )
-    probes = found.pop("probes")
-    for key, enrolled in found.items():
-        both = np.intersect1d(enrolled.rows, probes.rows)
+    for key, gallery in galleries.items():
+        both = np.intersect1d(gallery.rows, probes.rows)
         if both.size:
             raise UserError(
                 f"{paths['probes']}: template {template_ids[both[0]]} is in {paths[key].name} too, "
                 "expected probes that are not enrolled"
             )
-    return Galleries(found, probes)
+    return Galleries(galleries, probes)
 
 
 def _meta(folder: str | os.PathLike[str]) -> Path:
@@ -173,28 +174,24 @@ def _meta(folder: str | os.PathLike[str]) -> Path:
 def _pairs(path: Path, template_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int32 [P, 2] and bool [P]."""
     first, second, label = _columns(path, (int, int, int))
-    wrong = np.flatnonzero((label != 0) & (label != 1))
-    if wrong.size:
-        raise UserError(
-            f"{path}:{_line(path, wrong[0])}: label {label[wrong[0]]}, expected 1 for a genuine "
-            "pair and 0 for an impostor pair"
-        )
-    rows = []
-    for ids in (first, second):
-        found = _rows_of(ids, template_ids)
-        unknown = np.flatnonzero(found < 0)
-        if unknown.size:
-            raise UserError(
-                f"{path}:{_line(path, unknown[0])}: template {ids[unknown[0]]} has no images in "
-                "the list of faces"
-            )
-        rows.append(found)
-    alone = np.flatnonzero(rows[0] == rows[1])
-    if alone.size:
-        raise UserError(
-            f"{path}:{_line(path, alone[0])}: template {first[alone[0]]} with itself, expected two"
-        )
-    return np.stack(rows, axis=1), label.astype(bool)
+    _require(
+        path,
+        (label == 0) | (label == 1),
+        lambda row: f"label {label[row]}, expected 1 for a genuine pair and 0 for an impostor pair",
+    )
+
+    def known_rows(ids: np.ndarray) -> np.ndarray:
+        rows = _rows_of(ids, template_ids)
+        _require(path, rows >= 0, lambda row: f"template {ids[row]} {_UNKNOWN}")
+        return rows
+
+    rows = np.stack([known_rows(first), known_rows(second)], axis=1)
+    _require(
+        path,
+        rows[:, 0] != rows[:, 1],
+        lambda row: f"template {first[row]} with itself, expected two",
+    )
+    return rows, label.astype(bool)
 
 
 def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -210,32 +207,32 @@ def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _detector(path: Path, names: np.ndarray, images: Path) -> np.ndarray:
     """float32 [N], the last column of the list of five points."""
-    found, *numbers = _columns(path, (str, *[float] * 11))
-    if len(found) != len(names):
+    own, *numbers = _columns(path, (str, *[float] * 11))
+    if len(own) != len(names):
         raise UserError(
-            f"{path} has {len(found)} lines and {images.name} {len(names)}: expected as many"
+            f"{path} has {len(own)} lines and {images.name} {len(names)}: expected as many"
         )
-    other = np.flatnonzero(found != names)
-    if other.size:
-        raise UserError(
-            f"{path}:{_line(path, other[0])}: image {found[other[0]]}, but {images.name} has "
-            f"{names[other[0]]} there: expected both in the same order"
-        )
+    _require(
+        path,
+        own == names,
+        lambda row: (
+            f"image {own[row]}, but {images.name} has {names[row]} there: expected both "
+            "in the same order"
+        ),
+    )
     score = numbers[-1]
-    # NaN fails the comparison too; a score beyond float32 is as good as infinite.
-    bad = np.flatnonzero(~((score >= 0) & (score <= np.finfo(np.float32).max)))
-    if bad.size:
-        raise UserError(
-            f"{path}:{_line(path, bad[0])}: score {score[bad[0]]}, expected a finite one of at "
-            "least 0"
-        )
+    # NaN fails the comparison too; a score beyond float32 counts as infinite.
+    _require(
+        path,
+        (score >= 0) & (score <= np.finfo(np.float32).max),
+        lambda row: f"score {score[row]}, expected a finite one of at least 0",
+    )
     return score.astype(np.float32)
 
 
 def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
     require_file(path, what="list of templates and subjects")
-    subject_of: dict[int, int] = {}
-    line_of: dict[int, int] = {}
+    entries: dict[int, tuple[int, int]] = {}  # {template: (subject, line)}
     try:
         with path.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened)
@@ -256,58 +253,44 @@ def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
                         f"{path}:{reader.line_num}: expected whole numbers as TEMPLATE_ID and "
                         "SUBJECT_ID"
                     ) from None
-                line_of.setdefault(template, reader.line_num)
-                if subject_of.setdefault(template, subject) != subject:
+                above, _ = entries.setdefault(template, (subject, reader.line_num))
+                if above != subject:
                     raise UserError(
                         f"{path}:{reader.line_num}: template {template} is of subject {subject}, "
-                        f"and of {subject_of[template]} above"
+                        f"and of {above} above"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not subject_of:
+    if not entries:
         raise UserError(f"{path} has no templates")
     try:
-        ids = np.array(sorted(subject_of), np.int64)
-        subjects = np.array([subject_of[template] for template in ids.tolist()], np.int64)
+        ids = np.array(sorted(entries), np.int64)
+        subjects = np.array([entries[template][0] for template in ids.tolist()], np.int64)
     except OverflowError:
         raise UserError(f"{path} has ids beyond 64 bits") from None
     rows = _rows_of(ids, template_ids)
     unknown = ids[rows < 0].tolist()
     if unknown:
-        line, first = min((line_of[template], template) for template in unknown)
-        raise UserError(f"{path}:{line}: template {first} has no images in the list of faces")
+        line, first = min((entries[template][1], template) for template in unknown)
+        raise UserError(f"{path}:{line}: template {first} {_UNKNOWN}")
     return Enrolled(rows, subjects)
 
 
 def _columns(path: Path, kinds: tuple[type, ...]) -> list[np.ndarray]:
-    """The columns of a text file, separated by white space: str, int (64 bits) or float each."""
+    """Columns of a text file, separated by white space: str, int (64 bits) or float."""
     import pyarrow as pa
-    from pyarrow import csv as arrow_csv
 
     require_file(path, what="list")
     types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = [f"{i}" for i in range(len(kinds))]
-    try:
-        with arrow_csv.open_csv(
-            path,
-            arrow_csv.ReadOptions(column_names=columns, block_size=1 << 24),
-            arrow_csv.ParseOptions(delimiter=" ", quote_char=False),
-            arrow_csv.ConvertOptions(
-                column_types={c: types[kind] for c, kind in zip(columns, kinds, strict=True)},
-                null_values=[],
-                strings_can_be_null=False,
-            ),
-        ) as reader:
-            batches = [batch.columns for batch in reader]
-    except (pa.ArrowException, OSError):
-        # Tabs, several spaces, or a mistake, which is then named by its line.
-        return _columns_line_by_line(path, kinds)
-    if not sum(len(batch[0]) for batch in batches):
+    blocks = []
+    for block in text_blocks(path):
+        columns = parse_columns(block, " ", [types[kind] for kind in kinds])
+        if columns is None:  # tabs, several spaces, or a mistake, whose line is then named
+            return _columns_line_by_line(path, kinds)
+        blocks.append([column.to_numpy() for column in columns])
+    if not blocks:
         raise UserError(f"{path} is empty")
-    return [
-        np.concatenate([each.to_numpy(zero_copy_only=False) for each in column])
-        for column in zip(*batches, strict=True)
-    ]
+    return [np.concatenate(column) for column in zip(*blocks, strict=True)]
 
 
 def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarray]:
@@ -315,9 +298,7 @@ def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarra
     for number, line in _lines(path):
         fields = line.split()
         if len(fields) != len(kinds):
-            raise UserError(
-                f"{path}:{number}: {len(fields)} fields were found, expected {len(kinds)}"
-            )
+            raise UserError(f"{path}:{number}: found {len(fields)} fields, expected {len(kinds)}")
         for row, kind, field in zip(rows, kinds, fields, strict=True):
             try:
                 row.append(kind(field))
@@ -325,7 +306,7 @@ def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarra
                     raise ValueError
             except ValueError:
                 raise UserError(
-                    f"{path}:{number}: '{field[:40]}' was found, expected a"
+                    f"{path}:{number}: found '{field[:40]}', expected a"
                     f"{' whole' if kind is int else ''} number"
                 ) from None
     if not rows[0]:
@@ -335,16 +316,13 @@ def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarra
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, each with its number from 1."""
-    try:
-        with path.open(encoding="utf-8-sig") as opened:
-            for number, line in enumerate(opened, 1):
-                if line.strip():
-                    yield number, line
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    """The lines that are not blank, with their numbers from 1."""
+    return (entry for entry in text_lines(path, what="list") if entry[1].strip())
 
 
-def _line(path: Path, row: int) -> int:
-    """The number of the line that holds a row."""
-    return next(itertools.islice(_lines(path), int(row), None))[0]
+def _require(path: Path, good: np.ndarray, fault: Callable[[int], str]) -> None:
+    """Raises UserError with the line and the fault of the first row that is not good."""
+    if not good.all():
+        row = int(np.argmin(good))
+        number, _ = next(itertools.islice(_lines(path), row, None))
+        raise UserError(f"{path}:{number}: {fault(row)}")

@@ -1,7 +1,12 @@
-"""MegaFace's lists: the development kit's, and noise lists.
+"""MegaFace's files: the development kit's lists, noise lists, and features of images.
 
-    LIST          {"path": [...]} of distractors; FaceScrub's has "id": [...] too
-    noises.txt    a path a line, or a file name alone (FaceScrub's); # begins a comment
+    LIST             {"path": [...]} of distractors; FaceScrub's has "id": [...] too
+    noises.txt       a path a line, or a file name alone (FaceScrub's); # begins a comment
+    ROOT/<path>_<model>.bin    an image's feature: int32 (length, 1, 4, 5), then float32, all
+                               little-endian
+
+In place of feature files, embeddings in one file (`ida_jax.tables.embeddings`) whose names are the
+list's paths.
 
 N images, D embedding.
 """
@@ -17,9 +22,12 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.metrics.identification import DISTRACTOR_SIZES, prefix_sets
-from ida_jax.protocols.megaface_features import feature_blocks
-from ida_jax.tables.blocks import one_line, text_blocks
+from ida_jax.tables.blocks import one_line, text_lines
 from ida_jax.tables.embeddings import EmbeddingFile
+
+_BLOCK = 8192
+_HEADER = 4
+_STRIDE, _FLOAT32 = 4, 5
 
 
 class ImageList(NamedTuple):
@@ -40,7 +48,7 @@ class Cleaned(NamedTuple):
     """A list without its noisy images.
 
     Attributes:
-      images: what is left, of the same identities.
+      images: the other images, of the same identities.
       kept: int64, their places in the whole list.
       unknown: noise names that are not in the list.
     """
@@ -51,14 +59,7 @@ class Cleaned(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """The files that say what is searched for, among what.
-
-    Attributes:
-      facescrub: the probes' list.
-      megaface: the distractors'.
-      facescrub_noises: noisy images, which are deleted; None deletes nothing.
-      megaface_noises: the same of the distractors.
-    """
+    """The lists of probes (FaceScrub) and distractors (MegaFace), and of their noisy images."""
 
     facescrub: Path
     megaface: Path
@@ -67,14 +68,14 @@ class Lists(NamedTuple):
 
 
 class Megaface(NamedTuple):
-    """All that the evaluation takes.
+    """The evaluation's data.
 
     Attributes:
       probes: float32 [F, D], rows of any norm.
       labels: int32 [F], their identities.
-      distractors: float32 blocks [n, D], read as they are taken, once.
+      distractors: float32 blocks [n, D], an iterator that reads files.
       sets: {size: the distractors' rows}.
-      notes: what a reader of the figures must know of the lists.
+      notes: remarks on the lists for a reader of the figures.
     """
 
     probes: np.ndarray
@@ -85,10 +86,10 @@ class Megaface(NamedTuple):
 
 
 def find_lists(folder: str | os.PathLike[str]) -> Lists:
-    """The lists of a folder by the names that they are handed round under.
+    """The lists of a folder by their usual names.
 
     facescrub_features_list.json (or the uncropped one), the megaface_features_list.json_N_1 of the
-    largest N, and facescrub_noises.txt and megaface_noises.txt where they are.
+    largest N, and facescrub_noises.txt and megaface_noises.txt if they exist.
 
     Raises:
       UserError: the folder lacks one of the first two.
@@ -96,16 +97,20 @@ def find_lists(folder: str | os.PathLike[str]) -> Lists:
     folder = Path(folder)
     names = ("facescrub_features_list.json", "facescrub_uncropped_features_list.json")
     probes = next((folder / name for name in names if (folder / name).is_file()), None)
-    found = {
+    distractors = {
         int(path.name.rsplit("_", 2)[1]): path
         for path in folder.glob("megaface_features_list.json_*_1")
         if path.name.rsplit("_", 2)[1].isdecimal()
     }
-    if probes is None or not found:
+    if probes is None or not distractors:
         missing = names[0] if probes is None else "megaface_features_list.json_N_1"
         raise UserError(f"{folder} lacks {missing}: put MegaFace's development kit's lists there")
     noises = (folder / name for name in ("facescrub_noises.txt", "megaface_noises.txt"))
-    return Lists(probes, found[max(found)], *(path if path.is_file() else None for path in noises))
+    return Lists(
+        probes,
+        distractors[max(distractors)],
+        *(path if path.is_file() else None for path in noises),
+    )
 
 
 def load_megaface(
@@ -118,14 +123,13 @@ def load_megaface(
     """Probes in memory, distractors as blocks that are read when taken.
 
     Args:
-      lists: the files; a size is the first so many of the distractors' list, noisy ones deleted.
+      lists: the files; a size takes that many from the start of the distractors' list, less noise.
       facescrub: the probes' features, as `feature_blocks` takes them.
       megaface: the distractors'.
       sizes: numbers of distractors; those of 10, 100, … 10⁶ that the list has if None.
 
     Raises:
-      UserError: files that are absent or damaged; images without a feature; sizes larger than the
-        list.
+      UserError: absent or damaged files, images without a feature, sizes larger than the list.
     """
     probes, distractors = read_image_list(lists.facescrub), read_image_list(lists.megaface)
     if probes.labels is None:
@@ -155,7 +159,7 @@ def read_image_list(path: str | os.PathLike[str]) -> ImageList:
     """Reads a list of the development kit, of either kind.
 
     Raises:
-      UserError: no such file, or none of that form; a path that comes twice.
+      UserError: no such file, a malformed one, or a repeated path.
     """
     path = Path(path)
     require_file(path, what="MegaFace list")
@@ -187,25 +191,16 @@ def read_noise_list(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
       UserError: no such file, or not UTF-8 text.
     """
-    path = Path(path)
-    require_file(path, what="noise list")
-    names = []
-    for block in text_blocks(path):
-        for number, line in enumerate(block.text.split(b"\n"), block.first_line):
-            try:
-                name = line.decode("utf-8").split("\t")[-1].strip()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number} is not UTF-8 text") from error
-            if name and not line.startswith(b"#"):
-                names.append(name)
-    return tuple(names)
+    lines = (line for _, line in text_lines(Path(path), what="noise list"))
+    names = (line.split("\t")[-1].strip() for line in lines if not line.startswith("#"))
+    return tuple(name for name in names if name)
 
 
 def without_noise(images: ImageList, noises: Sequence[str]) -> Cleaned:
     """Leaves out the images of a noise list.
 
-    A name without a folder stands for the file of that name in any folder. Suffixes are passed over
-    and a blank is an underscore, in which lists of crops and of whole images differ.
+    A name without a folder stands for the file of that name in any folder. Suffixes are ignored
+    and a blank is an underscore, since lists of crops and of whole images differ in both.
     """
     keys = [_key(name) for name in images.paths]
     by_file: dict[str, list[str]] = {}
@@ -214,9 +209,9 @@ def without_noise(images: ImageList, noises: Sequence[str]) -> Cleaned:
     present, noisy, unknown = set(keys), set(), []
     for name in noises:
         key = _key(name)
-        found = by_file.get(key, []) if "/" not in key else [key] if key in present else []
-        noisy.update(found)
-        if not found:
+        matches = by_file.get(key, []) if "/" not in key else [key] if key in present else []
+        noisy.update(matches)
+        if not matches:
             unknown.append(name)
     kept = np.flatnonzero([key not in noisy for key in keys])
     paths = tuple(images.paths[row] for row in kept)
@@ -239,14 +234,121 @@ def _clean(
 
 
 def _strings(path: Path, content: object, key: str) -> list[str]:
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not found:
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list) or not values:
         raise UserError(f'{path}: expected a JSON object with a list "{key}" that is not empty')
-    for place, value in enumerate(found):
+    for place, value in enumerate(values):
         if not isinstance(value, str) or not value:
             raise UserError(f'{path}: "{key}" entry {place} is {value!r:.40}, expected a name')
-    return found
+    return values
 
 
 def _key(path: str) -> str:
     return os.path.splitext(path.removeprefix("./"))[0].replace(" ", "_")
+
+
+def feature_blocks(
+    source: str | os.PathLike[str] | EmbeddingFile,
+    paths: Sequence[str],
+    *,
+    ending: str | None = None,
+    block: int = _BLOCK,
+) -> Iterator[np.ndarray]:
+    """The features of a list's images in its order, float32 [n, D] blocks of any norm.
+
+    A missing feature is an error of the call; features are read when a block is taken.
+
+    Args:
+      source: a folder of feature files, or embeddings whose names are the paths.
+      paths: N paths.
+      ending: of feature files, "_<model>.bin"; that of the first image's file if None.
+      block: rows of a block.
+
+    Raises:
+      UserError: images without a feature, the first named and all counted; a feature file that is
+        damaged, of a different length or not finite.
+    """
+    starts = range(0, len(paths), block)
+    if not isinstance(source, EmbeddingFile):
+        folder = Path(source)
+        if not folder.is_dir():
+            raise UserError(f"no folder of feature files at {folder}")
+        ending = _only_ending(folder / paths[0]) if ending is None and paths else ending
+        files = [f"{folder}/{path}{ending}" for path in paths]
+        _require_all([f for f in files if not os.path.isfile(f)], len(files), f"in {folder}")
+        return _read_features(files, starts, block)
+    embeddings, own = source.embeddings, source.names
+    if own is None:
+        raise UserError("the embeddings have no names: give one a row, the list's paths")
+    row_of_name = {name.removeprefix("./"): row for row, name in enumerate(own)}
+    _require_all([p for p in paths if p not in row_of_name], len(paths), "among the embeddings")
+    rows = np.array([row_of_name[path] for path in paths], np.int64)
+    return (np.asarray(embeddings[rows[start : start + block]], np.float32) for start in starts)
+
+
+def read_feature(path: str | os.PathLike[str]) -> np.ndarray:
+    """One image's feature, float32 [D].
+
+    Raises:
+      UserError: no such file, an unknown header, truncated or too long, NaN or infinite.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    header = np.frombuffer(content[: 4 * _HEADER], "<i4") if len(content) >= 4 * _HEADER else ()
+    if len(header) < _HEADER or header[0] < 1 or tuple(header[1:]) != (1, _STRIDE, _FLOAT32):
+        raise UserError(
+            f"{path} begins with {list(map(int, header))}: expected the header "
+            f"(length, 1, {_STRIDE}, {_FLOAT32}) of a feature file"
+        )
+    expected = 4 * (_HEADER + int(header[0]))
+    if len(content) != expected:
+        raise UserError(
+            f"{path} has {len(content)} bytes, its header promises {expected}: "
+            f"{'truncated' if len(content) < expected else 'not a feature file'}"
+        )
+    feature = np.frombuffer(content, "<f4", offset=4 * _HEADER).astype(np.float32)
+    if not np.isfinite(feature).all():
+        offset = 4 * (_HEADER + int(np.argmin(np.isfinite(feature))))
+        raise UserError(f"{path}: byte {offset} begins a number that is NaN or infinite")
+    return feature
+
+
+def _read_features(files: Sequence[str], starts: range, block: int) -> Iterator[np.ndarray]:
+    width = None
+    for start in starts:
+        rows = []
+        for file in files[start : start + block]:
+            feature = read_feature(file)
+            width = len(feature) if width is None else width
+            if len(feature) != width:
+                raise UserError(
+                    f"{file} is {len(feature)} wide, {files[0]} {width}: expected one model's"
+                )
+            rows.append(feature)
+        yield np.stack(rows)
+
+
+def _require_all(missing: Sequence[str], count: int, where: str) -> None:
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {count:,} images have no feature {where}, the first is "
+            f"{missing[0]!r}: embed them, or delete them by the noise list"
+        )
+
+
+def _only_ending(image: Path) -> str:
+    try:
+        files = os.listdir(image.parent)
+    except (OSError, ValueError):
+        files = []
+    endings = [file[len(image.name) :] for file in files if file.startswith(image.name)]
+    endings = sorted(ending for ending in endings if ending.endswith(".bin"))
+    if len(endings) != 1:
+        raise UserError(
+            f"{len(endings)} feature files ({', '.join(endings[:3]) or 'none'}) of {str(image)!r}: "
+            "expected one model's, named IMAGE_<model>.bin"
+        )
+    return endings[0]
