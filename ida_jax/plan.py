@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ml_collections import ConfigDict
 
-    from ida_jax.planning.estimate import Costs
+    from ida_jax.planning.costs import Costs
     from ida_jax.planning.topology import Topology
 
 _MIB = 2.0**20
@@ -71,7 +71,7 @@ def _plan(config: "ConfigDict", classes: int, topology: "Topology") -> dict[str,
     import jax
 
     from ida_jax.common.devices import training_mesh
-    from ida_jax.planning.estimate import bounds, measure
+    from ida_jax.planning.costs import bounds, measure
     from ida_jax.planning.flops import count_flops
     from ida_jax.training.train_step import make_program
 

@@ -32,6 +32,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.ops.class_softmax import ClassWeights
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.margin import initial_norm_statistics
+from ida_jax.planning.flops import count_flops
 from ida_jax.training.head_step import Head, head_step, margin_head
 from ida_jax.training.optimizer import backbone_optimizer, learning_rate_schedule
 
@@ -288,3 +289,20 @@ def _split(x: jax.Array, *, parts: int, mesh: Mesh) -> jax.Array:
     x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
     sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "model")))
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def flops_per_image(config: ConfigDict, *, num_classes: int) -> float:
+    """FLOPs of training on one image: three forward passes of the backbone and the head's product.
+
+    A multiplication and an addition count as two, the backward pass as two forward ones. What is
+    computed again (remat, blocks of classes) counts once, as in MFU (model FLOPs utilisation).
+    """
+    c = config.model
+    module = build_network(c.network, c.options.to_dict())
+    image = jax.ShapeDtypeStruct((1, c.image_size, c.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(
+        lambda image: module.init(jax.random.key(0), image, train=False), image
+    )
+    forward = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, image)
+    classes = config.train.sample_rate * num_classes * config.train.sub_centres
+    return 3 * (count_flops(forward).flops + 2 * classes * module.embedding_dim)

@@ -16,7 +16,7 @@ from ida_jax.runs.config import gan_section
 from ida_jax.training import collapse, gan
 from ida_jax.training.gan import train_gan
 from ida_jax.training.gan_step import check_gan_batch, make_gan_program
-from ida_jax.training.metrics import read_metrics
+from ida_jax.training.loop import read_metrics
 
 SIZE = 6  # of the crops; at 8 px they are reflected outwards
 
@@ -144,15 +144,15 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
         check_gan_batch(12, 8)
 
 
-@pytest.mark.parametrize("phase", ["paths", "discriminator"])
+@pytest.mark.parametrize("phase", ["path_length", "discriminator"])
 def test_eight_devices_do_what_one_does(faces, phase):
     images = faces.images[:16]
     found = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = training_mesh(1, devices=devices)
-        # Of 16 faces eight devices and one take the same half for the paths.
+        # Of 16 faces eight devices and one take the same half for the path length.
         program = make_gan_program(config(), seed=3, mesh=mesh)
-        given = put_batch((images,), mesh) if phase in ("discriminator", "steepness") else ()
+        given = put_batch((images,), mesh) if phase in ("discriminator", "r1") else ()
         out = getattr(program, phase)(program.init(), *given)
         state, metrics = out if phase in ("generator", "discriminator") else (out, {})
         # Parameters have taken a step of the gradient's sign; the moments hold the gradient itself.

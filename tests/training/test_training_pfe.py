@@ -12,7 +12,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.runs.config import pfe_section
-from ida_jax.training.metrics import read_metrics
+from ida_jax.training.loop import read_metrics
 from ida_jax.training.pfe import check_pfe_batch, make_pfe_program, train_pfe
 
 SIZE, WIDTH = 32, 8
