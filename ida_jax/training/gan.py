@@ -116,14 +116,14 @@ def train_gan(
             # Those of this call alone, which all processes have alike: they must stop together.
             records: list[dict[str, float]] = []
 
-            def described_step(step: int, values: dict[str, float]) -> dict[str, float]:
+            def with_counts(step: int, values: dict[str, float]) -> dict[str, float]:
                 return {**values, "step": step, "images": step * c.batch_size}
 
             def check(step: int, values: dict[str, float]) -> None:
-                _check_health([*records, described_step(step, values)], step, workdir)
+                _check_health([*records, with_counts(step, values)], step, workdir)
 
             def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
-                entry = described_step(step, values)
+                entry = with_counts(step, values)
                 if step > compiled:
                     entry["images_per_second"] = steps_per_second * c.batch_size
                 write(step, entry)
@@ -200,7 +200,7 @@ def _evaluations(workdir: Path) -> dict[int, float]:
 
 
 def _check_health(records: Sequence[Mapping[str, float]], step: int, workdir: Path) -> None:
-    """Raises UserError where the last records show a collapse, naming what is still good."""
+    """Raises UserError if the last records show a collapse, and names the last good generator."""
     reason = collapse_reason(records)
     if reason is None:
         return

@@ -51,7 +51,7 @@ class PfeState(NamedTuple):
       step: int32 scalar, steps taken.
       params: the uncertainty module's parameters.
       batch_stats: its BatchNorm statistics.
-      opt_state: its optimiser's.
+      opt_state: of its optimiser.
     """
 
     step: jax.Array
