@@ -79,10 +79,10 @@ def ours(options: dict[str, Any], variant: str) -> dict[str, Callable]:
     updates = {
         "generator": (program.generator, (program.state,), 1),
         "discriminator": (program.discriminator, (program.state, batch), 1),
-        "steepness": (program.steepness, (program.state, batch), config.r1_every),
+        "r1": (program.r1, (program.state, batch), config.r1_every),
     }
     if config.path_weight:
-        updates["paths"] = (program.paths, (program.state,), config.path_every)
+        updates["path_length"] = (program.path_length, (program.state,), config.path_every)
     start = time.perf_counter()
     traced = {name: (f.trace(*given), every) for name, (f, given, every) in updates.items()}
     compiled = {name: update.lower().compile() for name, (update, _) in traced.items()}
@@ -98,10 +98,10 @@ def ours(options: dict[str, Any], variant: str) -> dict[str, Callable]:
             # In the order of `ida_jax.training.gan`.
             state, losses = compiled["generator"](state)
             if config.path_weight and number % config.path_every == 0:
-                state = compiled["paths"](state)
+                state = compiled["path_length"](state)
             state, new = compiled["discriminator"](state, images)
             if number % config.r1_every == 0:
-                state = compiled["steepness"](state, images)
+                state = compiled["r1"](state, images)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         _check_finite(losses | new)
@@ -192,7 +192,7 @@ def machine(options: dict[str, Any]) -> dict[str, Callable]:
 
     def describe() -> dict[str, Any]:
         from ida_jax.common.provenance import provenance
-        from ida_jax.training.utilisation import peak_flops
+        from ida_jax.planning.topology import peak_flops
 
         peak = None
         # A CPU's name is in no table.

@@ -17,7 +17,7 @@ Both run in processes of their own, in turn, ours and PyTorch's in one round; fi
 the rounds, `ratio` the median of each round's ratio of images/s. Each variant of ours has rounds
 with PyTorch of its own. A variant is "plain" or changes of the config's section train, joined by +:
 remat=true, batch_norm=per_device, head_dtype=bfloat16, class_block=8192, sample_rate=0.1, ….
-MFU compares the FLOPs of `ida_jax.training.utilisation` with the data sheet's rate, and with what
+MFU compares the FLOPs of `flops_per_image` with the data sheet's rate, and with what
 the best of several square matrix products reached on the device in the same run.
 
 --xla-flags may be given several times; every variant is measured with each. Worth trying on GPUs:

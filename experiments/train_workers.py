@@ -207,7 +207,8 @@ def machine(options: dict[str, Any]) -> dict[str, Callable]:
     import jax.numpy as jnp
 
     from ida_jax.common.provenance import provenance
-    from ida_jax.training.utilisation import flops_per_image, peak_flops
+    from ida_jax.planning.topology import peak_flops
+    from ida_jax.training.train_step import flops_per_image
 
     def matrix_product(sizes: list[int]) -> dict[str, float]:
         """FLOP/s of square products in the benchmark's type."""

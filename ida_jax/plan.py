@@ -1,8 +1,8 @@
 """python -m ida_jax.plan --config=FILE[:variant] --topology=v5e:16x16 [--classes=C] [--json=FILE]
 
-Compiles a config's training step for a TPU slice, on any machine and without a TPU, and says what
-it needs there: memory on each device against what it has, operations, memory traffic, bytes sent by
-each kind of collective, and the time that a step takes at least. --config.key=value as in training.
+Compiles a config's training step for a TPU slice, on any machine and without a TPU, and reports
+what it needs there: memory of each device against its limit, operations, memory traffic, bytes sent
+by each kind of collective, and a lower bound on a step's time. --config.key=value as in training.
 
 The topology is KIND:SHAPE in chips, such as v5e:16x16, v5p:4x4x8, v6e:8x8, or cpu:8 for fake
 devices. Bytes sent are those of rings: each device sends 2(n-1)/n of an array that n devices
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ml_collections import ConfigDict
 
-    from ida_jax.planning.estimate import Costs
+    from ida_jax.planning.costs import Costs
     from ida_jax.planning.topology import Topology
 
 _MIB = 2.0**20
@@ -67,11 +67,11 @@ def main(argv: list[str]) -> None:
 
 
 def _plan(config: "ConfigDict", classes: int, topology: "Topology") -> dict[str, Any]:
-    """Compiles, prints as it learns, and returns the figures."""
+    """Compiles the step; prints its figures as they become known, and returns them."""
     import jax
 
     from ida_jax.common.devices import training_mesh
-    from ida_jax.planning.estimate import bounds, measure
+    from ida_jax.planning.costs import bounds, measure
     from ida_jax.planning.flops import count_flops
     from ida_jax.training.train_step import make_program
 
@@ -177,7 +177,7 @@ def _classes(config: "ConfigDict") -> int:
         import tensorflow_datasets as tfds
 
         return tfds.builder_from_directory(path).info.features["label"].num_classes
-    raise UserError(f"how many classes? The data set '{data.name}' does not tell: give --classes=C")
+    raise UserError(f"how many classes? Unknown for the data set '{data.name}': give --classes=C")
 
 
 def _as_dict(costs: "Costs") -> dict[str, Any]:

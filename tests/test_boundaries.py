@@ -92,6 +92,8 @@ def test_training_loops_never_import_each_other():
     for name in loops:
         others = {f"ida_jax.training.{other}" for other in loops - {name}}
         assert not _imports(ROOT / "training" / f"{name}.py") & others
+    ours = {f"ida_jax.training.{name}" for name in loops}
+    assert not _imports(ROOT / "training" / "loop.py") & ours
 
 
 def test_only_the_search_imports_scann():

@@ -1,7 +1,7 @@
 """Floating-point operations of a traced function: its matrix products and convolutions.
 
-Counted on the jaxpr, where every loop's rounds are known; XLA's cost analysis counts a loop's body
-once. Elementwise work is left out: it is not what a peak rate is stated for.
+Counted on the jaxpr, where every scan's length is known; XLA's cost analysis counts a loop's body
+once. Elementwise work is left out, since peak rates are stated for products.
 """
 
 import math
@@ -28,7 +28,7 @@ _PASSES = {jax.lax.Precision.HIGHEST: 6, jax.lax.Precision.HIGH: 3}
 
 
 def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
-    """Counts a jaxpr: scans by their length, a `while` once, of a conditional the dearest branch.
+    """Counts a jaxpr: a scan by its length, a `while` once, a conditional by its costliest branch.
 
     A `shard_map`'s body counts once for each of its devices; convolutions of strided gradients are
     counted without the zeros between their rows.
@@ -66,8 +66,8 @@ def _passes(equation: Any) -> int:
     if all(variable.aval.dtype != "float32" for variable in equation.invars):
         return 1
     precision = equation.params["precision"]
-    each = precision if isinstance(precision, tuple) else (precision,)
-    return max(_PASSES.get(one, 1) for one in each)
+    operands = precision if isinstance(precision, tuple) else (precision,)
+    return max(_PASSES.get(operand, 1) for operand in operands)
 
 
 def _dot(equation: Any) -> float:
@@ -79,7 +79,7 @@ def _dot(equation: Any) -> float:
 def _convolution(equation: Any) -> float:
     kernel = equation.invars[1].aval
     output_features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-    # The kernel's input features are those of one group already. Of a kernel that is itself a
-    # gradient (the filter's backward pass), dilation adds no products; of an input it adds zeros.
+    # The kernel's input features are those of one group. A dilated input holds zeros, which are not
+    # counted; a dilated kernel, which is a gradient (the filter's backward pass), adds no products.
     taken = kernel.size / output_features / math.prod(equation.params["lhs_dilation"])
     return 2.0 * equation.outvars[0].aval.size * taken / equation.params["batch_group_count"]

@@ -14,7 +14,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.-]+)")
 _CALLEE = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_KNOWN_ROUNDS = re.compile(r'known_trip_count"?:\s*\{"n":\s*"(\d+)"')
+_TRIP_COUNT = re.compile(r'known_trip_count"?:\s*\{"n":\s*"(\d+)"')
 
 
 class Instruction(NamedTuple):
@@ -68,31 +68,31 @@ def parse(text: str) -> Module:
     computations, current, entry = {}, {}, ""
     for line in text.splitlines():
         if not line[:1].isspace():
-            if found := _COMPUTATION.match(line):
-                current = computations.setdefault(found["name"], {})
-                entry = found["name"] if found["entry"] else entry
-        elif found := _INSTRUCTION.match(line):
-            inside, attributes = _split(found["rest"])
-            current[found["name"]] = Instruction(
-                found["name"], found["type"], found["opcode"],
-                tuple(_NAME.findall(inside)), inside, attributes, bool(found["root"]),
+            if header := _COMPUTATION.match(line):
+                current = computations.setdefault(header["name"], {})
+                entry = header["name"] if header["entry"] else entry
+        elif match := _INSTRUCTION.match(line):
+            inside, attributes = _split(match["rest"])
+            current[match["name"]] = Instruction(
+                match["name"], match["type"], match["opcode"],
+                tuple(_NAME.findall(inside)), inside, attributes, bool(match["root"]),
             )  # fmt: skip
     return Module(computations, entry)
 
 
 def executed(module: Module) -> Iterator[Executed]:
-    """What a run of the program executes: loop bodies as often as they run, both branches of a
-    conditional, fusions as one instruction.
+    """The instructions that one run executes, and how often.
 
-    A loop whose rounds are not in the text counts once (`unknown_loops`).
+    Loop bodies count as often as they run, both branches of a conditional once, a fusion as one
+    instruction, and a loop without a known trip count once (`unknown_loops`).
     """
 
     def visit(name: str, times: int) -> Iterator[Executed]:
         computation = module.computations[name]
         for instruction in computation.values():
             if instruction.opcode == "while":
-                rounds = _rounds(instruction, module) or 1
-                yield from visit(instruction.callees()[0], times * rounds)
+                trips = _trip_count(instruction, module) or 1
+                yield from visit(instruction.callees()[0], times * trips)
             elif instruction.opcode in ("call", "conditional"):
                 for callee in instruction.callees():
                     yield from visit(callee, times)
@@ -103,9 +103,9 @@ def executed(module: Module) -> Iterator[Executed]:
 
 
 def unknown_loops(module: Module) -> int:
-    """How many loops do not tell how often they run."""
+    """The number of loops without a known trip count."""
     return sum(
-        instruction.opcode == "while" and _rounds(instruction, module) is None
+        instruction.opcode == "while" and _trip_count(instruction, module) is None
         for computation in module.computations.values()
         for instruction in computation.values()
     )
@@ -129,7 +129,7 @@ def array_bytes(type_text: str, *, main_memory: bool = False) -> float:
 
 def arrays(type_text: str) -> list[str]:
     """The array types of a type, in order."""
-    return [found[0] for found in _ARRAY.finditer(type_text)]
+    return [match[0] for match in _ARRAY.finditer(type_text)]
 
 
 def _split(rest: str) -> tuple[str, str]:
@@ -142,9 +142,9 @@ def _split(rest: str) -> tuple[str, str]:
     return rest, ""
 
 
-def _rounds(loop: Instruction, module: Module) -> int | None:
-    """A loop's rounds as XLA wrote them down, or else by its condition i < N, from i = 0."""
-    if known := _KNOWN_ROUNDS.search(loop.attributes):
+def _trip_count(loop: Instruction, module: Module) -> int | None:
+    """A loop's trip count as XLA noted it, or else from its condition i < N, counting from 0."""
+    if known := _TRIP_COUNT.search(loop.attributes):
         return int(known[1])
     condition = module.computations[re.search(r"condition=%?([\w.-]+)", loop.attributes)[1]]
     root = next(i for i in condition.values() if i.is_root)

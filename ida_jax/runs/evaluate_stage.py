@@ -36,7 +36,7 @@ def evaluate_run(run: Run) -> None:
     """Writes results.json and report.html of the run's evaluation set."""
     from ida_jax.report.pair_cards import changed_pairs
     from ida_jax.report.run_report import write_run_report
-    from ida_jax.training.metrics import read_metrics
+    from ida_jax.training.loop import read_metrics
 
     c = run.config
     data = run.eval_faces

@@ -1,18 +1,21 @@
 """Training checkpoints by Orbax: a folder a step, written while the training goes on.
 
-The newest two are kept, and the most accurate. Each carries the CRC-32 of its files: Orbax's format
-has checksums of its indices, not of the arrays, so that an altered weight would load in silence.
+The newest two are kept, and the most accurate one. Each holds the size and CRC-32 of its files:
+Orbax checks its indices, not the arrays, so that an altered weight would load silently.
 
-The checksums are written before Orbax's rename, so that a checkpoint is whole and verified or does
-not count. They are compared first and shapes afterwards, which tells damage from another config.
-Class padding may differ: that is how a training resumes on another number of devices.
+The checksums are written before Orbax renames the folder, so that a checkpoint is whole and
+verifiable or does not count. They are compared before shapes, which tells damage from another
+config. Class padding may differ: that is how a training resumes on another number of devices.
 """
 
+import json
 import logging
 import math
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +23,11 @@ from typing import Any, NamedTuple
 import jax
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.processes import is_first
-from ida_jax.training.checkpoint_damage import damage_of, put_damaged_aside, write_checksums
+from ida_jax.common.processes import OthersFailed, agree, cores, is_first
+
+_CHECKSUMS = "checksums.json"
+_SMALL = 2**20  # bytes
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # gets a date after the checksums are made
 
 
 class Restored(NamedTuple):
@@ -40,14 +46,14 @@ class Checkpoints(NamedTuple):
     """An open folder of checkpoints. Several processes call every function together.
 
     Attributes:
-      restore: (like) → the newest one, None where there is none. `like` is a pytree of arrays or
-        ShapeDtypeStructs with shardings, of any device count. Raises UserError where another
-        structure, shape or type was saved; below a key `head` the padding may differ.
-      restore_best: (like) → the most accurate one, None where none has an accuracy.
-      save: (step, state, *, accuracy=None) copies the state off the devices and returns: it may be
-        donated then; the writing goes on behind. A step that is there already is left as it is.
-        Raises UserError where this write or the one before fails.
-      wait: () returns when all is on disk. Raises UserError where that fails.
+      restore: (like) → the newest one, or None. `like` is a pytree of arrays or ShapeDtypeStructs
+        with shardings, for any device count. Raises UserError if another structure, shape or type
+        was saved; below a key `head` the padding may differ.
+      restore_best: (like) → the most accurate one, or None if none has an accuracy.
+      save: (step, state, *, accuracy=None) copies the state off the devices and returns: it may
+        then be donated; the writing continues in the background. A step that already exists is left
+        as it is. Raises UserError if this write or the previous one fails.
+      wait: () returns when everything is on disk. Raises UserError if a write fails.
     """
 
     restore: Callable[[Any], Restored | None]
@@ -60,23 +66,23 @@ class Checkpoints(NamedTuple):
 def open_checkpoints(
     folder: str | os.PathLike[str], *, num_classes: int | None = None
 ) -> Iterator[Checkpoints]:
-    """Opens DIR for saving and restoring; when it is left, what was saved is on disk.
+    """Opens DIR for saving and restoring; on leaving it, everything saved is on disk.
 
     A checkpoint is written under a temporary name and renamed when whole, so that a run killed at
-    any moment finds its newest whole one. One that is damaged nevertheless (files missing, cut or
-    altered) is renamed to `corrupt-STEP`, with a line on stderr, and the one before is the newest.
+    any moment finds its newest whole one. One damaged later (files missing, truncated or altered)
+    is renamed to `corrupt-STEP`, with a line on stderr, and the one before it counts as the newest.
 
     Args:
       folder: DIR, on a file system that all processes share.
       num_classes: real rows of the leaves below `head`; the others are padding.
 
     Raises:
-      UserError: there are checkpoints, and all are damaged; or a write failed.
+      UserError: all checkpoints are damaged, or a write failed.
     """
     from orbax.checkpoint import v1 as ocp
 
     folder = Path(folder).absolute()
-    put_damaged_aside(folder)
+    _put_damaged_aside(folder)
     log = logging.getLogger("absl")
     log_level = log.level
     log.setLevel(logging.CRITICAL)  # Orbax reports every step of a save, and errors at length
@@ -91,7 +97,7 @@ def open_checkpoints(
         """Called when all files are written, before the rename that makes them a checkpoint."""
         if is_first():
             (unfinished,) = folder.glob(f"{writing}.orbax-checkpoint-tmp*")
-            write_checksums(unfinished)
+            _write_checksums(unfinished)
 
     context = ocp.Context()
     context.array_options.saving.use_compression = False  # floats shrink by 8 % and take the cores
@@ -155,7 +161,7 @@ def open_checkpoints(
         wait()
         rated = [(c.metrics["accuracy"], c.step) for c in checkpointer.checkpoints if c.metrics]
         for _, step in sorted(rated, reverse=True):
-            damage = damage_of(folder / str(step), every_byte=True)
+            damage = _damage(folder / str(step), every_byte=True)
             if damage is None:
                 return load(step, like)
             _say(f"checkpoint {folder / str(step)} is damaged ({damage}): the next best is read")
@@ -173,7 +179,7 @@ def open_checkpoints(
 def _check_fits(
     checkpoint: Path, saved: Any, like: Any, classes: int | None, num_classes: int | None
 ) -> None:
-    """Raises UserError where a state of another structure was saved; Orbax would pad or cast."""
+    """Raises UserError if a state of another structure was saved; Orbax would pad or cast it."""
     there, wanted = _leaves(saved), _leaves(like)
     if unlike := sorted(there.keys() ^ wanted.keys()):
         name = unlike[0]
@@ -220,7 +226,7 @@ def _fits(name: str, saved: Any, wanted: Any, num_classes: int | None) -> bool:
 
 @contextmanager
 def _write_errors(folder: Path, *, kind: type[Exception] = Exception) -> Iterator[None]:
-    """What a failed write raises, at once or behind, as a UserError."""
+    """Turns the error of a failed write, immediate or in the background, into a UserError."""
     try:
         yield
     except kind as error:
@@ -233,3 +239,95 @@ def _write_errors(folder: Path, *, kind: type[Exception] = Exception) -> Iterato
 def _say(line: str) -> None:
     if is_first():
         print(line, file=sys.stderr)
+
+
+def _write_checksums(checkpoint: Path) -> None:
+    """Writes checksums.json, {name: [bytes, CRC-32]} of all files below a folder."""
+    files = (p for p in checkpoint.rglob("*") if p.is_file() and p.name != _ORBAX_METADATA)
+    names = [file.relative_to(checkpoint).as_posix() for file in files]
+    sizes = [(checkpoint / name).stat().st_size for name in names]
+    sums = zip(names, sizes, _crcs(checkpoint, names), strict=True)
+    text = json.dumps({name: [size, crc] for name, size, crc in sums})
+    (checkpoint / _CHECKSUMS).write_text(text)
+
+
+def _put_damaged_aside(folder: Path) -> None:
+    """Renames the damaged checkpoints of a folder to `corrupt-STEP`, if a whole one is left.
+
+    Every byte is read from the newest down to the first whole one; of older ones only the small
+    files, which Orbax reads when it opens the folder. Several processes call it together.
+
+    Raises:
+      UserError: all checkpoints are damaged; none is renamed.
+    """
+    steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), reverse=True)
+    damaged, newest_whole = {}, None
+    for step in steps:
+        damage = _damage(folder / str(step), every_byte=newest_whole is None)
+        if damage is not None:
+            damaged[step] = damage
+        elif newest_whole is None:
+            newest_whole = step
+    if steps and newest_whole is None:
+        what = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
+        raise UserError(
+            f"every checkpoint in {folder} is damaged ({what}): put a whole one there, or delete "
+            "the folder to begin again"
+        )
+    for step, damage in damaged.items() if is_first() else ():
+        aside = folder / f"corrupt-{step}"
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        (folder / str(step)).rename(aside)
+        _say(
+            f"checkpoint {folder / str(step)} is damaged ({damage}): it is renamed to "
+            f"{aside.name}; the newest whole one is of step {newest_whole}"
+        )
+    agree()
+
+
+def _damage(checkpoint: Path, *, every_byte: bool) -> str | None:
+    """What process 0 finds wrong with a checkpoint's files, on every process; None if nothing.
+
+    Args:
+      checkpoint: its folder.
+      every_byte: False reads only files up to 1 MiB, and the others' sizes.
+    """
+    damage = _own_damage(checkpoint, every_byte=every_byte) if is_first() else None
+    try:
+        agree(damage is None)
+    except OthersFailed:
+        return "as process 0 says"
+    return damage
+
+
+def _own_damage(checkpoint: Path, *, every_byte: bool) -> str | None:
+    try:
+        json.loads((checkpoint / _ORBAX_METADATA).read_bytes())
+        expected = json.loads((checkpoint / _CHECKSUMS).read_bytes())
+        for name, (size, _) in expected.items():
+            present = (checkpoint / name).stat().st_size
+            if present != size:
+                return f"{name} has {present} bytes of {size}"
+        names = [name for name, (size, _) in expected.items() if every_byte or size <= _SMALL]
+        for name, crc in zip(names, _crcs(checkpoint, names), strict=True):
+            if crc != expected[name][1]:
+                return f"{name} was altered"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(checkpoint)} is missing"
+    except (OSError, ValueError) as error:  # ValueError: checksums.json is no JSON
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _crcs(folder: Path, names: list[str]) -> list[int]:
+    with ThreadPoolExecutor(min(4, cores())) as threads:  # zlib and reads release the GIL
+        return list(threads.map(lambda name: _crc(folder / name), names))
+
+
+def _crc(file: Path) -> int:
+    crc, buffer = 0, bytearray(2**22)
+    with file.open("rb", buffering=0) as opened:
+        while count := opened.readinto(buffer):
+            crc = zlib.crc32(memoryview(buffer)[:count], crc)
+    return crc

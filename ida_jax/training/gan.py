@@ -5,20 +5,18 @@ N faces, S crop size, R resolution.
 
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import put_batch, training_mesh
-from ida_jax.common.errors import Stopped, UserError
+from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.contact_sheet import contact_sheet
@@ -32,13 +30,20 @@ from ida_jax.training.gan_step import (
     make_gan_program,
     network_options,
 )
-from ida_jax.training.metrics import Write, open_metrics, read_metrics
-from ida_jax.training.preemption import preemption
+from ida_jax.training.loop import (
+    Progress,
+    Write,
+    open_metrics,
+    preemption,
+    read_metrics,
+    training_steps,
+)
 
 _SHEET = 8  # faces along a side of a sample sheet
-# The same faces at every moment of a training, so that sheets can be compared.
+# The same latents at every step of a training, so that sheets can be compared.
 _SHEET_SEED = 0
-# StyleGAN2-ADA's article trains on 1,000 to 140,000 images; below some thousands with losses.
+# The article on StyleGAN2-ADA trains on 1,000 to 140,000 images; below a few thousand it loses
+# quality.
 _FEW = 5_000
 
 Evaluate = Callable[[FaceGenerator], Mapping[str, float]]
@@ -53,26 +58,26 @@ def train_gan(
     evaluate: Evaluate,
     title: str = "",
 ) -> FaceGenerator:
-    """Trains to `gan.steps` and returns the generator; goes on from the workdir's last checkpoint.
+    """Trains to `gan.steps` and returns the generator; resumes from the workdir's last checkpoint.
 
     Args:
-      dataset: faces; their labels are not looked at.
+      dataset: faces; their labels are ignored.
       config: the section gan (`ida_jax.runs.config.gan_section`).
       workdir: gets gan_checkpoints/, metrics.jsonl, tensorboard/, and for every evaluation
         generators/STEP.safetensors and samples/STEP.png.
-      seed: of everything that is drawn.
-      evaluate: a generator's figures, among them frechet, asked for every `gan.evaluate_every`
-        steps.
+      seed: of everything random.
+      evaluate: returns a generator's figures, among them frechet; called every
+        `gan.evaluate_every` steps.
       title: of the training, for the generator's provenance.
 
     Returns:
-      The last generator, or with `gan.keep` "best" the one with the least Fréchet distance; to the
-      first process with its figures, to the others the last.
+      The last generator, or with `gan.keep` "best" the one with the smallest Fréchet distance.
+      Process 0 gets it with its figures; the other processes always get the last one.
 
     Raises:
       UserError: a batch that the devices do not divide, a loss that is no longer finite, or a
         collapse (`ida_jax.training.collapse`), with the last good generator's file.
-      Stopped: SIGTERM or Ctrl-C came, and the state is saved.
+      Stopped: SIGTERM or Ctrl-C was received, and the state is saved.
     """
     c, workdir = config, Path(workdir)
     mesh = training_mesh(1)
@@ -90,15 +95,14 @@ def train_gan(
 
     with (
         open_checkpoints(workdir / "gan_checkpoints") as checkpoints,
-        preemption() as asked_to_stop,
+        preemption() as stop_requested,
     ):
-        restored = checkpoints.restore(program.state)
-        first_step, state = restored or (0, program.init())
+        progress = Progress(*(checkpoints.restore(program.state) or (0, program.init())))
         batches = training_batches(
             dataset,
             batch_size=c.batch_size,
             seed=seed,
-            first_step=first_step,
+            first_step=progress.step,
             shard=jax.process_index(),
             shards=jax.process_count(),
             augment=c.augment,
@@ -106,85 +110,71 @@ def train_gan(
         )
         with (
             closing(batches),
-            open_metrics(workdir, stage="gan", first_step=first_step)
-            if is_first()
-            else nullcontext(lambda step, scalars: None) as write,
-            tqdm(
-                total=c.steps, initial=first_step, desc="gan", unit="step", disable=not is_first()
-            ) as bar,
+            open_metrics(workdir, stage="gan", first_step=progress.step) as write,
         ):
+            compiled = progress.step + c.log_every  # before it, the updates were compiled
+            # Those of this call alone, which all processes have alike: they must stop together.
+            records: list[dict[str, float]] = []
 
-            def is_due(step: int) -> bool:
-                return step > 0 and (step % c.evaluate_every == 0 or step == c.steps)
+            def with_counts(step: int, values: dict[str, float]) -> dict[str, float]:
+                return {**values, "step": step, "images": step * c.batch_size}
 
-            def evaluate_if_due(step: int, state: GanState) -> None:
-                if not is_due(step):
+            def check(step: int, values: dict[str, float]) -> None:
+                _check_health([*records, with_counts(step, values)], step, workdir)
+
+            def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
+                entry = with_counts(step, values)
+                if step > compiled:
+                    entry["images_per_second"] = steps_per_second * c.batch_size
+                write(step, entry)
+                records.append(entry)
+                return (
+                    f"loss G {entry['generator_loss']:.3g} D {entry['discriminator_loss']:.3g}, "
+                    f"p {entry['augment_probability']:.2f}, "
+                    f"{entry.get('images_per_second', float('nan')):.3g} images/s"
+                )
+
+            def evaluate_if_due() -> None:
+                step = progress.step
+                if not step or (step % c.evaluate_every and step < c.steps):
                     return
-                generator = snapshot(step, state)
+                generator = snapshot(step, progress.state)
                 with all_or_none():
                     if is_first() and step not in _evaluations(workdir):
                         _evaluated(workdir, step, generator, evaluate, write)
 
             with all_or_none():
-                if is_first() and not first_step:
+                if is_first() and not progress.step:
                     _warn_of_few(len(dataset.labels))
                     _write_sheet(_path(workdir, "samples", "real", "png"), _some(dataset))
-                    _show(workdir, 0, snapshot(0, state))
-            # Those of this call alone, which all processes have alike: they must stop together.
-            records: list[dict[str, float]] = []
-            evaluate_if_due(first_step, state)  # where the training stopped between the two
-            mark, previous = (first_step, time.perf_counter()), None
-            for step, batch in zip(range(first_step + 1, c.steps + 1), batches, strict=False):
+                    _show(workdir, 0, snapshot(0, progress.state))
+            for step, batch in training_steps(
+                progress,
+                batches,
+                stage="gan",
+                steps=c.steps,
+                check=check,
+                record=record,
+                is_logged=lambda step: step % c.log_every == 0,
+                check_every_step=False,
+                checkpoints=checkpoints,
+                checkpoint_every=c.checkpoint_every,
+                evaluate_every=c.evaluate_every,
+                stop_requested=stop_requested,
+            ):
+                # The state before is saved; a training stopped between the two is evaluated here.
+                evaluate_if_due()
                 (images,) = put_batch((batch.images,), mesh)
-                state, of_generator = program.generator(state)
+                state, of_generator = program.generator(progress.state)
                 if c.path_weight and step % c.path_every == 0:
-                    state = program.paths(state)
+                    state = program.path_length(state)
                 state, of_discriminator = program.discriminator(state, images)
                 if step % c.r1_every == 0:
-                    state = program.steepness(state, images)
-                metrics = of_generator | of_discriminator
-                # Waiting for the step before leaves the device one step to work on meanwhile.
-                if previous is not None:
-                    previous.block_until_ready()
-                previous = metrics["discriminator_loss"]
-                bar.update()
-
-                stopping = asked_to_stop(step)
-                saving = stopping or is_due(step) or step % c.checkpoint_every == 0
-                if saving or step % c.log_every == 0:
-                    record = {name: float(value) for name, value in metrics.items()}
-                    record |= {"step": step, "images": step * c.batch_size}
-                    # What is saved is healthy.
-                    _check_health([*records, record], step, workdir)
-                if step % c.log_every == 0:
-                    now = time.perf_counter()
-                    if step > first_step + c.log_every:  # before it, the updates were compiled
-                        speed = (step - mark[0]) * c.batch_size / (now - mark[1])
-                        record["images_per_second"] = speed
-                    mark = (step, now)
-                    write(step, record)
-                    records.append(record)
-                    bar.set_postfix_str(
-                        f"loss G {record['generator_loss']:.3g} "
-                        f"D {record['discriminator_loss']:.3g}, "
-                        f"p {record['augment_probability']:.2f}, "
-                        f"{record.get('images_per_second', float('nan')):.3g} images/s"
-                    )
-                if not saving:
-                    continue
-                checkpoints.save(step, state)
-                if stopping and step < c.steps:
-                    checkpoints.wait()
-                    raise Stopped(
-                        f"at step {step} of {c.steps}, which is saved: the same command "
-                        "goes on from there"
-                    )
-                evaluate_if_due(step, state)
-                # What was just done is not the training's speed.
-                mark = (step, time.perf_counter())
-        checkpoints.wait()
+                    state = program.r1(state, images)
+                progress.state, progress.metrics = state, of_generator | of_discriminator
+            evaluate_if_due()
     if not is_first():
-        return snapshot(c.steps, state)
+        return snapshot(c.steps, progress.state)
     distances = _evaluations(workdir)
     finite = [step for step, distance in distances.items() if np.isfinite(distance)]
     step = min(finite, key=distances.get) if c.keep == "best" and finite else c.steps
@@ -194,7 +184,7 @@ def train_gan(
 def _evaluated(
     workdir: Path, step: int, generator: FaceGenerator, evaluate: Evaluate, write: Write
 ) -> None:
-    """Figures to the run's records, a sheet of samples, and the generator with both its figures."""
+    """Evaluates: writes a sheet of samples, the generator with its figures, and their record."""
     _show(workdir, step, generator)
     figures = {name: float(value) for name, value in evaluate(generator).items()}
     provenance = {**generator.provenance, "figures": figures}
@@ -210,11 +200,11 @@ def _evaluations(workdir: Path) -> dict[int, float]:
 
 
 def _check_health(records: Sequence[Mapping[str, float]], step: int, workdir: Path) -> None:
-    """Raises UserError where the last records show a collapse, naming what is still good."""
+    """Raises UserError if the last records show a collapse, and names the last good generator."""
     reason = collapse_reason(records)
     if reason is None:
         return
-    # It began before it was sure.
+    # It began with the window that shows it.
     began = records[-min(WINDOW, len(records))]["step"]
     good = [p for p in (workdir / "generators").glob("*.safetensors") if int(p.stem) < began]
     last = max(good, key=lambda path: int(path.stem), default=None)
@@ -241,7 +231,7 @@ def _show(workdir: Path, step: int, generator: FaceGenerator) -> None:
 
 
 def _some(dataset: FaceDataset) -> list[np.ndarray]:
-    """Faces spread over the set, as many as a sheet of samples has."""
+    """Faces spread evenly over the set, as many as a sheet of samples holds."""
     rows = np.linspace(0, len(dataset.labels) - 1, min(_SHEET**2, len(dataset.labels)))
     return [dataset.images[int(row)] for row in rows]
 

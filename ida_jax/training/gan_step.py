@@ -4,7 +4,7 @@ Sources: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" 
 regularisation and path length; "Training Generative Adversarial Networks with Limited Data" (2020),
 the adaptive augmentation.
 
-Lazy regularisation is two updates of its own, so that four functions are compiled, whatever the
+Lazy regularisation is two separate updates, so that four functions are compiled, whatever the
 intervals.
 
 B batch, S crop size, R resolution, Z latent, W style, L styles of an image.
@@ -37,8 +37,8 @@ from ida_jax.ops.gan_losses import (
 )
 from ida_jax.ops.resample import to_resolution
 
-# Of the mean path length, which a path is to have; and of the sign of real faces' logits, over
-# about the four batches that StyleGAN2-ADA averages.
+# Of the mean path length, the target of the regularisation; and of the sign of real faces' logits,
+# over about the four batches that StyleGAN2-ADA averages.
 _PATH_DECAY = 0.01
 _SIGN_DECAY = 0.25
 
@@ -50,12 +50,12 @@ class GanState(NamedTuple):
       step: int32 scalar, steps taken.
       generator: its parameters.
       discriminator: its parameters.
-      average: the generator's moving average, which is what makes faces in the end.
+      average: the generator's moving average, which is the generator that is kept.
       generator_opt: its optimiser's state.
       discriminator_opt: its optimiser's state.
       path_mean: float32 scalar, the moving mean of path lengths.
-      r1: float32 scalar, the last one; like the mean it is here for the records, which a resumed
-        training continues.
+      r1: float32 scalar, the last penalty; here, like the mean, for the records of a resumed
+        training.
       real_sign: float32 scalar, the moving mean of sign(D(real)).
       augment_probability: float32 scalar, p of the adaptive augmentation.
     """
@@ -78,25 +78,25 @@ Metrics = dict[str, jax.Array]
 class GanProgram(NamedTuple):
     """The training of a config, on a mesh. Each update donates the old state.
 
-    A step is `generator`, every `path_every` steps `paths`, `discriminator`, and every `r1_every`
-    steps `steepness`, in this order.
+    A step is `generator`, every `path_every` steps `path_length`, `discriminator`, and every
+    `r1_every` steps `r1`, in this order.
 
     Attributes:
       init: () → the state that the seed gives.
       state: its shapes, types and shardings.
-      generator: (state) → (state, metrics): fools the discriminator; and the moving average.
-      paths: (state) → state: the generator's path length regularisation.
-      discriminator: (state, images) → (state, metrics): tells real from fake, and counts the step.
+      generator: (state) → (state, metrics): the generator's loss, and the moving average.
+      path_length: (state) → state: the generator's path length regularisation.
+      discriminator: (state, images) → (state, metrics): the discriminator's loss; counts the step.
         images are uint8 [B, S, S, 3].
-      steepness: (state, images) → state: R1 of the images just seen.
+      r1: (state, images) → state: the discriminator's R1 regularisation, at the same images.
     """
 
     init: Callable[[], GanState]
     state: GanState
     generator: Callable[[GanState], tuple[GanState, Metrics]]
-    paths: Callable[[GanState], GanState]
+    path_length: Callable[[GanState], GanState]
     discriminator: Callable[[GanState, jax.Array], tuple[GanState, Metrics]]
-    steepness: Callable[[GanState, jax.Array], GanState]
+    r1: Callable[[GanState, jax.Array], GanState]
 
 
 def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,10 +117,10 @@ def check_gan_batch(batch_size: int, devices: int) -> None:
 def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
     """The training of a generator of faces.
 
-    Lazy regularisation: R1 and path length are updates of their own, every so many steps, weighted
-    by that number; the optimisers' rate and decay are those of n steps in n + 1.
+    Lazy regularisation: R1 and path length are separate updates every n steps, weighted by n; the
+    optimisers' rate and decay are scaled by n / (n + 1).
 
-    What the seed draws is a function of the step, so that a resumed training goes on to the bit.
+    Random draws are a function of seed and step, so that a resumed training is bit-exact.
 
     Args:
       config: the section gan (`ida_jax.runs.config.gan_section`).
@@ -143,7 +143,7 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
         x = jnp.zeros((4, c.resolution, c.resolution, 3), jnp.float32)
         d = discriminator.init(keys[1], x)["params"]
         zero, opts = jnp.float32(0), (generator_optimizer.init(g), discriminator_optimizer.init(d))
-        # A copy, since a donated buffer must not be there twice.
+        # A copy, since a donated buffer must not occur twice.
         return GanState(
             jnp.int32(0), g, d, jax.tree.map(jnp.copy, g), *opts, zero, zero, zero, zero
         )
@@ -172,7 +172,7 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
     def augmented(key: jax.Array, images: jax.Array, probability: jax.Array) -> jax.Array:
         if not c.augment_target:
             return images
-        # It takes a third of a step on a CPU, and a training begins without.
+        # It takes a third of a step on a CPU, and a training starts at probability 0.
         return jax.lax.cond(
             probability > 0, lambda x: augment(key, x, probability), lambda x: x, images
         )
@@ -191,7 +191,7 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
 
         loss, gradient = jax.value_and_grad(loss_of)(state.generator)
         params, opt = _applied(generator_optimizer, gradient, state.generator, state.generator_opt)
-        # The average forgets half in ema_images, and in a twentieth of what was seen at first.
+        # Half-life of ema_images, at first a twentieth of the images seen so far.
         seen = (state.step + 1).astype(jnp.float32) * c.batch_size
         half_life = jnp.minimum(jnp.float32(c.ema_images), seen * 0.05)
         decay = 0.5 ** (c.batch_size / jnp.maximum(half_life, 1e-8))
@@ -199,9 +199,9 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
         state = state._replace(generator=params, generator_opt=opt, average=average)
         return state, {"generator_loss": loss}
 
-    def update_paths(state: GanState) -> GanState:
+    def update_path_length(state: GanState) -> GanState:
         keys = jax.random.split(key_of(state, 1), 3)
-        # Half of a batch, as in the authors' code, to save memory; what the devices divide.
+        # Half a batch, as in the authors' code, to save memory; rounded up to the devices.
         batch = -(-c.batch_size // (2 * mesh.size)) * mesh.size
 
         def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
@@ -247,7 +247,7 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
         metrics |= {"augment_probability": p, "path_length": state.path_mean, "r1": state.r1}
         return state, metrics
 
-    def update_steepness(state: GanState, images: jax.Array) -> GanState:
+    def update_r1(state: GanState, images: jax.Array) -> GanState:
         # At the images that the discriminator sees; the authors differentiate through the
         # augmentation too.
         real = augmented(
@@ -279,14 +279,14 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
         init=jax.jit(init, out_shardings=shardings),
         state=shapes,
         generator=jitted(update_generator, (shardings, whole)),
-        paths=jitted(update_paths, shardings),
+        path_length=jitted(update_path_length, shardings),
         discriminator=jitted(update_discriminator, (shardings, whole)),
-        steepness=jitted(update_steepness, shardings),
+        r1=jitted(update_r1, shardings),
     )
 
 
 def _adam(learning_rate: float, *, every: int) -> optax.GradientTransformation:
-    """StyleGAN2's Adam, β = (0, 0.99), of a network with an extra update every so many steps."""
+    """StyleGAN2's Adam, β = (0, 0.99), of a network with an extra update every n steps."""
     ratio = every / (every + 1) if every else 1.0
     return optax.adam(learning_rate * ratio, b1=0.0, b2=0.99**ratio, eps=1e-8)
 

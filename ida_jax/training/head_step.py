@@ -1,7 +1,7 @@
 """The margin head's part of a training step: loss, gradient and update on all devices.
 
-The head is a step, not a layer: no [B, C] logits and no [C, D] gradient exist, which is what lets
-29 M classes fit one device. With gradient accumulation the momentum itself is the accumulator.
+The head is a step, not a layer: no [B, C] logits and no [C, D] gradient exist, so that 29 M classes
+fit on one device. With gradient accumulation the momentum itself is the accumulator.
 `MarginHead.__call__` is the readable definition of the same loss.
 
 B batch, C classes padded to the devices, S sub-centres, D embedding.
@@ -38,7 +38,7 @@ def margin_head(train: ConfigDict, *, num_classes: int) -> MarginHead:
     """The head that a config's section train describes.
 
     Raises:
-      UserError: an unknown kind, or a margin that it does not take.
+      UserError: an unknown kind, or a margin outside its range.
     """
     return MarginHead(
         num_classes=num_classes,
@@ -66,15 +66,15 @@ def head_step(
     schedule: optax.Schedule,
     mesh: Mesh,
 ) -> tuple[Head, jax.Array, dict[str, jax.Array]]:
-    """One SGD step of the head, or a part of one.
+    """One SGD step of the head, or one of its parts with gradient accumulation.
 
     Args:
-      state: before it.
+      state: before the step.
       embeddings: float32 [B, D], of norm 1.
-      norms: float32 [B], the embeddings' before.
+      norms: float32 [B], the embeddings' before normalisation.
       labels: int32 [B].
       row_weights: float32 [B], see `softmax_step`.
-      step: int32 scalar, of the schedule.
+      step: int32 scalar, the schedule's argument.
       part: int32 scalar, which of `accumulate` parts.
       key: of the sampling.
       head: the margin.
@@ -84,11 +84,11 @@ def head_step(
       mesh: of the devices.
 
     Returns:
-      The state after it, the gradient by the unit embeddings, and sums over the batch: loss,
-      genuine_cosine, velocity_squared.
+      The state after the step, the gradient with respect to the unit embeddings, and sums over the
+      batch: loss, genuine_cosine, velocity_squared.
     """
     statistics = state.norms
-    # Without AdaFace no one reads the quality.
+    # Only AdaFace reads the quality.
     quality = jnp.zeros_like(norms)
     if head.kind == "adaface":
         quality, statistics = adaface_quality(norms, statistics, mask=row_weights > 0)

@@ -1,7 +1,7 @@
 """SGD and its learning rates, as the paper and InsightFace train (section 4.1).
 
-Clipping looks at the backbone's gradient alone, as in InsightFace: the class weights' gradient is
-applied block by block, and its norm is known only afterwards.
+Clipping considers the backbone's gradient alone, as in InsightFace: the class weights' gradient is
+applied block by block, so that its norm is known only afterwards.
 """
 
 import jax
@@ -18,8 +18,8 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 
     "steps" (the paper): `learning_rate`, times `decay_factor` from each of `decay_steps` on.
     "linear" (InsightFace's arcface_torch): from `learning_rate` to 0 at `steps`. Both rise from 0
-    in the first `warmup_steps`: step s of those has (s + 1) / warmup_steps of the rate; the linear
-    fall begins after them.
+    during the first `warmup_steps`, of which step s has (s + 1) / warmup_steps of the rate; the
+    linear decay begins after them.
     """
     decays = np.asarray(config.decay_steps, np.int32)
     rates = config.learning_rate * config.decay_factor ** np.arange(len(decays) + 1)
@@ -31,7 +31,7 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
             left = (total - taken).astype(jnp.float32) / max(1, total - warmup)
             rate = config.learning_rate * jnp.clip(left, 0.0, 1.0)
         else:
-            # optax's own piecewise schedule mixes types, which strict promotion refuses.
+            # optax's own piecewise schedule mixes types, which strict promotion rejects.
             rate = jnp.asarray(rates, jnp.float32)[jnp.sum(jnp.asarray(decays) <= taken)]
         if warmup:
             rate = rate * jnp.minimum(1.0, (taken + 1).astype(jnp.float32) / warmup)
@@ -52,9 +52,9 @@ def sgd(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def backbone_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """`sgd` after the gradient's clipping to the norm `clip_norm`, where that is above 0.
+    """`sgd`, after clipping the gradient to the norm `clip_norm` if that is above 0.
 
-    The norm is the backbone's gradient's alone, as in InsightFace, which clips at 5.
+    The norm is that of the backbone's gradient alone, as in InsightFace, which clips at 5.
     """
     if not config.clip_norm:
         return sgd(config)

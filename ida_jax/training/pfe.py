@@ -3,20 +3,19 @@
 Source: Shi & Jain, "Probabilistic Face Embeddings" (ICCV 2019) and their code; the paper's section
 4.7 trains it on the ArcFace ResNet-50.
 
-The module sees what the frozen backbone saw: the networks sow their last feature map, which costs
-nothing where it is not collected. A batch is a function of (seed, its number) and holds whole
-identities; over several processes each device has whole ones. Pairs of an image with itself, with
-which the authors' code fills up small identities, are left out of the loss. Checkpoints are named
-after the model, and another model's are never resumed.
+The module's input is the frozen backbone's last feature map: the networks sow it, which costs
+nothing unless it is collected. A batch is a function of (seed, its number) and holds whole
+identities; with several processes so does each device. Pairs of an image with itself, with which
+the authors' code fills up small identities, are left out of the loss. Checkpoints are named after
+the model, and another model's are never resumed.
 
 B batch, I identities a batch, M images of each, D embedding, H height, W width.
 """
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +27,11 @@ import optax
 from flax.traverse_util import path_aware_map
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from ida_jax.artefacts.face_model import FaceModel, build_network
 from ida_jax.artefacts.uncertainty_model import UncertaintyModel, means_and_maps
 from ida_jax.common.devices import batch_sharding, put_batch, replicated, training_mesh
-from ida_jax.common.errors import Stopped, UserError
+from ida_jax.common.errors import UserError
 from ida_jax.common.processes import is_first
 from ida_jax.data.balanced import BalancedRows, balanced_rows
 from ida_jax.data.dataset import FaceDataset
@@ -42,9 +40,8 @@ from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.mutual_likelihood import positive_pairs_loss
 from ida_jax.training.checkpoint import open_checkpoints
-from ida_jax.training.metrics import open_metrics
+from ida_jax.training.loop import Progress, open_metrics, preemption, training_steps
 from ida_jax.training.optimizer import learning_rate_schedule
-from ida_jax.training.preemption import preemption
 
 
 class PfeState(NamedTuple):
@@ -54,7 +51,7 @@ class PfeState(NamedTuple):
       step: int32 scalar, steps taken.
       params: the uncertainty module's parameters.
       batch_stats: its BatchNorm statistics.
-      opt_state: its optimiser's.
+      opt_state: of its optimiser.
     """
 
     step: jax.Array
@@ -81,10 +78,10 @@ class PfeProgram(NamedTuple):
 
 
 def check_pfe_batch(config: ConfigDict, devices: int) -> None:
-    """Refuses what these devices and processes cannot train with, as a UserError.
+    """Refuses a batch that these devices and processes cannot train with, as a UserError.
 
-    They divide the batch, since BatchNorm looks at all rows. Over several processes each device has
-    whole identities: the mesh may deal one process's rows to places that are not neighbours.
+    The devices must divide the batch, since BatchNorm uses all rows. With several processes each
+    device has whole identities: the mesh may place one process's rows apart from each other.
 
     Args:
       config: the section pfe.
@@ -161,7 +158,7 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
     return PfeProgram(
         jax.jit(freeze, out_shardings=batch_sharding(mesh)),
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
-        # Copies, since a donated buffer must not be there twice.
+        # Copies, since a donated buffer must not occur twice.
         jax.jit(lambda: jax.tree.map(jnp.copy, init()), out_shardings=shardings),
     )
 
@@ -178,21 +175,21 @@ def train_pfe(
     workdir: str | os.PathLike[str],
     seed: int,
 ) -> UncertaintyModel:
-    """Trains to `pfe.steps`; goes on from the workdir's last checkpoint.
+    """Trains to `pfe.steps`; resumes from the workdir's last checkpoint.
 
     Args:
       dataset: faces with labels; identities with a single image are left out, and counted on
         stderr.
       model: the frozen face model.
       config: the section pfe (`ida_jax.runs.config.pfe_section`).
-      workdir: gets pfe_checkpoints/ (those of another model are not gone on from), metrics.jsonl
-        and tensorboard/.
+      workdir: gets pfe_checkpoints/ (those of another model are not resumed), metrics.jsonl and
+        tensorboard/.
       seed: of the parameters, the batches and the augmentation.
 
     Raises:
       UserError: too few identities with two images, a batch that the devices do not divide, a loss
         or variances that are no longer finite.
-      Stopped: SIGTERM or Ctrl-C came, and the state is saved.
+      Stopped: SIGTERM or Ctrl-C was received, and the state is saved.
     """
     c = config
     mesh = training_mesh(1)
@@ -209,69 +206,53 @@ def train_pfe(
     schedule = learning_rate_schedule(c)
     with (
         open_checkpoints(Path(workdir) / "pfe_checkpoints" / model.fingerprint) as checkpoints,
-        preemption() as asked_to_stop,
+        preemption() as stop_requested,
     ):
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
             jax.eval_shape(program.init),
         )
-        restored = checkpoints.restore(like)
-        first_step, state = restored or (0, program.init())
+        progress = Progress(*(checkpoints.restore(like) or (0, program.init())))
+        first_step = progress.step
         batches = _frozen_batches(dataset, model, c, rows, program.freeze, mesh, first_step)
-        with (
-            closing(batches),
-            open_metrics(workdir, stage="pfe", first_step=first_step)
-            if is_first()
-            else nullcontext(lambda step, scalars: None) as write,
-            tqdm(
-                total=c.steps, initial=first_step, desc="pfe", unit="step", disable=not is_first()
-            ) as bar,
-        ):
-            mark = (first_step, time.perf_counter())
+        with closing(batches), open_metrics(workdir, stage="pfe", first_step=first_step) as write:
 
-            def finish(step: int, metrics: dict[str, jax.Array]) -> None:
-                nonlocal mark
-                values = {name: float(value) for name, value in metrics.items()}
+            def check(step: int, values: dict[str, float]) -> None:
                 if not all(map(np.isfinite, values.values())):
                     raise UserError(
                         f"the PFE loss is {values['loss']}, the mean log σ² "
                         f"{values['mean_log_variance']} at step {step}: begin another --workdir "
                         "with a lower pfe.learning_rate"
                     )
-                bar.update()
-                now = time.perf_counter()
-                if step == first_step + 1:
-                    mark = (step, now)  # before it, the step was compiled
-                elif step % c.log_every == 0 or step == c.steps:
-                    values["learning_rate"] = float(schedule(step - 1))
-                    values["images_per_second"] = (step - mark[0]) * batch_size / (now - mark[1])
-                    mark = (step, now)
-                    write(step, values)
-                    bar.set_postfix_str(
-                        f"loss {values['loss']:.5g}, log σ² {values['mean_log_variance']:.3g}, "
-                        f"{values['images_per_second']:.4g} images/s"
-                    )
 
-            previous = None
-            for step, batch in zip(range(first_step + 1, c.steps + 1), batches, strict=False):
-                state, metrics = program.step(state, *batch)
-                # Waiting for the step before leaves the device one step to work on meanwhile.
-                if previous:
-                    finish(*previous)
-                previous = (step, metrics)
-                stopping = asked_to_stop(step)
-                if not (stopping or step % c.checkpoint_every == 0 or step == c.steps):
-                    continue
-                finish(*previous)
-                previous = None
-                checkpoints.save(step, state)
-                if stopping and step < c.steps:
-                    checkpoints.wait()
-                    raise Stopped(
-                        f"at step {step} of {c.steps}, which is saved: the same command "
-                        "goes on from there"
-                    )
-        checkpoints.wait()
+            def is_logged(step: int) -> bool:
+                # The first step was compiled, which says nothing about the speed.
+                return step > first_step + 1 and (step % c.log_every == 0 or step == c.steps)
+
+            def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
+                speed = steps_per_second * batch_size
+                values["learning_rate"] = float(schedule(step - 1))
+                values["images_per_second"] = speed
+                write(step, values)
+                return (
+                    f"loss {values['loss']:.5g}, log σ² {values['mean_log_variance']:.3g}, "
+                    f"{speed:.4g} images/s"
+                )
+
+            for _, batch in training_steps(
+                progress,
+                batches,
+                stage="pfe",
+                steps=c.steps,
+                check=check,
+                record=record,
+                is_logged=is_logged,
+                checkpoints=checkpoints,
+                checkpoint_every=c.checkpoint_every,
+                stop_requested=stop_requested,
+            ):
+                progress.state, progress.metrics = program.step(progress.state, *batch)
+    state = progress.state
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return UncertaintyModel(jax.tree.map(np.asarray, variables), model.fingerprint)
 
@@ -302,6 +283,6 @@ def _frozen_batches(
     )
     with closing(batches):
         for step, batch in enumerate(batches, start=first_step):
-            which = rows(step * size + shard * own, own).astype(np.int32)
-            images, labels, which = put_batch((batch.images, batch.labels, which), mesh)
-            yield *freeze(backbone, images), labels, which
+            numbers = rows(step * size + shard * own, own).astype(np.int32)
+            images, labels, numbers = put_batch((batch.images, batch.labels, numbers), mesh)
+            yield *freeze(backbone, images), labels, numbers

@@ -1,16 +1,15 @@
 """Trains the SSR (support set regression) module on a frozen backbone's embeddings (Eq. 6).
 
 Targets are searched once and kept (`train_ssr`), or computed for each batch on the device that
-trains (`train_ssr_on_the_fly`).
-
-Computing targets in the step pays on a GPU or TPU (`ssr.targets=on_the_fly`), where copies of a
-face then never repeat.
+trains (`train_ssr_on_the_fly`, ssr.targets=on_the_fly). The latter pays on a GPU or TPU, and copies
+of a face then never repeat.
 
 N faces, A anchors, B batch, D embedding.
 """
 
 import os
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,6 @@ import numpy as np
 import optax
 from jax import lax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.ssr_module import TARGETS, SSRModule
@@ -28,7 +26,7 @@ from ida_jax.models.ssr_network import SSRNetwork
 from ida_jax.ops.dao import log_density as log_density_of
 from ida_jax.ops.hypersphere import nearest_anchors, normalize
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.training.metrics import open_metrics
+from ida_jax.training.loop import Progress, open_metrics, training_steps
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 
 _STEPS_A_CALL = 100
@@ -104,31 +102,31 @@ def with_copies(
     noise: float,
     seed: int,
 ) -> LabelledFaces:
-    """The faces, and for each `copies` made-up ones near it, of its identity; ours.
+    """The faces, and for each of them `copies` synthetic ones near it, of its identity; ours.
 
     A copy of f is the unit vector of (1 − a) f + a g + ε, with g another face drawn at random, a
     uniform in [0, mix) and ε normal of deviation noise / √D in each dimension. F is defined for any
-    point of the hypersphere, so that its target is searched as any face's, and a small training set
-    need not be learnt by heart.
+    point of the hypersphere, so that a copy's target is searched as any face's; copies keep the
+    module from overfitting a small training set.
 
     Args:
       faces: float32 [N, D], unit rows.
-      labels: int [N]; None where no identity is to be left out.
+      labels: int [N]; None if no identity is to be excluded.
       copies: of each face; 0 gives the faces alone.
       mix: 0 … 0.5.
-      noise: at least 0; at 1 it is as long as the face.
+      noise: at least 0; at 1 the noise is about as long as the face.
       seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     n, width = faces.shape
-    made = [np.asarray(faces)]
+    parts = [np.asarray(faces)]
     for _ in range(copies):
         share = rng.uniform(0, mix, size=(n, 1)).astype(np.float32)
         copy = (1 - share) * faces + share * faces[rng.permutation(n)]
         copy += np.float32(noise / np.sqrt(width)) * rng.standard_normal((n, width), np.float32)
-        made.append(copy / np.linalg.norm(copy, axis=1, keepdims=True))
+        parts.append(copy / np.linalg.norm(copy, axis=1, keepdims=True))
     own = None if labels is None else np.tile(np.asarray(labels, np.int32), copies + 1)
-    return LabelledFaces(np.concatenate(made), own)
+    return LabelledFaces(np.concatenate(parts), own)
 
 
 def train_ssr(
@@ -146,7 +144,7 @@ def train_ssr(
 
     Args:
       faces: float32 [N, D], unit rows, of the training set.
-      log_density: float32 [N], log F of each, its own identity excluded from its support set.
+      log_density: float32 [N], their log F, each one's identity excluded from its support set.
       config: hidden, target, input, batch_size, steps, learning_rate, decay_steps, decay_factor,
         momentum, weight_decay.
       k: the support sets' size.
@@ -184,15 +182,15 @@ def train_ssr_on_the_fly(
 ) -> SSRModule:
     """As `train_ssr`, each batch's densities computed exactly in the step that trains on them.
 
-    Nothing is searched before but a sample of 4,096 faces, whose densities standardise the targets.
-    Copies are drawn anew in each step, and never repeat; a face is one with probability
-    copies / (copies + 1), as in `with_copies`. A step compares B faces with all anchors: the way
-    for a GPU or TPU, which holds faces and anchors; on a CPU, search once.
+    Only a sample of 4,096 faces is searched before, whose densities standardise the targets. Copies
+    are drawn anew in each step and never repeat; a face is a copy with probability
+    copies / (copies + 1), as in `with_copies`. A step compares B faces with all anchors, which
+    suits a GPU or TPU that holds faces and anchors; on a CPU, search once.
 
     Args:
       faces: float32 [N, D], unit rows, of the training set.
-      labels: int [N], identities in the anchors' numbering, each left out of its own support set,
-        which k anchors must be left for; None where no identity is shared.
+      labels: int [N], identities in the anchors' numbering; each is excluded from its own support
+        set, for which k anchors must remain. None if no identity is shared.
       anchors: where support sets are searched.
       config: as in `train_ssr`; copies, mix, noise as in `with_copies`.
       k: the support sets' size.
@@ -233,7 +231,7 @@ def train_ssr_on_the_fly(
 def drawn_faces(
     key: jax.Array, faces: jax.Array, labels: jax.Array | None, *, size: int, config: ConfigDict
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Faces [size, D] drawn at random, made-up copies (`with_copies`) among them, and their labels.
+    """Faces [size, D] drawn at random, copies (`with_copies`) among them, and their labels.
 
     Args:
       key: of the draw.
@@ -242,7 +240,7 @@ def drawn_faces(
       size: how many.
       config: copies, mix, noise.
     """
-    row_key, other_key, share_key, noise_key, made_key = jax.random.split(key, 5)
+    row_key, other_key, share_key, noise_key, copy_key = jax.random.split(key, 5)
     n, width = faces.shape
     rows = jax.random.randint(row_key, (size,), 0, n)
     chosen, own = faces[rows], None if labels is None else labels[rows]
@@ -252,8 +250,8 @@ def drawn_faces(
     others = faces[jax.random.randint(other_key, (size,), 0, n)]
     noise = (config.noise / width**0.5) * jax.random.normal(noise_key, (size, width))
     copies = normalize((1 - share) * chosen + share * others + noise)
-    made = jax.random.bernoulli(made_key, config.copies / (config.copies + 1), (size, 1))
-    return jnp.where(made, copies, chosen), own
+    is_copy = jax.random.bernoulli(copy_key, config.copies / (config.copies + 1), (size, 1))
+    return jnp.where(is_copy, copies, chosen), own
 
 
 def device_log_density(
@@ -275,8 +273,8 @@ def device_log_density(
       k: the support sets' size.
       tau: τ.
     """
-    found = nearest_anchors(faces, anchors, k=k, query_labels=labels, anchor_labels=anchor_labels)
-    return log_density_of(found.similarities, tau=tau)
+    support = nearest_anchors(faces, anchors, k=k, query_labels=labels, anchor_labels=anchor_labels)
+    return log_density_of(support.similarities, tau=tau)
 
 
 def _fit(
@@ -314,26 +312,33 @@ def _fit(
         state, losses = lax.scan(lambda s, _: step(s, data), state, length=steps)
         return state, jnp.mean(losses)
 
-    data = jax.device_put(data)
-    with (
-        open_metrics(workdir, stage="ssr") as write,
-        tqdm(total=config.steps, desc="ssr", unit="step") as bar,
-    ):
-        done = 0
-        while done < config.steps:
-            steps = min(_STEPS_A_CALL, config.steps - done)
-            state, loss = run(state, data, steps)
-            rate = float(schedule(done))
-            done += steps
-            if not np.isfinite(float(loss)):
-                raise UserError(
-                    f"the SSR loss is {float(loss)} by step {done}: begin another --workdir with a "
-                    "lower ssr.learning_rate"
-                )
-            write(done, {"loss": float(loss), "learning_rate": rate})
-            bar.update(steps)
-            bar.set_postfix(loss=f"{float(loss):.4g}")
-    params = jax.tree.map(np.asarray, state.params)
+    def check(step: int, values: dict[str, float]) -> None:
+        if not np.isfinite(values["loss"]):
+            raise UserError(
+                f"the SSR loss is {values['loss']} by step {step}: begin another --workdir with a "
+                "lower ssr.learning_rate"
+            )
+
+    def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
+        start = (step - 1) // _STEPS_A_CALL * _STEPS_A_CALL
+        write(step, {**values, "learning_rate": float(schedule(start))})
+        return f"loss={values['loss']:.4g}"
+
+    data, progress = jax.device_put(data), Progress(0, state)
+    with open_metrics(workdir, stage="ssr") as write:
+        for last, _ in training_steps(
+            progress,
+            repeat(None),
+            stage="ssr",
+            steps=config.steps,
+            check=check,
+            record=record,
+            is_logged=lambda step: True,
+            stride=_STEPS_A_CALL,
+        ):
+            progress.state, loss = run(progress.state, data, last - progress.step)
+            progress.metrics = {"loss": loss}
+    params = jax.tree.map(np.asarray, progress.state.params)
     # The module takes unit embeddings, whatever it was trained on.
     params["hidden_fc"]["kernel"] = scale * params["hidden_fc"]["kernel"]
     return params

@@ -2,8 +2,8 @@
 
 Images are split over all devices, classes over the mesh's axis "model"; the backbone is on each.
 
-The axis "model" has all devices unless `train.class_shards` says less. Devices exchange embeddings
-and numbers of a row, B·D, never C·D. In one process dropout is the same on any number of devices;
+The axis "model" has all devices unless `train.class_shards` is smaller. Devices exchange embeddings
+and per-row scalars, B·D, never C·D. In one process dropout is the same on any number of devices;
 with several processes a mesh may place a batch's images differently. A batch that the devices do
 not divide is padded, and the padding travels as a mask to every BatchNorm and to the loss, so that
 training is the same on one device and on eight.
@@ -32,6 +32,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.ops.class_softmax import ClassWeights
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.margin import initial_norm_statistics
+from ida_jax.planning.flops import count_flops
 from ida_jax.training.head_step import Head, head_step, margin_head
 from ida_jax.training.optimizer import backbone_optimizer, learning_rate_schedule
 
@@ -43,10 +44,10 @@ class TrainState(NamedTuple):
       step: int32 scalar, steps taken.
       params: the backbone's parameters.
       batch_stats: the backbone's BatchNorm statistics.
-      opt_state: the backbone's optimiser's.
+      opt_state: of the backbone's optimiser.
       head: the margin head's.
-      average: the moving average of both, {"params": …, "batch_stats": …}, which then is the model;
-        None where the config has none. The head's weights are not averaged.
+      average: the moving average of both, {"params": …, "batch_stats": …}, which is then the model;
+        None if the config asks for none. The head's weights are not averaged.
     """
 
     step: jax.Array
@@ -82,11 +83,11 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
 
     Args:
       config: a run's, with the sections model and train (`ida_jax.runs.config`) and the seed.
-      num_classes: identities to tell apart.
+      num_classes: the number of identities.
       mesh: from `ida_jax.common.devices.training_mesh`.
 
     Raises:
-      UserError: values that do not go together, with each other or with the devices.
+      UserError: values that are incompatible with each other or with the devices.
     """
     train = config.train
     check_batch(train, mesh)
@@ -107,13 +108,13 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
 
     def init() -> TrainState:
         head_key = jax.random.key(config.seed)
-        # The default generator takes several times as long to compile, anew for every shape.
+        # The default generator takes several times as long to compile, and again for every shape.
         backbone_key = jax.random.key(config.seed, impl="rbg")
         images = jnp.zeros((2, c.image_size, c.image_size, 3), jnp.float32)
         variables = module.clone(batch_norm_groups=1).init(backbone_key, images, train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         shape = (classes, train.sub_centres, module.embedding_dim)
-        # A value depends on its place alone, so that the padding changes no class's.
+        # A value depends on its position alone, so that padding changes no class's weight.
         weight = 0.01 * jax.random.normal(head_key, shape, jnp.float32)
         return TrainState(
             jnp.int32(0),
@@ -152,7 +153,7 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
     )  # fmt: skip
     return Program(
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
-        # Copies, since a donated buffer must not be there twice.
+        # Copies, since a donated buffer must not occur twice.
         jax.jit(lambda: jax.tree.map(jnp.copy, init()), out_shardings=shardings),
         jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -164,7 +165,7 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
 
 
 def padded_batch(batch_size: int, mesh: Mesh) -> int:
-    """The batch's rows, filled up to a multiple of the devices."""
+    """The batch's rows, rounded up to a multiple of the devices."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
@@ -190,7 +191,7 @@ def check_batch(train: ConfigDict, mesh: Mesh) -> None:
 
 
 class _Carry(NamedTuple):
-    """What passes from one microbatch to the next; sums over those gone by."""
+    """Passed from one microbatch to the next; sums over those before."""
 
     gradient: Any
     batch_stats: Any
@@ -269,7 +270,7 @@ def _step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        # As TensorFlow's ExponentialMovingAverage: the first steps do not weigh for long.
+        # As TensorFlow's ExponentialMovingAverage: the first steps lose their weight quickly.
         taken = state.step.astype(jnp.float32)
         decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
         new = {"params": params, "batch_stats": carry.batch_stats}
@@ -288,3 +289,20 @@ def _split(x: jax.Array, *, parts: int, mesh: Mesh) -> jax.Array:
     x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
     sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "model")))
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def flops_per_image(config: ConfigDict, *, num_classes: int) -> float:
+    """FLOPs of training on one image: three forward passes of the backbone and the head's product.
+
+    A multiplication and an addition count as two, the backward pass as two forward ones. What is
+    computed again (remat, blocks of classes) counts once, as in MFU (model FLOPs utilisation).
+    """
+    c = config.model
+    module = build_network(c.network, c.options.to_dict())
+    image = jax.ShapeDtypeStruct((1, c.image_size, c.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(
+        lambda image: module.init(jax.random.key(0), image, train=False), image
+    )
+    forward = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, image)
+    classes = config.train.sample_rate * num_classes * config.train.sub_centres
+    return 3 * (count_flops(forward).flops + 2 * classes * module.embedding_dim)

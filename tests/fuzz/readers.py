@@ -441,7 +441,7 @@ def _feature(path: Path) -> None:
 
 
 def _metrics(path: Path) -> None:
-    from ida_jax.training.metrics import read_metrics
+    from ida_jax.training.loop import read_metrics
 
     read_metrics(path.parent)
 

@@ -13,12 +13,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 from ida_jax import plan
 from ida_jax.common.errors import UserError
-from ida_jax.planning.chips import CHIPS, hops
-from ida_jax.planning.collectives import Collective, collectives
+from ida_jax.planning.costs import Collective, collectives, memory_bytes
 from ida_jax.planning.flops import count_flops
 from ida_jax.planning.hlo import array_bytes, parse, unknown_loops
-from ida_jax.planning.memory import memory_bytes
-from ida_jax.planning.topology import open_topology
+from ida_jax.planning.topology import CHIPS, hops, open_topology, peak_flops
 
 # Of reading a config.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -128,6 +126,18 @@ def test_flops_of_a_shard_map_are_those_of_all_devices():
 def test_hops_of_a_square_torus_are_half_its_sides():
     assert hops(256, CHIPS["v5e"]) == 16
     np.testing.assert_allclose(hops(64, CHIPS["v5p"]), 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "float32"),
+    [("NVIDIA H100 80GB HBM3", 989e12, 494e12), ("NVIDIA H100 PCIe", 756e12, 378e12),
+     ("NVIDIA A100-SXM4-80GB", 312e12, 156e12), ("TPU v5 lite", 197e12, 197e12),
+     ("TPU v5", 459e12, 459e12), ("cpu", None, None),
+     ("NVIDIA L40S", None, None), ("TPU7x", 1153.5e12, 1153.5e12)],
+)  # fmt: skip
+def test_the_longest_matching_name_gives_the_peak(kind, bfloat16, float32):
+    assert peak_flops("bfloat16", kind) == bfloat16
+    assert peak_flops("float32", kind) == float32
 
 
 _CONFIG = """

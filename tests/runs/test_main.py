@@ -13,7 +13,7 @@ import pytest
 from ida_jax import main
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
-from ida_jax.training.metrics import read_metrics
+from ida_jax.training.loop import read_metrics
 
 # ml_collections loads config files by a method that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")

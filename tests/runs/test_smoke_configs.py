@@ -17,7 +17,7 @@ from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import training_mesh
 from ida_jax.runs.config_check import check_config, check_embedding_config
-from ida_jax.training.metrics import read_metrics
+from ida_jax.training.loop import read_metrics
 from ida_jax.training.train_step import make_program
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -142,7 +142,7 @@ def test_one_healthy_record_in_the_window_is_enough(collapsed):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.float32("inf")])
-def test_a_number_that_is_not_finite_is_told_at_once(value):
+def test_a_number_that_is_not_finite_is_reported_at_once(value):
     records = [*_history(3), *_history(1, fake_logit_std=0.0, fake_logit=value)]
     assert collapse_reason(records) == f"fake_logit is {value}"
     records = [*_history(1), {**_history(1)[0], "r1": value, "generator_loss": float("nan")}]

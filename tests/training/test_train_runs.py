@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ida_jax.artefacts.face_model import FaceModel
-from ida_jax.training.metrics import read_metrics
+from ida_jax.training.loop import read_metrics
 
 # One block in place of a whole network: what is compiled anew for every device count is small.
 CONFIG = """

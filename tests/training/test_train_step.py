@@ -14,11 +14,11 @@ from ida_jax.common.devices import training_mesh
 from ida_jax.models.resnet import IResNet
 from ida_jax.ops.margin import cross_entropy
 from ida_jax.planning import hlo
-from ida_jax.planning.collectives import collectives
+from ida_jax.planning.costs import collectives
 from ida_jax.runs.config import run_section
 from ida_jax.training.head_step import margin_head
 from ida_jax.training.optimizer import learning_rate_schedule
-from ida_jax.training.train_step import make_program
+from ida_jax.training.train_step import flops_per_image, make_program
 
 CLASSES, WIDTH, SIZE, ROWS, STEPS = 13, 8, 8, 15, 3
 RATE = 0.05
@@ -326,3 +326,20 @@ def test_what_a_step_sends_and_holds_does_not_grow_with_the_classes():
     gradient = 4 * WIDTH * (few - CLASSES)
     assert _bytes_sent(whole[1]) - _bytes_sent(whole[0]) == pytest.approx(2 * gradient * 7 / 8)
     assert whole[1].memory_analysis().temp_size_in_bytes > gradient
+
+
+def test_flops_of_an_image_are_three_passes_of_its_products():
+    config = run_section("test")
+    config.model.network, config.model.image_size = "iresnet_nano", 32
+    config.train.sample_rate, config.train.sub_centres = 0.5, 3
+    # (output side, kernel side, channels in, out) of every convolution of iresnet_nano.
+    convolutions = [(32, 3, 3, 16)]
+    side, channels = 32, 16
+    for width in (16, 32, 64, 128):
+        convolutions += [(side, 3, channels, width), (side // 2, 3, width, width)]
+        convolutions += [(side // 2, 1, channels, width)]  # the shortcut
+        side, channels = side // 2, width
+    forward = sum(2 * s * s * k * k * i * o for s, k, i, o in convolutions)
+    forward += 2 * (side * side * channels) * 256
+    head = 2 * 0.5 * 1000 * 3 * 256
+    assert flops_per_image(config, num_classes=1000) == pytest.approx(3 * (forward + head))

@@ -14,7 +14,7 @@ from ida_jax.data.dataset import FaceDataset
 from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config import run_section
-from ida_jax.training.metrics import open_metrics, read_metrics
+from ida_jax.training.loop import open_metrics, read_metrics
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 from ida_jax.training.recognition import train
 from ida_jax.training.ssr import (

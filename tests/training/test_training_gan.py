@@ -16,7 +16,7 @@ from ida_jax.runs.config import gan_section
 from ida_jax.training import collapse, gan
 from ida_jax.training.gan import train_gan
 from ida_jax.training.gan_step import check_gan_batch, make_gan_program
-from ida_jax.training.metrics import read_metrics
+from ida_jax.training.loop import read_metrics
 
 SIZE = 6  # of the crops; at 8 px they are reflected outwards
 
@@ -81,27 +81,28 @@ def test_a_stopped_training_goes_on_to_the_bit(faces, undisturbed, tmp_path, mon
         assert (again.fingerprint, again.provenance) == (before.fingerprint, before.provenance)
 
 
-def test_records_files_and_provenance_tell_what_was_done(undisturbed):
+def test_records_files_and_provenance(undisturbed):
     workdir, generator = undisturbed
-    found = records(workdir)
-    logged = [r for r in found if "generator_loss" in r]
+    written = records(workdir)
+    logged = [r for r in written if "generator_loss" in r]
     assert [r["step"] for r in logged] == [1, 2, 3, 4, 5, 6]
     assert set(collapse._STATISTICS) <= logged[0].keys()
     assert [r["images"] for r in logged] == [16, 32, 48, 64, 80, 96]
-    # Every second step has a path length of its own, every third an R1, told from the next one on.
+    # Every second step has a path length of its own, every third an R1 in the next record.
     lengths, penalties = [r["path_length"] for r in logged], [r["r1"] for r in logged]
     assert lengths[0] == 0 < lengths[1] == lengths[2] < lengths[3] == lengths[4]
     assert penalties[:3] == [0, 0, 0]
     assert penalties[3] == penalties[5] > 0
-    assert [(r["step"], r["frechet"]) for r in found if "frechet" in r] == [(3, 1.0), (6, 2.0)]
+    assert [(r["step"], r["frechet"]) for r in written if "frechet" in r] == [(3, 1.0), (6, 2.0)]
     sheets = sorted(path.name for path in (workdir / "samples").iterdir())
     assert sheets == ["000000000.png", "000000003.png", "000000006.png", "real.png"]
     saved = FaceGenerator.load(workdir / "generators" / "000000006.safetensors")
     assert saved.fingerprint == generator.fingerprint
-    told = saved.provenance
-    assert (told["title"], told["faces"], told["identities"]) == ("six", 18, 6)
-    assert (told["step"], told["images"], told["figures"]["recall"]) == (6, 96, 0.5)
-    assert json.dumps(told)
+    provenance = saved.provenance
+    assert [provenance[name] for name in ("title", "faces", "identities")] == ["six", 18, 6]
+    assert (provenance["step"], provenance["images"]) == (6, 96)
+    assert provenance["figures"]["recall"] == 0.5
+    assert json.dumps(provenance)
     assert generator.faces(0, 1).shape == (1, SIZE, SIZE, 3)
 
 
@@ -144,21 +145,21 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
         check_gan_batch(12, 8)
 
 
-@pytest.mark.parametrize("phase", ["paths", "discriminator"])
+@pytest.mark.parametrize("phase", ["path_length", "discriminator"])
 def test_eight_devices_do_what_one_does(faces, phase):
     images = faces.images[:16]
-    found = []
+    results = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = training_mesh(1, devices=devices)
-        # Of 16 faces eight devices and one take the same half for the paths.
+        # Of 16 faces eight devices and one take the same half for the path length.
         program = make_gan_program(config(), seed=3, mesh=mesh)
-        given = put_batch((images,), mesh) if phase in ("discriminator", "steepness") else ()
+        given = put_batch((images,), mesh) if phase in ("discriminator", "r1") else ()
         out = getattr(program, phase)(program.init(), *given)
         state, metrics = out if phase in ("generator", "discriminator") else (out, {})
         # Parameters have taken a step of the gradient's sign; the moments hold the gradient itself.
         moments = state.generator_opt, state.discriminator_opt, state.path_mean, state.r1
-        found.append(jax.tree.map(np.asarray, (moments, metrics)))
-    for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+        results.append(jax.tree.map(np.asarray, (moments, metrics)))
+    for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
         assert np.abs(one - eight).max() <= 1e-4 * np.abs(one).max() + 1e-7
 
 

@@ -12,7 +12,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.runs.config import pfe_section
-from ida_jax.training.metrics import read_metrics
+from ida_jax.training.loop import read_metrics
 from ida_jax.training.pfe import check_pfe_batch, make_pfe_program, train_pfe
 
 SIZE, WIDTH = 32, 8
@@ -66,18 +66,18 @@ def test_it_learns_and_resumes_to_the_same_module(model, faces, tmp_path, capsys
 
     more = _config(steps=60, log_every=30)
     train_pfe(faces, model, more, workdir=tmp_path / "a", seed=0)
-    found = [r["loss"] for r in read_metrics(tmp_path / "a") if r["stage"] == "pfe"]
-    assert found[-1] < losses[0]
+    longer = [r["loss"] for r in read_metrics(tmp_path / "a") if r["stage"] == "pfe"]
+    assert longer[-1] < losses[0]
 
 
-def test_checkpoints_of_another_model_are_not_gone_on_from(model, faces, tmp_path):
+def test_checkpoints_of_another_model_are_not_resumed(model, faces, tmp_path):
     other = jax.tree.map(lambda x: x * np.float32(1.1), model.variables)
     other = FaceModel(model.network, OPTIONS, model.preprocessing, other)
     straight = train_pfe(faces, other, _config(), workdir=tmp_path / "a", seed=0)
     train_pfe(faces, model, _config(), workdir=tmp_path / "b", seed=0)
-    found = train_pfe(faces, other, _config(), workdir=tmp_path / "b", seed=0)
+    trained = train_pfe(faces, other, _config(), workdir=tmp_path / "b", seed=0)
     for name, value in _arrays(straight).items():
-        np.testing.assert_array_equal(value, _arrays(found)[name])
+        np.testing.assert_array_equal(value, _arrays(trained)[name])
 
 
 def test_what_several_processes_cannot_train_with(monkeypatch):
@@ -125,7 +125,7 @@ def test_only_the_layers_weights_decay(model, faces):
     assert sum(name.endswith("kernel") for name in start) == 2
 
 
-def test_mistakes_are_told(model, faces, tmp_path):
+def test_mistakes_are_refused(model, faces, tmp_path):
     with pytest.raises(UserError, match="a batch of 10, which does not divide by 8 devices"):
         train_pfe(faces, model, _config(identities=5), workdir=tmp_path, seed=0)
     with pytest.raises(UserError, match="10 of 12 identities have two images or more"):

@@ -1,5 +1,6 @@
-"""Signals ask for a stop between two steps, in one process and in two."""
+"""The order of a loop's work; stop signals between two steps, in one process and in two."""
 
+import itertools
 import os
 import signal
 import socket
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import threading
 
+import jax
 import pytest
 
 from ida_jax.common.errors import Stopped, exit_code
-from ida_jax.training.preemption import preemption
+from ida_jax.training.checkpoint import Checkpoints
+from ida_jax.training.loop import Progress, preemption, training_steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -88,7 +91,7 @@ import numpy as np
 from ida_jax.common.errors import Stopped, exit_code
 from ida_jax.common.processes import join_processes
 from ida_jax.training.checkpoint import open_checkpoints
-from ida_jax.training.preemption import preemption
+from ida_jax.training.loop import preemption
 
 folder, count, number, port, sent = sys.argv[1], *map(int, sys.argv[2:6])
 if count > 1:
@@ -164,3 +167,61 @@ def test_two_processes_stop_at_one_step_and_one_goes_on(tmp_path):
     first, stopped = run_processes(tmp_path, 1, signal.SIGTERM)
     assert first == max(steps)
     assert stopped >= first + 5
+
+
+def _drive(first_step, steps, *, stop=0, **options):
+    """What the loop did, in order, over a state that counts its steps; one turn is one entry."""
+    done = []
+    checkpoints = Checkpoints(
+        None, None, lambda step, state, accuracy: done.append(("save", step, state, accuracy)),
+        lambda: done.append(("wait",)),
+    )  # fmt: skip
+    progress = Progress(first_step, first_step)
+    loop = training_steps(
+        progress, itertools.count(first_step), stage="toy", steps=steps,
+        check=lambda step, values: done.append(("check", step, values["x"])),
+        record=lambda step, values, speed: str(done.append(("record", step))),
+        is_logged=lambda step: step % 2 == 0, checkpoints=checkpoints,
+        stop_requested=lambda step: step == stop, **options,
+    )  # fmt: skip
+    try:
+        for step, batch in loop:
+            done.append(("step", step, batch))
+            progress.state, progress.metrics = step, {"x": jax.numpy.float32(step)}
+    except Stopped as stopped:
+        done.append(("stopped", str(stopped)))
+    return done, progress
+
+
+def test_a_step_is_finished_while_the_next_one_runs_and_before_it_is_saved():
+    done, progress = _drive(1, 5, checkpoint_every=3, accuracy=lambda step: step / 10)
+    assert done == [
+        ("step", 2, 1), ("step", 3, 2), ("check", 2, 2.0), ("record", 2), ("check", 3, 3.0),
+        ("save", 3, 3, None), ("step", 4, 3), ("step", 5, 4), ("check", 4, 4.0), ("record", 4),
+        ("check", 5, 5.0), ("save", 5, 5, 0.5),
+    ]  # fmt: skip
+    assert (progress.step, progress.saved) == (5, 5)
+
+
+def test_only_what_is_recorded_or_saved_is_checked_where_a_loop_says_so():
+    done, _ = _drive(0, 5, check_every_step=False, evaluate_every=3)
+    assert [entry[1] for entry in done if entry[0] == "check"] == [2, 3, 4, 5]
+    assert [entry[1] for entry in done if entry[0] == "save"] == [3, 5]
+
+
+def test_a_stop_saves_waits_and_says_so_but_not_at_the_end():
+    done, progress = _drive(0, 5, stop=3, evaluate_every=3, accuracy=lambda step: 1.0)
+    assert done[-4:] == [
+        ("check", 3, 3.0), ("save", 3, 3, None), ("wait",),
+        ("stopped", "at step 3 of 5, which is saved: the same command goes on from there"),
+    ]  # fmt: skip
+    assert progress.saved == 3
+    done, _ = _drive(0, 5, stop=5)
+    assert done[-1] == ("save", 5, 5, None)
+
+
+def test_turns_of_several_steps_end_at_the_last():
+    done, progress = _drive(0, 7, stride=3)
+    assert [entry[1:] for entry in done if entry[0] == "step"] == [(3, 0), (6, 1), (7, 2)]
+    assert progress.step == 7
+    assert _drive(7, 7)[0] == []
