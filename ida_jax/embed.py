@@ -96,7 +96,7 @@ def _parser() -> Parser:
     add("--flip", action="store_true", help="adds the embedding of the mirror image")
     add("--pfe", type=Path, metavar="P", help="the uncertainty module: log-variances too")
     add("--batch_size", type=int, default=128, help="images at once (128)")
-    add("--skip-bad", action="store_true", help="what cannot be decoded, aligned or embedded "
+    add("--skip_bad", action="store_true", help="what cannot be decoded, aligned or embedded "
         "becomes NaN and is listed in E.skipped.txt, instead of ending the run")
     # fmt: on
     return parser
@@ -143,7 +143,7 @@ class _Crops(Sequence["np.ndarray"]):
             image = _crop(files, row, size, points)
         except UserError as error:
             if not skip_bad:
-                raise UserError(f"{error}; --skip-bad goes on without it") from error
+                raise UserError(f"{error}; --skip_bad goes on without it") from error
             self.skipped[index] = str(error)
             image = np.zeros((size, size, 3), np.uint8)
         if image.shape != (size, size, 3):
@@ -189,7 +189,7 @@ def _points(options: Any, files: "ImageFiles") -> "list[np.ndarray | None]":
         raise UserError(
             f"{options.landmarks} has no points for {len(missing)} of {len(wanted)} images, "
             f"{files.names[missing[0]]} the first; its own first is {landmarks.names[0]}: expected "
-            "the same paths, or the same file names; --skip-bad goes on without images that lack "
+            "the same paths, or the same file names; --skip_bad goes on without images that lack "
             "points"
         )
     return [landmarks.points[place[name]] if name in place else None for name in wanted]
@@ -216,7 +216,7 @@ def _embed_parts(
     size = options.batch_size * max(1, _PART // options.batch_size)
 
     def done(part: Path) -> bool:
-        # What a run with --skip-bad has skipped ends one without it.
+        # What a run with --skip_bad has skipped ends one without it.
         return part.is_file() and (source.skip_bad or not _reasons(part).is_file())
 
     parts = Parts(folder, count, size, done=done)
@@ -255,7 +255,7 @@ def _save_part(
             skipped[bad] = f"image {where}: its embedding is zero, NaN or infinite"
             if not source.skip_bad:
                 raise UserError(
-                    f"{skipped[bad]}; look at the image and at the model, or give --skip-bad"
+                    f"{skipped[bad]}; look at the image and at the model, or give --skip_bad"
                 )
     embeddings[list(skipped)] = np.nan
     _reasons(part).unlink(missing_ok=True)

@@ -125,7 +125,7 @@ def _parser() -> Parser:
     )
     add("--calibration", type=Path, metavar="FILE", help="from python -m ida_jax.evaluate --fit")
     add(
-        "--skip-bad",
+        "--skip_bad",
         action="store_true",
         help="zero, NaN or infinite embeddings give NaN scores instead of an error",
     )

@@ -113,7 +113,7 @@ def pool(
         if bad.size:
             raise UserError(
                 f"embedding {rows[start + bad[0]]} is zero, NaN or infinite: embed that image "
-                "again, or leave it out (--skip-bad)"
+                "again, or leave it out (--skip_bad)"
             )
         if kind == "unit":
             slab /= norm[:, None]

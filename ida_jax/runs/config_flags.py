@@ -4,6 +4,7 @@ import re
 
 from ml_collections import ConfigDict
 
+from ida_jax.common.command_line import underscored
 from ida_jax.common.errors import UserError
 
 
@@ -11,7 +12,7 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
     """Reads --config and further text flags.
 
     Args:
-      arguments: the flags, of sys.argv: --config.key=value is looked up there.
+      arguments: the flags, in either spelling.
       **others: further flags' names and what they are.
 
     Returns:
@@ -23,13 +24,14 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
     from absl import flags
     from ml_collections import config_flags
 
-    parsed = flags.FlagValues()
-    # It looks into sys.argv for --config.key=value, so that no other list can be parsed.
-    config_flags.DEFINE_config_file("config", None, "The run's config.", flag_values=parsed)
+    parsed, argv = flags.FlagValues(), ["", *underscored(arguments)]
+    config_flags.DEFINE_config_file(
+        "config", None, "The run's config.", flag_values=parsed, sys_argv=argv
+    )
     for name, what in others.items():
         flags.DEFINE_string(name, None, what, flag_values=parsed)
     try:
-        rest = parsed(["", *arguments])[1:]
+        rest = parsed(argv)[1:]
         config = parsed.config
         if config is not None:
             config.stages  # noqa: B018  a file that was not found shows at the first look
@@ -37,7 +39,7 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         raise UserError(f"{_one_line(error)}; see --help") from error
     if rest:
         known = ", ".join(f"--{name}=" for name in ("config", *others))
-        raise UserError(f"'{rest[0]}' is no flag: flags are {known}, --config.key=")
+        raise UserError(f"unknown flag '{rest[0]}': expected {known}, --config.key=")
     return config, {name: getattr(parsed, name) for name in others}
 
 

@@ -99,7 +99,7 @@ def _parser() -> Parser:
         "person's (default: what one of COUNT strangers reaches by chance)")
     add("--most_drawn", type=int, metavar="N",
         help="give up after so many faces (4 × COUNT; all of a folder)")
-    add("--skip-bad", action="store_true",
+    add("--skip_bad", action="store_true",
         help="with --images: an image that cannot be decoded is dropped, instead of ending the run")
     # fmt: on
     return parser
@@ -111,7 +111,7 @@ def _check(options: Any) -> None:
     if options.images is not None and (options.truncation, options.seed) != (None, None):
         raise UserError("--truncation and --seed go with --generator: images are there already")
     if options.skip_bad and options.images is None:
-        raise UserError("--skip-bad goes with --images")
+        raise UserError("--skip_bad goes with --images")
     if options.seed is not None and not 0 <= options.seed < 1 << 32:
         raise UserError(f"--seed is {options.seed}: expected 0 or more, below 2³²")
     if not 0 < options.tau < float("inf"):

@@ -126,7 +126,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
     add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
         "of each")
-    add("--skip-bad", action="store_true", help="faces without an embedding (zero, NaN) never "
+    add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
         "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
