@@ -176,13 +176,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
 
     anchors = None
     if options.anchors is not None:
-        if options.anchors.samefile(options.embeddings):
-            raise UserError(
-                f"the anchors are the embeddings themselves, {options.anchors}: every score would "
-                "depend on the other faces under test, and each face is its own nearest anchor; "
-                "take faces of other people"
-            )
-        anchors = read_anchors(options.anchors)
+        anchors = read_anchors(options.anchors, embeddings=options.embeddings)
     return Rescorer(
         anchors,
         k=options.k,

@@ -180,6 +180,26 @@ def known_leaks(
     )
 
 
+def refuse_self_matches(similarities: np.ndarray) -> None:
+    """Refuses to fit to faces that are themselves among their anchors.
+
+    What is fitted to them learns what no other face will show.
+
+    Args:
+      similarities: [N, K], to each face's nearest anchors, descending.
+
+    Raises:
+      UserError: more than 1 % of the faces have a cosine of 1 to an anchor.
+    """
+    themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
+    # Data sets hold a few images under two names; anchors taken from the faces are a large share.
+    if themselves > 0.01 * len(similarities):
+        raise UserError(
+            f"{themselves} of {len(similarities)} faces are themselves among their anchors: give "
+            "the anchors labels in the faces' numbering, or take anchors of other people"
+        )
+
+
 def matches_json(matches: Matches, **entries: float) -> dict[str, Any]:
     """The matches for a JSON file, with other entries before them."""
     return {

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.ops.cohort import polynomial_map
@@ -111,7 +112,7 @@ def fit_csn(
     found = support_sets(
         faces, anchors, k=top_n + spare, labels=labels if known else None, searcher=searcher
     )
-    refuse_the_faces_themselves(found.similarities)
+    refuse_self_matches(found.similarities)
     cohorts = _Cohorts(
         found.similarities.astype(np.float64),
         np.asarray(anchors.labels)[found.indices] if known else np.full_like(found.indices, -1),
@@ -280,18 +281,4 @@ def _check(
         raise UserError(
             f"images_per_identity = {images_per_identity} and impostor_pairs = {impostor_pairs} "
             "were given: expected at least 2 and at least 1"
-        )
-
-
-def refuse_the_faces_themselves(similarities: np.ndarray) -> None:
-    """A UserError where similarities [N, K], descending, show faces among their own anchors.
-
-    What is fitted to them learns what no other face will show.
-    """
-    themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
-    # Data sets hold a few images under two names; anchors taken from the faces are a large share.
-    if themselves > 0.01 * len(similarities):
-        raise UserError(
-            f"{themselves} of {len(similarities)} faces are themselves among their anchors: give "
-            "the anchors labels in the faces' numbering, or take anchors of other people"
         )

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.metrics.tails import genuine_rows, impostor_rows
 from ida_jax.ops.dao import soft_log_density
-from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.fitted_dao import CONSTANTS, REACH, DaoFit
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
@@ -109,7 +109,7 @@ def fit_dao(
         faces, searched, k=most + largest, labels=labels if known else None, searcher=searcher
     )
     owners = of_anchors[found.indices] if known else np.full(found.indices.shape, -1)
-    refuse_the_faces_themselves(found.similarities)
+    refuse_self_matches(found.similarities)
     data = _Development(faces, labels, found.similarities, owners, most)
 
     cosines = score_all_pairs(faces, labels)

@@ -4,7 +4,6 @@ N faces, A anchors, D embedding.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from ida_jax.anchors.sources import embedding_anchors, read_anchors
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.tables.embeddings import read_embeddings
-from ida_jax.tables.identities import read_people
+from ida_jax.tables.identities import numbered, read_people
 
 SYNTHETIC = "synthetic"
 
@@ -61,22 +60,24 @@ def read_inputs(config: ConfigDict) -> Inputs:
             if c[key] is None:
                 raise UserError(f"{key} is not given: add --config.{key}={what}")
         file = read_embeddings(c.embeddings)
-        anchors = read_anchors(c.anchors)
-        if Path(c.anchors).samefile(c.embeddings):
-            raise UserError(
-                f"the anchors are the embeddings themselves, {c.anchors}: each face is its own "
-                "nearest anchor; build anchors with labels, or take faces of other people"
-            )
+        anchors = read_anchors(c.anchors, embeddings=c.embeddings)
         fingerprint = file.fingerprint
         require_same_model(
             "anchors", anchors.fingerprint, anchors.width,
             fingerprint=fingerprint, width=file.width, whose=str(c.embeddings),
         )  # fmt: skip
-        people = None if c.labels is None else _read_labels(c.labels, len(file.embeddings))
+        people = None if c.labels is None else read_people(c.labels, len(file.embeddings))
         _check_exclusion(c, people is not None, anchors)
         faces = unit_embeddings(file.embeddings, what=str(c.embeddings))
-    own = None if c.disjoint or people is None else _among_anchors(people, anchors)
-    return Inputs(faces, _numbered(people), own, anchors, fingerprint or anchors.fingerprint)
+    own = None if c.disjoint or people is None else anchors.labels_of(people)
+    if people is not None and not c.disjoint and own is None:
+        raise UserError(
+            f"none of the labels' identities ('{people[0]}', …) is among the anchors': give them "
+            "as the anchors have them, or add --config.disjoint=True where the anchors are of "
+            "other people"
+        )
+    identities = None if people is None else numbered(people)
+    return Inputs(faces, identities, own, anchors, fingerprint or anchors.fingerprint)
 
 
 def held_out_rows(inputs: Inputs, config: ConfigDict) -> np.ndarray:
@@ -135,18 +136,6 @@ def anchors_of_others(inputs: Inputs, held: np.ndarray) -> AnchorSet:
     return replace(inputs.anchors, embeddings=embeddings, labels=labels, names=())
 
 
-def _read_labels(path: str, count: int) -> np.ndarray:
-    """Integers or names [N]."""
-    people = read_people(path)
-    if people.ndim != 1 or people.dtype.kind not in "iuU":
-        raise UserError(
-            f"{path} is {people.dtype} {list(people.shape)}: expected integers or names [N]"
-        )
-    if len(people) != count:
-        raise UserError(f"{path}: {len(people)} labels for {count} embeddings, expected one each")
-    return people
-
-
 def _check_exclusion(config: ConfigDict, labelled: bool, anchors: AnchorSet) -> None:
     if config.disjoint:
         return
@@ -164,25 +153,6 @@ def _check_exclusion(config: ConfigDict, labelled: bool, anchors: AnchorSet) -> 
         )
 
 
-def _among_anchors(people: np.ndarray, anchors: AnchorSet) -> np.ndarray:
-    """The faces' identities in the numbering of the anchors' labels, by name where they are names.
-
-    Raises:
-      UserError: names where the anchors have none; nobody is among the anchors.
-    """
-    if people.dtype.kind == "U":
-        own = anchors.labels_of(people).astype(np.int32)
-    else:
-        # Beyond 32 bits no anchor's label is.
-        own = np.where(np.isin(people, anchors.labels), people, -1).astype(np.int32)
-    if np.any(own >= 0):
-        return own
-    raise UserError(
-        f"none of the labels' identities ('{people[0]}', …) is among the anchors': give them as "
-        "the anchors have them, or add --config.disjoint=True where the anchors are of other people"
-    )
-
-
 def check_k(k: int, inputs: Inputs) -> None:
     """Refuses a k that the anchors cannot give each face, as a UserError."""
     anchors = inputs.anchors
@@ -195,15 +165,6 @@ def check_k(k: int, inputs: Inputs) -> None:
             f"k is {k}, but a support set can have at most {left} anchors here, a face's own "
             "identity and those held out left out: lower k or take more anchors"
         )
-
-
-def _numbered(people: np.ndarray | None) -> np.ndarray | None:
-    """Identities as int64 [N]; negative integers, who are unknown, become -1."""
-    if people is None:
-        return None
-    if people.dtype.kind == "U":
-        return np.unique(people, return_inverse=True)[1]
-    return np.where(people < 0, -1, people).astype(np.int64)
 
 
 def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, AnchorSet]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
@@ -31,7 +32,6 @@ from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.metrics.regression import regression_quality
 from ida_jax.protocols.verification import evaluate_all_pairs
-from ida_jax.rescoring.csn_fit import refuse_the_faces_themselves
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
@@ -127,7 +127,7 @@ class _Run:
             some = slice(rows.start, rows.stop)
             found = search(faces[some], None if labels is None else labels[some])
             if labels is None:
-                refuse_the_faces_themselves(found.similarities)
+                refuse_self_matches(found.similarities)
             return log_density_of(found.similarities, tau=c.tau)
 
         def write(path: Path, part: np.ndarray) -> None:

@@ -153,6 +153,7 @@ def _training(
     from ida_jax.anchors.fake_rules import TrainingFaces
     from ida_jax.common.validation import require_same_model
     from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.identities import numbered, read_people
 
     path = options.training
     if path is None:
@@ -174,11 +175,7 @@ def _training(
         )  # fmt: skip
         embeddings, labels = read.embeddings, None
     if options.training_labels is not None:
-        labels = _labels(options.training_labels)
-    if labels is not None and len(labels) != len(embeddings):
-        raise UserError(
-            f"{len(labels):,} labels for the {len(embeddings):,} faces of {path}: expected one each"
-        )
+        labels = numbered(read_people(options.training_labels, len(embeddings)))
     return TrainingFaces(embeddings, labels, str(path))
 
 
@@ -250,18 +247,3 @@ def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "T
     if found.people:
         _, labels = np.unique(found.people, return_inverse=True)
     return TrainingFaces(embeddings, labels, str(folder))
-
-
-def _labels(path: Path) -> "np.ndarray":
-    """Who is on each row, as integers."""
-    import numpy as np
-
-    from ida_jax.tables.identities import read_people
-
-    people = read_people(path)
-    if people.ndim != 1 or people.dtype.kind not in "iuU":
-        raise UserError(
-            f"{path} holds {people.dtype} {list(people.shape)}: expected integers or names, one a "
-            "row"
-        )
-    return np.unique(people, return_inverse=True)[1] if people.dtype.kind == "U" else people

@@ -286,14 +286,10 @@ def _scorers(
 ) -> "dict[str, Rescorer]":
     from ida_jax.rescoring.methods import load_scorers, require_same_models
 
-    if files["anchors"] is not None and files["anchors"].samefile(options.embeddings):
-        raise UserError(
-            f"the anchors are the embeddings themselves, {options.embeddings}: each face would be "
-            "its own nearest anchor; take faces of other people"
-        )
     scorers = load_scorers(
         methods,
         **files,
+        embeddings=options.embeddings,
         k=options.k,
         tau=options.tau,
         top_n=options.top_n,
