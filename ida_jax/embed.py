@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.verification_bin import open_bin
+    from ida_jax.runs.workdir import MODEL, file_inside
 
-    folder = options.model.is_dir()
-    model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
+    model = FaceModel.load(file_inside(options.model, MODEL))
     if options.images.suffix.lower() == ".bin":
         if options.root is not None:
             raise UserError(f"--root={options.root} is for lists of images: leave it out")

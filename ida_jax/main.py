@@ -23,16 +23,13 @@ def main() -> None:
     join_processes()
 
     from ida_jax.report.tables import results_table
-
-    if "embeddings" in config:
-        from ida_jax.runs.embedding_run import run
-    else:
-        from ida_jax.runs.stages import run
+    from ida_jax.runs.stages import run
+    from ida_jax.runs.workdir import REPORT
 
     results = run(config, workdir)
     if results:
         print(results_table(results))
-        print(f"report: {workdir}/report.html")
+        print(f"report: {workdir}/{REPORT}")
 
 
 def _flags() -> tuple[ConfigDict, str]:

@@ -29,8 +29,8 @@ from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.runs.results import figures_and_notes, write_results
 from ida_jax.runs.run import Run
+from ida_jax.runs.workdir import CSN, figures_and_notes, write_results
 from ida_jax.tables.identities import labels_among
 
 
@@ -56,7 +56,7 @@ def evaluate_run(run: Run) -> None:
         top_n=c.evaluate.top_n,
         searcher=c.searcher,
         ssr=run.ssr if "ssr" in needs else None,
-        csn=Csn.load(run.csn_path) if "csn" in needs else None,
+        csn=Csn.load(run.workdir / CSN) if "csn" in needs else None,
     )
     methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
     results: dict[str, Any] = {

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError
+from ida_jax.runs.workdir import GENERATOR, LABELS, MODEL, file_inside, training_embeddings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +36,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.common.parts import remove_empty, remove_parts
     from ida_jax.report.fake_report import write_fake_report
 
-    folder = options.model.is_dir()
-    model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
+    model = FaceModel.load(file_inside(options.model, MODEL))
     candidates = _candidates(options, model)
     output = options.output
     parts = output.parent / f".{output.name}.fake.parts"
@@ -127,7 +127,7 @@ def _check(options: Any) -> None:
             raise UserError(f"{written} is a folder: give --output another name")
     given = (options.generator, options.model, options.training)
     for path in (path for path in given if path is not None):
-        inside = [path, path / "generator.safetensors", path / "model.safetensors"]
+        inside = [path, path / GENERATOR, path / MODEL]
         if options.output.resolve() in [each.resolve() for each in inside]:
             raise UserError(f"--output is {options.output}, which this reads: give another name")
 
@@ -140,8 +140,7 @@ def _candidates(options: Any, model: "FaceModel") -> "Candidates":
         return folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
     from ida_jax.artefacts.generator import FaceGenerator
 
-    path = options.generator
-    generator = FaceGenerator.load(path / "generator.safetensors" if path.is_dir() else path)
+    generator = FaceGenerator.load(file_inside(options.generator, GENERATOR))
     truncation = 1.0 if options.truncation is None else options.truncation
     return generated_candidates(generator, seed=options.seed or 0, truncation=truncation)
 
@@ -190,8 +189,9 @@ def _of_the_run(
         return None
     # A generator's file is in the workdir, or in its folder `generators`.
     workdirs = (path,) if path.is_dir() else path.absolute().parents[:2]
-    name = f"train-{model.fingerprint}{'-flip' if options.flip else ''}"
-    folders = [workdir / "embeddings" / name for workdir in workdirs]
+    folders = [
+        training_embeddings(workdir, model.fingerprint, flip=options.flip) for workdir in workdirs
+    ]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     files = [] if folder is None else sorted(folder.glob("from-*.npy"))
     if not files:
@@ -199,13 +199,13 @@ def _of_the_run(
         if others:
             print(
                 f"the run's training faces are embedded by another model or --flip, as "
-                f"{others[0]}, and not as {name}",
+                f"{others[0]}, and not as {folders[0].name}",
                 file=sys.stderr,
             )
         return None
     try:
         embeddings = np.concatenate([np.load(file) for file in files])
-        labels = np.load(folder / "labels.npy") if (folder / "labels.npy").is_file() else None
+        labels = np.load(folder / LABELS) if (folder / LABELS).is_file() else None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
             f"{folder} does not hold whole files of embeddings: {error}; remove the folder and run "

@@ -23,6 +23,15 @@ from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError
 from ida_jax.protocols.request import Request, names_beside
 from ida_jax.protocols.table import Protocol, all_protocols
+from ida_jax.runs.workdir import (
+    ANCHORS,
+    CSN,
+    REPORT,
+    RESULTS,
+    SSR,
+    figures_and_notes,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from ida_jax.report.run_report import Groups
@@ -60,7 +69,6 @@ def _run(
     from ida_jax.common.provenance import provenance
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
-    from ida_jax.runs.results import figures_and_notes, write_results
 
     request = _request(options)
     scorers = _scorers(options, files, methods, request.embeddings)
@@ -85,7 +93,7 @@ def _run(
     for name, notes in results["notes"].items():
         for note in notes:
             print(f"{name}: {note}")
-    print(f"\nsee {options.output / 'report.html'}")
+    print(f"\nsee {options.output / REPORT}")
 
 
 @contextlib.contextmanager
@@ -215,7 +223,7 @@ def _check(options: Any) -> None:
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
             "resamples, and a seed of at least 0"
         )
-    if (options.output / "results.json").exists():
+    if (options.output / RESULTS).exists():
         raise UserError(
             f"{options.output} holds results already: name another --output, or delete them"
         )
@@ -230,14 +238,13 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     if options.run is not None:
         if not options.run.is_dir():
             raise UserError(f"no workdir at {options.run}: expected that of python -m ida_jax.main")
-        inside = {
-            "anchors": options.run / "anchors" / "anchors.safetensors",
-            "ssr": options.run / "ssr.safetensors",
-            "csn": options.run / "csn.safetensors",
-        }
+        names = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
+        inside = {kind: options.run / name for kind, name in names.items()}
         if not any(path.is_file() for path in inside.values()):
-            listed = ", ".join(str(path.relative_to(options.run)) for path in inside.values())
-            raise UserError(f"{options.run} holds none of {listed}: name a workdir that has them")
+            raise UserError(
+                f"{options.run} holds none of {', '.join(names.values())}: name a workdir that has "
+                "them"
+            )
         for kind, path in inside.items():
             if files[kind] is None and path.is_file():
                 files[kind] = path
@@ -271,7 +278,7 @@ def _request(options: Any) -> Request:
         read_embeddings(options.embeddings, names=names_beside(options.embeddings, options.names)),
         files=options.files,
         names=options.names,
-        anchors=options.run / "anchors" if from_workdir else None,
+        anchors=(options.run / ANCHORS).parent if from_workdir else None,
         skip_bad=options.skip_bad,
         resamples=options.resamples,
         seed=options.seed,
