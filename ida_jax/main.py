@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.common.processes import join_processes
-from ida_jax.runs.config_flags import parse_config
+from ida_jax.runs.config import parse_config
 
 
 def main() -> None:

@@ -73,8 +73,8 @@ def evaluate_run(run: Run) -> None:
         searched = searched_log_density(
             faces, run.anchors, k=c.k, tau=c.tau, labels=own, searcher=c.searcher
         )
-    if "ida_l" in methods:
-        regressed = methods["ida_l"].values[:, 0]
+    if "ssr" in needs:
+        regressed = run.ssr.log_density(faces)
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
 
     # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.

@@ -23,12 +23,12 @@ from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError
 from ida_jax.protocols.request import Request, names_beside
 from ida_jax.protocols.table import Protocol, all_protocols
+from ida_jax.rescoring.method_table import artefact_flags
 from ida_jax.runs.workdir import (
     ANCHORS,
-    CSN,
+    METHOD_FILES,
     REPORT,
     RESULTS,
-    SSR,
     figures_and_notes,
     write_results,
 )
@@ -138,11 +138,10 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
         "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
-    add("--run", type=Path, metavar="W", help="a workdir: its anchors, ssr and csn")
-    add("--anchors", type=Path, metavar="A", help="an anchor set, or embeddings")
-    add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
-    add("--csn", type=Path, metavar="FILE", help="the classifier of csn")
-    add("--dao_fit", type=Path, metavar="FILE", help="the fit of ida_r_fitted")
+    add("--run", type=Path, metavar="W", help=f"a workdir: its {', '.join(METHOD_FILES)}")
+    for artefact, description in artefact_flags().items():
+        metavar = "A" if artefact == "anchors" else "FILE"
+        add(f"--{artefact}", type=Path, metavar=metavar, help=description)
     add("--methods", type=_words, metavar="METHOD,…", help="all that the given files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
@@ -232,18 +231,17 @@ def _check(options: Any) -> None:
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.method_table import ARTEFACTS, scoring_methods
+    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, scoring_methods
 
     files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
         if not options.run.is_dir():
             raise UserError(f"no workdir at {options.run}: expected that of python -m ida_jax.main")
-        names = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
-        inside = {kind: options.run / name for kind, name in names.items()}
+        inside = {kind: options.run / name for kind, name in METHOD_FILES.items()}
         if not any(path.is_file() for path in inside.values()):
             raise UserError(
-                f"{options.run} holds none of {', '.join(names.values())}: name a workdir that has "
-                "them"
+                f"{options.run} holds none of {', '.join(METHOD_FILES.values())}: name a workdir "
+                "that has them"
             )
         for kind, path in inside.items():
             if files[kind] is None and path.is_file():
@@ -251,20 +249,16 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     for kind, path in files.items():
         if path is not None:
             require_file(path, what=kind)
-    known = scoring_methods()
-    lacking = {}
-    for name, method in known.items():
-        missing = [need for need in method.needs if files[need] is None]
-        if missing:
-            lacking[name] = missing[0]
+    given = [kind for kind, path in files.items() if path is not None]
     if options.methods is None:
-        usual = [name for name, method in known.items() if method.usual]
-        return files, tuple(name for name in usual if name not in lacking)
+        return files, methods_with(given, usual=True)
+    known = scoring_methods()
     for method in options.methods:
         if method not in known:
             raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(known)}")
-        if method in lacking:
-            raise UserError(f"--methods: {method} needs --{lacking[method]}, or --run")
+        for need in known[method].needs:
+            if need not in given:
+                raise UserError(f"--methods: {method} needs --{need}, or --run")
     return files, options.methods
 
 

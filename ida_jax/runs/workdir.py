@@ -31,6 +31,8 @@ REPORT = "report.html"
 # Folders of parts: log F of the faces (a run from embeddings), a generator's faces embedded.
 TARGETS = "targets"
 FAKES = "anchors/fake.parts"
+# What a run makes of the files that methods need (`ida_jax.rescoring.method_table.ARTEFACTS`).
+METHOD_FILES = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
 # Beside the parts of the training set's embeddings: their identities, int [N].
 LABELS = "labels.npy"
 
