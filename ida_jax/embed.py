@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # Images a part, the most that a kill costs.
 _PART = 4096
-_TOLD = 5
+_MOST_NAMED = 5
 
 
 def main(argv: list[str]) -> None:
@@ -77,10 +77,10 @@ def main(argv: list[str]) -> None:
     if uncertainty is not None:
         print(f"their log-variances in {_variances(output)}")
     if skipped:
-        named = ", ".join(line.split("\t")[0] for line in skipped[:_TOLD])
+        named = ", ".join(line.split("\t")[0] for line in skipped[:_MOST_NAMED])
         print(
             f"{len(skipped)} of them are NaN, which never match: {named}"
-            f"{', …' if len(skipped) > _TOLD else ''}; the reasons are in {_reasons(output)}"
+            f"{', …' if len(skipped) > _MOST_NAMED else ''}; the reasons are in {_reasons(output)}"
         )
 
 
@@ -96,8 +96,8 @@ def _parser() -> Parser:
     add("--flip", action="store_true", help="adds the embedding of the mirror image")
     add("--pfe", type=Path, metavar="P", help="the uncertainty module: log-variances too")
     add("--batch_size", type=int, default=128, help="images at once (128)")
-    add("--skip_bad", action="store_true", help="what cannot be decoded, aligned or embedded "
-        "becomes NaN and is listed in E.skipped.txt, instead of ending the run")
+    add("--skip_bad", action="store_true", help="an image that cannot be decoded, aligned or "
+        "embedded becomes NaN and is listed in E.skipped.txt, instead of ending the run")
     # fmt: on
     return parser
 

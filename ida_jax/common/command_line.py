@@ -1,6 +1,6 @@
-"""What every command shares: flags by argparse, a wrong one a UserError.
+"""What every command shares: flags by argparse, with mistakes as a UserError.
 
-The spelling of flags is with underscores, as in --top_n; hyphens are taken for underscores.
+Flags are spelled with underscores, as --top_n is; --top-n is accepted too.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def underscored(arguments: Sequence[str]) -> list[str]:
-    """The arguments with underscores for hyphens in the names of flags: --top-n=5 is --top_n=5."""
+    """The arguments with flags' names spelled with underscores: --top-n=5 becomes --top_n=5."""
     flags = list(arguments)
     for index, argument in enumerate(flags):
         if argument == "--":

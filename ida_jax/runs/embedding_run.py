@@ -49,7 +49,7 @@ _PART = 65_536
 
 
 class Inputs(NamedTuple):
-    """What a run is given.
+    """The embeddings, identities and anchors of a run.
 
     Attributes:
       faces: float32 [N, D], unit rows.
@@ -70,36 +70,36 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingRun:
-    """A config and its workdir; the files that it names are read when they are asked for."""
+    """A config and its workdir; the files that the config names are read on demand."""
 
     config: ConfigDict
     workdir: Path
 
     @cached_property
-    def given(self) -> Inputs:
-        """What the config names, as it is in the files."""
+    def files(self) -> Inputs:
+        """The content of the files that the config names."""
         return read_inputs(self.config)
 
     @cached_property
     def held(self) -> np.ndarray:
         """bool [N], the faces kept for the report."""
-        return held_out_rows(self.given, self.config)
+        return held_out_rows(self.files, self.config)
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What the config names, with the anchors of the people held out left out."""
-        return self.given._replace(anchors=anchors_of_others(self.given, self.held))
+        """The same without the anchors of the people who are held out."""
+        return self.files._replace(anchors=anchors_of_others(self.files, self.held))
 
     @cached_property
     def digest(self) -> str:
-        """Of what the targets are searched for, so that no others are taken for them."""
+        """A hash of all that the targets depend on, so that other targets are not used."""
         digest = hashlib.blake2b(digest_size=16)
         anchors = self.inputs.anchors
         for part in (self.inputs.faces, self.inputs.own, anchors.embeddings, anchors.labels):
             digest.update(b"" if part is None else np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
-    @cached_property
+    @property
     def training_faces(self) -> Faces:
         """The faces that are not held out, and their identities among the anchors, if any."""
         labels = None if self.inputs.own is None else self.inputs.own[~self.held]
@@ -124,7 +124,7 @@ class EmbeddingRun:
         return self._searched("held_out", self.inputs.faces[self.held], None)
 
     def _searched(self, name: str, faces: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """log F [N], a file for each part: an interrupted search goes on where it was."""
+        """log F [N], searched in parts: an interrupted search continues."""
         c = self.config
         folder = self.workdir / TARGETS
         folder.mkdir(exist_ok=True)
@@ -356,13 +356,13 @@ def anchors_of_others(inputs: Inputs, held: np.ndarray) -> AnchorSet:
     the report would flatter IDA.
 
     Args:
-      inputs: what the run is given.
+      inputs: the run's.
       held: bool [N], the faces kept for the report.
     """
     if inputs.own is None:
         return inputs.anchors
-    theirs = inputs.own[held]
-    kept = np.flatnonzero(~np.isin(inputs.anchors.labels, theirs[theirs >= 0]))
+    held_out = inputs.own[held]
+    kept = np.flatnonzero(~np.isin(inputs.anchors.labels, held_out[held_out >= 0]))
     embeddings, labels = inputs.anchors.embeddings[kept], inputs.anchors.labels[kept]
     return replace(inputs.anchors, embeddings=embeddings, labels=labels, names=())
 

@@ -62,8 +62,8 @@ def main(argv: list[str]) -> None:
         write_fake_report(page, report, candidates)
         anchors.save(output)
     except BaseException:
-        for each in (*parts.glob("*"), parts):
-            remove_empty(each)
+        for folder in (*parts.glob("*"), parts):
+            remove_empty(folder)
         raise
     remove_parts(output)
     print(f"{output}: {anchors.described()}\n{provenance_line(anchors.provenance)}")
@@ -98,7 +98,7 @@ def _parser() -> Parser:
     add("--privacy_cosine", type=float, metavar="COSINE", help="from which on a face is a training "
         "person's (default: what one of COUNT strangers reaches by chance)")
     add("--most_drawn", type=int, metavar="N",
-        help="give up after so many faces (4 × COUNT; all of a folder)")
+        help="give up after N faces (4 × COUNT; all of a folder)")
     add("--skip_bad", action="store_true",
         help="with --images: an image that cannot be decoded is dropped, instead of ending the run")
     # fmt: on
@@ -125,10 +125,9 @@ def _check(options: Any) -> None:
     for written in (options.output, options.output.with_suffix(".report.html")):
         if written.is_dir():
             raise UserError(f"{written} is a folder: give --output another name")
-    given = (options.generator, options.model, options.training)
-    for path in (path for path in given if path is not None):
+    for path in filter(None, (options.generator, options.model, options.training)):
         inside = [path, path / GENERATOR, path / MODEL]
-        if options.output.resolve() in [each.resolve() for each in inside]:
+        if options.output.resolve() in [file.resolve() for file in inside]:
             raise UserError(f"--output is {options.output}, which this reads: give another name")
 
 
@@ -156,12 +155,12 @@ def _training(
 
     path = options.training
     if path is None:
-        found = _of_the_run(options, model, candidates)
-        if found is None:
+        left = _of_the_run(options, model, candidates)
+        if left is None:
             if options.training_labels is not None:
                 raise UserError("--training_labels goes with --training: there are none to label")
             return None
-        embeddings, labels, path = found
+        embeddings, labels, path = left
     elif path.is_dir():
         if options.training_labels is not None:
             raise UserError("--training_labels goes with embeddings: crops are labelled by folders")
@@ -195,7 +194,7 @@ def _of_the_run(
     folder = next((folder for folder in folders if folder.is_dir()), None)
     files = [] if folder is None else sorted(folder.glob("from-*.npy"))
     if not files:
-        others = [each.name for f in folders for each in f.parent.glob("train-*")]
+        others = [other.name for f in folders for other in f.parent.glob("train-*")]
         if others:
             print(
                 f"the run's training faces are embedded by another model or --flip, as "
@@ -221,7 +220,7 @@ def _of_the_run(
 
 
 def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "TrainingFaces":
-    """A folder of crops, embedded; kept by parts as the candidates are."""
+    """A folder of crops, embedded in parts as the candidates are."""
     import numpy as np
     from tqdm import tqdm
 
@@ -229,10 +228,10 @@ def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "T
     from ida_jax.anchors.fake_rules import TrainingFaces
     from ida_jax.anchors.sources import find_images
 
-    found = find_images(folder)
-    crops = file_candidates(found.files, folder, image_size=model.preprocessing.image_size)
+    images = find_images(folder)
+    crops = file_candidates(images.files, folder, image_size=model.preprocessing.image_size)
     chunks = []
-    with tqdm(total=len(found.files), desc="training faces", unit="face", leave=False) as bar:
+    with tqdm(total=len(images.files), desc="training faces", unit="face", leave=False) as bar:
         for chunk in embedded_chunks(crops, model, stop=bar.total, flip=flip, parts=parts):
             chunks.append(chunk)
             bar.update(len(chunk))
@@ -240,10 +239,10 @@ def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "T
     bad = np.flatnonzero(np.isnan(embeddings).any(axis=1))
     if bad.size:
         raise UserError(
-            f"image {found.files[bad[0]]}: its embedding is zero, NaN or infinite; look at the "
+            f"image {images.files[bad[0]]}: its embedding is zero, NaN or infinite; look at the "
             "image and at the model"
         )
     labels = None
-    if found.people:
-        _, labels = np.unique(found.people, return_inverse=True)
+    if images.people:
+        _, labels = np.unique(images.people, return_inverse=True)
     return TrainingFaces(embeddings, labels, str(folder))

@@ -98,8 +98,8 @@ def _run(
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Makes the folder beforehand; where the body fails, an empty one of ours goes again."""
-    made = not path.exists()
+    """Makes the folder beforehand; if the body fails, a new one that is empty is removed again."""
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -109,7 +109,7 @@ def _folder(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and not any(path.iterdir()):
+        if new and not any(path.iterdir()):
             path.rmdir()
 
 
@@ -142,7 +142,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     for artefact, description in artefact_flags().items():
         metavar = "A" if artefact == "anchors" else "FILE"
         add(f"--{artefact}", type=Path, metavar=metavar, help=description)
-    add("--methods", type=_words, metavar="METHOD,…", help="all that the given files allow")
+    add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add("--top_n", type=int, default=300, help="as_norm's cohort (300)")
@@ -208,15 +208,15 @@ def _own_options(options: Any, table: Mapping[str, Protocol]) -> Any:
     return protocol.flags(**given)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    words = tuple(word for word in text.split(",") if word)
-    if not words:
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if not names:
         raise argparse.ArgumentTypeError("is empty: expected names separated by commas")
-    return words
+    return names
 
 
 def _check(options: Any) -> None:
-    """What is wrong with the flags themselves, before anything is read."""
+    """Finds mistakes in the flags themselves, before anything is read."""
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -224,7 +224,7 @@ def _check(options: Any) -> None:
         )
     if (options.output / RESULTS).exists():
         raise UserError(
-            f"{options.output} holds results already: name another --output, or delete them"
+            f"{options.output} already holds results: name another --output, or delete them"
         )
 
 
@@ -283,7 +283,7 @@ def _scorers(
     options: Any,
     files: Mapping[str, Path | None],
     methods: tuple[str, ...],
-    found: "EmbeddingFile",
+    embeddings: "EmbeddingFile",
 ) -> "dict[str, Rescorer]":
     from ida_jax.rescoring.methods import load_scorers, require_same_models
 
@@ -295,14 +295,14 @@ def _scorers(
         tau=options.tau,
         top_n=options.top_n,
         searcher=options.searcher,
-        expected_faces=len(found.embeddings),
+        expected_faces=len(embeddings.embeddings),
     )
-    require_same_models(options.embeddings, found.fingerprint, scorers.values())
+    require_same_models(options.embeddings, embeddings.fingerprint, scorers.values())
     return scorers
 
 
 def _groups(
-    options: Any, found: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
+    options: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
 ) -> "Groups | None":
     """log F of each row of E with its group, for the report's figure."""
     if options.groups is None:
@@ -313,27 +313,27 @@ def _groups(
     if "ida_r" not in scorers:
         raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
     groups = read_groups(options.groups)
-    if len(groups.codes) != len(found.embeddings):
+    if len(groups.codes) != len(embeddings.embeddings):
         raise UserError(
             f"{options.groups} has {len(groups.codes)} rows and {options.embeddings} "
-            f"{len(found.embeddings)}: expected one group a row of E"
+            f"{len(embeddings.embeddings)}: expected one group a row of E"
         )
-    log_density = scorers["ida_r"].log_densities(found.embeddings)
+    log_density = scorers["ida_r"].log_densities(embeddings.embeddings)
     return Groups(log_density, groups.codes, groups.names)
 
 
 def _settings(
     options: Any, own: Any, files: Mapping[str, Path | None], scorers: "Mapping[str, Rescorer]"
 ) -> dict[str, Any]:
-    """What was given, and what was taken where nothing was."""
-    taken = {**dataclasses.asdict(own), "methods": list(scorers)}
+    """The flags' values, and the defaults where there were none."""
+    used = {**dataclasses.asdict(own), "methods": list(scorers)}
     for scorer in scorers.values():
         if scorer.anchors is not None:
-            taken |= {"k": scorer.k, "tau": scorer.tau}
+            used |= {"k": scorer.k, "tau": scorer.tau}
             break
     return {
         key: str(value) if isinstance(value, Path) else value
-        for key, value in {**vars(options), **files, **taken}.items()
+        for key, value in {**vars(options), **files, **used}.items()
         if value is not None
     }
 
@@ -341,6 +341,6 @@ def _settings(
 def _anchors(scorers: "Mapping[str, Rescorer]") -> dict[str, Any]:
     for scorer in scorers.values():
         if (anchors := scorer.anchors) is not None:
-            found = {"source": anchors.source, "size": len(anchors)}
-            return {"anchors": {**found, "fingerprint": anchors.fingerprint}}
+            size = {"source": anchors.source, "size": len(anchors)}
+            return {"anchors": {**size, "fingerprint": anchors.fingerprint}}
     return {}

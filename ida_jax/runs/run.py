@@ -1,4 +1,4 @@
-"""A run's config, its workdir, and what both name, read when it is asked for.
+"""A run's config and workdir, with the data and artefacts that they name, read on demand.
 
 N faces, D embedding.
 """
@@ -47,9 +47,9 @@ class Stage(NamedTuple):
     """A stage of a run.
 
     Attributes:
-      run: does it.
-      result: the name of the file that it ends in; where it is there, the stage is done.
-      by_all: all processes of a run take part, not the first alone.
+      run: runs the stage.
+      result: the name in the workdir of the file that it ends in; if it exists, the stage is done.
+      by_all: all processes of a run take part, not only the first.
     """
 
     run: Callable[[Any], None]
@@ -66,7 +66,7 @@ class Verification(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A config and its workdir; data and artefacts are read when a stage asks for them."""
+    """A config and its workdir; data and artefacts are read on demand."""
 
     config: ConfigDict
     workdir: Path
@@ -109,7 +109,7 @@ class Run:
 
     @cached_property
     def generator(self) -> FaceGenerator:
-        """anchors.generator's, or else the one that the stage gan has trained."""
+        """The one that anchors.generator names, or else the one trained by the stage gan."""
         return FaceGenerator.load(self.config.anchors.generator or self.workdir / GENERATOR)
 
     @cached_property
@@ -139,11 +139,11 @@ class Run:
 
     @cached_property
     def train_embeddings(self) -> np.ndarray:
-        """Float32 [N, D], in files of a part each: an interrupted pass goes on where it was."""
+        """float32 [N, D], embedded in parts: an interrupted pass continues."""
         images = self.train_faces.images
         folder = training_embeddings(self.workdir, self.model.fingerprint, flip=self.config.flip)
         folder.mkdir(parents=True, exist_ok=True)
-        # Whose they are: `python -m ida_jax.anchors fake` has this folder alone.
+        # Identities too: `python -m ida_jax.anchors fake` reads this folder alone.
         write_npy(folder / LABELS, self.train_faces.labels)
 
         def part(rows: range) -> np.ndarray:

@@ -108,7 +108,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 def _check(run: Run, unfinished: list[str]) -> None:
-    """Finds the mistakes that a stage would end on, before hours are spent on those before it."""
+    """Finds mistakes that would stop a later stage, before hours are spent on the earlier ones."""
     c = run.config
     check_config(c, unfinished)
     if {"train", "gan", "anchors", "ssr", "pfe"} & set(unfinished):
@@ -166,7 +166,7 @@ def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
 
 
 def _check_fake_db(run: Run) -> None:
-    """What the choice of fakes by the training people would end on, as a UserError."""
+    """Finds mistakes that would stop the choice of fakes by the training people."""
     c, people = run.config, run.train_faces.num_identities
     if not 1 <= c.k <= c.anchors.size:
         raise UserError(
@@ -207,7 +207,7 @@ def _train(run: Run) -> None:
 
 
 def _verification_accuracy(run: Run, model: FaceModel) -> float:
-    """Of the cosine, by folds of the held-out pairs."""
+    """The cosine's k-fold accuracy on the held-out pairs."""
     images, (pairs, same, fold) = run.verification
     faces = model.embed(images, flip=run.config.flip)
     cosines = np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1)
@@ -221,10 +221,10 @@ def _import(run: Run) -> None:
     path = Path(run.config.data_dir) / c.weights
     model = import_model(path, preprocessing=run.model_preprocessing)
     expected = (c.network, c.options.embedding_dim, c.image_size)
-    found = (model.network, model.width, model.preprocessing.image_size)
-    if found != expected:
+    actual = (model.network, model.width, model.preprocessing.image_size)
+    if actual != expected:
         raise UserError(
-            f"{path} holds {_description(found)}, but the config's model is "
+            f"{path} holds {_description(actual)}, but the config's model is "
             f"{_description(expected)}: set model.network, model.options.embedding_dim and "
             "model.image_size to what the file holds"
         )
@@ -339,10 +339,10 @@ def _pfe(run: Run) -> None:
     # Class weights have no images, and so no variances.
     if "anchors" in c.stages and c.anchors.source == "real_db":
         rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
-        found = trained.embed(
+        anchors = trained.embed(
             run.model, ImageSubset(faces.images, rows), flip=c.flip, progress="anchors' variances"
         )
-        write_npy(run.workdir / ANCHOR_VARIANCES, found.log_variances)
+        write_npy(run.workdir / ANCHOR_VARIANCES, anchors.log_variances)
     trained.save(run.workdir / PFE)
 
 

@@ -48,10 +48,10 @@ def file_inside(path: Path, name: str) -> Path:
 
 
 def claim_workdir(workdir: Path, config: "ConfigDict") -> None:
-    """Makes the workdir this config's own, or finds that it is.
+    """Makes the workdir and notes its config, or checks that the config is the same.
 
     Raises:
-      UserError: another config has begun it, the first difference named; it cannot be made.
+      UserError: another config has begun it (the first difference is named); it cannot be made.
     """
     path = workdir / CONFIG
     # Where data lies may change between two runs; what is computed may not.

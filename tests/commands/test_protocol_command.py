@@ -358,5 +358,5 @@ def test_an_output_that_cannot_be_written(lfw):
 def test_results_are_not_overwritten(lfw):
     flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1"]
     _run(lfw, *flags)
-    with pytest.raises(UserError, match="holds results already"):
+    with pytest.raises(UserError, match="already holds results"):
         _run(lfw, *flags)
