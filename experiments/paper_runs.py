@@ -7,7 +7,6 @@ N faces, D embedding.
 """
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs import stages
 from ida_jax.runs.run import Run
-from ida_jax.runs.workdir import claim_workdir
+from ida_jax.runs.workdir import MODEL, RESULTS, claim_workdir, read_results
 from ida_jax.training.recognition import train
 
 METHODS = ("cosine", "ida_r", "ida_l")
@@ -91,7 +90,7 @@ def require_paper(
     for name in names:
         data = load_config(name).train_data.dataset
         workdir = options.workdir / name
-        if faces or not (workdir / "results.json").is_file():
+        if faces or not (workdir / RESULTS).is_file():
             of = needed.get(options.data_dir / data, "the training set of")
             needed[options.data_dir / data] = f"{of} configs/{name}.py"
             needed[options.data_dir / "lfw" / "pairs.txt"] = "LFW, which the run is verified on"
@@ -190,7 +189,7 @@ def evaluated(
       **flags: further ones.
     """
     folder = run.workdir / f"evaluated_{protocol}{ending}"
-    if not (folder / "results.json").is_file():
+    if not (folder / RESULTS).is_file():
         from ida_jax.runs.protocol_command import main
 
         own = "facescrub" if protocol == "megaface" else protocol
@@ -209,7 +208,7 @@ def evaluated(
         if protocol == "ytf":
             given["files"] = options.data_dir / "ytf" / "splits.txt"
         main([f"--{flag}={value}" for flag, value in (given | flags).items()])
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_results(folder)
     return first_variant(results["protocols"])
 
 
@@ -237,7 +236,7 @@ def protocol_files(options: Any, workdir: Path, protocol: str, *, flip: bool) ->
     }
     path, what = lists[protocol]
     images = ("facescrub", "megaface") if protocol == "megaface" else (protocol,)
-    model = workdir / "model.safetensors"
+    model = workdir / MODEL
     embed = f"python -m ida_jax.embed --model={model} --images={options.data_dir}/… "
     if protocol in ("ijbb", "ijbc"):
         points = options.data_dir / protocol / "meta" / f"{protocol}_name_5pts_score.txt"

@@ -11,19 +11,20 @@ from typing import Any
 
 from paper import HEADS, NAMES, TABLE1, columns, experiment, percent
 
+from ida_jax.runs.workdir import read_results
+
 _CONFIGS = {"l2_softmax": "ms1m_l2", "cosface": "ms1m_cosface", "arcface": "ms1m_arcface"}
 _PLACES = (("ijbb", "1e-05"), ("ijbb", "0.0001"), ("ijbc", "1e-06"), ("ijbc", "1e-05"))
 
 
 def small(options: Any) -> dict[str, Any]:
-    import json
 
     from paper_runs import rendered_run
 
     ours, rows = {}, []
     for head, title in HEADS.items():
         run = rendered_run(options, head)
-        results = json.loads(run.results_path.read_text(encoding="utf-8"))
+        results = read_results(run.workdir)
         ours[head] = {"ssr": results["ssr"], **results["protocols"]["rendered_all_pairs"]}
         for method, ending in NAMES.items():
             row = {"method": title + ending}

@@ -8,10 +8,11 @@ small: drawn pairs of rendered identities; and LFW's own 6,000 pairs by the give
 where DATA_DIR has both.
 """
 
-import json
 from typing import Any
 
 from paper import NAMES, TABLE2, columns, experiment, percent
+
+from ida_jax.runs.workdir import read_results
 
 _SETS = ("lfw", "calfw", "ytf")
 
@@ -19,7 +20,7 @@ _SETS = ("lfw", "calfw", "ytf")
 def small(options: Any) -> dict[str, Any]:
     from paper_runs import lfw_run, rendered_run
 
-    results = json.loads(rendered_run(options).results_path.read_text(encoding="utf-8"))
+    results = read_results(rendered_run(options).workdir)
     kfold = {n: of for n, of in results["protocols"].items() if n.endswith("fold")}
     ours: dict[str, Any] = {"rendered": next(iter(kfold.values()))}
     differs = ["rendered: iresnet_nano on 500 rendered identities, drawn pairs of 200 others"]

@@ -24,6 +24,8 @@ import numpy as np
 from paper import TABLE4, columns, experiment, percent, require
 
 from ida_jax.common.command_line import Parser
+from ida_jax.runs.workdir import ANCHORS
+from ida_jax.runs.workdir import GENERATOR as GENERATOR_FILE
 
 FARS = (1e-3, 1e-4, 1e-5)
 GENERATOR = "python -m ida_jax.main --config=configs/stylegan_lfw.py --config.data_dir=DATA"
@@ -130,7 +132,7 @@ def generator_file(options: Any) -> Path:
     """--generator, a file or a run's workdir; that of configs/stylegan_lfw.py in WORKDIR if
     absent."""
     path = getattr(options, "generator", None) or options.workdir / "stylegan_lfw"
-    return path if path.suffix == ".safetensors" else path / "generator.safetensors"
+    return path if path.suffix == ".safetensors" else path / GENERATOR_FILE
 
 
 def fake_embeddings(run: Any, generator: Any, count: int, truncation: float = 1.0) -> np.ndarray:
@@ -301,7 +303,7 @@ def paper(options: Any) -> dict[str, Any]:
     from paper_runs import evaluated, paper_run, require_paper
 
     require_paper(options, ["ms1m_arcface"], ["ijbb"])
-    fakes = options.workdir / "stylegan_ms1m" / "anchors" / "anchors.safetensors"
+    fakes = options.workdir / "stylegan_ms1m" / ANCHORS
     config = "configs/stylegan_ms1m.py"
     require({fakes: f"the fake-db, by python -m ida_jax.main --config={config}, which see"})
     run = paper_run(options, "ms1m_arcface")

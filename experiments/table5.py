@@ -10,10 +10,11 @@ training; where DATA_DIR has LFW, configs/lfw_pfe.py too: its eval half's images
 and templates in which every other image was made worse, as IJB mixes stills and video frames.
 """
 
-import json
 from typing import Any
 
 from paper import TABLE5, columns, experiment, percent
+
+from ida_jax.runs.workdir import read_results
 
 _TITLES = {
     "cosine": "ArcFace, mean pooling",
@@ -56,7 +57,7 @@ def small(options: Any) -> dict[str, Any]:
 
 
 def _protocols(run: Any, names: dict[str, str]) -> dict[str, Any]:
-    protocols = json.loads(run.results_path.read_text(encoding="utf-8"))["protocols"]
+    protocols = read_results(run.workdir)["protocols"]
     return {title: protocols[name] for title, name in names.items()}
 
 

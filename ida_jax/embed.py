@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # Images a part, the most that a kill costs.
 _PART = 4096
-_TOLD = 5
+_MOST_NAMED = 5
 
 
 def main(argv: list[str]) -> None:
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.verification_bin import open_bin
+    from ida_jax.runs.workdir import MODEL, file_inside
 
-    folder = options.model.is_dir()
-    model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
+    model = FaceModel.load(file_inside(options.model, MODEL))
     if options.images.suffix.lower() == ".bin":
         if options.root is not None:
             raise UserError(f"--root={options.root} is for lists of images: leave it out")
@@ -77,10 +77,10 @@ def main(argv: list[str]) -> None:
     if uncertainty is not None:
         print(f"their log-variances in {_variances(output)}")
     if skipped:
-        named = ", ".join(line.split("\t")[0] for line in skipped[:_TOLD])
+        named = ", ".join(line.split("\t")[0] for line in skipped[:_MOST_NAMED])
         print(
             f"{len(skipped)} of them are NaN, which never match: {named}"
-            f"{', …' if len(skipped) > _TOLD else ''}; the reasons are in {_reasons(output)}"
+            f"{', …' if len(skipped) > _MOST_NAMED else ''}; the reasons are in {_reasons(output)}"
         )
 
 
@@ -96,8 +96,8 @@ def _parser() -> Parser:
     add("--flip", action="store_true", help="adds the embedding of the mirror image")
     add("--pfe", type=Path, metavar="P", help="the uncertainty module: log-variances too")
     add("--batch_size", type=int, default=128, help="images at once (128)")
-    add("--skip-bad", action="store_true", help="what cannot be decoded, aligned or embedded "
-        "becomes NaN and is listed in E.skipped.txt, instead of ending the run")
+    add("--skip_bad", action="store_true", help="an image that cannot be decoded, aligned or "
+        "embedded becomes NaN and is listed in E.skipped.txt, instead of ending the run")
     # fmt: on
     return parser
 
@@ -143,7 +143,7 @@ class _Crops(Sequence["np.ndarray"]):
             image = _crop(files, row, size, points)
         except UserError as error:
             if not skip_bad:
-                raise UserError(f"{error}; --skip-bad goes on without it") from error
+                raise UserError(f"{error}; --skip_bad goes on without it") from error
             self.skipped[index] = str(error)
             image = np.zeros((size, size, 3), np.uint8)
         if image.shape != (size, size, 3):
@@ -189,7 +189,7 @@ def _points(options: Any, files: "ImageFiles") -> "list[np.ndarray | None]":
         raise UserError(
             f"{options.landmarks} has no points for {len(missing)} of {len(wanted)} images, "
             f"{files.names[missing[0]]} the first; its own first is {landmarks.names[0]}: expected "
-            "the same paths, or the same file names; --skip-bad goes on without images that lack "
+            "the same paths, or the same file names; --skip_bad goes on without images that lack "
             "points"
         )
     return [landmarks.points[place[name]] if name in place else None for name in wanted]
@@ -216,7 +216,7 @@ def _embed_parts(
     size = options.batch_size * max(1, _PART // options.batch_size)
 
     def done(part: Path) -> bool:
-        # What a run with --skip-bad has skipped ends one without it.
+        # What a run with --skip_bad has skipped ends one without it.
         return part.is_file() and (source.skip_bad or not _reasons(part).is_file())
 
     parts = Parts(folder, count, size, done=done)
@@ -255,7 +255,7 @@ def _save_part(
             skipped[bad] = f"image {where}: its embedding is zero, NaN or infinite"
             if not source.skip_bad:
                 raise UserError(
-                    f"{skipped[bad]}; look at the image and at the model, or give --skip-bad"
+                    f"{skipped[bad]}; look at the image and at the model, or give --skip_bad"
                 )
     embeddings[list(skipped)] = np.nan
     _reasons(part).unlink(missing_ok=True)

@@ -82,8 +82,9 @@ def _check(options: Any) -> None:
 def _read_model(path: Path) -> "FaceModel":
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.interop.weights import import_model
+    from ida_jax.runs.workdir import MODEL, file_inside
 
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = file_inside(path, MODEL)
     return FaceModel.load(path) if path.suffix == ".safetensors" else import_model(path)
 
 

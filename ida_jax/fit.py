@@ -122,22 +122,20 @@ def _read(options: Any) -> "tuple[np.ndarray, np.ndarray, AnchorSet]":
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import read_embeddings
-    from ida_jax.tables.identities import read_people
+    from ida_jax.tables.identities import numbered, read_people
 
     faces, anchors = read_embeddings(options.embeddings), read_anchors(options.anchors)
     anchors.check_model(
         fingerprint=faces.fingerprint, width=faces.width, whose=str(options.embeddings)
     )
-    people = read_people(options.labels)
-    if people.dtype.kind == "U":
-        names, numbers = np.unique(people, return_inverse=True)
-        if anchors.labels is not None and not options.keep_own:
-            # People who are not among the anchors are numbered above those who are.
-            own = anchors.labels_of(names)
-            others = int(anchors.labels.max(initial=0)) + 1 + np.arange(len(names))
-            numbers = np.where(own >= 0, own, others)[numbers]
-        people = numbers
-    return unit_embeddings(faces.embeddings), people, anchors
+    people = read_people(options.labels, len(faces.embeddings))
+    labels = numbered(people)
+    if people.dtype.kind == "U" and anchors.labels is not None and not options.keep_own:
+        own = anchors.labels_of(people)
+        # People who are not among the anchors are numbered above those who are.
+        others = labels + int(anchors.labels.max(initial=0)) + 1
+        labels = others if own is None else np.where(own >= 0, own, others)
+    return unit_embeddings(faces.embeddings), labels, anchors
 
 
 if __name__ == "__main__":

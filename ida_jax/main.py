@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.common.processes import join_processes
-from ida_jax.runs.config_flags import parse_config
+from ida_jax.runs.config import parse_config
 
 
 def main() -> None:
@@ -23,16 +23,13 @@ def main() -> None:
     join_processes()
 
     from ida_jax.report.tables import results_table
-
-    if "embeddings" in config:
-        from ida_jax.runs.embedding_run import run
-    else:
-        from ida_jax.runs.stages import run
+    from ida_jax.runs.stages import run
+    from ida_jax.runs.workdir import REPORT
 
     results = run(config, workdir)
     if results:
         print(results_table(results))
-        print(f"report: {workdir}/report.html")
+        print(f"report: {workdir}/{REPORT}")
 
 
 def _flags() -> tuple[ConfigDict, str]:

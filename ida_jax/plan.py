@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     options, others = parser.parse_known_args(argv)
 
     from ida_jax.planning.topology import open_topology
-    from ida_jax.runs.config_flags import parse_config
+    from ida_jax.runs.config import parse_config
 
     config, _ = parse_config(others)
     if config is None:

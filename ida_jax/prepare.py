@@ -105,7 +105,7 @@ def _read_bin(options: "Namespace") -> None:
 
     written = write_pairs(options.name, pairs, data_dir=options.data_dir, size=options.size)
     print(f"{written.records:,} pairs, {pairs.same.sum():,} genuine: {written.path}")
-    _tell(written)
+    _print_notes(written)
 
 
 def _lfw(argv: list[str]) -> None:
@@ -171,13 +171,13 @@ def _write_faces(faces: "EncodedFaces", options: "Namespace") -> None:
     )
     people = len(faces.identities)
     print(f"{written.records:,} images of {people:,} identities: {written.path}")
-    _tell(written)
+    _print_notes(written)
     if written.skipped:
         listed = options.data_dir / f"{options.name}.skipped.txt"
         print(f"{len(written.skipped):,} corrupt images were left out: {listed}")
 
 
-def _tell(written: "Written") -> None:
+def _print_notes(written: "Written") -> None:
     if written.converted:
         print(f"{written.converted:,} images were not RGB and were converted")
     for note in written.notes:

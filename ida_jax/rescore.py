@@ -39,15 +39,16 @@ def main(argv: list[str]) -> None:
     join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
     from ida_jax.common.files import require_file
     from ida_jax.rescoring.job import JobFiles, rescore_files
+    from ida_jax.rescoring.method_table import ARTEFACTS
 
     _give_memory_back()
-    read = (options.anchors, options.ssr, options.csn, options.dao_fit, options.calibration)
-    for path in read:
-        if path is not None:
-            require_file(path, what="file")
+    files = [getattr(options, flag) for flag in (*ARTEFACTS, "calibration")]
+    files = [path for path in files if path is not None]
+    for path in files:
+        require_file(path, what="file")
     settings = [
         {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
-        [[str(path.resolve()), path.stat().st_mtime_ns] for path in read if path is not None],
+        [[str(path.resolve()), path.stat().st_mtime_ns] for path in files],
     ]
     summary = rescore_files(
         JobFiles(options.embeddings, options.pairs, options.names),
@@ -90,14 +91,16 @@ _NO_SETTINGS = ("output", "coordinator", "processes", "process", "embeddings", "
 
 
 def _parser() -> Parser:
-    from ida_jax.rescoring.method_table import scoring_methods
+    from ida_jax.rescoring.method_table import artefact_flags, scoring_methods
 
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
     add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")
     add("--output", type=Path, required=True, metavar="S", help="where the scores go")
-    add("--anchors", type=Path, metavar="A", help="the anchors; not for cosine and ida_l")
+    for artefact, description in artefact_flags().items():
+        metavar = "A" if artefact == "anchors" else "FILE"
+        add(f"--{artefact}", type=Path, metavar=metavar, help=description)
     add(
         "--method",
         default="ida_r",
@@ -107,11 +110,6 @@ def _parser() -> Parser:
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
-    add(
-        "--csn", type=Path, metavar="FILE", help="the classifier of csn (python -m ida_jax.fit csn)"
-    )
-    add("--dao_fit", type=Path, metavar="FILE", help="of ida_r_fitted (python -m ida_jax.fit dao)")
     add(
         "--top_n", type=int, default=300, help="as_norm's cohort: each face's nearest anchors (300)"
     )
@@ -125,7 +123,7 @@ def _parser() -> Parser:
     )
     add("--calibration", type=Path, metavar="FILE", help="from python -m ida_jax.evaluate --fit")
     add(
-        "--skip-bad",
+        "--skip_bad",
         action="store_true",
         help="zero, NaN or infinite embeddings give NaN scores instead of an error",
     )
@@ -176,13 +174,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
 
     anchors = None
     if options.anchors is not None:
-        if options.anchors.samefile(options.embeddings):
-            raise UserError(
-                f"the anchors are the embeddings themselves, {options.anchors}: every score would "
-                "depend on the other faces under test, and each face is its own nearest anchor; "
-                "take faces of other people"
-            )
-        anchors = read_anchors(options.anchors)
+        anchors = read_anchors(options.anchors, embeddings=options.embeddings)
     return Rescorer(
         anchors,
         k=options.k,

@@ -304,8 +304,9 @@ def _parser(command: str, description: str) -> Parser:
 
 def _model(path: Path) -> "FaceModel":
     from ida_jax.artefacts.face_model import FaceModel
+    from ida_jax.runs.workdir import MODEL, file_inside
 
-    return FaceModel.load(path / "model.safetensors" if path.is_dir() else path)
+    return FaceModel.load(file_inside(path, MODEL))
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:

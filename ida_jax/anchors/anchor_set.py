@@ -13,6 +13,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, unit_embeddings
+from ida_jax.tables.identities import labels_among
 
 _KIND = "anchor_set"
 
@@ -140,23 +141,29 @@ class AnchorSet:
                 provenance=metadata.get("provenance", {}),  # older sets have none
             )
 
-    def labels_of(self, people: np.ndarray) -> np.ndarray:
-        """Each name's identity in the numbering of this set's labels, int64 [N]; −1 for others.
+    def labels_of(self, people: Sequence[str] | np.ndarray) -> np.ndarray | None:
+        """Each face's identity in the numbering of this set's labels, int32 [N].
+
+        With it a search leaves out a face's own identity. −1 for faces whose identity is not among
+        the anchors; None where none is.
 
         Args:
-          people: names [N].
+          people: the N faces' identities, integers in the labels' own numbering, or names.
 
         Raises:
-          UserError: the set has no names.
+          UserError: names, and the set has none.
         """
+        people = np.asarray(people)
+        if people.dtype.kind != "U":
+            # No anchor's label is beyond 32 bits.
+            known = (people >= 0) & np.isin(people, self.labels)
+            return np.where(known, people, -1).astype(np.int32) if known.any() else None
         if not self.names:
             raise UserError(
                 f"labels are names ('{people[0]}', …), but the anchors have none: give integers in "
                 "the anchors' numbering, or build the anchors with names as labels"
             )
-        label_of = dict(zip(self.names, self.labels.tolist(), strict=True))
-        names, place = np.unique(people, return_inverse=True)
-        return np.array([label_of.get(name, -1) for name in names.tolist()], np.int64)[place]
+        return labels_among(people, self.names, self.labels)
 
     def check_model(self, *, fingerprint: str, width: int, whose: str = "the model") -> None:
         """Refuses a model that did not make these anchors.

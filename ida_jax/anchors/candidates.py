@@ -136,7 +136,7 @@ def file_candidates(
             if skip_bad is None:
                 raise
             if not skip_bad:
-                raise UserError(f"{error}; --skip-bad continues without it") from error
+                raise UserError(f"{error}; --skip_bad continues without it") from error
             unreadable.add(number)
             return np.zeros((image_size, image_size, 3), np.uint8)
         if image.shape != (image_size, image_size, 3):

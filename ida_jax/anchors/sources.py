@@ -48,12 +48,25 @@ def class_weights(
     )
 
 
-def read_anchors(path: str | os.PathLike[str]) -> AnchorSet:
+def read_anchors(
+    path: str | os.PathLike[str], *, embeddings: str | os.PathLike[str] | None = None
+) -> AnchorSet:
     """An anchor set's file (.safetensors), or plain embeddings in .npy, .npz or .parquet.
 
+    Args:
+      path: the file.
+      embeddings: the file of the faces that are to be scored by the anchors, if there is one.
+
     Raises:
-      UserError: as `AnchorSet.load`, `read_embeddings` and `AnchorSet.from_embeddings`.
+      UserError: as `AnchorSet.load`, `read_embeddings` and `AnchorSet.from_embeddings`; the anchors
+        are the embeddings themselves.
     """
+    if embeddings is not None and Path(path).exists() and Path(path).samefile(embeddings):
+        raise UserError(
+            f"the anchors are the embeddings themselves, {path}: each face would be its own "
+            "nearest anchor, and scores would depend on the other faces under test; take faces of "
+            "other people"
+        )
     if Path(path).suffix == ".safetensors":
         return AnchorSet.load(path)
     table = read_embeddings(path)

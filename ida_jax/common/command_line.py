@@ -1,8 +1,12 @@
-"""What every command shares: flags by argparse, a wrong one a UserError."""
+"""What every command shares: flags by argparse, with mistakes as a UserError.
+
+Flags are spelled with underscores, as --top_n is; --top-n is accepted too.
+"""
 
 import argparse
-from collections.abc import Callable
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from ida_jax.common.errors import UserError
 
@@ -17,8 +21,26 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, which `parse_args` calls, with either spelling of a flag."""
+        return super().parse_known_args(
+            underscored(sys.argv[1:] if args is None else args), namespace
+        )
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
+
+
+def underscored(arguments: Sequence[str]) -> list[str]:
+    """The arguments with flags' names spelled with underscores: --top-n=5 becomes --top_n=5."""
+    flags = list(arguments)
+    for index, argument in enumerate(flags):
+        if argument == "--":
+            break
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            flags[index] = f"--{name.replace('-', '_')}{equals}{value}"
+    return flags
 
 
 def numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:

@@ -27,12 +27,12 @@ class UserError(ValueError):
 class Stopped(Exception):
     """A run that was asked to stop, saved its state, and ends well.
 
-    The message is one line that says how far it came and how to go on.
+    The message is one line that says how far it got and how to continue.
     """
 
 
 def exit_code(run: Callable[[], None]) -> int:
-    """Runs a command's body and says how it ended.
+    """Runs a command's body and returns its exit code.
 
     A UserError becomes one line on stderr and the exit code 2; Ctrl-C one line and the shell's 130;
     Stopped one line and 0; a closed output the shell's 141.

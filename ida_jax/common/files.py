@@ -24,7 +24,7 @@ from ida_jax.common.errors import UserError
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; it becomes `path` on success, and vanishes otherwise.
+    """Yields a temporary path beside `path`: renamed to `path` on success, or else removed.
 
     Raises:
       UserError: the folder does not exist or cannot be written, or the disk is full.
@@ -99,7 +99,7 @@ def fingerprint_of(described: Any, variables: Mapping[str, Any]) -> str:
     """16 hex digits of a SHA-256 over a JSON-able description and every array, by its name.
 
     Args:
-      described: what the arrays alone do not tell: a network's name and options.
+      described: what is not in the arrays: a network's name and options.
       variables: nested, of arrays.
     """
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
@@ -120,7 +120,7 @@ def _flat(variables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def kind_of(path: str | os.PathLike[str]) -> str | None:
-    """The kind of an artefact's file; None for any other file, or none at all."""
+    """The kind of an artefact's file; None for any other file, or if there is no file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -132,7 +132,7 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 
 @contextlib.contextmanager
 def complete(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an entry that an artefact lacks, or a malformed one, into one clear line."""
+    """Reports a missing or malformed entry of an artefact as a UserError."""
     try:
         yield
     except UserError:
@@ -159,7 +159,7 @@ def json_text(value: Any) -> str:
 
 
 def require_file(path: Path, *, what: str) -> None:
-    """Raises UserError where there is no file at the path."""
+    """Raises a UserError if there is no file at the path."""
     if not path.is_file():
         raise UserError(f"no {what} at {path}: put the file there, or name another one")
 

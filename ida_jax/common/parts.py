@@ -1,9 +1,9 @@
 """Work in parts that survives a kill: a file a part, in one folder.
 
-A part is written whole, and one that is there is not made again: the same command continues where
-it was killed. How N rows are cut depends on N and the size alone, so that any number of processes
-makes the same parts. What parts are made of is named by their folder's name, or stored inside them
-and compared when they are read; so another job's parts are never taken.
+A part is written whole, and an existing one is not made again: the same command continues where it
+was killed. How N rows are cut depends on N and the size alone, so that any number of processes
+makes the same parts. What parts depend on is in their folder's name, or stored inside them and
+compared when they are read, so that another job's parts are never used.
 
 N rows.
 """
@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from ida_jax.common.files import written_whole
 
 
 class Part(NamedTuple):
-    """Some of the rows, and the file that holds what was made of them."""
+    """Some of the rows, and the file of their values."""
 
     rows: range
     path: Path
@@ -45,53 +46,47 @@ def read_npy(path: Path) -> np.ndarray:
         ) from error
 
 
+@dataclass(frozen=True)
 class Parts:
     """The parts of one job on N rows, in the rows' order.
 
-    Args:
+    Attributes:
       folder: exists, and is this job's alone, or holds files whose `read` refuses another job's.
       rows: N; 0 has no parts.
       size: rows a part, the most that a kill costs; the last part may be smaller.
       name: of a part's file, by its `start` row or its `number`.
       done: whether a part need not be made.
-      write: keeps what was made of a part, whole or not at all.
-      read: gives it back.
+      write: writes a part's values, whole or not at all.
+      read: reads them.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        rows: int,
-        size: int,
-        *,
-        name: str = "from-{start:09}.npy",
-        done: Callable[[Path], bool] = Path.is_file,
-        write: Callable[[Path, np.ndarray], None] = write_npy,
-        read: Callable[[Path], np.ndarray] = read_npy,
-    ) -> None:
-        self.write, self.read, self._rows, self._done = write, read, rows, done
-        self._all = [
-            Part(rows, folder / name.format(start=rows.start, number=number))
-            for number, rows in enumerate(cut(rows, size))
-        ]
+    folder: Path
+    rows: int
+    size: int
+    _: KW_ONLY
+    name: str = "from-{start:09}.npy"
+    done: Callable[[Path], bool] = Path.is_file
+    write: Callable[[Path, np.ndarray], None] = write_npy
+    read: Callable[[Path], np.ndarray] = read_npy
 
     def __iter__(self) -> Iterator[Part]:
-        return iter(self._all)
+        for number, rows in enumerate(cut(self.rows, self.size)):
+            yield Part(rows, self.folder / self.name.format(start=rows.start, number=number))
 
     def left(self, process: int = 0, processes: int = 1) -> list[Part]:
         """The parts of one process's share that are still to be made."""
-        return [part for part in self._all[process::processes] if not self._done(part.path)]
+        return [part for part in list(self)[process::processes] if not self.done(part.path)]
 
     def values(self, make: Callable[[range], np.ndarray] | None = None) -> Iterator[np.ndarray]:
-        """What was made of each part, in order; `make` gives it for the rows of one not there."""
+        """The parts' values, in order; `make` gives those of the rows of a missing part."""
         for rows, path in self:
-            if make is not None and not self._done(path):
+            if make is not None and not self.done(path):
                 self.write(path, make(rows))
             yield self.read(path)
 
     def whole(self, make: Callable[[range], np.ndarray], width: tuple[int, ...] = ()) -> np.ndarray:
         """Float32 [N, *width] of all parts; only one of them is in memory twice."""
-        whole = np.empty((self._rows, *width), np.float32)
+        whole = np.empty((self.rows, *width), np.float32)
         for part, values in zip(self, self.values(make), strict=True):
             whole[part.rows.start : part.rows.stop] = values
         return whole
@@ -115,7 +110,7 @@ def stamp(path: Path) -> list[str | int]:
 
 
 def folder_beside(output: Path, key: str) -> Path:
-    """The hidden folder .OUTPUT.KEY.parts of an output's parts, made where it is not there.
+    """The hidden folder .OUTPUT.KEY.parts of an output's parts, made if it does not exist.
 
     Raises:
       UserError: it cannot be made.

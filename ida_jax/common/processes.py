@@ -10,15 +10,15 @@ from ida_jax.common.errors import UserError
 
 
 class OthersFailed(UserError):
-    """Another process has ended on an error of its own."""
+    """Another process has ended with an error of its own."""
 
 
 def join_processes(
     *, coordinator: str | None = None, count: int | None = None, number: int | None = None
 ) -> None:
-    """Joins the other processes through `jax.distributed`, where there are any.
+    """Joins the other processes through `jax.distributed`, if there are any.
 
-    Call it before anything else touches jax. Without arguments the environment is asked: a SLURM
+    Call it before anything else uses jax. Without arguments the environment decides: a SLURM
     step or Open MPI job of several tasks, the workers of a TPU pod, or JAX_COORDINATOR_ADDRESS.
     A single process returns at once.
 
@@ -40,16 +40,14 @@ def join_processes(
     # The CPU's own collectives; other backends bring theirs.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        # A process that ends on an error waits so long for the others, which it then takes along.
+        # A process that ends on an error waits this long for the others, and then ends them too.
         jax.distributed.initialize(coordinator, count, number, shutdown_timeout_seconds=20)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the other processes cannot be joined: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"cannot join the other processes: {str(error).splitlines()[0]}") from error
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which does what only one may."""
+    """Whether this is process 0, which does the work of a single process."""
     import jax
 
     return jax.process_index() == 0
@@ -84,7 +82,7 @@ def agree(ok: bool = True) -> None:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """A block that every process leaves together: where one fails in it, all do.
+    """A block that all processes leave together: if one fails in it, all do.
 
     Raises:
       OthersFailed: another process has failed.
@@ -93,7 +91,7 @@ def all_or_none() -> Iterator[None]:
         yield
     except OthersFailed:
         raise
-    except Exception:  # whatever it was: the others would else wait for this process for ever
+    except Exception:  # whatever it was: the others would otherwise wait for ever
         agree(ok=False)
         raise
     agree()

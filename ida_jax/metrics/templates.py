@@ -114,7 +114,7 @@ def pool_templates(
         if bad.size:
             raise UserError(
                 f"embedding {rows[start + bad[0]]} is zero, NaN or infinite: embed that image "
-                "again, or leave it out (--skip-bad)"
+                "again, or leave it out (--skip_bad)"
             )
         if norm == "unit":
             slab /= length[:, None]

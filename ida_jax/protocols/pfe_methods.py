@@ -176,6 +176,6 @@ def pfe_scores(
         anchors,
         k=10 if searching is None else searching.k,
         tau=1.0 if searching is None else searching.tau,
-        ssr=None if regressing is None else regressing.regressor,
+        ssr=None if regressing is None else regressing.ssr,
     )
     return scores | likelihood_of_pairs(faces, pairs, methods)

@@ -7,7 +7,7 @@ its rule (`ida_jax.rescoring.terms`) joins two faces' numbers to the pair's cosi
 N faces, K support, S numbers of a face.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,19 +26,31 @@ class Artefact(NamedTuple):
 
     Attributes:
       name: what messages call it.
-      advice: what to do if it is missing.
+      advice: what to do where it is missing.
+      description: of its file, in the help of commands.
     """
 
     name: str
     advice: str
+    description: str
 
 
 # The keys are the flags of the commands that take the files.
 ARTEFACTS = {
-    "anchors": Artefact("anchors", "give an anchor set or embeddings [A, D]"),
-    "ssr": Artefact("an SSR module", "use Rescorer.from_ssr(path)"),
-    "csn": Artefact("its trained classifier", "make one with ida_jax.fit_csn"),
-    "dao_fit": Artefact("its constants", "make them with ida_jax.fit_dao"),
+    "anchors": Artefact(
+        "anchors", "give an anchor set or embeddings [A, D]", "an anchor set, or embeddings as E"
+    ),
+    "ssr": Artefact("an SSR module", "use Rescorer.from_ssr(path)", "the SSR module"),
+    "csn": Artefact(
+        "its trained classifier",
+        "make one with ida_jax.fit_csn",
+        "the classifier (python -m ida_jax.fit csn)",
+    ),
+    "dao_fit": Artefact(
+        "its constants",
+        "make them with ida_jax.fit_dao",
+        "the fitted constants (python -m ida_jax.fit dao)",
+    ),
 }
 
 
@@ -258,6 +270,32 @@ BASELINE, HEADLINE = "cosine", "ida_r"
 def scoring_methods() -> dict[str, Method]:
     """The methods that score embeddings: what `Rescorer` and the commands take."""
     return {name: method for name, method in METHODS.items() if method.values is not None}
+
+
+def methods_with(artefacts: Collection[str], *, usual: bool = False) -> tuple[str, ...]:
+    """The scoring methods that need no other artefacts than these.
+
+    Args:
+      artefacts: keys of `ARTEFACTS`.
+      usual: only those that an evaluation takes where no methods are named.
+    """
+    return tuple(
+        name
+        for name, method in scoring_methods().items()
+        if set(method.needs) <= set(artefacts) and (method.usual or not usual)
+    )
+
+
+def artefact_flags() -> dict[str, str]:
+    """{flag: its help} of the files that methods need: what each is, and which methods need it."""
+    flags = {}
+    for flag, artefact in ARTEFACTS.items():
+        needing = [name for name, method in scoring_methods().items() if flag in method.needs]
+        others = [name for name in scoring_methods() if name not in needing]
+        few = needing if len(needing) <= len(others) else others
+        relation = "for" if few is needing else "not for"
+        flags[flag] = f"{artefact.description}; {relation} {', '.join(few)}"
+    return flags
 
 
 def is_dao(name: str) -> bool:

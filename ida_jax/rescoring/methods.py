@@ -103,21 +103,18 @@ def make_scorers(
 def labels_among_anchors(
     people: Sequence[str], scorers: Mapping[str, Rescorer]
 ) -> np.ndarray | None:
-    """Each face's identity in the numbering of the anchors' labels, by name, int32 [N].
+    """`AnchorSet.labels_of` of the scorers' anchors; None without anchors with names and labels.
 
-    -1 for those who are not among them; None where none is, or the anchors are without names. With
-    it `Rescorer.terms` leaves a face's own identity out of its support set.
+    With it `Rescorer.terms` leaves a face's own identity out of its support set.
 
     Args:
-      people: the N faces' people.
+      people: the N faces' names.
       scorers: {method: its Rescorer}, all with the same anchors.
     """
     anchors = next((each.anchors for each in scorers.values() if each.anchors is not None), None)
     if anchors is None or not anchors.names or anchors.labels is None:
         return None
-    label_of = dict(zip(anchors.names, anchors.labels.tolist(), strict=True))
-    found = np.array([label_of.get(person, -1) for person in people], np.int32)
-    return found if np.any(found >= 0) else None
+    return anchors.labels_of(people)
 
 
 def require_same_models(
@@ -157,6 +154,7 @@ def load_scorers(
     ssr: str | os.PathLike[str] | None = None,
     csn: str | os.PathLike[str] | None = None,
     dao_fit: str | os.PathLike[str] | None = None,
+    embeddings: str | os.PathLike[str] | None = None,
     k: int | None = None,
     tau: float | None = None,
     top_n: int = 300,
@@ -165,6 +163,9 @@ def load_scorers(
 ) -> dict[str, Rescorer]:
     """`make_scorers` from files.
 
+    Args:
+      embeddings: the file of the faces that are to be scored, which the anchors must not be.
+
     Raises:
       UserError: files that are absent or of another kind, and as `make_scorers`.
     """
@@ -172,7 +173,7 @@ def load_scorers(
 
     return make_scorers(
         methods,
-        None if anchors is None else read_anchors(anchors),
+        None if anchors is None else read_anchors(anchors, embeddings=embeddings),
         k=k,
         tau=tau,
         top_n=top_n,

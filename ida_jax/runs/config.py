@@ -1,10 +1,18 @@
-"""The sections that configs share, with every option and the paper's value of it.
+"""A run's config: the sections that configs share, and --config=FILE on the command line.
 
-A config (`configs/*.py`) takes `run_section` and changes what its run differs in.
+The sections have every option and the paper's value of it. A config (`configs/*.py`) takes
+`run_section` and changes what its run differs in.
 """
+
+import re
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from ida_jax.common.command_line import underscored
+from ida_jax.common.errors import UserError
+from ida_jax.rescoring.method_table import methods_with
+from ida_jax.runs.workdir import METHOD_FILES
 
 
 def run_section(title: str) -> ConfigDict:
@@ -47,9 +55,8 @@ def run_section(title: str) -> ConfigDict:
     c.csn = ConfigDict({"top_n": 100, "degree": 3})
 
     c.evaluate = ConfigDict()
-    c.evaluate.methods = (
-        "cosine", "ida_r", "ida_r_fallback", "ida_l", "s_norm", "as_norm", "csn"
-    )  # fmt: skip
+    # Names in `ida_jax.rescoring.method_table`; these are cosine, ida_r, ida_l and the norms.
+    c.evaluate.methods = methods_with(METHOD_FILES, usual=True)
     c.evaluate.top_n = 300
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
@@ -224,3 +231,47 @@ def choose_variant(c: ConfigDict, variant: str) -> ConfigDict:
     if variant:
         raise ValueError(f"variant '{variant}' is unknown: there is 'smoke'")
     return c
+
+
+def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None, dict[str, str]]:
+    """Reads --config=FILE[:variant], --config.key=value and further text flags.
+
+    Args:
+      arguments: the flags, in either spelling.
+      **others: further flags' names and what they are.
+
+    Returns:
+      The config, None where --config is not given; and the further flags' values, None likewise.
+
+    Raises:
+      UserError: an unknown flag or key, a value of another type, or no such file.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    parsed, argv = flags.FlagValues(), ["", *underscored(arguments)]
+    config_flags.DEFINE_config_file(
+        "config", None, "The run's config.", flag_values=parsed, sys_argv=argv
+    )
+    for name, what in others.items():
+        flags.DEFINE_string(name, None, what, flag_values=parsed)
+    try:
+        rest = parsed(argv)[1:]
+        config = parsed.config
+        if config is not None:
+            config.stages  # noqa: B018  a file that was not found shows at the first look
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{_one_line(error)}; see --help") from error
+    if rest:
+        known = ", ".join(f"--{name}=" for name in ("config", *others))
+        raise UserError(f"unknown flag '{rest[0]}': expected {known}, --config.key=")
+    return config, {name: getattr(parsed, name) for name in others}
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip()
+    # ml_collections' suggestion comes as the representation of a two-line text.
+    if suggestion := re.search(r'Did you mean "([^"]*)" instead of "([^"]*)"', text):
+        return f"the config has no '{suggestion[2]}': did you mean '{suggestion[1]}'?"
+    # Of a traceback, the last line tells the cause.
+    return text.splitlines()[-1].strip() if text else type(error).__name__

@@ -12,7 +12,8 @@ from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
 from ida_jax.data.augment import augmentation
 from ida_jax.models.margin_head import MARGIN_LOSSES
-from ida_jax.rescoring.method_table import METHODS, scoring_methods
+from ida_jax.rescoring.method_table import METHODS, methods_with
+from ida_jax.runs.workdir import METHOD_FILES
 from ida_jax.training.head_step import margin_head
 from ida_jax.training.optimizer import SCHEDULES
 
@@ -69,7 +70,8 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _at_least_1(c, "csn.top_n")
     if "evaluate" in unfinished:
         for method in c.evaluate.methods:
-            _one_of("evaluate.methods", method, _methods_of_runs())
+            # A fit is not among a run's files: it takes people not trained on.
+            _one_of("evaluate.methods", method, methods_with(METHOD_FILES))
             for stage in METHODS[method].needs:
                 if stage != "anchors" and stage not in c.stages:
                     raise UserError(
@@ -106,12 +108,6 @@ def check_embedding_config(config: ConfigDict) -> None:
         raise UserError(f"evaluate.most_faces is {c.evaluate.most_faces}: expected 2 or more")
     if c.evaluate.resamples < 2:
         raise UserError(f"evaluate.resamples is {c.evaluate.resamples}: expected 2 or more")
-
-
-def _methods_of_runs() -> list[str]:
-    """The methods whose artefacts a run makes: not a fit, which takes people not trained on."""
-    made = {"anchors", "ssr", "csn"}
-    return [name for name, method in scoring_methods().items() if made.issuperset(method.needs)]
 
 
 def _check_search(c: ConfigDict) -> None:

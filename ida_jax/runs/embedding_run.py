@@ -4,119 +4,130 @@
     ssr       → DIR/ssr.safetensors  the SSR module (IDA-L)
     evaluate  → DIR/results.json     its figures on held-out identities; and DIR/report.html
 
-What is there is not made again. N faces, A anchors, D embedding.
+`ida_jax.runs.stages` runs them. Targets are needed until the SSR module is there, and are kept in
+parts: an interrupted search continues. N faces, A anchors, D embedding.
 
 Held-out people are held out of the anchors too: a support set that holds the other person of an
-impostor pair lowers just that pair's score, and the report would flatter IDA. Targets are kept in
-parts, and an interrupted search continues.
+impostor pair lowers just that pair's score, and the report would flatter IDA.
 """
 
 import hashlib
-import json
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import SupportSearch
+from ida_jax.anchors.sources import embedding_anchors, read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.parts import Parts
-from ida_jax.common.processes import all_or_none, is_first
+from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
+from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.evaluation import regression_quality
+from ida_jax.protocols.table import Faces
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
-from ida_jax.runs.embedding_inputs import (
-    Inputs,
-    anchors_of_others,
-    check_k,
-    held_out_rows,
-    read_inputs,
-)
-from ida_jax.runs.results import figures_and_notes, write_results
-from ida_jax.runs.workdir import claim_workdir
-from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
+from ida_jax.runs.run import Stage
+from ida_jax.runs.workdir import RESULTS, SSR, TARGETS, figures_and_notes, write_results
+from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.tables.identities import numbered, read_people
+from ida_jax.training.ssr import train_ssr, train_ssr_on_the_fly, with_copies
 
-STAGES = ("targets", "ssr", "evaluate")
+_SYNTHETIC = "synthetic"
 _PROTOCOL = "held_out_all_pairs"
 # Faces a file of targets.
 _PART = 65_536
 
 
-def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Trains the SSR module on a file of embeddings and returns results.json's content.
+class Inputs(NamedTuple):
+    """The embeddings, identities and anchors of a run.
 
-    Raises:
-      UserError: a mistake in the config or in a file, found before any work; a workdir that another
-        config or other files have begun.
+    Attributes:
+      faces: float32 [N, D], unit rows.
+      people: int64 [N], identities in a numbering of their own, -1 where unknown; None without
+        labels.
+      own: int32 [N], the same in the numbering of the anchors' labels, -1 for those not among them;
+        None where nobody is in both sets.
+      anchors: where support sets are searched.
+      fingerprint: of the model that made the embeddings; "" where unknown.
     """
-    workdir = Path(workdir)
-    results_path = workdir / "results.json"
-    with all_or_none():
-        current = _begun(config, workdir) if is_first() and not results_path.is_file() else None
-        if is_first():
-            claim_workdir(workdir, config)
-    # The first process does it all.
-    while not is_first() and not results_path.is_file():
-        time.sleep(1)
-    if not is_first():
-        return {}
-    if current is None:
-        print(f"{', '.join(STAGES)}: finished before, see {results_path}")
-    else:
-        _evaluate(current, current.held_out_log_density, _ssr_module(current))
-    return json.loads(results_path.read_text(encoding="utf-8"))
 
-
-def _begun(config: ConfigDict, workdir: Path) -> "_Run":
-    check_embedding_config(config)
-    if tuple(config.stages) != STAGES:
-        raise UserError(f"stages is {config.stages}: expected {', '.join(STAGES)}")
-    inputs = read_inputs(config)
-    held = held_out_rows(inputs, config)
-    inputs = inputs._replace(anchors=anchors_of_others(inputs, held))
-    check_k(config.k, inputs)
-    return _Run(config, workdir, inputs, held)
+    faces: np.ndarray
+    people: np.ndarray | None
+    own: np.ndarray | None
+    anchors: AnchorSet
+    fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class EmbeddingRun:
+    """A config and its workdir; the files that the config names are read on demand."""
+
     config: ConfigDict
     workdir: Path
-    inputs: Inputs
-    held: np.ndarray
+
+    @cached_property
+    def files(self) -> Inputs:
+        """The content of the files that the config names."""
+        return read_inputs(self.config)
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """bool [N], the faces kept for the report."""
+        return held_out_rows(self.files, self.config)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The same without the anchors of the people who are held out."""
+        return self.files._replace(anchors=anchors_of_others(self.files, self.held))
 
     @cached_property
     def digest(self) -> str:
-        """Of what the targets are searched for, so that no others are taken for them."""
-        found = hashlib.blake2b(digest_size=16)
+        """A hash of all that the targets depend on, so that other targets are not used."""
+        digest = hashlib.blake2b(digest_size=16)
         anchors = self.inputs.anchors
         for part in (self.inputs.faces, self.inputs.own, anchors.embeddings, anchors.labels):
-            found.update(b"" if part is None else np.ascontiguousarray(part).data)
-        return found.hexdigest()
+            digest.update(b"" if part is None else np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
     @property
-    def training_labels(self) -> np.ndarray | None:
-        return None if self.inputs.own is None else self.inputs.own[~self.held]
+    def training_faces(self) -> Faces:
+        """The faces that are not held out, and their identities among the anchors, if any."""
+        labels = None if self.inputs.own is None else self.inputs.own[~self.held]
+        return Faces(self.inputs.faces[~self.held], labels)
 
-    @property
+    @cached_property
+    def copied_faces(self) -> Faces:
+        """The training faces and their made-up copies."""
+        c, (faces, labels) = self.config, self.training_faces
+        return with_copies(
+            faces, labels, copies=c.ssr.copies, mix=c.ssr.mix, noise=c.ssr.noise, seed=c.seed
+        )
+
+    @cached_property
+    def training_log_density(self) -> np.ndarray:
+        """Of `copied_faces`."""
+        return self._searched("training", *self.copied_faces)
+
+    @cached_property
     def held_out_log_density(self) -> np.ndarray:
-        # Their own identities are not among the anchors any more.
-        return self.searched("held_out", self.inputs.faces[self.held], None)
+        """Of the faces held out, whose identities are not among the anchors any more."""
+        return self._searched("held_out", self.inputs.faces[self.held], None)
 
-    def searched(self, name: str, faces: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """log F [N], a file for each part: an interrupted search goes on where it was."""
+    def _searched(self, name: str, faces: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """log F [N], searched in parts: an interrupted search continues."""
         c = self.config
-        folder = self.workdir / "targets"
+        folder = self.workdir / TARGETS
         folder.mkdir(exist_ok=True)
         search = SupportSearch(
             self.inputs.anchors, k=c.k, searcher=c.searcher, expected_queries=len(faces), tau=c.tau
@@ -125,10 +136,10 @@ class _Run:
         def part(rows: range) -> np.ndarray:
             print(f"targets: {name}, {rows.start:,} … {rows.stop - 1:,} of {len(faces):,}")
             some = slice(rows.start, rows.stop)
-            found = search(faces[some], None if labels is None else labels[some])
+            nearest = search(faces[some], None if labels is None else labels[some]).similarities
             if labels is None:
-                refuse_self_matches(found.similarities)
-            return log_density_of(found.similarities, tau=c.tau)
+                refuse_self_matches(nearest)
+            return log_density_of(nearest, tau=c.tau)
 
         def write(path: Path, part: np.ndarray) -> None:
             inputs = {"inputs": self.digest}
@@ -147,45 +158,49 @@ class _Run:
         return Parts(folder, len(faces), _PART, name=file, write=write, read=read).whole(part)
 
 
-def _ssr_module(run: _Run) -> SSRModule:
-    """The stages targets and ssr: the trained module."""
-    path = run.workdir / "ssr.safetensors"
-    if path.is_file():
-        print(f"ssr: finished before, see {path}")
-        return SSRModule.load(path)
-    c, inputs = run.config, run.inputs
-    faces, labels = inputs.faces[~run.held], run.training_labels
-    options = {"k": c.k, "tau": c.tau, "fingerprint": inputs.fingerprint}
+def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
+    """Finds mistakes in the config and in the files that it names, before any work.
+
+    The first process does it all, and alone reads the files.
+
+    Raises:
+      UserError: as `check_embedding_config`, `read_inputs` and `held_out_rows`; other stages; a k
+        that the anchors cannot give each face.
+    """
+    if not is_first():
+        return
+    check_embedding_config(run.config)
+    if tuple(run.config.stages) != tuple(EMBEDDING_STAGES):
+        raise UserError(f"stages is {run.config.stages}: expected {', '.join(EMBEDDING_STAGES)}")
+    _check_k(run.config.k, run.inputs)
+
+
+def _targets(run: EmbeddingRun) -> None:
+    _ = run.held_out_log_density
+    if run.config.ssr.targets != "on_the_fly":
+        _ = run.training_log_density
+
+
+def _ssr(run: EmbeddingRun) -> None:
+    c = run.config
+    options = {"k": c.k, "tau": c.tau, "fingerprint": run.inputs.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
     if c.ssr.targets == "on_the_fly":
         ssr = train_ssr_on_the_fly(
-            faces, labels, inputs.anchors, c.ssr, searcher=c.searcher, **options
+            *run.training_faces, run.inputs.anchors, c.ssr, searcher=c.searcher, **options
         )
     else:
-        made = _with_copies(faces, labels, c)
-        log_density = run.searched("training", made.embeddings, made.labels)
-        ssr = train_ssr(made.embeddings, log_density, c.ssr, **options)
-    ssr.save(path)
-    return ssr
+        faces = run.copied_faces.embeddings
+        ssr = train_ssr(faces, run.training_log_density, c.ssr, **options)
+    ssr.save(run.workdir / SSR)
 
 
-def _with_copies(faces: np.ndarray, labels: np.ndarray | None, c: ConfigDict) -> LabelledFaces:
-    made = with_copies(
-        faces,
-        np.zeros(len(faces), np.int32) if labels is None else labels,
-        copies=c.ssr.copies,
-        mix=c.ssr.mix,
-        noise=c.ssr.noise,
-        seed=c.seed,
-    )
-    return made if labels is not None else made._replace(labels=None)
-
-
-def _evaluate(run: _Run, searched: np.ndarray, ssr: SSRModule) -> None:
+def _evaluate(run: EmbeddingRun) -> None:
     from ida_jax.report.run_report import Groups, write_protocol_report
 
     c, inputs = run.config, run.inputs
-    faces = inputs.faces[run.held]
+    faces, searched = inputs.faces[run.held], run.held_out_log_density
+    ssr = SSRModule.load(run.workdir / SSR)
     regressed = ssr.log_density(faces)
     results: dict[str, Any] = {
         "model": {"fingerprint": ssr.fingerprint},
@@ -209,7 +224,7 @@ def _evaluate(run: _Run, searched: np.ndarray, ssr: SSRModule) -> None:
     else:
         people = inputs.people[run.held]
         results["held_out"]["identities"] = len(np.unique(people))
-        found = evaluate_all_pairs(
+        held_out = evaluate_all_pairs(
             faces,
             people,
             {
@@ -221,7 +236,7 @@ def _evaluate(run: _Run, searched: np.ndarray, ssr: SSRModule) -> None:
             resamples=c.evaluate.resamples,
             seed=c.seed,
         ).evaluated
-        evaluated = {_PROTOCOL: found._replace(notes=(*found.notes, *_notes(run, people)))}
+        evaluated = {_PROTOCOL: held_out._replace(notes=(*held_out.notes, *_notes(run, people)))}
         results |= figures_and_notes(evaluated)
     results["provenance"] = provenance()
     write_results(
@@ -235,9 +250,11 @@ def _evaluate(run: _Run, searched: np.ndarray, ssr: SSRModule) -> None:
     )
 
 
-def _notes(run: _Run, people: np.ndarray) -> tuple[str, ...]:
-    told = f"{len(people):,} faces of {len(np.unique(people)):,} identities"
-    notes = (f"{told}, held out of the training and of the {len(run.inputs.anchors):,} anchors.",)
+def _notes(run: EmbeddingRun, people: np.ndarray) -> tuple[str, ...]:
+    notes = (
+        f"{len(people):,} faces of {len(np.unique(people)):,} identities, held out of the training "
+        f"and of the {len(run.inputs.anchors):,} anchors.",
+    )
     unknown = np.count_nonzero(run.inputs.people < 0)
     if unknown and run.inputs.own is not None:
         notes += (
@@ -245,3 +262,151 @@ def _notes(run: _Run, people: np.ndarray) -> tuple[str, ...]:
             "support sets: where they are among the anchors themselves, their F is too small.",
         )
     return notes
+
+
+EMBEDDING_STAGES = {
+    "targets": Stage(_targets, SSR),
+    "ssr": Stage(_ssr, SSR),
+    "evaluate": Stage(_evaluate, RESULTS),
+}
+
+
+def read_inputs(config: ConfigDict) -> Inputs:
+    """Embeddings, anchors and labels, from their files.
+
+    Raises:
+      UserError: a file that is missing, not whole or of another form; sizes, widths or models that
+        differ; labels that are missing or cannot be matched with the anchors'.
+    """
+    c = config
+    if c.embeddings == _SYNTHETIC:
+        if c.anchors is not None or c.labels is not None:
+            raise UserError(
+                "embeddings is 'synthetic', which makes anchors and labels too: leave anchors and "
+                "labels out, or give a file of embeddings"
+            )
+        faces, people, anchors = _synthetic(c)
+        fingerprint = ""
+    else:
+        for key, what in (("embeddings", "E.npy"), ("anchors", "A.safetensors")):
+            if c[key] is None:
+                raise UserError(f"{key} is not given: add --config.{key}={what}")
+        file = read_embeddings(c.embeddings)
+        anchors = read_anchors(c.anchors, embeddings=c.embeddings)
+        fingerprint = file.fingerprint
+        require_same_model(
+            "anchors", anchors.fingerprint, anchors.width,
+            fingerprint=fingerprint, width=file.width, whose=str(c.embeddings),
+        )  # fmt: skip
+        people = None if c.labels is None else read_people(c.labels, len(file.embeddings))
+        _check_exclusion(c, people is not None, anchors)
+        faces = unit_embeddings(file.embeddings, what=str(c.embeddings))
+    own = None if c.disjoint or people is None else anchors.labels_of(people)
+    if people is not None and not c.disjoint and own is None:
+        raise UserError(
+            f"none of the labels' identities ('{people[0]}', …) is among the anchors': give them "
+            "as the anchors have them, or add --config.disjoint=True where the anchors are of "
+            "other people"
+        )
+    identities = None if people is None else numbered(people)
+    return Inputs(faces, identities, own, anchors, fingerprint or anchors.fingerprint)
+
+
+def held_out_rows(inputs: Inputs, config: ConfigDict) -> np.ndarray:
+    """bool [N], the faces kept for the report: whole identities, or faces where none is known.
+
+    Identities are drawn from `config.seed` up to the share `config.held_out` of them, and to
+    `config.evaluate.most_faces` faces. Faces of unknown identity are trained on.
+
+    Raises:
+      UserError: too few identities, or faces, for both sides.
+    """
+    c, rng = config, np.random.default_rng(config.seed)
+    n, most = len(inputs.faces), config.evaluate.most_faces
+    if inputs.people is None:
+        count = min(round(c.held_out * n), most)
+        if not 2 <= count <= n - 2:
+            raise UserError(
+                f"held_out is {c.held_out} of {n} faces, {count}: expected at least 2 faces on "
+                "each side; set another held_out or give more embeddings"
+            )
+        held = np.zeros(n, bool)
+        held[rng.choice(n, count, replace=False)] = True
+        return held
+    identities, sizes = np.unique(inputs.people[inputs.people >= 0], return_counts=True)
+    count = round(c.held_out * len(identities))
+    if not 2 <= count <= len(identities) - 2:
+        raise UserError(
+            f"held_out is {c.held_out} of {len(identities)} identities, {count}: expected at least "
+            "2 on each side; set another held_out or give embeddings of more identities"
+        )
+    order = rng.permutation(len(identities))[:count]
+    kept = order[np.cumsum(sizes[order]) <= most]
+    if len(kept) < 2 or sizes[kept].max() < 2:
+        raise UserError(
+            f"the {len(kept)} identities held out have {sizes[kept].sum()} faces: expected at "
+            "least 2 identities, and one with two faces; raise held_out or evaluate.most_faces"
+        )
+    return np.isin(inputs.people, identities[kept])
+
+
+def anchors_of_others(inputs: Inputs, held: np.ndarray) -> AnchorSet:
+    """The anchors without those of the people that are held out.
+
+    A support set that holds the other person of an impostor pair lowers just that pair's score, and
+    the report would flatter IDA.
+
+    Args:
+      inputs: the run's.
+      held: bool [N], the faces kept for the report.
+    """
+    if inputs.own is None:
+        return inputs.anchors
+    held_out = inputs.own[held]
+    kept = np.flatnonzero(~np.isin(inputs.anchors.labels, held_out[held_out >= 0]))
+    embeddings, labels = inputs.anchors.embeddings[kept], inputs.anchors.labels[kept]
+    return replace(inputs.anchors, embeddings=embeddings, labels=labels, names=())
+
+
+def _check_exclusion(config: ConfigDict, labelled: bool, anchors: AnchorSet) -> None:
+    if config.disjoint:
+        return
+    if not labelled:
+        raise UserError(
+            "labels are not given, and a face's own identity must be left out of its support set: "
+            "add --config.labels=L (.npy, or text of one integer or name a line), or "
+            "--config.disjoint=True where the anchors are of other people"
+        )
+    if anchors.labels is None:
+        raise UserError(
+            f"{config.anchors} has no labels, so that a face's own identity cannot be left out: "
+            "build it by `python -m ida_jax.anchors build --embeddings=E --labels=L`, or add "
+            "--config.disjoint=True where the anchors are of other people"
+        )
+
+
+def _check_k(k: int, inputs: Inputs) -> None:
+    """Refuses a k that the anchors cannot give each face, as a UserError."""
+    anchors = inputs.anchors
+    left = len(anchors)
+    if inputs.own is not None:
+        shared = anchors.labels[(anchors.labels >= 0) & np.isin(anchors.labels, inputs.own)]
+        left -= int(np.unique(shared, return_counts=True)[1].max(initial=0))
+    if k > left:
+        raise UserError(
+            f"k is {k}, but a support set can have at most {left} anchors here, a face's own "
+            "identity and those held out left out: lower k or take more anchors"
+        )
+
+
+def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, AnchorSet]:
+    """Made-up faces around made-up identities around a few groups' centres, and their anchors."""
+    rng = np.random.default_rng(config.seed)
+    identities, images, width = 200, 5, 32
+    groups = rng.standard_normal((8, width))[rng.integers(0, 8, identities)]
+    centres = groups + rng.uniform(0.4, 1.2, (identities, 1)) * rng.standard_normal(groups.shape)
+    people = np.repeat(np.arange(identities), images)
+    faces = centres[people] + 0.3 * rng.standard_normal((len(people), width))
+    faces = unit_embeddings(faces.astype(np.float32))
+    anchors = embedding_anchors(faces, people=people, size=identities, k=config.k, tau=config.tau)
+    return faces, people, anchors

@@ -28,8 +28,9 @@ from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.runs.results import figures_and_notes, write_results
 from ida_jax.runs.run import Run
+from ida_jax.runs.workdir import CSN, figures_and_notes, write_results
+from ida_jax.tables.identities import labels_among
 
 
 def evaluate_run(run: Run) -> None:
@@ -44,7 +45,7 @@ def evaluate_run(run: Run) -> None:
     if "pfe" in c.stages:
         uncertain = run.uncertainty.embed(run.model, data.images, flip=c.flip, progress=title)
     faces = run.embed(data.images, title) if uncertain is None else uncertain.means
-    own = _labels_among_anchors(run)
+    own = _own_labels(run)
     needs = {need for method in c.evaluate.methods for need in METHODS[method].needs}
     scorers = make_scorers(
         c.evaluate.methods,
@@ -54,7 +55,7 @@ def evaluate_run(run: Run) -> None:
         top_n=c.evaluate.top_n,
         searcher=c.searcher,
         ssr=run.ssr if "ssr" in needs else None,
-        csn=Csn.load(run.csn_path) if "csn" in needs else None,
+        csn=Csn.load(run.workdir / CSN) if "csn" in needs else None,
     )
     methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
     results: dict[str, Any] = {
@@ -71,8 +72,8 @@ def evaluate_run(run: Run) -> None:
         searched = searched_log_density(
             faces, run.anchors, k=c.k, tau=c.tau, labels=own, searcher=c.searcher
         )
-    if "ida_l" in methods:
-        regressed = methods["ida_l"].values[:, 0]
+    if "ssr" in needs:
+        regressed = run.ssr.log_density(faces)
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
 
     # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
@@ -170,13 +171,13 @@ def _by_likelihood(
     )
 
 
-def _labels_among_anchors(run: Run) -> np.ndarray | None:
-    """The evaluation's identities in the anchors' numbering, by name, -1 for those not among them.
+def _own_labels(run: Run) -> np.ndarray | None:
+    """`labels_among` the training people, in whose numbering the anchors' labels are.
 
     None where no person is in both sets, as it should be, or where anchors are of nobody.
     """
     if run.anchors.labels is None:
         return None
-    number = {name: label for label, name in enumerate(run.train_faces.identities)}
-    shared = np.array([number.get(name, -1) for name in run.eval_faces.identities], np.int32)
-    return shared[run.eval_faces.labels] if np.any(shared >= 0) else None
+    faces, training = run.eval_faces, run.train_faces.identities
+    own = labels_among(faces.identities, training, np.arange(len(training)))
+    return None if own is None else own[faces.labels]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError
+from ida_jax.runs.workdir import GENERATOR, LABELS, MODEL, file_inside, training_embeddings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +36,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.common.parts import remove_empty, remove_parts
     from ida_jax.report.fake_report import write_fake_report
 
-    folder = options.model.is_dir()
-    model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
+    model = FaceModel.load(file_inside(options.model, MODEL))
     candidates = _candidates(options, model)
     output = options.output
     parts = output.parent / f".{output.name}.fake.parts"
@@ -62,8 +62,8 @@ def main(argv: list[str]) -> None:
         write_fake_report(page, report, candidates)
         anchors.save(output)
     except BaseException:
-        for each in (*parts.glob("*"), parts):
-            remove_empty(each)
+        for folder in (*parts.glob("*"), parts):
+            remove_empty(folder)
         raise
     remove_parts(output)
     print(f"{output}: {anchors.described()}\n{provenance_line(anchors.provenance)}")
@@ -98,8 +98,8 @@ def _parser() -> Parser:
     add("--privacy_cosine", type=float, metavar="COSINE", help="from which on a face is a training "
         "person's (default: what one of COUNT strangers reaches by chance)")
     add("--most_drawn", type=int, metavar="N",
-        help="give up after so many faces (4 × COUNT; all of a folder)")
-    add("--skip-bad", action="store_true",
+        help="give up after N faces (4 × COUNT; all of a folder)")
+    add("--skip_bad", action="store_true",
         help="with --images: an image that cannot be decoded is dropped, instead of ending the run")
     # fmt: on
     return parser
@@ -111,7 +111,7 @@ def _check(options: Any) -> None:
     if options.images is not None and (options.truncation, options.seed) != (None, None):
         raise UserError("--truncation and --seed go with --generator: images are there already")
     if options.skip_bad and options.images is None:
-        raise UserError("--skip-bad goes with --images")
+        raise UserError("--skip_bad goes with --images")
     if options.seed is not None and not 0 <= options.seed < 1 << 32:
         raise UserError(f"--seed is {options.seed}: expected 0 or more, below 2³²")
     if not 0 < options.tau < float("inf"):
@@ -125,10 +125,9 @@ def _check(options: Any) -> None:
     for written in (options.output, options.output.with_suffix(".report.html")):
         if written.is_dir():
             raise UserError(f"{written} is a folder: give --output another name")
-    given = (options.generator, options.model, options.training)
-    for path in (path for path in given if path is not None):
-        inside = [path, path / "generator.safetensors", path / "model.safetensors"]
-        if options.output.resolve() in [each.resolve() for each in inside]:
+    for path in filter(None, (options.generator, options.model, options.training)):
+        inside = [path, path / GENERATOR, path / MODEL]
+        if options.output.resolve() in [file.resolve() for file in inside]:
             raise UserError(f"--output is {options.output}, which this reads: give another name")
 
 
@@ -140,8 +139,7 @@ def _candidates(options: Any, model: "FaceModel") -> "CandidateFaces":
         return folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
     from ida_jax.artefacts.generator import FaceGenerator
 
-    path = options.generator
-    generator = FaceGenerator.load(path / "generator.safetensors" if path.is_dir() else path)
+    generator = FaceGenerator.load(file_inside(options.generator, GENERATOR))
     truncation = 1.0 if options.truncation is None else options.truncation
     return generated_candidates(generator, seed=options.seed or 0, truncation=truncation)
 
@@ -153,15 +151,16 @@ def _training(
     from ida_jax.anchors.fake_rules import TrainingFaces
     from ida_jax.common.validation import require_same_model
     from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.identities import numbered, read_people
 
     path = options.training
     if path is None:
-        found = _of_the_run(options, model, candidates)
-        if found is None:
+        left = _of_the_run(options, model, candidates)
+        if left is None:
             if options.training_labels is not None:
                 raise UserError("--training_labels goes with --training: there are none to label")
             return None
-        embeddings, labels, path = found
+        embeddings, labels, path = left
     elif path.is_dir():
         if options.training_labels is not None:
             raise UserError("--training_labels goes with embeddings: crops are labelled by folders")
@@ -174,11 +173,7 @@ def _training(
         )  # fmt: skip
         embeddings, labels = read.embeddings, None
     if options.training_labels is not None:
-        labels = _labels(options.training_labels)
-    if labels is not None and len(labels) != len(embeddings):
-        raise UserError(
-            f"{len(labels):,} labels for the {len(embeddings):,} faces of {path}: expected one each"
-        )
+        labels = numbered(read_people(options.training_labels, len(embeddings)))
     return TrainingFaces(embeddings, labels, str(path))
 
 
@@ -193,22 +188,23 @@ def _of_the_run(
         return None
     # A generator's file is in the workdir, or in its folder `generators`.
     workdirs = (path,) if path.is_dir() else path.absolute().parents[:2]
-    name = f"train-{model.fingerprint}{'-flip' if options.flip else ''}"
-    folders = [workdir / "embeddings" / name for workdir in workdirs]
+    folders = [
+        training_embeddings(workdir, model.fingerprint, flip=options.flip) for workdir in workdirs
+    ]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     files = [] if folder is None else sorted(folder.glob("from-*.npy"))
     if not files:
-        others = [each.name for f in folders for each in f.parent.glob("train-*")]
+        others = [other.name for f in folders for other in f.parent.glob("train-*")]
         if others:
             print(
                 f"the run's training faces are embedded by another model or --flip, as "
-                f"{others[0]}, and not as {name}",
+                f"{others[0]}, and not as {folders[0].name}",
                 file=sys.stderr,
             )
         return None
     try:
         embeddings = np.concatenate([np.load(file) for file in files])
-        labels = np.load(folder / "labels.npy") if (folder / "labels.npy").is_file() else None
+        labels = np.load(folder / LABELS) if (folder / LABELS).is_file() else None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
             f"{folder} does not hold whole files of embeddings: {error}; remove the folder and run "
@@ -224,7 +220,7 @@ def _of_the_run(
 
 
 def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "TrainingFaces":
-    """A folder of crops, embedded; kept by parts as the candidates are."""
+    """A folder of crops, embedded in parts as the candidates are."""
     import numpy as np
     from tqdm import tqdm
 
@@ -232,10 +228,10 @@ def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "T
     from ida_jax.anchors.fake_rules import TrainingFaces
     from ida_jax.anchors.sources import find_images
 
-    found = find_images(folder)
-    crops = file_candidates(found.files, folder, image_size=model.preprocessing.image_size)
+    images = find_images(folder)
+    crops = file_candidates(images.files, folder, image_size=model.preprocessing.image_size)
     chunks = []
-    with tqdm(total=len(found.files), desc="training faces", unit="face", leave=False) as bar:
+    with tqdm(total=len(images.files), desc="training faces", unit="face", leave=False) as bar:
         for chunk in embedded_chunks(crops, model, stop=bar.total, flip=flip, parts=parts):
             chunks.append(chunk)
             bar.update(len(chunk))
@@ -243,25 +239,10 @@ def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "T
     bad = np.flatnonzero(np.isnan(embeddings).any(axis=1))
     if bad.size:
         raise UserError(
-            f"image {found.files[bad[0]]}: its embedding is zero, NaN or infinite; look at the "
+            f"image {images.files[bad[0]]}: its embedding is zero, NaN or infinite; look at the "
             "image and at the model"
         )
     labels = None
-    if found.people:
-        _, labels = np.unique(found.people, return_inverse=True)
+    if images.people:
+        _, labels = np.unique(images.people, return_inverse=True)
     return TrainingFaces(embeddings, labels, str(folder))
-
-
-def _labels(path: Path) -> "np.ndarray":
-    """Who is on each row, as integers."""
-    import numpy as np
-
-    from ida_jax.tables.identities import read_people
-
-    people = read_people(path)
-    if people.ndim != 1 or people.dtype.kind not in "iuU":
-        raise UserError(
-            f"{path} holds {people.dtype} {list(people.shape)}: expected integers or names, one a "
-            "row"
-        )
-    return np.unique(people, return_inverse=True)[1] if people.dtype.kind == "U" else people

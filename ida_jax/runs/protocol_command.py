@@ -22,6 +22,15 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError
 from ida_jax.protocols.table import Protocol, Request, all_protocols, names_beside
+from ida_jax.rescoring.method_table import artefact_flags
+from ida_jax.runs.workdir import (
+    ANCHORS,
+    METHOD_FILES,
+    REPORT,
+    RESULTS,
+    figures_and_notes,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from ida_jax.report.run_report import Groups
@@ -59,7 +68,6 @@ def _run(
     from ida_jax.common.provenance import provenance
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
-    from ida_jax.runs.results import figures_and_notes, write_results
 
     request = _request(options)
     scorers = _scorers(options, files, methods, request.embeddings)
@@ -84,13 +92,13 @@ def _run(
     for name, notes in results["notes"].items():
         for note in notes:
             print(f"{name}: {note}")
-    print(f"\nsee {options.output / 'report.html'}")
+    print(f"\nsee {options.output / REPORT}")
 
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Makes the folder beforehand; where the body fails, an empty one of ours goes again."""
-    made = not path.exists()
+    """Makes the folder beforehand; if the body fails, a new one that is empty is removed again."""
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -100,7 +108,7 @@ def _folder(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and not any(path.iterdir()):
+        if new and not any(path.iterdir()):
             path.rmdir()
 
 
@@ -125,16 +133,15 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
     add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
         "of each")
-    add("--skip-bad", action="store_true", help="faces without an embedding (zero, NaN) never "
+    add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
         "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
-    add("--run", type=Path, metavar="W", help="a workdir: its anchors, ssr and csn")
-    add("--anchors", type=Path, metavar="A", help="an anchor set, or embeddings")
-    add("--ssr", type=Path, metavar="FILE", help="the SSR module of ida_l")
-    add("--csn", type=Path, metavar="FILE", help="the classifier of csn")
-    add("--dao_fit", type=Path, metavar="FILE", help="the fit of ida_r_fitted")
-    add("--methods", type=_words, metavar="METHOD,…", help="all that the given files allow")
+    add("--run", type=Path, metavar="W", help=f"a workdir: its {', '.join(METHOD_FILES)}")
+    for artefact, description in artefact_flags().items():
+        metavar = "A" if artefact == "anchors" else "FILE"
+        add(f"--{artefact}", type=Path, metavar=metavar, help=description)
+    add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add("--top_n", type=int, default=300, help="as_norm's cohort (300)")
@@ -200,63 +207,57 @@ def _own_options(options: Any, table: Mapping[str, Protocol]) -> Any:
     return protocol.flags(**given)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    words = tuple(word for word in text.split(",") if word)
-    if not words:
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if not names:
         raise argparse.ArgumentTypeError("is empty: expected names separated by commas")
-    return words
+    return names
 
 
 def _check(options: Any) -> None:
-    """What is wrong with the flags themselves, before anything is read."""
+    """Finds mistakes in the flags themselves, before anything is read."""
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
             "resamples, and a seed of at least 0"
         )
-    if (options.output / "results.json").exists():
+    if (options.output / RESULTS).exists():
         raise UserError(
-            f"{options.output} holds results already: name another --output, or delete them"
+            f"{options.output} already holds results: name another --output, or delete them"
         )
 
 
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.method_table import ARTEFACTS, scoring_methods
+    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, scoring_methods
 
     files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
         if not options.run.is_dir():
             raise UserError(f"no workdir at {options.run}: expected that of python -m ida_jax.main")
-        inside = {
-            "anchors": options.run / "anchors" / "anchors.safetensors",
-            "ssr": options.run / "ssr.safetensors",
-            "csn": options.run / "csn.safetensors",
-        }
+        inside = {kind: options.run / name for kind, name in METHOD_FILES.items()}
         if not any(path.is_file() for path in inside.values()):
-            listed = ", ".join(str(path.relative_to(options.run)) for path in inside.values())
-            raise UserError(f"{options.run} holds none of {listed}: name a workdir that has them")
+            raise UserError(
+                f"{options.run} holds none of {', '.join(METHOD_FILES.values())}: name a workdir "
+                "that has them"
+            )
         for kind, path in inside.items():
             if files[kind] is None and path.is_file():
                 files[kind] = path
     for kind, path in files.items():
         if path is not None:
             require_file(path, what=kind)
-    known = scoring_methods()
-    lacking = {}
-    for name, method in known.items():
-        missing = [need for need in method.needs if files[need] is None]
-        if missing:
-            lacking[name] = missing[0]
+    given = [kind for kind, path in files.items() if path is not None]
     if options.methods is None:
-        usual = [name for name, method in known.items() if method.usual]
-        return files, tuple(name for name in usual if name not in lacking)
+        return files, methods_with(given, usual=True)
+    known = scoring_methods()
     for method in options.methods:
         if method not in known:
             raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(known)}")
-        if method in lacking:
-            raise UserError(f"--methods: {method} needs --{lacking[method]}, or --run")
+        for need in known[method].needs:
+            if need not in given:
+                raise UserError(f"--methods: {method} needs --{need}, or --run")
     return files, options.methods
 
 
@@ -270,7 +271,7 @@ def _request(options: Any) -> Request:
         read_embeddings(options.embeddings, names=names_beside(options.embeddings, options.names)),
         files=options.files,
         names=options.names,
-        anchors=options.run / "anchors" if from_workdir else None,
+        anchors=(options.run / ANCHORS).parent if from_workdir else None,
         skip_bad=options.skip_bad,
         resamples=options.resamples,
         seed=options.seed,
@@ -281,30 +282,26 @@ def _scorers(
     options: Any,
     files: Mapping[str, Path | None],
     methods: tuple[str, ...],
-    found: "EmbeddingFile",
+    embeddings: "EmbeddingFile",
 ) -> "dict[str, Rescorer]":
     from ida_jax.rescoring.methods import load_scorers, require_same_models
 
-    if files["anchors"] is not None and files["anchors"].samefile(options.embeddings):
-        raise UserError(
-            f"the anchors are the embeddings themselves, {options.embeddings}: each face would be "
-            "its own nearest anchor; take faces of other people"
-        )
     scorers = load_scorers(
         methods,
         **files,
+        embeddings=options.embeddings,
         k=options.k,
         tau=options.tau,
         top_n=options.top_n,
         searcher=options.searcher,
-        expected_faces=len(found.embeddings),
+        expected_faces=len(embeddings.embeddings),
     )
-    require_same_models(options.embeddings, found.fingerprint, scorers.values())
+    require_same_models(options.embeddings, embeddings.fingerprint, scorers.values())
     return scorers
 
 
 def _groups(
-    options: Any, found: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
+    options: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
 ) -> "Groups | None":
     """log F of each row of E with its group, for the report's figure."""
     if options.groups is None:
@@ -315,27 +312,27 @@ def _groups(
     if "ida_r" not in scorers:
         raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
     groups = read_groups(options.groups)
-    if len(groups.codes) != len(found.embeddings):
+    if len(groups.codes) != len(embeddings.embeddings):
         raise UserError(
             f"{options.groups} has {len(groups.codes)} rows and {options.embeddings} "
-            f"{len(found.embeddings)}: expected one group a row of E"
+            f"{len(embeddings.embeddings)}: expected one group a row of E"
         )
-    log_density = scorers["ida_r"].log_densities(found.embeddings)
+    log_density = scorers["ida_r"].log_densities(embeddings.embeddings)
     return Groups(log_density, groups.codes, groups.names)
 
 
 def _settings(
     options: Any, own: Any, files: Mapping[str, Path | None], scorers: "Mapping[str, Rescorer]"
 ) -> dict[str, Any]:
-    """What was given, and what was taken where nothing was."""
-    taken = {**dataclasses.asdict(own), "methods": list(scorers)}
+    """The flags' values, and the defaults where there were none."""
+    used = {**dataclasses.asdict(own), "methods": list(scorers)}
     for scorer in scorers.values():
         if scorer.anchors is not None:
-            taken |= {"k": scorer.k, "tau": scorer.tau}
+            used |= {"k": scorer.k, "tau": scorer.tau}
             break
     return {
         key: str(value) if isinstance(value, Path) else value
-        for key, value in {**vars(options), **files, **taken}.items()
+        for key, value in {**vars(options), **files, **used}.items()
         if value is not None
     }
 
@@ -343,6 +340,6 @@ def _settings(
 def _anchors(scorers: "Mapping[str, Rescorer]") -> dict[str, Any]:
     for scorer in scorers.values():
         if (anchors := scorer.anchors) is not None:
-            found = {"source": anchors.source, "size": len(anchors)}
-            return {"anchors": {**found, "fingerprint": anchors.fingerprint}}
+            size = {"source": anchors.source, "size": len(anchors)}
+            return {"anchors": {**size, "fingerprint": anchors.fingerprint}}
     return {}

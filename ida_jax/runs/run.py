@@ -1,13 +1,13 @@
-"""A run's config, its workdir, and what both name, read when it is asked for.
+"""A run's config and workdir, with the data and artefacts that they name, read on demand.
 
 N faces, D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,9 +28,33 @@ from ida_jax.data.labelled_pairs import (
 )
 from ida_jax.data.load import load_faces
 from ida_jax.data.tfds_faces import load_pairs
+from ida_jax.runs.workdir import (
+    ANCHOR_VARIANCES,
+    ANCHORS,
+    GENERATOR,
+    LABELS,
+    MODEL,
+    PFE,
+    SSR,
+    training_embeddings,
+)
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536
+
+
+class Stage(NamedTuple):
+    """A stage of a run.
+
+    Attributes:
+      run: runs the stage.
+      result: the name in the workdir of the file that it ends in; if it exists, the stage is done.
+      by_all: all processes of a run take part, not only the first.
+    """
+
+    run: Callable[[Any], None]
+    result: str
+    by_all: bool = False
 
 
 class Verification(NamedTuple):
@@ -42,38 +66,10 @@ class Verification(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A config and its workdir; data and artefacts are read when a stage asks for them."""
+    """A config and its workdir; data and artefacts are read on demand."""
 
     config: ConfigDict
     workdir: Path
-
-    @property
-    def model_path(self) -> Path:
-        return self.workdir / "model.safetensors"
-
-    @property
-    def generator_path(self) -> Path:
-        return self.workdir / "generator.safetensors"
-
-    @property
-    def anchors_path(self) -> Path:
-        return self.workdir / "anchors" / "anchors.safetensors"
-
-    @property
-    def ssr_path(self) -> Path:
-        return self.workdir / "ssr.safetensors"
-
-    @property
-    def pfe_path(self) -> Path:
-        return self.workdir / "pfe.safetensors"
-
-    @property
-    def csn_path(self) -> Path:
-        return self.workdir / "csn.safetensors"
-
-    @property
-    def results_path(self) -> Path:
-        return self.workdir / "results.json"
 
     @cached_property
     def train_faces(self) -> FaceDataset:
@@ -109,49 +105,46 @@ class Run:
 
     @cached_property
     def model(self) -> FaceModel:
-        return FaceModel.load(self.model_path)
+        return FaceModel.load(self.workdir / MODEL)
 
     @cached_property
     def generator(self) -> FaceGenerator:
-        """anchors.generator's, or else the one that the stage gan has trained."""
-        return FaceGenerator.load(self.config.anchors.generator or self.generator_path)
+        """The one that anchors.generator names, or else the one trained by the stage gan."""
+        return FaceGenerator.load(self.config.anchors.generator or self.workdir / GENERATOR)
 
     @cached_property
     def anchors(self) -> AnchorSet:
-        anchors = AnchorSet.load(self.anchors_path)
+        anchors = AnchorSet.load(self.workdir / ANCHORS)
         anchors.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
         return anchors
 
     @cached_property
     def ssr(self) -> SSRModule:
-        ssr = SSRModule.load(self.ssr_path)
+        ssr = SSRModule.load(self.workdir / SSR)
         ssr.check_model(fingerprint=self.model.fingerprint, width=self.model.width)
         return ssr
 
     @cached_property
     def uncertainty(self) -> UncertaintyModel:
-        return UncertaintyModel.load(self.pfe_path)
-
-    @property
-    def anchor_variances_path(self) -> Path:
-        return self.workdir / "anchors" / "log_variances.npy"
+        return UncertaintyModel.load(self.workdir / PFE)
 
     @cached_property
     def uncertain_anchors(self) -> ProbabilisticEmbeddings | None:
         """The anchors with their variances; None where they have no images (class weights)."""
-        if not self.anchor_variances_path.is_file():
+        path = self.workdir / ANCHOR_VARIANCES
+        if not path.is_file():
             return None
-        log_variances = require_log_variances(np.load(self.anchor_variances_path))
+        log_variances = require_log_variances(np.load(path))
         return ProbabilisticEmbeddings(np.asarray(self.anchors.embeddings), log_variances)
 
     @cached_property
     def train_embeddings(self) -> np.ndarray:
-        """Float32 [N, D], in files of a part each: an interrupted pass goes on where it was."""
-        images, flip = self.train_faces.images, "-flip" if self.config.flip else ""
-        folder = self.workdir / "embeddings" / f"train-{self.model.fingerprint}{flip}"
+        """float32 [N, D], embedded in parts: an interrupted pass continues."""
+        images = self.train_faces.images
+        folder = training_embeddings(self.workdir, self.model.fingerprint, flip=self.config.flip)
         folder.mkdir(parents=True, exist_ok=True)
-        # Whose they are: `python -m ida_jax.anchors fake` has this folder alone.
-        write_npy(folder / "labels.npy", self.train_faces.labels)
+        # Identities too: `python -m ida_jax.anchors fake` reads this folder alone.
+        write_npy(folder / LABELS, self.train_faces.labels)
 
         def part(rows: range) -> np.ndarray:
             title = f"embed the training set, {rows.start} … {rows[-1]} of {len(images)}"

@@ -19,11 +19,11 @@ parts, and an interrupted pass continues.
 A stage whose file exists is not run again. N faces, D embedding.
 """
 
-import json
+import shutil
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +31,10 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.candidates import generated_candidates
+from ida_jax.anchors.fake import fake_anchors
+from ida_jax.anchors.fake_rules import TrainingFaces
+from ida_jax.anchors.moments import fewest_faces
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import training_mesh
@@ -47,10 +51,22 @@ from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config_check import check_config
+from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
 from ida_jax.runs.evaluate_stage import evaluate_run
-from ida_jax.runs.fake_stage import check_fake_db, fake_db, remove_parts
-from ida_jax.runs.run import Run
-from ida_jax.runs.workdir import claim_workdir
+from ida_jax.runs.run import Run, Stage
+from ida_jax.runs.workdir import (
+    ANCHOR_VARIANCES,
+    ANCHORS,
+    CSN,
+    FAKES,
+    GENERATOR,
+    MODEL,
+    PFE,
+    RESULTS,
+    SSR,
+    claim_workdir,
+    read_results,
+)
 from ida_jax.training.gan_step import check_gan_batch
 from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
@@ -59,44 +75,45 @@ from ida_jax.training.train_step import check_batch
 _FIGURES_SEED = 2**31
 
 
-class _Stage(NamedTuple):
-    run: Callable[[Run], None]
-    result: Callable[[Run], Path]
-
-
 def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the config's stages in their order and returns results.json's content.
+
+    A config with `embeddings` is a run from a file of embeddings, with stages of its own.
 
     Raises:
       UserError: an unknown stage, missing data, or a workdir that another config has begun.
     """
-    current = Run(config, Path(workdir))
+    workdir = Path(workdir)
+    if "embeddings" in config:
+        current, stages, check = EmbeddingRun(config, workdir), EMBEDDING_STAGES, check_embeddings
+    else:
+        current, stages, check = Run(config, workdir), _STAGES, _check
     for name in config.stages:
-        if name not in _STAGES:
-            raise UserError(f"stage '{name}' is unknown: choose from {', '.join(_STAGES)}")
+        if name not in stages:
+            raise UserError(f"stage '{name}' is unknown: choose from {', '.join(stages)}")
     with all_or_none():
-        unfinished = [name for name in config.stages if not _STAGES[name].result(current).is_file()]
+        unfinished = [
+            name for name in config.stages if not (workdir / stages[name].result).is_file()
+        ]
         if unfinished:
-            _check(current, unfinished)
+            check(current, unfinished)
     with all_or_none():
         if is_first():
-            claim_workdir(current.workdir, config)
+            claim_workdir(workdir, config)
     for name in config.stages:
-        result = _STAGES[name].result(current)
+        stage, result = stages[name], workdir / stages[name].result
         if name not in unfinished:
             print(f"{name}: finished before, see {result}")
-        elif name in _TRAINED_BY_ALL or is_first():
-            _STAGES[name].run(current)
+        elif stage.by_all or is_first():
+            stage.run(current)
         # The first process alone does the rest.
         while not is_first() and not result.is_file():
             time.sleep(1)
-    if not (is_first() and current.results_path.is_file()):
-        return {}
-    return json.loads(current.results_path.read_text(encoding="utf-8"))
+    return read_results(workdir) if is_first() and (workdir / RESULTS).is_file() else {}
 
 
 def _check(run: Run, unfinished: list[str]) -> None:
-    """Finds the mistakes that a stage would end on, before hours are spent on those before it."""
+    """Finds mistakes that would stop a later stage, before hours are spent on the earlier ones."""
     c = run.config
     check_config(c, unfinished)
     if {"train", "gan", "anchors", "ssr", "pfe"} & set(unfinished):
@@ -128,7 +145,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
         anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
         if c.anchors.source == "fake_db":
-            check_fake_db(run)
+            _check_fake_db(run)
         if not 1 <= c.k <= anchors:
             raise UserError(
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
@@ -153,6 +170,26 @@ def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
         )
 
 
+def _check_fake_db(run: Run) -> None:
+    """Finds mistakes that would stop the choice of fakes by the training people."""
+    c, people = run.config, run.train_faces.num_identities
+    if not 1 <= c.k <= c.anchors.size:
+        raise UserError(
+            f"k is {c.k}, but anchors.size is {c.anchors.size}: lower k or raise the size"
+        )
+    if people <= c.k:
+        raise UserError(
+            f"the training set has {people} people, and fakes are judged by the {c.k} nearest of "
+            "them (k): lower k or take more people"
+        )
+    width = c.model.options.embedding_dim
+    if c.anchors.align and people < fewest_faces(width):
+        raise UserError(
+            f"anchors.align takes the covariance of {width} numbers from the training people, who "
+            f"are {people}: expected {fewest_faces(width)} or more; set it to False"
+        )
+
+
 def _most_anchors(config: ConfigDict, identities: int, *, left_out: int) -> int:
     """The largest support set: one anchor an identity, without those of the faces themselves."""
     if config.anchors.source == "fake_db":
@@ -171,11 +208,11 @@ def _train(run: Run) -> None:
         verify=(lambda model: _verification_accuracy(run, model)) if verifying else None,
     )
     if is_first():
-        model.save(run.model_path)
+        model.save(run.workdir / MODEL)
 
 
 def _verification_accuracy(run: Run, model: FaceModel) -> float:
-    """Of the cosine, by folds of the held-out pairs."""
+    """The cosine's k-fold accuracy on the held-out pairs."""
     images, (pairs, same, fold) = run.verification
     faces = model.embed(images, flip=run.config.flip)
     cosines = np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1)
@@ -189,14 +226,14 @@ def _import(run: Run) -> None:
     path = Path(run.config.data_dir) / c.weights
     model = import_model(path, preprocessing=run.model_preprocessing)
     expected = (c.network, c.options.embedding_dim, c.image_size)
-    found = (model.network, model.width, model.preprocessing.image_size)
-    if found != expected:
+    actual = (model.network, model.width, model.preprocessing.image_size)
+    if actual != expected:
         raise UserError(
-            f"{path} holds {_description(found)}, but the config's model is "
+            f"{path} holds {_description(actual)}, but the config's model is "
             f"{_description(expected)}: set model.network, model.options.embedding_dim and "
             "model.image_size to what the file holds"
         )
-    model.save(run.model_path)
+    model.save(run.workdir / MODEL)
 
 
 def _description(model: tuple[str, int, int]) -> str:
@@ -205,6 +242,7 @@ def _description(model: tuple[str, int, int]) -> str:
 
 def _anchors(run: Run) -> None:
     c = run.config.anchors
+    (run.workdir / ANCHORS).parent.mkdir(exist_ok=True)
     options = {"fingerprint": run.model.fingerprint, "k": run.config.k, "tau": run.config.tau}
     match c.source:
         case "class_weights":
@@ -224,10 +262,31 @@ def _anchors(run: Run) -> None:
                 **options,
             )
         case "fake_db":
-            anchors = fake_db(run)
-    run.anchors_path.parent.mkdir(exist_ok=True)
-    anchors.save(run.anchors_path)
-    remove_parts(run)
+            anchors = _fake_db(run)
+    anchors.save(run.workdir / ANCHORS)
+    shutil.rmtree(run.workdir / FAKES, ignore_errors=True)
+
+
+def _fake_db(run: Run) -> AnchorSet:
+    """The fake-db of the run's generator, and its report beside it."""
+    from ida_jax.report.fake_report import write_fake_report
+
+    c = run.config
+    candidates = generated_candidates(run.generator, seed=c.seed, truncation=c.anchors.truncation)
+    faces, learned = run.train_faces, run.generator.provenance
+    size = {"faces": len(faces.labels), "identities": faces.num_identities}
+    learned_from = all(learned.get(name) == number for name, number in size.items())
+    training = TrainingFaces(
+        run.train_embeddings, faces.labels, "train_data", learned_from=learned_from
+    )
+    anchors, report = fake_anchors(
+        candidates, run.model, count=c.anchors.size, training=training, flip=c.flip, k=c.k,
+        tau=c.tau, parts=run.workdir / FAKES, align=c.anchors.align,
+    )  # fmt: skip
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    write_fake_report((run.workdir / ANCHORS).with_suffix(".report.html"), report, candidates)
+    return anchors
 
 
 def _gan(run: Run) -> None:
@@ -246,7 +305,7 @@ def _gan(run: Run) -> None:
         evaluate=lambda generator: _generator_figures(generator, run, real),
     )
     if is_first():
-        generator.save(run.generator_path)
+        generator.save(run.workdir / GENERATOR)
 
 
 def _generator_figures(generator: FaceGenerator, run: Run, real: np.ndarray) -> dict[str, float]:
@@ -283,7 +342,7 @@ def _ssr(run: Run) -> None:
         )
         log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
         ssr = train_ssr(faces, log_density, c.ssr, **options)
-    ssr.save(run.ssr_path)
+    ssr.save(run.workdir / SSR)
 
 
 def _pfe(run: Run) -> None:
@@ -296,11 +355,11 @@ def _pfe(run: Run) -> None:
     # Class weights have no images, and so no variances.
     if "anchors" in c.stages and c.anchors.source == "real_db":
         rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
-        found = trained.embed(
+        anchors = trained.embed(
             run.model, ImageSubset(faces.images, rows), flip=c.flip, progress="anchors' variances"
         )
-        write_npy(run.anchor_variances_path, found.log_variances)
-    trained.save(run.pfe_path)
+        write_npy(run.workdir / ANCHOR_VARIANCES, anchors.log_variances)
+    trained.save(run.workdir / PFE)
 
 
 def _csn(run: Run) -> None:
@@ -313,18 +372,16 @@ def _csn(run: Run) -> None:
         seed=run.config.seed,
         searcher=run.config.searcher,
     )
-    csn.save(run.csn_path)
+    csn.save(run.workdir / CSN)
 
 
-# All processes of a run take part.
-_TRAINED_BY_ALL = ("train", "gan", "pfe")
 _STAGES = {
-    "train": _Stage(_train, lambda run: run.model_path),
-    "import": _Stage(_import, lambda run: run.model_path),
-    "gan": _Stage(_gan, lambda run: run.generator_path),
-    "anchors": _Stage(_anchors, lambda run: run.anchors_path),
-    "ssr": _Stage(_ssr, lambda run: run.ssr_path),
-    "pfe": _Stage(_pfe, lambda run: run.pfe_path),
-    "csn": _Stage(_csn, lambda run: run.csn_path),
-    "evaluate": _Stage(evaluate_run, lambda run: run.results_path),
+    "train": Stage(_train, MODEL, by_all=True),
+    "import": Stage(_import, MODEL),
+    "gan": Stage(_gan, GENERATOR, by_all=True),
+    "anchors": Stage(_anchors, ANCHORS),
+    "ssr": Stage(_ssr, SSR),
+    "pfe": Stage(_pfe, PFE, by_all=True),
+    "csn": Stage(_csn, CSN),
+    "evaluate": Stage(evaluate_run, RESULTS),
 }

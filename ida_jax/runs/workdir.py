@@ -1,27 +1,65 @@
-"""A workdir belongs to the config that began it."""
+"""A workdir: the names of its files, whose it is, and the one writer of results.json.
+
+A folder is a run's workdir, or what `python -m ida_jax.evaluate --protocol` writes, which has
+`RESULTS` and `REPORT` alone. What a training keeps for itself (checkpoints, metrics.jsonl) is named
+in `ida_jax.training`.
+"""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import written_whole
+from ida_jax.common.files import json_text, written_whole
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from ida_jax.metrics.evaluation import Evaluation
+
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+GENERATOR = "generator.safetensors"
+ANCHORS = "anchors/anchors.safetensors"
+ANCHOR_VARIANCES = "anchors/log_variances.npy"
+SSR = "ssr.safetensors"
+PFE = "pfe.safetensors"
+CSN = "csn.safetensors"
+RESULTS = "results.json"
+REPORT = "report.html"
+# Folders of parts: log F of the faces (a run from embeddings), a generator's faces embedded.
+TARGETS = "targets"
+FAKES = "anchors/fake.parts"
+# What a run makes of the files that methods need (`ida_jax.rescoring.method_table.ARTEFACTS`).
+METHOD_FILES = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
+# Beside the parts of the training set's embeddings: their identities, int [N].
+LABELS = "labels.npy"
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Makes the workdir this config's own, or finds that it is.
+def training_embeddings(workdir: Path, fingerprint: str, *, flip: bool) -> Path:
+    """The folder of the training set's embeddings by the model of that fingerprint."""
+    return workdir / "embeddings" / f"train-{fingerprint}{'-flip' if flip else ''}"
+
+
+def file_inside(path: Path, name: str) -> Path:
+    """The file itself, or the one of that name where the path is a workdir's."""
+    return path / name if path.is_dir() else path
+
+
+def claim_workdir(workdir: Path, config: "ConfigDict") -> None:
+    """Makes the workdir and notes its config, or checks that the config is the same.
 
     Raises:
-      UserError: another config has begun it, the first difference named; it cannot be made.
+      UserError: another config has begun it (the first difference is named); it cannot be made.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     # Where data lies may change between two runs; what is computed may not.
-    mine = json.loads(config.to_json_best_effort())
-    mine.pop("data_dir", None)
+    present = json.loads(config.to_json_best_effort())
+    present.pop("data_dir", None)
     if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        if difference := _difference(theirs, mine):
+        former = json.loads(path.read_text(encoding="utf-8"))
+        if difference := _difference(former, present):
             raise UserError(
                 f"{workdir} was begun by another config ({difference}): take another --workdir, or "
                 "delete this one"
@@ -32,7 +70,44 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     except OSError as error:
         raise UserError(f"cannot make the workdir {workdir}: {error.strerror}") from error
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(present, indent=1) + "\n", encoding="utf-8")
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """The content of results.json."""
+    return json.loads((workdir / RESULTS).read_text(encoding="utf-8"))
+
+
+def figures_and_notes(evaluated: "Mapping[str, Evaluation]") -> dict[str, Any]:
+    """{"protocols": {variant: figures}, "notes": {variant: its notes, if any}} of results.json."""
+    return {
+        "protocols": {variant: of.figures for variant, of in evaluated.items()},
+        "notes": {variant: list(of.notes) for variant, of in evaluated.items() if of.notes},
+    }
+
+
+def write_results(
+    folder: Path,
+    results: Mapping[str, Any],
+    write_report: Callable[..., None],
+    *,
+    settings: Mapping[str, Any],
+    **page: Any,
+) -> None:
+    """Writes report.html with its tables and pictures, and then results.json, which marks the end.
+
+    Args:
+      folder: an existing one.
+      results: the content of results.json, with "provenance".
+      write_report: `write_run_report` or `write_protocol_report` of `ida_jax.report.run_report`.
+      settings: the run's settings, for the report.
+      **page: the report's other arguments.
+    """
+    write_report(
+        folder / REPORT, settings={**settings, **results["provenance"]}, results=results, **page
+    )
+    with written_whole(folder / RESULTS) as temporary:
+        temporary.write_text(json_text(results), encoding="utf-8")
 
 
 def _difference(before: dict, now: dict, prefix: str = "") -> str:

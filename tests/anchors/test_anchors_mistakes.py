@@ -41,7 +41,7 @@ def _faces(count=40, width=16):
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--labels=huge.npy"],
          "beyond 32 bits"),
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--labels=floats.npy"],
-         "labels are float64: expected integers or names"),
+         "floats.npy is float64 .*: expected integers or names"),
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--labels=torn.npy"],
          "not a whole file of labels"),
         (["build", "--output=B.safetensors", "--model=none", "--class_weights"], "no file at none"),

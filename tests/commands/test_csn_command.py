@@ -58,7 +58,7 @@ def test_plain_anchors_of_strangers(files, capsys):
     [
         ({"labels": "missing.npy"}, "no labels at"),
         ({"labels": "words.txt"}, "labels are names ('1', …), but the anchors have none"),
-        ({"labels": "short.npy"}, "labels are int64 [5]"),
+        ({"labels": "short.npy"}, "short.npy: 5 labels for 120 embeddings"),
         ({"anchors": "missing.safetensors"}, "no file at"),
         ({"anchors": "c.json"}, "ends in '.json'"),
         ({"more": ["--top_n=39"]}, "top_n = 39 of 40 anchors"),
@@ -69,7 +69,7 @@ def test_plain_anchors_of_strangers(files, capsys):
     ],
 )
 def test_a_mistake_is_one_line(files, capsys, change, message):
-    (files / "words.txt").write_text("1\nAnn\n")
+    (files / "words.txt").write_text(60 * "1\nAnn\n")
     np.save(files / "short.npy", LABELS[:5])
     code, printed = _run(files, capsys, **change)
     assert code == 2

@@ -155,12 +155,12 @@ def test_what_is_bad_is_named_or_skipped(tmp_path, model_dir, crops, capsys):
     good = np.load(_embed(tmp_path, model_dir))
     (tmp_path / "crops" / "p0" / "00.png").write_bytes(b"no image")
     (tmp_path / "crops" / "p2" / "08.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"image .*p0/00.png cannot be decoded.*--skip-bad"):
+    with pytest.raises(UserError, match=r"image .*p0/00.png cannot be decoded.*--skip_bad"):
         _embed(tmp_path, model_dir)
     assert not _hidden(tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "E.npy"), good)
     capsys.readouterr()
-    embeddings = np.load(_embed(tmp_path, model_dir, "--skip-bad"))
+    embeddings = np.load(_embed(tmp_path, model_dir, "--skip_bad"))
     bad = np.isin(sorted(NAMES), ["p0/00.png", "p2/08.png"])
     np.testing.assert_array_equal(np.isnan(embeddings).all(axis=1), bad)
     np.testing.assert_array_equal(embeddings[~bad], good[~bad])
@@ -184,7 +184,7 @@ def test_images_without_points_and_with_impossible_ones(tmp_path, model_dir):
     flag = f"--landmarks={tmp_path}/L.txt"
     with pytest.raises(UserError, match=r"no points for 1 of 3 images, 1.png the first"):
         _embed(tmp_path, model_dir, flag, images="pictures")
-    path = _embed(tmp_path, model_dir, flag, "--skip-bad", images="pictures")
+    path = _embed(tmp_path, model_dir, flag, "--skip_bad", images="pictures")
     assert np.isnan(np.load(path)).all(axis=1).tolist() == [True, True, False]
     first, second = (tmp_path / "E.skipped.txt").read_text().splitlines()
     assert "0.png: the five points give no alignment" in first
@@ -197,7 +197,7 @@ def test_images_without_points_and_with_impossible_ones(tmp_path, model_dir):
 def test_a_wrong_size_is_never_skipped(tmp_path, model_dir, crops):
     _write(tmp_path / "crops" / "p0" / "03.png", 0, size=40)
     message = r"03.png is 40×40 pixels, the model takes 32×32: give --landmarks"
-    for flags in ([], ["--skip-bad"]):
+    for flags in ([], ["--skip_bad"]):
         with pytest.raises(UserError, match=message):
             _embed(tmp_path, model_dir, *flags)
     assert not _hidden(tmp_path)
@@ -209,7 +209,7 @@ def test_an_embedding_of_nothing_is_named_by_image(tmp_path, model, crops):
     broken.save(tmp_path / "nan.safetensors")
     with pytest.raises(UserError, match=r"p0/00.png: its embedding is zero, NaN or infinite"):
         _embed(tmp_path, tmp_path / "nan.safetensors")
-    embeddings = np.load(_embed(tmp_path, tmp_path / "nan.safetensors", "--skip-bad"))
+    embeddings = np.load(_embed(tmp_path, tmp_path / "nan.safetensors", "--skip_bad"))
     assert np.isnan(embeddings).all()
     assert len((tmp_path / "E.skipped.txt").read_text().splitlines()) == len(NAMES)
 
@@ -240,7 +240,7 @@ def test_parts_are_not_made_again(tmp_path, model_dir, crops, monkeypatch):
     assert not (tmp_path / "E.npy").exists()
     assert len(_hidden(tmp_path)) == 1
     # Skipped, the same job goes on; and not skipped, only the part with what was skipped is new.
-    assert np.isnan(np.load(_embed(tmp_path, model_dir, "--skip-bad"))).any(axis=1).sum() == 1
+    assert np.isnan(np.load(_embed(tmp_path, model_dir, "--skip_bad"))).any(axis=1).sum() == 1
     assert embedded == [8, 3, 3]
     assert not _hidden(tmp_path)
     tenth.write_bytes(content)
@@ -254,7 +254,7 @@ def test_skipped_parts_are_made_again_without_the_flag(tmp_path, model_dir, crop
     (tmp_path / "crops" / sorted(NAMES)[9]).write_bytes(b"no image")
     monkeypatch.setattr(module, "_put_together", _stop)
     with pytest.raises(RuntimeError):
-        _embed(tmp_path, model_dir, "--skip-bad")
+        _embed(tmp_path, model_dir, "--skip_bad")
     with pytest.raises(UserError, match="cannot be decoded"):
         _embed(tmp_path, model_dir)
     assert embedded == [8, 3, 3]
@@ -405,7 +405,7 @@ def test_a_kill_leaves_no_variances_of_other_embeddings(
 def test_a_skipped_image_has_no_variance(model_dir, uncertainty, crops, tmp_path):
     (tmp_path / "crops" / NAMES[4]).write_bytes(b"no image")
     pfe = f"--pfe={tmp_path / 'pfe.safetensors'}"
-    output = _embed(tmp_path, model_dir, "--skip-bad", pfe)
+    output = _embed(tmp_path, model_dir, "--skip_bad", pfe)
     bad = np.isnan(np.load(output)).all(axis=1)
     np.testing.assert_array_equal(np.isnan(np.load(tmp_path / "E.log_variances.npy")).any(1), bad)
     assert bad.sum() == 1

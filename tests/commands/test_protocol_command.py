@@ -329,12 +329,12 @@ def test_faces_without_an_embedding(lfw):
     with pytest.raises(UserError, match=r"E\.npy"):
         evaluate.main([*common, f"--output={lfw / 'out'}"])
     assert not (lfw / "out").exists()
-    protocols, results = _run(lfw, *common, "--skip-bad")
+    protocols, results = _run(lfw, *common, "--skip_bad")
     assert "1 faces without an embedding never match" in results["notes"]["lfw_3fold"]
     assert protocols["lfw_3fold"]["cosine"]["pairs"] == 24
     (lfw / "every").mkdir()
     protocols, _ = _run(
-        lfw / "every", common[0], "--protocol=all_pairs", "--skip-bad", "--fars=0.1"
+        lfw / "every", common[0], "--protocol=all_pairs", "--skip_bad", "--fars=0.1"
     )
     assert protocols["all_pairs"]["cosine"]["genuine"] == 35 - 1
 
@@ -358,5 +358,5 @@ def test_an_output_that_cannot_be_written(lfw):
 def test_results_are_not_overwritten(lfw):
     flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1"]
     _run(lfw, *flags)
-    with pytest.raises(UserError, match="holds results already"):
+    with pytest.raises(UserError, match="already holds results"):
         _run(lfw, *flags)

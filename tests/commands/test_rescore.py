@@ -120,7 +120,7 @@ def test_bad_faces_are_named_or_never_match(files, capsys):
     with pytest.raises(UserError, match="rows 3, 80, 81 are zero, NaN or infinite"):
         rescore.main(_flags(files))
     assert "scores.npy" not in _listing(files)
-    rescore.main([*_flags(files), "--skip-bad"])
+    rescore.main([*_flags(files), "--skip_bad"])
     got = np.load(files / "scores.npy")
     touched = np.any(np.isin(PAIRS, [3, 80, 81]), axis=1)
     np.testing.assert_array_equal(np.isnan(got), touched)

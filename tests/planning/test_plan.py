@@ -255,7 +255,7 @@ def test_topologies(name, devices, per_chip):
         (["--topology=cpu:8", "--config.train.accumulate=3"], "8 devices"),
         (["--topology=cpu:8", "--config.train.batchsize=3"], "did you mean"),
         (["--topology=cpu:8", "--class=3"], "class"),
-        (["--topology=cpu:8", "more"], "'more' is no flag"),
+        (["--topology=cpu:8", "more"], "unknown flag 'more'"),
         (["--topology=cpu:8", "--config.stages=('import',)"], "none of them trains"),
         ([], "--topology"),
         pytest.param(["--topology=v5e:3x3"], "not divisible", marks=needs_libtpu),

@@ -12,6 +12,7 @@ from ida_jax.rescore import main
 from ida_jax.rescoring import method_table, terms
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.runs.config import run_section
 
 FACES = reference.unit((24, 8), 1, clusters=6)
 ANCHORS = reference.unit((40, 8), 0, clusters=6)
@@ -82,3 +83,15 @@ def test_all_pairs_and_the_report(toy, tmp_path):
     )
     page = path.read_text(encoding="utf-8")
     assert "<dt>Toy norm</dt><dd>The cosine less how near the nearest anchors are.</dd>" in page
+
+
+def test_the_methods_of_given_artefacts(toy):
+    assert "toy" in method_table.methods_with({"anchors"}, usual=True)
+    assert method_table.methods_with((), usual=True) == ("cosine",)
+    assert "z_norm" in method_table.methods_with({"anchors"})
+    assert "z_norm" not in method_table.methods_with({"anchors"}, usual=True)
+    assert "ida_l" not in method_table.methods_with({"anchors", "csn", "dao_fit"})
+    assert run_section("A run").evaluate.methods[-1] == "toy"
+    flags = method_table.artefact_flags()
+    assert flags["anchors"].endswith("; not for cosine, ida_l")
+    assert flags["ssr"] == "the SSR module; for ida_l"

@@ -19,8 +19,8 @@ from ida_jax.common.errors import UserError
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs import embedding_run
-from ida_jax.runs.embedding_inputs import anchors_of_others, held_out_rows, read_inputs
-from ida_jax.runs.embedding_run import run
+from ida_jax.runs.embedding_run import anchors_of_others, held_out_rows, read_inputs
+from ida_jax.runs.stages import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ssr_from_embeddings.py"
 GET_CONFIG = runpy.run_path(str(CONFIG))["get_config"]

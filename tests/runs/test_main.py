@@ -138,7 +138,7 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
         ),
         ([SMOKE, "--workdir=W", "--config.train.margin=high"], "margin"),
         ([SMOKE, "--workdri=W"], "workdri.*Did you mean: workdir"),
-        ([SMOKE, "--workdir=W", "train"], "'train' is no flag"),
+        ([SMOKE, "--workdir=W", "train"], "unknown flag 'train'"),
         ([SMOKE, "--workdir=W", "--config.model.network=vgg"], "network 'vgg' is unknown"),
         ([SMOKE, "--workdir=W", "--config.k=16"], "k is 16, but .* at most 15 anchors"),
         ([SMOKE, "--workdir=W", "--config.anchors.source=gan"], "anchors.source is 'gan'"),

@@ -1,0 +1,126 @@
+"""Every command's flags: one spelling in its help, and hyphens taken for underscores."""
+
+import contextlib
+import re
+import sys
+
+import pytest
+
+from ida_jax import embed, evaluate, export, fit, main, plan, prepare, rescore
+from ida_jax.anchors import __main__ as anchors
+from ida_jax.common.command_line import Parser, underscored
+from ida_jax.common.errors import UserError
+
+# ml_collections loads config files by a method that Python deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+
+COMMANDS = {
+    "rescore": (rescore, []),
+    "evaluate": (evaluate, []),
+    "evaluate --protocol": (evaluate, ["--protocol=pairs"]),
+    "embed": (embed, []),
+    "prepare": (prepare, []),
+    "prepare recordio": (prepare, ["recordio"]),
+    "prepare folder": (prepare, ["folder"]),
+    "prepare bin": (prepare, ["bin"]),
+    "prepare lfw": (prepare, ["lfw"]),
+    "export": (export, []),
+    "plan": (plan, []),
+    "fit": (fit, []),
+    "fit csn": (fit, ["csn"]),
+    "fit dao": (fit, ["dao"]),
+    "anchors": (anchors, []),
+    "anchors build": (anchors, ["build"]),
+    "anchors fake": (anchors, ["fake"]),
+    "anchors info": (anchors, ["info"]),
+    "anchors check": (anchors, ["check"]),
+    "main": (main, []),
+}
+
+
+def _run(module, arguments, monkeypatch):
+    if module is main:
+        monkeypatch.setattr(sys, "argv", ["main", *arguments])
+        main.main()
+    else:
+        module.main(arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_has_one_spelling(command, monkeypatch, capsys):
+    module, words = COMMANDS[command]
+    with contextlib.suppress(SystemExit):
+        _run(module, [*words, "--help"], monkeypatch)
+    text = capsys.readouterr().out
+    assert len(text) > 100
+    assert not re.findall(r"--\w+-\w+", text)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        (
+            "rescore",
+            "--embeddings=E --pairs=P --output=S --dao_fit=F --top_n=5 --method=no",
+            "'no'",
+        ),
+        (
+            "evaluate --protocol",
+            "--files=F --embeddings=E --output=DIR --skip_bad --top_n 5 --labels=L --resamples=1",
+            "--resamples=1",
+        ),
+        ("embed", "--model=M --images=I --output=E.npy --skip_bad --batch_size=0", "size=0: exp"),
+        ("prepare recordio", "--from=F --name=N --data_dir=D --skip_corrupt --size=0", "--size is"),
+        ("prepare folder", "--from=F --name=N --data_dir D --skip_corrupt --size=0", "--size is"),
+        ("prepare bin", "--from=B --name=N --data_dir=D --size=0", "--size is 0"),
+        ("prepare lfw", "--from=NONE --pairs=NONE --data_dir=D", "NONE"),
+        ("plan", "--topology=none:1 --config=CONFIG --config.train.batch_size=0", "none:1"),
+        (
+            "fit csn",
+            "--embeddings=no.npy --labels=L --anchors=A --output=F --keep_own --top_n=5",
+            "no.npy",
+        ),
+        (
+            "fit dao",
+            "--embeddings=no.npy --labels=L --anchors=A --output=F --most_support=5",
+            "no.npy",
+        ),
+        (
+            "anchors build",
+            "--output=A.safetensors --model=M --class_weights --per_identity=0",
+            "--per_identity must be",
+        ),
+        (
+            "anchors fake",
+            "--output=A.safetensors --model=M --images=F --training_labels=L --most_drawn=5 "
+            "--duplicate_cosine=.5 --privacy_cosine=.5 --skip_bad --count=0",
+            "--count is 0",
+        ),
+        ("main", "--workdir=W --config=CONFIG --config.train.batch_size=-3", "batch_size is -3"),
+    ],
+)
+def test_either_spelling_is_taken(command, flags, message, tmp_path, monkeypatch):
+    module, words = COMMANDS[command]
+    monkeypatch.chdir(tmp_path)
+    smoke = f"{main.__file__.rsplit('/', 2)[0]}/configs/quickstart.py:smoke"
+    given = [word.replace("CONFIG", smoke) for word in flags.split()]
+    other = [re.sub(r"^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in given]
+    assert other != given
+    messages = []
+    for spelling in (given, other):
+        with pytest.raises(UserError, match=re.escape(message)) as raised:
+            _run(module, [*words, *spelling], monkeypatch)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+def test_only_the_names_of_flags_are_respelled():
+    given = ["lfw-a", "--top-n=a-b=c-d", "--config.a-b.c=x-y", "-k", "--", "--as-it-is"]
+    assert underscored(given) == [
+        "lfw-a", "--top_n=a-b=c-d", "--config.a_b.c=x-y", "-k", "--", "--as-it-is"
+    ]  # fmt: skip
+    parser = Parser(description=None)
+    parser.add_argument("--top_n", type=int)
+    assert parser.parse_args(["--top-n", "-5"]).top_n == -5
+    with pytest.raises(UserError, match="unrecognized arguments: --top"):
+        parser.parse_args(["--top", "5"])
