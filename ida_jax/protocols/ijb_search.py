@@ -17,7 +17,7 @@ from ida_jax.metrics.roc import SplitScores
 from ida_jax.metrics.tails import pair_list_total, tail
 from ida_jax.protocols.ijb_lists import Enrolled, Galleries
 from ida_jax.protocols.scored_pairs import BASELINE, band_fars, notes_of_few, roc_bands
-from ida_jax.rescoring.identification import Gallery, identify
+from ida_jax.rescoring.gallery import Gallery, identify
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 

@@ -22,7 +22,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.rescoring.cohort import CohortMoments, Csn, cohort_moments
 from ida_jax.rescoring.fitted_dao import DaoFit
-from ida_jax.rescoring.identification import Candidates, Gallery, identify
+from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
