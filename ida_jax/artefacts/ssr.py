@@ -6,11 +6,12 @@ N faces, D embedding.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 
-from ida_jax.common.devices import block_size, padded
+from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
@@ -66,11 +67,7 @@ class DensityRegressor:
                 f"the faces' embeddings are {faces.shape[1]} wide, the SSR module's {self.width}: "
                 "it must be trained on the same model"
             )
-        out = np.empty(len(faces), np.float32)
-        block = block_size(_BLOCKS, len(faces))
-        for start in range(0, len(faces), block):
-            values = _apply(self.params, padded(faces[start : start + block], block))
-            out[start : start + block] = np.asarray(values)[: len(faces) - start]
+        out = by_blocks(partial(_apply, self.params), faces, sizes=_BLOCKS)
         if self.target == "log":
             return self.mean + self.std * out
         return np.log(np.maximum(self.mean + self.std * out, np.float32(self.floor)))

@@ -21,7 +21,7 @@ from ida_jax.protocols.ijb_search import evaluate_searches
 from ida_jax.protocols.request import Request
 from ida_jax.protocols.scored_pairs import evaluate_scored_pairs
 from ida_jax.protocols.table import FarOptions, Protocol, option, register
-from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
+from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.blocks import open_npy
@@ -116,7 +116,7 @@ def evaluate_ijb(
     variant += "_detector" * (weights is not None) + "_image_densities" * pooled_densities
     subjects = None if galleries is None else _subjects(galleries, meta)
     units = np.arange(meta.template_ids.size) if subjects is None else subjects
-    scores = _scores(faces, meta.pairs, terms)
+    scores = pair_scores(faces, meta.pairs, terms)
     if variances is not None:
         scores |= pfe_scores(
             embeddings, variances, meta.templates[rows], meta.pairs, scorers, rows=rows
@@ -158,13 +158,6 @@ def _require_images(meta: IjbMeta, rows: np.ndarray) -> None:
             f"template {meta.template_ids[empty[0]]} has no image with an embedding: embed its "
             "images again"
         )
-
-
-def _scores(
-    faces: np.ndarray, pairs: np.ndarray, terms: Mapping[str, FaceTerms]
-) -> dict[str, np.ndarray]:
-    cosines = score_pairs(faces, pairs)
-    return {name: scores_of_cosines(cosines, pairs, each) for name, each in terms.items()}
 
 
 def _pooled_terms(

@@ -12,7 +12,7 @@ from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.templates import fuse
 from ida_jax.protocols.likelihood import FUSED_MEANS, likelihood_methods, likelihood_of_pairs
-from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
+from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
 
 
@@ -62,12 +62,12 @@ def pfe_scores(
     faces = ProbabilisticEmbeddings(
         *fuse(embeddings, variances.log_variances, templates, rows=rows)
     )
-    cosines = score_pairs(faces.means, pairs)
-    scores = {
-        name: scores_of_cosines(cosines, pairs, scorers[method].terms(faces.means))
+    terms = {
+        name: scorers[method].terms(faces.means)
         for method, name in FUSED_MEANS.items()
         if method in scorers
     }
+    scores = pair_scores(faces.means, pairs, terms)
     ida_r, ida_l = scorers.get("ida_r"), scorers.get("ida_l")
     anchors = None
     if ida_r is not None and variances.anchors is not None:

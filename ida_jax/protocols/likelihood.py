@@ -24,9 +24,9 @@ from ida_jax.artefacts.uncertainty import ProbabilisticEmbeddings
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.likelihood import (
+    all_pair_scores_mls,
     likelihood_scale,
     nearest_by_likelihood,
-    score_all_pairs_mls,
     score_pairs_mls,
 )
 from ida_jax.rescoring.pairs import scores_of_cosines
@@ -100,7 +100,4 @@ def likelihood_of_all_pairs(
     faces: ProbabilisticEmbeddings, labels: np.ndarray, methods: LikelihoodMethods
 ) -> dict[str, SplitScores]:
     """{method: its scores of all pairs, in the order of `rescoring.pairs.score_all_pairs`}."""
-    return {
-        name: score_all_pairs_mls(*faces, labels, scale=methods.scale, terms=terms)
-        for name, terms in methods.terms.items()
-    }
+    return all_pair_scores_mls(*faces, labels, methods.terms, scale=methods.scale)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import deep_enough
 from ida_jax.metrics.decisions import Changed, changed_decisions
@@ -32,8 +31,9 @@ from ida_jax.protocols.scored_pairs import (
     figures_and_curves,
     kfold_figures,
 )
-from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
+from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.rescoring.tiles import checked_labels
 
 _COMPARED = "ida_r"
 
@@ -82,12 +82,11 @@ def evaluate_kfold(
       seed: of the bootstrap.
 
     Raises:
-      UserError: as `score_pairs`, labels of another number, or no pairs of a kind.
+      UserError: labels of another number, or no pairs of a kind.
     """
-    labels = _checked_labels(labels, len(faces))
+    labels = checked_labels(labels, len(faces))
     same = np.asarray(pair_list.same, bool)
-    scores = {name: score_pairs(faces, pair_list.pairs, terms) for name, terms in methods.items()}
-    scores |= scored or {}
+    scores = pair_scores(faces, pair_list.pairs, methods) | (scored or {})
     if bad is not None:
         for each in scores.values():
             each[bad[pair_list.pairs].any(axis=1)] = np.nan
@@ -127,12 +126,12 @@ def evaluate_all_pairs(
       seed: of the bootstrap.
 
     Raises:
-      UserError: as `score_all_pairs`, no pairs of a kind, or a FAR outside (0, 1].
+      UserError: labels of another number, more pairs than are kept in memory, no pairs of a
+        kind, or a FAR outside (0, 1].
     """
-    labels = _checked_labels(labels, len(faces))
+    labels = checked_labels(labels, len(faces))
     identities, units = np.unique(labels, return_inverse=True)
-    scores = {name: score_all_pairs(faces, labels, terms) for name, terms in methods.items()}
-    scores |= scored or {}
+    scores = all_pair_scores(faces, labels, methods) | (scored or {})
     genuine, impostors = (kind.size for kind in next(iter(scores.values())))
     of_genuine = units[genuine_rows(units, np.arange(genuine)).first][:, None]
 
@@ -197,10 +196,3 @@ def _changed(
         else:
             rows[kind] = np.stack(impostor_rows(labels, places - genuine), axis=1)
     return at_base.far, found._replace(**rows)
-
-
-def _checked_labels(labels: ArrayLike, faces: int) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.shape != (faces,):
-        raise UserError(f"{labels.size} labels for {faces} faces: expected one each")
-    return labels

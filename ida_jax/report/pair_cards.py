@@ -85,7 +85,7 @@ def changed_pairs(
     Returns:
       None where it found no such FAR, or lacks one of the two methods.
     """
-    from ida_jax.rescoring.pairs import score_pairs
+    from ida_jax.rescoring.pairs import pair_scores
 
     if found.changed is None:
         return None
@@ -95,7 +95,8 @@ def changed_pairs(
     for kind, genuine in _TITLES:
         name = f"{kind}_{'genuine' if genuine else 'impostor'}"
         pairs = getattr(found.changed, name)[:_MOST]
-        scores = [score_pairs(faces, pairs, methods[m]) for m in ("cosine", "ida_r")]
+        compared = {name: methods[name] for name in ("cosine", "ida_r")}
+        scores = pair_scores(faces, pairs, compared).values()
         total = getattr(found.changed.counts, name)
         groups.append(ChangedPairs(kind, genuine, pairs, *scores, total))
     return ChangedDecisions("cosine", "ida_r", found.changed_far, *thresholds, tuple(groups))
