@@ -69,10 +69,10 @@ def support_sets(
       `Neighbours` as NumPy arrays, similarities descending.
 
     Raises:
-      UserError: as `SupportSearch`.
+      UserError: queries that are not unit-norm, and as `SupportSearch`.
     """
     search = SupportSearch(anchors, k=k, searcher=searcher, expected_queries=len(queries))
-    return search(queries, labels)
+    return search(require_unit(queries), labels)
 
 
 class SupportSearch:
@@ -139,14 +139,12 @@ class SupportSearch:
         self._search: Search | None = None
 
     def __call__(self, queries: np.ndarray, labels: np.ndarray | None = None) -> Neighbours:
-        """Ψ of each query, as `support_sets`.
+        """Ψ of each query, as `support_sets`; that its rows are unit-norm is not checked.
 
         Raises:
-          UserError: queries that are not unit-norm, widths that differ, labels that the anchors
-            lack, fewer than k anchors left after the exclusion, an approximate search past the
-            tolerance.
+          UserError: widths that differ, labels that the anchors lack, fewer than k anchors left
+            after the exclusion, an approximate search past the tolerance.
         """
-        queries = require_unit(queries)
         if queries.shape[1] != self.anchors.width:
             raise UserError(
                 f"the faces' embeddings are {queries.shape[1]} wide, the anchors' "

@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from ida_jax.common.devices import in_blocks
+from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
@@ -67,7 +67,7 @@ class SSRModule:
                 f"the faces' embeddings are {faces.shape[1]} wide, the SSR module's {self.width}: "
                 "it must be trained on the same model"
             )
-        out = in_blocks(partial(_apply, self.params), faces, _BLOCKS)
+        out = by_blocks(partial(_apply, self.params), faces, sizes=_BLOCKS)
         if self.target == "log":
             return self.mean + self.std * out
         return np.log(np.maximum(self.mean + self.std * out, np.float32(self.floor)))

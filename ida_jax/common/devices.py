@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
 from ida_jax.common.errors import UserError
 
@@ -109,19 +110,25 @@ def padded(rows: np.ndarray, block: int) -> np.ndarray:
     return out
 
 
-def in_blocks(
-    function: Callable[[np.ndarray], jax.Array], rows: np.ndarray, sizes: Sequence[int]
-) -> np.ndarray:
-    """A jitted function of rows, float32 [N], computed by padded blocks of one of the sizes.
+def by_blocks(
+    function: Callable[..., Any],
+    *arrays: np.ndarray,
+    sizes: Sequence[int],
+    title: str | None = None,
+) -> Any:
+    """function(*arrays), computed by blocks of one of few shapes, so that it compiles seldom.
 
     Args:
-      function: [B, …] → [B], each number from its own row.
-      rows: [N, …].
-      sizes: ascending; see `block_size`.
+      function: of blocks of the arrays' rows to arrays, or a pytree of them, of as many rows.
+      arrays: [N, …] each; the last block is filled up with zeros, and what they give is cut off.
+      sizes: of blocks, ascending; `block_size` chooses one.
+      title: of a progress bar; none is shown if None.
     """
-    out = np.empty(len(rows), np.float32)
-    block = block_size(sizes, len(rows))
-    for start in range(0, len(rows), block):
-        values = function(padded(rows[start : start + block], block))
-        out[start : start + block] = np.asarray(values)[: len(rows) - start]
-    return out
+    n, parts = len(arrays[0]), []
+    block = block_size(sizes, n) if n else 0
+    starts = range(0, max(n, 1), max(block, 1))
+    for start in tqdm(starts, title, unit="block", delay=2, leave=False, disable=title is None):
+        parts.append(function(*(padded(x[start : start + block], block) for x in arrays)))
+        # The block before is fetched while the device works on this one.
+        parts[-2:-1] = jax.device_get(parts[-2:-1])
+    return jax.tree.map(lambda *blocks: np.concatenate(jax.device_get(blocks))[:n], *parts)

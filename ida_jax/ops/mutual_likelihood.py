@@ -68,7 +68,7 @@ def mls_matrix(
         """[N, D] → [⌈D/32⌉, 32, N]."""
         rest = -x.shape[1] % _DIMENSIONS
         x = jnp.pad(x, ((0, 0), (0, rest)), constant_values=beyond)
-        return x.T.reshape(-1, _DIMENSIONS, len(x))
+        return x.T.reshape(x.shape[1] // _DIMENSIONS, _DIMENSIONS, len(x))
 
     def add(scores: jax.Array, dimensions: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         mean_1, variance_1, mean_2, variance_2 = dimensions

@@ -19,7 +19,7 @@ from ida_jax.protocols.ijb_search import evaluate_searches
 from ida_jax.protocols.pfe_methods import ImageVariances, pfe_scores
 from ida_jax.protocols.table import FarOptions, Protocol, Request, option, register
 from ida_jax.protocols.verification import evaluate_scored_pairs
-from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
+from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.blocks import open_npy
@@ -116,8 +116,7 @@ def evaluate_ijb(
     variant += "_detector" * (weights is not None) + "_image_densities" * pooled_densities
     subjects = None if galleries is None else _subjects(galleries, meta)
     units = np.arange(meta.template_ids.size) if subjects is None else subjects
-    cosines = score_pairs(faces, meta.pairs)
-    scores = {name: scores_of_cosines(cosines, meta.pairs, t) for name, t in terms.items()}
+    scores = pair_scores(faces, meta.pairs, terms)
     if variances is not None:
         scores |= pfe_scores(
             embeddings, variances, meta.templates[rows], meta.pairs, scorers, rows=rows

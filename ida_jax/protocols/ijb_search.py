@@ -17,9 +17,9 @@ from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.protocols.ijb_files import Enrolled, Galleries
 from ida_jax.protocols.verification import band_fars, notes_of_few, roc_bands
-from ida_jax.rescoring.identification import Gallery, identify
+from ida_jax.rescoring.gallery import Gallery, identify
 from ida_jax.rescoring.method_table import BASELINE
-from ida_jax.rescoring.pairs import score_pairs
+from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.terms import FaceTerms
 
 _INTERVALS_OF_MEANS = (
@@ -138,14 +138,12 @@ def _search(
     *,
     top: int,
 ) -> Searches:
-    enrolled = Gallery(
-        jax.device_put(faces[gallery.rows]), terms._replace(values=terms.values[gallery.rows])
-    )
-    own = terms._replace(values=terms.values[probes.rows])
+    enrolled, own = (terms._replace(values=terms.values[side.rows]) for side in (gallery, probes))
+    enrolled = Gallery(jax.device_put(faces[gallery.rows]), enrolled)
     found = identify(faces[probes.rows], own, enrolled, top=min(top, len(enrolled)))
     pairs = np.stack([gallery.rows[mates], probes.rows[mated]], axis=1)
     return Searches(
-        score_pairs(faces, pairs, terms),
+        pair_scores(faces, pairs, {"": terms})[""],
         mate_ranks(found.rows[mated], mates),
         found.scores[~mated, 0],
     )

@@ -11,20 +11,17 @@ which is a fault.
 F probes, D embedding, n distractors of a block, S sizes, V numbers a face.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ida_jax.common.devices import block_size
+from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.bootstrap import bootstrap_means
@@ -44,18 +41,11 @@ from ida_jax.protocols.table import Protocol, Request, names_beside, option, reg
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.rescoring.terms import pair_score
+from ida_jax.rescoring.tiles import Side, take_rows, tile_scores
 from ida_jax.tables.embeddings import read_embeddings
 
 # 512 × 8192 scores are 16 MiB.
 _PROBES = 512
-
-
-class _Block(NamedTuple):
-    """Faces filled up to a block, on the device, and each method's numbers of them."""
-
-    faces: jax.Array
-    values: dict[str, jax.Array]
 
 
 def evaluate_megaface(
@@ -101,11 +91,9 @@ def evaluate_megaface(
     members = _members(prefix_sets(sizes) if sets is None else sets)
     reach = next(iter(members.values())).size
     block = block_size(face_blocks.SIZES, max(len(faces), reach))
-    rules = {name: (scorer.rule, jax.device_put(scorer.constants)) for name, scorer in
-             scorers.items()}  # fmt: skip
     own = [_block(faces[i : i + block], scorers, block) for i in range(0, len(faces), block)]
     blocks = _probe_blocks(faces, own, block)
-    mates = _mate_scores(blocks, own, rules, found, block)
+    mates = _mate_scores(blocks, own, found, block)
 
     highest = {name: np.full((len(faces), len(members)), -np.inf, np.float32) for name in scorers}
     start, bad = 0, []
@@ -113,7 +101,7 @@ def evaluate_megaface(
         for came in fixed_blocks(
             distractors, width=faces.shape[1], block=block, reach=reach, what="distractors"
         ):
-            inside = [_padded(rows[start : start + block], block) for rows in members.values()]
+            inside = [padded(rows[start : start + block], block) for rows in members.values()]
             bad.extend((start + came.bad[np.any(inside, axis=0)[came.bad]]).tolist())
             if bad and not skip_bad:
                 raise UserError(
@@ -121,7 +109,7 @@ def evaluate_megaface(
                     "nobody: leave it out, or embed it again"
                 )
             masks = {place: came.good & rows for place, rows in enumerate(inside) if rows.any()}
-            _raise_highest(highest, blocks, _block(came.faces, scorers, block), rules, masks)
+            _raise_highest(highest, blocks, _block(came.faces, scorers, block), masks)
             start += came.count
             progress.update(came.count)
     if start < reach:
@@ -145,22 +133,18 @@ def _members(sets: Mapping[int, ArrayLike]) -> dict[int, np.ndarray]:
     return members
 
 
-def _block(faces: np.ndarray, scorers: Mapping[str, Rescorer], block: int) -> _Block:
+def _block(faces: np.ndarray, scorers: Mapping[str, Rescorer], block: int) -> Side:
+    """Faces filled up to a block, with each method's numbers, on the device."""
     filled = filled_up(faces, block)
-    values = {name: scorer.terms(filled).values for name, scorer in scorers.items()}
-    return _Block(jax.device_put(filled), jax.device_put(values))
+    return jax.device_put(Side(filled, {n: each.terms(filled) for n, each in scorers.items()}))
 
 
-def _padded(rows: np.ndarray, block: int) -> np.ndarray:
-    return np.pad(rows, (0, block - len(rows)))
-
-
-def _probe_blocks(faces: np.ndarray, own: Sequence[_Block], block: int) -> list[_Block]:
-    """The probes with their numbers by blocks of _PROBES rows, the last one filled up."""
+def _probe_blocks(faces: np.ndarray, own: Sequence[Side], block: int) -> list[Side]:
+    """The probes by blocks of _PROBES rows, the last one filled up."""
     return [
-        _Block(
+        Side(
             each.faces[first : first + _PROBES],
-            {name: values[first : first + _PROBES] for name, values in each.values.items()},
+            {name: take_rows(terms, first, _PROBES) for name, terms in each.terms.items()},
         )
         for number, each in enumerate(own)
         for first in range(0, block, _PROBES)
@@ -168,59 +152,33 @@ def _probe_blocks(faces: np.ndarray, own: Sequence[_Block], block: int) -> list[
     ]
 
 
-def _scores_of(
-    probes: _Block, gallery: _Block, rules: Mapping[str, tuple[str, jax.Array]]
-) -> Iterator[tuple[str, jax.Array]]:
-    """(method, [_PROBES, n] scores), one product serving all methods."""
-    cosine = _cosines(probes.faces, gallery.faces)
-    for name, (rule, constants) in rules.items():
-        yield name, _scores(rule, cosine, gallery.values[name], probes.values[name], constants)
-
-
 def _mate_scores(
-    blocks: Sequence[_Block],
-    own: Sequence[_Block],
-    rules: Mapping[str, tuple[str, jax.Array]],
-    found: DistractorSearches,
-    block: int,
+    blocks: Sequence[Side], own: Sequence[Side], found: DistractorSearches, block: int
 ) -> dict[str, np.ndarray]:
     """s(g, p) of each search, by method."""
-    out = {name: np.empty(len(found.probe), np.float32) for name in rules}
+    out = {name: np.empty(len(found.probe), np.float32) for name in blocks[0].terms}
     for row, probes in enumerate(blocks):
         for column, gallery in enumerate(own):
             here = (found.probe // _PROBES == row) & (found.mate // block == column)
             at = found.probe[here] % _PROBES, found.mate[here] % block
-            for name, scores in _scores_of(probes, gallery, rules):
+            for name, scores in tile_scores(probes, gallery, enrolled="columns"):
                 out[name][here] = np.asarray(scores)[at]
     return out
 
 
 def _raise_highest(
     highest: Mapping[str, np.ndarray],
-    blocks: Sequence[_Block],
-    gallery: _Block,
-    rules: Mapping[str, tuple[str, jax.Array]],
+    blocks: Sequence[Side],
+    gallery: Side,
     masks: Mapping[int, np.ndarray],
 ) -> None:
     """Raises each probe's highest scores to those of a block, in the places of its sizes."""
     for number, probes in enumerate(blocks):
-        for name, scores in _scores_of(probes, gallery, rules):
+        for name, scores in tile_scores(probes, gallery, enrolled="columns"):
             so_far = highest[name][number * _PROBES : (number + 1) * _PROBES]
             for place, mask in masks.items():
                 here = np.asarray(_highest(scores, mask))[: len(so_far)]
                 np.maximum(so_far[:, place], here, out=so_far[:, place])
-
-
-@jax.jit
-def _cosines(probes: jax.Array, gallery: jax.Array) -> jax.Array:
-    return jnp.matmul(probes, gallery.T, precision=lax.Precision.HIGHEST)
-
-
-@partial(jax.jit, static_argnums=(0,))
-def _scores(
-    rule: str, cosine: jax.Array, gallery: jax.Array, probes: jax.Array, constants: jax.Array
-) -> jax.Array:
-    return pair_score(rule, cosine, gallery[None, :, :], probes[:, None, :], constants)
 
 
 @jax.jit

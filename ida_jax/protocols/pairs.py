@@ -29,7 +29,7 @@ from ida_jax.protocols.table import (
     unit_faces,
 )
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_labelled_pairs
-from ida_jax.rescoring.pairs import score_pairs
+from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.tables.labelled_scores import read_identities, read_labels
 from ida_jax.tables.pair_lists import PairFile, convert_pairs
@@ -84,10 +84,8 @@ def _evaluate_listed(
     request: Request, options: PairListOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
     faces, bad, notes = data.faces
-    scores = {
-        name: score_pairs(faces, data.pairs, scorer.terms(faces))
-        for name, scorer in scorers.items()
-    }
+    terms = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    scores = pair_scores(faces, data.pairs, terms)
     for of_method in scores.values():
         of_method[bad[data.pairs].any(axis=1)] = np.nan
     evaluated = evaluate_labelled_pairs(

@@ -27,13 +27,13 @@ from ida_jax.metrics.roc import SplitScores
 from ida_jax.metrics.templates import fuse
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.likelihood import (
+    all_pair_scores_mls,
     likelihood_scale,
     nearest_by_likelihood,
-    score_all_pairs_mls,
     score_pairs_mls,
 )
 from ida_jax.rescoring.method_table import METHODS
-from ida_jax.rescoring.pairs import score_pairs, scores_of_cosines
+from ida_jax.rescoring.pairs import pair_scores, scores_of_cosines
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
 
@@ -104,10 +104,7 @@ def likelihood_of_all_pairs(
     faces: ProbabilisticEmbeddings, labels: np.ndarray, methods: LikelihoodMethods
 ) -> dict[str, SplitScores]:
     """{method: its scores of all pairs, in the order of `rescoring.pairs.score_all_pairs`}."""
-    return {
-        name: score_all_pairs_mls(*faces, labels, scale=methods.scale, terms=terms)
-        for name, terms in methods.terms.items()
-    }
+    return all_pair_scores_mls(*faces, labels, methods.terms, scale=methods.scale)
 
 
 class ImageVariances(NamedTuple):
@@ -154,12 +151,9 @@ def pfe_scores(
     faces = ProbabilisticEmbeddings(
         *fuse(embeddings, variances.log_variances, templates, rows=rows)
     )
-    cosines = score_pairs(faces.means, pairs)
     joined = {method: scorers[method] for method in FUSED_MEANS if method in scorers}
-    scores = {
-        FUSED_MEANS[method]: scores_of_cosines(cosines, pairs, scorer.terms(faces.means))
-        for method, scorer in joined.items()
-    }
+    terms = {FUSED_MEANS[method]: s.terms(faces.means) for method, s in joined.items()}
+    scores = pair_scores(faces.means, pairs, terms)
     searching = next((s for m, s in joined.items() if "anchors" in METHODS[m].needs), None)
     regressing = next((s for m, s in joined.items() if "ssr" in METHODS[m].needs), None)
     anchors = None

@@ -5,7 +5,7 @@ largest k, over nested subsets of the anchors, whose prefixes are the smaller se
 cosines are computed once, by tiles; a setting then is an elementwise rule on them, and of the
 impostors only the highest scores are kept.
 
-N faces, A anchors, K support, R rows of a tile, D embedding.
+N faces, A anchors, K support, D embedding.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.search import support_sets
+from ida_jax.anchors.search import SupportSearch
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import require_unit
 from ida_jax.metrics.evaluation import far_key
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.rescoring.density import log_density_of
-from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms, pair_score
-
-_ROWS = 512
+from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
+from ida_jax.rescoring.tiles import all_pair_tiles, checked_labels, cosine_rows, pair_counts
 
 
 class _Setting(NamedTuple):
@@ -71,12 +66,10 @@ def sweep(
       "tau": …, "anchors": …}; a dimension of which no value is left is left out.
 
     Raises:
-      UserError: faces that are no unit rows, labels of another number, no pairs of a kind, a FAR or
+      UserError: labels of another number, no pairs of a kind, a FAR or
         τ out of range, values of k or sizes below 1, an anchor set smaller than its k.
     """
-    faces, labels = require_unit(faces), np.asarray(labels)
-    if labels.shape != (len(faces),):
-        raise UserError(f"{labels.size} labels for {len(faces)} faces: expected one each")
+    labels = checked_labels(labels, len(faces))
     own = _Setting(anchors.k, anchors.tau, len(anchors))
     if own.k > own.anchors:
         raise UserError(f"k is {own.k}, but there are {own.anchors} anchors: lower k")
@@ -132,8 +125,8 @@ def _log_densities(
     for end in ends:
         # In their own order within a segment: equal rows are read one after the other.
         segment = AnchorSet(anchors.embeddings[np.sort(order[start:end])])
-        found = support_sets(faces, segment, k=min(most, end - start), searcher="exact")
-        merged = np.concatenate([similarities, found.similarities], axis=1)
+        search = SupportSearch(segment, k=min(most, end - start), searcher="exact")
+        merged = np.concatenate([similarities, search(faces).similarities], axis=1)
         similarities = -np.sort(-merged, axis=1)[:, :most]
         for setting in settings:
             if setting.anchors == end:
@@ -147,33 +140,23 @@ def _tars(
     faces: np.ndarray, labels: np.ndarray, methods: Sequence[FaceTerms], fars: Sequence[float]
 ) -> list[list[float]]:
     """TAR at each FAR (`metrics.roc`'s rule) by each method, over all pairs (i, j), i < j."""
-    n = len(faces)
-    _, counts = np.unique(labels, return_counts=True)
-    genuine = int(np.sum(counts * (counts - 1)) // 2)
-    impostors = n * (n - 1) // 2 - genuine
+    genuine, impostors = pair_counts(labels)
     for kind, count in (("genuine", genuine), ("impostor", impostors)):
         if not count:
-            raise UserError(f"0 {kind} pairs among {n} faces, at least 1 is needed: see the labels")
+            raise UserError(
+                f"0 {kind} pairs among {len(labels)} faces, at least 1 is needed: see the labels"
+            )
     accepted = [accepted_impostors(far, impostors) for far in fars]
     depth = min(impostors, max(accepted, default=0) + 1)
     of_genuine: list[list[np.ndarray]] = [[] for _ in methods]
     highest = [np.empty(0, np.float32) for _ in methods]
     floors = [-np.inf for _ in methods]
-    on_device = jax.device_put(faces)
-    on_devices = [jax.device_put((each.values, each.constants)) for each in methods]
-    block = min(_ROWS, n)
-    for start in tqdm(range(0, n, block), desc="sweep", unit="block", delay=2, leave=False):
-        first = min(start, n - block)
-        rows = np.arange(first, first + block)
-        # Each pair once (row < column), and no row that the tile before has done.
-        wanted = (rows[:, None] < np.arange(n)[None, :]) & (rows >= start)[:, None]
-        same = labels[rows][:, None] == labels[None, :]
-        of_one, of_two = np.flatnonzero(wanted & same), wanted & ~same
-        cosine = _cosines(block, on_device, first)
-        for i, method in enumerate(methods):
-            scores = np.asarray(_scores(method.rule, block, cosine, *on_devices[i], first))
-            of_genuine[i].append(scores.ravel()[of_one])
-            above = scores[of_two & (scores > floors[i])]
+    for tile in all_pair_tiles(
+        partial(cosine_rows, jax.device_put(faces)), labels, dict(enumerate(methods))
+    ):
+        for i, scores in tile.scores:
+            of_genuine[i].append(scores.ravel()[tile.genuine])
+            above = scores[tile.impostor & (scores > floors[i])]
             highest[i] = np.concatenate([highest[i], above])
             if len(highest[i]) > 2 * depth:
                 highest[i] = np.partition(highest[i], len(highest[i]) - depth)[-depth:]
@@ -184,22 +167,3 @@ def _tars(
         thresholds = [kept[r] if r < impostors else -np.inf for r in accepted]
         tars.append([float(np.mean(scores > threshold)) for threshold in thresholds])
     return tars
-
-
-@partial(jax.jit, static_argnums=(0,))
-def _cosines(rows: int, faces: jax.Array, first: jax.Array) -> jax.Array:
-    tile = lax.dynamic_slice_in_dim(faces, first, rows)
-    return jnp.matmul(tile, faces.T, precision=lax.Precision.HIGHEST)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _scores(
-    rule: str,
-    rows: int,
-    cosine: jax.Array,
-    values: jax.Array,
-    constants: jax.Array,
-    first: jax.Array,
-) -> jax.Array:
-    own = lax.dynamic_slice_in_dim(values, first, rows)
-    return pair_score(rule, cosine, own[:, None, :], values[None, :, :], constants)

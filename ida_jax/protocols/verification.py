@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import (
     Bootstrap,
@@ -44,8 +43,9 @@ from ida_jax.metrics.resampling import (
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
 from ida_jax.rescoring.method_table import BASELINE, HEADLINE
-from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
+from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.rescoring.tiles import checked_labels
 
 _PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
 OVER_PAIRS = "the intervals take pairs for independent, and so are too narrow: no identities"
@@ -96,12 +96,11 @@ def evaluate_kfold(
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
-      UserError: as `score_pairs`, a different number of labels, or no pairs of a kind.
+      UserError: a different number of labels, or no pairs of a kind.
     """
-    labels = _checked_labels(labels, len(faces))
+    labels = checked_labels(labels, len(faces))
     same = np.asarray(pair_list.same, bool)
-    scores = {name: score_pairs(faces, pair_list.pairs, terms) for name, terms in methods.items()}
-    scores |= scored or {}
+    scores = pair_scores(faces, pair_list.pairs, methods) | (scored or {})
     if bad is not None:
         for of_method in scores.values():
             of_method[bad[pair_list.pairs].any(axis=1)] = np.nan
@@ -140,12 +139,12 @@ def evaluate_all_pairs(
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
-      UserError: as `score_all_pairs`, no pairs of a kind, or a FAR outside (0, 1].
+      UserError: labels of another number, more pairs than are kept in memory, no pairs of a
+        kind, or a FAR outside (0, 1].
     """
-    labels = _checked_labels(labels, len(faces))
+    labels = checked_labels(labels, len(faces))
     identities, units = np.unique(labels, return_inverse=True)
-    scores = {name: score_all_pairs(faces, labels, terms) for name, terms in methods.items()}
-    scores |= scored or {}
+    scores = all_pair_scores(faces, labels, methods) | (scored or {})
     genuine, impostors = (kind.size for kind in next(iter(scores.values())))
     of_genuine = units[genuine_rows(units, np.arange(genuine)).first][:, None]
 
@@ -210,13 +209,6 @@ def _changed(
         else:
             rows[kind] = np.stack(impostor_rows(labels, places - genuine), axis=1)
     return at_base.far, changed._replace(**rows)
-
-
-def _checked_labels(labels: ArrayLike, faces: int) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.shape != (faces,):
-        raise UserError(f"{labels.size} labels for {faces} faces: expected one for each face")
-    return labels
 
 
 def evaluate_labelled_pairs(

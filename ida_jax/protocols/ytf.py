@@ -16,19 +16,17 @@ P pairs, V videos, N frames, D embedding.
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from tqdm import tqdm
 
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_rows
+from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import fixed_blocks
@@ -42,9 +40,10 @@ from ida_jax.protocols.table import (
 )
 from ida_jax.protocols.verification import kfold_figures
 from ida_jax.rescoring.methods import labels_among_anchors
-from ida_jax.rescoring.pairs import score_pairs
+from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.rescoring.terms import FaceTerms, pair_score
+from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.rescoring.tiles import Side, tile_scores
 from ida_jax.tables.blocks import text_lines
 
 PAIRS = 5000
@@ -134,9 +133,7 @@ def evaluate_ytf(
     own = labels_among_anchors([video.split("/")[0] for video in listed.videos], scorers)
     terms = _terms([videos.means], *videos.means.shape, scorers, own)
     scores = {
-        "ytf_mean_feature": {
-            name: score_pairs(videos.means, listed.pairs, own) for name, own in terms.items()
-        },
+        "ytf_mean_feature": pair_scores(videos.means, listed.pairs, terms),
         "ytf_first100_pairs": _frame_scores(embeddings, videos.first, listed.pairs, scorers, own),
     }
     notes = []
@@ -227,43 +224,37 @@ def _frame_scores(
     of_frames = None if own is None else np.repeat(own, np.diff(starts))
     terms = _terms(came, int(starts[-1]), embeddings.shape[1], scorers, of_frames)
     scores = {name: np.empty(len(pairs), np.float32) for name in scorers}
+
+    def side(video: int) -> Side:
+        rows = slice(starts[video], starts[video + 1])
+        return Side(
+            padded(unit_embeddings(embeddings[first[video]], what="frames"), _FIRST),
+            {
+                name: own._replace(values=padded(own.values[rows], _FIRST))
+                for name, own in terms.items()
+            },
+        )
+
     for place, videos in enumerate(
         tqdm(pairs.tolist(), desc="frames", unit="pair", delay=2, leave=False)
     ):
         # One pair of videos at a time in one shape: nothing compiles anew or hangs on a batch.
         counts = np.int32([len(first[video]) for video in videos])
-        cosine = _cosines(*(padded(_unit(embeddings[first[video]]), _FIRST) for video in videos))
-        for name, own in terms.items():
-            values = (
-                padded(own.values[starts[video] : starts[video + 1]], _FIRST) for video in videos
-            )
-            scores[name][place] = _mean_score(own.rule, cosine, *values, own.constants, counts)
+        for name, mean in _mean_scores(*map(side, videos), counts).items():
+            scores[name][place] = mean
     return scores
 
 
-def _unit(frames: np.ndarray) -> np.ndarray:
-    return unit_rows(frames, what="frames").embeddings
-
-
 @jax.jit
-def _cosines(first: jax.Array, second: jax.Array) -> jax.Array:
-    return jnp.matmul(first, second.T, precision=lax.Precision.HIGHEST)
-
-
-@partial(jax.jit, static_argnums=(0,))
-def _mean_score(
-    rule: str,
-    cosine: jax.Array,
-    first: jax.Array,
-    second: jax.Array,
-    constants: jax.Array,
-    counts: jax.Array,
-) -> jax.Array:
-    """The mean of the scores [n, n] of the first counts[0] and counts[1] frames."""
-    scores = pair_score(rule, cosine, first[:, None, :], second[None, :, :], constants)
+def _mean_scores(first: Side, second: Side, counts: jax.Array) -> dict[str, jax.Array]:
+    """{method: the mean of its scores of the first counts[0] and counts[1] frames}."""
     row, column = (jnp.arange(_FIRST) < count for count in counts)
-    total = jnp.sum(jnp.where(row[:, None] & column[None, :], scores, 0))
-    return total / (counts[0] * counts[1]).astype(jnp.float32)
+    inside = row[:, None] & column[None, :]
+    number = (counts[0] * counts[1]).astype(jnp.float32)
+    return {
+        name: jnp.sum(jnp.where(inside, scores, 0)) / number
+        for name, scores in tile_scores(first, second)
+    }
 
 
 def _read(request: Request, options: NoOptions) -> tuple[Frames, VideoPairs]:

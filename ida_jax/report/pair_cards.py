@@ -85,7 +85,7 @@ def changed_pairs(
     Returns:
       None where it has no FAR to compare at, or lacks one of the two methods.
     """
-    from ida_jax.rescoring.pairs import score_pairs
+    from ida_jax.rescoring.pairs import pair_scores
 
     if all_pairs.changed is None:
         return None
@@ -95,7 +95,7 @@ def changed_pairs(
     for kind, genuine in _TITLES:
         name = f"{kind}_{'genuine' if genuine else 'impostor'}"
         pairs = getattr(all_pairs.changed, name)[:_MOST]
-        scores = [score_pairs(faces, pairs, methods[m]) for m in compared]
+        scores = pair_scores(faces, pairs, {m: methods[m] for m in compared}).values()
         total = getattr(all_pairs.changed.counts, name)
         groups.append(ChangedPairs(kind, genuine, pairs, *scores, total))
     thresholds = [figures[m]["threshold@far"][far_key(far)] for m in compared]

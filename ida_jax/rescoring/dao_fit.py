@@ -30,7 +30,7 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import largest_identity, support_sets
-from ida_jax.common.devices import in_blocks
+from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
@@ -103,10 +103,10 @@ class DaoFit:
                 f"{self.neighbours}], the reach of the fitted support set"
             )
         tau, support, softness = np.float32([self.tau, self.support, self.softness])
-        return in_blocks(
+        return by_blocks(
             partial(_soft_log_density, tau=tau, support=support, softness=softness),
             similarities,
-            _BLOCKS,
+            sizes=_BLOCKS,
         )
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
-from ida_jax.common.devices import in_blocks
+from ida_jax.common.devices import by_blocks
 from ida_jax.ops.dao import log_density
 
 _BLOCKS = (64, 4096)
@@ -46,7 +46,7 @@ def searched_log_density(
 
 def log_density_of(similarities: np.ndarray, *, tau: float) -> np.ndarray:
     """log F of support sets' similarities [N, K], float32 [N], by blocks of few sizes."""
-    return in_blocks(partial(_log_density, tau=np.float32(tau)), similarities, _BLOCKS)
+    return by_blocks(partial(_log_density, tau=np.float32(tau)), similarities, sizes=_BLOCKS)
 
 
 @jax.jit

@@ -12,22 +12,24 @@ last digit, so that τ keeps its meaning.
 N faces, A anchors, D embedding, P pairs, K support.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tqdm import tqdm
+from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import block_size, padded
+from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_log_variances, require_unit
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.ops.hypersphere import blockwise_top_k
 from ida_jax.ops.mutual_likelihood import mls_matrix
-from ida_jax.rescoring.pairs import checked_pairs, split_all_pairs
-from ida_jax.rescoring.terms import FaceTerms, cosine_terms, pair_score
+from ida_jax.rescoring.pairs import checked_pairs
+from ida_jax.rescoring.terms import FaceTerms, cosine_terms
+from ida_jax.rescoring.tiles import checked_labels, split_all_pairs
 
 _PAIR_BLOCKS = (64, 2048)
 # Faces, and anchors or faces, at once. On a CPU a block of scores must stay in cache.
@@ -81,18 +83,13 @@ def score_pairs_mls(
     pairs = checked_pairs(pairs, len(means)).astype(np.int32, copy=False)
     scale = _positive(scale)
     on_device = jax.device_put((means, log_variances))
-    scores = np.empty(len(pairs), np.float32)
-    block = block_size(_PAIR_BLOCKS, len(pairs))
-    for start in range(0, len(pairs), block):
-        found = _score_pairs(*on_device, padded(pairs[start : start + block], block), scale)
-        scores[start : start + block] = np.asarray(found)[: len(pairs) - start]
-    return scores
+    return by_blocks(partial(_score_pairs, *on_device, scale), pairs, sizes=_PAIR_BLOCKS)
 
 
 def score_all_pairs_mls(
     means: np.ndarray,
     log_variances: np.ndarray,
-    labels: np.ndarray,
+    labels: ArrayLike,
     *,
     scale: float = 1.0,
     terms: FaceTerms | None = None,
@@ -111,23 +108,35 @@ def score_all_pairs_mls(
       UserError: as `score_pairs_mls`, labels or terms of another number, or more pairs than are
         kept in memory.
     """
+    terms = cosine_terms(len(means)) if terms is None else terms
+    terms.check(len(means))
+    return all_pair_scores_mls(means, log_variances, labels, {"": terms}, scale=scale)[""]
+
+
+def all_pair_scores_mls(
+    means: np.ndarray,
+    log_variances: np.ndarray,
+    labels: ArrayLike,
+    methods: Mapping[str, FaceTerms],
+    *,
+    scale: float = 1.0,
+) -> dict[str, SplitScores]:
+    """{method: `score_all_pairs_mls`}; the likelihoods are computed once."""
     means, log_variances = _faces(means, log_variances)
     scale, n = _positive(scale), len(means)
-    terms = cosine_terms(n) if terms is None else terms
-    terms.check(n)
-    on_device = jax.device_put((means, log_variances, terms.values, terms.constants))
-    rows, columns = (max(1, min(size, n)) for size in _tile())
-    scores = np.empty((rows, n), np.float32)
+    on_device = jax.device_put((means, log_variances))
+    most, columns = (max(1, min(size, n)) for size in _tile())
 
-    def tile(first: int) -> np.ndarray:
+    def similarities(first: int, rows: int) -> np.ndarray:
+        scores = np.empty((rows, n), np.float32)
         # Columns before the rows hold no i < j.
         for column in range(first, n, columns):
             left = min(column, n - columns)
-            found = _score_tile(terms.rule, rows, columns, *on_device, first, left, scale)
+            found = _likelihoods(rows, columns, on_device, first, left, scale)
             scores[:, left : left + columns] = found
         return scores
 
-    return split_all_pairs(tile, labels, faces=n, rows=rows)
+    return split_all_pairs(similarities, checked_labels(labels, n), methods, rows=most)
 
 
 def nearest_by_likelihood(
@@ -182,18 +191,14 @@ def nearest_by_likelihood(
         )
     anchors = jax.device_put((anchor_means, anchor_log_variances, anchor_labels.astype(np.int32)))
     faces = (means, log_variances, labels.astype(np.int32))
-    out = np.empty((n, k), np.float32)
     rows, columns = _tile()
-    columns = max(k, min(columns, a))
-    for start in tqdm(range(0, n, rows), desc="search", unit="block", delay=2, leave=False):
-        block = tuple(padded(x[start : start + rows], rows) for x in faces)
-        out[start : start + rows] = np.asarray(_nearest(k, columns, block, anchors))[: n - start]
-    return scale * out
+    nearest = partial(_nearest, k, max(k, min(columns, a)), anchors)
+    return scale * by_blocks(nearest, *faces, sizes=(rows,), title="search")
 
 
 @jax.jit
 def _score_pairs(
-    means: jax.Array, log_variances: jax.Array, pairs: jax.Array, scale: jax.Array
+    means: jax.Array, log_variances: jax.Array, scale: jax.Array, pairs: jax.Array
 ) -> jax.Array:
     first, second = pairs[:, 0], pairs[:, 1]
     # Within ±20 the sum of the variances needs no logaddexp, which takes several times as long.
@@ -202,35 +207,29 @@ def _score_pairs(
     return -scale * jnp.sum(squared / variance + jnp.log(variance), axis=-1)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _score_tile(
-    rule: str,
+@partial(jax.jit, static_argnums=(0, 1))
+def _likelihoods(
     rows: int,
     columns: int,
-    means: jax.Array,
-    log_variances: jax.Array,
-    values: jax.Array,
-    constants: jax.Array,
+    faces: tuple[jax.Array, jax.Array],
     first: jax.Array,
     left: jax.Array,
     scale: jax.Array,
 ) -> jax.Array:
-    mean, log_variance, value = (
-        lax.dynamic_slice_in_dim(x, first, rows) for x in (means, log_variances, values)
-    )
-    other_mean, other_log_variance, other_value = (
-        lax.dynamic_slice_in_dim(x, left, columns) for x in (means, log_variances, values)
-    )
-    score = scale * mls_matrix(mean, log_variance, other_mean, other_log_variance)
-    return pair_score(rule, score, value[:, None, :], other_value[None, :, :], constants)
+    own = (lax.dynamic_slice_in_dim(x, first, rows) for x in faces)
+    others = (lax.dynamic_slice_in_dim(x, left, columns) for x in faces)
+    return scale * mls_matrix(*own, *others)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _nearest(
-    k: int, columns: int, faces: tuple[jax.Array, ...], anchors: tuple[jax.Array, ...]
+    k: int,
+    columns: int,
+    anchors: tuple[jax.Array, ...],
+    means: jax.Array,
+    log_variances: jax.Array,
+    labels: jax.Array,
 ) -> jax.Array:
-    means, log_variances, labels = faces
-
     def scores(first: jax.Array) -> jax.Array:
         block = (lax.dynamic_slice_in_dim(x, first, columns) for x in anchors)
         anchor_means, anchor_log_variances, anchor_labels = block

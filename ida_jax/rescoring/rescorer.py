@@ -23,9 +23,9 @@ from ida_jax.common.validation import unit_embeddings
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
-from ida_jax.rescoring.identification import Candidates, Gallery, identify
+from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
-from ida_jax.rescoring.pairs import checked_pairs, score_chunk, score_pairs
+from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
 from ida_jax.rescoring.terms import FaceTerms
 
 
@@ -171,7 +171,7 @@ class Rescorer:
         """
         pairs = checked_pairs(pairs, len(embeddings))
         faces = unit_embeddings(embeddings)
-        return score_pairs(faces, pairs, self.terms(faces))
+        return pair_scores(faces, pairs, {"": self.terms(faces)})[""]
 
     def log_densities(self, faces: np.ndarray) -> np.ndarray:
         """log F of each face, float32 [N], of embeddings [N, D] of any norm.
@@ -229,7 +229,7 @@ class Rescorer:
         """The method's numbers of unit rows [N, D]: all that `score_pairs` needs beside them.
 
         Args:
-          faces: float32 [N, D], unit rows.
+          faces: float32 [N, D], unit rows as `unit_embeddings` gives them: not checked again.
           labels: int [N], identities in the numbering of the anchors' labels, where the same people
             may be among the anchors: a face's own identity is left out of its support set or
             cohort. Not for z_norm, t_norm and s_norm, whose cohort is the whole anchor set.

@@ -61,8 +61,8 @@ class FaceTerms(NamedTuple):
     """
 
     rule: str
-    values: np.ndarray
-    constants: np.ndarray = np.empty(0, np.float32)
+    values: np.ndarray | jax.Array
+    constants: np.ndarray | jax.Array = np.empty(0, np.float32)
 
     def check(self, faces: int) -> None:
         """Refuses numbers of another count or width, as a UserError."""
@@ -72,6 +72,14 @@ class FaceTerms(NamedTuple):
                 f"the terms of {self.rule} are {list(self.values.shape)} with "
                 f"{self.constants.size} constants: expected [{faces}, {width}] with {constants}"
             )
+
+
+# Under jit the rule is static, and the numbers are traced.
+jax.tree_util.register_pytree_node(
+    FaceTerms,
+    lambda terms: ((terms.values, terms.constants), terms.rule),
+    lambda rule, arrays: FaceTerms(rule, *arrays),
+)
 
 
 def cosine_terms(faces: int) -> FaceTerms:
@@ -100,18 +108,3 @@ def dao_terms(log_density: np.ndarray, *, tau: float) -> FaceTerms:
     if not 0 < tau < np.inf:
         raise UserError(f"tau is {tau}: expected a finite number above 0")
     return FaceTerms("dao", log_density[:, None], np.float32([tau]))
-
-
-def pair_score(
-    rule: str, cosine: jax.Array, first: jax.Array, second: jax.Array, constants: jax.Array
-) -> jax.Array:
-    """The score by this module's table; pure, for use under jit with a static rule.
-
-    Args:
-      rule: one of the table.
-      cosine: [...], the pairs' cosines.
-      first: [..., S], the numbers of the first faces, of leading shapes that broadcast.
-      second: [..., S], of the second.
-      constants: [C].
-    """
-    return RULES[rule].score(cosine, first, second, constants)

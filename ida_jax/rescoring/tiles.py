@@ -1,124 +1,183 @@
-"""Cosines of a list of pairs on a CPU, by tiles of the N×N matrix of products.
+"""The tile engine: the cosines of two sides' faces, and every method's rule on them.
 
-A pair in random order touches two far rows of the embeddings, and memory, not arithmetic, sets the
-speed. Pairs are therefore grouped by tile; a tile with enough of them is computed as one product,
-which costs less than gathering their rows. The other pairs are left to the caller.
+A tile is one matrix product. Its cosines serve all methods, each of which then costs an elementwise
+rule on them. The tiles of a set of faces have one shape, so that nothing compiles anew from tile to
+tile; what runs over an end is padded or taken twice, and left out by whoever takes the tile. All
+pairs, 1:N search, distractors and pairs of videos are consumers: they differ in which tiles they
+ask for, and in what they keep of them.
 
-P pairs, N faces, D embedding.
+m rows, n columns, N faces, S numbers a face, D embedding.
 """
 
-import itertools
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from numpy.typing import ArrayLike
+from tqdm import tqdm
 
-from ida_jax.common.processes import cores
+from ida_jax.common.errors import UserError
+from ida_jax.metrics.roc import SplitScores
+from ida_jax.rescoring.terms import RULES, FaceTerms
 
-# Tiles of 2048 × 2048: each takes 21 ms at D = 512 on two cores, a gathered pair 0.3 to 1 µs.
-_TILE_BITS = 11
-_CELLS_A_PAIR = 64
-# Sixteen bits are sorted by radix, many times faster.
-_MOST_SMALL_TILES = np.iinfo(np.int16).max
-# Pairs that one thread locates at once, in cache.
-_RUN = 1 << 18
-_MOST_THREADS = 8
-
-
-def tiled_cosines(
-    faces: np.ndarray, pairs: np.ndarray, gathered: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """⟨f₁, f₂⟩ of each pair, float32 [P]. They do not depend on the number of threads.
-
-    Args:
-      faces: float32 [N, D].
-      pairs: int32 [P, 2] within 0 … N−1.
-      gathered: the cosines of the pairs [n, 2] whose tiles have too few of them.
-    """
-    n = len(faces)
-    bits = min(_TILE_BITS, max(0, n - 1).bit_length())
-    tiles = -(-n >> bits)
-    worth = max(1, int(4**bits / _CELLS_A_PAIR))
-    if len(pairs) < worth or tiles * tiles > np.iinfo(np.int32).max:
-        return gathered(pairs)
-    threads = min(_MOST_THREADS, cores())
-    ends = np.linspace(0, len(pairs), threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        shares = list(
-            pool.map(lambda run: _Share(pairs[slice(*run)], bits, tiles), itertools.pairwise(ends))
-        )
-        counts = Counter()
-        for share in shares:
-            counts.update({tile: stop - start for tile, (start, stop) in share.runs.items()})
-        product = np.empty((1 << bits, 1 << bits), np.float32)
-        cells = product.reshape(-1)
-        for tile, count in sorted(counts.items()):
-            if count >= worth:
-                left, right = (faces[i << bits : (i + 1) << bits] for i in divmod(tile, tiles))
-                # BLAS: XLA's product takes about 1.2 times as long on a CPU.
-                np.matmul(left, right.T, out=product[: len(left), : len(right)])
-                list(pool.map(lambda share, tile=tile: share.take(tile, cells), shares))
-        for share in shares:
-            share.gather({tile for tile in share.runs if counts[tile] < worth}, gathered)
-        cosines = np.empty(len(pairs), np.float32)
-        list(
-            pool.map(
-                lambda share, run: share.put_back(cosines[slice(*run)]),
-                shares,
-                itertools.pairwise(ends),
-            )
-        )
-    return cosines
+_ROWS = 512
+_MOST_PAIRS = 500_000_000
 
 
-class _Share:
-    """A thread's share of the pairs, in the order of their tiles.
+class Side(NamedTuple):
+    """One side of a tile.
 
     Attributes:
-      pairs: int32 [P, 2], in the list's order.
-      order: int64 [P], the places in it of the ordered ones.
-      cell: int32 [P], each ordered one's cell of its tile.
-      runs: where each tile's begin and end.
-      cosines: float32 [P], of the ordered ones.
+      faces: float32 [n, D], unit rows.
+      terms: {method: its numbers of the n faces}.
     """
 
-    def __init__(self, pairs: np.ndarray, bits: int, tiles: int) -> None:
-        small = tiles * tiles <= _MOST_SMALL_TILES
-        tile = np.empty(len(pairs), np.int16 if small else np.int32)
-        cell = np.empty(len(pairs), np.int32)
-        inside = (1 << bits) - 1
-        for start in range(0, len(pairs), _RUN):
-            run = slice(start, start + _RUN)
-            # The product is symmetric: only tiles on and above the diagonal are computed.
-            low = np.minimum(pairs[run, 0], pairs[run, 1])
-            high = np.maximum(pairs[run, 0], pairs[run, 1])
-            tile[run] = (low >> bits) * tiles + (high >> bits)
-            cell[run] = ((low & inside) << bits) | (high & inside)
-        self.pairs = pairs
-        self.order = np.argsort(tile, kind="stable" if small else "quicksort")
-        self.cell = cell[self.order]
-        tile = tile[self.order]
-        starts = np.flatnonzero(np.concatenate([[True], tile[1:] != tile[:-1]]))[: len(tile)]
-        stops = [*starts[1:].tolist(), len(tile)]
-        self.runs = dict(
-            zip(tile[starts].tolist(), zip(starts.tolist(), stops, strict=False), strict=True)
+    faces: jax.Array
+    terms: Mapping[str, FaceTerms]
+
+
+class PairTile(NamedTuple):
+    """Rows of the matrix of all pairs.
+
+    Attributes:
+      genuine: the places of its genuine pairs in the flattened tile, ascending.
+      impostor: bool [m, N], its impostor pairs.
+      scores: (method, float32 [m, N]) of each method in turn.
+    """
+
+    genuine: np.ndarray
+    impostor: np.ndarray
+    scores: Iterator[tuple[Hashable, np.ndarray]]
+
+
+@jax.jit
+def cosines(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """⟨f, g⟩ of faces [m, D] and [n, D], float32 [m, n]."""
+    return jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST)
+
+
+@partial(jax.jit, static_argnums=2)
+def cosine_rows(faces: jax.Array, first: jax.Array, count: int) -> jax.Array:
+    """The cosines of `count` faces from `first` on with all N faces, float32 [count, N]."""
+    return cosines(lax.dynamic_slice_in_dim(faces, first, count), faces)
+
+
+@partial(jax.jit, static_argnames="enrolled")
+def rule_scores(
+    cosine: jax.Array, rows: FaceTerms, columns: FaceTerms, *, enrolled: str = "rows"
+) -> jax.Array:
+    """A method's scores of a tile, float32 [m, n].
+
+    Args:
+      cosine: [m, n]; or what takes the cosine's place.
+      rows: the method's numbers of the m faces.
+      columns: of the n faces.
+      enrolled: "rows" or "columns", the side whose face is the first of the rule.
+    """
+    first, second = rows.values[:, None, :], columns.values[None, :, :]
+    if enrolled == "columns":
+        first, second = second, first
+    return RULES[rows.rule].score(cosine, first, second, rows.constants)
+
+
+def tile_scores(
+    rows: Side, columns: Side, *, enrolled: str = "rows"
+) -> Iterator[tuple[str, jax.Array]]:
+    """(method, its scores [m, n]) of each method of the sides; as `rule_scores`."""
+    cosine = cosines(rows.faces, columns.faces)
+    for name, terms in rows.terms.items():
+        yield name, rule_scores(cosine, terms, columns.terms[name], enrolled=enrolled)
+
+
+def all_pair_tiles(
+    similarities: Callable[[int, int], jax.Array | np.ndarray],
+    labels: np.ndarray,
+    methods: Mapping[Hashable, FaceTerms],
+    *,
+    rows: int | None = None,
+) -> Iterator[PairTile]:
+    """All pairs (i, j), i < j, each once, by tiles of `rows` rows in ascending order.
+
+    Args:
+      similarities: (first, m) → float32 [m, N], as `cosine_rows`, or what takes the cosines'
+        place; columns ≤ the row are not looked at.
+      labels: [N], the faces' identities.
+      methods: {method: its numbers of the faces}.
+      rows: m, where there are as many faces; 512 if None.
+    """
+    n = len(labels)
+    rows = max(1, min(rows or _ROWS, n))
+    on_device = {name: jax.device_put(terms) for name, terms in methods.items()}
+    for start in tqdm(range(0, n, rows), desc="all pairs", unit="block", delay=2, leave=False):
+        first = min(start, n - rows)
+        own = np.arange(first, first + rows)
+        # Each pair once (row < column), and no row that the tile before has done.
+        wanted = (own[:, None] < np.arange(n)[None, :]) & (own >= start)[:, None]
+        same = labels[own][:, None] == labels[None, :]
+        scores = _scores_of_rows(similarities(first, rows), on_device, first, rows)
+        yield PairTile(np.flatnonzero(wanted & same), wanted & ~same, scores)
+
+
+def _scores_of_rows(
+    cosine: jax.Array | np.ndarray, methods: Mapping[Hashable, FaceTerms], first: int, rows: int
+) -> Iterator[tuple[Hashable, np.ndarray]]:
+    for name, terms in methods.items():
+        yield name, np.asarray(rule_scores(cosine, take_rows(terms, first, rows), terms))
+
+
+def split_all_pairs(
+    similarities: Callable[[int, int], jax.Array | np.ndarray],
+    labels: np.ndarray,
+    methods: Mapping[str, FaceTerms],
+    *,
+    rows: int | None = None,
+) -> dict[str, SplitScores]:
+    """{method: its scores of all pairs (i, j), i < j}.
+
+    Args:
+      similarities, labels, methods, rows: as in `all_pair_tiles`.
+
+    Raises:
+      UserError: more pairs than are kept in memory.
+    """
+    counts = pair_counts(labels)
+    if sum(counts) > _MOST_PAIRS:
+        raise UserError(
+            f"{len(labels):,} faces make {sum(counts):,} pairs, more than the {_MOST_PAIRS:,} that "
+            "fit in memory: take fewer faces, or score a list of pairs (score_pairs; "
+            "--protocol=pairs)"
         )
-        self.cosines = np.empty(len(pairs), np.float32)
+    splits = {name: SplitScores(*(np.empty(c, np.float32) for c in counts)) for name in methods}
+    genuine = impostor = slice(0, 0)
+    for tile in all_pair_tiles(similarities, labels, methods, rows=rows):
+        genuine = slice(genuine.stop, genuine.stop + len(tile.genuine))
+        impostor = slice(impostor.stop, impostor.stop + np.count_nonzero(tile.impostor))
+        for name, scores in tile.scores:
+            splits[name].genuine[genuine] = scores.ravel()[tile.genuine]
+            splits[name].impostor[impostor] = scores[tile.impostor]
+    return splits
 
-    def take(self, tile: int, cells: np.ndarray) -> None:
-        """Takes this share's pairs of the tile from its product."""
-        if tile in self.runs:
-            run = slice(*self.runs[tile])
-            np.take(cells, self.cell[run], out=self.cosines[run], mode="clip")
 
-    def gather(self, tiles: set[int], gathered: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Computes the pairs of these tiles, in their order, which keeps near rows together."""
-        if not tiles:
-            return
-        places = np.concatenate([np.arange(*self.runs[tile]) for tile in sorted(tiles)])
-        self.cosines[places] = gathered(self.pairs[self.order[places]])
+def take_rows(terms: FaceTerms, first: int | jax.Array, count: int) -> FaceTerms:
+    """The numbers of so many faces from `first` on, which may be traced."""
+    return terms._replace(values=lax.dynamic_slice_in_dim(terms.values, first, count))
 
-    def put_back(self, out: np.ndarray) -> None:
-        """Writes the cosines in the list's order."""
-        out[self.order] = self.cosines
+
+def checked_labels(labels: ArrayLike, faces: int) -> np.ndarray:
+    """The labels as an array, refused where they are not one a face."""
+    labels = np.asarray(labels)
+    if labels.shape != (faces,):
+        raise UserError(f"{labels.size} labels for {faces} faces: expected one each")
+    return labels
+
+
+def pair_counts(labels: np.ndarray) -> tuple[int, int]:
+    """The numbers of genuine and of impostor pairs among all pairs of the faces."""
+    n = len(labels)
+    _, counts = np.unique(labels, return_counts=True)
+    genuine = int(np.sum(counts * (counts - 1)) // 2)
+    return genuine, n * (n - 1) // 2 - genuine

@@ -6,8 +6,8 @@ import pytest
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.protocols import sweeps
 from ida_jax.protocols.sweeps import sweep
+from ida_jax.rescoring import tiles
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 
@@ -29,7 +29,7 @@ def rng():
 
 @pytest.mark.parametrize("rows", [7, 60, 512])
 def test_equals_rescoring_one_by_one(rng, monkeypatch, rows):
-    monkeypatch.setattr(sweeps, "_ROWS", rows)
+    monkeypatch.setattr(tiles, "_ROWS", rows)
     faces, labels = _people(rng, 20, 3)
     anchors = AnchorSet.from_embeddings(_people(rng, 47, 1)[0], k=3, tau=2.0)
     found = sweep(
@@ -57,7 +57,7 @@ def test_equals_rescoring_one_by_one(rng, monkeypatch, rows):
 
 
 def test_the_highest_impostors_are_kept_over_many_tiles(rng, monkeypatch):
-    monkeypatch.setattr(sweeps, "_ROWS", 5)
+    monkeypatch.setattr(tiles, "_ROWS", 5)
     faces, labels = _people(rng, 150, 2)
     anchors = AnchorSet.from_embeddings(_people(rng, 40, 1)[0])
     fars = (1e-3, 1e-5, 1.0)

@@ -6,7 +6,7 @@ import reference
 
 from ida_jax.common.errors import UserError
 from ida_jax.rescoring import likelihood as module
-from ida_jax.rescoring import pairs as pairs_module
+from ida_jax.rescoring import tiles
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.likelihood import (
     likelihood_scale,
@@ -55,7 +55,7 @@ def test_score_pairs(count, monkeypatch):
 @pytest.mark.parametrize("with_terms", [False, True])
 def test_all_pairs_in_the_order_of_the_cosines(n, with_terms, monkeypatch):
     monkeypatch.setattr(module, "_tile", lambda: (8, 10))
-    monkeypatch.setattr(pairs_module, "_ROW_BLOCK", 8)
+    monkeypatch.setattr(tiles, "_ROWS", 8)
     faces = tuple(x[:n] for x in reference.gaussians((max(n, 1), 6), 0))
     labels = np.arange(n) % 4
     log_f = np.linspace(-3, -2, n).astype(np.float32)
@@ -166,6 +166,6 @@ def test_mistakes(monkeypatch):
         nearest_by_likelihood(*good[:3], spoilt(np.nan), k=2, scale=1.0)
     with pytest.raises(UserError, match="the faces are 4 wide, the anchors 5"):
         nearest_by_likelihood(*good[:2], *reference.gaussians((9, 5), 1), k=2, scale=1.0)
-    monkeypatch.setattr(pairs_module, "_MOST_PAIRS", 35)
+    monkeypatch.setattr(tiles, "_MOST_PAIRS", 35)
     with pytest.raises(UserError, match="9 faces make 36 pairs, more than the 35"):
         score_all_pairs_mls(means, log_variances, labels)

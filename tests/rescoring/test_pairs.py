@@ -66,12 +66,12 @@ def test_score_pairs(count, rule, monkeypatch):
 @pytest.mark.parametrize("wide_index", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_grouping_by_tiles_changes_nothing(n, cells_a_pair, wide_index, threads, monkeypatch):
-    monkeypatch.setattr(tiles, "cores", lambda: threads)
-    monkeypatch.setattr(tiles, "_TILE_BITS", 4)
-    monkeypatch.setattr(tiles, "_RUN", 50)
-    monkeypatch.setattr(tiles, "_CELLS_A_PAIR", cells_a_pair)
+    monkeypatch.setattr(module, "cores", lambda: threads)
+    monkeypatch.setattr(module, "_TILE_BITS", 4)
+    monkeypatch.setattr(module, "_RUN", 50)
+    monkeypatch.setattr(module, "_CELLS_A_PAIR", cells_a_pair)
     if wide_index:
-        monkeypatch.setattr(tiles, "_MOST_SMALL_TILES", 1)
+        monkeypatch.setattr(module, "_MOST_SMALL_TILES", 1)
     faces, terms = _faces(n), _terms("dao", n)
     pairs = np.random.default_rng(3).integers(n, size=(203, 2))
     expected = [_oracle(faces, terms, i, j) for i, j in pairs]
@@ -83,8 +83,8 @@ def test_chunks_change_nothing(n, count, chunk, seed):
     faces, terms = _faces(n), _terms("s_norm", n)
     pairs = np.random.default_rng(seed).integers(n, size=(count, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "_TILE_BITS", 4)
-        patch.setattr(tiles, "_CELLS_A_PAIR", 50)
+        patch.setattr(module, "_TILE_BITS", 4)
+        patch.setattr(module, "_CELLS_A_PAIR", 50)
         patch.setattr(module, "CHUNK", chunk)
         got = score_pairs(faces, pairs, terms)
     whole = score_pairs(faces, pairs, terms)
@@ -92,8 +92,8 @@ def test_chunks_change_nothing(n, count, chunk, seed):
 
 
 def test_a_face_of_nan_spoils_its_own_pairs_alone(monkeypatch):
-    monkeypatch.setattr(tiles, "_TILE_BITS", 4)
-    monkeypatch.setattr(tiles, "_CELLS_A_PAIR", 50)
+    monkeypatch.setattr(module, "_TILE_BITS", 4)
+    monkeypatch.setattr(module, "_CELLS_A_PAIR", 50)
     faces, terms = _faces(), _terms("dao", 50)
     faces[7] = np.nan
     pairs = np.stack(np.meshgrid(np.arange(50), np.arange(50)), axis=-1).reshape(-1, 2)
@@ -104,7 +104,7 @@ def test_a_face_of_nan_spoils_its_own_pairs_alone(monkeypatch):
 @pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 50])
 @pytest.mark.parametrize("rule", ["cosine", "dao", "z_norm"])
 def test_all_pairs_come_once(n, rule, monkeypatch):
-    monkeypatch.setattr(module, "_ROW_BLOCK", 16)
+    monkeypatch.setattr(tiles, "_ROWS", 16)
     faces, terms, labels = _faces(max(n, 1))[:n], _terms(rule, n), np.arange(n) % 7
     got = score_all_pairs(faces, labels, terms)
     expected = {True: [], False: []}
@@ -139,6 +139,6 @@ def test_mistakes(monkeypatch):
     for tau in (0.0, np.nan, np.inf):
         with pytest.raises(UserError, match="tau is"):
             dao_terms(log_f, tau=tau)
-    monkeypatch.setattr(module, "_MOST_PAIRS", 1000)
+    monkeypatch.setattr(tiles, "_MOST_PAIRS", 1000)
     with pytest.raises(UserError, match=r"50 faces make 1,225 pairs, more than the 1,000"):
         score_all_pairs(faces, labels)

@@ -10,14 +10,14 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ida_jax.common.devices import block_size, padded
+from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.ops.hypersphere import Neighbours, blockwise_top_k
-from ida_jax.rescoring.terms import FaceTerms, pair_score
+from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.rescoring.tiles import cosines, rule_scores, take_rows
 
 # 512 × 8192 similarities are 16 MiB.
 _PROBE_BLOCKS = (1, 16, 64, 512)
@@ -83,40 +83,27 @@ def identify(
             f"the best {top} of {len(gallery)} gallery faces were asked for: "
             f"expected 1 … {len(gallery)}"
         )
-    m = len(probes)
-    values, constants = jax.device_put(gallery.terms.values), jax.device_put(probe_terms.constants)
-    found = Candidates(np.empty((m, top), np.float32), np.empty((m, top), np.int32))
-    block = block_size(_PROBE_BLOCKS, m)
-    for start in range(0, m, block):
-        rows = slice(start, start + block)
-        faces, own = (padded(x[rows], block) for x in (probes, probe_terms.values))
-        scores, columns = _best(
-            probe_terms.rule, top, min(_GALLERY_BLOCK, len(gallery)),
-            faces, own, gallery.embeddings, values, constants,
-        )  # fmt: skip
-        found.scores[rows] = np.asarray(scores)[: m - start]
-        found.rows[rows] = np.asarray(columns)[: m - start]
-    return found
+    block, terms = max(top, min(_GALLERY_BLOCK, len(gallery))), jax.device_put(gallery.terms)
+
+    def best(faces: np.ndarray, values: np.ndarray) -> Neighbours:
+        own = probe_terms._replace(values=values)
+        return _best(top, block, faces, own, gallery.embeddings, terms)
+
+    return Candidates(*by_blocks(best, probes, probe_terms.values, sizes=_PROBE_BLOCKS))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _best(
-    rule: str,
     top: int,
     block: int,
     probes: jax.Array,
-    probe_values: jax.Array,
+    probe_terms: FaceTerms,
     gallery: jax.Array,
-    gallery_values: jax.Array,
-    constants: jax.Array,
+    gallery_terms: FaceTerms,
 ) -> Neighbours:
-    m, g = probes.shape[0], gallery.shape[0]
-    block = max(block, top)
-
     def scores(first: jax.Array) -> jax.Array:
-        faces = lax.dynamic_slice_in_dim(gallery, first, block)
-        values = lax.dynamic_slice_in_dim(gallery_values, first, block)
-        cosine = jnp.matmul(probes, faces.T, precision=lax.Precision.HIGHEST)
-        return pair_score(rule, cosine, values[None, :, :], probe_values[:, None, :], constants)
+        cosine = cosines(probes, lax.dynamic_slice_in_dim(gallery, first, block))
+        enrolled = take_rows(gallery_terms, first, block)
+        return rule_scores(cosine, probe_terms, enrolled, enrolled="columns")
 
-    return blockwise_top_k(scores, (m, g), k=top, block_size=block)
+    return blockwise_top_k(scores, (len(probes), len(gallery)), k=top, block_size=block)

@@ -4,8 +4,8 @@ import pytest
 import reference
 
 from ida_jax.common.errors import UserError
-from ida_jax.rescoring import identification as module
-from ida_jax.rescoring.identification import Gallery, identify
+from ida_jax.rescoring import gallery as module
+from ida_jax.rescoring.gallery import Gallery, identify
 from ida_jax.rescoring.terms import FaceTerms
 
 
