@@ -176,10 +176,11 @@ def _crop(
 def _points(options: Any, files: "ImageFiles") -> "list[np.ndarray | None]":
     """Each image's five points: of the same path, or of the same file name where all differ."""
     from ida_jax.data.landmarks import read_landmarks
+    from ida_jax.tables.text import canonical
 
     landmarks = read_landmarks(options.landmarks)
     place = {name: row for row, name in enumerate(landmarks.names)}
-    wanted = list(files.names)
+    wanted = [canonical(name) for name in files.names]
     if not any(name in place for name in wanted):
         listed, short = [_file_name(n) for n in place], [_file_name(n) for n in wanted]
         if len(set(listed)) == len(listed) and len(set(short)) == len(short):

@@ -137,7 +137,7 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} was not written by ida_jax, or by another version: {error!r}"
         ) from error

@@ -11,9 +11,8 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import TextBlock, parse_columns, text_blocks
+from ida_jax.tables.text import TextBlock, parse_columns, shown, split_line, text_blocks
 
-_SHOWN = 60
 _EXPECTED = "expected an image, x1 y1 … x5 y5, and a score or none"
 
 
@@ -47,8 +46,7 @@ def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
     width = 0
     for block in text_blocks(path):
         if not width:
-            first = block.text.split(b"\n", 1)[0]
-            width = len(split_line(first.decode("utf-8", errors="replace")))
+            width = len(split_line(block.text.split(b"\n", 1)[0].decode()))
             if width not in (11, 12):
                 raise UserError(f"{path}, line 1: {width} fields were found, {_EXPECTED}")
         block_names, block_numbers = _fast(block, width) or _slow(path, block, width)
@@ -65,11 +63,6 @@ def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
     return Landmarks(
         tuple(names), values[:, :10].reshape(-1, 5, 2), values[:, 10] if width == 12 else None
     )
-
-
-def split_line(line: str) -> list[str]:
-    """A line's fields: between tabs where it has any, else between white space."""
-    return [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
 
 
 def _fast(block: TextBlock, width: int) -> tuple[list[str], np.ndarray] | None:
@@ -93,20 +86,16 @@ def _fast(block: TextBlock, width: int) -> tuple[list[str], np.ndarray] | None:
 def _slow(path: Path, block: TextBlock, width: int) -> tuple[list[str], np.ndarray]:
     """The block line by line: several spaces in a row, or a mistake, which is named."""
     names, numbers = [], []
-    for number, line in enumerate(block.text.removesuffix(b"\n").split(b"\n"), block.first_line):
+    for number, line in block.lines():
         where = f"{path}, line {number}"
-        try:
-            fields = split_line(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not UTF-8 text, {_EXPECTED}") from error
+        fields = split_line(line.decode())
         if len(fields) != width or not fields[0]:
             fault = f"{len(fields)} fields were found, the first line has {width}"
             raise UserError(f"{where}: {fault if fields else 'a blank line'}; {_EXPECTED}")
         try:
             numbers.append([float(field) for field in fields[1:]])
         except ValueError as error:
-            shown = line.decode("utf-8")[:_SHOWN].rstrip()
-            raise UserError(f"{where}: {shown!r}: {_EXPECTED}") from error
+            raise UserError(f"{where}: {shown(line.decode())}: {_EXPECTED}") from error
         names.append(fields[0])
     return names, np.array(numbers).reshape(-1, width - 1)
 

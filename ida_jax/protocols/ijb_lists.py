@@ -21,6 +21,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
+from ida_jax.tables.text import delimiter_of, text_blocks, text_lines, whole_number
 
 SUBSETS = ("ijbb", "ijbc")
 # Images, templates, pairs, genuine pairs of the whole releases.
@@ -233,36 +234,35 @@ def _detector(path: Path, names: np.ndarray, images: Path) -> np.ndarray:
 
 
 def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
-    require_file(path, what="list of templates and subjects")
+    lines = text_lines(path, what="list of templates and subjects")
     subject_of: dict[int, int] = {}
     line_of: dict[int, int] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened)
-            header = [name.strip().upper() for name in next(reader, [])]
-            if not {"TEMPLATE_ID", "SUBJECT_ID"} <= set(header):
+        reader = csv.reader(lines, delimiter=delimiter_of("".join(lines[:1]).encode()))
+        header = [name.strip().upper() for name in next(reader, [])]
+        if not {"TEMPLATE_ID", "SUBJECT_ID"} <= set(header):
+            raise UserError(
+                f"{path}:1: the columns are {' '.join(', '.join(header).split())[:80]}: "
+                "expected TEMPLATE_ID and SUBJECT_ID among them"
+            )
+        columns = [header.index("TEMPLATE_ID"), header.index("SUBJECT_ID")]
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            found = [whole_number(fields[c]) if c < len(fields) else None for c in columns]
+            if None in found:
                 raise UserError(
-                    f"{path}:1: the columns are {' '.join(', '.join(header).split())[:80]}: "
-                    "expected TEMPLATE_ID and SUBJECT_ID among them"
+                    f"{path}:{reader.line_num}: expected whole numbers as TEMPLATE_ID and "
+                    "SUBJECT_ID"
                 )
-            columns = [header.index("TEMPLATE_ID"), header.index("SUBJECT_ID")]
-            for fields in reader:
-                if not any(field.strip() for field in fields):
-                    continue
-                try:
-                    template, subject = (int(fields[column]) for column in columns)
-                except (ValueError, IndexError):
-                    raise UserError(
-                        f"{path}:{reader.line_num}: expected whole numbers as TEMPLATE_ID and "
-                        "SUBJECT_ID"
-                    ) from None
-                line_of.setdefault(template, reader.line_num)
-                if subject_of.setdefault(template, subject) != subject:
-                    raise UserError(
-                        f"{path}:{reader.line_num}: template {template} is of subject {subject}, "
-                        f"and of {subject_of[template]} above"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            template, subject = found
+            line_of.setdefault(template, reader.line_num)
+            if subject_of.setdefault(template, subject) != subject:
+                raise UserError(
+                    f"{path}:{reader.line_num}: template {template} is of subject {subject}, "
+                    f"and of {subject_of[template]} above"
+                )
+    except csv.Error as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not subject_of:
         raise UserError(f"{path} has no templates")
@@ -336,13 +336,10 @@ def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarra
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, each with its number from 1."""
-    try:
-        with path.open(encoding="utf-8-sig") as opened:
-            for number, line in enumerate(opened, 1):
-                if line.strip():
-                    yield number, line
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    for block in text_blocks(path):
+        for number, line in block.lines():
+            if line.strip():
+                yield number, line.decode()
 
 
 def _line(path: Path, row: int) -> int:

@@ -18,8 +18,9 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.metrics.distractors import SIZES, prefix_sets
 from ida_jax.protocols.megaface_features import feature_blocks
-from ida_jax.tables.blocks import one_line, text_blocks
+from ida_jax.tables.blocks import one_line
 from ida_jax.tables.embeddings import EmbeddingFile
+from ida_jax.tables.text import text_lines
 
 
 class ImageList(NamedTuple):
@@ -187,18 +188,9 @@ def read_noise_list(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
       UserError: no such file, or not UTF-8 text.
     """
-    path = Path(path)
-    require_file(path, what="noise list")
-    names = []
-    for block in text_blocks(path):
-        for number, line in enumerate(block.text.split(b"\n"), block.first_line):
-            try:
-                name = line.decode("utf-8").split("\t")[-1].strip()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number} is not UTF-8 text") from error
-            if name and not line.startswith(b"#"):
-                names.append(name)
-    return tuple(names)
+    lines = text_lines(Path(path), what="noise list")
+    names = (line.split("\t")[-1].strip() for line in lines if not line.startswith("#"))
+    return tuple(name for name in names if name)
 
 
 def without_noise(images: ImageList, noises: Sequence[str]) -> Cleaned:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import split_fields, text_blocks
+from ida_jax.tables.text import canonical, delimiter_of, split_fields, text_blocks
 
 PAIRS = 5000
 _DIGITS = re.compile("([0-9]+)")
@@ -68,9 +68,7 @@ def read_ytf_splits(path: str | os.PathLike[str]) -> VideoPairs:
     require_file(path, what="YTF pair list")
     found = []
     for block in text_blocks(path):
-        for number, line in enumerate(
-            block.text.removesuffix(b"\n").split(b"\n"), block.first_line
-        ):
+        for number, line in block.lines():
             if number > 1 or not line.lower().startswith(b"split"):
                 found.append(_parse(line, f"{path}, line {number}"))
     if len({fold for fold, *_ in found}) < 2:
@@ -100,7 +98,7 @@ def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
     place = {video: i for i, video in enumerate(videos)}
     found: list[list[tuple]] = [[] for _ in videos]
     for row, name in enumerate(names):
-        parts = name.rsplit("/", 3)[-3:]
+        parts = canonical(name).rsplit("/", 3)[-3:]
         if len(parts) < 3:
             raise UserError(f"row {row} is named {name!r}: expected PERSON/VIDEO/FRAME")
         video = place.get(f"{parts[0]}/{parts[1]}")
@@ -119,7 +117,7 @@ def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
 
 def _parse(line: bytes, where: str) -> tuple[int, str, str, bool]:
     """(fold, first video, second video, same)."""
-    fields = [field.strip() for field in split_fields(line, ",")]
+    fields = [field.strip() for field in split_fields(line, delimiter_of(line))]
     if len(fields) != 5:
         raise UserError(
             f"{where}: {len(fields)} fields were found, expected "

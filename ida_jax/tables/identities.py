@@ -4,34 +4,71 @@ N faces.
 """
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file
+from ida_jax.tables.blocks import one_line, open_npy
+from ida_jax.tables.text import canonical, name_fault, shown, text_lines, whole_number
+
+_LARGEST = 2**63 - 1
 
 
 def read_people(path: str | os.PathLike[str]) -> np.ndarray:
-    """Who is on each row: integers or strings [N], from .npy, or from text with one a line (UTF-8).
+    """Who is on each row: integers or strings [N], from .npy, or from text with one a line.
 
-    Lines are integers where every line is one, and names otherwise.
+    Lines are integers where every line is one (np.savetxt's too), and names otherwise.
 
     Raises:
-      UserError: no such file, not a whole one of either kind, or an empty line.
+      UserError: no such file, not a whole one of either kind, an empty line, or numbers that are
+        not whole.
     """
     path = Path(path)
-    require_file(path, what="labels")
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a whole file of labels: {error}") from error
+    if path.suffix.lower() == ".npy":
+        return _named(path, np.array(open_npy(path, what="labels")))
+    lines = text_lines(path, what="labels")
     if "" in lines:
         raise UserError(
             f"{path}: line {lines.index('') + 1} is empty, expected one identity a line"
         )
-    numbers = all(re.fullmatch("-?[0-9]{1,18}", line) for line in lines)
-    return np.array(lines, np.int64 if numbers else np.str_)
+    numbers = [whole_number(line) for line in lines]
+    if None not in numbers:
+        if all(abs(number) <= _LARGEST for number in numbers):
+            return np.array(numbers, np.int64)
+        # Hashes of more than 64 bits are names; what is negative is unknown, and must stay so.
+        if min(numbers) < 0:
+            row = next(row for row, number in enumerate(numbers) if abs(number) > _LARGEST)
+            raise UserError(
+                f"{path}, line {row + 1}: {shown(lines[row])} is beyond 64 bits: number the "
+                "identities from 0"
+            )
+    elif all(_is_number(line) for line in lines):
+        row = numbers.index(None)
+        raise UserError(
+            f"{path}, line {row + 1}: {shown(lines[row])} is not a whole number, expected one "
+            "identity a line"
+        )
+    return np.array(lines, np.str_)
+
+
+def _is_number(line: str) -> bool:
+    try:
+        float(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _named(path: Path, people: np.ndarray) -> np.ndarray:
+    """The array itself; names in it as a list in text would give them."""
+    if people.dtype.kind != "U":
+        return people
+    try:
+        names = [canonical(name) for name in people.ravel().tolist()]
+    except ValueError as error:  # code points that Unicode does not have
+        raise UserError(f"{path} holds no text: {one_line(error)}") from error
+    for row, name in enumerate(names):
+        if fault := name_fault(name):
+            raise UserError(f"{path}: row {row} {fault}")
+    return np.array(names, np.str_).reshape(people.shape)

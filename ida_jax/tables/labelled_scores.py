@@ -1,7 +1,8 @@
 """Readers of what is known of pairs, one row a pair: scores, labels, groups and identities.
 
-P pairs. A file is .npy, .csv or .parquet. A .csv's first line is a header unless its fields are all
-numbers (or true, false). A file of one column needs no name for it; of several, the named one is
+P pairs. A file is .npy, .csv or .parquet. A .csv's fields are separated by tabs where its first
+line has one, else by commas. That line is a header unless its fields are all numbers (or true,
+false). A file of one column needs no name for it; of several, the named one is
 read. The whole column is held in memory.
 """
 
@@ -14,6 +15,13 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.tables.blocks import known_suffix, one_line, open_npy
+from ida_jax.tables.text import (
+    canonical,
+    delimiter_of,
+    require_closed_quotes,
+    split_fields,
+    text_blocks,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +82,7 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
       UserError: as `read_scores`.
     """
     path = Path(path)
-    column = _column(path, "group", what="groups")
+    column = _whole(_column(path, "group", what="groups"))
     if _is_float(column):
         raise UserError(f"{path} holds {column.type} values: expected a name or an integer a pair")
     values, codes = _numbered(column)
@@ -115,6 +123,8 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
         sides = [table[name] for name in names]
     for side in sides:
         _require_all(side, path)
+    sides = [_whole(side) for side in sides]
+    for side in sides:
         if _is_float(side):
             raise UserError(f"{path} holds {side.type} values: expected names or integers")
     if all(pa.types.is_integer(side.type) for side in sides):
@@ -125,7 +135,7 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 class _Numbered(NamedTuple):
-    """The distinct values by first appearance, and each row's place in them, int32."""
+    """The distinct values, and each row's place in them, int32."""
 
     values: np.ndarray
     codes: np.ndarray
@@ -137,7 +147,11 @@ def _numbered(column: "pa.ChunkedArray") -> _Numbered:
     if not chunks:
         return _Numbered(np.empty(0, str), np.empty(0, np.int32))
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
-    return _Numbered(chunks[0].dictionary.to_numpy(zero_copy_only=False), codes)
+    values = chunks[0].dictionary.to_numpy(zero_copy_only=False)
+    if values.dtype == object:  # names, of which some may be one
+        values, place = np.unique([canonical(name) for name in values], return_inverse=True)
+        codes = place.astype(np.int32)[codes]
+    return _Numbered(values, codes)
 
 
 def _encoded(column: "pa.ChunkedArray", kind: "pa.DataType | None" = None) -> "pa.ChunkedArray":
@@ -195,6 +209,16 @@ def _chunked(array: np.ndarray, path: Path) -> "pa.ChunkedArray":
         raise UserError(f"{path} holds {array.dtype} values: {one_line(error)}") from error
 
 
+def _whole(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
+    """Whole numbers that were written as floating point (np.savetxt) as integers; others as is."""
+    import pyarrow as pa
+
+    try:
+        return column.cast(pa.int64()) if _is_float(column) else column
+    except pa.ArrowException:
+        return column
+
+
 def _is_float(column: "pa.ChunkedArray") -> bool:
     import pyarrow as pa
 
@@ -209,11 +233,16 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
     try:
         if suffix == ".parquet":
             return parquet.read_table(path)
-        return csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(autogenerate_column_names=not _has_header(path)),
+        text = b"".join(block.text for block in text_blocks(path))
+        first = text.partition(b"\n")[0]
+        require_closed_quotes(path, 1, first)
+        delimiter = delimiter_of(first)
+        header = not all(_is_value(field.strip()) for field in split_fields(first, delimiter))
+        table = csv.read_csv(
+            pa.py_buffer(text),
+            read_options=csv.ReadOptions(autogenerate_column_names=not header),
             # An empty line among single scores is a missing score, not nothing.
-            parse_options=csv.ParseOptions(ignore_empty_lines=False),
+            parse_options=csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False),
             # Each name is held once, not once a row.
             convert_options=csv.ConvertOptions(
                 auto_dict_encode=True, auto_dict_max_cardinality=2**31 - 1
@@ -221,12 +250,11 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
         )
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a whole {suffix} file: {one_line(error)}") from error
-
-
-def _has_header(path: Path) -> bool:
-    with path.open("rb") as opened:
-        line = opened.readline(1 << 20).decode("utf-8", errors="replace").lstrip("\ufeff")
-    return not all(_is_value(field.strip().strip('"')) for field in line.split(","))
+    if table.num_rows + header != text.removesuffix(b"\n").count(b"\n") + 1:
+        for number, line in enumerate(text.split(b"\n"), 1):
+            require_closed_quotes(path, number, line)
+        raise UserError(f"{path}: a quote or carriage return splits or joins lines")
+    return table
 
 
 def _is_value(field: str) -> bool:

@@ -77,7 +77,7 @@ def test_mistakes_are_named_by_line(tmp_path, separator):
     refused(lambda lines: lines.append(lines[1]), ", line 8: 'Bo_1/Bo_1_0001.jpg' is on line 2 too")
     refused(lambda lines: lines.insert(0, "7"), ", line 1: 1 fields were found")
     refused(lambda lines: lines.clear(), " is empty")
-    refused(lambda lines: lines.append("\udcff" + lines[1]), ", line 8 is not UTF-8")
+    refused(lambda lines: lines.append("\udcff" + lines[1]), ", line 8: '.* is not UTF-8")
     with pytest.raises(UserError, match="no landmarks at"):
         read_landmarks(tmp_path / "absent.txt")
 

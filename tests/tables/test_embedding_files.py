@@ -204,7 +204,7 @@ def test_names_file(tmp_path):
         (b"", "0 names for 3"),
         (b"a\n\nc\n", "line 2 is empty"),
         (b"a\nb\na\n", "names.txt: line 3 repeats 'a' of line 1"),
-        (b"a\n\xff\nb", "not UTF-8 text: byte 2"),
+        (b"a\n\xff\nb", "line 2: .* is not UTF-8 text"),
     ):
         names.write_bytes(content)
         with pytest.raises(UserError, match=message):

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
+from ida_jax.tables.text import text_lines
 
 # What a data set keeps as it is (`data.sources.jpeg.check_image`); the others are decoded at once.
 JPEG_AND_PNG = (".jpg", ".jpeg", ".png")
@@ -167,16 +169,12 @@ def _sayable(name: str) -> str:
 def _listed(path: Path, root: Path) -> dict[str, int]:
     """A list's names with their lines."""
     try:
-        text = path.read_bytes().decode("utf-8-sig").rstrip()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is neither a folder, a .tar or .tgz, nor a UTF-8 list of images: byte "
-            f"{error.start} is not text"
-        ) from error
+        # A file's path is found in the form in which the disk has it.
+        lines = text_lines(path, what="images", normal=False)
+    except UserError as error:
+        raise UserError(f"{error}; images are a folder, a .tar or .tgz, or such a list") from error
     names: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n") if text else (), 1):
+    for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         name = _path_of(line, root)
         if not name:
@@ -193,11 +191,22 @@ def _listed(path: Path, root: Path) -> dict[str, int]:
 
 
 def _path_of(line: str, root: Path) -> str:
-    """The line's path: up to a tab, the whole line where there is such a file, or up to a space."""
+    """The line's path: up to a tab, the whole line where there is such a file, or up to a space.
+
+    Accents are as the disk has them, which may be in Unicode's other form.
+    """
     line = line.strip()
     if "\t" in line or not line:
-        return line.split("\t")[0].strip()
-    return line if os.path.isfile(root / line) else line.split()[0]
+        return _on_disk(line.split("\t")[0].strip(), root)
+    whole = _on_disk(line, root)
+    return whole if os.path.isfile(root / whole) else _on_disk(line.split()[0], root)
+
+
+def _on_disk(name: str, root: Path) -> str:
+    if name.isascii():
+        return name
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.isfile(root / form)), name)
 
 
 class _Source(Protocol):

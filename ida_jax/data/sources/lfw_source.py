@@ -26,6 +26,7 @@ from ida_jax.data.landmarks import read_landmarks
 from ida_jax.data.lfw import read_split
 from ida_jax.data.sources.image_files import ImageFiles, decode, open_images
 from ida_jax.data.sources.jpeg import check_image
+from ida_jax.tables.text import canonical
 
 _SIZE = 112
 # With colours at full resolution: MobileFaceNet's embeddings keep a cosine of 0.9992 with the
@@ -112,7 +113,7 @@ def prepare_lfw(
     listed = described.read_pairs(pairs, names)
     lists = {described.pairs: _content(pairs)}
     if split is not None:
-        _check_split(Path(split), {image.split("/")[0] for image in names})
+        _check_split(Path(split), {canonical(image.split("/")[0]) for image in names})
         lists["split.csv"] = _content(split)
     points = None if landmarks is None else _points(Path(landmarks), names)
     new = not folder.exists()
@@ -170,14 +171,15 @@ def _points(path: Path, names: Sequence[str]) -> np.ndarray:
     if len(place) < len(stems):
         twice = next(stem for row, stem in enumerate(stems) if place[stem] != row)
         raise UserError(f"{path} has two lines for {twice!r}: expected one an image")
-    missing = [image for image in names if image.rsplit("/", 1)[-1] not in place]
+    wanted = [canonical(image.rsplit("/", 1)[-1]) for image in names]
+    missing = [image for image, stem in zip(names, wanted, strict=True) if stem not in place]
     if missing:
         raise UserError(
             f"{path} has no points for {len(missing)} of {len(names)} images: "
             f"{', '.join(missing[:_SHOWN])}{', …' if len(missing) > _SHOWN else ''}; add them, or "
             "take the images away"
         )
-    rows = [place[image.rsplit("/", 1)[-1]] for image in names]
+    rows = [place[stem] for stem in wanted]
     for row in rows:
         try:
             similarity_transform(landmarks.points[row])

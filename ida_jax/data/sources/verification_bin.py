@@ -6,7 +6,6 @@ P pairs.
 """
 
 import csv
-import io
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from ida_jax.data.labelled_pairs import read_lfw_pairs
 from ida_jax.data.sources.image_files import ImageFiles, open_images
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.plain_pickle import EXPECTED, Array, load_plain_pickle
+from ida_jax.tables.text import canonical, delimiter_of, text_lines
 
 _WORDS = {"1": True, "true": True, "0": False, "false": False}
 
@@ -131,13 +131,13 @@ def write_verification_bin(
 def _read_csv(
     path: Path, names: Sequence[str], stems: Sequence[str]
 ) -> tuple[list[tuple[int, int]], list[bool]]:
-    require_file(path, what="pairs")
-    row_of_name = {name: row for row, name in enumerate(stems)}
-    row_of_name |= {name: row for row, name in enumerate(names)}
+    text = text_lines(path, what="pairs")
+    row_of_name = {canonical(name): row for row, name in enumerate(stems)}
+    row_of_name |= {canonical(name): row for row, name in enumerate(names)}
     try:
-        lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        lines = list(csv.reader(text, delimiter=delimiter_of("".join(text[:1]).encode())))
+    except csv.Error as error:
+        raise UserError(f"{path} is not a list of pairs: {error}") from error
     rows, same = [], []
     for number, line in enumerate(lines, 1):
         fields = [field.strip() for field in line]

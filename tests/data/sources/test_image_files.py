@@ -122,7 +122,7 @@ def test_a_lists_own_folder_and_paths_with_blanks(tmp_path):
         (b"a/1.jpg 1\nz.jpeg 2\na/1.jpg 3\n", "list.txt, line 3: a/1.jpg is on line 1 too"),
         (b"", "holds no images"),
         (b" \n\n", "holds no images"),
-        (b"a/1.jpg\n\xff\xfe", "nor a UTF-8 list of images: byte 8"),
+        (b"a/1.jpg\n\xff\xfe", "line 2: .* is not UTF-8 text.*; images are a folder"),
         (b"a\0b\n", "line 1: no image"),
         (b"a" * 10_000, "line 1: no image"),
     ],
