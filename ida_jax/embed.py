@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty import UncertaintyModel
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
-    from ida_jax.data.sources.image_files import open_images
+    from ida_jax.data.sources.image_files import hidden_note, open_images
     from ida_jax.data.sources.verification_bin import open_bin
 
     folder = options.model.is_dir()
@@ -74,6 +74,8 @@ def main(argv: list[str]) -> None:
         raise
     remove_parts(output)
     print(f"{len(files):,} embeddings of {model.width} numbers in {output}")
+    if files.hidden:
+        print(hidden_note(files.hidden))
     if uncertainty is not None:
         print(f"their log-variances in {_variances(output)}")
     if skipped:

@@ -13,7 +13,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, unit_embeddings
-from ida_jax.tables.text import name_fault
+from ida_jax.tables.text import canonical, name_fault
 
 _KIND = "anchor_set"
 
@@ -159,7 +159,8 @@ class AnchorSet:
                 f"labels are names ('{people[0]}', …), but the anchors have none: give integers in "
                 "the anchors' numbering, or build the anchors with names as labels"
             )
-        label_of = dict(zip(self.names, self.labels.tolist(), strict=True))
+        # Sets from folders may hold the form of accents that the disk had.
+        label_of = dict(zip(map(canonical, self.names), self.labels.tolist(), strict=True))
         names, place = np.unique(people, return_inverse=True)
         return np.array([label_of.get(name, -1) for name in names.tolist()], np.int64)[place]
 

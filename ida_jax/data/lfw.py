@@ -102,7 +102,8 @@ def read_split(path: str | os.PathLike[str]) -> dict[str, str]:
     roles: dict[str, str] = {}
     lines = text_lines(path, what="split")
     try:
-        reader = csv.DictReader(lines, delimiter=delimiter_of("".join(lines[:1]).encode()))
+        rows = (f"{line}\n" for line in lines)
+        reader = csv.DictReader(rows, delimiter=delimiter_of("".join(lines[:1]).encode()))
         if not {"identity", "role"} <= set(reader.fieldnames or ()):
             raise UserError(f"{path}, line 1: expected a header identity,role,images")
         for row in reader:

@@ -137,13 +137,22 @@ def _candidates(options: Any, model: "FaceModel") -> "Candidates":
 
     size = model.preprocessing.image_size
     if options.images is not None:
-        return folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
+        found = folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
+        _tell_hidden(found.hidden)
+        return found
     from ida_jax.artefacts.generator import FaceGenerator
 
     path = options.generator
     generator = FaceGenerator.load(path / "generator.safetensors" if path.is_dir() else path)
     truncation = 1.0 if options.truncation is None else options.truncation
     return generated_candidates(generator, seed=options.seed or 0, truncation=truncation)
+
+
+def _tell_hidden(count: int) -> None:
+    from ida_jax.data.sources.image_files import hidden_note
+
+    if count:
+        print(hidden_note(count))
 
 
 def _training(
@@ -233,6 +242,7 @@ def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "T
     from ida_jax.anchors.sources import find_images
 
     found = find_images(folder)
+    _tell_hidden(found.hidden)
     crops = file_candidates(found.files, folder, image_size=model.preprocessing.image_size)
     chunks = []
     with tqdm(total=len(found.files), desc="training faces", unit="face", leave=False) as bar:

@@ -227,17 +227,28 @@ def _is_float(column: "pa.ChunkedArray") -> bool:
 
 def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import parquet
 
     require_file(path, what=what)
+    if suffix == ".csv":
+        return _csv_table(path)
     try:
-        if suffix == ".parquet":
-            return parquet.read_table(path)
-        text = b"".join(block.text for block in text_blocks(path))
-        first = text.partition(b"\n")[0]
-        require_closed_quotes(path, 1, first)
-        delimiter = delimiter_of(first)
-        header = not all(_is_value(field.strip()) for field in split_fields(first, delimiter))
+        return parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole .parquet file: {one_line(error)}") from error
+
+
+def _csv_table(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    from pyarrow import csv
+
+    text = b"".join(block.text for block in text_blocks(path))
+    first = text.partition(b"\n")[0]
+    require_closed_quotes(path, 1, first)
+    delimiter = delimiter_of(first)
+    header = not all(_is_value(field.strip()) for field in split_fields(first, delimiter))
+    fault = "a quote or carriage return splits or joins lines"
+    try:
         table = csv.read_csv(
             pa.py_buffer(text),
             read_options=csv.ReadOptions(autogenerate_column_names=not header),
@@ -248,13 +259,13 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
                 auto_dict_encode=True, auto_dict_max_cardinality=2**31 - 1
             ),
         )
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole {suffix} file: {one_line(error)}") from error
-    if table.num_rows + header != text.removesuffix(b"\n").count(b"\n") + 1:
-        for number, line in enumerate(text.split(b"\n"), 1):
-            require_closed_quotes(path, number, line)
-        raise UserError(f"{path}: a quote or carriage return splits or joins lines")
-    return table
+        if table.num_rows + header == text.removesuffix(b"\n").count(b"\n") + 1:
+            return table
+    except pa.ArrowException as error:
+        fault = one_line(error)
+    for number, line in enumerate(text.split(b"\n"), 1):
+        require_closed_quotes(path, number, line)
+    raise UserError(f"{path} is not a whole .csv file: {fault}")
 
 
 def _is_value(field: str) -> bool:

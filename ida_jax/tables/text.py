@@ -253,10 +253,11 @@ def _decoded(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[bytes,
         chunk = file.read(_TEXT_BLOCK)
         try:
             text = decoder.decode(chunk, final=not chunk).encode()
-        except UnicodeError as error:
+        except UnicodeDecodeError as error:
+            line += error.object[: error.start].decode(error.encoding, "replace").count("\n")
             raise UserError(
-                f"{path}, line {line} or after: not {encoding.upper()} text, as the file's first "
-                "bytes promise: save it as UTF-8"
+                f"{path}, line {line}: not {encoding.upper()} text, as the file's first bytes "
+                "promise: save it as UTF-8"
             ) from error
         line += text.count(b"\n")
         yield text, file.tell()

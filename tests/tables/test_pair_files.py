@@ -187,7 +187,7 @@ def test_lists_of_every_kind(
         ("1,", "one field is empty, expected two"),
         ("", "empty, expected the two fields"),
         ("1;2", "found '1;2'; expected"),
-        ('"1,2', "found '1,2'; expected"),
+        ('"1,2', "(found '1,2'; expected|a quote in '\"1,2' has no end)"),
         ("1,2\r1,2", r"found '1', '2\\\\r1', '2'; expected"),
         ("1\r2,3", r"'1\\\\r2' is not an integer"),
     ]),

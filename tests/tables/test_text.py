@@ -79,7 +79,7 @@ def test_tables_of_any_editor(written):
     assert read_scores(written("s.csv", "pair\tscore\n0\t0.5\n1\t-1\n")).tolist() == [0.5, -1]
     assert read_labels(written("l.csv", "1\n0\n")).tolist() == [True, False]
     codes, names = read_groups(written("g.csv", "group\nZoë a\nb\nZoë a\n"))
-    assert (codes.tolist(), names) == ([1, 0, 1], ("Zoë a", "b"))
+    assert (codes.tolist(), names) == ([0, 1, 0], ("Zoë a", "b"))
     codes = read_identities(written("i.csv", "Zoë a,b\nb,Zoë a\n"))
     assert codes[0, 0] == codes[1, 1] != codes[0, 1] == codes[1, 0]
 
@@ -195,8 +195,8 @@ def test_what_is_no_text_is_refused_by_its_line(tmp_path):
         ("a\nb\n".encode("utf-16-le"), r"line 1: .* holds a NUL"),
         (b"a\nb\nc\xffd\ne", r"line 3: 'c\\\\xffd' is not UTF-8 text"),
         (b"a\nb\n\xed\xa0\x80\n", r"line 3: .* is not UTF-8 text"),
-        (b"\xff\xfea\0\n\0\x00\xd8b\0", "line 2 or after: not UTF-16 text"),
-        (b"\xff\xfea\0b", "line 1 or after: not UTF-16 text"),
+        (b"\xff\xfea\0\n\0\x00\xd8b\0", "line 2: not UTF-16 text"),
+        (b"\xff\xfea\0b", "line 1: not UTF-16 text"),
         (b"a\n\nb\n", "line 2 is empty"),
         (b"a" * (3 << 20), "line 1: longer than 1 MiB"),
     ):

@@ -66,6 +66,13 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
     return VerificationBin(images, np.array(same, bool), lambda row: f"{path}, image {row}")
 
 
+class WrittenBin(NamedTuple):
+    """What was written: P, and how many entries beside the images were passed over as hidden."""
+
+    pairs: int
+    hidden: int
+
+
 def open_bin(path: str | os.PathLike[str]) -> ImageFiles:
     """A set's 2P images in their order, named by their numbers from 0.
 
@@ -97,8 +104,8 @@ def write_verification_bin(
     *,
     images: str | os.PathLike[str],
     pairs: str | os.PathLike[str],
-) -> int:
-    """Writes a .bin file of P pairs, and returns P; the images' bytes are kept as they are.
+) -> WrittenBin:
+    """Writes a .bin file of P pairs; the images' bytes are kept as they are.
 
     Args:
       output: the file.
@@ -125,7 +132,7 @@ def write_verification_bin(
     with written_whole(output) as temporary, temporary.open("wb") as file:
         # Python 3.4 and newer read protocol 4; images in several pairs are written once.
         pickle.dump((listed, [bool(value) for value in same]), file, protocol=4)
-    return len(same)
+    return WrittenBin(len(same), files.hidden)
 
 
 def _read_csv(
@@ -135,7 +142,8 @@ def _read_csv(
     row_of_name = {canonical(name): row for row, name in enumerate(stems)}
     row_of_name |= {canonical(name): row for row, name in enumerate(names)}
     try:
-        lines = list(csv.reader(text, delimiter=delimiter_of("".join(text[:1]).encode())))
+        rows = (f"{line}\n" for line in text)
+        lines = list(csv.reader(rows, delimiter=delimiter_of("".join(text[:1]).encode())))
     except csv.Error as error:
         raise UserError(f"{path} is not a list of pairs: {error}") from error
     rows, same = [], []
