@@ -29,9 +29,9 @@ _ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 # Residuals (`fit_residual`) of LFW's 13,233 faces, written rightly: 0.02 at the median, 0.09 at the
 # 99th percentile, 0.28 at most; of profiles up to 0.7. Read in a wrong order they are 0.4 to 1 at
-# the median. A face counts as misread where its residual is above the first and another order brings
-# it below the second: none of LFW's is, nor any of 20,000 turned, nodding and rotated profiles; of
-# faces in a wrong order 98 of 100 and more are.
+# the median. A face counts as misread where its residual is above the first and another order
+# brings it below the second: none of LFW's is, nor any of 20,000 turned, nodding and rotated
+# profiles; of faces in a wrong order nearly all are.
 _BAD, _GOOD = 0.3, 0.1
 # The share of misread faces from which on a list is refused. Detectors err on single faces.
 _MISREAD = 0.25

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file
+from ida_jax.common.files import require_file, require_plausible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,8 @@ def open_npy(path: Path, *, what: str) -> np.memmap:
     require_file(path, what=what)
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, OverflowError, TypeError, tokenize.TokenError) as error:
+    except (ValueError, OSError, OverflowError, TypeError, SyntaxError, MemoryError, RecursionError,
+            tokenize.TokenError) as error:  # fmt: skip
         raise UserError(f"{path} is not a whole .npy file: {one_line(error)}") from error
 
 
@@ -93,17 +94,24 @@ def parquet_layout(path: str | os.PathLike[str], *, what: str) -> ParquetLayout:
     """Reads a Parquet file's footer.
 
     Raises:
-      UserError: no such file, or not a whole Parquet file.
+      UserError: no such file, not a whole Parquet file, or a small one that promises very much.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    require_file(Path(path), what=what)
+    path = Path(path)
+    require_file(path, what=what)
     try:
         metadata = parquet.read_metadata(path)
-        return ParquetLayout(metadata.schema.to_arrow_schema(), metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
+        groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+        sizes = [group.total_byte_size for group in groups]
+        layout = ParquetLayout(metadata.schema.to_arrow_schema(), metadata.num_rows)
+    # What is no Unicode in the footer is a UnicodeDecodeError.
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
+    # Equal rows take next to no room: sorted labels of 13.5 M pairs are a few KiB.
+    require_plausible(path, max(sum(sizes), layout.rows // 8))
+    return layout
 
 
 def parquet_batches(path: Path, columns: Sequence[str], *, rows: int) -> Iterator["pa.RecordBatch"]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import load_npz
+from ida_jax.common.files import load_npz, require_plausible
 from ida_jax.tables.blocks import known_suffix, one_line, open_npy, parquet_batches, parquet_layout
 from ida_jax.tables.text import canonical, name_fault, text_lines
 
@@ -187,6 +187,7 @@ def _from_parquet(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
 
 def _from_lists(path: Path, count: int) -> np.ndarray:
     width = _list_width(path)
+    require_plausible(path, 4 * count * width)
     out = np.full((count, width), np.nan, np.float32)
     start = 0
     for batch in parquet_batches(path, ["embedding"], rows=max(1, _BLOCK // max(1, width))):
@@ -197,6 +198,7 @@ def _from_lists(path: Path, count: int) -> np.ndarray:
 
 
 def _from_columns(path: Path, count: int, columns: Sequence[str]) -> np.ndarray:
+    require_plausible(path, 4 * count * len(columns))
     out = np.empty((count, len(columns)), np.float32)
     # A few columns at a time: of each that is open, a page (1 MiB as a rule) is in memory.
     for first in range(0, len(columns), _OPEN_COLUMNS):

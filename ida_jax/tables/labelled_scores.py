@@ -14,7 +14,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import known_suffix, one_line, open_npy
+from ida_jax.tables.blocks import known_suffix, one_line, open_npy, parquet_layout
 from ida_jax.tables.text import (
     canonical,
     delimiter_of,
@@ -232,6 +232,7 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
     require_file(path, what=what)
     if suffix == ".csv":
         return _csv_table(path)
+    parquet_layout(path, what=what)
     try:
         return parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:

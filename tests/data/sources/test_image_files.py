@@ -125,7 +125,7 @@ def test_a_lists_own_folder_and_paths_with_blanks(tmp_path):
         (b"", "holds no images"),
         (b" \n\n", "holds no images"),
         (b"a/1.jpg\n\xff\xfe", "line 2: .* is not UTF-8 text.*; images are a folder"),
-        (b"a\0b\n", "line 1: no image"),
+        (b"a\0b\n", "line 1: .* holds a NUL"),
         (b"a" * 10_000, "line 1: no image"),
     ],
 )
@@ -339,9 +339,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(kind, monkeypatch):
     assert decode(encoded, where="x").shape == (9, 10, 3)
     monkeypatch.setattr(jpeg, "MOST_PIXELS", 89)
     monkeypatch.setattr(cv2, "imdecode", None)
-    with pytest.raises(
-        UserError, match=r"image x cannot be decoded: it is 9×10 pixels: .* most 89"
-    ):
+    with pytest.raises(UserError, match=r"x cannot be decoded: it is 9×10 pixels: .* most 89"):
         decode(encoded, where="x")
 
 

@@ -299,3 +299,15 @@ def test_damaged_and_absent_images(tmp_path, photos):
         write_verification_bin(tmp_path / "y.bin", images=tmp_path / "absent", pairs=pairs)
     with pytest.raises(UserError, match="no verification set at"):
         read_verification_bin(tmp_path / "y.bin")
+
+
+def test_values_without_end_are_never_printed(tmp_path):
+    bomb = b"\x80\x04cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    bomb += b"(K\x01K\x01K\x01\x86\x94"
+    for place in range(60):  # each tuple holds the one before it twice
+        bomb += b"h" + bytes([place]) + b"\x86\x94"
+    nested = bomb + b"cnumpy\ndtype\n(\x8c\x02u1K\x00K\x01tR\x89C\x00tb."
+    (tmp_path / "x.bin").write_bytes(nested)
+    with pytest.raises(UserError, match="whose shape is no tuple of whole numbers") as caught:
+        read_verification_bin(tmp_path / "x.bin")
+    assert len(str(caught.value)) < 400
