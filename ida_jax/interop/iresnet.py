@@ -68,6 +68,9 @@ def iresnet_from_state(state: Mapping[str, np.ndarray]) -> IResNetWeights:
             "the weights lack 'conv1.weight' or 'fc.weight': expected the state dict of an "
             "arcface_torch iresnet"
         )
+    for name, axes in (("conv1.weight", 4), ("fc.weight", 2)):
+        if state[name].ndim != axes:
+            raise UserError(f"'{name}' has shape {state[name].shape}: expected {axes} axes")
     network = _network(state)
     widths = getattr(resnet, network)().widths
     width, flattened = state["fc.weight"].shape
