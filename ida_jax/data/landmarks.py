@@ -32,7 +32,7 @@ _ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 # the median. A face counts as misread where its residual is above the first and another order
 # brings it below the second: none of LFW's is, nor any of 20,000 turned, nodding and rotated
 # profiles; of faces in a wrong order nearly all are.
-_BAD, _GOOD = 0.3, 0.1
+_BAD, _GOOD = 0.2, 0.1
 # The share of misread faces from which on a list is refused. Detectors err on single faces.
 _MISREAD = 0.25
 

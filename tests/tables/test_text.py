@@ -80,7 +80,7 @@ def test_tables_of_any_editor(written):
     assert read_labels(written("l.csv", "1\n0\n")).tolist() == [True, False]
     codes, names = read_groups(written("g.csv", "group\nZoë a\nb\nZoë a\n"))
     assert (codes.tolist(), names) == ([0, 1, 0], ("Zoë a", "b"))
-    codes = read_identities(written("i.csv", "Zoë a,b\nb,Zoë a\n"))
+    codes = read_identities(written("i.csv", "x,y\nZoë a,b\nb,Zoë a\n"))
     assert codes[0, 0] == codes[1, 1] != codes[0, 1] == codes[1, 0]
 
 
@@ -219,7 +219,7 @@ def test_an_open_quote_makes_no_header(tmp_path):
     with pytest.raises(UserError, match="line 2: a quote"):
         read_identities(path)
     # An inch mark within a name opens nothing.
-    path.write_text('5" nail,b\nb,5" nail\n')
+    path.write_text('x,y\n5" nail,b\nb,5" nail\n')
     assert len(np.unique(read_identities(path))) == 2
 
 

@@ -184,7 +184,7 @@ def _values(content: bytes | bytearray, kind: _Kind, shape: Sequence[int]) -> np
         raise ValueError("an array whose shape is no tuple of whole numbers")
     count = math.prod(shape)
     if len(shape) > 1 or count * dtype.itemsize != len(content) or not dtype.itemsize:
-        raise ValueError(f"an array of {len(shape)} axes that does not hold what it promises")
+        raise ValueError(f"an array whose shape, of {len(shape)} axes, does not fit its bytes")
     return np.frombuffer(content, dtype)
 
 

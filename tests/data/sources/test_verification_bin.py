@@ -275,7 +275,7 @@ def test_csv_pairs_become_a_bin(tmp_path, photos, head):
         ("Ann/Ann_0001,Bo/Bo_0001,yes\n", "pairs.csv:1: same is 'yes'"),
         ("\nAnn/Ann_0001,Bo/Bo_0009,1\n", "pairs.csv:2: 'Bo/Bo_0009' is not among the images"),
         ("Ann/Ann_0001,Bo/Bo_0001,1\n\n'\0',x,1\n", "pairs.csv"),
-        (b"\xff,x,1", "line 1: .* is not UTF-8"),
+        (b"\xff,x,1", "is not UTF-8"),
         (b'"' + b"a" * 200_000, "is not a list of pairs"),
     ],
 )
