@@ -72,15 +72,15 @@ class AnchorSet:
             labels = np.asarray(labels)
             if not np.issubdtype(labels.dtype, np.integer):
                 raise UserError(f"the anchors' labels are {labels.dtype}: expected integers")
-            # Not by np.abs: that of int64's least is negative.
-            if labels.size and max(-int(labels.min()), int(labels.max())) > np.iinfo(np.int32).max:
+            if labels.size and labels.max() > np.iinfo(np.int32).max:
                 raise UserError("the anchors' labels are beyond 32 bits: number identities from 0")
             if labels.shape != embeddings.shape[:1]:
                 raise UserError(
                     f"labels are {list(labels.shape)}, expected one for each of the "
                     f"{embeddings.shape[0]} anchors"
                 )
-            labels = labels.astype(np.int32)
+            # What is negative is unknown, however large.
+            labels = np.maximum(labels, np.iinfo(np.int32).min).astype(np.int32)
         if names and len(names) != len(embeddings):
             raise UserError(f"{len(names)} names for {len(embeddings)} anchors: expected one each")
         for row, name in enumerate(names):

@@ -126,6 +126,9 @@ def parquet_batches(path: Path, columns: Sequence[str], *, rows: int) -> Iterato
     try:
         # A column's pages are read as they are needed, not a row group at once.
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            yield from file.iter_batches(batch_size=rows, columns=list(columns))
+            for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
+                if missing := set(columns) - set(batch.schema.names):
+                    raise UserError(f"{path} is damaged: it lacks {len(missing)} of its columns")
+                yield batch
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error

@@ -156,7 +156,7 @@ def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
         (chosen,) = fitting
     try:
         listed = None if names is None else names.tolist()
-    except ValueError as error:  # code points that Unicode does not have
+    except (ValueError, SystemError) as error:  # code points that Unicode does not have
         raise UserError(f"{path}: names are not text: {one_line(error)}") from error
     return arrays[chosen], listed, fingerprint
 

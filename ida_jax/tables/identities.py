@@ -12,7 +12,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.tables.blocks import one_line, open_npy
 from ida_jax.tables.text import canonical, name_fault, shown, text_lines, whole_number
 
-_LARGEST = 2**63 - 1
+_LARGEST = 2**63
 
 
 def read_people(path: str | os.PathLike[str]) -> np.ndarray:
@@ -34,11 +34,13 @@ def read_people(path: str | os.PathLike[str]) -> np.ndarray:
         )
     numbers = [whole_number(line) for line in lines]
     if None not in numbers:
-        if all(abs(number) <= _LARGEST for number in numbers):
+        if all(-_LARGEST <= number < _LARGEST for number in numbers):
             return np.array(numbers, np.int64)
         # Hashes of more than 64 bits are names; what is negative is unknown, and must stay so.
         if min(numbers) < 0:
-            row = next(row for row, number in enumerate(numbers) if abs(number) > _LARGEST)
+            row = next(
+                row for row, number in enumerate(numbers) if not -_LARGEST <= number < _LARGEST
+            )
             raise UserError(
                 f"{path}, line {row + 1}: {shown(lines[row])} is beyond 64 bits: number the "
                 "identities from 0"
@@ -66,7 +68,7 @@ def _named(path: Path, people: np.ndarray) -> np.ndarray:
         return people
     try:
         names = [canonical(name) for name in people.ravel().tolist()]
-    except ValueError as error:  # code points that Unicode does not have
+    except (ValueError, SystemError) as error:  # code points that Unicode does not have
         raise UserError(f"{path} holds no text: {one_line(error)}") from error
     for row, name in enumerate(names):
         if fault := name_fault(name):

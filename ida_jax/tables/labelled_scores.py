@@ -19,6 +19,7 @@ from ida_jax.tables.text import (
     canonical,
     delimiter_of,
     require_closed_quotes,
+    shown,
     split_fields,
     text_blocks,
 )
@@ -116,11 +117,11 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
         sides = [_chunked(np.ascontiguousarray(array[:, side]), path) for side in (0, 1)]
     else:
         table = _table(path, suffix, what="identities")
-        names = table.column_names
-        if len(names) != 2:
+        if table.num_columns != 2:
             names = ["identity_1", "identity_2"]
             _require_columns(path, table, names)
-        sides = [table[name] for name in names]
+            table = table.select(names)
+        sides = list(table.columns)
     for side in sides:
         _require_all(side, path)
     sides = [_whole(side) for side in sides]
@@ -130,7 +131,8 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
     if all(pa.types.is_integer(side.type) for side in sides):
         return np.stack([side.to_numpy() for side in sides], axis=1)
     encoded = [_encoded(side, pa.string()) for side in sides]
-    both = pa.chunked_array([chunk for side in encoded for chunk in side.chunks])
+    chunks = [chunk for side in encoded for chunk in side.chunks]
+    both = pa.chunked_array(chunks, type=encoded[0].type)
     return np.ascontiguousarray(_numbered(both).codes.reshape(2, -1).T)
 
 
@@ -281,9 +283,9 @@ def _is_value(field: str) -> bool:
 
 def _require_columns(path: Path, table: "pa.Table", names: list[str]) -> None:
     if missing := [name for name in names if table.column_names.count(name) != 1]:
+        found = ", ".join(shown(name) for name in table.column_names[:9])
         raise UserError(
-            f"{path} has the columns {', '.join(table.column_names)}: expected one named "
-            f"{' and one named '.join(missing)}"
+            f"{path} has the columns {found}: expected one named {' and one named '.join(missing)}"
         )
 
 

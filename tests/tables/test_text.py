@@ -183,9 +183,8 @@ def test_numbers_of_thousands_of_digits(tmp_path):
     path.write_text(f"1\n-{digits}\n")
     with pytest.raises(UserError, match=r"line 2: '-9.* is beyond 64 bits"):
         read_people(path)
-    path.write_text("-9223372036854775808\n1\n")
-    with pytest.raises(UserError, match="line 1: '-9223372036854775808' is beyond 64 bits"):
-        read_people(path)
+    path.write_text("-9223372036854775808\n9223372036854775807\n")
+    assert read_people(path).tolist() == [-(2**63), 2**63 - 1]
 
 
 def test_what_is_no_text_is_refused_by_its_line(tmp_path):
@@ -243,8 +242,14 @@ def test_names_that_no_list_could_hold(tmp_path):
     parquet.write_table(pa.table({"name": column, "embedding": vectors}), tmp_path / "e.parquet")
     with pytest.raises(UserError, match="'name' is not UTF-8"):
         read_embeddings(tmp_path / "e.parquet")
+
+
+def test_the_least_label_is_unknown_and_no_identity():
+    for kind, least in ((np.int64, -(2**63)), (np.int32, -(2**31)), (np.int8, -1)):
+        anchors = AnchorSet.from_embeddings(np.eye(2), k=1, labels=np.array([least, 0], kind))
+        assert anchors.labels[0] < 0 == anchors.labels[1]
     with pytest.raises(UserError, match="beyond 32 bits"):
-        AnchorSet.from_embeddings(np.eye(2), k=1, labels=np.array([-(2**63), 0]))
+        AnchorSet.from_embeddings(np.eye(2), k=1, labels=np.array([2**31, 0]))
 
 
 _LINE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=8)
@@ -265,3 +270,12 @@ def test_blocks_of_any_size_hold_the_same_lines(tmp_path_factory, lines, editor,
         expected.pop()
     assert [line.rstrip(" \t") for line in found] == expected
     assert numbers == list(range(1, len(expected) + 1))
+
+
+def test_a_header_without_rows_and_letters_that_do_not_exist(tmp_path):
+    (tmp_path / "i.csv").write_text("identity_1,identity_2\n")
+    assert read_identities(tmp_path / "i.csv").shape == (0, 2)
+    content = np.array(["a", "b"]).view(np.uint32) + np.uint32(0x110000)
+    np.save(tmp_path / "l.npy", content.view("<U1"))
+    with pytest.raises(UserError, match="holds no text"):
+        read_people(tmp_path / "l.npy")
