@@ -200,8 +200,9 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
             if len(fields) != 2 or not 0 <= _whole(fields[1]) <= len(lines):
                 raise UserError(f"{path}:{number}: expected 'IMAGE FOLD', such as 'A_0001.jpg 3'")
             if _stem(fields[0]) not in row_of_name:
+                image = shown(fields[0])[1:-1]
                 raise UserError(
-                    f"{path}:{number}: {shown(fields[0])[1:-1]} is not among the {len(names)} names given"
+                    f"{path}:{number}: {image} is not among the {len(names)} names given"
                 )
         if _whole(first[1]) != _whole(second[1]):
             raise UserError(
@@ -262,7 +263,8 @@ def _row(where: str, name: str, image: str, row_of_name: dict[str, int]) -> int:
     number = _whole(image)
     if number < 0:
         raise UserError(
-            f"{where}: {shown(image)} was found, expected the number of an image of {shown(name)[1:-1]}"
+            f"{where}: {shown(image)} was found, expected the number of an image of "
+            f"{shown(name)[1:-1]}"
         )
     full = f"{name}/{name}_{number:04d}"
     if full not in row_of_name:

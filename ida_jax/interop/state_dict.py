@@ -157,7 +157,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; each means that the file is of no use
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).strip().split("\n")[0].split())
         raise UserError(
             f"{path} is not a state dict alone ({reason}): save one by "
             "torch.save(network.state_dict(), PATH)"
