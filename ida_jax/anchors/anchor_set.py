@@ -80,7 +80,7 @@ class AnchorSet:
                     f"{embeddings.shape[0]} anchors"
                 )
             # What is negative is unknown, however large.
-            labels = np.maximum(labels, np.iinfo(np.int32).min).astype(np.int32)
+            labels = np.maximum(labels.astype(np.int64), np.iinfo(np.int32).min).astype(np.int32)
         if names and len(names) != len(embeddings):
             raise UserError(f"{len(names)} names for {len(embeddings)} anchors: expected one each")
         for row, name in enumerate(names):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.tables.blocks import one_line, open_npy
 from ida_jax.tables.text import canonical, name_fault, shown, text_lines, whole_number
 
@@ -26,7 +27,12 @@ def read_people(path: str | os.PathLike[str]) -> np.ndarray:
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
-        return _named(path, np.array(open_npy(path, what="labels")))
+        require_file(path, what="labels")
+        try:
+            people = np.array(open_npy(path, what="labels"))
+        except UserError as error:
+            raise UserError(f"{path} is not a whole file of labels: {error}") from error
+        return _named(path, people)
     lines = text_lines(path, what="labels")
     if "" in lines:
         raise UserError(
