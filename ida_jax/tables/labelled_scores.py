@@ -1,8 +1,8 @@
 """Readers of what is known of pairs, one row a pair: scores, labels, groups and identities.
 
-P pairs. A file is .npy, .csv or .parquet. A .csv's fields are separated by tabs where its first
-line has one, else by commas. That line is a header unless its fields are all numbers (or true,
-false). A file of one column needs no name for it; of several, the named one is
+P pairs. A file is .npy, .csv, .tsv or .parquet. Fields of text are separated by tabs where its
+first line has one, else by commas. That line is a header unless its fields are all numbers (or
+true, false). A file of one column needs no name for it; of several, the named one is
 read. The whole column is held in memory.
 """
 
@@ -27,7 +27,7 @@ from ida_jax.tables.text import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SUFFIXES = (".npy", ".csv", ".parquet")
+_SUFFIXES = (".npy", ".csv", ".tsv", ".parquet")
 
 
 class Groups(NamedTuple):
@@ -232,8 +232,8 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
     from pyarrow import parquet
 
     require_file(path, what=what)
-    if suffix == ".csv":
-        return _csv_table(path)
+    if suffix in (".csv", ".tsv"):
+        return _text_table(path)
     parquet_layout(path, what=what)
     try:
         return parquet.read_table(path)
@@ -241,7 +241,7 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
         raise UserError(f"{path} is not a whole .parquet file: {one_line(error)}") from error
 
 
-def _csv_table(path: Path) -> "pa.Table":
+def _text_table(path: Path) -> "pa.Table":
     import pyarrow as pa
     from pyarrow import csv
 
@@ -268,7 +268,7 @@ def _csv_table(path: Path) -> "pa.Table":
         fault = one_line(error)
     for number, line in enumerate(text.split(b"\n"), 1):
         require_closed_quotes(path, number, line)
-    raise UserError(f"{path} is not a whole .csv file: {fault}")
+    raise UserError(f"{path} is not a whole {path.suffix} file: {fault}")
 
 
 def _is_value(field: str) -> bool:

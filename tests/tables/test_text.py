@@ -76,7 +76,7 @@ def test_pairs_of_any_editor(written, tmp_path, delimiter, suffix):
 
 def test_tables_of_any_editor(written):
     assert read_scores(written("s.csv", "score\n0.5\n-1\n")).tolist() == [0.5, -1]
-    assert read_scores(written("s.csv", "pair\tscore\n0\t0.5\n1\t-1\n")).tolist() == [0.5, -1]
+    assert read_scores(written("s.tsv", "pair\tscore\n0\t0.5\n1\t-1\n")).tolist() == [0.5, -1]
     assert read_labels(written("l.csv", "1\n0\n")).tolist() == [True, False]
     codes, names = read_groups(written("g.csv", "group\nZoë a\nb\nZoë a\n"))
     assert (codes.tolist(), names) == ([0, 1, 0], ("Zoë a", "b"))
