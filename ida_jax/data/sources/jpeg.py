@@ -57,17 +57,17 @@ class ImageFault(Exception):
 def image_layout(encoded: bytes) -> Layout:
     """The size that a JPEG, PNG, BMP or WebP promises, before anything is decoded.
 
-    A JPEG's segments are followed to its end marker, behind which anything may stand (phones put
-    a film there).
+    A JPEG's segments and a PNG's chunks are followed to the end, behind which anything may stand
+    (phones put a film there).
 
     Raises:
-      ImageFault: another kind of file, a JPEG without its end, no pixels, or too many.
+      ImageFault: another kind of file, a JPEG or PNG that is not whole, no pixels, or too many.
     """
     if encoded.startswith(_JPEG):
         layout = _jpeg_layout(encoded)
-    elif encoded.startswith(_PNG) and encoded[12:16] == b"IHDR" and len(encoded) >= 24:
-        width, height = struct.unpack_from(">II", encoded, 16)
-        layout = Layout(height, width)
+    elif encoded.startswith(_PNG):
+        # A chunk may promise a gigabyte, for which OpenCV makes room.
+        layout = _png_layout(encoded)
     elif encoded.startswith(b"BM") and len(encoded) >= 26:
         old = int.from_bytes(encoded[14:18], "little") == 12
         width, height = struct.unpack_from("<HH" if old else "<ii", encoded, 18)

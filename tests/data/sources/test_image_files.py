@@ -351,6 +351,14 @@ def test_a_jpeg_whose_header_promises_too_much():
         decode(bytes(encoded), where="x")
 
 
+def test_a_png_whose_chunk_promises_too_much():
+    encoded = bytearray(CONTENT["a/B.PNG"])
+    start = encoded.index(b"IDAT") - 4
+    encoded[start : start + 4] = struct.pack(">I", 900_000_000)
+    with pytest.raises(UserError, match="end within a chunk"):
+        decode(bytes(encoded), where="x")
+
+
 def test_what_stands_behind_a_jpegs_end_is_no_part_of_it():
     photo = CONTENT["a/1.jpg"]
     film = b"\0\0\0\x18ftypmp42" + b"\xff\xda\xff\xd8\xff" * 9  # a phone's motion photo
