@@ -38,7 +38,7 @@ class Candidates:
       provenance: where they come from, JSON-able: all that they depend on, and more.
       names: of files, where they are files.
       unreadable: numbers of drawn faces that could not be decoded, and are black.
-      hidden: how many entries beside the files were passed over as hidden.
+      hidden: the entries beside the files that were passed over as hidden.
     """
 
     draw: Callable[[int, int], Sequence[np.ndarray]]
@@ -47,7 +47,7 @@ class Candidates:
     provenance: dict[str, Any]
     names: tuple[str, ...] = ()
     unreadable: set[int] = field(default_factory=set)
-    hidden: int = 0
+    hidden: tuple[str, ...] = ()
 
 
 def generated_candidates(

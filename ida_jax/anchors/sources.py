@@ -32,12 +32,12 @@ class ImageFolder(NamedTuple):
     Attributes:
       files: their paths, sorted.
       people: the identity folder of each; empty in a flat folder.
-      hidden: how many entries were passed over as hidden.
+      hidden: the entries that were passed over as hidden.
     """
 
     files: tuple[Path, ...]
     people: tuple[str, ...]
-    hidden: int = 0
+    hidden: tuple[str, ...] = ()
 
 
 def class_weights(
@@ -209,7 +209,8 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
             f"*{', *'.join(SUFFIXES)}"
         )
     people = tuple(canonical(sayable(file.parent.name)) for file in nested)
-    return ImageFolder(tuple(flat or nested), people, hidden)
+    passed = tuple(entry.relative_to(folder).as_posix() for entry in hidden)
+    return ImageFolder(tuple(flat or nested), people, passed)
 
 
 def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:
@@ -238,8 +239,8 @@ class _Crops(Sequence[np.ndarray]):
         return image
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[Path], int]:
-    """A folder's images and its folders, sorted, and how many entries are hidden."""
+def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """A folder's images, its folders and its hidden entries, sorted."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -247,7 +248,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path], int]:
     seen = [entry for entry in entries if not is_hidden(entry.name)]
     images = [entry for entry in seen if is_image(entry.name) and entry.is_file()]
     folders = [entry for entry in seen if entry.is_dir()]
-    return images, folders, len(entries) - len(seen)
+    return images, folders, [entry for entry in entries if is_hidden(entry.name)]
 
 
 def _numbered(people: Sequence[str] | np.ndarray, count: int) -> tuple[np.ndarray, list[str]]:

@@ -148,11 +148,11 @@ def _candidates(options: Any, model: "FaceModel") -> "Candidates":
     return generated_candidates(generator, seed=options.seed or 0, truncation=truncation)
 
 
-def _tell_hidden(count: int) -> None:
+def _tell_hidden(names: tuple[str, ...]) -> None:
     from ida_jax.data.sources.image_files import hidden_note
 
-    if count:
-        print(hidden_note(count))
+    if names:
+        print(hidden_note(names))
 
 
 def _training(

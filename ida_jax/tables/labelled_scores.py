@@ -27,7 +27,8 @@ from ida_jax.tables.text import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SUFFIXES = (".npy", ".csv", ".tsv", ".parquet")
+_TEXTS = (".csv", ".tsv")
+_SUFFIXES = (".npy", *_TEXTS, ".parquet")
 
 
 class Groups(NamedTuple):
@@ -83,7 +84,9 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
       UserError: as `read_scores`.
     """
     path = Path(path)
-    column = _whole(_column(path, "group", what="groups"))
+    column = _column(path, "group", what="groups")
+    if path.suffix.lower() in _TEXTS:
+        column = _whole(column)
     if _is_float(column):
         raise UserError(f"{path} holds {column.type} values: expected a name or an integer a pair")
     values, codes = _numbered(column)
@@ -124,7 +127,8 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
         sides = list(table.columns)
     for side in sides:
         _require_all(side, path)
-    sides = [_whole(side) for side in sides]
+    if suffix in _TEXTS:
+        sides = [_whole(side) for side in sides]
     for side in sides:
         if _is_float(side):
             raise UserError(f"{path} holds {side.type} values: expected names or integers")
@@ -232,7 +236,7 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
     from pyarrow import parquet
 
     require_file(path, what=what)
-    if suffix in (".csv", ".tsv"):
+    if suffix in _TEXTS:
         return _text_table(path)
     parquet_layout(path, what=what)
     try:

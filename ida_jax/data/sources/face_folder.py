@@ -44,8 +44,8 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     """The images of FOLDER/IDENTITY/, by identity and file name; hidden files are passed over.
 
     Images are read when asked for. The notes report identity folders without an image, and of what
-    is left out: other files, what lies in FOLDER itself or below an identity's folder, and how many
-    entries are hidden.
+    is left out: other files, what lies in FOLDER itself or below an identity's folder, and hidden
+    entries.
 
     Raises:
       UserError: no such folder, no image in it, one that cannot be listed, a name that is not
@@ -60,7 +60,7 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     for name in folders:
         images, others, more = _listed(os.path.join(folder, name), keep_folders=False)
         left_out += others
-        hidden += more
+        hidden += [f"{name}/{each}" for each in more]
         if not images:
             empty.append(name)
             continue
@@ -87,14 +87,14 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     return EncodedFaces(images, labels, tuple(identities), images.path, tuple(notes))
 
 
-def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str], int]:
-    """Sorted names to keep (folders, or else images) and paths of others; the count of hidden."""
-    kept, others, hidden = [], [], 0
+def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str], list[str]]:
+    """Sorted: names to keep (folders, or else images), paths of others, names of hidden ones."""
+    kept, others, hidden = [], [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
-                    hidden += 1
+                    hidden.append(entry.name)
                     continue
                 is_image = entry.name.lower().endswith(JPEG_AND_PNG) and not entry.is_dir()
                 wanted = entry.is_dir() if keep_folders else is_image
@@ -104,7 +104,7 @@ def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str], i
     for name in kept:
         if not name.isprintable():
             raise UserError(f"{folder} holds {name!r}: rename it to printable UTF-8 text")
-    return sorted(kept), sorted(others), hidden
+    return sorted(kept), sorted(others), sorted(hidden)
 
 
 def _refuse_twins(folder: str, names: Sequence[str]) -> None:

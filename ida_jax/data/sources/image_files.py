@@ -30,6 +30,7 @@ JPEG_AND_PNG = (".jpg", ".jpeg", ".png")
 SUFFIXES = (*JPEG_AND_PNG, ".bmp", ".webp")
 _TARS = (".tar", ".tgz", ".tar.gz")
 _SHOWN = 200
+_NAMED = 5
 # Of macOS, Windows and Synology's servers.
 _LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir")
 _MOST_BYTES = 1 << 29  # of one encoded image
@@ -47,9 +48,12 @@ def is_hidden(name: str) -> bool:
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in _LITTER
 
 
-def hidden_note(count: int) -> str:
-    """What a command prints of hidden entries."""
-    return f"skipped {count:,} hidden {'entry' if count == 1 else 'entries'}"
+def hidden_note(names: Sequence[str]) -> str:
+    """What a command prints of hidden entries: how many, and the first."""
+    # Their names need not be text that can be printed.
+    first = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_NAMED])
+    count = f"skipped {len(names):,} hidden {'entry' if len(names) == 1 else 'entries'}"
+    return f"{count}: {first}{', …' if len(names) > _NAMED else ''}"
 
 
 def read_image(path: str | os.PathLike[str]) -> bytes:
@@ -86,12 +90,14 @@ class ImageFiles(Sequence[np.ndarray]):
 
     Attributes:
       names: the N images' distinct paths inside the folder or tar, or as the list has them.
-      hidden: how many entries of the folder or tar were passed over as hidden.
+      hidden: the entries of the folder or tar that were passed over as hidden, sorted.
     """
 
-    def __init__(self, names: Sequence[str], source: "_Source", *, hidden: int = 0) -> None:
+    def __init__(
+        self, names: Sequence[str], source: "_Source", *, hidden: Sequence[str] = ()
+    ) -> None:
         self.names = tuple(names)
-        self.hidden = hidden
+        self.hidden = tuple(hidden)
         self._source = source
 
     def __len__(self) -> int:
@@ -183,25 +189,26 @@ def _some(names: Sequence[str], path: Path) -> Sequence[str]:
     return names
 
 
-def _images_in(folder: Path) -> tuple[list[str], int]:
-    """The images' paths, sorted, and how many entries are hidden."""
+def _images_in(folder: Path) -> tuple[list[str], list[str]]:
+    """The images' paths and those of hidden entries, sorted."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    names, hidden = [], 0
+    names, hidden = [], []
     for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(current)
-        hidden += sum(is_hidden(name) for name in (*folders, *files))
+        within = Path(current).relative_to(folder)
+        passed = [name for name in (*folders, *files) if is_hidden(name)]
+        hidden += [(within / name).as_posix() for name in passed]
         folders[:] = [name for name in folders if not is_hidden(name)]
         for name in folders:
             link = os.path.join(current, name)
             if os.path.islink(link) and _is_within(real, os.path.realpath(link)):
                 raise UserError(f"{link} leads back to a folder around it: remove this link")
-        within = Path(current).relative_to(folder)
         images = [name for name in files if is_image(name) and not is_hidden(name)]
         names += [sayable((within / name).as_posix()) for name in images]
-    return sorted(names), hidden
+    return sorted(names), sorted(hidden)
 
 
 def _is_within(path: str, folder: str) -> bool:
@@ -350,10 +357,10 @@ def _plain(path: Path) -> BinaryIO:
     return unpacked
 
 
-def _members(file: BinaryIO) -> tuple[dict[str, tuple[int, int]], int]:
-    """The images' places, {name: (offset, size)}, and how many entries are hidden.
+def _members(file: BinaryIO) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """The images' places, {name: (offset, size)}, and the hidden entries.
 
-    Of a repeated name the last counts, as in tar; of a hidden folder what it holds does not.
+    Of a repeated name the last counts, as in tar; of a hidden folder the folder alone.
 
     Raises:
       ValueError: a tar file without its end, an image in a form that is not plain bytes, or a path
@@ -369,7 +376,7 @@ def _members(file: BinaryIO) -> tuple[dict[str, tuple[int, int]], int]:
             parts = name.split("/")
             first = next((at for at, part in enumerate(parts) if is_hidden(part)), None)
             if first is not None:
-                hidden.add(tuple(parts[: first + 1]))
+                hidden.add("/".join(parts[: first + 1]))
                 continue
             if member.isdir() or not is_image(name):
                 continue
@@ -384,7 +391,7 @@ def _members(file: BinaryIO) -> tuple[dict[str, tuple[int, int]], int]:
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise ValueError(f"no header and no end mark at byte {end}")
-    return members, len(hidden)
+    return members, sorted(hidden)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -247,7 +247,7 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _notes(name: str, images: int, hidden: int) -> tuple[str, ...]:
+def _notes(name: str, images: int, hidden: Sequence[str]) -> tuple[str, ...]:
     whole = _SETS[name].images
     notes = []
     if images != whole:

@@ -67,10 +67,10 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
 
 
 class WrittenBin(NamedTuple):
-    """What was written: P, and how many entries beside the images were passed over as hidden."""
+    """What was written: P, and the entries beside the images that were passed over as hidden."""
 
     pairs: int
-    hidden: int
+    hidden: tuple[str, ...]
 
 
 def open_bin(path: str | os.PathLike[str]) -> ImageFiles:

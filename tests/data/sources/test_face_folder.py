@@ -24,7 +24,7 @@ def test_identities_and_files_are_sorted(tmp_path):
     assert faces.labels.dtype == np.int32
     assert faces.labels.tolist() == [0, 0, 1, 2]
     assert faces.where(2) == str(tmp_path / "al" / "1.jpg")
-    assert faces.notes == ("skipped 2 hidden entries",)
+    assert faces.notes == ("skipped 2 hidden entries: .git, al/.hidden.jpg",)
 
 
 def test_what_is_left_out_is_told(tmp_path):

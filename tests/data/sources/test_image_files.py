@@ -187,8 +187,9 @@ def test_hidden_entries_are_no_images_and_are_counted(tmp_path, kind):
         path = _write_tar(tmp_path / kind, content.items(), mode=mode)
     files = open_images(path)
     _check(files)
-    assert files.hidden == 6  # of a hidden folder, the folder alone
-    assert open_images(_write_tar(tmp_path / "y.tar", CONTENT.items())).hidden == 0
+    folders = (".ipynb_checkpoints", "__MACOSX")
+    assert files.hidden == (*folders, "a/.DS_Store", "a/._1.jpg", "b/Thumbs.db", "b/desktop.ini")
+    assert open_images(_write_tar(tmp_path / "y.tar", CONTENT.items())).hidden == ()
 
 
 def test_hidden_names():
