@@ -21,7 +21,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.text import delimiter_of, text_blocks, text_lines, whole_number
+from ida_jax.tables.text import canonical, delimiter_of, text_blocks, text_lines, whole_number
 
 SUBSETS = ("ijbb", "ijbc")
 # Images, templates, pairs, genuine pairs of the whole releases.
@@ -304,9 +304,14 @@ def _columns(path: Path, kinds: tuple[type, ...]) -> list[np.ndarray]:
         return _columns_line_by_line(path, kinds)
     if not sum(len(batch[0]) for batch in batches):
         raise UserError(f"{path} is empty")
-    return [
+    found = [
         np.concatenate([each.to_numpy(zero_copy_only=False) for each in column])
         for column in zip(*batches, strict=True)
+    ]
+    # Names as the slow path and the embeddings have them.
+    return [
+        np.array([canonical(name) for name in column], object) if kind is str else column
+        for column, kind in zip(found, kinds, strict=True)
     ]
 
 
