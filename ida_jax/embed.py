@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
-    from ida_jax.data.sources.image_files import open_images
+    from ida_jax.data.sources.image_files import hidden_note, open_images
     from ida_jax.data.sources.verification_bin import open_bin
     from ida_jax.runs.workdir import MODEL, file_inside
 
@@ -74,6 +74,8 @@ def main(argv: list[str]) -> None:
         raise
     remove_parts(output)
     print(f"{len(files):,} embeddings of {model.width} numbers in {output}")
+    if files.hidden:
+        print(hidden_note(files.hidden))
     if uncertainty is not None:
         print(f"their log-variances in {_variances(output)}")
     if skipped:
@@ -176,10 +178,11 @@ def _crop(
 def _points(options: Any, files: "ImageFiles") -> "list[np.ndarray | None]":
     """Each image's five points: of the same path, or of the same file name where all differ."""
     from ida_jax.data.landmarks import read_landmarks
+    from ida_jax.tables.text import canonical
 
     landmarks = read_landmarks(options.landmarks)
     place = {name: row for row, name in enumerate(landmarks.names)}
-    wanted = list(files.names)
+    wanted = [canonical(name) for name in files.names]
     if not any(name in place for name in wanted):
         listed, short = [_file_name(n) for n in place], [_file_name(n) for n in wanted]
         if len(set(listed)) == len(listed) and len(set(short)) == len(short):

@@ -8,7 +8,7 @@ IDA-L beside them. The batch is free, the weights are inside, the arithmetic is 
   X.safetensors  no graph but a face model for ida_jax, from weights of elsewhere
 
 FILE is a model.safetensors, DIR the workdir that has it. FILE may also be weights of elsewhere:
-InsightFace's iresnets as .pth, .pt, .npz or .onnx, and MobileFaceNet's state dict.
+InsightFace's iresnets as .pth, .pt, .ckpt, .npz or .onnx, and MobileFaceNet's state dict.
 
 Input uint8 (default) is RGB crops [B, H, W, 3] as they are read, normalised inside the graph;
 float_nchw is float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.

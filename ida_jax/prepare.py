@@ -90,10 +90,13 @@ def _bin(argv: list[str]) -> None:
 
 
 def _make_bin(options: "Namespace") -> None:
+    from ida_jax.data.sources.image_files import hidden_note
     from ida_jax.data.sources.verification_bin import write_verification_bin
 
-    pairs = write_verification_bin(options.output, images=options.images, pairs=options.pairs)
-    print(f"{pairs:,} pairs: {options.output}")
+    written = write_verification_bin(options.output, images=options.images, pairs=options.pairs)
+    print(f"{written.pairs:,} pairs: {options.output}")
+    if written.hidden:
+        print(hidden_note(written.hidden))
 
 
 def _read_bin(options: "Namespace") -> None:

@@ -86,6 +86,7 @@ def _build(argv: list[str]) -> None:
     _check_build(options)
 
     from ida_jax.anchors import sources
+    from ida_jax.data.sources.image_files import hidden_note
     from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.tables.identities import read_people
 
@@ -108,7 +109,9 @@ def _build(argv: list[str]) -> None:
             model.class_weights, fingerprint=model.fingerprint, **common
         )
     else:
-        sources.find_images(options.images)  # its mistakes before the model is read
+        found = sources.find_images(options.images)  # its mistakes before the model is read
+        if found.hidden:
+            print(hidden_note(found.hidden))
         anchors = sources.image_anchors(
             options.images,
             _model(options.model),

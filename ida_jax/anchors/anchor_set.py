@@ -14,6 +14,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.tables.identities import labels_among
+from ida_jax.tables.text import name_fault
 
 _KIND = "anchor_set"
 
@@ -72,16 +73,20 @@ class AnchorSet:
             labels = np.asarray(labels)
             if not np.issubdtype(labels.dtype, np.integer):
                 raise UserError(f"the anchors' labels are {labels.dtype}: expected integers")
-            if labels.size and np.abs(labels).max() > np.iinfo(np.int32).max:
+            if labels.size and labels.max() > np.iinfo(np.int32).max:
                 raise UserError("the anchors' labels are beyond 32 bits: number identities from 0")
             if labels.shape != embeddings.shape[:1]:
                 raise UserError(
                     f"labels are {list(labels.shape)}, expected one for each of the "
                     f"{embeddings.shape[0]} anchors"
                 )
-            labels = labels.astype(np.int32)
+            # What is negative is unknown, however large.
+            labels = np.maximum(labels.astype(np.int64), np.iinfo(np.int32).min).astype(np.int32)
         if names and len(names) != len(embeddings):
             raise UserError(f"{len(names)} names for {len(embeddings)} anchors: expected one each")
+        for row, name in enumerate(names):
+            if fault := name_fault(name):
+                raise UserError(f"the name of anchor {row} {fault}")
         provenance = dict(provenance or {})
         return cls(embeddings, labels, source, fingerprint, k, tau, tuple(names), provenance)
 

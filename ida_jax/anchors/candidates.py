@@ -6,7 +6,7 @@ N faces, H height, W width, D embedding.
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ida_jax.anchors.sources import find_images
 from ida_jax.common.errors import UserError
 from ida_jax.common.parts import Parts, cut, key_of
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.sources.image_files import decode
+from ida_jax.data.sources.image_files import decode, read_image
 
 if TYPE_CHECKING:
     from ida_jax.artefacts.face_model import FaceModel
@@ -38,6 +38,7 @@ class CandidateFaces:
       provenance: where they come from, JSON-able; it includes everything that they depend on.
       names: of files, where they are files.
       unreadable: numbers of drawn faces that could not be decoded, and are black.
+      hidden: the entries beside the files that were passed over as hidden.
     """
 
     draw: Callable[[int, int], Sequence[np.ndarray]]
@@ -46,6 +47,7 @@ class CandidateFaces:
     provenance: dict[str, Any]
     names: tuple[str, ...] = ()
     unreadable: set[int] = field(default_factory=set)
+    hidden: tuple[str, ...] = ()
 
 
 def generated_candidates(
@@ -99,7 +101,8 @@ def folder_candidates(
             f"{folder} holds folders, {images.people[0]} the first: expected a generator's images "
             "in one folder; real people's crops become anchors with `build --images`"
         )
-    return file_candidates(images.files, folder, image_size=image_size, skip_bad=skip_bad)
+    crops = file_candidates(images.files, folder, image_size=image_size, skip_bad=skip_bad)
+    return replace(crops, hidden=images.hidden)
 
 
 def file_candidates(
@@ -131,7 +134,7 @@ def file_candidates(
     def read(number: int) -> np.ndarray:
         file = files[number]
         try:
-            image = decode(file.read_bytes(), where=str(file))
+            image = decode(read_image(file), where=str(file))
         except UserError as error:
             if skip_bad is None:
                 raise

@@ -14,8 +14,16 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.sources.image_files import SUFFIXES, decode, is_image
+from ida_jax.data.sources.image_files import (
+    SUFFIXES,
+    decode,
+    is_hidden,
+    is_image,
+    read_image,
+    sayable,
+)
 from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.tables.text import canonical
 
 
 class ImageFolder(NamedTuple):
@@ -24,10 +32,12 @@ class ImageFolder(NamedTuple):
     Attributes:
       files: their paths, sorted.
       people: the identity folder of each; empty in a flat folder.
+      hidden: the entries that were passed over as hidden.
     """
 
     files: tuple[Path, ...]
     people: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
 
 
 def class_weights(
@@ -195,7 +205,12 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}: expected a folder of face crops")
-    flat, nested = _images(folder.glob("*")), _images(folder.glob("*/*"))
+    flat, folders, hidden = _listed(folder)
+    nested: list[Path] = []
+    for each in folders:
+        images, _, more = _listed(each)
+        nested += images
+        hidden += more
     if flat and nested:
         raise UserError(
             f"{folder} holds images ({flat[0].name}) and folders of images "
@@ -206,7 +221,9 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
             f"no image in {folder}: expected FOLDER/PERSON/IMAGE or FOLDER/IMAGE with IMAGE one of "
             f"*{', *'.join(SUFFIXES)}"
         )
-    return ImageFolder(flat or nested, tuple(file.parent.name for file in nested))
+    people = tuple(canonical(sayable(file.parent.name)) for file in nested)
+    passed = tuple(entry.relative_to(folder).as_posix() for entry in hidden)
+    return ImageFolder(tuple(flat or nested), people, passed)
 
 
 def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:
@@ -230,17 +247,21 @@ class _Crops(Sequence[np.ndarray]):
 
     def __getitem__(self, index: int) -> np.ndarray:
         file = self._files[index]
-        try:
-            encoded = file.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}") from error
-        image = decode(encoded, where=str(file))
+        image = decode(read_image(file), where=str(file))
         self._preprocessing.check(image, what=str(file))
         return image
 
 
-def _images(paths: Sequence[Path]) -> tuple[Path, ...]:
-    return tuple(sorted(p for p in paths if is_image(p.name) and p.is_file()))
+def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """A folder's images, its folders and its hidden entries, sorted."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}") from error
+    seen = [entry for entry in entries if not is_hidden(entry.name)]
+    images = [entry for entry in seen if is_image(entry.name) and entry.is_file()]
+    folders = [entry for entry in seen if entry.is_dir()]
+    return images, folders, [entry for entry in entries if is_hidden(entry.name)]
 
 
 def _numbered(people: Sequence[str] | np.ndarray, count: int) -> tuple[np.ndarray, list[str]]:

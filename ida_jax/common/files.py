@@ -9,10 +9,14 @@ Training checkpoints are the exception: those are Orbax's.
 import contextlib
 import hashlib
 import json
+import lzma
 import math
 import os
+import struct
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,9 @@ from typing import Any
 import numpy as np
 
 from ida_jax.common.errors import UserError
+
+# What a file may promise whatever its size, and how many times its size beyond that.
+_PROMISED, _MOST_TIMES = 64 << 20, 100
 
 
 @contextlib.contextmanager
@@ -137,7 +144,7 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} was not written by ida_jax, or by another version: {error!r}"
         ) from error
@@ -172,10 +179,50 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     """
     require_file(path, what="arrays")
     try:
+        with zipfile.ZipFile(path) as archive:
+            require_plausible(path, sum(member.file_size for member in archive.infolist()))
+            for member in archive.infolist():
+                _check_member(archive, member)
         with np.load(path, allow_pickle=False) as opened:
             return dict(opened)
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path} is not a whole .npz file of plain arrays: {error}") from error
+    # Damage shows as almost anything: RuntimeError is of an encrypted or oddly compressed one.
+    except (ValueError, OSError, EOFError, TypeError, RuntimeError, SyntaxError, MemoryError,
+            AttributeError, OverflowError, KeyError, zipfile.BadZipFile, zlib.error, struct.error,
+            lzma.LZMAError, tokenize.TokenError) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a whole .npz file of plain arrays: {said}") from error
+
+
+def require_plausible(path: Path, promised: int) -> None:
+    """Refuses a small file that would fill the memory, before room is made for what it promises.
+
+    Raises:
+      UserError: more than 64 MiB, and more than 100 times the file's size.
+    """
+    size = path.stat().st_size
+    if promised > max(_PROMISED, _MOST_TIMES * size):
+        raise UserError(
+            f"{path} promises {promised / 2**30:,.1f} GiB in {size:,} bytes, more than "
+            f"{_MOST_TIMES} times its size: it is damaged or made to fill the memory"
+        )
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """An .npz's member is an array, and holds what its header says."""
+    if not member.filename.endswith(".npy"):
+        raise ValueError(f"{member.filename[:60]!r} in it is not an .npy")
+    with archive.open(member) as opened:
+        version = np.lib.format.read_magic(opened)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(opened)
+        held = member.file_size - opened.tell()
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(
+            f"{member.filename[:60]!r} in it promises {list(shape)} of {dtype} and holds {held:,} "
+            "bytes"
+        )
 
 
 def _memory_mapped(path: Path) -> dict[str, np.ndarray]:

@@ -75,6 +75,29 @@ def similarity_transform(
     return np.stack([np.stack([a, -b, x], -1), np.stack([b, a, y], -1)], -2)
 
 
+def fit_residual(
+    points: np.ndarray, reference: np.ndarray = ARCFACE_POINTS
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the best similarity leaves of faces' points, and how far it turns them.
+
+    With z and w as in `similarity_transform`: 1 − |Σ z̄ᵢwᵢ|² / (Σ |zᵢ|² Σ |wᵢ|²), 0 for a perfect
+    fit and at most 1, and |arg a|.
+
+    Args:
+      points: [N, 5, 2].
+      reference: [5, 2].
+
+    Returns:
+      float64 [N] of each; a residual of 1 for points that coincide or overflow.
+    """
+    z, w = _complex(points), _complex(reference)
+    with np.errstate(all="ignore"):
+        z, w = z - z.mean(-1, keepdims=True), w - w.mean()
+        product = np.sum(np.conj(z) * w, -1)
+        fit = np.abs(product) ** 2 / (np.sum(np.abs(z) ** 2, -1) * np.sum(np.abs(w) ** 2))
+    return np.where(np.isfinite(fit), 1 - fit, 1.0), np.abs(np.angle(product))
+
+
 def align(image: np.ndarray, points: ArrayLike, *, size: int = 112) -> np.ndarray:
     """One face's aligned crop, bilinear, black beyond the picture (InsightFace's norm_crop).
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources.image_files import without_suffix
-from ida_jax.tables.blocks import text_lines
+from ida_jax.tables.text import canonical, shown, split_line, text_lines, whole_number
 
 
 class PairList(NamedTuple):
@@ -120,8 +120,9 @@ def consecutive_pairs(same: ArrayLike, *, folds: int = 10) -> PairList:
 def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
     """Reads LFW's pairs.txt.
 
-    The first line is `FOLDS PAIRS`. A fold is PAIRS genuine lines `NAME i j` and then PAIRS
-    impostor lines `NAME1 i NAME2 j`, separated by tabs. Image i of NAME is `NAME/NAME_%04d`.
+    The first line is `FOLDS PAIRS`. Then each fold has PAIRS genuine lines `NAME i j` and PAIRS
+    impostor lines `NAME1 i NAME2 j`, separated by tabs, or by spaces where no name has any. Image i
+    of NAME is `NAME/NAME_%04d`.
 
     Args:
       path: the file.
@@ -134,9 +135,10 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
     row_of_name = _rows_by_name(names)
     lines = _fields(path)
     header = lines[0][1] if lines else []
-    if len(header) != 2 or not all(field.isdecimal() and int(field) for field in header):
+    sizes = [whole_number(field) for field in header]
+    if len(sizes) != 2 or not all(size is not None and size > 0 for size in sizes):
         raise UserError(f"{path}:1: expected the number of folds and of pairs, such as '10\\t300'")
-    folds, count = (int(field) for field in header)
+    folds, count = sizes
     if len(lines) - 1 != 2 * folds * count:
         raise UserError(
             f"{path}: found {len(lines) - 1} pairs, but the first line promises "
@@ -189,13 +191,15 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
     pairs, numbers = [], []
     for (at, first), (next_at, second) in zip(lines[::2], lines[1::2], strict=True):
         for number, fields in ((at, first), (next_at, second)):
-            if len(fields) != 2 or not fields[1].isdecimal():
+            # No list has more folds than lines.
+            if len(fields) != 2 or not 0 <= _whole(fields[1]) <= len(lines):
                 raise UserError(f"{path}:{number}: expected 'IMAGE FOLD', such as 'A_0001.jpg 3'")
             if _stem(fields[0]) not in row_of_name:
+                image = shown(fields[0])[1:-1]
                 raise UserError(
-                    f"{path}:{number}: {fields[0]} is not among the {len(names)} names given"
+                    f"{path}:{number}: {image} is not among the {len(names)} names given"
                 )
-        if first[1] != second[1]:
+        if _whole(first[1]) != _whole(second[1]):
             raise UserError(
                 f"{path}:{next_at}: fold {second[1]} after {first[1]}: expected the same number on "
                 "both lines of a pair"
@@ -203,7 +207,7 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
         pairs.append([row_of_name[_stem(fields[0])] for fields in (first, second)])
         if pairs[-1][0] == pairs[-1][1]:
             raise UserError(f"{path}:{next_at}: an image with itself, expected two images")
-        numbers.append(int(first[1]))
+        numbers.append(_whole(first[1]))
     fold = np.array(numbers)
     same = fold > 0
     folds = int(fold.max(initial=0))
@@ -223,7 +227,7 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
 
 
 def _rows_by_name(names: Sequence[str]) -> dict[str, int]:
-    row_of_name = {name: row for row, name in enumerate(names)}
+    row_of_name = {canonical(name): row for row, name in enumerate(names)}
     if len(row_of_name) < len(names):
         raise UserError(
             f"{len(names)} names, only {len(row_of_name)} of them different: a pair list needs one "
@@ -233,9 +237,15 @@ def _rows_by_name(names: Sequence[str]) -> dict[str, int]:
 
 
 def _fields(path: str | PathLike[str]) -> list[tuple[int, list[str]]]:
-    """The lines that are not blank, with their numbers from 1, split at white space."""
-    lines = text_lines(Path(path), what="pair list")
-    return [(number, line.split()) for number, line in lines if line.strip()]
+    """The fields of the lines that are not blank, each with its line's number from 1."""
+    lines = text_lines(Path(path), what="list of pairs")
+    return [(i, split_line(line)) for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def _whole(field: str) -> int:
+    """The field's number, or −1, which no list has."""
+    number = whole_number(field)
+    return -1 if number is None else number
 
 
 def _stem(name: str) -> str:
@@ -244,11 +254,16 @@ def _stem(name: str) -> str:
 
 
 def _row(where: str, name: str, image: str, row_of_name: dict[str, int]) -> int:
-    if not image.isdecimal():
-        raise UserError(f"{where}: found '{image}', expected the number of an image of {name}")
-    full = f"{name}/{name}_{int(image):04d}"
+    number = _whole(image)
+    if number < 0:
+        raise UserError(
+            f"{where}: found {shown(image)}, expected the number of an image of {shown(name)[1:-1]}"
+        )
+    full = f"{name}/{name}_{number:04d}"
     if full not in row_of_name:
-        raise UserError(f"{where}: {full} is not among the {len(row_of_name)} names given")
+        raise UserError(
+            f"{where}: {shown(full)[1:-1]} is not among the {len(row_of_name)} names given"
+        )
     return row_of_name[full]
 
 

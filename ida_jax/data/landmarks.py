@@ -4,6 +4,7 @@ N faces.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +12,29 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import TextBlock, parse_columns, text_blocks
+from ida_jax.data.alignment import fit_residual
+from ida_jax.tables.text import TextBlock, parse_columns, shown, split_line, text_blocks
 
-_SHOWN = 60
 _EXPECTED = "expected an image, x1 y1 … x5 y5, and a score or none"
+# A list's points [N, 5, 2] put right where they were written in another order.
+_ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "x1 … x5 y1 … y5": lambda points: points.reshape(-1, 2, 5).swapaxes(1, 2),
+    "y1 … y5 x1 … x5": lambda points: points.reshape(-1, 2, 5).swapaxes(1, 2)[..., ::-1],
+    "y1 x1 … y5 x5": lambda points: points[..., ::-1],
+    "left and right exchanged": lambda points: points[:, [1, 0, 2, 4, 3]],
+    "the eyes exchanged": lambda points: points[:, [1, 0, 2, 3, 4]],
+    "the corners of the mouth exchanged": lambda points: points[:, [0, 1, 2, 4, 3]],
+    "the nose last": lambda points: points[:, [0, 1, 4, 2, 3]],
+    "the nose first": lambda points: points[:, [1, 2, 0, 3, 4]],
+}
+# Residuals (`fit_residual`) of LFW's 13,233 faces, written rightly: 0.02 at the median, 0.09 at the
+# 99th percentile, 0.28 at most; of profiles up to 0.7. Read in a wrong order they are 0.4 to 1 at
+# the median. A face counts as misread where its residual is above the first and another order
+# brings it below the second: none of LFW's is, nor any of 20,000 turned, nodding and rotated
+# profiles; of faces in a wrong order nearly all are.
+_BAD, _GOOD = 0.2, 0.1
+# The share of misread faces from which on a list is refused. Detectors err on single faces.
+_MISREAD = 0.25
 
 
 class Landmarks(NamedTuple):
@@ -38,7 +58,8 @@ def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
 
     Raises:
       UserError: a file that is absent, empty or not text; a malformed line; a number that is
-        not finite; an image that comes twice. The message gives the file and the line.
+        not finite; an image that comes twice; points that fit a face in another order alone. The
+        message gives the file and the line.
     """
     path = Path(path)
     require_file(path, what="landmarks")
@@ -47,8 +68,7 @@ def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
     width = 0
     for block in text_blocks(path):
         if not width:
-            first = block.text.split(b"\n", 1)[0]
-            width = len(split_line(first.decode("utf-8", errors="replace")))
+            width = len(split_line(block.text.split(b"\n", 1)[0].decode()))
             if width not in (11, 12):
                 raise UserError(f"{path}, line 1: {width} fields were found, {_EXPECTED}")
         block_names, block_numbers = _fast(block, width) or _slow(path, block, width)
@@ -62,14 +82,9 @@ def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
         raise UserError(f"{path}, line {line}: a number is not finite, {_EXPECTED}")
     if len(set(names)) < len(names):
         _raise_repeated(path, names)
-    return Landmarks(
-        tuple(names), values[:, :10].reshape(-1, 5, 2), values[:, 10] if width == 12 else None
-    )
-
-
-def split_line(line: str) -> list[str]:
-    """A line's fields: between tabs where it has any, else between white space."""
-    return [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
+    points = values[:, :10].reshape(-1, 5, 2)
+    _refuse_other_orders(path, points)
+    return Landmarks(tuple(names), points, values[:, 10] if width == 12 else None)
 
 
 def _fast(block: TextBlock, width: int) -> tuple[list[str], np.ndarray] | None:
@@ -93,22 +108,39 @@ def _fast(block: TextBlock, width: int) -> tuple[list[str], np.ndarray] | None:
 def _slow(path: Path, block: TextBlock, width: int) -> tuple[list[str], np.ndarray]:
     """The block line by line: several spaces in a row, or a mistake, which is named."""
     names, numbers = [], []
-    for number, line in enumerate(block.text.removesuffix(b"\n").split(b"\n"), block.first_line):
+    for number, line in block.lines():
         where = f"{path}, line {number}"
-        try:
-            fields = split_line(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not UTF-8 text, {_EXPECTED}") from error
+        fields = split_line(line.decode())
         if len(fields) != width or not fields[0]:
             fault = f"{len(fields)} fields were found, the first line has {width}"
             raise UserError(f"{where}: {fault if fields else 'a blank line'}; {_EXPECTED}")
         try:
             numbers.append([float(field) for field in fields[1:]])
         except ValueError as error:
-            shown = line.decode("utf-8")[:_SHOWN].rstrip()
-            raise UserError(f"{where}: {shown!r}: {_EXPECTED}") from error
+            raise UserError(f"{where}: {shown(line.decode())}: {_EXPECTED}") from error
         names.append(fields[0])
     return names, np.array(numbers).reshape(-1, width - 1)
+
+
+def _refuse_other_orders(path: Path, points: np.ndarray) -> None:
+    bad = fit_residual(points)[0] > _BAD
+    if np.count_nonzero(bad) < _MISREAD * len(points):
+        return
+    found = []
+    for name, reordered in _ORDERS.items():
+        residual, turn = fit_residual(reordered(points))
+        misread = bad & (residual < _GOOD)
+        if misread.any() and np.count_nonzero(misread) >= _MISREAD * len(points):
+            # Exchanged sides fit mirrored points as well, but turned by 90°.
+            found.append((np.median((residual + turn / 10)[misread]), name, misread))
+    if found:
+        _, name, misread = min(found, key=lambda each: each[0])
+        raise UserError(
+            f"{path}, line {int(np.argmax(misread)) + 1}: the points make no face in this order, "
+            f"but do in another one ({name}), as those of {np.count_nonzero(misread):,} of "
+            f"{len(points):,} lines: expected x1 y1 … x5 y5 of the left eye in the picture, the "
+            "right eye, the nose, the left and the right corner of the mouth"
+        )
 
 
 def _raise_repeated(path: Path, names: list[str]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.sources.image_files import decode, open_images
+from ida_jax.tables.text import canonical, delimiter_of, text_lines
 
 
 class EncodedImages(Sequence[np.ndarray]):
@@ -57,7 +58,7 @@ def load_lfw(
     names = []
     for name in sorted(encoded):
         identity = name.split("/")[0]
-        if wanted is not None and identity not in wanted:
+        if wanted is not None and canonical(identity) not in wanted:
             continue
         if images_per_identity is None or taken[identity] < images_per_identity:
             taken[identity] += 1
@@ -99,20 +100,21 @@ def read_split(path: str | os.PathLike[str]) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"no split at {path}: expected lines identity,role,images")
     roles: dict[str, str] = {}
+    lines = text_lines(path, what="split")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
-            if not {"identity", "role"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{path}, line 1: expected a header identity,role,images")
-            for row in reader:
-                identity, role = row["identity"], row["role"]
-                where = f"{path}, line {reader.line_num}"
-                if not identity or not role:
-                    raise UserError(f"{where}: expected identity,role,images")
-                if identity in roles:
-                    raise UserError(f"{where}: {identity} comes twice, expected once")
-                roles[identity] = role
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = (f"{line}\n" for line in lines)
+        reader = csv.DictReader(rows, delimiter=delimiter_of("".join(lines[:1]).encode()))
+        if not {"identity", "role"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{path}, line 1: expected a header identity,role,images")
+        for row in reader:
+            identity, role = ((row[name] or "").strip() for name in ("identity", "role"))
+            where = f"{path}, line {reader.line_num}"
+            if not identity or not role:
+                raise UserError(f"{where}: expected identity,role,images")
+            if identity in roles:
+                raise UserError(f"{where}: {identity} comes twice, expected once")
+            roles[identity] = role
+    except csv.Error as error:
         raise UserError(f"{path} is not a split, lines identity,role,images: {error}") from error
     return roles
 

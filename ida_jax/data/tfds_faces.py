@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.sources.image_files import decode
 
 
 class TfdsImages(Sequence[np.ndarray]):
@@ -52,16 +53,14 @@ class TfdsImages(Sequence[np.ndarray]):
 
     def image(self, index: int, feature: str) -> np.ndarray:
         """One of a row's images, uint8 [H, W, 3] RGB; raises as `__getitem__`."""
-        import cv2
-
-        encoded = np.frombuffer(self.features(index)[feature].bytes_list.value[0], np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
-        if image is None:
+        encoded = self.features(index)[feature].bytes_list.value[0]
+        try:
+            return decode(encoded, where=f"of row {index}")
+        except UserError as error:
             raise UserError(
-                f"the image of row {index} cannot be decoded (of {len(self)} in "
-                f"{os.path.dirname(self.files[0])}): prepare the data set again without it"
-            )
-        return image
+                f"{error} ({len(self)} rows, in {os.path.dirname(self.files[0])}): prepare the "
+                "data set again without it"
+            ) from error
 
     def features(self, index: int) -> Any:
         """A row's features as they are stored: a map of names to protobuf lists.

@@ -6,9 +6,11 @@ convolution into it. The weights are found by walking the graph from its input:
     Conv [BatchNormalization] PRelu
     blocks: BatchNormalization, Conv [BatchNormalization] PRelu Conv [BatchNormalization], added to
             the input itself or to its Conv [BatchNormalization], which begins a stage
-    BatchNormalization, Flatten | Reshape, Gemm [BatchNormalization]
+    BatchNormalization, Flatten | Reshape, Gemm | MatMul Add [BatchNormalization]
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ _EPSILON = 1e-5
 # Nodes that change no value here: the exporter shares equal weights through Identity, and mixed
 # precision leaves casts. Weights become float32 in any case.
 _NOTHING = ("Identity", "Cast", "Dropout")
+# What is filled with one number is a bias of zeros.
+_LARGEST_BIAS = 1 << 20
 
 
 def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
@@ -29,6 +33,8 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
 
     A folded BatchNorm becomes one of scale 1, mean 0 and variance 1 − 1e-5, whose bias is the
     convolution's.
+
+    Any opset from 11 on, by either of PyTorch's exporters, with constants folded or not.
 
     Raises:
       UserError: no such file, not an ONNX file, onnx not installed, or another network's graph: the
@@ -43,11 +49,19 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
         graph = _Graph(onnx.load(path).graph, path)
     except Exception as error:  # protobuf's DecodeError, or external data that is not there
         raise UserError(f"{path} is not a whole ONNX file: {error}") from error
-    state: dict[str, np.ndarray] = {}
+    try:
+        return _walked(graph, path)
+    except (ValueError, TypeError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: a node has other inputs than ours: {graph.readable}") from error
 
+
+def _walked(graph: "_Graph", path: Path) -> dict[str, np.ndarray]:
+    state: dict[str, np.ndarray] = {}
     x = graph.convolution(graph.input, "conv1", "bn1", state)
     x = graph.prelu(x, "prelu", state)
-    stage, block = 0, 0
+    stage, block, seen = 0, 0, {x}
     while (bn := graph.consumer(x, "BatchNormalization")) and graph.consumer(bn.output[0], "Conv"):
         shortcut = graph.consumer(x, "Conv")
         stage, block = (stage + 1, 0) if shortcut else (stage, block + 1)
@@ -63,6 +77,9 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
         if set(total.input) != {x, y}:
             raise UserError(f"{path}: node '{total.name}' does not add a block to its shortcut")
         x = total.output[0]
+        if x in seen:
+            raise UserError(f"{path}: the graph runs in a circle at '{x}': {graph.readable}")
+        seen.add(x)
     x = graph.batchnorm(x, "bn2", state)
     x = graph.take(x, "Flatten", "Reshape").output[0]
     x = graph.gemm(x, state)
@@ -84,16 +101,14 @@ class _Graph:
         self.nodes: dict[str, list[Any]] = {}
         names: dict[str, str] = {}
         for node in graph.node:
-            if node.op_type == "Constant":
-                self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            elif node.op_type in _NOTHING or (
-                # An unfolded PReLU's slope; it is read flat.
-                node.op_type == "Unsqueeze" and node.input[0] in self.constants
-            ):
-                names[node.output[0]] = names.get(node.input[0], node.input[0])
+            for i, name in enumerate(node.input):
+                node.input[i] = names.get(name, name)
+            folded = _folded(node, self.constants)
+            if folded is not None:
+                self.constants[node.output[0]] = folded
+            elif node.op_type in _NOTHING:
+                names[node.output[0]] = node.input[0]
             else:
-                for i, name in enumerate(node.input):
-                    node.input[i] = names.get(name, name)
                 for name in set(node.input):
                     self.nodes.setdefault(name, []).append(node)
         self.input = next(i.name for i in graph.input if i.name not in self.constants)
@@ -146,18 +161,58 @@ class _Graph:
         return node.output[0]
 
     def gemm(self, x: str, state: dict[str, np.ndarray]) -> str:
-        """The fully connected layer and its BatchNorm."""
-        node = self.take(x, "Gemm")
+        """The fully connected layer, as one node or as a product and a sum, and its BatchNorm."""
+        node = self.take(x, "Gemm", "MatMul")
         kernel, *bias = (self.constant(name) for name in node.input[1:])
         transposed = next((a.i for a in node.attribute if a.name == "transB"), 0)
         state["fc.weight"] = kernel if transposed else kernel.T
+        x = node.output[0]
+        if node.op_type == "MatMul" and (added := self.consumer(x, "Add")):
+            bias = [self.constant(name) for name in added.input if name != x]
+            x = added.output[0]
         width = len(state["fc.weight"])
         state["fc.bias"] = bias[0] if bias else np.zeros(width, np.float32)
-        x = node.output[0]
         if self.consumer(x, "BatchNormalization"):
             return self.batchnorm(x, "features", state)
         _put_batchnorm(state, "features", bias=np.zeros(width, np.float32))
         return x
+
+
+def _folded(node: Any, constants: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """What a node of constants gives, which exporters leave to the runtime; None for others."""
+    from onnx import helper, numpy_helper
+
+    kind = node.op_type
+    options = {each.name: each for each in node.attribute}
+    if kind == "Constant":
+        ((name, value),) = options.items()
+        value = helper.get_attribute_value(value)
+        return numpy_helper.to_array(value) if name == "value" else np.asarray(value)
+    if not node.input or node.input[0] not in constants:
+        return None
+    value, *others = (constants.get(name) for name in node.input)
+    if kind in (*_NOTHING, "CastLike"):
+        return value
+    if any(other is None for other in others):
+        return None
+    if kind == "Unsqueeze":
+        axes = others[0] if others else options["axes"].ints
+        return np.expand_dims(value, tuple(int(axis) for axis in axes))
+    if kind == "Squeeze":
+        return value.squeeze()  # no weight here has an axis of one that matters
+    if kind == "Reshape":
+        sizes = [value.shape[i] if size == 0 else size for i, size in enumerate(others[0].tolist())]
+        return value.reshape(sizes)
+    if kind == "Transpose":
+        return value.transpose(list(options["perm"].ints) if "perm" in options else None)
+    if kind == "Shape":
+        start, stop = (options[n].i if n in options else None for n in ("start", "end"))
+        return np.array(value.shape[start:stop], np.int64)
+    if kind == "Concat":
+        return np.concatenate([value, *others], axis=options["axis"].i)
+    if kind == "Expand" and math.prod(others[0].tolist()) <= _LARGEST_BIAS:
+        return value * np.ones(others[0].tolist(), value.dtype)
+    return None
 
 
 def _put_batchnorm(

@@ -80,33 +80,60 @@ _RESIDUAL_MODULES = {
     "project": "2",
     "project_bn": "3",
 }
+# The one name that each of our networks has but once; what stands before it is what a trainer's
+# module calls its network ("model.", "backbone.").
+_MARKS = re.compile(r"(|.+\.)(features\.running_var|gdconv\.depthwise\.weight)")
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
-    """The state dict of a .pth, .pt, .npz or .safetensors file, by its names.
+    """The state dict of a .pth, .pt, .ckpt, .npz or .safetensors file, by its names.
 
     A checkpoint that holds one under "state_dict_backbone" or "state_dict" is unwrapped, `module.`
-    and `_orig_mod.` before the names removed, the counters `num_batches_tracked` left out.
+    and `_orig_mod.` before the names removed, the counters `num_batches_tracked` left out. Where a
+    trainer's module holds the network under a name of its own (Lightning's "model."), that name and
+    the module's other parts are left out.
 
     Raises:
-      UserError: no such file, a torn one, one that would run code when read, one in another format.
+      UserError: no such file, a torn one, one that would run code when read, one in another format,
+        or with several networks.
     """
     require_file(path, what="weights")
     match path.suffix:
-        case ".pth" | ".pt":
+        case ".pth" | ".pt" | ".ckpt":
             arrays = _read_torch(path)
         case ".npz":
             arrays = load_npz(path)
         case ".safetensors":
             arrays = _read_safetensors(path)
         case suffix:
-            raise UserError(f"weights of suffix '{suffix}': expected .pth, .pt, .npz, .safetensors")
+            raise UserError(
+                f"weights of suffix '{suffix}': expected .pth, .pt, .ckpt, .npz, .safetensors"
+            )
     arrays = {_PREFIXES.sub("", name): value for name, value in arrays.items()}
+    arrays = _one_network(path, arrays)
     if set(arrays) <= {"weight", "weight_mom"}:
         raise UserError(
             f"{path} holds one weight alone, class centres of partial FC: give the backbone's file"
         )
     return {name: value for name, value in arrays.items() if "num_batches_tracked" not in name}
+
+
+def _one_network(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the network that a trainer's module holds, without its name for it."""
+    prefixes = sorted({match[1] for name in arrays if (match := _MARKS.fullmatch(name))})
+    if prefixes in ([], [""]):
+        return arrays
+    if len(prefixes) > 1:
+        listed = ", ".join(repr(prefix) for prefix in prefixes)[:200]
+        raise UserError(
+            f"{path} holds several networks, under {listed}: save the state dict of one alone"
+        )
+    (prefix,) = prefixes
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 class IResNetWeights(NamedTuple):
@@ -143,6 +170,9 @@ def iresnet_from_state(state: Mapping[str, np.ndarray]) -> IResNetWeights:
             "the weights lack 'conv1.weight' or 'fc.weight': expected the state dict of an "
             "arcface_torch iresnet"
         )
+    for name, axes in (("conv1.weight", 4), ("fc.weight", 2)):
+        if state[name].ndim != axes:
+            raise UserError(f"'{name}' has shape {state[name].shape}: expected {axes} axes")
     network = _iresnet_of(state)
     widths = getattr(resnet, network)().widths
     width, flattened = state["fc.weight"].shape
@@ -289,24 +319,30 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; each means that the file is of no use
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).strip().split("\n")[0].split())
         raise UserError(
             f"{path} is not a state dict alone ({reason}): save one by "
             "torch.save(network.state_dict(), PATH)"
         ) from error
     if isinstance(loaded, Mapping):
         for wrapper in _WRAPPERS:
-            loaded = loaded.get(wrapper, loaded)
+            inner = loaded.get(wrapper)
+            loaded = inner if isinstance(inner, Mapping) else loaded
     if isinstance(loaded, torch.Tensor):
         loaded = {"weight": loaded}
     if not isinstance(loaded, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in loaded.values()
     ):
         raise UserError(f"{path} holds no state dict: expected tensors by name")
-    return {
-        str(name): (value.float() if value.is_floating_point() else value).numpy()
-        for name, value in loaded.items()
-    }
+    arrays = {}
+    for name, value in loaded.items():
+        if value.layout != torch.strided or value.is_quantized:
+            raise UserError(
+                f"{path}: '{name}' is sparse or quantised: save the network's own weights"
+            )
+        value = value.detach()  # of an nn.Parameter
+        arrays[str(name)] = (value.float() if value.is_floating_point() else value).numpy()
+    return arrays
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """A trained network's weights from elsewhere, as a face model.
 
-.pth .pt .npz .safetensors   a PyTorch state dict: iresnet (arcface_torch) or MobileFaceNet
-.onnx                        InsightFace's published iresnets (w600k_r50.onnx, glint360k_…)
-.safetensors                 also a model of ida_jax's own
+.pth .pt .ckpt .npz .safetensors   a PyTorch state dict: iresnet (arcface_torch), MobileFaceNet
+.onnx                              InsightFace's published iresnets (w600k_r50.onnx, glint360k_…)
+.safetensors                       also a model of ida_jax's own
 """
 
 import os

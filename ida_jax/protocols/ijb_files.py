@@ -21,7 +21,14 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import parse_columns, text_blocks, text_lines
+from ida_jax.tables.text import (
+    canonical,
+    delimiter_of,
+    parse_columns,
+    text_blocks,
+    text_lines,
+    whole_number,
+)
 
 SUBSETS = ("ijbb", "ijbc")
 # Of the whole releases, in the order of `_COUNTED`.
@@ -231,35 +238,34 @@ def _detector(path: Path, names: np.ndarray, images: Path) -> np.ndarray:
 
 
 def _enrolled(path: Path, template_ids: np.ndarray) -> Enrolled:
-    require_file(path, what="list of templates and subjects")
+    lines = text_lines(path, what="list of templates and subjects")
     entries: dict[int, tuple[int, int]] = {}  # {template: (subject, line)}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened)
-            header = [name.strip().upper() for name in next(reader, [])]
-            if not {"TEMPLATE_ID", "SUBJECT_ID"} <= set(header):
+        reader = csv.reader(lines, delimiter=delimiter_of("".join(lines[:1]).encode()))
+        header = [name.strip().upper() for name in next(reader, [])]
+        if not {"TEMPLATE_ID", "SUBJECT_ID"} <= set(header):
+            raise UserError(
+                f"{path}:1: the columns are {' '.join(', '.join(header).split())[:80]}: "
+                "expected TEMPLATE_ID and SUBJECT_ID among them"
+            )
+        columns = [header.index("TEMPLATE_ID"), header.index("SUBJECT_ID")]
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            found = [whole_number(fields[c]) if c < len(fields) else None for c in columns]
+            if None in found:
                 raise UserError(
-                    f"{path}:1: the columns are {' '.join(', '.join(header).split())[:80]}: "
-                    "expected TEMPLATE_ID and SUBJECT_ID among them"
+                    f"{path}:{reader.line_num}: expected whole numbers as TEMPLATE_ID and "
+                    "SUBJECT_ID"
                 )
-            columns = [header.index("TEMPLATE_ID"), header.index("SUBJECT_ID")]
-            for fields in reader:
-                if not any(field.strip() for field in fields):
-                    continue
-                try:
-                    template, subject = (int(fields[column]) for column in columns)
-                except (ValueError, IndexError):
-                    raise UserError(
-                        f"{path}:{reader.line_num}: expected whole numbers as TEMPLATE_ID and "
-                        "SUBJECT_ID"
-                    ) from None
-                above, _ = entries.setdefault(template, (subject, reader.line_num))
-                if above != subject:
-                    raise UserError(
-                        f"{path}:{reader.line_num}: template {template} is of subject {subject}, "
-                        f"and of {above} above"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            template, subject = found
+            above, _ = entries.setdefault(template, (subject, reader.line_num))
+            if above != subject:
+                raise UserError(
+                    f"{path}:{reader.line_num}: template {template} is of subject {subject}, "
+                    f"and of {above} above"
+                )
+    except csv.Error as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not entries:
         raise UserError(f"{path} has no templates")
@@ -290,7 +296,12 @@ def _columns(path: Path, kinds: tuple[type, ...]) -> list[np.ndarray]:
         blocks.append([column.to_numpy() for column in columns])
     if not blocks:
         raise UserError(f"{path} is empty")
-    return [np.concatenate(column) for column in zip(*blocks, strict=True)]
+    columns = [np.concatenate(column) for column in zip(*blocks, strict=True)]
+    # Names as the slow path and the embeddings have them.
+    return [
+        np.array([canonical(name) for name in column], object) if kind is str else column
+        for column, kind in zip(columns, kinds, strict=True)
+    ]
 
 
 def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarray]:
@@ -317,7 +328,10 @@ def _columns_line_by_line(path: Path, kinds: tuple[type, ...]) -> list[np.ndarra
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1."""
-    return (entry for entry in text_lines(path, what="list") if entry[1].strip())
+    for block in text_blocks(path):
+        for number, line in block.lines():
+            if line.strip():
+                yield number, line.decode()
 
 
 def _require(path: Path, good: np.ndarray, fault: Callable[[int], str]) -> None:

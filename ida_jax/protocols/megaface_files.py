@@ -22,8 +22,9 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.metrics.identification import DISTRACTOR_SIZES, prefix_sets
-from ida_jax.tables.blocks import one_line, text_lines
+from ida_jax.tables.blocks import one_line
 from ida_jax.tables.embeddings import EmbeddingFile
+from ida_jax.tables.text import text_lines
 
 _BLOCK = 8192
 _HEADER = 4
@@ -191,7 +192,7 @@ def read_noise_list(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
       UserError: no such file, or not UTF-8 text.
     """
-    lines = (line for _, line in text_lines(Path(path), what="noise list"))
+    lines = text_lines(Path(path), what="noise list")
     names = (line.split("\t")[-1].strip() for line in lines if not line.startswith("#"))
     return tuple(name for name in names if name)
 

@@ -44,7 +44,7 @@ from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import Side, tile_scores
-from ida_jax.tables.blocks import text_lines
+from ida_jax.tables.text import canonical, delimiter_of, split_fields, text_lines
 
 PAIRS = 5000
 _FIRST = 100
@@ -271,7 +271,7 @@ def read_ytf_splits(path: str | os.PathLike[str]) -> VideoPairs:
     """
     listed = [
         _parse(line, f"{path}, line {number}")
-        for number, line in text_lines(Path(path), what="YTF pair list")
+        for number, line in enumerate(text_lines(Path(path), what="YTF pair list"), 1)
         if number > 1 or not line.lower().startswith("split")
     ]
     if len({fold for fold, *_ in listed}) < 2:
@@ -301,7 +301,7 @@ def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
     place = {video: i for i, video in enumerate(videos)}
     frames_of: list[list[tuple]] = [[] for _ in videos]
     for row, name in enumerate(names):
-        parts = name.rsplit("/", 3)[-3:]
+        parts = canonical(name).rsplit("/", 3)[-3:]
         if len(parts) < 3:
             raise UserError(f"row {row} is named {name!r}: expected PERSON/VIDEO/FRAME")
         video = place.get(f"{parts[0]}/{parts[1]}")
@@ -320,7 +320,8 @@ def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
 
 def _parse(line: str, where: str) -> tuple[int, str, str, bool]:
     """(fold, first video, second video, same)."""
-    fields = [field.strip().strip('"') for field in line.split(",")]
+    raw = line.encode()
+    fields = [field.strip() for field in split_fields(raw, delimiter_of(raw))]
     if len(fields) != 5:
         raise UserError(
             f"{where}: found {len(fields)} fields, expected "

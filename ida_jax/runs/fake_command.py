@@ -136,12 +136,21 @@ def _candidates(options: Any, model: "FaceModel") -> "CandidateFaces":
 
     size = model.preprocessing.image_size
     if options.images is not None:
-        return folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
+        found = folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
+        _tell_hidden(found.hidden)
+        return found
     from ida_jax.artefacts.generator import FaceGenerator
 
     generator = FaceGenerator.load(file_inside(options.generator, GENERATOR))
     truncation = 1.0 if options.truncation is None else options.truncation
     return generated_candidates(generator, seed=options.seed or 0, truncation=truncation)
+
+
+def _tell_hidden(names: tuple[str, ...]) -> None:
+    from ida_jax.data.sources.image_files import hidden_note
+
+    if names:
+        print(hidden_note(names))
 
 
 def _training(
@@ -229,6 +238,7 @@ def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "T
     from ida_jax.anchors.sources import find_images
 
     images = find_images(folder)
+    _tell_hidden(images.hidden)
     crops = file_candidates(images.files, folder, image_size=model.preprocessing.image_size)
     chunks = []
     with tqdm(total=len(images.files), desc="training faces", unit="face", leave=False) as bar:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import load_npz, require_file
-from ida_jax.tables.blocks import known_suffix, open_npy, parquet_batches, parquet_layout
+from ida_jax.common.files import load_npz, require_plausible
+from ida_jax.tables.blocks import known_suffix, one_line, open_npy, parquet_batches, parquet_layout
+from ida_jax.tables.text import canonical, name_fault, text_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,11 +62,13 @@ def read_embeddings(
 
     Args:
       path: the file.
-      names: a text file (UTF-8) of one name a line in the rows' order; instead of the file's own.
+      names: a text file of one name a line in the rows' order; instead of the file's own.
+
+    Names are in the form in which lists in text give them (`ida_jax.tables.text.canonical`).
 
     Raises:
       UserError: a file that is absent, truncated or of another kind; no rows; names that
-        are empty, repeated, or of a different number.
+        are empty, not text, repeated, or of a different number.
     """
     path = Path(path)
     suffix = known_suffix(path, (".npy", ".npz", ".parquet"), what="embeddings")
@@ -84,9 +87,10 @@ def read_embeddings(
     if 0 in embeddings.shape:
         raise UserError(f"{path} is {list(embeddings.shape)}: it holds no embeddings")
     if names is not None:
-        own_names = _lines(Path(names))
+        own_names = text_lines(Path(names), what="names")
         _check_names(own_names, len(embeddings), str(names), "line", 1)
     elif own_names is not None:
+        own_names = [canonical(name) for name in own_names]
         _check_names(own_names, len(embeddings), f"the names in {path}", "row", 0)
     return EmbeddingFile(embeddings, own_names, fingerprint)
 
@@ -119,7 +123,7 @@ def _fingerprint_beside(path: Path) -> str:
     try:
         record = json.loads(fingerprint_file(path).read_bytes())
         stamp = file_stamp(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
     if not isinstance(record, dict) or {key: record.get(key) for key in stamp} != stamp:
         return ""
@@ -150,7 +154,11 @@ def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
                 "or a single floating-point [N, D]"
             )
         (chosen,) = fitting
-    return arrays[chosen], None if names is None else names.tolist(), fingerprint
+    try:
+        listed = None if names is None else names.tolist()
+    except (ValueError, SystemError) as error:  # code points that Unicode does not have
+        raise UserError(f"{path}: names are not text: {one_line(error)}") from error
+    return arrays[chosen], listed, fingerprint
 
 
 def _is_text(array: np.ndarray) -> bool:
@@ -168,12 +176,18 @@ def _from_parquet(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
     if "name" not in schema.names:
         return out, None, fingerprint
     batches = parquet_batches(path, ["name"], rows=_BLOCK)
-    names = [name for batch in batches for name in batch.column(0).to_pylist()]
+    try:
+        names = [name for batch in batches for name in batch.column(0).to_pylist()]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: a name in its column 'name' is not UTF-8 text: {one_line(error)}"
+        ) from error
     return out, ["" if name is None else name for name in names], fingerprint
 
 
 def _from_lists(path: Path, count: int) -> np.ndarray:
     width = _list_width(path)
+    require_plausible(path, 4 * count * width)
     out = np.full((count, width), np.nan, np.float32)
     start = 0
     for batch in parquet_batches(path, ["embedding"], rows=max(1, _BLOCK // max(1, width))):
@@ -184,6 +198,7 @@ def _from_lists(path: Path, count: int) -> np.ndarray:
 
 
 def _from_columns(path: Path, count: int, columns: Sequence[str]) -> np.ndarray:
+    require_plausible(path, 4 * count * len(columns))
     out = np.empty((count, len(columns)), np.float32)
     # A few columns at a time: of each that is open, a page (1 MiB as a rule) is in memory.
     for first in range(0, len(columns), _OPEN_COLUMNS):
@@ -249,27 +264,14 @@ def _fill_from_lists(out: np.ndarray, column: "pa.Array", where: str, start: int
     out[column.is_valid().to_numpy(zero_copy_only=False)] = values.reshape(-1, width)
 
 
-def _lines(path: Path) -> list[str]:
-    require_file(path, what="names")
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is invalid") from error
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
-
-
 def _check_names(names: Sequence[str], count: int, where: str, unit: str, first: int) -> None:
     """Refuses too few or too many names, empty and repeated ones; `first` is the first's number."""
     if len(names) != count:
         raise UserError(f"{where}: {len(names)} names for {count} embeddings, expected one each")
     seen = {}
     for number, name in enumerate(names, first):
-        if not name:
-            raise UserError(f"{where}: {unit} {number} is empty, expected a name")
+        if fault := name_fault(name):
+            raise UserError(f"{where}: {unit} {number} {fault}")
         if name in seen:
             raise UserError(
                 f"{where}: {unit} {number} repeats {name!r} of {unit} {seen[name]}; "

@@ -4,7 +4,6 @@ N faces.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,20 +11,24 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
+from ida_jax.tables.blocks import one_line, open_npy
+from ida_jax.tables.text import canonical, name_fault, shown, text_lines, whole_number
+
+_LARGEST = 2**63
 
 
 def read_people(path: str | os.PathLike[str], rows: int | None = None) -> np.ndarray:
-    """Who is on each row: integers or strings [N], from .npy, or from text with one a line (UTF-8).
+    """Who is on each row: integers or strings [N], from .npy, or from text with one a line.
 
-    Lines are integers where every line is one, and names otherwise.
+    Lines are integers where every line is one (np.savetxt's too), and names otherwise.
 
     Args:
       path: the file.
       rows: N, the embeddings that the labels are of; any number if None.
 
     Raises:
-      UserError: no such file, not a whole one of either kind, or an empty line; neither integers
-        nor names; a different number of them.
+      UserError: no such file, not a whole one of either kind, an empty line, numbers that are not
+        whole; neither integers nor names; a different number of them.
     """
     people = _read(Path(path))
     if people.ndim != 1 or people.dtype.kind not in "iuU":
@@ -56,22 +59,63 @@ def labels_among(
       names: the others' names.
       labels: int, the others' identities, in the order of `names`.
     """
-    label_of = dict(zip(names, labels.tolist(), strict=True))
-    own = np.array([label_of.get(person, -1) for person in people], np.int32)
+    label_of = dict(zip(map(canonical, names), labels.tolist(), strict=True))
+    own = np.array([label_of.get(canonical(str(person)), -1) for person in people], np.int32)
     return own if np.any(own >= 0) else None
 
 
 def _read(path: Path) -> np.ndarray:
-    require_file(path, what="labels")
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a whole file of labels: {error}") from error
+    if path.suffix.lower() == ".npy":
+        require_file(path, what="labels")
+        try:
+            people = np.array(open_npy(path, what="labels"))
+        except UserError as error:
+            raise UserError(f"{path} is not a whole file of labels: {error}") from error
+        return _named(path, people)
+    lines = text_lines(path, what="labels")
     if "" in lines:
         raise UserError(
             f"{path}: line {lines.index('') + 1} is empty, expected one identity a line"
         )
-    integers = all(re.fullmatch("-?[0-9]{1,18}", line) for line in lines)
-    return np.array(lines, np.int64 if integers else np.str_)
+    numbers = [whole_number(line) for line in lines]
+    if None not in numbers:
+        if all(-_LARGEST <= number < _LARGEST for number in numbers):
+            return np.array(numbers, np.int64)
+        # Hashes of more than 64 bits are names; what is negative is unknown, and must stay so.
+        if min(numbers) < 0:
+            row = next(
+                row for row, number in enumerate(numbers) if not -_LARGEST <= number < _LARGEST
+            )
+            raise UserError(
+                f"{path}, line {row + 1}: {shown(lines[row])} is beyond 64 bits: number the "
+                "identities from 0"
+            )
+    elif all(_is_number(line) for line in lines):
+        row = numbers.index(None)
+        raise UserError(
+            f"{path}, line {row + 1}: {shown(lines[row])} is not a whole number, expected one "
+            "identity a line"
+        )
+    return np.array(lines, np.str_)
+
+
+def _is_number(line: str) -> bool:
+    try:
+        float(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _named(path: Path, people: np.ndarray) -> np.ndarray:
+    """The array itself; names in it as a list in text would give them."""
+    if people.dtype.kind != "U":
+        return people
+    try:
+        names = [canonical(name) for name in people.ravel().tolist()]
+    except (ValueError, SystemError) as error:  # code points that Unicode does not have
+        raise UserError(f"{path} holds no text: {one_line(error)}") from error
+    for row, name in enumerate(names):
+        if fault := name_fault(name):
+            raise UserError(f"{path}: row {row} {fault}")
+    return np.array(names, np.str_).reshape(people.shape)

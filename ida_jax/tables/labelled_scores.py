@@ -1,7 +1,8 @@
 """Readers of what is known of pairs, one row a pair: scores, labels, groups and identities.
 
-P pairs. A file is .npy, .csv or .parquet. A .csv's first line is a header unless its fields are all
-numbers (or true, false). A file of one column needs no name for it; of several, the named one is
+P pairs. A file is .npy, .csv, .tsv or .parquet. Fields of text are separated by tabs where its
+first line has one, else by commas. That line is a header unless its fields are all numbers (or
+true, false). A file of one column needs no name for it; of several, the named one is
 read. The whole column is held in memory.
 """
 
@@ -13,12 +14,21 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import known_suffix, one_line, open_npy
+from ida_jax.tables.blocks import known_suffix, one_line, open_npy, parquet_layout
+from ida_jax.tables.text import (
+    canonical,
+    delimiter_of,
+    require_closed_quotes,
+    shown,
+    split_fields,
+    text_blocks,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SUFFIXES = (".npy", ".csv", ".parquet")
+_TEXTS = (".csv", ".tsv")
+_SUFFIXES = (".npy", *_TEXTS, ".parquet")
 
 
 class Groups(NamedTuple):
@@ -75,6 +85,8 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
     """
     path = Path(path)
     column = _column(path, "group", what="groups")
+    if path.suffix.lower() in _TEXTS:
+        column = _whole(column)
     if _is_float(column):
         raise UserError(f"{path} holds {column.type} values: expected a name or an integer a pair")
     values, codes = _numbered(column)
@@ -108,24 +120,28 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
         sides = [_chunked(np.ascontiguousarray(array[:, side]), path) for side in (0, 1)]
     else:
         table = _table(path, suffix, what="identities")
-        names = table.column_names
-        if len(names) != 2:
+        if table.num_columns != 2:
             names = ["identity_1", "identity_2"]
             _require_columns(path, table, names)
-        sides = [table[name] for name in names]
+            table = table.select(names)
+        sides = list(table.columns)
     for side in sides:
         _require_all(side, path)
+    if suffix in _TEXTS:
+        sides = [_whole(side) for side in sides]
+    for side in sides:
         if _is_float(side):
             raise UserError(f"{path} holds {side.type} values: expected names or integers")
     if all(pa.types.is_integer(side.type) for side in sides):
         return np.stack([side.to_numpy() for side in sides], axis=1)
     encoded = [_encoded(side, pa.string()) for side in sides]
-    both = pa.chunked_array([chunk for side in encoded for chunk in side.chunks])
+    chunks = [chunk for side in encoded for chunk in side.chunks]
+    both = pa.chunked_array(chunks, type=encoded[0].type)
     return np.ascontiguousarray(_numbered(both).codes.reshape(2, -1).T)
 
 
 class _Numbered(NamedTuple):
-    """The distinct values by first appearance, and each row's place in them, int32."""
+    """The distinct values, and each row's place in them, int32."""
 
     values: np.ndarray
     codes: np.ndarray
@@ -137,7 +153,11 @@ def _numbered(column: "pa.ChunkedArray") -> _Numbered:
     if not chunks:
         return _Numbered(np.empty(0, str), np.empty(0, np.int32))
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
-    return _Numbered(chunks[0].dictionary.to_numpy(zero_copy_only=False), codes)
+    values = chunks[0].dictionary.to_numpy(zero_copy_only=False)
+    if values.dtype == object:  # names, of which some may be one
+        values, place = np.unique([canonical(name) for name in values], return_inverse=True)
+        codes = place.astype(np.int32)[codes]
+    return _Numbered(values, codes)
 
 
 def _encoded(column: "pa.ChunkedArray", kind: "pa.DataType | None" = None) -> "pa.ChunkedArray":
@@ -195,6 +215,16 @@ def _chunked(array: np.ndarray, path: Path) -> "pa.ChunkedArray":
         raise UserError(f"{path} holds {array.dtype} values: {one_line(error)}") from error
 
 
+def _whole(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
+    """Whole numbers that were written as floating point (np.savetxt) as integers; others as is."""
+    import pyarrow as pa
+
+    try:
+        return column.cast(pa.int64()) if _is_float(column) else column
+    except pa.ArrowException:
+        return column
+
+
 def _is_float(column: "pa.ChunkedArray") -> bool:
     import pyarrow as pa
 
@@ -203,30 +233,46 @@ def _is_float(column: "pa.ChunkedArray") -> bool:
 
 def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import parquet
 
     require_file(path, what=what)
+    if suffix in _TEXTS:
+        return _text_table(path)
+    parquet_layout(path, what=what)
     try:
-        if suffix == ".parquet":
-            return parquet.read_table(path)
-        return csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(autogenerate_column_names=not _has_header(path)),
+        return parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole .parquet file: {one_line(error)}") from error
+
+
+def _text_table(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    from pyarrow import csv
+
+    text = b"".join(block.text for block in text_blocks(path))
+    first = text.partition(b"\n")[0]
+    require_closed_quotes(path, 1, first)
+    delimiter = delimiter_of(first)
+    header = not all(_is_value(field.strip()) for field in split_fields(first, delimiter))
+    fault = "a quote or carriage return splits or joins lines"
+    try:
+        table = csv.read_csv(
+            pa.py_buffer(text),
+            read_options=csv.ReadOptions(autogenerate_column_names=not header),
             # An empty line among single scores is a missing score, not nothing.
-            parse_options=csv.ParseOptions(ignore_empty_lines=False),
+            parse_options=csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False),
             # Each name is held once, not once a row.
             convert_options=csv.ConvertOptions(
                 auto_dict_encode=True, auto_dict_max_cardinality=2**31 - 1
             ),
         )
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole {suffix} file: {one_line(error)}") from error
-
-
-def _has_header(path: Path) -> bool:
-    with path.open("rb") as opened:
-        line = opened.readline(1 << 20).decode("utf-8", errors="replace").lstrip("\ufeff")
-    return not all(_is_value(field.strip().strip('"')) for field in line.split(","))
+        if table.num_rows + header == text.removesuffix(b"\n").count(b"\n") + 1:
+            return table
+    except pa.ArrowException as error:
+        fault = one_line(error)
+    for number, line in enumerate(text.split(b"\n"), 1):
+        require_closed_quotes(path, number, line)
+    raise UserError(f"{path} is not a whole {path.suffix} file: {fault}")
 
 
 def _is_value(field: str) -> bool:
@@ -241,9 +287,9 @@ def _is_value(field: str) -> bool:
 
 def _require_columns(path: Path, table: "pa.Table", names: list[str]) -> None:
     if missing := [name for name in names if table.column_names.count(name) != 1]:
+        found = ", ".join(shown(name) for name in table.column_names[:9])
         raise UserError(
-            f"{path} has the columns {', '.join(table.column_names)}: expected one named "
-            f"{' and one named '.join(missing)}"
+            f"{path} has the columns {found}: expected one named {' and one named '.join(missing)}"
         )
 
 

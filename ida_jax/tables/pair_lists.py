@@ -19,10 +19,18 @@ from ida_jax.tables.blocks import (
     open_npy,
     parquet_batches,
     parquet_layout,
+    read_rows,
+)
+from ida_jax.tables.text import (
+    TextBlock,
+    canonical,
+    canonical_column,
+    delimiter_of,
     parse_columns,
     raise_first_fault,
-    read_rows,
+    shown,
     text_blocks,
+    whole_number,
     without_header,
 )
 
@@ -106,8 +114,9 @@ def convert_pairs(
     """Turns a list of pairs into an int32 .npy file [P, 2] of rows, whole or not at all.
 
     The source is .csv, .tsv or .parquet with two columns, or .npy [P, 2]. Integers in .parquet and
-    .npy are rows, strings there are names. The fields of text (UTF-8) are names where `names` are
-    given and rows otherwise. Its first line is a header if no field in it is empty, a number or a
+    .npy are rows, strings there are names. The fields of text are names where `names` are given and
+    rows otherwise; a tab separates them where the first line has one, else a comma, or a blank
+    between two numbers. Its first line is a header if no field in it is empty, a number or a
     known name; among names, where such a line may be a pair of two unknown ones, stderr says so.
 
     Args:
@@ -131,7 +140,7 @@ def convert_pairs(
     elif suffix == ".parquet":
         blocks = _parquet_pairs(source, rows, lookup)
     else:
-        blocks = _text_pairs(source, "\t" if suffix == ".tsv" else ",", rows, lookup)
+        blocks = _text_pairs(source, rows, lookup)
     size = source.stat().st_size
     count = reported = 0
     with written_whole(output) as temporary, temporary.open("wb") as file:
@@ -154,6 +163,7 @@ class _Names:
     def __init__(self, names: Sequence[str]) -> None:
         import pyarrow as pa
 
+        names = [canonical(name) for name in names]
         self.column = pa.array(names, pa.string())
         self.known = {name: row for row, name in enumerate(names)}
 
@@ -162,8 +172,9 @@ class _Names:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        column = canonical_column(column.cast(pa.string()))
         if len(self.known) <= _ARROW_NAMES:
-            positions = pc.index_in(column.cast(pa.string()), value_set=self.column)
+            positions = pc.index_in(column, value_set=self.column)
             return pc.fill_null(positions, -1).to_numpy()
         rows = (self.known.get(name, -1) for name in column.to_pylist())
         return np.fromiter(rows, np.int32, len(column))
@@ -187,21 +198,39 @@ def _open_pairs(path: Path) -> np.memmap:
     return array
 
 
-def _text_pairs(source: Path, delimiter: str, rows: int, names: _Names | None) -> _Blocks:
-    import pyarrow as pa
-
-    kind = pa.int32() if names is None else pa.string()
-    size, done = source.stat().st_size, 0
+def _text_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
+    size, delimiter = source.stat().st_size, ""
     for block in text_blocks(source):
-        done += len(block.text)
-        block = without_header(block, delimiter, lambda fields: _skips(source, fields, names))
+        if not delimiter:
+            first = block.text.partition(b"\n")[0]
+            delimiter = delimiter_of(first)
+            spaced = names is None and delimiter.encode() not in first
+            if spaced and _is_numbers(first.decode().split()):
+                delimiter = " "  # np.savetxt's own
+        block = without_header(
+            source, block, delimiter, lambda fields: _skips(source, fields, names)
+        )
         if not block.text:
             continue
-        columns = parse_columns(block, delimiter, (kind, kind))
+        columns = _parsed(block, delimiter, names)
         pairs = None if columns is None else _as_rows(columns, names)
         if pairs is None or _first_outside(*pairs, rows) is not None:
             raise_first_fault(source, block, delimiter, lambda fields: _fault(fields, rows, names))
-        yield np.stack(pairs, axis=1), done / size
+        yield np.stack([side.astype(np.int32) for side in pairs], axis=1), block.read / size
+
+
+def _parsed(block: TextBlock, delimiter: str, names: _Names | None) -> Sequence | None:
+    """Two columns of names or of numbers; None where a line is not two of them."""
+    import pyarrow as pa
+
+    if names is not None:
+        return parse_columns(block, delimiter, (pa.string(),) * 2)
+    rows = parse_columns(block, delimiter, (pa.int32(),) * 2)
+    return rows or parse_columns(block, delimiter, (pa.float64(),) * 2)
+
+
+def _is_numbers(fields: list[str]) -> bool:
+    return len(fields) == 2 and all(_NUMBER.fullmatch(field) for field in fields)
 
 
 def _parquet_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
@@ -265,10 +294,18 @@ def _as_rows(columns: Sequence, names: _Names | None) -> list[np.ndarray]:
 
     if names is not None:
         return [names.rows(column) for column in columns]
+    if all(pa.types.is_floating(column.type) for column in columns):
+        return [_whole_rows(column.to_numpy()) for column in columns]
     if any(column.type != pa.int32() for column in columns):
         # What int64 cannot hold becomes negative, and is refused as such.
         columns = [column.cast(pa.int64(), safe=False) for column in columns]
     return [pc.fill_null(column, -1).to_numpy() for column in columns]
+
+
+def _whole_rows(values: np.ndarray) -> np.ndarray:
+    """Floating point as int64; −1 where it is no row."""
+    good = (values >= 0) & (values <= _LARGEST) & (values == np.floor(values))
+    return np.where(good, values, -1).astype(np.int64)
 
 
 def _first_outside(first: np.ndarray, second: np.ndarray, rows: int) -> int | None:
@@ -281,15 +318,15 @@ def _is_header(fields: list[str], names: _Names | None) -> bool:
     if not all(field.strip() for field in fields):
         return False
     known = frozenset() if names is None else names.known
-    return not any(field in known or _NUMBER.fullmatch(field) for field in fields)
+    return not any(canonical(field) in known or _NUMBER.fullmatch(field) for field in fields)
 
 
 def _skips(source: Path, fields: list[str], names: _Names | None) -> bool:
     """Whether the first line is a header; among names it is reported, since it may be a pair."""
     skipped = _is_header(fields, names)
     if skipped and names is not None:
-        shown = ", ".join(_shown(field) for field in fields[:5])
-        print(f"{source}, line 1 ({shown}) is taken for a header", file=sys.stderr)
+        told = ", ".join(shown(field) for field in fields[:5])
+        print(f"{source}, line 1 ({told}) is taken for a header", file=sys.stderr)
     return skipped
 
 
@@ -298,22 +335,21 @@ def _fault(fields: list[str], rows: int, names: _Names | None) -> str | None:
     if not any(field.strip() for field in fields):
         return "empty, expected the two fields of a pair"
     if len(fields) != 2:
-        shown = ", ".join(_shown(field) for field in fields[:5]) + ", …" * (len(fields) > 5)
-        return f"found {shown}; expected the two fields of a pair"
+        found = ", ".join(shown(field) for field in fields[:5]) + ", …" * (len(fields) > 5)
+        return f"found {found}; expected the two fields of a pair"
     for field in fields:
-        if names is not None and field in names.known:
+        if names is not None and canonical(field) in names.known:
             continue
         if not field.strip():
             return "one field is empty, expected two"
         if names is not None:
             rows_too = "; rows come as .npy or .parquet where faces have names"
             hint = rows_too if _INTEGER.fullmatch(field) else ""
-            return f"no face is named {_shown(field)}{hint}"
-        if not _INTEGER.fullmatch(field):
+            return f"no face is named {shown(field)}{hint}"
+        if whole_number(field) is None:
             hint = "" if _NUMBER.fullmatch(field) else f"; {_NAMES_NEEDED}"
-            return f"{_shown(field)} is not an integer, expected a row of the embeddings{hint}"
-    # Python refuses to parse thousands of digits; a number of that many is out of range anyway.
-    if names is None and not all(len(f) < 20 and 0 <= int(f) < rows for f in fields):
+            return f"{shown(field)} is not an integer, expected a row of the embeddings{hint}"
+    if names is None and not all(0 <= whole_number(field) < rows for field in fields):
         return _outside(*fields, rows)
     return None
 
@@ -321,7 +357,3 @@ def _fault(fields: list[str], rows: int, names: _Names | None) -> str | None:
 def _outside(first: str, second: str, rows: int) -> str:
     pair = f"({first.strip()[:20]}, {second.strip()[:20]})"
     return f"{pair} is outside the {rows} faces (0 … {rows - 1})"
-
-
-def _shown(field: str) -> str:
-    return repr(field if len(field) <= 60 else field[:60] + "…")

@@ -122,6 +122,134 @@ def test_every_file_of_a_state_dict(kind, nano, state, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["lightning", "parameters", "compiled lightning"])
+def test_what_trainers_save_around_a_network(kind, nano, tmp_path):
+    path = tmp_path / "w.ckpt"
+    tensors = dict(nano.state_dict())
+    match kind:
+        case "parameters":
+            tensors = {n: torch.nn.Parameter(t, t.is_floating_point()) for n, t in tensors.items()}
+            torch.save(tensors, path)
+        case "lightning" | "compiled lightning":
+            prefix = "model." if kind == "lightning" else "net._orig_mod."
+            listed = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+            listed |= {"head.weight": torch.zeros(5, 9), "loss.scale": torch.zeros(())}
+            torch.save({"epoch": 3, "state_dict": listed, "loops": {}}, path)
+    assert difference(nano, import_model(path), random_images(32)) < 1e-5
+
+
+def test_what_a_trainer_saved_and_cannot_be_read_is_named(nano, tmp_path):
+    path = tmp_path / "w.pth"
+    tensors = dict(nano.state_dict())
+
+    def refused(message, saved):
+        torch.save(saved, path)
+        with pytest.raises(UserError, match=message) as caught:
+            import_model(path)
+        assert "\n" not in str(caught.value)
+
+    twice = {f"{p}{name}": t for p in ("model.", "ema.") for name, t in tensors.items()}
+    refused("holds several networks, under 'ema.', 'model.'", {"state_dict": twice})
+    refused(
+        "holds several networks, under '', 'ema.'",
+        tensors | {"ema.features.running_var": torch.zeros(9)},
+    )
+    refused("no state dict", {"state_dict": 3, "epoch": 4})
+    sparse = tensors["fc.weight"].to_sparse()
+    refused("'fc.weight' is sparse or quantised", tensors | {"fc.weight": sparse})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that PyTorch will drop them
+        quantised = torch.quantize_per_tensor(tensors["fc.weight"], 0.1, 0, torch.qint8)
+    refused("'fc.weight' is sparse or quantised|not a state", tensors | {"fc.weight": quantised})
+    refused(r"'fc.weight' has shape \(9,\)", tensors | {"fc.weight": torch.zeros(9)})
+    refused(r"'conv1.weight' has shape \(\)", tensors | {"conv1.weight": torch.zeros(())})
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 21])
+@pytest.mark.parametrize("folded", [True, False])
+def test_every_opset(nano, tmp_path, opset, folded):
+    path = tmp_path / "w.onnx"
+    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
+    options = {"dynamo": False, "training": mode, "do_constant_folding": folded}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(nano, (torch.zeros(1, 3, 32, 32),), path, opset_version=opset, **options)
+    assert difference(nano, import_model(path), random_images(32)) < 1e-5
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_dynamo_exports(nano, tmp_path, optimize):
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "w.onnx"
+    images = (torch.zeros(2, 3, 32, 32),)
+    torch.onnx.export(nano, images, path, dynamo=True, optimize=optimize, verbose=False)
+    assert difference(nano, import_model(path), random_images(32)) < 1e-5
+
+
+def _unfolded(proto):
+    """The graph as exporters write it that leave constants to the runtime.
+
+    Slopes through Identity and Unsqueeze (shared weights without folding) or Reshape, a bias of
+    zeros by Shape and Expand, and the fully connected layer as Transpose, MatMul and Add (dynamo).
+    """
+    graph, make = proto.graph, onnx.helper.make_node
+    number = onnx.helper.make_tensor
+    int64, float32 = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    nodes = []
+    for i, node in enumerate(graph.node):
+        if node.op_type == "PRelu":
+            slope = node.input[1]
+            flat = number("", int64, [1], [-1])
+            shape = number("", int64, [3], [-1, 1, 1])
+            nodes += [
+                make("Constant", [], [f"flat{i}"], value=flat),
+                make("Reshape", [slope, f"flat{i}"], [f"flatslope{i}"]),
+                make("Identity", [f"flatslope{i}"], [f"same{i}"]),
+            ]
+            if i % 2:
+                nodes += [
+                    make("Constant", [], [f"axes{i}"], value_ints=[1, 2]),
+                    make("Unsqueeze", [f"same{i}", f"axes{i}"], [f"slope{i}"]),
+                ]
+            else:
+                nodes += [
+                    make("Constant", [], [f"shape{i}"], value=shape),
+                    make("Reshape", [f"same{i}", f"shape{i}"], [f"slope{i}"]),
+                ]
+            node.input[1] = f"slope{i}"
+        if node.op_type == "Conv" and len(node.input) == 2:
+            kernel = node.input[1]
+            nodes += [
+                make("Shape", [kernel], [f"out{i}"], start=0, end=1),
+                make("Constant", [], [f"zero{i}"], value=number("", float32, [], [0.0])),
+                make("CastLike", [f"zero{i}", node.input[0]], [f"like{i}"]),
+                make("Expand", [f"like{i}", f"out{i}"], [f"bias{i}"]),
+            ]
+            node.input.append(f"bias{i}")
+        if node.op_type == "Gemm":
+            x, kernel, bias = node.input
+            nodes += [
+                make("Transpose", [kernel], [f"turned{i}"], perm=[1, 0]),
+                make("MatMul", [x, f"turned{i}"], [f"product{i}"]),
+                make("Add", [f"product{i}", bias], list(node.output)),
+            ]
+            continue
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(proto)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_constants_that_are_not_folded(nano, tmp_path, folded):
+    path = tmp_path / "w.onnx"
+    export_onnx(nano, 32, path, folded=folded)
+    proto = onnx.load(path)
+    _unfolded(proto)
+    onnx.save(proto, path)
+    assert difference(nano, import_model(path), random_images(32)) < 1e-5
+
+
 def test_a_scale_of_the_last_batchnorm_is_kept(nano, state, tmp_path):
     scale = np.linspace(-1, 2, 9).astype(np.float32)
     np.savez(tmp_path / "w.npz", **state | {"features.weight": scale})
@@ -205,6 +333,16 @@ def test_other_graphs_are_refused(nano, tmp_path):
         add = next(node for node in graph.node if node.op_type == "Add")
         add.input[0] = add.input[1]
 
+    def circle(graph):
+        adds = [node for node in graph.node if node.op_type == "Add"]
+        adds[1].output[0] = adds[0].output[0]  # a block's sum is its own input
+
+    def few_inputs(graph):
+        bn = next(node for node in graph.node if node.op_type == "BatchNormalization")
+        del bn.input[3:]
+
+    refused("runs in a circle at", circle)
+    refused("has other inputs than ours", few_inputs)
     refused("expected PRelu after .* found LeakyRelu", other_activation)
     refused("continues after the embedding", longer)
     refused("expected Add after|does not add", unfinished_sum)

@@ -1,5 +1,6 @@
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -204,7 +205,7 @@ def test_names_file(tmp_path):
         (b"", "0 names for 3"),
         (b"a\n\nc\n", "line 2 is empty"),
         (b"a\nb\na\n", "names.txt: line 3 repeats 'a' of line 1"),
-        (b"a\n\xff\nb", "not UTF-8 text: byte 2"),
+        (b"a\n\xff\nb", "line 2: .* is not UTF-8 text"),
     ):
         names.write_bytes(content)
         with pytest.raises(UserError, match=message):
@@ -252,6 +253,57 @@ def test_torn_files_are_one_line(whole_files, suffix, data):
     with pytest.raises(UserError, match="torn") as caught:
         read_embeddings(torn)
     assert "\n" not in str(caught.value)
+
+
+def _npz_member(shape, content, *, descr="<f4"):
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+def test_npz_files_that_promise_more_than_they_hold(tmp_path):
+    path = tmp_path / "e.npz"
+    for name, content, message in (
+        ("embeddings.npy", _npz_member((1 << 33, 4), bytes(64)), "promises .* holds 64 bytes"),
+        ("embeddings.npy", _npz_member((2, 4), bytes(64)), "promises .* holds 64 bytes"),
+        ("embeddings.npy", _npz_member((-1, 4), bytes(64)), "promises .* holds 64 bytes"),
+        ("embeddings.npy", b"no array", "not a whole .npz"),
+        ("embeddings", b"hello", "'embeddings' in it is not an .npy"),
+        ("../x.npy", b"hello", "not a whole .npz"),
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, content)
+        with pytest.raises(UserError, match=message) as caught:
+            read_embeddings(path)
+        assert "\n" not in str(caught.value)
+    # Four gibibytes of zeros in four megabytes would be refused as 100 MB of them are.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("embeddings.npy", _npz_member((1 << 21, 12), bytes(12 << 23)))
+    with pytest.raises(UserError, match=r"e.npz promises 0.1 GiB in .* more than 100 times"):
+        read_embeddings(path)
+
+
+@pytest.mark.parametrize("at", [6, 8])  # the flags (encrypted), the method
+def test_npz_files_of_other_zips(tmp_path, at):
+    np.savez(tmp_path / "e.npz", embeddings=_faces())
+    content = bytearray((tmp_path / "e.npz").read_bytes())
+    for signature, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        content[content.index(signature) + at + shift] |= 1 if at == 6 else 77
+    (tmp_path / "e.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"not a whole \.npz"):
+        read_embeddings(tmp_path / "e.npz")
+
+
+def test_a_small_parquet_that_promises_terabytes(tmp_path):
+    path = tmp_path / "e.parquet"
+    offsets = pa.array(np.r_[0, np.full(200_001, 2_000_000)].astype("i4"))
+    missing = pa.array(np.r_[False, np.ones(200_000, bool)])
+    values = pa.array(np.zeros(2_000_000, "f4"))
+    column = pa.ListArray.from_arrays(offsets, values, mask=missing)
+    parquet.write_table(pa.table({"embedding": column}), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(UserError, match=r"promises 1,490.1 GiB in .* bytes"):
+        read_embeddings(path)
 
 
 @given(

@@ -64,7 +64,7 @@ def test_identities_share_their_names_across_columns(tmp_path, side):
         ("s.csv", b"score\n1\n2,3\n", "not a whole .csv file"),
         ("s.csv", b"", "not a whole .csv file"),
         ("s.npy", b"\x93NUMPY", "not a whole .npy file"),
-        ("s.parquet", b"PAR1", "not a whole .parquet file"),
+        ("s.parquet", b"PAR1", "not a whole Parquet file"),
     ],
 )
 def test_files_that_hold_no_scores(tmp_path, name, content, message):

@@ -11,7 +11,12 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources.encoded import EncodedFaces
-from ida_jax.data.sources.image_files import JPEG_AND_PNG
+from ida_jax.data.sources.image_files import (
+    JPEG_AND_PNG,
+    hidden_note,
+    is_hidden,
+    read_image,
+)
 
 _LISTED = 5
 
@@ -32,19 +37,15 @@ class FolderImages(Sequence[bytes]):
         return os.path.join(self._folder, self._identities[self._labels[row]], self._files[row])
 
     def __getitem__(self, row: int) -> bytes:
-        path = self.path(row)
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        return read_image(self.path(row))
 
 
 def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     """The images of FOLDER/IDENTITY/, by identity and file name; hidden files are passed over.
 
     Images are read when asked for. The notes report identity folders without an image, and of what
-    is left out: other files, and what lies in FOLDER itself or below an identity's folder.
+    is left out: other files, what lies in FOLDER itself or below an identity's folder, and hidden
+    entries.
 
     Raises:
       UserError: no such folder, no image in it, one that cannot be listed, a name that is not
@@ -53,12 +54,13 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise UserError(f"no folder at {folder}: expected one that holds a folder an identity")
-    folders, left_out = _listed(folder, keep_folders=True)
+    folders, left_out, hidden = _listed(folder, keep_folders=True)
     _refuse_twins(folder, folders)
     identities, empty, files, counts = [], [], [], []
     for name in folders:
-        images, others = _listed(os.path.join(folder, name), keep_folders=False)
+        images, others, more = _listed(os.path.join(folder, name), keep_folders=False)
         left_out += others
+        hidden += [f"{name}/{each}" for each in more]
         if not images:
             empty.append(name)
             continue
@@ -80,16 +82,19 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
             f"{len(left_out)} entries that are not FOLDER/IDENTITY/IMAGE are left out: "
             f"{_some(left_out)}"
         )
+    if hidden:
+        notes.append(hidden_note(hidden))
     return EncodedFaces(images, labels, tuple(identities), images.path, tuple(notes))
 
 
-def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str]]:
-    """Sorted: the names to keep (folders, or else images), and the paths of all others."""
-    kept, others = [], []
+def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str], list[str]]:
+    """Sorted: names to keep (folders, or else images), paths of others, names of hidden ones."""
+    kept, others, hidden = [], [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_hidden(entry.name):
+                    hidden.append(entry.name)
                     continue
                 is_image = entry.name.lower().endswith(JPEG_AND_PNG) and not entry.is_dir()
                 wanted = entry.is_dir() if keep_folders else is_image
@@ -99,7 +104,7 @@ def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str]]:
     for name in kept:
         if not name.isprintable():
             raise UserError(f"{folder} holds {name!r}: rename it to printable UTF-8 text")
-    return sorted(kept), sorted(others)
+    return sorted(kept), sorted(others), sorted(hidden)
 
 
 def _refuse_twins(folder: str, names: Sequence[str]) -> None:

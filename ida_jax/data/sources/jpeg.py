@@ -1,4 +1,4 @@
-"""Encoded images checked before they enter a data set: whole, decodable, of three channels.
+"""Encoded images, checked by their bytes before they are decoded: size, wholeness, channels.
 
 H height, W width.
 """
@@ -19,7 +19,7 @@ _SCAN, _END = 0xDA, 0xD9
 _STANDALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})
 _QUALITY = 95
 # A flipped bit may promise 65535×65535: such an image is refused before room is made for it.
-_MOST_PIXELS = 1 << 26
+MOST_PIXELS = 100_000_000
 
 
 class CheckedImage(NamedTuple):
@@ -36,14 +36,52 @@ class CheckedImage(NamedTuple):
     problem: str | None
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
+    """What an image's header says.
+
+    Attributes:
+      height: H.
+      width: W.
+      is_rgb: three channels of 8 bits; False where that is not looked at (BMP, WebP).
+    """
+
     height: int
     width: int
-    is_rgb: bool
+    is_rgb: bool = False
 
 
-class _Fault(Exception):
-    """What is wrong with an image."""
+class ImageFault(Exception):
+    """What is wrong with an image, said of it ("is truncated …")."""
+
+
+def image_layout(encoded: bytes) -> Layout:
+    """The size that a JPEG, PNG, BMP or WebP promises, before anything is decoded.
+
+    A JPEG's segments and a PNG's chunks are followed to the end, behind which anything may stand
+    (phones put a film there).
+
+    Raises:
+      ImageFault: another kind of file, a JPEG or PNG that is not whole, no pixels, or too many.
+    """
+    if encoded.startswith(_JPEG):
+        layout = _jpeg_layout(encoded)
+    elif encoded.startswith(_PNG):
+        # A chunk may promise a gigabyte, for which OpenCV makes room.
+        layout = _png_layout(encoded)
+    elif encoded.startswith(b"BM") and len(encoded) >= 26:
+        old = int.from_bytes(encoded[14:18], "little") == 12
+        width, height = struct.unpack_from("<HH" if old else "<ii", encoded, 18)
+        layout = Layout(abs(height), abs(width))
+    elif encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        layout = _webp_layout(encoded)
+    elif not encoded:
+        raise ImageFault("is empty")
+    else:
+        raise ImageFault(
+            f"is no whole JPEG, PNG, BMP or WebP (it begins with {encoded[:4].hex(' ')})"
+        )
+    _require_pixels(layout)
+    return layout
 
 
 def check_image(encoded: bytes, *, size: int | None = None) -> CheckedImage:
@@ -66,31 +104,52 @@ def check_image(encoded: bytes, *, size: int | None = None) -> CheckedImage:
         elif encoded.startswith(_PNG):
             layout = _png_layout(encoded)
         elif not encoded:
-            raise _Fault("is empty")
+            raise ImageFault("is empty")
         else:
-            raise _Fault(f"is neither JPEG nor PNG (it begins with {encoded[:4].hex(' ')})")
-        shape = f"{layout.height}×{layout.width}"
-        if not 0 < layout.height * layout.width <= _MOST_PIXELS:
-            raise _Fault(f"is {shape} pixels: expected at least 1 and at most {_MOST_PIXELS}")
+            raise ImageFault(f"is neither JPEG nor PNG (it begins with {encoded[:4].hex(' ')})")
+        _require_pixels(layout)
         if size is not None and (layout.height, layout.width) != (size, size):
-            raise _Fault(f"is {shape} pixels: expected {size}×{size}")
+            raise ImageFault(f"is {layout.height}×{layout.width} pixels: expected {size}×{size}")
         if not layout.is_rgb:
             return CheckedImage(_as_rgb(encoded, ".jpg" if is_jpeg else ".png"), True, None)
         _require_decodable(encoded)
-    except _Fault as fault:
+    except ImageFault as fault:
         return CheckedImage(encoded, False, str(fault))
     return CheckedImage(encoded, False, None)
 
 
-def _jpeg_layout(encoded: bytes) -> _Layout:
+def _require_pixels(layout: Layout) -> None:
+    if not 0 < layout.height * layout.width <= MOST_PIXELS:
+        raise ImageFault(
+            f"is {layout.height}×{layout.width} pixels: expected at least 1 and at most "
+            f"{MOST_PIXELS:,}"
+        )
+
+
+def _webp_layout(encoded: bytes) -> Layout:
+    """Of the first chunk: the canvas (VP8X), a lossless image (VP8L) or a lossy one."""
+    kind, head = encoded[12:16], encoded[20:30]
+    if len(head) < 10:
+        raise ImageFault(f"is truncated: its {len(encoded)} bytes hold no header")
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (4, 7))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
+    return Layout(height, width)
+
+
+def _jpeg_layout(encoded: bytes) -> Layout:
     """Follows the segments to the end marker."""
     layout = None
     at = 2
     while True:
         if len(encoded) < at + 2:
-            raise _Fault(f"is truncated: its {len(encoded)} bytes hold no end marker")
+            raise ImageFault(f"is truncated: its {len(encoded)} bytes hold no end marker")
         if encoded[at] != 0xFF:
-            raise _Fault(f"is damaged: no JPEG marker at its byte {at}")
+            raise ImageFault(f"is damaged: no JPEG marker at its byte {at}")
         marker = encoded[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
@@ -105,36 +164,36 @@ def _jpeg_layout(encoded: bytes) -> _Layout:
         length = int.from_bytes(encoded[at : at + 2], "big")
         if marker in _FRAMES and length >= 8 and len(encoded) >= at + 8:
             depth, height, width, channels = struct.unpack_from(">BHHB", encoded, at + 2)
-            layout = _Layout(height, width, is_rgb=channels == 3 and depth == 8)
+            layout = Layout(height, width, is_rgb=channels == 3 and depth == 8)
         at += max(length, 2)
         if marker == _SCAN:
             after = _AFTER_SCAN.search(encoded, at)
             at = len(encoded) if after is None else after.end() - 2
     if layout is None:
-        raise _Fault("is damaged: a JPEG without a frame header")
+        raise ImageFault("is damaged: a JPEG without a frame header")
     return layout
 
 
-def _png_layout(encoded: bytes) -> _Layout:
+def _png_layout(encoded: bytes) -> Layout:
     """Follows the chunks to the last one."""
     layout, kind, at = None, b"", len(_PNG)
     while kind != b"IEND":
         if len(encoded) < at + 12:
-            raise _Fault(f"is truncated: its {len(encoded)} bytes hold no end")
+            raise ImageFault(f"is truncated: its {len(encoded)} bytes hold no end")
         length, kind = struct.unpack_from(">I4s", encoded, at)
         stop = at + 8 + length
         if len(encoded) < stop + 4:
-            raise _Fault(f"is truncated: its {len(encoded)} bytes end within a chunk")
+            raise ImageFault(f"is truncated: its {len(encoded)} bytes end within a chunk")
         if zlib.crc32(encoded[at + 4 : stop]) != int.from_bytes(encoded[stop : stop + 4], "big"):
-            raise _Fault(f"is damaged: the checksum of its byte {at} does not hold")
+            raise ImageFault(f"is damaged: the checksum of its byte {at} does not hold")
         if kind == b"IHDR" and length == 13:
             width, height, depth, colour = struct.unpack_from(">IIBB", encoded, at + 8)
-            layout = _Layout(height, width, is_rgb=colour == 2 and depth == 8)
+            layout = Layout(height, width, is_rgb=colour == 2 and depth == 8)
         elif kind == b"tRNS" and layout is not None:
             layout = layout._replace(is_rgb=False)
         at = stop + 4
     if layout is None:
-        raise _Fault("is damaged: a PNG without a header")
+        raise ImageFault("is damaged: a PNG without a header")
     return layout
 
 
@@ -143,7 +202,7 @@ def _require_decodable(encoded: bytes) -> None:
 
     # At an eighth of the size all entropy-coded data is read, in half the time.
     if _decoded(encoded, cv2.IMREAD_REDUCED_COLOR_8) is None:
-        raise _Fault("cannot be decoded")
+        raise ImageFault("cannot be decoded")
 
 
 def _as_rgb(encoded: bytes, suffix: str) -> bytes:
@@ -151,11 +210,11 @@ def _as_rgb(encoded: bytes, suffix: str) -> bytes:
 
     image = _decoded(encoded, cv2.IMREAD_COLOR)
     if image is None:
-        raise _Fault("cannot be decoded")
+        raise ImageFault("cannot be decoded")
     settings = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY) if suffix == ".jpg" else ()
     done, written = cv2.imencode(suffix, image, settings)
     if not done:
-        raise _Fault("cannot be converted to RGB")
+        raise ImageFault("cannot be converted to RGB")
     return written.tobytes()
 
 

@@ -24,8 +24,9 @@ from ida_jax.data.alignment import align, similarity_transform
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
 from ida_jax.data.lfw_crops import read_split
-from ida_jax.data.sources.image_files import ImageFiles, decode, open_images
+from ida_jax.data.sources.image_files import ImageFiles, decode, hidden_note, open_images
 from ida_jax.data.sources.jpeg import check_image
+from ida_jax.tables.text import canonical
 
 _SIZE = 112
 # With colours at full resolution: MobileFaceNet's embeddings keep a cosine of 0.9992 with the
@@ -105,14 +106,11 @@ def prepare_lfw(
     files = open_images(source)
     paths = _paths(files, by_person=described.by_person)
     rows = sorted(range(len(files)), key=paths.__getitem__)
-    rows = [row for row in rows if paths[row]]
-    if not rows:
-        raise UserError(f"{source} holds no image named NAME_0001.jpg")
     names = [paths[row].rsplit(".", 1)[0] for row in rows]
     listed = described.read_pairs(pairs, names)
     lists = {described.pairs: _content(pairs)}
     if split is not None:
-        _check_split(Path(split), {image.split("/")[0] for image in names})
+        _check_split(Path(split), {canonical(image.split("/")[0]) for image in names})
         lists["split.csv"] = _content(split)
     points = None if landmarks is None else _points(Path(landmarks), names)
     new = not folder.exists()
@@ -135,22 +133,19 @@ def prepare_lfw(
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
-    return PreparedLfw(folder, len(rows), len(listed.same), _notes(name, len(rows)))
+    return PreparedLfw(folder, len(rows), len(listed.same), _notes(name, len(rows), files.hidden))
 
 
 def _paths(files: ImageFiles, *, by_person: bool) -> list[str]:
-    """Each image's path in the tar; empty for hidden files (macOS leaves some in archives)."""
+    """Each image's path in the tar."""
     paths, first = [], {}
     for row, full in enumerate(files.names):
         path = PurePosixPath(full)
         matched = _FILE_NAME.fullmatch(path.stem)
-        if matched is None and not path.name.startswith("."):
+        if matched is None:
             raise UserError(
                 f"{files.where(row)}: expected images named NAME_0001.jpg; take other images away"
             )
-        if matched is None:
-            paths.append("")
-            continue
         if path.stem in first:
             raise UserError(
                 f"{files.where(row)}: {files.where(first[path.stem])} has the same name, expected "
@@ -170,14 +165,15 @@ def _points(path: Path, names: Sequence[str]) -> np.ndarray:
     if len(place) < len(stems):
         twice = next(stem for row, stem in enumerate(stems) if place[stem] != row)
         raise UserError(f"{path} has two lines for {twice!r}: expected one an image")
-    missing = [image for image in names if image.rsplit("/", 1)[-1] not in place]
+    wanted = [canonical(image.rsplit("/", 1)[-1]) for image in names]
+    missing = [image for image, stem in zip(names, wanted, strict=True) if stem not in place]
     if missing:
         raise UserError(
             f"{path} has no points for {len(missing)} of {len(names)} images: "
             f"{', '.join(missing[:_SHOWN])}{', …' if len(missing) > _SHOWN else ''}; add them, or "
             "take the images away"
         )
-    rows = [place[image.rsplit("/", 1)[-1]] for image in names]
+    rows = [place[stem] for stem in wanted]
     for row in rows:
         try:
             similarity_transform(landmarks.points[row])
@@ -251,8 +247,11 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _notes(name: str, images: int) -> tuple[str, ...]:
+def _notes(name: str, images: int, hidden: Sequence[str]) -> tuple[str, ...]:
     whole = _SETS[name].images
-    if images == whole:
-        return ()
-    return (f"{images:,} images were found, the whole {name.upper()} has {whole:,}",)
+    notes = []
+    if images != whole:
+        notes.append(f"{images:,} images were found, the whole {name.upper()} has {whole:,}")
+    if hidden:
+        notes.append(hidden_note(hidden))
+    return tuple(notes)

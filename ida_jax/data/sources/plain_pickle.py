@@ -179,8 +179,12 @@ class _Kind:
 def _values(content: bytes | bytearray, kind: _Kind, shape: Sequence[int]) -> np.ndarray:
     is_text = kind.text[:1] == "S" and kind.text[1:].isdecimal()
     dtype = np.dtype(kind.text if is_text else _TYPES[kind.text])
-    if len(shape) > 1 or math.prod(shape) * dtype.itemsize != len(content) or not dtype.itemsize:
-        raise ValueError(f"an array of the shape {shape!r:.40}")
+    # No value is ever shown: tuples that hold each other twice have no end in print.
+    if not isinstance(shape, tuple) or not all(type(count) is int for count in shape):
+        raise ValueError("an array whose shape is no tuple of whole numbers")
+    count = math.prod(shape)
+    if len(shape) > 1 or count * dtype.itemsize != len(content) or not dtype.itemsize:
+        raise ValueError(f"an array whose shape, of {len(shape)} axes, does not fit its bytes")
     return np.frombuffer(content, dtype)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.common.errors import UserError
+from ida_jax.tables.text import text_blocks
 
 _MAGIC = 0xCED7230A
 _LENGTH_BITS = 29
@@ -131,7 +132,7 @@ def _map(path: Path) -> np.ndarray:
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The keys and offsets, int64 [R], by offset."""
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    content = b"".join(block.text for block in text_blocks(path))
     bad = _BAD_LINE.search(content)
     if bad is not None:
         line = content.count(b"\n", 0, bad.start()) + 1

@@ -20,6 +20,7 @@ from ida_jax.common.files import require_file
 from ida_jax.data.sources.encoded import EncodedFaces
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.record_file import RecordImages, Records, read_records
+from ida_jax.tables.text import text_lines
 
 # Keys in a record are float32, which holds every whole number up to this one.
 _EXACT = 1 << 24
@@ -130,7 +131,7 @@ def _identity_notes(
 def _property_notes(path: Path, identities: int, first: bytes) -> list[str]:
     if not path.is_file():
         return []
-    text = path.read_bytes().decode("utf-8-sig", "replace").strip()
+    text = "\n".join(text_lines(path, what="property"))
     fields = [field.strip() for field in text.split(",")]
     if len(fields) != 3 or not all(f.isascii() and f.isdecimal() and len(f) < 10 for f in fields):
         raise UserError(f"{path}:1: {text[:60]!r} was found, expected CLASSES,HEIGHT,WIDTH")

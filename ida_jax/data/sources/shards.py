@@ -123,7 +123,8 @@ def _finished(path: Path, report: Path) -> Shard | None:
     try:
         entries = json.loads(report.read_text(encoding="utf-8"))
         shard = Shard(**entries | {"corrupt": [tuple(entry) for entry in entries["corrupt"]]})
-    except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one: as good as none
+    # None, or a damaged one, which is as good as none.
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return shard if path.is_file() else None
 

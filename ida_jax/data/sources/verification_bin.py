@@ -6,7 +6,6 @@ P pairs.
 """
 
 import csv
-import io
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from ida_jax.data.labelled_pairs import read_lfw_pairs
 from ida_jax.data.sources.image_files import ImageFiles, open_images
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.plain_pickle import EXPECTED, Array, load_plain_pickle
+from ida_jax.tables.text import canonical, delimiter_of, text_lines
 
 _WORDS = {"1": True, "true": True, "0": False, "false": False}
 
@@ -66,6 +66,13 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
     return VerificationBin(images, np.array(same, bool), lambda row: f"{path}, image {row}")
 
 
+class WrittenBin(NamedTuple):
+    """What was written: P, and the entries beside the images that were passed over as hidden."""
+
+    pairs: int
+    hidden: tuple[str, ...]
+
+
 def open_bin(path: str | os.PathLike[str]) -> ImageFiles:
     """A set's 2P images in their order, named by their numbers from 0.
 
@@ -97,8 +104,8 @@ def write_verification_bin(
     *,
     images: str | os.PathLike[str],
     pairs: str | os.PathLike[str],
-) -> int:
-    """Writes a .bin file of P pairs, and returns P; the images' bytes are kept as they are.
+) -> WrittenBin:
+    """Writes a .bin file of P pairs; the images' bytes are kept as they are.
 
     Args:
       output: the file.
@@ -125,19 +132,20 @@ def write_verification_bin(
     with written_whole(output) as temporary, temporary.open("wb") as file:
         # Python 3.4 and newer read protocol 4; images in several pairs are written once.
         pickle.dump((listed, [bool(value) for value in same]), file, protocol=4)
-    return len(same)
+    return WrittenBin(len(same), files.hidden)
 
 
 def _read_csv(
     path: Path, names: Sequence[str], stems: Sequence[str]
 ) -> tuple[list[tuple[int, int]], list[bool]]:
-    require_file(path, what="pairs")
-    row_of_name = {name: row for row, name in enumerate(stems)}
-    row_of_name |= {name: row for row, name in enumerate(names)}
+    text = text_lines(path, what="pairs")
+    row_of_name = {canonical(name): row for row, name in enumerate(stems)}
+    row_of_name |= {canonical(name): row for row, name in enumerate(names)}
     try:
-        lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        rows = (f"{line}\n" for line in text)
+        lines = list(csv.reader(rows, delimiter=delimiter_of("".join(text[:1]).encode())))
+    except csv.Error as error:
+        raise UserError(f"{path} is not a list of pairs: {error}") from error
     rows, same = [], []
     for number, line in enumerate(lines, 1):
         fields = [field.strip() for field in line]

@@ -24,7 +24,7 @@ def test_identities_and_files_are_sorted(tmp_path):
     assert faces.labels.dtype == np.int32
     assert faces.labels.tolist() == [0, 0, 1, 2]
     assert faces.where(2) == str(tmp_path / "al" / "1.jpg")
-    assert faces.notes == ()
+    assert faces.notes == ("skipped 2 hidden entries: .git, al/.hidden.jpg",)
 
 
 def test_what_is_left_out_is_told(tmp_path):
@@ -86,5 +86,5 @@ def test_a_file_that_vanishes(tmp_path):
     faces = read_face_folder(tmp_path)
     (tmp_path / "a" / "2.jpg").unlink()
     assert faces.images[0] == b"a/1.jpg"
-    with pytest.raises(UserError, match=r"cannot read .*2\.jpg"):
+    with pytest.raises(UserError, match=r"image .*2\.jpg cannot be read"):
         faces.images[1]

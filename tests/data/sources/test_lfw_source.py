@@ -193,7 +193,7 @@ def test_splits(tmp_path):
         (b"name,role\n", "line 1: expected a header identity,role"),
         (b"identity,role\nAl\n", "line 2: expected identity,role,images"),
         (b"identity,role\nAl,eval\nAl,eval\n", "line 3: Al comes twice"),
-        (b"identity,role\n\xff,eval\n", "is not a split"),
+        (b"identity,role\n\xff,eval\n", "line 2: .* is not UTF-8"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"split.csv.*{message}"):

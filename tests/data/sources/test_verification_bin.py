@@ -236,7 +236,7 @@ def test_lfw_pairs_become_a_bin(tmp_path, photos):
     folder, found = photos
     pairs = tmp_path / "pairs.txt"
     pairs.write_bytes(b"1\t2\r\nAnn\t1\t2\r\nBo\t2\t1\r\nAnn\t1\tBo\t1\r\nBo\t2\tAnn\t2\r\n")
-    assert write_verification_bin(tmp_path / "y.bin", images=folder, pairs=pairs) == 4
+    assert write_verification_bin(tmp_path / "y.bin", images=folder, pairs=pairs) == (4, ())
     names = ["Ann/Ann_0001", "Ann/Ann_0002", "Bo/Bo_0002", "Bo/Bo_0001"]
     names += ["Ann/Ann_0001", "Bo/Bo_0001", "Bo/Bo_0002", "Ann/Ann_0002"]
     expected = [found[name] for name in names]
@@ -275,8 +275,8 @@ def test_csv_pairs_become_a_bin(tmp_path, photos, head):
         ("Ann/Ann_0001,Bo/Bo_0001,yes\n", "pairs.csv:1: same is 'yes'"),
         ("\nAnn/Ann_0001,Bo/Bo_0009,1\n", "pairs.csv:2: 'Bo/Bo_0009' is not among the images"),
         ("Ann/Ann_0001,Bo/Bo_0001,1\n\n'\0',x,1\n", "pairs.csv"),
-        (b"\xff\xfe,x,1", "cannot be read as UTF-8"),
-        (b'"' + b"a" * 200_000, "cannot be read"),
+        (b"\xff,x,1", "is not UTF-8"),
+        (b'"' + b"a" * 200_000, "is not a list of pairs"),
     ],
 )
 def test_wrong_csv_pairs(tmp_path, photos, text, words):
@@ -299,3 +299,15 @@ def test_damaged_and_absent_images(tmp_path, photos):
         write_verification_bin(tmp_path / "y.bin", images=tmp_path / "absent", pairs=pairs)
     with pytest.raises(UserError, match="no verification set at"):
         read_verification_bin(tmp_path / "y.bin")
+
+
+def test_values_without_end_are_never_printed(tmp_path):
+    bomb = b"\x80\x04cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    bomb += b"(K\x01K\x01K\x01\x86\x94"
+    for place in range(60):  # each tuple holds the one before it twice
+        bomb += b"h" + bytes([place]) + b"\x86\x94"
+    nested = bomb + b"cnumpy\ndtype\n(\x8c\x02u1K\x00K\x01tR\x89C\x00tb."
+    (tmp_path / "x.bin").write_bytes(nested)
+    with pytest.raises(UserError, match="whose shape is no tuple of whole numbers") as caught:
+        read_verification_bin(tmp_path / "x.bin")
+    assert len(str(caught.value)) < 400
