@@ -44,14 +44,40 @@ def main(argv: list[str]) -> None:
     """Parses flags, embeds, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.common.outputs import writing
+
+    with writing(_outputs(options.output), reading=_inputs(options)):
+        _embed(options)
+
+
+def _inputs(options: Any) -> "dict[str, Path | None]":
+    return {
+        "--model": _model_file(options.model),
+        "--images": options.images,
+        "--landmarks": options.landmarks,
+        "--pfe": options.pfe,
+    }
+
+
+def _outputs(output: Path) -> dict[str, Path]:
+    from ida_jax.tables.embedding_output import files_beside
+
+    beside = [*files_beside(output), _variances(output), _reasons(output)]
+    return {"--output": output, **{f"--output (with {path.name})": path for path in beside}}
+
+
+def _model_file(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _embed(options: Any) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty import UncertaintyModel
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.verification_bin import open_bin
 
-    folder = options.model.is_dir()
-    model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
+    model = FaceModel.load(_model_file(options.model))
     if options.images.suffix.lower() == ".bin":
         if options.root is not None:
             raise UserError(f"--root={options.root} is for lists of images: leave it out")

@@ -39,6 +39,18 @@ def main(argv: list[str]) -> None:
         return
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.common.outputs import writing
+
+    read = ("scores", "labels", "baseline", "identities", "groups")
+    outputs, reading = (
+        {f"--{name}": getattr(options, name) for name in names}
+        for names in (("calibration", "json", "plot"), read)
+    )
+    with writing(outputs, reading=reading):
+        _write(options)
+
+
+def _write(options: Any) -> None:
     from ida_jax.report.score_report import score_text
 
     results = _evaluate(options)

@@ -36,6 +36,19 @@ def main(argv: list[str]) -> None:
     """Parses flags, writes the file, prints what it holds."""
     options = _parser().parse_args(argv)
     _check(options)
+    if options.info:
+        _export(options)
+        return
+    from ida_jax.common.outputs import writing
+
+    described = _described(options.output)
+    outputs = {"--output": options.output, "--output (with its .json)": described}
+    reading = {"--model": _model_file(options.model), "--ssr": options.ssr}
+    with writing(outputs, reading=reading):
+        _export(options)
+
+
+def _export(options: Any) -> None:
     import jax
 
     # A GPU's or TPU's rounding is not to enter the check; nothing here is worth one.
@@ -50,7 +63,7 @@ def main(argv: list[str]) -> None:
         model.save(options.output)
         print(f"{options.output}: {model.network}, fingerprint {model.fingerprint}")
         return
-    _export(model, options)
+    _write_graph(model, options)
 
 
 def _parser() -> Parser:
@@ -83,11 +96,20 @@ def _read_model(path: Path) -> "FaceModel":
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.interop.weights import import_model
 
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = _model_file(path)
     return FaceModel.load(path) if path.suffix == ".safetensors" else import_model(path)
 
 
-def _export(model: "FaceModel", options: Any) -> None:
+def _model_file(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _described(output: Path) -> Path | None:
+    """Where the description of a graph goes that cannot hold its own."""
+    return Path(f"{output}.json") if output.suffix == ".stablehlo" else None
+
+
+def _write_graph(model: "FaceModel", options: Any) -> None:
     from ida_jax.artefacts.ssr import DensityRegressor
     from ida_jax.common.files import written_whole
     from ida_jax.interop.exported import description, largest_difference

@@ -23,13 +23,15 @@ def main() -> None:
     join_processes()
 
     from ida_jax.report.tables import results_table
+    from ida_jax.runs.workdir import workdir_of_one_job
 
     if "embeddings" in config:
         from ida_jax.runs.embedding_run import run
     else:
         from ida_jax.runs.stages import run
 
-    results = run(config, workdir)
+    with workdir_of_one_job(config, workdir):
+        results = run(config, workdir)
     if results:
         print(results_table(results))
         print(f"report: {workdir}/report.html")

@@ -56,12 +56,15 @@ def main(argv: list[str]) -> None:
     classes = _classes(config) if options.classes is None else options.classes
     if classes < 1:
         raise UserError(f"--classes={classes}: expected 1 or more")
-    plan = _plan(config, classes, topology)
-    if options.json is not None:
-        from ida_jax.common.files import written_whole
+    from ida_jax.common.outputs import writing
 
-        with written_whole(options.json) as path:
-            path.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+    with writing({"--json": options.json}, reading={}):
+        plan = _plan(config, classes, topology)
+        if options.json is not None:
+            from ida_jax.common.files import written_whole
+
+            with written_whole(options.json) as path:
+                path.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
     if not plan["fits"]:
         raise SystemExit(1)
 

@@ -12,6 +12,7 @@ Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work 
 of S, which all of them must see, and make the same file.
 """
 
+import contextlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,14 +35,25 @@ def main(argv: list[str]) -> None:
     """Parses flags, rescores, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
-    from ida_jax.common.processes import is_first, join_processes
+    from ida_jax.common.outputs import writing
+    from ida_jax.common.processes import all_or_none, is_first, join_processes
 
     join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
+    reading = {f"--{name}": getattr(options, name) for name in _FILES}
+    with contextlib.ExitStack() as held:
+        with all_or_none():
+            if is_first():
+                held.enter_context(writing({"--output": options.output}, reading=reading))
+        _rescore(options)
+
+
+def _rescore(options: Any) -> None:
     from ida_jax.common.files import require_file
+    from ida_jax.common.processes import is_first
     from ida_jax.rescoring.job import Inputs, rescore_files
 
     _give_memory_back()
-    read = (options.anchors, options.ssr, options.csn, options.dao_fit, options.calibration)
+    read = [getattr(options, name) for name in _FILES[3:]]
     for path in read:
         if path is not None:
             require_file(path, what="file")
@@ -85,6 +97,8 @@ def _give_memory_back() -> None:
         mallopt(mmap_threshold, 8 << 20)
 
 
+# The faces and the pairs, and then what the scorer is read from.
+_FILES = ("embeddings", "pairs", "names", "anchors", "ssr", "csn", "dao_fit", "calibration")
 # What does not change the scores.
 _NO_SETTINGS = ("output", "coordinator", "processes", "process", "embeddings", "pairs", "names")
 

@@ -84,7 +84,15 @@ def _build(argv: list[str]) -> None:
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
     options = parser.parse_args(argv)
     _check_build(options)
+    from ida_jax.common.outputs import writing
 
+    reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "images")}
+    reading["--model"] = None if options.model is None else _model_file(options.model)
+    with writing({"--output": options.output}, reading=reading):
+        _build_set(options)
+
+
+def _build_set(options: Any) -> None:
     from ida_jax.anchors import sources
     from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.tables.identities import read_people
@@ -212,7 +220,14 @@ def _check(argv: list[str]) -> bool:
         raise UserError(f"--limit is {options.limit}: expected at least 0")
     if options.threshold is not None and not -1 <= options.threshold <= 1:
         raise UserError(f"--threshold is {options.threshold}: expected a cosine from -1 to 1")
+    from ida_jax.common.outputs import writing
 
+    reading = {f"--{name}": getattr(options, name) for name in ("anchors", "against", "labels")}
+    with writing({"--json": options.json}, reading=reading):
+        return _check_set(options)
+
+
+def _check_set(options: Any) -> bool:
     from ida_jax.anchors import check
     from ida_jax.anchors.anchor_set import AnchorSet
 
@@ -305,7 +320,11 @@ def _parser(command: str, description: str) -> Parser:
 def _model(path: Path) -> "FaceModel":
     from ida_jax.artefacts.face_model import FaceModel
 
-    return FaceModel.load(path / "model.safetensors" if path.is_dir() else path)
+    return FaceModel.load(_model_file(path))
+
+
+def _model_file(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:

@@ -31,7 +31,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
     os.close(handle)

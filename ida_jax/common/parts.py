@@ -142,5 +142,5 @@ def remove_parts(output: Path) -> None:
         rest = path.name.removeprefix(f".{output.name}.")
         if rest.endswith(".parts"):
             shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"[a-z0-9_]{8}", rest):
+        elif re.fullmatch(r"[a-z0-9_]{8}(\.tmp)?", rest):
             path.unlink(missing_ok=True)

@@ -29,14 +29,31 @@ def main(argv: list[str]) -> None:
     """Parses flags, makes the set and its report, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.common.outputs import writing
 
+    output = options.output
+    outputs = {"--output": output} | {
+        f"--output (with {path.name})": path
+        for path in (output.with_suffix(".report.html"), output.with_suffix(".report.json"))
+    }
+    reading = {
+        "--model": _inside(options.model, "model.safetensors"),
+        "--generator": _inside(options.generator, "generator.safetensors"),
+        "--images": options.images,
+        "--training": options.training,
+        "--training_labels": options.training_labels,
+    }
+    with writing(outputs, reading=reading):
+        _make(options)
+
+
+def _make(options: Any) -> None:
     from ida_jax.anchors.fake import fake_anchors, provenance_line
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.common.parts import remove_empty, remove_parts
     from ida_jax.report.fake_report import write_fake_report
 
-    folder = options.model.is_dir()
-    model = FaceModel.load(options.model / "model.safetensors" if folder else options.model)
+    model = FaceModel.load(_inside(options.model, "model.safetensors"))
     candidates = _candidates(options, model)
     output = options.output
     parts = output.parent / f".{output.name}.fake.parts"
@@ -125,11 +142,11 @@ def _check(options: Any) -> None:
     for written in (options.output, options.output.with_suffix(".report.html")):
         if written.is_dir():
             raise UserError(f"{written} is a folder: give --output another name")
-    given = (options.generator, options.model, options.training)
-    for path in (path for path in given if path is not None):
-        inside = [path, path / "generator.safetensors", path / "model.safetensors"]
-        if options.output.resolve() in [each.resolve() for each in inside]:
-            raise UserError(f"--output is {options.output}, which this reads: give another name")
+
+
+def _inside(path: Path | None, name: str) -> Path | None:
+    """The file itself, or the one of this name in a folder."""
+    return path / name if path is not None and path.is_dir() else path
 
 
 def _candidates(options: Any, model: "FaceModel") -> "Candidates":
@@ -140,8 +157,7 @@ def _candidates(options: Any, model: "FaceModel") -> "Candidates":
         return folder_candidates(options.images, image_size=size, skip_bad=options.skip_bad)
     from ida_jax.artefacts.generator import FaceGenerator
 
-    path = options.generator
-    generator = FaceGenerator.load(path / "generator.safetensors" if path.is_dir() else path)
+    generator = FaceGenerator.load(_inside(options.generator, "generator.safetensors"))
     truncation = 1.0 if options.truncation is None else options.truncation
     return generated_candidates(generator, seed=options.seed or 0, truncation=truncation)
 

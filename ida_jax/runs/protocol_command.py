@@ -13,9 +13,8 @@ anchors and modules from a workdir of python -m ida_jax.main.
 import argparse
 import contextlib
 import dataclasses
-import tempfile
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
@@ -37,6 +36,8 @@ _PARSERS = {
     float: float,
     tuple[float, ...]: numbers(float),
 }
+# What a report is.
+_WRITTEN = ("results.json", "report.html", "results.md", "results.tex")
 
 
 def main(argv: list[str]) -> None:
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     own = _own_options(options, table)
     _check(options)
     files, methods = _artefacts(options)
-    with _folder(options.output):
+    with _writing(options, own, files):
         _run(table[options.protocol], options, own, files, methods)
 
 
@@ -88,21 +89,16 @@ def _run(
     print(f"\nsee {options.output / 'report.html'}")
 
 
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Makes the folder beforehand; where the body fails, an empty one of ours goes again."""
-    made = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
-    try:
-        yield
-    finally:
-        if made and not any(path.iterdir()):
-            path.rmdir()
+def _writing(
+    options: Any, own: Any, files: Mapping[str, Path | None]
+) -> contextlib.AbstractContextManager[None]:
+    from ida_jax.common.outputs import writing
+
+    read = {name: getattr(options, name) for name in ("files", "embeddings", "names", "groups")}
+    read |= {**files, **dataclasses.asdict(own)}
+    reading = {f"--{name}": path for name, path in read.items() if isinstance(path, Path)}
+    outputs = {f"--output ({name})": options.output / name for name in _WRITTEN}
+    return writing(outputs, reading=reading, folder=options.output)
 
 
 def _protocol_of(argv: list[str]) -> str:

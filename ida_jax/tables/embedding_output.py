@@ -32,6 +32,14 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise UserError(f"cannot write {path}: no folder {path.parent}; make it first")
 
 
+def files_beside(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """What `write_embeddings` writes beside a path: names and fingerprint, for .npy alone."""
+    path = Path(path)
+    if path.suffix.lower() != ".npy":
+        return ()
+    return path.with_suffix(".names.txt"), fingerprint_file(path)
+
+
 def write_embeddings(
     path: str | os.PathLike[str],
     blocks: Iterable[np.ndarray],

@@ -65,6 +65,12 @@ class PreparedLfw(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def written_files(folder: Path, name: str) -> dict[str, Path]:
+    """What `prepare_lfw` writes in DATA_DIR/NAME, by what it is: images, pairs and split."""
+    files = {"images": _tar(folder, name), "pairs": folder / _SETS[name].pairs}
+    return files | ({"split": folder / "split.csv"} if name == "lfw" else {})
+
+
 def prepare_lfw(
     source: str | os.PathLike[str],
     *,
@@ -98,7 +104,7 @@ def prepare_lfw(
         raise UserError(f"a split is for lfw, not for {name}")
     described = _SETS[name]
     folder = Path(data_dir) / name
-    tar = folder / f"{name}_{_SIZE}.tar"
+    tar = _tar(folder, name)
     if tar.exists():
         raise UserError(f"{tar} already exists: remove it first, or name another data_dir")
     require_file(Path(pairs), what="list of pairs")
@@ -136,6 +142,10 @@ def prepare_lfw(
                 folder.rmdir()
         raise
     return PreparedLfw(folder, len(rows), len(listed.same), _notes(name, len(rows)))
+
+
+def _tar(folder: Path, name: str) -> Path:
+    return folder / f"{name}_{_SIZE}.tar"
 
 
 def _paths(files: ImageFiles, *, by_person: bool) -> list[str]:

@@ -79,6 +79,11 @@ def face_features(identities: tuple[str, ...] | None) -> Any:
     return tfds.features.FeaturesDict({"image": _image(), "label": label})
 
 
+def written_folders(path: Path) -> tuple[Path, Path]:
+    """The folders within DATA_DIR/NAME that a data set is written to: while it grows, and whole."""
+    return path / "incomplete", path / VERSION
+
+
 def write_faces(
     name: str,
     faces: EncodedFaces,
@@ -196,7 +201,7 @@ def _write(name: str, split: _Split, *, data_dir: Path, skip_corrupt: bool) -> W
     path = require_new(name, data_dir=data_dir)
     if not split.rows:
         raise UserError(f"nothing to write as {name}: the source holds no image")
-    folder = path.parent / "incomplete"
+    folder, _ = written_folders(path.parent)
     _begin(folder, f"{split.source} rows={split.rows} {_sample(split)}")
     prefix = f"{name}-{split.name}.array_record"
     stop = None if skip_corrupt else LISTED
