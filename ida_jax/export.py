@@ -111,7 +111,7 @@ def _described(output: Path) -> Path | None:
 
 def _write_graph(model: "FaceModel", options: Any) -> None:
     from ida_jax.artefacts.ssr import DensityRegressor
-    from ida_jax.common.files import written_whole
+    from ida_jax.common.files import written_together
     from ida_jax.interop.exported import description, largest_difference
 
     if options.output.suffix == ".onnx":
@@ -127,11 +127,11 @@ def _write_graph(model: "FaceModel", options: Any) -> None:
     difference = largest_difference(to_graph(data), model, input=options.input, ssr=ssr)
     if not difference <= _LARGEST_DIFFERENCE:
         raise RuntimeError(f"the graph differs from JAX by {difference:.1e}; nothing was written")
-    if options.output.suffix == ".stablehlo":
-        with written_whole(f"{options.output}.json") as temporary:
-            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    with written_whole(options.output) as temporary:
-        temporary.write_bytes(data)
+    described = _described(options.output)
+    with written_together(options.output, *filter(None, [described])) as (graph, *others):
+        graph.write_bytes(data)
+        for other in others:
+            other.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     _print(facts)
     print(
         f"{options.output}: {len(data) / 2**20:.1f} MiB, differs from JAX by at most "

@@ -12,14 +12,19 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import Damaged, UserError
 from ida_jax.common.files import written_whole
+
+# What stands between an array and its file's checksum.
+_SEAL = b"\0ida sum"
+_DIGITS = 16
 
 
 class Part(NamedTuple):
@@ -35,14 +40,57 @@ def write_npy(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """The array of a part; UserError where the file is damaged."""
+def write_part(path: Path, values: np.ndarray) -> None:
+    """As `write_npy`, with a checksum behind the array, where NumPy does not look."""
+    with written_whole(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+        seal(temporary)
+
+
+def read_part(path: Path) -> np.ndarray:
+    """The array of a part; `Damaged` where it is not what was written."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(
+        with path.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
+            end = file.tell()
+            sealed = file.read(len(_SEAL) + _DIGITS + 1)
+        # Older parts have no seal.
+        if sealed and sealed != _SEAL + _digest(path, end):
+            raise ValueError("its checksum is another one")
+    except (ValueError, EOFError, OSError, AttributeError) as error:
+        raise Damaged(
             f"{path} is damaged ({error}): delete it and run the same command again"
         ) from error
+    return values
+
+
+def seal(path: Path) -> None:
+    """Appends a file's checksum to it; a reader of .npy does not look behind the array."""
+    digest = _digest(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(_SEAL + digest)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there, and is what `seal` has sealed."""
+    if not path.is_file():
+        return False
+    end = path.stat().st_size - len(_SEAL) - _DIGITS
+    if end < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(end)
+        return file.read() == _SEAL + _digest(path, end)
+
+
+def _digest(path: Path, end: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGITS)
+    with path.open("rb") as file:
+        while end and (block := file.read(min(end, 1 << 20))):
+            digest.update(block)
+            end -= len(block)
+    return digest.digest()
 
 
 class Parts:
@@ -55,7 +103,7 @@ class Parts:
       name: of a part's file, by its `start` row or its `number`.
       done: whether a part need not be made.
       write: keeps what was made of a part, whole or not at all.
-      read: gives it back.
+      read: gives it back; `Damaged`, from it or from `done`, has a part made again.
     """
 
     def __init__(
@@ -66,8 +114,8 @@ class Parts:
         *,
         name: str = "from-{start:09}.npy",
         done: Callable[[Path], bool] = Path.is_file,
-        write: Callable[[Path, np.ndarray], None] = write_npy,
-        read: Callable[[Path], np.ndarray] = read_npy,
+        write: Callable[[Path, np.ndarray], None] = write_part,
+        read: Callable[[Path], np.ndarray] = read_part,
     ) -> None:
         self.write, self.read, self._rows, self._done = write, read, rows, done
         self._all = [
@@ -79,15 +127,30 @@ class Parts:
         return iter(self._all)
 
     def left(self, process: int = 0, processes: int = 1) -> list[Part]:
-        """The parts of one process's share that are still to be made."""
-        return [part for part in self._all[process::processes] if not self._done(part.path)]
+        """The parts of one process's share that are still to be made; damaged ones are named."""
+        return [part for part in self._all[process::processes] if self._found(part.path) is None]
 
     def values(self, make: Callable[[range], np.ndarray] | None = None) -> Iterator[np.ndarray]:
         """What was made of each part, in order; `make` gives it for the rows of one not there."""
         for rows, path in self:
-            if make is not None and not self._done(path):
+            if make is None:
+                yield self.read(path)
+                continue
+            found = self._found(path)
+            if found is None:
                 self.write(path, make(rows))
-            yield self.read(path)
+                found = self.read(path)
+            yield found
+
+    def _found(self, path: Path) -> np.ndarray | None:
+        """What a part holds; None where it is to be made, again where it was damaged."""
+        try:
+            return self.read(path) if self._done(path) else None
+        except Damaged as error:
+            reason = str(error).partition(": delete")[0]
+            print(f"{reason}: it is made again", file=sys.stderr)
+            path.unlink(missing_ok=True)
+            return None
 
     def whole(self, make: Callable[[range], np.ndarray], width: tuple[int, ...] = ()) -> np.ndarray:
         """Float32 [N, *width] of all parts; only one of them is in memory twice."""
