@@ -100,7 +100,9 @@ def _give_memory_back() -> None:
 # The faces and the pairs, and then what the scorer is read from.
 _FILES = ("embeddings", "pairs", "names", "anchors", "ssr", "csn", "dao_fit", "calibration")
 # What does not change the scores.
-_NO_SETTINGS = ("output", "coordinator", "processes", "process", "embeddings", "pairs", "names")
+_NO_SETTINGS = (
+    "output", "coordinator", "processes", "process", "embeddings", "pairs", "names", "verify",
+)  # fmt: skip
 
 
 def _parser() -> Parser:
@@ -143,6 +145,11 @@ def _parser() -> Parser:
         action="store_true",
         help="zero, NaN or infinite embeddings give NaN scores instead of an error",
     )
+    add(
+        "--verify",
+        action="store_true",
+        help="compare all of an anchor set of more than 256 MiB with its checksum",
+    )
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
     add(
         "--tolerance",
@@ -177,6 +184,10 @@ def _check(options: Any) -> None:
         )
     if options.scale in ("log", "dao") and options.calibration is not None:
         raise UserError("--calibration needs --scale=llr or --scale=percent")
+    if options.tau is not None:
+        from ida_jax.common.validation import require_tau
+
+        require_tau(options.tau, what="--tau")
     if options.chunk < 1:
         raise UserError(f"--chunk={options.chunk}: expected 1 or more")
 
@@ -196,7 +207,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
                 "depend on the other faces under test, and each face is its own nearest anchor; "
                 "take faces of other people"
             )
-        anchors = read_anchors(options.anchors)
+        anchors = read_anchors(options.anchors, verify=options.verify)
     return Rescorer(
         anchors,
         k=options.k,

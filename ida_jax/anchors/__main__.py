@@ -146,11 +146,11 @@ def _check_build(options: Any) -> None:
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if options.size < 1 or options.per_identity < 1:
         raise UserError("--size and --per_identity must be at least 1")
-    if not 1 <= options.k <= options.size or not 0 < options.tau < float("inf"):
-        raise UserError(
-            f"--k={options.k} --tau={options.tau}: expected k from 1 to the size, {options.size}, "
-            "and a finite τ > 0"
-        )
+    if not 1 <= options.k <= options.size:
+        raise UserError(f"--k is {options.k}: expected k from 1 to the size, {options.size}")
+    from ida_jax.common.validation import require_tau
+
+    require_tau(options.tau, what="--tau")
     if not options.output.parent.is_dir():
         raise UserError(f"no folder {options.output.parent} to write in: make it first")
 
@@ -173,7 +173,7 @@ def _info(argv: list[str]) -> None:
     from ida_jax.anchors.coverage import own_neighbourhood
     from ida_jax.anchors.fake import provenance_line
 
-    anchors = AnchorSet.load(options.anchors)
+    anchors = AnchorSet.load(options.anchors, verify=True)
     print(f"{options.anchors}: {anchors.described()}")
     if anchors.source == "fake_db" and anchors.provenance:
         print(f"made of: {provenance_line(anchors.provenance)}")
@@ -231,7 +231,7 @@ def _check_set(options: Any) -> bool:
     from ida_jax.anchors import check
     from ida_jax.anchors.anchor_set import AnchorSet
 
-    anchors = AnchorSet.load(options.anchors)
+    anchors = AnchorSet.load(options.anchors, verify=True)
     against = None if options.against is None else _probes(options, anchors)
     print(f"{options.anchors}: {anchors.described()}")
 

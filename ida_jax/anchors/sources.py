@@ -48,14 +48,18 @@ def class_weights(
     )
 
 
-def read_anchors(path: str | os.PathLike[str]) -> AnchorSet:
+def read_anchors(path: str | os.PathLike[str], *, verify: bool = False) -> AnchorSet:
     """An anchor set's file (.safetensors), or plain embeddings in .npy, .npz or .parquet.
+
+    Args:
+      path: the file.
+      verify: as in `AnchorSet.load`.
 
     Raises:
       UserError: as `AnchorSet.load`, `read_embeddings` and `AnchorSet.from_embeddings`.
     """
     if Path(path).suffix == ".safetensors":
-        return AnchorSet.load(path)
+        return AnchorSet.load(path, verify=verify)
     table = read_embeddings(path)
     return AnchorSet.from_embeddings(table.embeddings, fingerprint=table.fingerprint)
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
 from ida_jax.ops.cohort import polynomial_map
 
@@ -206,7 +206,12 @@ class Csn:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
-            return cls(np.array(tensors["coefficient_weights"]), **metadata)
+            loaded = cls(np.array(tensors["coefficient_weights"]), **metadata)
+            require_types(loaded)
+            if loaded.coefficient_weights.ndim != 1 or loaded.top_n < 1:
+                raise ValueError("the coefficients are no list, or top_n is not above 0")
+
+        return loaded
 
 
 def _require_faces(faces: np.ndarray, width: int) -> np.ndarray:

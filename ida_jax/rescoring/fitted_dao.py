@@ -22,7 +22,7 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.dao import soft_log_density
 from ida_jax.rescoring.terms import FaceTerms
@@ -135,7 +135,11 @@ class DaoFit:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
-            return cls(*np.array(tensors["constants"]).tolist(), **metadata)
+            loaded = cls(*np.array(tensors["constants"]).tolist(), **metadata)
+            require_types(loaded)
+            if not (loaded.tau > 0 and loaded.weight > 0 and loaded.support > 0):
+                raise ValueError("tau, weight or support is not above 0")
+        return loaded
 
 
 _soft_log_density = jax.jit(soft_log_density)

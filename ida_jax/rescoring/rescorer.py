@@ -19,7 +19,7 @@ from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr import DensityRegressor
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import require_tau, unit_embeddings
 from ida_jax.rescoring.cohort import CohortMoments, Csn, cohort_moments
 from ida_jax.rescoring.fitted_dao import DaoFit
 from ida_jax.rescoring.identification import Candidates, Gallery, identify
@@ -96,11 +96,9 @@ class Rescorer:
         self.anchors = anchors
         self.method = method
         self.k = k if k is not None else getattr(trained, "k", 10)
-        self.tau = float(tau if tau is not None else getattr(trained, "tau", 1.0))
+        self.tau = require_tau(tau if tau is not None else getattr(trained, "tau", 1.0))
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
         self.regressor, self.csn, self.fit = regressor, csn, fit
-        if not 0 < self.tau < np.inf:
-            raise UserError(f"tau is {self.tau}: expected a finite number above 0")
         if regressor is not None and (self.k, self.tau) != (regressor.k, regressor.tau):
             raise UserError(
                 f"k = {self.k} and tau = {self.tau:g} were asked for, but the SSR module was "

@@ -131,8 +131,9 @@ def _check(options: Any) -> None:
         raise UserError("--skip-bad goes with --images")
     if options.seed is not None and not 0 <= options.seed < 1 << 32:
         raise UserError(f"--seed is {options.seed}: expected 0 or more, below 2³²")
-    if not 0 < options.tau < float("inf"):
-        raise UserError(f"--tau is {options.tau}: expected a finite τ > 0")
+    from ida_jax.common.validation import require_tau
+
+    require_tau(options.tau, what="--tau")
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if not options.output.parent.is_dir():

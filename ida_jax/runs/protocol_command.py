@@ -211,6 +211,10 @@ def _check(options: Any) -> None:
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
             "resamples, and a seed of at least 0"
         )
+    if options.tau is not None:
+        from ida_jax.common.validation import require_tau
+
+        require_tau(options.tau, what="--tau")
     if (options.output / "results.json").exists():
         raise UserError(
             f"{options.output} holds results already: name another --output, or delete them"
