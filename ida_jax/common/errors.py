@@ -29,12 +29,22 @@ class Stopped(Exception):
     """
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C. Of KeyboardInterrupt itself CPython may note that nobody handles it."""
+
+
 class _Terminated(BaseException):
     """SIGTERM has come."""
 
 
 # A full disk or quota, a file system of limited or no writing.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+_SAID = {
+    number: f"{word}: the same command continues from what was finished"
+    for number, word in ((signal.SIGINT, "\ninterrupted"), (signal.SIGTERM, "terminated"))
+}
 
 
 def exit_code(run: Callable[[], None]) -> int:
@@ -81,15 +91,22 @@ def _ended(line: str, code: int) -> int:
 
 def _interrupted(received: list[int]) -> int:
     number = received[0] if received else signal.SIGINT
-    word = "\ninterrupted" if number == signal.SIGINT else "terminated"
-    return _ended(f"{word}: the same command continues from what was finished", 128 + number)
+    return _ended(_SAID[number], 128 + number)
+
+
+def _leave(number: int) -> None:
+    """Ends at once, where an exception would get lost. What is unfinished the next run removes."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, f"{_SAID[number]}\n".encode())
+    os._exit(128 + number)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """Has Ctrl-C and SIGTERM raise an exception each; yields those that have come."""
     received: list[int] = []
-    ours = os.getpid()
+    ours, unraisable = os.getpid(), sys.unraisablehook
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if os.getpid() != ours:  # a forked worker ends as it would without this
@@ -97,7 +114,15 @@ def _signals() -> Iterator[list[int]]:
             os.kill(os.getpid(), number)
             return
         received.append(number)
-        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+        if _importing(frame):  # extension modules may abort on an exception
+            _leave(number)
+        raise _Interrupted if number == signal.SIGINT else _Terminated
+
+    def on_unraisable(lost: "sys.UnraisableHookArgs") -> None:
+        # The signal came while a callback of the collector, say, was running.
+        if isinstance(lost.exc_value, _Interrupted | _Terminated):
+            _leave(received[-1])
+        unraisable(lost)
 
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {}
@@ -105,9 +130,20 @@ def _signals() -> Iterator[list[int]]:
         for number, handler in usual.items():
             if signal.getsignal(number) is handler:
                 before[number] = signal.signal(number, on_signal)
+        sys.unraisablehook = on_unraisable
     try:
         yield received
     finally:
+        if sys.unraisablehook is on_unraisable:
+            sys.unraisablehook = unraisable
         for number, handler in before.items():
             if signal.getsignal(number) is on_signal:
                 signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
