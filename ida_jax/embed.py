@@ -330,13 +330,11 @@ def _put_together(
     skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
 
     def variances(written: Path) -> None:
-        shape, start = (len(names), model.width), 0
-        found = np.lib.format.open_memmap(written, "w+", np.float32, shape)
-        for path in paths:
-            part = read_part(_variances(path))
-            found[start : start + len(part)] = part
-            start += len(part)
-        found.flush()
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), model.width)}
+        with written.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in paths:
+                file.write(read_part(_variances(path)).astype("<f4", copy=False).tobytes())
 
     def reasons_given(written: Path) -> None:
         written.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
