@@ -78,7 +78,9 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
                 failing.unlink(missing_ok=True)
         _synchronise(whole[0].parent)
     except OSError as error:
-        raise UserError(f"cannot write {failing}: {error.strerror or error}") from error
+        # NumPy says of a full disk only how many entries it has written.
+        reason = error.strerror or f"not all of it was written ({error}); make room"
+        raise UserError(f"cannot write {failing}: {reason}") from error
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)

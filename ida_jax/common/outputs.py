@@ -176,9 +176,13 @@ def _take(lock: Path, *, what: Path) -> int:
                     "since": time.time(),
                     "command": shlex.join(["python", *sys.orig_argv[1:]])[:1000],
                 }
-                os.ftruncate(handle, 0)
-                os.lseek(handle, 0, os.SEEK_SET)
-                os.write(handle, json.dumps(mine).encode())
+                try:
+                    os.ftruncate(handle, 0)
+                    os.lseek(handle, 0, os.SEEK_SET)
+                    os.write(handle, json.dumps(mine).encode())
+                except OSError:  # a full disk
+                    lock.unlink(missing_ok=True)
+                    raise
                 return handle
         except BaseException:
             os.close(handle)
