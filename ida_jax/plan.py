@@ -40,6 +40,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="the plan's figures, as JSON")
     options, others = parser.parse_known_args(argv)
 
+    from ida_jax.common.outputs import writing
+    from ida_jax.runs.config_flags import config_file
+
+    with writing({"--json": options.json}, reading={"--config": config_file(others)}):
+        _write(options, others)
+
+
+def _write(options: Any, others: list[str]) -> None:
     from ida_jax.planning.topology import open_topology
     from ida_jax.runs.config_flags import parse_config
 
@@ -56,15 +64,12 @@ def main(argv: list[str]) -> None:
     classes = _classes(config) if options.classes is None else options.classes
     if classes < 1:
         raise UserError(f"--classes={classes}: expected 1 or more")
-    from ida_jax.common.outputs import writing
+    plan = _plan(config, classes, topology)
+    if options.json is not None:
+        from ida_jax.common.files import written_whole
 
-    with writing({"--json": options.json}, reading={}):
-        plan = _plan(config, classes, topology)
-        if options.json is not None:
-            from ida_jax.common.files import written_whole
-
-            with written_whole(options.json) as path:
-                path.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+        with written_whole(options.json) as path:
+            path.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
     if not plan["fits"]:
         raise SystemExit(1)
 

@@ -1,6 +1,7 @@
 """A run's config from the command line: --config=FILE[:variant] and --config.key=value."""
 
 import re
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -39,6 +40,16 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         known = ", ".join(f"--{name}=" for name in ("config", *others))
         raise UserError(f"'{rest[0]}' is no flag: flags are {known}, --config.key=")
     return config, {name: getattr(parsed, name) for name in others}
+
+
+def config_file(arguments: list[str]) -> Path | None:
+    """The file of --config=FILE[:variant]; None without the flag."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--config":
+            named = value if equals else following
+            return Path(named if Path(named).exists() else named.rpartition(":")[0] or named)
+    return None
 
 
 def _one_line(error: Exception) -> str:

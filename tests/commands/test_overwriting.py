@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ida_jax import embed, evaluate, export, fit, prepare, rescore
+from ida_jax import embed, evaluate, export, fit, plan, prepare, rescore
 from ida_jax.anchors.__main__ import main as anchors_main
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
@@ -54,12 +54,14 @@ CASES = [
     ("evaluate", f"{_SCORES} --identities=E.npy", "--json", ["E.npy"]),
     ("evaluate", f"{_SCORES} --json=new", "--calibration", ["new"]),
     ("evaluate", f"{_LISTED} --groups=W/results.md", "--output", ["W"]),
+    ("plan", "--topology=cpu:1 --config=T.report.html", "--json", ["T.report.html"]),
+    ("plan", "--topology=cpu:1 --config=./N.csv:smoke", "--json", ["N.csv"]),
     ("fit csn", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
     ("fit dao", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
 ]  # fmt: skip
 _MAINS = {"rescore": rescore.main, "embed": embed.main, "prepare": prepare.main,
           "anchors": anchors_main, "export": export.main, "evaluate": evaluate.main,
-          "fit": fit.main}  # fmt: skip
+          "fit": fit.main, "plan": plan.main}  # fmt: skip
 
 
 @pytest.fixture
