@@ -205,6 +205,8 @@ def _of_the_run(
     """Embeddings, labels where they are known, and the folder, of a run of `ida_jax.main`."""
     import numpy as np
 
+    from ida_jax.common.parts import read_part
+
     path = options.generator
     if path is None:
         return None
@@ -224,7 +226,7 @@ def _of_the_run(
             )
         return None
     try:
-        embeddings = np.concatenate([np.load(file) for file in files])
+        embeddings = np.concatenate([read_part(file) for file in files])
         labels = np.load(folder / "labels.npy") if (folder / "labels.npy").is_file() else None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
