@@ -94,9 +94,7 @@ def _embed(options: Any) -> None:
     folder = folder_beside(output, _key(options, model, files))
     try:
         paths = _embed_parts(folder, source, model, uncertainty, options)
-        skipped = _put_together(
-            output, paths, files.names, model, uncertain=uncertainty is not None
-        )
+        skipped = _put_together(output, paths, files.names, model)
     except BaseException:
         remove_empty(folder)
         raise
@@ -317,8 +315,6 @@ def _put_together(
     paths: Sequence[Path],
     names: Sequence[str],
     model: "FaceModel",
-    *,
-    uncertain: bool,
 ) -> list[str]:
     """Writes E and what stands beside it; the lines of E.skipped.txt."""
     import numpy as np
@@ -326,6 +322,7 @@ def _put_together(
     from ida_jax.common.parts import read_part
     from ida_jax.tables.embedding_output import write_embeddings
 
+    uncertain = all(_variances(path).is_file() for path in paths)
     reasons = [_reasons(path) for path in paths if _reasons(path).is_file()]
     skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
 

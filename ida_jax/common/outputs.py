@@ -128,8 +128,8 @@ def _lock_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Makes the folder; the folders that it made go again where they are empty at the end."""
-    missing = [each for each in (path, *path.parents) if not each.exists()]
+    """Makes the folder; one that it made goes again where it is empty at the end."""
+    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,9 +137,9 @@ def _folder(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            for each in missing:
-                each.rmdir()
+        if made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ CASES = [
     ("evaluate", f"{_SCORES} --fit=logistic", "--calibration", ["S.npy", "Y.npy"]),
     ("evaluate", f"{_SCORES} --baseline=E.npy", "--json", ["E.npy"]),
     ("evaluate", f"{_SCORES} --identities=E.npy", "--json", ["E.npy"]),
-    ("evaluate", f"{_SCORES} --json=new", "--calibration", ["new"]),
+    ("evaluate", f"{_SCORES} --fit=logistic --json=new", "--calibration", ["new"]),
     ("evaluate", f"{_LISTED} --groups=W/results.md", "--output", ["W"]),
     ("plan", "--topology=cpu:1 --config=T.report.html", "--json", ["T.report.html"]),
     ("plan", "--topology=cpu:1 --config=./N.csv:smoke", "--json", ["N.csv"]),

@@ -148,7 +148,7 @@ def test_a_torn_part_is_named_and_made_again(tmp_path, kept, capsys):
     assert not parts.left()
 
 
-@pytest.mark.parametrize("first", range(0, 176, 5))
+@pytest.mark.parametrize("first", range(0, 168, 5))
 def test_a_part_filled_with_zeros_or_one_flipped_bit_is_made_again(tmp_path, first):
     parts = Parts(tmp_path, 12, 4)
     parts.whole(_squares)
@@ -160,7 +160,7 @@ def test_a_part_filled_with_zeros_or_one_flipped_bit_is_made_again(tmp_path, fir
         else:
             content[first % len(content)] ^= 4
         (tmp_path / path).write_bytes(content)
-    assert len(parts.left()) >= 1 + (first < 168)
+    assert len(parts.left()) == 2
     np.testing.assert_array_equal(parts.whole(_squares), _squares(range(12)))
 
 
