@@ -10,7 +10,6 @@ Turns face images as people have them on disk into data sets that ida_jax reads.
 `python -m ida_jax.prepare recordio --help` and so on say more.
 """
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator
 
     from ida_jax.data.sources.encoded import EncodedFaces
     from ida_jax.data.sources.tfds_writer import Written
@@ -61,16 +59,16 @@ def _recordio(argv: list[str]) -> None:
     from ida_jax.data.sources.recordio import read_recordio
 
     files = {f"--from ({name})": options.source / name for name in ("train.rec", "train.idx")}
-    with _data_set(options, reading=files):
-        _write_faces(read_recordio(options.source), options)
+    _refuse_overwriting(options, reading=files)
+    _write_faces(read_recordio(options.source), options)
 
 
 def _folder(argv: list[str]) -> None:
     options = _face_options("folder", argv, "the folder that holds a folder an identity")
     from ida_jax.data.sources.face_folder import read_face_folder
 
-    with _data_set(options, reading={"--from": options.source}):
-        _write_faces(read_face_folder(options.source), options)
+    _refuse_overwriting(options, reading={"--from": options.source})
+    _write_faces(read_face_folder(options.source), options)
 
 
 def _bin(argv: list[str]) -> None:
@@ -110,9 +108,9 @@ def _read_bin(options: "Namespace") -> None:
     _check(options)
     from ida_jax.data.sources.tfds_writer import write_pairs
 
-    with _data_set(options, reading={"--from": options.source}):
-        pairs = read_verification_bin(options.source)
-        written = write_pairs(options.name, pairs, data_dir=options.data_dir, size=options.size)
+    _refuse_overwriting(options, reading={"--from": options.source})
+    pairs = read_verification_bin(options.source)
+    written = write_pairs(options.name, pairs, data_dir=options.data_dir, size=options.size)
     print(f"{written.records:,} pairs, {pairs.same.sum():,} genuine: {written.path}")
     _tell(written)
 
@@ -127,7 +125,7 @@ def _lfw(argv: list[str]) -> None:
     add("--split", type=Path, help="split.csv: which identities are anchors, and which under test")
     _add_data_dir(parser)
     options = parser.parse_args(argv)
-    from ida_jax.common.outputs import writing
+    from ida_jax.common.outputs import refuse_overwriting
     from ida_jax.data.sources.lfw_source import prepare_lfw, written_files
 
     reading = {"--from": options.source}
@@ -139,31 +137,28 @@ def _lfw(argv: list[str]) -> None:
         for what, path in written_files(folder, options.name).items()
         if not (path.exists() and what in ("pairs", "split") and _is(path, vars(options)[what]))
     }
-    with writing(outputs, reading=reading, folder=folder):
-        prepared = prepare_lfw(
-            options.source,
-            landmarks=options.landmarks,
-            pairs=options.pairs,
-            split=options.split,
-            data_dir=options.data_dir,
-            name=options.name,
-        )
+    refuse_overwriting(reading, outputs)
+    prepared = prepare_lfw(
+        options.source,
+        landmarks=options.landmarks,
+        pairs=options.pairs,
+        split=options.split,
+        data_dir=options.data_dir,
+        name=options.name,
+    )
     print(f"{prepared.images:,} images, {prepared.pairs:,} pairs: {prepared.folder}")
     for note in prepared.notes:
         print(note)
 
 
-@contextlib.contextmanager
-def _data_set(options: "Namespace", *, reading: dict[str, Path]) -> "Iterator[None]":
-    """A block that writes the data set DIR/NAME."""
-    from ida_jax.common.outputs import refuse_overwriting, writing
+def _refuse_overwriting(options: "Namespace", *, reading: dict[str, Path]) -> None:
+    """Before the data set DIR/NAME is written."""
+    from ida_jax.common.outputs import refuse_overwriting
     from ida_jax.data.sources.tfds_writer import written_folders
 
-    folder = options.data_dir / options.name
-    written = {f"--data_dir ({path.name})": path for path in written_folders(folder)}
+    folders = written_folders(options.data_dir / options.name)
+    written = {f"--data_dir ({path.name})": path for path in folders}
     refuse_overwriting(reading, {}, folders=written)
-    with writing({}, reading=reading, folder=folder):
-        yield
 
 
 def _is(path: Path, given: Path | None) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
+from ida_jax.common.outputs import writing
 from ida_jax.data.alignment import align, similarity_transform
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
@@ -121,26 +122,13 @@ def prepare_lfw(
         _check_split(Path(split), {image.split("/")[0] for image in names})
         lists["split.csv"] = _content(split)
     points = None if landmarks is None else _points(Path(landmarks), names)
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f".{tar.name}.*"):  # of a kill
-            left.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    try:
-        # Files appear once all are written, the tar last: without it, nothing of the folder is
-        # looked at.
-        with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(written_whole(tar))
-            _write_tar(temporary, [paths[row] for row in rows], _crops(files, rows, points))
-            for file, content in lists.items():
-                stack.enter_context(written_whole(folder / file)).write_bytes(content)
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
+    # Files appear once all are written, the tar last: without it, nothing of the folder is looked
+    # at.
+    with writing({}, reading={}, folder=folder), contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(written_whole(tar))
+        _write_tar(temporary, [paths[row] for row in rows], _crops(files, rows, points))
+        for file, content in lists.items():
+            stack.enter_context(written_whole(folder / file)).write_bytes(content)
     return PreparedLfw(folder, len(rows), len(listed.same), _notes(name, len(rows)))
 
 
