@@ -125,6 +125,8 @@ def prepare_lfw(
     # Files appear once all are written, the tar last: without it, nothing of the folder is looked
     # at.
     with writing({}, reading={}, folder=folder), contextlib.ExitStack() as stack:
+        for left in folder.glob(f".{tar.name}.*"):  # of a kill
+            left.unlink()
         temporary = stack.enter_context(written_whole(tar))
         _write_tar(temporary, [paths[row] for row in rows], _crops(files, rows, points))
         for file, content in lists.items():
