@@ -27,7 +27,7 @@ def require_tau(tau: float, *, what: str = "tau") -> float:
     least, most = _TAUS
     if isinstance(tau, bool | str) or not least <= tau <= most:
         raise UserError(
-            f"{what} is {tau}: expected a number from {least:g} to {most:,.0f}, 1 in the paper"
+            f"{what} is {tau}: expected a finite number above 0, from {least:g} to {most:,.0f}"
         )
     return float(tau)
 
