@@ -124,7 +124,9 @@ def _signals() -> Iterator[list[int]]:
             _leave(received[-1])
         unraisable(lost)
 
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual = {signal.SIGINT: signal.default_int_handler}
+    if not _joined():
+        usual[signal.SIGTERM] = signal.SIG_DFL
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number, handler in usual.items():
@@ -139,6 +141,12 @@ def _signals() -> Iterator[list[int]]:
         for number, handler in before.items():
             if signal.getsignal(number) is on_signal:
                 signal.signal(number, handler)
+
+
+def _joined() -> bool:
+    """Whether jax.distributed has a handler of SIGTERM already, which Python does not see."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -44,7 +44,7 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
 
 def config_file(arguments: list[str]) -> Path | None:
     """The file of --config=FILE[:variant]; None without the flag."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag == "--config":
             named = value if equals else following

@@ -47,5 +47,6 @@ def preemption() -> Iterator[Callable[[int], bool]]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if several and before:
-            # jax.distributed would go on catching it, and nobody asks any more.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # jax.distributed would go on catching it, and nobody asks any more: Python's handler of
+            # before takes its place.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
