@@ -44,6 +44,31 @@ def main(argv: list[str]) -> None:
     """Parses flags, embeds, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.common.outputs import writing
+
+    with writing(_outputs(options.output), reading=_inputs(options)):
+        _embed(options)
+
+
+def _inputs(options: Any) -> "dict[str, Path | None]":
+    from ida_jax.runs.workdir import MODEL, file_inside
+
+    return {
+        "--model": file_inside(options.model, MODEL),
+        "--images": options.images,
+        "--landmarks": options.landmarks,
+        "--pfe": options.pfe,
+    }
+
+
+def _outputs(output: Path) -> dict[str, Path]:
+    from ida_jax.tables.embedding_output import files_beside
+
+    beside = [*files_beside(output), _variances(output), _reasons(output)]
+    return {"--output": output, **{f"--output (with {path.name})": path for path in beside}}
+
+
+def _embed(options: Any) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
@@ -212,15 +237,19 @@ def _embed_parts(
     """Makes the parts that are not there; the paths of all of them."""
     from tqdm import tqdm
 
-    from ida_jax.common.parts import Parts
+    from ida_jax.common.parts import Parts, read_part
 
     count = len(source.files)
     # Whole batches, one at least: all parts but the last are of one compiled shape.
     size = options.batch_size * max(1, _PART // options.batch_size)
 
     def done(part: Path) -> bool:
+        if not part.is_file():
+            return False
+        if uncertainty is not None:
+            read_part(_variances(part))
         # What a run with --skip_bad has skipped ends one without it.
-        return part.is_file() and (source.skip_bad or not _reasons(part).is_file())
+        return source.skip_bad or not _reasons(part).is_file()
 
     parts = Parts(folder, count, size, done=done)
     left = parts.left()
@@ -248,7 +277,7 @@ def _save_part(
     import numpy as np
 
     from ida_jax.common.files import written_whole
-    from ida_jax.common.parts import write_npy
+    from ida_jax.common.parts import write_part
     from ida_jax.common.validation import unit_rows
 
     embeddings[list(skipped)] = np.nan
@@ -271,8 +300,8 @@ def _save_part(
             temporary.write_text("".join(lines), encoding="utf-8")
     if log_variances is not None:
         log_variances[list(skipped)] = np.nan
-        write_npy(_variances(part), log_variances)
-    write_npy(part, embeddings)
+        write_part(_variances(part), log_variances)
+    write_part(part, embeddings)
 
 
 def _reasons(part: Path) -> Path:
@@ -284,36 +313,42 @@ def _variances(part: Path) -> Path:
 
 
 def _put_together(
-    output: Path, paths: Sequence[Path], names: Sequence[str], model: "FaceModel"
+    output: Path,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    model: "FaceModel",
 ) -> list[str]:
     """Writes E and what stands beside it; the lines of E.skipped.txt."""
     import numpy as np
 
-    from ida_jax.common.files import written_whole
-    from ida_jax.common.parts import read_npy
+    from ida_jax.common.parts import read_part
     from ida_jax.tables.embedding_output import write_embeddings
 
-    embeddings = map(read_npy, paths)
-    # Those of other embeddings must not stand beside these, also where a kill comes between.
-    _variances(output).unlink(missing_ok=True)
-    written = {"width": model.width, "fingerprint": model.fingerprint}
-    write_embeddings(output, embeddings, names, **written)
-    if all(_variances(path).is_file() for path in paths):
-        shape, start = (len(names), model.width), 0
-        with written_whole(_variances(output)) as temporary:
-            found = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-            for path in paths:
-                part = read_npy(_variances(path))
-                found[start : start + len(part)] = part
-                start += len(part)
-            found.flush()
+    uncertain = all(_variances(path).is_file() for path in paths)
     reasons = [_reasons(path) for path in paths if _reasons(path).is_file()]
     skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
-    if skipped:
-        with written_whole(_reasons(output)) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
-    else:
-        _reasons(output).unlink(missing_ok=True)
+
+    def variances(written: Path) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), model.width)}
+        with written.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in paths:
+                file.write(read_part(_variances(path)).astype("<f4", copy=False).tobytes())
+
+    def reasons_given(written: Path) -> None:
+        written.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+
+    write_embeddings(
+        output,
+        map(read_part, paths),
+        names,
+        width=model.width,
+        fingerprint=model.fingerprint,
+        beside={
+            _variances(output): variances if uncertain else None,
+            _reasons(output): reasons_given if skipped else None,
+        },
+    )
     return skipped
 
 

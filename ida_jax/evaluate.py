@@ -39,6 +39,18 @@ def main(argv: list[str]) -> None:
         return
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.common.outputs import writing
+
+    read = ("scores", "labels", "baseline", "identities", "groups")
+    outputs, reading = (
+        {f"--{name}": getattr(options, name) for name in names}
+        for names in (("calibration", "json", "plot"), read)
+    )
+    with writing(outputs, reading=reading):
+        _write(options)
+
+
+def _write(options: Any) -> None:
     from ida_jax.report.score_report import score_text
 
     results = _evaluate(options)
@@ -104,7 +116,12 @@ def _evaluate(options: Any) -> dict[str, Any]:
     """All figures; the calibration is written at the end."""
     import numpy as np
 
-    from ida_jax.metrics.evaluation import group_figures, score_figures, split_scores
+    from ida_jax.metrics.evaluation import (
+        group_figures,
+        score_figures,
+        split_scores,
+        wrong_way,
+    )
     from ida_jax.tables.labelled_scores import (
         read_groups,
         read_identities,
@@ -141,6 +158,10 @@ def _evaluate(options: Any) -> dict[str, Any]:
     }
     for role, path in files.items():
         split = split_scores(scores[role], same)
+        if wrong := wrong_way(*split):
+            if role == "scores" and options.fit is not None:
+                raise UserError(f"{path}: no calibration can be made: {wrong}")
+            print(f"warning: {path}: {wrong}", file=sys.stderr)
         figures = {"name": _name(role, files), "file": str(path)}
         figures |= score_figures(split, fars=results["fars"])
         if groups is not None:

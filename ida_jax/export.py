@@ -36,6 +36,20 @@ def main(argv: list[str]) -> None:
     """Parses flags, writes the file, prints what it holds."""
     options = _parser().parse_args(argv)
     _check(options)
+    if options.info:
+        _export(options)
+        return
+    from ida_jax.common.outputs import writing
+    from ida_jax.runs.workdir import MODEL, file_inside
+
+    described = _described(options.output)
+    outputs = {"--output": options.output, "--output (with its .json)": described}
+    reading = {"--model": file_inside(options.model, MODEL), "--ssr": options.ssr}
+    with writing(outputs, reading=reading):
+        _export(options)
+
+
+def _export(options: Any) -> None:
     import jax
 
     # A GPU's or TPU's rounding is not to enter the check; nothing here is worth one.
@@ -50,7 +64,7 @@ def main(argv: list[str]) -> None:
         model.save(options.output)
         print(f"{options.output}: {model.network}, fingerprint {model.fingerprint}")
         return
-    _export(model, options)
+    _write_graph(model, options)
 
 
 def _parser() -> Parser:
@@ -88,9 +102,14 @@ def _read_model(path: Path) -> "FaceModel":
     return FaceModel.load(path) if path.suffix == ".safetensors" else import_model(path)
 
 
-def _export(model: "FaceModel", options: Any) -> None:
+def _described(output: Path) -> Path | None:
+    """Where the description of a graph goes that cannot hold its own."""
+    return Path(f"{output}.json") if output.suffix == ".stablehlo" else None
+
+
+def _write_graph(model: "FaceModel", options: Any) -> None:
     from ida_jax.artefacts.ssr_module import SSRModule
-    from ida_jax.common.files import written_whole
+    from ida_jax.common.files import written_together
     from ida_jax.interop.exported import description, largest_difference
 
     if options.output.suffix == ".onnx":
@@ -106,11 +125,11 @@ def _export(model: "FaceModel", options: Any) -> None:
     difference = largest_difference(to_graph(data), model, input=options.input, ssr=ssr)
     if not difference <= _LARGEST_DIFFERENCE:
         raise RuntimeError(f"the graph differs from JAX by {difference:.1e}; nothing was written")
-    if options.output.suffix == ".stablehlo":
-        with written_whole(f"{options.output}.json") as temporary:
-            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    with written_whole(options.output) as temporary:
-        temporary.write_bytes(data)
+    described = _described(options.output)
+    with written_together(options.output, *filter(None, [described])) as (graph, *others):
+        graph.write_bytes(data)
+        for other in others:
+            other.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     _print(facts)
     print(
         f"{options.output}: {len(data) / 2**20:.1f} MiB, differs from JAX by at most "

@@ -16,6 +16,8 @@ from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import numpy as np
 
     from ida_jax.anchors.anchor_set import AnchorSet
@@ -54,7 +56,11 @@ def _csn(argv: list[str]) -> None:
     add("--seed", type=int, default=0, help="of the pairs' draw (0)")
     # fmt: on
     options = parser.parse_args(argv)
+    with _writing(options):
+        _fit_csn(options)
 
+
+def _fit_csn(options: Any) -> None:
     from ida_jax.rescoring.csn_fit import fit_csn
 
     csn = fit_csn(
@@ -80,7 +86,11 @@ def _dao(argv: list[str]) -> None:
     add("--far", type=float, default=1e-4, help="the FAR to fit at (0.0001)")
     add("--most_support", type=int, default=128, help="the most neighbours looked at (128)")
     options = parser.parse_args(argv)
+    with _writing(options):
+        _fit_dao(options)
 
+
+def _fit_dao(options: Any) -> None:
     from ida_jax.rescoring.dao_fit import fit_dao
 
     fit = fit_dao(
@@ -113,6 +123,14 @@ def _parser(kind: str, description: str) -> Parser:
     add("--searcher", default="auto", help="as in rescore (auto)")
     # fmt: on
     return parser
+
+
+def _writing(options: Any) -> "AbstractContextManager[None]":
+    from ida_jax.common.outputs import writing
+
+    read = ("embeddings", "labels", "anchors")
+    reading = {f"--{name}": getattr(options, name) for name in read}
+    return writing({"--output": options.output}, reading=reading)
 
 
 def _read(options: Any) -> "tuple[np.ndarray, np.ndarray, AnchorSet]":

@@ -6,12 +6,12 @@ after an interruption.
 """
 
 import sys
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING
 
 from ida_jax.common.errors import UserError, exit_code
-from ida_jax.common.processes import join_processes
-from ida_jax.runs.config import parse_config
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def main() -> None:
@@ -20,19 +20,24 @@ def main() -> None:
         print(__doc__)
         return
     config, workdir = _flags()
+    from ida_jax.common.processes import join_processes
+
     join_processes()
 
     from ida_jax.report.tables import results_table
     from ida_jax.runs.stages import run
-    from ida_jax.runs.workdir import REPORT
+    from ida_jax.runs.workdir import REPORT, workdir_of_one_job
 
-    results = run(config, workdir)
+    with workdir_of_one_job(config, workdir):
+        results = run(config, workdir)
     if results:
         print(results_table(results))
         print(f"report: {workdir}/{REPORT}")
 
 
-def _flags() -> tuple[ConfigDict, str]:
+def _flags() -> "tuple[ConfigDict, str]":
+    from ida_jax.runs.config import parse_config
+
     config, others = parse_config(sys.argv[1:], workdir="Where the run keeps its files.")
     workdir = others["workdir"]
     if config is None or workdir is None:

@@ -40,6 +40,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="the plan's figures, as JSON")
     options, others = parser.parse_known_args(argv)
 
+    from ida_jax.common.outputs import writing
+    from ida_jax.runs.config import config_file
+
+    with writing({"--json": options.json}, reading={"--config": config_file(others)}):
+        _write(options, others)
+
+
+def _write(options: Any, others: list[str]) -> None:
     from ida_jax.planning.topology import open_topology
     from ida_jax.runs.config import parse_config
 

@@ -58,6 +58,8 @@ def _recordio(argv: list[str]) -> None:
     options = _face_options("recordio", argv, "the folder with train.rec and train.idx")
     from ida_jax.data.sources.recordio import read_recordio
 
+    files = {f"--from ({name})": options.source / name for name in ("train.rec", "train.idx")}
+    _refuse_overwriting(options, reading=files)
     _write_faces(read_recordio(options.source), options)
 
 
@@ -65,6 +67,7 @@ def _folder(argv: list[str]) -> None:
     options = _face_options("folder", argv, "the folder that holds a folder an identity")
     from ida_jax.data.sources.face_folder import read_face_folder
 
+    _refuse_overwriting(options, reading={"--from": options.source})
     _write_faces(read_face_folder(options.source), options)
 
 
@@ -90,10 +93,13 @@ def _bin(argv: list[str]) -> None:
 
 
 def _make_bin(options: "Namespace") -> None:
+    from ida_jax.common.outputs import writing
     from ida_jax.data.sources.image_files import hidden_note
     from ida_jax.data.sources.verification_bin import write_verification_bin
 
-    written = write_verification_bin(options.output, images=options.images, pairs=options.pairs)
+    reading = {"--images": options.images, "--pairs": options.pairs}
+    with writing({"--output": options.output}, reading=reading):
+        written = write_verification_bin(options.output, images=options.images, pairs=options.pairs)
     print(f"{written.pairs:,} pairs: {options.output}")
     if written.hidden:
         print(hidden_note(written.hidden))
@@ -103,9 +109,10 @@ def _read_bin(options: "Namespace") -> None:
     from ida_jax.data.sources.verification_bin import read_verification_bin
 
     _check(options)
-    pairs = read_verification_bin(options.source)
     from ida_jax.data.sources.tfds_writer import write_pairs
 
+    _refuse_overwriting(options, reading={"--from": options.source})
+    pairs = read_verification_bin(options.source)
     written = write_pairs(options.name, pairs, data_dir=options.data_dir, size=options.size)
     print(f"{written.records:,} pairs, {pairs.same.sum():,} genuine: {written.path}")
     _print_notes(written)
@@ -121,8 +128,19 @@ def _lfw(argv: list[str]) -> None:
     add("--split", type=Path, help="split.csv: which identities are anchors, and which under test")
     _add_data_dir(parser)
     options = parser.parse_args(argv)
-    from ida_jax.data.sources.lfw_source import prepare_lfw
+    from ida_jax.common.outputs import refuse_overwriting
+    from ida_jax.data.sources.lfw_source import prepare_lfw, written_files
 
+    reading = {"--from": options.source}
+    reading |= {f"--{name}": getattr(options, name) for name in ("landmarks", "pairs", "split")}
+    folder = options.data_dir / options.name
+    # A list that stands there already is written as it is.
+    outputs = {
+        f"--data_dir ({path.name})": path
+        for what, path in written_files(folder, options.name).items()
+        if not (path.exists() and what in ("pairs", "split") and _is(path, vars(options)[what]))
+    }
+    refuse_overwriting(reading, outputs)
     prepared = prepare_lfw(
         options.source,
         landmarks=options.landmarks,
@@ -134,6 +152,20 @@ def _lfw(argv: list[str]) -> None:
     print(f"{prepared.images:,} images, {prepared.pairs:,} pairs: {prepared.folder}")
     for note in prepared.notes:
         print(note)
+
+
+def _refuse_overwriting(options: "Namespace", *, reading: dict[str, Path]) -> None:
+    """Before the data set DIR/NAME is written."""
+    from ida_jax.common.outputs import refuse_overwriting
+    from ida_jax.data.sources.tfds_writer import written_folders
+
+    folders = written_folders(options.data_dir / options.name)
+    written = {f"--data_dir ({path.name})": path for path in folders}
+    refuse_overwriting(reading, {}, folders=written)
+
+
+def _is(path: Path, given: Path | None) -> bool:
+    return given is not None and given.exists() and path.samefile(given)
 
 
 def _face_options(source: str, argv: list[str], what: str) -> "Namespace":

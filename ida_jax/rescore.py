@@ -12,6 +12,7 @@ Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work 
 of S, which all of them must see, and make the same file.
 """
 
+import contextlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,10 +35,24 @@ def main(argv: list[str]) -> None:
     """Parses flags, rescores, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
-    from ida_jax.common.processes import is_first, join_processes
+    from ida_jax.common.outputs import writing
+    from ida_jax.common.processes import all_or_none, is_first, join_processes
 
     join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
+    from ida_jax.rescoring.method_table import ARTEFACTS
+
+    files = ("embeddings", "pairs", "names", *ARTEFACTS, "calibration")
+    reading = {f"--{name}": getattr(options, name) for name in files}
+    with contextlib.ExitStack() as held:
+        with all_or_none():
+            if is_first():
+                held.enter_context(writing({"--output": options.output}, reading=reading))
+        _rescore(options)
+
+
+def _rescore(options: Any) -> None:
     from ida_jax.common.files import require_file
+    from ida_jax.common.processes import is_first
     from ida_jax.rescoring.job import JobFiles, rescore_files
     from ida_jax.rescoring.method_table import ARTEFACTS
 
@@ -87,7 +102,9 @@ def _give_memory_back() -> None:
 
 
 # What does not change the scores.
-_NO_SETTINGS = ("output", "coordinator", "processes", "process", "embeddings", "pairs", "names")
+_NO_SETTINGS = (
+    "output", "coordinator", "processes", "process", "embeddings", "pairs", "names", "verify",
+)  # fmt: skip
 
 
 def _parser() -> Parser:
@@ -127,6 +144,11 @@ def _parser() -> Parser:
         action="store_true",
         help="zero, NaN or infinite embeddings give NaN scores instead of an error",
     )
+    add(
+        "--verify",
+        action="store_true",
+        help="compare all of an anchor set of more than 256 MiB with its checksum",
+    )
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
     add(
         "--tolerance",
@@ -161,6 +183,10 @@ def _check(options: Any) -> None:
         )
     if options.scale in ("log", "dao") and options.calibration is not None:
         raise UserError("--calibration needs --scale=llr or --scale=percent")
+    if options.tau is not None:
+        from ida_jax.common.validation import require_tau
+
+        require_tau(options.tau, what="--tau")
     if options.chunk < 1:
         raise UserError(f"--chunk={options.chunk}: expected 1 or more")
 
@@ -174,7 +200,9 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
 
     anchors = None
     if options.anchors is not None:
-        anchors = read_anchors(options.anchors, embeddings=options.embeddings)
+        anchors = read_anchors(
+            options.anchors, embeddings=options.embeddings, verify=options.verify
+        )
     return Rescorer(
         anchors,
         k=options.k,

@@ -84,7 +84,16 @@ def _build(argv: list[str]) -> None:
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
     options = parser.parse_args(argv)
     _check_build(options)
+    from ida_jax.common.outputs import writing
+    from ida_jax.runs.workdir import MODEL, file_inside
 
+    reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "images")}
+    reading["--model"] = None if options.model is None else file_inside(options.model, MODEL)
+    with writing({"--output": options.output}, reading=reading):
+        _build_set(options)
+
+
+def _build_set(options: Any) -> None:
     from ida_jax.anchors import sources
     from ida_jax.data.sources.image_files import hidden_note
     from ida_jax.tables.embeddings import read_embeddings
@@ -141,11 +150,11 @@ def _check_build(options: Any) -> None:
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if options.size < 1 or options.per_identity < 1:
         raise UserError("--size and --per_identity must be at least 1")
-    if not 1 <= options.k <= options.size or not 0 < options.tau < float("inf"):
-        raise UserError(
-            f"--k={options.k} --tau={options.tau}: expected k from 1 to the size, {options.size}, "
-            "and a finite τ > 0"
-        )
+    if not 1 <= options.k <= options.size:
+        raise UserError(f"--k is {options.k}: expected k from 1 to the size, {options.size}")
+    from ida_jax.common.validation import require_tau
+
+    require_tau(options.tau, what="--tau")
     if not options.output.parent.is_dir():
         raise UserError(f"no folder {options.output.parent} to write in: make it first")
 
@@ -168,7 +177,7 @@ def _info(argv: list[str]) -> None:
     from ida_jax.anchors.coverage import own_neighbourhood
     from ida_jax.anchors.fake import provenance_line
 
-    anchors = AnchorSet.load(options.anchors)
+    anchors = AnchorSet.load(options.anchors, verify=True)
     print(f"{options.anchors}: {anchors.described()}")
     if anchors.source == "fake_db" and anchors.provenance:
         print(f"made of: {provenance_line(anchors.provenance)}")
@@ -215,11 +224,18 @@ def _check(argv: list[str]) -> bool:
         raise UserError(f"--limit is {options.limit}: expected at least 0")
     if options.threshold is not None and not -1 <= options.threshold <= 1:
         raise UserError(f"--threshold is {options.threshold}: expected a cosine from -1 to 1")
+    from ida_jax.common.outputs import writing
 
+    reading = {f"--{name}": getattr(options, name) for name in ("anchors", "against", "labels")}
+    with writing({"--json": options.json}, reading=reading):
+        return _check_set(options)
+
+
+def _check_set(options: Any) -> bool:
     from ida_jax.anchors import check
     from ida_jax.anchors.anchor_set import AnchorSet
 
-    anchors = AnchorSet.load(options.anchors)
+    anchors = AnchorSet.load(options.anchors, verify=True)
     against = None if options.against is None else _probes(options, anchors)
     print(f"{options.anchors}: {anchors.described()}")
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
-from ida_jax.common.validation import require_same_model, unit_embeddings
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
+from ida_jax.common.validation import require_same_model, require_tau, unit_embeddings
 from ida_jax.tables.identities import labels_among
 from ida_jax.tables.text import name_fault
 
@@ -64,10 +64,9 @@ class AnchorSet:
           UserError: embeddings that are not [A, D] floating point, or zero, NaN or infinite rows;
             labels that are not A integers; a different number of names; k or τ out of range.
         """
-        if k < 1 or not 0 < tau < float("inf"):
-            raise UserError(
-                f"k = {k} and tau = {tau} were given: expected k ≥ 1 and a finite τ > 0"
-            )
+        if k < 1:
+            raise UserError(f"k is {k}: expected 1 or more")
+        require_tau(tau)
         embeddings = unit_embeddings(embeddings, what="anchors")
         if labels is not None:
             labels = np.asarray(labels)
@@ -129,22 +128,34 @@ class AnchorSet:
         save_tensors(path, tensors, kind=_KIND, metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "AnchorSet":
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> "AnchorSet":
         """Reads a saved set, memory-mapped.
 
+        Args:
+          path: the file.
+          verify: compare all of a file of more than 256 MiB with its checksum too, which reads it.
+
         Raises:
-          UserError: the file is absent, torn, or not an anchor set.
+          UserError: the file is absent, torn, damaged (the row named) or not an anchor set.
         """
-        tensors, metadata = load_tensors(path, kind=_KIND)
+        tensors, metadata = load_tensors(path, kind=_KIND, unit_rows=("embeddings",), verify=verify)
         with complete(path):
             names = tensors["names"].tobytes().decode().split("\0") if "names" in tensors else ()
-            return cls(
+            loaded = cls(
                 tensors["embeddings"],
                 tensors.get("labels"),
                 *(metadata[name] for name in ("source", "fingerprint", "k", "tau")),
                 names=tuple(names),
                 provenance=metadata.get("provenance", {}),  # older sets have none
             )
+            require_types(loaded)
+            require_tau(loaded.tau, what=f"{path}: tau")
+            for what, rows in (("labels", loaded.labels), ("names", loaded.names or None)):
+                if rows is not None and len(rows) != len(loaded):
+                    raise ValueError(f"{len(rows)} {what} for {len(loaded)} anchors")
+            if loaded.k < 1:
+                raise ValueError(f"k is {loaded.k}, expected 1 or more")
+        return loaded
 
     def labels_of(self, people: Sequence[str] | np.ndarray) -> np.ndarray | None:
         """Each face's identity in the numbering of this set's labels, int32 [N].

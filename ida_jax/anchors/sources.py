@@ -59,13 +59,17 @@ def class_weights(
 
 
 def read_anchors(
-    path: str | os.PathLike[str], *, embeddings: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    embeddings: str | os.PathLike[str] | None = None,
+    verify: bool = False,
 ) -> AnchorSet:
     """An anchor set's file (.safetensors), or plain embeddings in .npy, .npz or .parquet.
 
     Args:
       path: the file.
       embeddings: the file of the faces that are to be scored by the anchors, if there is one.
+      verify: as in `AnchorSet.load`.
 
     Raises:
       UserError: as `AnchorSet.load`, `read_embeddings` and `AnchorSet.from_embeddings`; the anchors
@@ -78,7 +82,7 @@ def read_anchors(
             "other people"
         )
     if Path(path).suffix == ".safetensors":
-        return AnchorSet.load(path)
+        return AnchorSet.load(path, verify=verify)
     table = read_embeddings(path)
     return AnchorSet.from_embeddings(table.embeddings, fingerprint=table.fingerprint)
 

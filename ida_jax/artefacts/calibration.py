@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.metrics import likelihood_ratios as maps
+from ida_jax.metrics.evaluation import wrong_way
 
 KINDS = ("logistic", "isotonic")
 
@@ -93,7 +94,9 @@ class Calibration:
             take = np.ndarray.item if kind == "logistic" else np.array
             loaded = _MAPS[kind](**{name: take(value) for name, value in tensors.items()})
             _check(loaded)
-            return cls(kind, loaded, **{name: metadata[name] for name in _METADATA})
+            calibration = cls(kind, loaded, **{name: metadata[name] for name in _METADATA})
+            require_types(calibration)
+        return calibration
 
 
 def fit_calibration(
@@ -116,10 +119,12 @@ def fit_calibration(
       scale: kept in the calibration.
 
     Raises:
-      UserError: an unknown kind, or scores that cannot be fitted.
+      UserError: an unknown kind, or scores that cannot be fitted: constant ones, distances.
     """
     if kind not in KINDS:
         raise UserError(f"calibration '{kind}' was asked for, expected one of {', '.join(KINDS)}")
+    if wrong := wrong_way(genuine, impostor):
+        raise UserError(f"no calibration can be made: {wrong}")
     fitted = (
         maps.fit_logistic(genuine, impostor, prior=prior)
         if kind == "logistic"

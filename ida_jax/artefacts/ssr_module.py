@@ -13,8 +13,8 @@ import numpy as np
 
 from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
-from ida_jax.common.validation import require_same_model, require_unit
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
+from ida_jax.common.validation import require_same_model, require_tau, require_unit
 from ida_jax.models.ssr_network import SSRNetwork
 
 _KIND = "ssr_module"
@@ -101,7 +101,15 @@ class SSRModule:
                 layer: {leaf: tensors[f"{layer}/{leaf}"] for leaf in ("kernel", "bias")}
                 for layer in ("hidden_fc", "output_fc")
             }
-            return cls(params, *(metadata[name] for name in _METADATA))
+            loaded = cls(params, *(metadata[name] for name in _METADATA))
+            require_types(loaded)
+            require_tau(loaded.tau, what=f"{path}: tau")
+            if loaded.target not in TARGETS or loaded.k < 1 or not loaded.std > 0:
+                raise ValueError(
+                    f"target {loaded.target[:40]}, k = {loaded.k}, std = {loaded.std}: expected "
+                    f"one of {', '.join(TARGETS)}, k ≥ 1 and std > 0"
+                )
+        return loaded
 
 
 @jax.jit

@@ -1,9 +1,14 @@
 """How commands end: on a user's mistake, on a run that was stopped, on Ctrl-C."""
 
+import contextlib
+import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 _LONGEST = 1000
 
@@ -24,6 +29,10 @@ class UserError(ValueError):
         super().__init__(line)
 
 
+class Damaged(UserError):
+    """A file that is no longer what was written: it has to be made, or copied, again."""
+
+
 class Stopped(Exception):
     """A run that was asked to stop, saved its state, and ends well.
 
@@ -31,28 +40,129 @@ class Stopped(Exception):
     """
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C. Of KeyboardInterrupt itself CPython may note that nobody handles it."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+# A full disk or quota, a file system of limited or no writing.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+_SAID = {
+    number: f"{word}: the same command continues from what was finished"
+    for number, word in ((signal.SIGINT, "\ninterrupted"), (signal.SIGTERM, "terminated"))
+}
+
+
 def exit_code(run: Callable[[], None]) -> int:
     """Runs a command's body and returns its exit code.
 
-    A UserError becomes one line on stderr and the exit code 2; Ctrl-C one line and the shell's 130;
-    Stopped one line and 0; a closed output the shell's 141.
+    A UserError, or a disk that is full, becomes one line on stderr and the exit code 2; Ctrl-C and
+    SIGTERM one line and the shell's 130 and 143; Stopped one line and 0; a closed output the
+    shell's 141.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without τ is no reason to fail
-    try:
-        run()
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command continues from what was finished", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of the output has gone, as `head` does; nor may the interpreter flush to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    with _signals() as received:
+        try:
+            run()
+            sys.stdout.flush()
+        except UserError as error:
+            return _ended(f"error: {error}", 2)
+        except Stopped as stopped:
+            return _ended(f"stopped: {stopped}", 0)
+        except (KeyboardInterrupt, _Terminated):
+            return _interrupted(received)
+        except BrokenPipeError:
+            # The reader of the output has gone, as `head` does; nor may the interpreter flush to
+            # it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except Exception as error:
+            if received:  # a library has made another error of it, as modules that are imported do
+                return _interrupted(received)
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                what = f"cannot write {error.filename}" if error.filename else "cannot write"
+                return _ended(
+                    f"error: {what}: {error.strerror}; make room, and run the same command again", 2
+                )
+            raise
     return 0
+
+
+def _ended(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def _interrupted(received: list[int]) -> int:
+    number = received[0] if received else signal.SIGINT
+    return _ended(_SAID[number], 128 + number)
+
+
+def _leave(number: int) -> None:
+    """Ends at once, where an exception would get lost. What is unfinished the next run removes."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, f"{_SAID[number]}\n".encode())
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Has Ctrl-C and SIGTERM raise an exception each; yields those that have come."""
+    received: list[int] = []
+    ours, unraisable = os.getpid(), sys.unraisablehook
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != ours:  # a forked worker ends as it would without this
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        received.append(number)
+        if _importing(frame):  # extension modules may abort on an exception
+            _leave(number)
+        raise _Interrupted if number == signal.SIGINT else _Terminated
+
+    def on_unraisable(lost: "sys.UnraisableHookArgs") -> None:
+        # The signal came while a callback of the collector, say, was running.
+        if isinstance(lost.exc_value, _Interrupted | _Terminated):
+            _leave(received[-1])
+        unraisable(lost)
+
+    usual = {signal.SIGINT: signal.default_int_handler}
+    if not _joined():
+        usual[signal.SIGTERM] = signal.SIG_DFL
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in usual.items():
+            if signal.getsignal(number) is handler:
+                before[number] = signal.signal(number, on_signal)
+        sys.unraisablehook = on_unraisable
+    try:
+        yield received
+    finally:
+        if sys.unraisablehook is on_unraisable:
+            sys.unraisablehook = unraisable
+        for number, handler in before.items():
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, handler)
+
+
+def _joined() -> bool:
+    """Whether jax.distributed has a handler of SIGTERM already, which Python does not see."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False

@@ -7,6 +7,7 @@ Training checkpoints are the exception: those are Orbax's.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import lzma
@@ -17,13 +18,22 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import Damaged, UserError
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64,
+           "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}  # fmt: skip
+_CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+# Beyond, a file is read as it is used; all of it at once would take seconds.
+_LARGE = 256 << 20
+_SAMPLED = 1024
+_LARGEST = 1e19  # its square is float32
 
 # What a file may promise whatever its size, and how many times its size beyond that.
 _PROMISED, _MOST_TIMES = 64 << 20, 100
@@ -36,24 +46,77 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
       UserError: the folder does not exist or cannot be written, or the disk is full.
     """
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with written_together(path) as (temporary,):
         yield temporary
+
+
+@contextlib.contextmanager
+def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
+    """As `written_whole`, for a file, the first path, and what stands beside it.
+
+    At each moment all of them are the old ones, or the first is not there, or all are the new ones:
+    a kill leaves no old file beside new ones. Where the body removes a temporary path, the file of
+    before goes.
+
+    Raises:
+      UserError: as `written_whole`.
+    """
+    whole = [Path(path) for path in paths]
+    temporaries: list[Path] = []
+    failing = whole[0]
+    try:
+        for failing in whole:
+            temporaries.append(_temporary(failing))
+        yield temporaries
         # mkstemp's file is the owner's alone; an artefact follows the user's umask.
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        for failing, temporary in zip(whole, temporaries, strict=True):  # noqa: B007  of the error
+            if temporary.exists():
+                temporary.chmod(0o666 & ~umask)
+                _synchronise(temporary)
+        first, *beside = zip(whole, temporaries, strict=True)
+        if any(path.exists() or temporary.exists() for path, temporary in beside):
+            whole[0].unlink(missing_ok=True)
+        for failing, temporary in (*beside, first):
+            if temporary.exists():
+                os.replace(temporary, failing)
+            else:
+                failing.unlink(missing_ok=True)
+        _synchronise(whole[0].parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        # NumPy says of a full disk only how many entries it has written.
+        reason = error.strerror or f"not all of it was written ({error}); make room"
+        raise UserError(f"cannot write {failing}: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    try:
+        handle, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
+    os.close(handle)
+    return Path(name)
+
+
+def _synchronise(path: Path) -> None:
+    """Has what was written, a file or a folder's names, on the disk: renames may overtake data."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder, where the system opens none
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # cannot be done here
+            raise
+    finally:
+        os.close(handle)
 
 
 def save_tensors(
@@ -63,27 +126,78 @@ def save_tensors(
     kind: str,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes arrays and JSON-able metadata as one safetensors file of the given kind."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    """Writes arrays and JSON-able metadata as one safetensors file of the given kind.
 
-    header = {key: json.dumps(value) for key, value in metadata.items()}
+    Equal arrays and metadata give equal bytes: safetensors' own writer shuffles the metadata. The
+    header's entry "checksum" is that of all arrays and all other metadata.
+    """
+    header = {"kind": kind, **{key: json.dumps(value) for key, value in metadata.items()}}
+    arrays = {name: _plain(value) for name, value in tensors.items()}
+    # As safetensors orders them: each begins at a multiple of its entries' size.
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    entries: dict[str, Any] = {"__metadata__": {}}
+    end = 0
+    for name in names:
+        start, end = end, end + arrays[name].nbytes
+        kept = arrays[name]
+        entries[name] = {
+            "dtype": _CODES[kept.dtype.newbyteorder("=")],
+            "shape": list(kept.shape),
+            "data_offsets": [start, end],
+        }
+    header["checksum"] = _checksum(header, arrays)
+    entries["__metadata__"] = dict(sorted(header.items()))
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(_bytes(arrays[name]))
+
+
+def _plain(value: Any) -> np.ndarray:
     # ascontiguousarray would make a number an array of one.
-    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    with written_whole(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata={"kind": kind, **header})
-        except SafetensorError as error:  # a full disk, say
-            raise UserError(f"cannot write {path}: {error}") from error
+    array = np.asarray(value, order="C")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _checksum(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """32 hex digits over what a safetensors file says and holds, whatever the order."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(dict(header), sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(_bytes(array))
+    return digest.hexdigest()
 
 
 def load_tensors(
-    path: str | os.PathLike[str], *, kind: str
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    unit_rows: Sequence[str] = (),
+    verify: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads what `save_tensors` wrote: read-only memory-mapped arrays, and the metadata.
 
+    The arrays' rows and the file's checksum are compared with what they must be; of a file of more
+    than 256 MiB a sample of the rows alone, unless `verify` asks for all. Files of older versions
+    have no checksum.
+
+    Args:
+      path: the file.
+      kind: its kind.
+      unit_rows: names of the arrays [N, D] whose rows have norm 1.
+      verify: compare all of a large file too.
+
     Raises:
-      UserError: no such file, not a whole safetensors file, or one of a different kind.
+      UserError: no such file, or one of a different kind.
+      Damaged: not a whole safetensors file; a row that is NaN, infinite or not of its norm, named;
+        another checksum.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -94,12 +208,56 @@ def load_tensors(
         with safe_open(path, framework="np") as opened:
             header = dict(opened.metadata() or {})
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-    stored = header.pop("kind", "unknown")
+        raise Damaged(f"{path} is not a whole safetensors file: {error}") from error
+    stored = header.get("kind", "unknown")
     if stored != kind:
         raise UserError(f"{path} is of kind '{stored}', expected '{kind}'")
+    expected = header.pop("checksum", None)
     with complete(path):
-        return _memory_mapped(path), {key: json.loads(value) for key, value in header.items()}
+        arrays = _memory_mapped(path)
+        metadata = {key: json.loads(value) for key, value in header.items() if key != "kind"}
+    whole = verify or path.stat().st_size <= _LARGE
+    found = _checksum(header, arrays) if whole and expected is not None else None
+    for name, array in arrays.items():
+        # What has its checksum was saved so, a network's NaN after a collapse too.
+        if found is None or found != expected or name in unit_rows:
+            _check_rows(path, name, array, unit=name in unit_rows, whole=whole)
+    if found is not None and found != expected:
+        raise Damaged(
+            f"{path} is damaged: it is not what its checksum was taken of; copy it again, or make "
+            "it again"
+        )
+    return arrays, metadata
+
+
+def _check_rows(path: Path, name: str, array: np.ndarray, *, unit: bool, whole: bool) -> None:
+    """Refuses NaN, infinity, what float32 cannot square, and norms other than 1, by the row."""
+    if array.dtype.kind != "f" or not array.size:
+        return
+    if unit and array.ndim != 2:
+        raise Damaged(f"{path}: '{name}' is {list(array.shape)}, expected [N, D]")
+    rows = np.atleast_1d(array).reshape(len(np.atleast_1d(array)), -1)
+    if whole:
+        step = max(1, (1 << 20) // rows.shape[1])
+        blocks = (np.arange(n, min(n + step, len(rows))) for n in range(0, len(rows), step))
+    else:
+        blocks = iter([np.unique(np.linspace(0, len(rows) - 1, _SAMPLED).astype(int))])
+    for numbers in blocks:
+        block = rows[numbers[0] : numbers[-1] + 1] if whole else rows[numbers]
+        largest = np.max(np.abs(block), axis=1)
+        limit = _LARGEST if array.dtype == np.float32 else np.finfo(array.dtype).max
+        bad = ~(largest <= limit)
+        what = "holds NaN, infinity or a number that float32 cannot square"
+        if unit and not bad.any():
+            norms = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float32))
+            bad = ~(np.abs(norms - 1) <= 1e-3)
+            if bad.any():
+                what = f"has norm {norms[bad][0]:g}, expected 1"
+        if bad.any():
+            raise Damaged(
+                f"{path} is damaged: row {numbers[bad][0]} of its {name} {what}; copy it again, or "
+                "make it again"
+            )
 
 
 def fingerprint_of(described: Any, variables: Mapping[str, Any]) -> str:
@@ -148,6 +306,22 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(
             f"{path} was not written by ida_jax, or by another version: {error!r}"
         ) from error
+
+
+def require_types(entries: Any) -> None:
+    """Raises ValueError where a dataclass that was read has a number or text of another kind.
+
+    Of an artefact's header everything can be JSON; a `float` must be finite.
+    """
+    for field in fields(entries):
+        value = getattr(entries, field.name)
+        if field.type is float:
+            fits = type(value) in (int, float) and math.isfinite(value)
+        else:
+            fits = field.type not in (int, str) or type(value) is field.type
+        if not fits:
+            kind = {float: "a finite number", int: "an integer", str: "text"}[field.type]
+            raise ValueError(f"{field.name} is {str(value)[:40]}, expected {kind}")
 
 
 def json_text(value: Any) -> str:
@@ -227,15 +401,13 @@ def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
 
 def _memory_mapped(path: Path) -> dict[str, np.ndarray]:
     """The file's arrays without a copy; safetensors' own NumPy reader copies them into memory."""
-    dtypes = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I32": np.int32,
-              "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}  # fmt: skip
     with path.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
     header.pop("__metadata__", None)
     arrays = {}
     for name, entry in header.items():
-        dtype, shape = dtypes[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
         if 0 in shape or not shape:  # np.memmap takes neither an empty array nor a scalar
             arrays[name] = np.fromfile(

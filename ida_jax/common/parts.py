@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -19,8 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import Damaged, UserError
 from ida_jax.common.files import written_whole
+
+# What stands between an array and its file's checksum.
+_SEAL = b"\0ida sum"
+_DIGITS = 16
 
 
 class Part(NamedTuple):
@@ -36,14 +41,56 @@ def write_npy(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """The array of a part; UserError where the file is damaged."""
+def write_part(path: Path, values: np.ndarray) -> None:
+    """As `write_npy`, with a checksum behind the array, where NumPy does not look."""
+    with written_whole(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+        seal(temporary)
+
+
+def read_part(path: Path) -> np.ndarray:
+    """The array of a part; `Damaged` where it is not what was written."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it and run the same command again"
+        if is_sealed(path):
+            return np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # an older part, which ends with its array
+            values = np.load(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("another checksum")
+    except Exception as error:  # a damaged header makes NumPy raise whatever it may
+        raise Damaged(
+            f"{path} is damaged (torn, or changed since): delete it and run the same command again"
         ) from error
+    return values
+
+
+def seal(path: Path) -> None:
+    """Appends a file's checksum to it; a reader of .npy does not look behind the array."""
+    digest = _digest(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(_SEAL + digest)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there, and is what `seal` has sealed."""
+    if not path.is_file():
+        return False
+    end = path.stat().st_size - len(_SEAL) - _DIGITS
+    if end < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(end)
+        return file.read() == _SEAL + _digest(path, end)
+
+
+def _digest(path: Path, end: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGITS)
+    with path.open("rb") as file:
+        while end and (block := file.read(min(end, 1 << 20))):
+            digest.update(block)
+            end -= len(block)
+    return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -57,7 +104,7 @@ class Parts:
       name: of a part's file, by its `start` row or its `number`.
       done: whether a part need not be made.
       write: writes a part's values, whole or not at all.
-      read: reads them.
+      read: reads them; `Damaged`, from it or from `done`, has a part made again.
     """
 
     folder: Path
@@ -66,23 +113,38 @@ class Parts:
     _: KW_ONLY
     name: str = "from-{start:09}.npy"
     done: Callable[[Path], bool] = Path.is_file
-    write: Callable[[Path, np.ndarray], None] = write_npy
-    read: Callable[[Path], np.ndarray] = read_npy
+    write: Callable[[Path, np.ndarray], None] = write_part
+    read: Callable[[Path], np.ndarray] = read_part
 
     def __iter__(self) -> Iterator[Part]:
         for number, rows in enumerate(cut(self.rows, self.size)):
             yield Part(rows, self.folder / self.name.format(start=rows.start, number=number))
 
     def left(self, process: int = 0, processes: int = 1) -> list[Part]:
-        """The parts of one process's share that are still to be made."""
-        return [part for part in list(self)[process::processes] if not self.done(part.path)]
+        """The parts of one process's share that are still to be made; damaged ones are named."""
+        return [part for part in list(self)[process::processes] if self._found(part.path) is None]
 
     def values(self, make: Callable[[range], np.ndarray] | None = None) -> Iterator[np.ndarray]:
         """The parts' values, in order; `make` gives those of the rows of a missing part."""
         for rows, path in self:
-            if make is not None and not self.done(path):
+            if make is None:
+                yield self.read(path)
+                continue
+            found = self._found(path)
+            if found is None:
                 self.write(path, make(rows))
-            yield self.read(path)
+                found = self.read(path)
+            yield found
+
+    def _found(self, path: Path) -> np.ndarray | None:
+        """What a part holds; None where it is to be made, again where it was damaged."""
+        try:
+            return self.read(path) if self.done(path) else None
+        except Damaged as error:
+            reason = str(error).partition(": delete")[0]
+            print(f"{reason}: it is made again", file=sys.stderr)
+            path.unlink(missing_ok=True)
+            return None
 
     def whole(self, make: Callable[[range], np.ndarray], width: tuple[int, ...] = ()) -> np.ndarray:
         """Float32 [N, *width] of all parts; only one of them is in memory twice."""
@@ -137,5 +199,5 @@ def remove_parts(output: Path) -> None:
         rest = path.name.removeprefix(f".{output.name}.")
         if rest.endswith(".parts"):
             shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"[a-z0-9_]{8}", rest):
+        elif re.fullmatch(r"[a-z0-9_]{8}(\.tmp)?", rest):
             path.unlink(missing_ok=True)

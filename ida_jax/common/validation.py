@@ -14,6 +14,24 @@ _LARGEST_LOG_VARIANCE = 20.0
 _BLOCK = 1 << 20  # entries: a few MiB, which stay in cache
 
 
+# Below, log F = log k hides the neighbours from float32; above, nothing changes any more.
+_TAUS = (1e-3, 1e6)
+
+
+def require_tau(tau: float, *, what: str = "tau") -> float:
+    """τ as a float, refused where scores computed in float32 would all be alike, or infinite.
+
+    Raises:
+      UserError: not a number from 0.001 to 1,000,000.
+    """
+    least, most = _TAUS
+    if isinstance(tau, bool | str) or not least <= tau <= most:
+        raise UserError(
+            f"{what} is {tau}: expected a finite number above 0, from {least:g} to {most:,.0f}"
+        )
+    return float(tau)
+
+
 class UnitRows(NamedTuple):
     """Embeddings made unit vectors.
 

@@ -127,6 +127,35 @@ def score_figures(split: SplitScores, *, fars: Sequence[float]) -> dict[str, Any
     }
 
 
+def wrong_way(genuine: np.ndarray, impostor: np.ndarray) -> str | None:
+    """Why scores are no similarities, in words: all alike, or lower for genuine pairs; else None.
+
+    The chance that a genuine score is above an impostor one (ties half), the area under the ROC
+    curve, is compared with 1/2: by three of its standard deviations where scores say nothing,
+    √((G + n + 1) / 12 G n) (Mann & Whitney 1947), or by 1/4 whatever the numbers. NaN and the
+    infinities are left out.
+
+    Args:
+      genuine: [G] scores.
+      impostor: [n] scores.
+    """
+    genuine, impostor = (np.sort(kind[np.isfinite(kind)]) for kind in (genuine, impostor))
+    if not genuine.size or not impostor.size:
+        return None
+    if genuine[0] == genuine[-1] == impostor[0] == impostor[-1]:
+        return f"all scores are {genuine[0]:g}, and tell nothing apart: give the method's scores"
+    below = np.searchsorted(impostor, genuine, "left") + np.searchsorted(impostor, genuine, "right")
+    area = below.mean() / 2 / impostor.size
+    spread = np.sqrt((genuine.size + impostor.size + 1) / 12 / genuine.size / impostor.size)
+    if area >= max(0.25, 0.5 - 3 * spread):
+        return None
+    return (
+        f"genuine pairs score lower than impostor ones (a genuine score is the higher in "
+        f"{area:.1%} of comparisons), as distances do: scores must be higher for pairs that are "
+        "more alike; give the distances' negatives"
+    )
+
+
 def group_figures(
     scores: np.ndarray,
     same: np.ndarray,

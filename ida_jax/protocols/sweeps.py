@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_tau
 from ida_jax.metrics.evaluation import far_key
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.rescoring.density import log_density_of
@@ -76,8 +77,8 @@ def sweep(
     for name, values in (("k", ks), ("the number of anchors", sizes or ())):
         if any(value < 1 for value in values):
             raise UserError(f"{name} is {min(values)} in a sweep: expected at least 1")
-    if not all(0 < tau < np.inf for tau in taus):
-        raise UserError(f"the values of tau are {list(taus)}: expected finite numbers above 0")
+    for tau in taus:
+        require_tau(tau, what="tau in a sweep")
     steps = _steps(own.anchors) if sizes is None else sizes
     dimensions = {
         "k": [own._replace(k=k) for k in ks if k <= own.anchors],

@@ -15,7 +15,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.cohort import csn_objective, polynomial_map
 from ida_jax.rescoring.pairs import score_pairs
@@ -118,7 +118,11 @@ class Csn:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
-            return cls(np.array(tensors["coefficient_weights"]), **metadata)
+            loaded = cls(np.array(tensors["coefficient_weights"]), **metadata)
+            require_types(loaded)
+            if loaded.coefficient_weights.ndim != 1 or loaded.top_n < 1:
+                raise ValueError("the coefficients are not a list, or top_n is not above 0")
+        return loaded
 
 
 class _Pairs(NamedTuple):

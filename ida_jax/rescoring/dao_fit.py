@@ -32,7 +32,7 @@ from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.validation import require_same_model, require_unit
 from ida_jax.metrics.resampling import genuine_rows, impostor_rows
 from ida_jax.metrics.roc import accepted_impostors
@@ -150,7 +150,11 @@ class DaoFit:
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
-            return cls(*np.array(tensors["constants"]).tolist(), **metadata)
+            loaded = cls(*np.array(tensors["constants"]).tolist(), **metadata)
+            require_types(loaded)
+            if not (loaded.tau > 0 and loaded.weight > 0 and loaded.support > 0):
+                raise ValueError("tau, weight or support is not above 0")
+        return loaded
 
 
 _soft_log_density = jax.jit(soft_log_density)

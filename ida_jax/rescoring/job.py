@@ -16,6 +16,7 @@ a common file system and a barrier.
 P pairs, N faces, S numbers of a face.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.common.files import require_file
-from ida_jax.common.parts import Parts, folder_beside, key_of, remove_empty, remove_parts, stamp
+from ida_jax.common.parts import (
+    Parts,
+    folder_beside,
+    is_sealed,
+    key_of,
+    remove_empty,
+    remove_parts,
+    seal,
+    stamp,
+)
 from ida_jax.common.processes import OthersFailed, agree, is_first
 from ida_jax.common.validation import unit_rows
 from ida_jax.rescoring.methods import require_same_models
@@ -113,11 +123,14 @@ def rescore_files(
     try:
         if listed is None:
             path = folder / "pairs.npy"
-            if is_first() and not path.is_file():
+            if is_first() and not is_sealed(path):
+                if path.is_file():
+                    print(f"{path} is damaged or not finished: it is made again", file=sys.stderr)
                 with _bar(inputs.pairs.stat().st_size, "pair list", "B") as bar:
                     convert_pairs(
                         inputs.pairs, path, names=names, rows=len(faces), progress=bar.update
                     )
+                seal(path)
             agree()
             listed = PairFile(path)
         terms = _face_terms(folder, faces, bad, scorer)

@@ -19,7 +19,7 @@ from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import require_tau, unit_embeddings
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
@@ -97,11 +97,9 @@ class Rescorer:
         self.anchors = anchors
         self.method = method
         self.k = k if k is not None else getattr(trained, "k", 10)
-        self.tau = float(tau if tau is not None else getattr(trained, "tau", 1.0))
+        self.tau = require_tau(tau if tau is not None else getattr(trained, "tau", 1.0))
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
         self.ssr, self.csn, self.dao_fit = ssr, csn, dao_fit
-        if not 0 < self.tau < np.inf:
-            raise UserError(f"tau is {self.tau}: expected a finite number above 0")
         if ssr is not None and (self.k, self.tau) != (ssr.k, ssr.tau):
             raise UserError(
                 f"k = {self.k} and tau = {self.tau:g} were asked for, but the SSR module was "

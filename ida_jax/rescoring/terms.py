@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_tau
 from ida_jax.ops.cohort import csn_score, s_norm, t_norm, z_norm
 from ida_jax.ops.dao import log_dao
 
@@ -95,7 +96,7 @@ def dao_terms(log_density: np.ndarray, *, tau: float) -> FaceTerms:
       tau: the τ that they were made with.
 
     Raises:
-      UserError: densities that are not [N] or not finite, τ that is not positive.
+      UserError: densities that are not [N] or not finite, τ out of its range.
     """
     log_density = np.asarray(log_density, np.float32)
     if log_density.ndim != 1:
@@ -105,6 +106,4 @@ def dao_terms(log_density: np.ndarray, *, tau: float) -> FaceTerms:
     bad = np.flatnonzero(~np.isfinite(log_density))
     if bad.size:
         raise UserError(f"log F of face {bad[0]} is {log_density[bad[0]]}: expected finite numbers")
-    if not 0 < tau < np.inf:
-        raise UserError(f"tau is {tau}: expected a finite number above 0")
-    return FaceTerms("dao", log_density[:, None], np.float32([tau]))
+    return FaceTerms("dao", log_density[:, None], np.float32([require_tau(tau)]))

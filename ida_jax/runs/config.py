@@ -5,6 +5,7 @@ The sections have every option and the paper's value of it. A config (`configs/*
 """
 
 import re
+from pathlib import Path
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -266,6 +267,16 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         known = ", ".join(f"--{name}=" for name in ("config", *others))
         raise UserError(f"unknown flag '{rest[0]}': expected {known}, --config.key=")
     return config, {name: getattr(parsed, name) for name in others}
+
+
+def config_file(arguments: list[str]) -> Path | None:
+    """The file of --config=FILE[:variant]; None without the flag."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, equals, value = word.partition("=")
+        if flag == "--config":
+            named = value if equals else following
+            return Path(named if Path(named).exists() else named.rpartition(":")[0] or named)
+    return None
 
 
 def _one_line(error: Exception) -> str:

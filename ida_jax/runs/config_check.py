@@ -10,6 +10,7 @@ from ida_jax.anchors.search import SEARCHERS, has_scann
 from ida_jax.artefacts.face_model import build_network
 from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import require_tau
 from ida_jax.data.augment import augmentation
 from ida_jax.models.margin_head import MARGIN_LOSSES
 from ida_jax.rescoring.method_table import METHODS, methods_with
@@ -114,7 +115,7 @@ def _check_search(c: ConfigDict) -> None:
     if c.seed < 0:
         raise UserError(f"seed is {c.seed}: expected 0 or more")
     _at_least_1(c, "k")
-    _positive(c, "tau")
+    require_tau(c.tau)
     _one_of("searcher", c.searcher, SEARCHERS)
     if c.searcher == "scann" and not has_scann():
         raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")

@@ -30,7 +30,25 @@ def main(argv: list[str]) -> None:
     """Parses flags, makes the set and its report, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
+    from ida_jax.common.outputs import writing
 
+    output = options.output
+    outputs = {"--output": output} | {
+        f"--output (with {path.name})": path
+        for path in (output.with_suffix(".report.html"), output.with_suffix(".report.json"))
+    }
+    reading = {
+        "--model": file_inside(options.model, MODEL),
+        "--generator": options.generator and file_inside(options.generator, GENERATOR),
+        "--images": options.images,
+        "--training": options.training,
+        "--training_labels": options.training_labels,
+    }
+    with writing(outputs, reading=reading):
+        _make(options)
+
+
+def _make(options: Any) -> None:
     from ida_jax.anchors.fake import fake_anchors, provenance_line
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.common.parts import remove_empty, remove_parts
@@ -114,8 +132,9 @@ def _check(options: Any) -> None:
         raise UserError("--skip_bad goes with --images")
     if options.seed is not None and not 0 <= options.seed < 1 << 32:
         raise UserError(f"--seed is {options.seed}: expected 0 or more, below 2³²")
-    if not 0 < options.tau < float("inf"):
-        raise UserError(f"--tau is {options.tau}: expected a finite τ > 0")
+    from ida_jax.common.validation import require_tau
+
+    require_tau(options.tau, what="--tau")
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if not options.output.parent.is_dir():
@@ -125,10 +144,6 @@ def _check(options: Any) -> None:
     for written in (options.output, options.output.with_suffix(".report.html")):
         if written.is_dir():
             raise UserError(f"{written} is a folder: give --output another name")
-    for path in filter(None, (options.generator, options.model, options.training)):
-        inside = [path, path / GENERATOR, path / MODEL]
-        if options.output.resolve() in [file.resolve() for file in inside]:
-            raise UserError(f"--output is {options.output}, which this reads: give another name")
 
 
 def _candidates(options: Any, model: "FaceModel") -> "CandidateFaces":
@@ -192,6 +207,8 @@ def _of_the_run(
     """Embeddings, labels where they are known, and the folder, of a run of `ida_jax.main`."""
     import numpy as np
 
+    from ida_jax.common.parts import read_part
+
     path = options.generator
     if path is None:
         return None
@@ -212,7 +229,7 @@ def _of_the_run(
             )
         return None
     try:
-        embeddings = np.concatenate([np.load(file) for file in files])
+        embeddings = np.concatenate([read_part(file) for file in files])
         labels = np.load(folder / LABELS) if (folder / LABELS).is_file() else None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(

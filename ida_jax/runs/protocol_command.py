@@ -13,9 +13,8 @@ anchors and modules from a workdir of python -m ida_jax.main.
 import argparse
 import contextlib
 import dataclasses
-import tempfile
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
@@ -45,6 +44,8 @@ _PARSERS = {
     float: float,
     tuple[float, ...]: numbers(float),
 }
+# What a report is.
+_WRITTEN = ("results.json", "report.html", "results.md", "results.tex")
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     own = _own_options(options, table)
     _check(options)
     files, methods = _artefacts(options)
-    with _folder(options.output):
+    with _writing(options, own, files):
         _run(table[options.protocol], options, own, files, methods)
 
 
@@ -95,21 +96,16 @@ def _run(
     print(f"\nsee {options.output / REPORT}")
 
 
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Makes the folder beforehand; if the body fails, a new one that is empty is removed again."""
-    new = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
-    try:
-        yield
-    finally:
-        if new and not any(path.iterdir()):
-            path.rmdir()
+def _writing(
+    options: Any, own: Any, files: Mapping[str, Path | None]
+) -> contextlib.AbstractContextManager[None]:
+    from ida_jax.common.outputs import writing
+
+    read = {name: getattr(options, name) for name in ("files", "embeddings", "names", "groups")}
+    read |= {**files, **dataclasses.asdict(own)}
+    reading = {f"--{name}": path for name, path in read.items() if isinstance(path, Path)}
+    outputs = {f"--output ({name})": options.output / name for name in _WRITTEN}
+    return writing(outputs, reading=reading, folder=options.output)
 
 
 def _protocol_of(argv: list[str]) -> str:
@@ -221,6 +217,10 @@ def _check(options: Any) -> None:
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
             "resamples, and a seed of at least 0"
         )
+    if options.tau is not None:
+        from ida_jax.common.validation import require_tau
+
+        require_tau(options.tau, what="--tau")
     if (options.output / RESULTS).exists():
         raise UserError(
             f"{options.output} already holds results: name another --output, or delete them"

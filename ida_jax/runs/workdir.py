@@ -1,17 +1,20 @@
-"""A workdir: the names of its files, whose it is, and the one writer of results.json.
+"""A workdir: the names of its files, whose it is, the lock, and the one writer of results.json.
 
 A folder is a run's workdir, or what `python -m ida_jax.evaluate --protocol` writes, which has
 `RESULTS` and `REPORT` alone. What a training keeps for itself (checkpoints, metrics.jsonl) is named
 in `ida_jax.training`.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import json_text, written_whole
+from ida_jax.common.outputs import writing
+from ida_jax.common.processes import all_or_none, is_first
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -35,6 +38,51 @@ FAKES = "anchors/fake.parts"
 METHOD_FILES = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
 # Beside the parts of the training set's embeddings: their identities, int [N].
 LABELS = "labels.npy"
+# What stages end in, by the stage; the rest is written by every run.
+_WRITTEN = {
+    "train": (MODEL,),
+    "import": (MODEL,),
+    "gan": (GENERATOR,),
+    "anchors": (ANCHORS,),
+    "ssr": (SSR,),
+    "pfe": (PFE, ANCHOR_VARIANCES),
+    "csn": (CSN,),
+    "": (RESULTS, REPORT, CONFIG, "metrics.jsonl"),
+}
+
+
+@contextlib.contextmanager
+def workdir_of_one_job(config: "ConfigDict", workdir: str | Path) -> Iterator[None]:
+    """A block in which this job alone, all of its processes, writes the workdir.
+
+    Raises:
+      UserError: another job works there, or the workdir holds under a result's name what the config
+        reads; it cannot be made.
+    """
+    workdir = Path(workdir)
+    outputs = {
+        f"--workdir (its {name})": workdir / name
+        for stage, names in _WRITTEN.items()
+        if not stage or stage in config.stages
+        for name in names
+    }
+    with contextlib.ExitStack() as held:
+        with all_or_none():
+            if is_first():
+                held.enter_context(writing(outputs, reading=_inputs(config), folder=workdir))
+        yield
+
+
+def _inputs(config: "ConfigDict") -> dict[str, Path]:
+    """The single files that a config names."""
+    if "embeddings" in config:
+        named = {key: config.get(key) for key in ("embeddings", "labels", "anchors")}
+    else:
+        generator = config.get("anchors", {}).get("generator")
+        weights = config.get("model", {}).get("weights") if "import" in config.stages else None
+        weights = weights and Path(config.data_dir) / weights
+        named = {"anchors.generator": generator, "model.weights": weights}
+    return {f"--config.{key}": Path(path) for key, path in named.items() if path is not None}
 
 
 def training_embeddings(workdir: Path, fingerprint: str, *, flip: bool) -> Path:

@@ -6,14 +6,15 @@ N faces, D embedding.
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import written_whole
+from ida_jax.common.files import written_together
 from ida_jax.tables.blocks import known_suffix
 from ida_jax.tables.embeddings import file_stamp, fingerprint_file
 
@@ -32,6 +33,14 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise UserError(f"cannot write {path}: no folder {path.parent}; make it first")
 
 
+def files_beside(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """What `write_embeddings` writes beside a path: names and fingerprint, for .npy alone."""
+    path = Path(path)
+    if path.suffix.lower() != ".npy":
+        return ()
+    return path.with_suffix(".names.txt"), fingerprint_file(path)
+
+
 def write_embeddings(
     path: str | os.PathLike[str],
     blocks: Iterable[np.ndarray],
@@ -39,6 +48,7 @@ def write_embeddings(
     *,
     width: int,
     fingerprint: str = "",
+    beside: Mapping[Path, Callable[[Path], None] | None] = MappingProxyType({}),
 ) -> None:
     """Writes embeddings as float32, the faces' names and the model's fingerprint.
 
@@ -53,6 +63,9 @@ def write_embeddings(
       names: N, without line breaks.
       width: D.
       fingerprint: of the model that made them; "", which is not written, where unknown.
+      beside: further files that belong to these embeddings, and what writes each at a path that it
+        is given; None where there is none, and one of other embeddings goes. A kill leaves no old
+        embeddings beside new files, nor the other way round.
 
     Raises:
       UserError: another suffix, or a file that cannot be written; what was there before is kept.
@@ -60,24 +73,28 @@ def write_embeddings(
     """
     path = Path(path)
     suffix = known_suffix(path, tuple(_WRITERS), what="embeddings")
-    with written_whole(path) as temporary:
+    of_npy = files_beside(path)
+    with written_together(path, *of_npy, *beside) as (temporary, *others):
         with temporary.open("wb") as file:
             blocks = _checked(blocks, len(names), width)
             _WRITERS[suffix](file, blocks, names, width, fingerprint)
-        if suffix == ".npy":
-            with written_whole(path.with_suffix(".names.txt")) as listed:
-                listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-            _write_beside(path, temporary, fingerprint)
+        if of_npy:
+            listed, record = others[:2]
+            listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            _write_fingerprint(record, temporary, fingerprint)
+        for written, write in zip(others[len(of_npy) :], beside.values(), strict=True):
+            if write is None:
+                written.unlink()
+            else:
+                write(written)
 
 
-def _write_beside(path: Path, temporary: Path, fingerprint: str) -> None:
-    beside = fingerprint_file(path)
+def _write_fingerprint(written: Path, embeddings: Path, fingerprint: str) -> None:
     if not fingerprint:
-        beside.unlink(missing_ok=True)
+        written.unlink()
         return
-    record = {"fingerprint": fingerprint, **file_stamp(temporary)}
-    with written_whole(beside) as written:
-        written.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    record = {"fingerprint": fingerprint, **file_stamp(embeddings)}
+    written.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _checked(blocks: Iterable[np.ndarray], count: int, width: int) -> Iterable[np.ndarray]:

@@ -4,6 +4,7 @@ recognition.py, gan.py, pfe.py and ssr.py drive `training_steps` with `for` and 
 in its body, where it can be read. A record is a line of metrics.jsonl, and TensorBoard events.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 from tqdm import tqdm
 
-from ida_jax.common.errors import Stopped
+from ida_jax.common.errors import Stopped, UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.processes import is_first
 from ida_jax.training.checkpoint import Checkpoints
@@ -179,8 +180,9 @@ def preemption() -> Iterator[Callable[[int], bool]]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if several and before:
-            # jax.distributed would go on catching it, and nothing asks for it any more.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # jax.distributed would go on catching it, and nothing asks for it any more: Python's
+            # handler of before takes its place.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextmanager
@@ -195,29 +197,74 @@ def open_metrics(
         TensorBoard.
       first_step: where the run continues; the stage's records of later steps, which a killed run
         wrote after its last checkpoint, are dropped.
+
+    Raises:
+      UserError: the files cannot be written (a full disk, say).
     """
     if not is_first():
         yield lambda step, scalars: None
         return
-    from tensorboardX import SummaryWriter
-
     path = Path(workdir) / "metrics.jsonl"
     kept = [r for r in read_metrics(workdir) if r["stage"] != stage or r["step"] <= first_step]
     with written_whole(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    # A folder for each stage: a writer that purges hides every later step in its folder.
-    events = SummaryWriter(
-        str(Path(workdir) / "tensorboard" / stage), purge_step=first_step + 1, write_to_disk=True
-    )
-    with path.open("a", encoding="utf-8") as lines, events:
+    with contextlib.ExitStack() as opened:
+        with _written(path):
+            lines = opened.enter_context(path.open("a", encoding="utf-8"))
+            # A folder a stage: a writer that purges hides every later step in its folder.
+            events = opened.enter_context(
+                _events(Path(workdir) / "tensorboard" / stage, purge_step=first_step + 1)
+            )
 
         def write(step: int, scalars: Scalars) -> None:
-            lines.write(json.dumps({"stage": stage, "step": step, **scalars}) + "\n")
-            lines.flush()
-            for name, value in scalars.items():
-                events.add_scalar(name, value, step)
+            with _written(path):
+                lines.write(json.dumps({"stage": stage, "step": step, **scalars}) + "\n")
+                lines.flush()
+                events(step, scalars)
 
         yield write
+
+
+@contextmanager
+def _events(folder: Path, *, purge_step: int) -> Iterator[Write]:
+    """As `open_metrics`, to TensorBoard's file alone.
+
+    tensorboardX's SummaryWriter writes in a thread, which dies of a full disk; the tenth record
+    after that waits for it for ever.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = EventsWriter(str(folder / "events"))
+    writer.write_event(Event(step=purge_step, file_version="brain.Event:2"))
+    started = SessionLog(status=SessionLog.START)
+    writer.write_event(Event(step=purge_step, session_log=started))
+    writer.flush()
+
+    def write(step: int, scalars: Scalars) -> None:
+        for name, value in scalars.items():
+            summary = scalar(name, value)
+            writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        writer.flush()
+
+    try:
+        yield write
+    finally:
+        with contextlib.suppress(OSError):  # all was flushed before
+            writer.close()
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} or the TensorBoard files beside it: {error.strerror}; make room, "
+            "and the same command continues from its last checkpoint"
+        ) from error
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict]:

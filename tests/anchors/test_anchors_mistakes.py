@@ -28,7 +28,7 @@ def _faces(count=40, width=16):
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--k=0"], "k from 1"),
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--k=x"], "invalid int"),
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--k=41"], "k = 41 is more"),
-        (["build", "--output=B.safetensors", "--embeddings=E.npy", "--tau=nan"], "finite τ"),
+        (["build", "--output=B.safetensors", "--embeddings=E.npy", "--tau=nan"], "tau is nan"),
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--size=0"], "at least 1"),
         (["build", "--output=B.safetensors", "--embeddings=none.npy"], r"none\.npy"),
         (["build", "--output=B.safetensors", "--embeddings=torn.npy"], r"torn\.npy"),

@@ -296,7 +296,8 @@ def test_killed_it_goes_on(tmp_path, model_dir, crops):
     process.wait()
     process.stdout.close()
     assert not (tmp_path / "E.npy").exists()
-    (parts,) = _hidden(tmp_path)
+    lock, parts = sorted(_hidden(tmp_path), key=lambda name: name.endswith(".parts"))[-2:]
+    assert lock.endswith(".lock")
     assert os.listdir(tmp_path / parts) == ["from-000000000.npy"]
     marked = tmp_path / parts / "from-000000000.npy"
     np.save(marked, np.load(marked) + 1)
@@ -390,14 +391,24 @@ def test_a_kill_leaves_no_variances_of_other_embeddings(
     _embed(*flags)
     before = np.load(tmp_path / "E.log_variances.npy")
 
-    def killed(*args, **options):
-        raise KeyboardInterrupt
+    embeddings = (tmp_path / "E.npy").read_bytes()
+    replace = os.replace
 
-    with monkeypatch.context() as patched:
-        patched.setattr(np.lib.format, "open_memmap", killed)
-        with pytest.raises(KeyboardInterrupt):
-            _embed(*flags, "--flip")
-    assert not (tmp_path / "E.log_variances.npy").exists()
+    for name, old in (("E.names.txt", True), ("E.log_variances.npy", False), ("E.npy", False)):
+
+        def killed(source, target, name=name):
+            if target.name == name:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                _embed(*flags, "--flip")
+        # Those of before stand with their own variances, or not at all.
+        assert not (tmp_path / "E.npy").exists()
+        assert not old or np.array_equal(np.load(tmp_path / "E.log_variances.npy"), before)
+        (tmp_path / "E.npy").write_bytes(embeddings)
     _embed(*flags, "--flip")
     assert np.abs(np.load(tmp_path / "E.log_variances.npy") - before).max() > 1e-3
 

@@ -259,3 +259,34 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, replaced, flags,
         run("--json=made.json", *flags)
     assert "\n" not in str(error.value)
     assert {path.name for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda scores: -scores, "as distances do"),
+        (lambda scores: 1 - scores, "give the distances' negatives"),
+        (lambda scores: np.full_like(scores, 0.25), "all scores are 0.25"),
+    ],
+)
+def test_distances_and_constants_are_told_and_not_calibrated(folder, capsys, change, said):
+    np.save("ida_r.npy", change(np.load("ida_r.npy")))
+    run("--resamples=0")
+    captured = capsys.readouterr()
+    assert captured.err.startswith("warning: ida_r.npy: ")
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    before = {path.name for path in folder.iterdir()}
+    for kind in ("logistic", "isotonic"):
+        with pytest.raises(UserError, match=r"ida_r.npy: no calibration can be made") as caught:
+            run("--resamples=0", f"--fit={kind}", "--calibration=c", "--json=j")
+        assert said in str(caught.value)
+    assert {path.name for path in folder.iterdir()} == before
+
+
+def test_similarities_are_not_warned_of(folder, capsys):
+    run("--resamples=0", "--baseline=cosine.npy")
+    # Of no use, but no distances: a fair coin is not told from one by 600 pairs.
+    np.save("ida_r.npy", np.random.default_rng(3).random(600))
+    run("--resamples=0")
+    assert capsys.readouterr().err == ""

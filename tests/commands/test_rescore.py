@@ -300,3 +300,54 @@ def test_a_process_that_fails_ends_the_others(files):
     assert "line 2" in said[0]
     assert "1 other processes have failed" in said[1]
     assert not [name for name in _listing(files) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("tau", ["1e39", "1e-9", "nan", "-1", "0", "inf", "1e-4", "1e7"])
+def test_tau_has_a_range(files, tau):
+    before = _listing(files)
+    with pytest.raises(
+        UserError, match=r"--tau is .*: expected a finite number above 0, from 0.001 to"
+    ):
+        rescore.main([*_flags(files), f"--tau={tau}"])
+    with pytest.raises(UserError, match=r"from 0\.001 to 1,000,000"):
+        Rescorer(ANCHORS, tau=float(tau))
+    assert _listing(files) == before
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1e6])
+def test_at_the_ends_of_taus_range_scores_differ_and_are_finite(tau):
+    scores = Rescorer(ANCHORS, tau=tau).score_pairs(FACES, PAIRS)
+    assert np.isfinite(scores).all()
+    assert len(np.unique(scores)) > len(PAIRS) / 2
+
+
+def test_damaged_parts_are_made_again(files, capsys, monkeypatch):
+    flags = [*_flags(files), "--chunk=40", f"--pairs={files / 'pairs.csv'}"]
+    np.savetxt(files / "pairs.csv", PAIRS, fmt="%d", delimiter=",")
+    rescore.main(flags)
+    expected = (files / "scores.npy").read_bytes()
+    (files / "scores.npy").unlink()
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    damages = (
+        ("faces-*", lambda content: b""),
+        ("pairs.npy", lambda content: content[:200] + bytes(len(content) - 200)),
+        ("scores-00001.npy", lambda content: content[:-30]),
+        ("scores-00000.npy", lambda content: content[:140] + b"x" + content[141:]),
+    )
+    for pattern, damage in damages:
+        with monkeypatch.context() as patched:
+            patched.setattr(job, "write_scores", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                rescore.main(flags)
+        (path,) = files.glob(f".scores.npy.*.parts/{pattern}")
+        path.write_bytes(damage(path.read_bytes()))
+        capsys.readouterr()
+        rescore.main(flags)
+        told = [line for line in capsys.readouterr().err.splitlines() if "made again" in line]
+        assert len(told) == 1
+        assert str(path) in told[0]
+        assert (files / "scores.npy").read_bytes() == expected
+        assert not list(files.glob(".*"))

@@ -1,6 +1,132 @@
-"""What a UserError's message may hold."""
+"""How commands end; what a message may hold."""
 
-from ida_jax.common.errors import UserError
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from ida_jax.common.errors import UserError, exit_code
+
+
+def _started(body):
+    """A command whose body says "ready", and what it says then."""
+    code = "import gc, os, sys, time, weakref\nfrom ida_jax.common.errors import exit_code\n"
+    code += (
+        f"def run():\n{textwrap.indent(textwrap.dedent(body), '    ')}\nsys.exit(exit_code(run))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+_WAITING = {
+    "in its own code": """
+        print("ready", flush=True)
+        time.sleep(60)
+    """,
+    "in a callback whose errors are lost": """
+        def collected(phase, info):
+            if phase == "start":
+                print("ready", flush=True)
+                time.sleep(60)
+        gc.callbacks.append(collected)
+        gc.collect()
+        print("goes on", file=sys.stderr)
+    """,
+    "in a library that makes another error of it": """
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        except BaseException as error:
+            raise ImportError("no such module") from error
+    """,
+    "in a block that has to be left": """
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            print("left", flush=True)
+    """,
+}
+
+
+@pytest.mark.parametrize("where", _WAITING)
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 143, "terminated: "), (signal.SIGINT, 130, "\ninterrupted: ")],
+)
+def test_a_signal_ends_a_command_in_one_line(where, number, code, said):
+    process = _started(_WAITING[where])
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert err == f"{said}the same command continues from what was finished\n"
+    assert out == ("left\n" if "left" in where else "")
+
+
+def test_a_signal_while_modules_are_imported_ends_at_once(tmp_path):
+    (tmp_path / "slow.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(60)\n")
+    process = _started(f"sys.path.insert(0, {str(tmp_path)!r})\nimport slow")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.count("\n")) == (130, 2)
+
+
+def test_a_forked_worker_ends_as_it_would(tmp_path):
+    process = _started("""
+        child = os.fork()
+        if not child:
+            print("ready", flush=True)
+            time.sleep(60)
+        print("signal", os.waitpid(child, 0)[1], flush=True)
+    """)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    if not os.path.exists(children):
+        process.kill()
+        pytest.skip("no list of children here")
+    with open(children) as opened:
+        os.kill(int(opened.read()), signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (out, err, process.returncode) == (f"signal {int(signal.SIGTERM)}\n", "", 0)
+
+
+def test_handlers_are_those_of_before_again():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    hook = sys.unraisablehook
+    assert exit_code(lambda: None) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert sys.unraisablehook is hook
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(exit_code(lambda: None)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys):
+    def full():
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    if os.path.exists("/dev/full"):
+        assert exit_code(full) == 2
+        assert capsys.readouterr().err == (
+            "error: cannot write: No space left on device; make room, and run the same command "
+            "again\n"
+        )
+
+    def broken():
+        raise OSError(5, "another error")
+
+    with pytest.raises(OSError, match="another error"):
+        exit_code(broken)
+    assert exit_code(lambda: (_ for _ in ()).throw(UserError("one line"))) == 2
 
 
 def test_control_characters_of_a_name_are_escaped():

@@ -12,9 +12,11 @@ from ida_jax.common.parts import (
     Parts,
     cut,
     folder_beside,
+    is_sealed,
     key_of,
     remove_empty,
     remove_parts,
+    seal,
     stamp,
     write_npy,
 )
@@ -128,15 +130,57 @@ def test_a_failing_part_leaves_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 60, -1])
-def test_a_torn_part_is_refused_and_named(tmp_path, kept):
+def test_a_torn_part_is_named_and_made_again(tmp_path, kept, capsys):
     parts = Parts(tmp_path, 9, 4)
     parts.whole(_squares)
     path = tmp_path / "from-000000004.npy"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"from-000000004.npy is damaged .*delete it and run"):
-        parts.whole(_squares)
-    path.unlink()
+        list(parts.values())
+    assert [part.path for part in parts.left()] == [path]
+    assert capsys.readouterr().err.count("from-000000004.npy is damaged (") == 1
+    path.write_bytes(b"")
     np.testing.assert_array_equal(parts.whole(_squares), _squares(range(9)))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "from-000000004.npy is damaged (" in told
+    assert "): it is made again" in told
+    assert not parts.left()
+
+
+@pytest.mark.parametrize("first", range(0, 168, 5))
+def test_a_part_filled_with_zeros_or_one_flipped_bit_is_made_again(tmp_path, first):
+    parts = Parts(tmp_path, 12, 4)
+    parts.whole(_squares)
+    for path, change in (("from-000000000.npy", "zeros"), ("from-000000008.npy", "bit")):
+        content = bytearray((tmp_path / path).read_bytes())
+        assert len(content) == 128 + 4 * 4 + 8 + 16
+        if change == "zeros":
+            content[first:] = bytes(len(content) - first)
+        else:
+            content[first % len(content)] ^= 4
+        (tmp_path / path).write_bytes(content)
+    assert len(parts.left()) == 2
+    np.testing.assert_array_equal(parts.whole(_squares), _squares(range(12)))
+
+
+def test_parts_of_older_versions_are_taken(tmp_path):
+    np.save(tmp_path / "from-000000000.npy", np.full(4, -1, np.float32))
+    np.testing.assert_array_equal(Parts(tmp_path, 4, 4).whole(_squares), [-1] * 4)
+
+
+def test_a_sealed_file_is_what_was_sealed(tmp_path):
+    path = tmp_path / "pairs.npy"
+    assert not is_sealed(path)
+    write_npy(path, np.arange(6).reshape(3, 2))
+    assert not is_sealed(path)
+    seal(path)
+    assert is_sealed(path)
+    np.testing.assert_array_equal(np.load(path, mmap_mode="r"), [[0, 1], [2, 3], [4, 5]])
+    whole = path.read_bytes()
+    for torn in (b"", whole[:-1], whole[:-24], whole[:100] + bytes(len(whole) - 100)):
+        path.write_bytes(torn)
+        assert not is_sealed(path)
 
 
 def test_pickled_parts_are_refused(tmp_path):

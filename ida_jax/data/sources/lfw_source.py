@@ -20,6 +20,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
+from ida_jax.common.outputs import writing
 from ida_jax.data.alignment import align, similarity_transform
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
@@ -66,6 +67,12 @@ class PreparedLfw(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def written_files(folder: Path, name: str) -> dict[str, Path]:
+    """What `prepare_lfw` writes in DATA_DIR/NAME, by what it is: images, pairs and split."""
+    files = {"images": _tar(folder, name), "pairs": folder / _SETS[name].pairs}
+    return files | ({"split": folder / "split.csv"} if name == "lfw" else {})
+
+
 def prepare_lfw(
     source: str | os.PathLike[str],
     *,
@@ -99,7 +106,7 @@ def prepare_lfw(
         raise UserError(f"a split is for lfw, not for {name}")
     described = _SETS[name]
     folder = Path(data_dir) / name
-    tar = folder / f"{name}_{_SIZE}.tar"
+    tar = _tar(folder, name)
     if tar.exists():
         raise UserError(f"{tar} already exists: remove it first, or name another data_dir")
     require_file(Path(pairs), what="list of pairs")
@@ -113,27 +120,20 @@ def prepare_lfw(
         _check_split(Path(split), {canonical(image.split("/")[0]) for image in names})
         lists["split.csv"] = _content(split)
     points = None if landmarks is None else _points(Path(landmarks), names)
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    # Files appear once all are written, the tar last: without it, nothing of the folder is looked
+    # at.
+    with writing({}, reading={}, folder=folder), contextlib.ExitStack() as stack:
         for left in folder.glob(f".{tar.name}.*"):  # of a kill
             left.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    try:
-        # Files appear once all are written, the tar last: without it, nothing of the folder is
-        # looked at.
-        with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(written_whole(tar))
-            _write_tar(temporary, [paths[row] for row in rows], _crops(files, rows, points))
-            for file, content in lists.items():
-                stack.enter_context(written_whole(folder / file)).write_bytes(content)
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
+        temporary = stack.enter_context(written_whole(tar))
+        _write_tar(temporary, [paths[row] for row in rows], _crops(files, rows, points))
+        for file, content in lists.items():
+            stack.enter_context(written_whole(folder / file)).write_bytes(content)
     return PreparedLfw(folder, len(rows), len(listed.same), _notes(name, len(rows), files.hidden))
+
+
+def _tar(folder: Path, name: str) -> Path:
+    return folder / f"{name}_{_SIZE}.tar"
 
 
 def _paths(files: ImageFiles, *, by_person: bool) -> list[str]:

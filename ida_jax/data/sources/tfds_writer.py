@@ -18,6 +18,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
+from ida_jax.common.outputs import writing
 from ida_jax.data.sources.encoded import EncodedFaces
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.shards import (
@@ -77,6 +78,11 @@ def face_features(identities: tuple[str, ...] | None) -> Any:
     names = None if identities is None else list(identities)
     label = tfds.features.ClassLabel(names=names)
     return tfds.features.FeaturesDict({"image": _image(), "label": label})
+
+
+def written_folders(path: Path) -> tuple[Path, Path]:
+    """The folders within DATA_DIR/NAME that a data set is written to: while it grows, and whole."""
+    return path / "incomplete", path / VERSION
 
 
 def write_faces(
@@ -196,7 +202,14 @@ def _write(name: str, split: _Split, *, data_dir: Path, skip_corrupt: bool) -> W
     path = require_new(name, data_dir=data_dir)
     if not split.rows:
         raise UserError(f"nothing to write as {name}: the source holds no image")
-    folder = path.parent / "incomplete"
+    with writing({}, reading={}, folder=path.parent):
+        return _write_locked(name, split, path, data_dir=data_dir, skip_corrupt=skip_corrupt)
+
+
+def _write_locked(
+    name: str, split: _Split, path: Path, *, data_dir: Path, skip_corrupt: bool
+) -> Written:
+    folder, _ = written_folders(path.parent)
     _begin(folder, f"{split.source} rows={split.rows} {_sample(split)}")
     prefix = f"{name}-{split.name}.array_record"
     stop = None if skip_corrupt else LISTED

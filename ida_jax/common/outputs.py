@@ -1,0 +1,262 @@
+"""What every command does before it writes: no input is overwritten, and no other job writes there.
+
+A lock is a small file, .OUTPUT.lock beside an output or .lock in a folder, which names the process
+that works there. On its own host the operating system tells whether that process lives, and a dead
+one's lock is taken over; across hosts nothing can, and the message says how to remove it. Jobs of
+several processes take it once, in process 0.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ida_jax.common.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None
+
+# What `written_whole` names a file that is not whole yet.
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+
+Named = Mapping[str, str | os.PathLike[str] | None]
+
+
+@contextlib.contextmanager
+def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> Iterator[None]:
+    """A block in which this job alone writes its outputs, none of which it reads.
+
+    What a killed job left unfinished at these outputs is removed first.
+
+    Args:
+      outputs: each file that is written, None where it is not, by the flag that names it.
+      reading: each file or folder that is read, likewise.
+      folder: the folder that holds all outputs, where it is locked as a whole (a workdir); made
+        where it is not there, and removed again where nothing was written.
+
+    Raises:
+      UserError: an output that is an input, or another output; another job that writes there; a
+        folder that cannot be written.
+    """
+    refuse_overwriting(reading, outputs)
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            held.enter_context(_folder(folder))
+            held.enter_context(_locked(folder / ".lock", what=folder))
+            _remove_unfinished(folder)
+        else:
+            for path in (Path(path) for path in outputs.values() if path is not None):
+                held.enter_context(_locked(_lock_of(path), what=path))
+                for left in path.absolute().parent.glob(f".{_escaped(path.name)}.*"):
+                    if left.is_dir():
+                        _remove_unfinished(left)
+                    elif _UNFINISHED.fullmatch(left.name):
+                        left.unlink(missing_ok=True)
+        yield
+
+
+def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None = None) -> None:
+    """Refuses outputs that are inputs, by the files' identity: links and letter case included.
+
+    Args:
+      inputs: each file or folder that is read, None where it is not, by the flag that names it.
+      outputs: each file that is written, likewise.
+      folders: each folder that is written as a whole, likewise: it must neither hold an input nor
+        lie in one.
+
+    Raises:
+      UserError: an output is an input or another output; or a folder holds an input or lies in one.
+    """
+    read = {flag: Path(path) for flag, path in inputs.items() if path is not None}
+    files = {flag: Path(path) for flag, path in outputs.items() if path is not None}
+    whole = {flag: Path(path) for flag, path in (folders or {}).items() if path is not None}
+    written = [*files.items(), *whole.items()]
+    for number, (flag, path) in enumerate(written):
+        for other, source in read.items():
+            if _same(path, source):
+                raise UserError(
+                    f"{flag} would overwrite {other}, {source}: name another file, which is not "
+                    "read"
+                )
+        for other, second in written[:number]:
+            if _same(path, second):
+                raise UserError(
+                    f"{flag} and {other} are one file, {path}: name a file for each of them"
+                )
+    for flag, folder in whole.items():
+        for other, source in read.items():
+            if _within(source, folder):
+                raise UserError(
+                    f"{flag} would overwrite {folder}, which holds {other}, {source}: name another "
+                    "folder"
+                )
+            if source.is_dir() and _within(folder, source):
+                raise UserError(
+                    f"{flag} would write {folder} into {other}, {source}, where it would be read "
+                    "the next time: name another folder"
+                )
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:  # one is not there yet
+        return _real(first) == _real(second)
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return any(_same(parent, folder) for parent in _real(path).parents)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _lock_of(path: Path) -> Path:
+    real = _real(path)
+    return real.parent / f".{real.name}.lock"
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Makes the folder; one that it made goes again where it is empty at the end."""
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, *, what: Path) -> Iterator[None]:
+    try:
+        handle = _take(lock, what=what)
+    except OSError as error:
+        raise _cannot_write(what, error) from error
+    try:
+        yield
+    finally:
+        # Removed while it is held: nobody takes a file that is about to go.
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _take(lock: Path, *, what: Path) -> int:
+    """The open lock file, with this process in it."""
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            alone = _hold(handle)
+            holder = _holder(handle)
+            here = holder.get("host") in (None, socket.gethostname())
+            if alone is None:  # a file system without locks
+                alone = not (here and _lives(holder.get("pid")))
+            if not (alone and here):
+                raise UserError(_taken(what, lock, holder, here))
+            # It may have been removed by the process that held it when it was opened.
+            if _is_at(handle, lock):
+                mine = {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": time.time(),
+                    "command": shlex.join(["python", *sys.orig_argv[1:]])[:1000],
+                }
+                try:
+                    os.ftruncate(handle, 0)
+                    os.lseek(handle, 0, os.SEEK_SET)
+                    os.write(handle, json.dumps(mine).encode())
+                except OSError:  # a full disk
+                    lock.unlink(missing_ok=True)
+                    raise
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _hold(handle: int) -> bool | None:
+    """Whether no living process holds the file; None where the file system cannot tell."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def _holder(handle: int) -> dict:
+    """What a lock says; nothing where its writer was killed before it said anything."""
+    try:
+        found = json.loads(os.read(handle, 10_000))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _taken(what: Path, lock: Path, holder: dict, here: bool) -> str:
+    since, pid, host = (holder.get(key) for key in ("since", "pid", "host"))
+    age = f", for {_age(time.time() - since)}" if isinstance(since, int | float) else ""
+    who = f"process {pid} on {host}{age}" if host else "another process"
+    if here:
+        return f"{what} is being written by {who}: wait for it, or name another output"
+    return (
+        f"{what} is being written by {who}: wait for it, or name another output; if that process "
+        f"has ended, delete {lock}"
+    )
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.rglob(".*.tmp"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; name a writable folder")

@@ -1,0 +1,159 @@
+"""Every artefact is what was saved, or is refused in one line that names its file."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts.calibration import Calibration
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing
+from ida_jax.artefacts.generator import FaceGenerator
+from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.artefacts.uncertainty_model import UncertaintyModel
+from ida_jax.common.errors import UserError
+from ida_jax.metrics.likelihood_ratios import AffineMap, IsotonicMap
+from ida_jax.rescoring.csn_fit import Csn
+from ida_jax.rescoring.dao_fit import DaoFit
+
+_RNG = np.random.default_rng(0)
+
+
+def _drawn(*shape):
+    return _RNG.standard_normal(shape).astype(np.float32)
+
+
+def _layer(rows, columns):
+    return {"kernel": _drawn(rows, columns), "bias": _drawn(columns)}
+
+
+_VARIABLES = {"params": {"hidden_fc": _layer(9, 5), "output_fc": _layer(5, 3)}}
+_ARTEFACTS = {
+    "anchors": AnchorSet.from_embeddings(
+        _drawn(11, 4), labels=np.arange(11), names=[f"né {i}" for i in range(11)],
+        fingerprint="0123456789abcdef", provenance={"seed": 1},
+    ),
+    "ssr": SSRModule(
+        {"hidden_fc": _layer(4, 7), "output_fc": _layer(7, 1)}, "log", 1.0, 0.5, 1e-3, 10, 2.0
+    ),
+    "csn": Csn(np.arange(1.0, 5), 2.0, -1.0, 9, 4, 11, "", 1e-3, 5, 6, 7),
+    "dao": DaoFit(1.5, 0.75, 9.5, 1.0, 4, 11, "0123456789abcdef", 1e-4, 5, 6, 7),
+    "logistic": Calibration("logistic", AffineMap(2.0, -1.0), "ida_r", "log", 5, 6),
+    "isotonic": Calibration("isotonic", IsotonicMap(np.arange(4.0), np.arange(4.0) / 3)),
+    "model": FaceModel("iresnet_nano", {"embedding_dim": 3}, Preprocessing(32), _VARIABLES),
+    "generator": FaceGenerator({"resolution": 16}, _VARIABLES, _drawn(6), 16, {"faces": 3}),
+    "uncertainty": UncertaintyModel(_VARIABLES, "0123456789abcdef"),
+}  # fmt: skip
+
+
+@pytest.fixture(params=_ARTEFACTS)
+def saved(request, tmp_path):
+    """An artefact's class and file."""
+    artefact, path = _ARTEFACTS[request.param], tmp_path / f"{request.param}.safetensors"
+    artefact.save(path)
+    return type(artefact), path
+
+
+def _refused(kind, path):
+    with pytest.raises(UserError) as caught:
+        kind.load(path)
+    said = str(caught.value)
+    assert path.name in said
+    assert "\n" not in said
+    return said
+
+
+def test_saved_twice_it_is_the_same_bytes_and_loads(saved, tmp_path):
+    kind, path = saved
+    kind.load(path).save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_any_flipped_bit_is_refused(saved):
+    kind, path = saved
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    for place in rng.choice(len(whole), min(150, len(whole)), replace=False).tolist():
+        content = bytearray(whole)
+        content[place] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        _refused(kind, path)
+
+
+def test_anything_cut_off_or_filled_with_zeros_is_refused(saved):
+    kind, path = saved
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for end in (0, 1, 8, 100, start, start + 1, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        _refused(kind, path)
+        path.write_bytes(whole[:end] + bytes(len(whole) - end))
+        _refused(kind, path)
+
+
+def _older(path, change):
+    """Writes the file again as older versions did, without a checksum, and changed."""
+    with safe_open(path, framework="np") as opened:
+        header = opened.metadata()
+    del header["checksum"]
+    arrays = {name: np.array(value) for name, value in load_file(path).items()}
+    change(arrays, header)
+    save_file(arrays, path, metadata=header)
+
+
+def test_files_without_a_checksum_are_taken(saved):
+    kind, path = saved
+    _older(path, lambda arrays, header: None)
+    kind.load(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_without_a_checksum_bad_numbers_are_named_by_row(saved, value):
+    kind, path = saved
+
+    def spoil(arrays, header):
+        name = next(name for name, array in arrays.items() if array.dtype.kind == "f")
+        arrays[name].reshape(-1)[-1] = value
+
+    _older(path, spoil)
+    assert "row " in _refused(kind, path)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e30, 0.5, "row of zeros"])
+def test_anchors_that_are_not_unit_rows_are_named(tmp_path, value):
+    path = tmp_path / "A.safetensors"
+    _ARTEFACTS["anchors"].save(path)
+
+    def spoil(arrays, header):
+        arrays["embeddings"][7] = 0
+        arrays["embeddings"][7, 0] = 0 if isinstance(value, str) else value
+
+    _older(path, spoil)
+    assert "row 7 of its embeddings" in _refused(AnchorSet, path)
+
+
+@pytest.mark.parametrize("text", ['"ten"', "null", "[1]", "true", "NaN", "-1", "1e39", "{", ""])
+@pytest.mark.parametrize("name", ["k", "tau"])
+@pytest.mark.parametrize("artefact", ["anchors", "ssr"])
+def test_header_values_of_another_kind_are_refused(tmp_path, artefact, name, text):
+    path = tmp_path / "A.safetensors"
+    _ARTEFACTS[artefact].save(path)
+    _older(path, lambda arrays, header: header.__setitem__(name, text))
+    _refused(type(_ARTEFACTS[artefact]), path)
+
+
+def test_fields_that_do_not_belong_together_are_refused(tmp_path):
+    path = tmp_path / "A.safetensors"
+    for spoil in (
+        lambda arrays, header: arrays.__setitem__("labels", arrays["labels"][1:]),
+        lambda arrays, header: arrays.__setitem__("names", arrays["names"][:9]),
+        lambda arrays, header: arrays.__setitem__("embeddings", arrays["embeddings"].ravel()),
+        lambda arrays, header: arrays.pop("embeddings"),
+        lambda arrays, header: header.pop("tau"),
+        lambda arrays, header: header.__setitem__("source", json.dumps(3)),
+    ):
+        _ARTEFACTS["anchors"].save(path)
+        _older(path, spoil)
+        _refused(AnchorSet, path)
