@@ -51,7 +51,7 @@ def _run(request: dict, changes: str) -> None:
     try:
         _with_fault(request["fault"], request["at"], changes)
         sys.argv = [request["module"], *request["flags"]]
-        sys.stdin = Path(os.devnull).open()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
@@ -69,7 +69,7 @@ def _with_fault(fault: str | None, at: int, changes: str) -> None:
     """Counts the changes under the working directory, and faults before the one numbered `at`."""
     count = 0
     here = os.getcwd()
-    log = Path(changes).open("w", buffering=1)
+    log = os.open(changes, os.O_WRONLY)
 
     def counted(change, name):
         def call(path, *args, **kwargs):
@@ -77,7 +77,7 @@ def _with_fault(fault: str | None, at: int, changes: str) -> None:
             text = os.fsdecode(path)
             if os.getpid() == owner and (not os.path.isabs(text) or text.startswith(here)):
                 count += 1
-                log.write(f"{name} {text}\n")
+                os.write(log, f"{name} {text}\n".encode())
                 if count == at and fault is not None:
                     os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
             return change(path, *args, **kwargs)
