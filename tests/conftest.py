@@ -32,3 +32,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}: set IDA_SHARED_DATA to its folder")
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-kill",
+        action="store_true",
+        help="kill each command of tests/faults before its every change, not before two of them",
+    )
