@@ -28,12 +28,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows
+from ida_jax.common.progress import progress_bar
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw_crops import load_lfw, read_split
@@ -309,7 +309,7 @@ def _page(record: dict) -> str:
 
 def _half(pairs: Pairs, made: dict[str, Anchors]) -> dict:
     sets = {}
-    for name in tqdm(made, desc="anchor sets", unit="set"):
+    for name in progress_bar(made, desc="anchor sets", unit="set"):
         sets[name] = _evaluated(pairs, made[name])
     gains = {rule: of["gain"] for rule, of in sets["right"]["rules"].items()}
     return {

@@ -235,9 +235,8 @@ def _embed_parts(
     options: Any,
 ) -> list[Path]:
     """Makes the parts that are not there; the paths of all of them."""
-    from tqdm import tqdm
-
     from ida_jax.common.parts import Parts, read_part
+    from ida_jax.common.progress import progress_bar
 
     count = len(source.files)
     # Whole batches, one at least: all parts but the last are of one compiled shape.
@@ -254,7 +253,9 @@ def _embed_parts(
     parts = Parts(folder, count, size, done=done)
     left = parts.left()
     todo = sum(len(part.rows) for part in left)
-    with tqdm(total=count, initial=count - todo, desc="embed", unit="image", leave=False) as bar:
+    with progress_bar(
+        total=count, initial=count - todo, desc="embed", unit="image", leave=False
+    ) as bar:
         for rows, path in left:
             crops = _Crops(source, rows, bar.update)
             how = {"batch_size": options.batch_size, "flip": options.flip}

@@ -191,8 +191,7 @@ def _bootstrap(
     """The bootstrap's own entries; its TAR and threshold intervals go to the methods."""
     from functools import partial
 
-    from tqdm import tqdm
-
+    from ida_jax.common.progress import progress_bar
     from ida_jax.metrics.bootstrap import bootstrap_tar
     from ida_jax.metrics.evaluation import far_key
 
@@ -205,7 +204,7 @@ def _bootstrap(
         resamples=options.resamples,
         seed=options.seed,
         level=_LEVEL,
-        progress=partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False),
+        progress=partial(progress_bar, desc="bootstrap", unit="resample", delay=2, leave=False),
     )
     for role, points in found.methods.items():
         figures = results["methods"][role]

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import own_neighbours
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import require_unit
 
 _BLOCK = 2048
@@ -99,7 +99,9 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
     labels = jax.device_put(labels)
     total, best = 0, _none()
     starts = [(r, c) for r in range(0, a, block) for c in range(r, a, block)]
-    for row, column in tqdm(starts, desc="near-duplicates", unit="tile", delay=2, leave=False):
+    for row, column in progress_bar(
+        starts, desc="near-duplicates", unit="tile", delay=2, leave=False
+    ):
         tile, count = _tile(embeddings, labels, row, column, np.float32(threshold), block=block)
         if count == 0:  # the usual case: the tile itself stays on the device
             continue

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.processes import cores
+from ida_jax.common.progress import progress_bar
 from ida_jax.ops.hypersphere import Neighbours, nearest_anchors
 
 Search = Callable[[np.ndarray, np.ndarray | None], Neighbours]
@@ -314,4 +315,4 @@ def _fits(size: int, device: jax.Device) -> bool:
 
 
 def _progress(blocks: int) -> tqdm:
-    return tqdm(total=blocks, desc="search", unit="block", delay=2, leave=False)
+    return progress_bar(total=blocks, desc="search", unit="block", delay=2, leave=False)

@@ -35,6 +35,7 @@ from ida_jax.anchors.fake_rules import (
 )
 from ida_jax.anchors.moments import Moments, fewest_faces, matched, moments
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 from ida_jax.common.provenance import provenance as this_process
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def fake_anchors(
         )
     if duplicate_cosine is not None:
         rules = rules._replace(duplicate=duplicate_cosine)
-    with tqdm(total=count, desc=progress, unit="face", disable=progress is None) as bar:
+    with progress_bar(total=count, desc=progress, unit="face", disable=progress is None) as bar:
         chunks = _counted(
             embedded_chunks(candidates, model, stop=drawn, flip=flip, parts=parts), bar
         )

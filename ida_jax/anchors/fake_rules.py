@@ -25,6 +25,7 @@ from ida_jax.common.validation import require_same_model
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+
 # A candidate's verdict: the first of these that holds.
 UNREADABLE, IMPLAUSIBLE, NEAR_TRAINING, DUPLICATE, KEPT = range(5)
 REASONS = {

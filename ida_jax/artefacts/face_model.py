@@ -270,9 +270,9 @@ def _embed_batch(
 def _batches(
     images: Sequence[np.ndarray], rows: int, preprocessing: Preprocessing, progress: str | None
 ) -> Iterator[np.ndarray]:
-    from tqdm import tqdm
+    from ida_jax.common.progress import progress_bar
 
-    bar = tqdm(total=len(images), desc=progress, unit="face", disable=progress is None)
+    bar = progress_bar(total=len(images), desc=progress, unit="face", disable=progress is None)
     # Decoding releases the interpreter's lock, so that threads spread it over the cores.
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(images), rows):

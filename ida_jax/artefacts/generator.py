@@ -125,7 +125,7 @@ class FaceGenerator:
         Raises:
           UserError: ψ outside 0 … 1.
         """
-        from tqdm import tqdm
+        from ida_jax.common.progress import progress_bar
 
         if not 0 <= truncation <= 1:
             raise UserError(f"truncation is {truncation}: expected a number from 0 to 1")
@@ -134,7 +134,7 @@ class FaceGenerator:
         network, whole = GeneratorNetwork(**self.options), replicated(mesh)
         variables, mean = jax.device_put((self.variables, self.mean_style), whole)
         faces = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
-        with tqdm(total=count, desc=progress, unit="face", disable=progress is None) as bar:
+        with progress_bar(total=count, desc=progress, unit="face", disable=progress is None) as bar:
             for block in range(first // _BLOCK, -(-(first + count) // _BLOCK)):
                 start = block * _BLOCK
                 numbers = jax.device_put(

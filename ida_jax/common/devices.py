@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 
 
 class PaddedBatch(NamedTuple):
@@ -127,7 +127,9 @@ def by_blocks(
     n, parts = len(arrays[0]), []
     block = block_size(sizes, n) if n else 0
     starts = range(0, max(n, 1), max(block, 1))
-    for start in tqdm(starts, title, unit="block", delay=2, leave=False, disable=title is None):
+    for start in progress_bar(
+        starts, title, unit="block", delay=2, leave=False, disable=title is None
+    ):
         parts.append(function(*(padded(x[start : start + block], block) for x in arrays)))
         # The block before is fetched while the device works on this one.
         parts[-2:-1] = jax.device_get(parts[-2:-1])

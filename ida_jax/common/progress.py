@@ -9,7 +9,7 @@ from tqdm import tqdm
 _SECONDS = 60
 
 
-def progress(*args: Any, **kwargs: Any) -> tqdm:
+def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
     """A `tqdm`, with its arguments; on stderr.
 
     Where stderr is no terminal (a log, a scheduler, a pipe), at most a line a minute is written,

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_tensors, save_tensors
+from ida_jax.common.progress import progress_bar
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.sources.image_files import decode
 
@@ -219,7 +219,7 @@ def _labels(images: TfdsImages, path: Path) -> np.ndarray:
             np.array_equal(kept["labels"][sample], [_label(images, row) for row in sample])
         ):
             return np.array(kept["labels"])
-    rows = tqdm(range(len(images)), desc="labels", unit="face", delay=2, leave=False)
+    rows = progress_bar(range(len(images)), desc="labels", unit="face", delay=2, leave=False)
     labels = np.fromiter((_label(images, row) for row in rows), np.int32, count=len(images))
     with contextlib.suppress(UserError):  # a folder that is not ours is read again each time
         keep_labels(path, labels, images)

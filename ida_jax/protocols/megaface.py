@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.bootstrap import bootstrap_means
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation
@@ -97,7 +97,9 @@ def evaluate_megaface(
 
     highest = {name: np.full((len(faces), len(members)), -np.inf, np.float32) for name in scorers}
     start, bad = 0, []
-    with tqdm(total=reach, desc="distractors", unit="face", delay=2, leave=False) as progress:
+    with progress_bar(
+        total=reach, desc="distractors", unit="face", delay=2, leave=False
+    ) as progress:
         for came in fixed_blocks(
             distractors, width=faces.shape[1], block=block, reach=reach, what="distractors"
         ):

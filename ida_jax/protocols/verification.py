@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
+from ida_jax.common.progress import progress_bar
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import (
     Bootstrap,
@@ -47,7 +47,7 @@ from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import checked_labels
 
-_PROGRESS = partial(tqdm, desc="bootstrap", unit="resample", delay=2, leave=False)
+_PROGRESS = partial(progress_bar, desc="bootstrap", unit="resample", delay=2, leave=False)
 OVER_PAIRS = "the intervals take pairs for independent, and so are too narrow: no identities"
 _BAND_POINTS = 25
 # A band's cost grows with the false accepts of its highest FAR; the curve goes on without one.

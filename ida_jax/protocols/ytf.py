@@ -22,10 +22,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols import face_blocks
@@ -160,7 +160,7 @@ def _videos(
 ) -> _Videos:
     means = np.empty((len(names), embeddings.shape[1]), np.float32)
     first, skipped = [], 0
-    for video in tqdm(range(len(names)), desc="videos", unit="video", delay=2, leave=False):
+    for video in progress_bar(range(len(names)), desc="videos", unit="video", delay=2, leave=False):
         rows = frames.of(video)
         unit = unit_rows(embeddings[rows], skip_bad=True, what="frames")
         if unit.bad.any() and not skip_bad:
@@ -195,7 +195,7 @@ def _terms(
     block = block_size(face_blocks.SIZES, count)
     values: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
     done = 0
-    with tqdm(total=count, desc="densities", unit="face", delay=2, leave=False) as progress:
+    with progress_bar(total=count, desc="densities", unit="face", delay=2, leave=False) as progress:
         for each in fixed_blocks(came, width=width, block=block, reach=count, what="frames"):
             labels = None
             if own is not None:
@@ -236,7 +236,7 @@ def _frame_scores(
         )
 
     for place, videos in enumerate(
-        tqdm(pairs.tolist(), desc="frames", unit="pair", delay=2, leave=False)
+        progress_bar(pairs.tolist(), desc="frames", unit="pair", delay=2, leave=False)
     ):
         # One pair of videos at a time in one shape: nothing compiles anew or hangs on a batch.
         counts = np.int32([len(first[video]) for video in videos])

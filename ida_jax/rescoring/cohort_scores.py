@@ -12,10 +12,10 @@ N faces, A anchors, D embedding, n cohort scores of a face.
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import require_unit
 
 _BLOCK = 8192
@@ -53,7 +53,7 @@ def cohort_moments(anchors: AnchorSet) -> CohortMoments:
     total = np.zeros(anchors.width)
     products = np.zeros((anchors.width, anchors.width))
     starts = range(0, count, _BLOCK)
-    for start in tqdm(starts, desc="cohort", unit="block", delay=2, leave=False):
+    for start in progress_bar(starts, desc="cohort", unit="block", delay=2, leave=False):
         block = anchors.embeddings[start : start + _BLOCK].astype(np.float64)
         total += np.sum(block, axis=0)
         products += block.T @ block

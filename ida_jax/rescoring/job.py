@@ -38,6 +38,7 @@ from ida_jax.common.parts import (
     stamp,
 )
 from ida_jax.common.processes import OthersFailed, agree, is_first
+from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import unit_rows
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
@@ -219,7 +220,7 @@ def _needs_conversion(pairs: Path, names: Sequence[str] | None) -> bool:
 
 
 def _bar(total: int, title: str, unit: str) -> tqdm:
-    return tqdm(
+    return progress_bar(
         total=total, desc=title, unit=unit, unit_scale=True, delay=2, leave=False,
         disable=not is_first(),
     )  # fmt: skip

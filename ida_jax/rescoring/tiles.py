@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.rescoring.terms import RULES, FaceTerms
 
@@ -112,7 +112,9 @@ def all_pair_tiles(
     n = len(labels)
     rows = max(1, min(rows or _ROWS, n))
     on_device = {name: jax.device_put(terms) for name, terms in methods.items()}
-    for start in tqdm(range(0, n, rows), desc="all pairs", unit="block", delay=2, leave=False):
+    for start in progress_bar(
+        range(0, n, rows), desc="all pairs", unit="block", delay=2, leave=False
+    ):
         first = min(start, n - rows)
         own = np.arange(first, first + rows)
         # Each pair once (row < column), and no row that the tile before has done.

@@ -248,17 +248,19 @@ def _of_the_run(
 def _from_crops(folder: Path, model: "FaceModel", flip: bool, parts: Path) -> "TrainingFaces":
     """A folder of crops, embedded in parts as the candidates are."""
     import numpy as np
-    from tqdm import tqdm
 
     from ida_jax.anchors.candidates import embedded_chunks, file_candidates
     from ida_jax.anchors.fake_rules import TrainingFaces
     from ida_jax.anchors.sources import find_images
+    from ida_jax.common.progress import progress_bar
 
     images = find_images(folder)
     _tell_hidden(images.hidden)
     crops = file_candidates(images.files, folder, image_size=model.preprocessing.image_size)
     chunks = []
-    with tqdm(total=len(images.files), desc="training faces", unit="face", leave=False) as bar:
+    with progress_bar(
+        total=len(images.files), desc="training faces", unit="face", leave=False
+    ) as bar:
         for chunk in embedded_chunks(crops, model, stop=bar.total, flip=flip, parts=parts):
             chunks.append(chunk)
             bar.update(len(chunk))

@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import jax
-from tqdm import tqdm
 
 from ida_jax.common.errors import Stopped, UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.processes import is_first
+from ida_jax.common.progress import progress_bar
 from ida_jax.training.checkpoint import Checkpoints
 
 Batch = TypeVar("Batch")
@@ -94,7 +94,9 @@ def training_steps(
     """
     first_step = clock_start = pause = progress.step
     clock = time.perf_counter()
-    bar = tqdm(total=steps, initial=first_step, desc=stage, unit="step", disable=not is_first())
+    bar = progress_bar(
+        total=steps, initial=first_step, desc=stage, unit="step", disable=not is_first()
+    )
 
     def finish(metrics: dict[str, jax.Array], step: int, *, saved: bool = False) -> None:
         nonlocal clock, clock_start

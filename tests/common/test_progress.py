@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ida_jax.common import progress as module
-from ida_jax.common.progress import progress
+from ida_jax.common.progress import progress_bar
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 
 def _work(clock, out, *, steps, seconds, **options):
-    with progress(total=steps, file=out, desc="train", unit="step", **options) as bar:
+    with progress_bar(total=steps, file=out, desc="train", unit="step", **options) as bar:
         for _ in range(steps):
             clock.now += seconds
             bar.update()
@@ -61,4 +61,4 @@ def test_a_disabled_bar_is_silent(clock):
 
 
 def test_an_iterable_passes_through():
-    assert list(progress(range(5), desc="x")) == [0, 1, 2, 3, 4]
+    assert list(progress_bar(range(5), desc="x")) == [0, 1, 2, 3, 4]

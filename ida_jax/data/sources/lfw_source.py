@@ -183,7 +183,7 @@ def _points(path: Path, names: Sequence[str]) -> np.ndarray:
 
 
 def _crops(files: ImageFiles, rows: Sequence[int], points: np.ndarray | None) -> Iterator[bytes]:
-    from tqdm import tqdm
+    from ida_jax.common.progress import progress_bar
 
     def crop(place: int) -> bytes:
         row = rows[place]
@@ -192,7 +192,7 @@ def _crops(files: ImageFiles, rows: Sequence[int], points: np.ndarray | None) ->
         )
 
     title = "crops" if points is None else "align"
-    bar = tqdm(total=len(rows), desc=title, unit="image", leave=False)
+    bar = progress_bar(total=len(rows), desc=title, unit="image", leave=False)
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(rows), _BATCH):
             batch = range(start, min(start + _BATCH, len(rows)))

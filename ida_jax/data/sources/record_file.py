@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.progress import progress_bar
 from ida_jax.tables.text import text_blocks
 
 _MAGIC = 0xCED7230A
@@ -95,7 +95,7 @@ def read_records(path: Path, index: Path) -> Records:
     labels = np.full((len(keys), 2), np.nan, np.float32)
     sizes, ends = np.zeros_like(flags), np.zeros_like(flags)
     blocks = range(0, len(keys), _BLOCK)
-    for start in tqdm(blocks, desc="index", unit="block", delay=2, leave=False):
+    for start in progress_bar(blocks, desc="index", unit="block", delay=2, leave=False):
         rows = slice(start, start + _BLOCK)
         at = offsets[rows] // 4
         head = words[at + 1]

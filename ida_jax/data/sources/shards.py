@@ -84,12 +84,15 @@ def write_shards(
     Raises:
       UserError: a shard cannot be written.
     """
-    from tqdm import tqdm
+    from ida_jax.common.progress import progress_bar
 
     count = -(-rows // rows_per_shard)
     bounds = np.linspace(0, rows, count + 1).astype(int).tolist()
     shards: list[Shard] = []
-    with ThreadPoolExecutor(cores()) as pool, tqdm(total=rows, unit="image", delay=1) as progress:
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        progress_bar(total=rows, unit="image", delay=1) as progress,
+    ):
         for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
             path = folder / shard_name(prefix, number, count)
             report = folder / f"{path.name}.json"
