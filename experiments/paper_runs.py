@@ -105,7 +105,7 @@ def _finished(config: ConfigDict, options: Any, name: str, *, keep: bool) -> Run
     options.workdir.mkdir(parents=True, exist_ok=True)
     # The step is compiled once, and not by each script and each moment again.
     jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
-    claim_workdir(workdir, config)
+    claim_workdir(workdir, config, stages.STAGES)
     run = Run(config, workdir)
     for path, step in moments(run).items() if keep else ():
         if not path.is_file():

@@ -264,10 +264,15 @@ def _notes(run: EmbeddingRun, people: np.ndarray) -> tuple[str, ...]:
     return notes
 
 
+_TARGETS_DEPEND_ON = (
+    "seed", "embeddings", "anchors", "labels", "disjoint", "held_out", "evaluate.most_faces",
+    "k", "tau", "searcher", "ssr.targets", "ssr.copies", "ssr.mix", "ssr.noise",
+)  # fmt: skip
+
 EMBEDDING_STAGES = {
-    "targets": Stage(_targets, SSR),
-    "ssr": Stage(_ssr, SSR),
-    "evaluate": Stage(_evaluate, RESULTS),
+    "targets": Stage(_targets, SSR, remade=False, parts=(TARGETS,), depends_on=_TARGETS_DEPEND_ON),
+    "ssr": Stage(_ssr, SSR, depends_on=(*_TARGETS_DEPEND_ON, "ssr")),
+    "evaluate": Stage(_evaluate, RESULTS, after=("ssr",)),
 }
 
 

@@ -50,11 +50,19 @@ class Stage(NamedTuple):
       run: runs the stage.
       result: the name in the workdir of the file that it ends in; if it exists, the stage is done.
       by_all: all processes of a run take part, not only the first.
+      depends_on: the config's sections and options that the result depends on; "" is all of them.
+      after: the earlier stages whose results it takes.
+      remade: whether it is run again where these have changed; otherwise such a config is refused.
+      parts: folders in the workdir that show that it has begun, before there is a result.
     """
 
     run: Callable[[Any], None]
     result: str
     by_all: bool = False
+    depends_on: tuple[str, ...] = ("",)
+    after: tuple[str, ...] = ()
+    remade: bool = True
+    parts: tuple[str, ...] = ()
 
 
 class Verification(NamedTuple):

@@ -16,7 +16,9 @@ other stages, on its own devices, while the others wait for each stage's file. T
 again when interrupted, since it takes seconds to minutes; the training set's embeddings are kept in
 parts, and an interrupted pass continues.
 
-A stage whose file exists is not run again. N faces, D embedding.
+A stage whose file exists is not run again. A workdir may be continued with another config: a stage
+looks only at what it depends on (`STAGES`). Where that has changed, the cheap ones are run again,
+and the trainings refuse the config. N faces, D embedding.
 """
 
 import shutil
@@ -65,12 +67,15 @@ from ida_jax.runs.workdir import (
     RESULTS,
     SSR,
     claim_workdir,
+    outdated_stages,
     read_results,
 )
 from ida_jax.training.gan_step import check_gan_batch
 from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
 
+# What whatever takes the training set's embeddings depends on.
+_ON_FACES = ("seed", "train_data", "flip")
 # No fake-db is drawn from it by default.
 _FIGURES_SEED = 2**31
 
@@ -87,19 +92,22 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if "embeddings" in config:
         current, stages, check = EmbeddingRun(config, workdir), EMBEDDING_STAGES, check_embeddings
     else:
-        current, stages, check = Run(config, workdir), _STAGES, _check
+        current, stages, check = Run(config, workdir), STAGES, _check
     for name in config.stages:
         if name not in stages:
             raise UserError(f"stage '{name}' is unknown: choose from {', '.join(stages)}")
     with all_or_none():
+        outdated = outdated_stages(workdir, config, stages)
         unfinished = [
-            name for name in config.stages if not (workdir / stages[name].result).is_file()
+            name
+            for name in config.stages
+            if name in outdated or not (workdir / stages[name].result).is_file()
         ]
         if unfinished:
             check(current, unfinished)
     with all_or_none():
         if is_first():
-            claim_workdir(workdir, config)
+            claim_workdir(workdir, config, stages)
     for name in config.stages:
         stage, result = stages[name], workdir / stages[name].result
         if name not in unfinished:
@@ -375,13 +383,25 @@ def _csn(run: Run) -> None:
     csn.save(run.workdir / CSN)
 
 
-_STAGES = {
-    "train": Stage(_train, MODEL, by_all=True),
-    "import": Stage(_import, MODEL),
-    "gan": Stage(_gan, GENERATOR, by_all=True),
-    "anchors": Stage(_anchors, ANCHORS),
-    "ssr": Stage(_ssr, SSR),
-    "pfe": Stage(_pfe, PFE, by_all=True),
-    "csn": Stage(_csn, CSN),
-    "evaluate": Stage(evaluate_run, RESULTS),
-}
+STAGES = {
+    "train": Stage(
+        _train, MODEL, by_all=True, remade=False, parts=("checkpoints",),
+        depends_on=("seed", "train_data", "verify_data", "model", "train"),
+    ),
+    "import": Stage(_import, MODEL, remade=False, depends_on=("model",)),
+    "gan": Stage(
+        _gan, GENERATOR, by_all=True, remade=False, parts=("gan_checkpoints",),
+        depends_on=("seed", "train_data", "flip", "gan"),
+    ),
+    "anchors": Stage(_anchors, ANCHORS, depends_on=(*_ON_FACES, "k", "tau", "anchors")),
+    "ssr": Stage(
+        _ssr, SSR, after=("anchors",), depends_on=(*_ON_FACES, "k", "tau", "searcher", "ssr")
+    ),
+    # Its variances of the anchors are of those that the config draws.
+    "pfe": Stage(
+        _pfe, PFE, by_all=True, remade=False, parts=("pfe_checkpoints",),
+        depends_on=(*_ON_FACES, "anchors.source", "anchors.size", "pfe"),
+    ),
+    "csn": Stage(_csn, CSN, after=("anchors",), depends_on=(*_ON_FACES, "searcher", "csn")),
+    "evaluate": Stage(evaluate_run, RESULTS, after=("anchors", "ssr", "csn")),
+}  # fmt: skip

@@ -7,7 +7,8 @@ in `ida_jax.training`.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from ida_jax.metrics.evaluation import Evaluation
+    from ida_jax.runs.run import Stage
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -36,6 +38,10 @@ TARGETS = "targets"
 FAKES = "anchors/fake.parts"
 # What a run makes of the files that methods need (`ida_jax.rescoring.method_table.ARTEFACTS`).
 METHOD_FILES = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
+# The training set's embeddings, in parts; and the config's entries that they depend on, beside the
+# model and flip, by which their folders are named.
+EMBEDDINGS = "embeddings"
+_EMBEDDED = ("seed", "train_data")
 # Beside the parts of the training set's embeddings: their identities, int [N].
 LABELS = "labels.npy"
 # What stages end in, by the stage; the rest is written by every run.
@@ -87,7 +93,7 @@ def _inputs(config: "ConfigDict") -> dict[str, Path]:
 
 def training_embeddings(workdir: Path, fingerprint: str, *, flip: bool) -> Path:
     """The folder of the training set's embeddings by the model of that fingerprint."""
-    return workdir / "embeddings" / f"train-{fingerprint}{'-flip' if flip else ''}"
+    return workdir / EMBEDDINGS / f"train-{fingerprint}{'-flip' if flip else ''}"
 
 
 def file_inside(path: Path, name: str) -> Path:
@@ -95,30 +101,94 @@ def file_inside(path: Path, name: str) -> Path:
     return path / name if path.is_dir() else path
 
 
-def claim_workdir(workdir: Path, config: "ConfigDict") -> None:
-    """Makes the workdir and notes its config, or checks that the config is the same.
+def outdated_stages(
+    workdir: Path, config: "ConfigDict", stages: "Mapping[str, Stage]"
+) -> dict[str, str]:
+    """{stage: why it has to be run again}, of those that another config has finished here.
 
     Raises:
-      UserError: another config has begun it (the first difference is named); it cannot be made.
+      UserError: another config has begun a stage that is not made again (`Stage.remade`); what it
+        has made depends on the first entry that differs, which is named. A damaged config.json.
     """
-    path = workdir / CONFIG
-    # Where data lies may change between two runs; what is computed may not.
-    present = json.loads(config.to_json_best_effort())
-    present.pop("data_dir", None)
-    if path.is_file():
-        former = json.loads(path.read_text(encoding="utf-8"))
-        if difference := _difference(former, present):
+    former, present = _former(workdir), _plain(config)
+    if former is None:
+        return {}
+    outdated: dict[str, str] = {}
+    for name, stage in stages.items():
+        if not any((workdir / path).exists() for path in (stage.result, *stage.parts)):
+            continue
+        reason = _difference(former, present, stage.depends_on, skipped=_without_effect(present))
+        if name not in former["stages"]:
+            ends = {stages[other].result for other in former["stages"] if other in stages}
+            if stage.result in ends:  # another stage's work, import's in place of train's
+                if name not in present["stages"]:
+                    continue
+                reason = f"stages was {former['stages']}, is now {present['stages']}"
+        if reason and not stage.remade:
             raise UserError(
-                f"{workdir} was begun by another config ({difference}): take another --workdir, or "
-                "delete this one"
+                f"{workdir} was begun by another config ({reason}), and its stage {name} depends "
+                "on that: take another --workdir, or delete this one"
             )
+        earlier = [other for other in stage.after if other in outdated]
+        if reason or earlier:
+            outdated[name] = reason or f"the stage {earlier[0]} is run again"
+    return outdated
+
+
+def claim_workdir(workdir: Path, config: "ConfigDict", stages: "Mapping[str, Stage]") -> None:
+    """Makes the workdir and notes its config; removes results that another config has outdated.
+
+    Raises:
+      UserError: as `outdated_stages`; the workdir cannot be made.
+    """
+    outdated = outdated_stages(workdir, config, stages)
+    former, present = _former(workdir), _plain(config)
+    if former == present:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        for name, reason in outdated.items():
+            print(f"{name}: {reason}: it is run again")
+            (workdir / stages[name].result).unlink(missing_ok=True)
+        if former is not None and _difference(former, present, _EMBEDDED):
+            shutil.rmtree(workdir / EMBEDDINGS, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot make the workdir {workdir}: {error.strerror}") from error
-    with written_whole(path) as temporary:
+    with written_whole(workdir / CONFIG) as temporary:
         temporary.write_text(json.dumps(present, indent=1) + "\n", encoding="utf-8")
+
+
+def _former(workdir: Path) -> dict[str, Any] | None:
+    """The config that was noted in the workdir."""
+    path = workdir / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        former = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(former["stages"], list):
+            raise ValueError("no list of stages")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: take another --workdir, or delete this file if the config has not "
+            "changed since the run was begun"
+        ) from error
+    return former
+
+
+def _plain(config: "ConfigDict") -> dict[str, Any]:
+    """The config as JSON has it, without the place of the data, which may change between runs."""
+    present = json.loads(config.to_json_best_effort())
+    present.pop("data_dir", None)
+    return present
+
+
+def _without_effect(config: Mapping[str, Any]) -> frozenset[str]:
+    """The options that change how a stage runs, and not what it makes."""
+    sections = ("train", "pfe", "gan")
+    options = {f"{s}.{o}" for s in sections for o in ("workers", "log_every", "checkpoint_every")}
+    if config.get("train", {}).get("keep") != "best":
+        options |= {"train.verify_every", "verify_data"}
+    return frozenset(options)
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
@@ -158,13 +228,30 @@ def write_results(
         temporary.write_text(json_text(results), encoding="utf-8")
 
 
-def _difference(before: dict, now: dict, prefix: str = "") -> str:
-    """The first entry in which two configs differ, in words; "" where they are the same."""
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = before.get(key, "absent"), now.get(key, "absent")
+def _difference(
+    before: dict[str, Any],
+    now: dict[str, Any],
+    keys: Sequence[str] = ("",),
+    *,
+    skipped: frozenset[str] = frozenset(),
+    prefix: str = "",
+) -> str:
+    """The first entry in which two configs differ, in words; "" where they are the same.
+
+    Args:
+      keys: the entries to compare, such as "train" or "csn.top_n"; "" is all of them.
+      skipped: entries not to compare.
+    """
+    for name in [*before, *(name for name in now if name not in before)]:
+        key = f"{prefix}{name}"
+        inside = any(not k or key == k or key.startswith(f"{k}.") for k in keys)
+        above = any(k.startswith(f"{key}.") for k in keys)
+        if key in skipped or not (inside or above):
+            continue
+        old, new = before.get(name, "absent"), now.get(name, "absent")
         if isinstance(old, dict) and isinstance(new, dict):
-            if difference := _difference(old, new, f"{prefix}{key}."):
-                return difference
-        elif old != new:
-            return f"{prefix}{key} was {old}, is now {new}"
+            if text := _difference(old, new, keys, skipped=skipped, prefix=f"{key}."):
+                return text
+        elif old != new and inside:
+            return f"{key} was {old}, is now {new}"
     return ""

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +115,86 @@ def test_killed_in_training_it_ends_in_the_same_model(finished, tmp_path):
     results = [json.loads((d / "results.json").read_text()) for d in (workdir, finished[0])]
     assert results[0]["protocols"] == results[1]["protocols"]
     assert results[0]["ssr"] == results[1]["ssr"]
+
+
+@pytest.fixture
+def continued(finished, tmp_path, monkeypatch, capsys):
+    """(*flags) → the output of a copy of the finished run, run again, and the files it changed."""
+    workdir = tmp_path / "continued"
+    shutil.copytree(finished[0], workdir)
+
+    def times():
+        return {
+            str(p.relative_to(workdir)): p.stat().st_mtime_ns
+            for p in workdir.rglob("*")
+            if p.is_file()
+        }
+
+    def command(*flags):
+        before = times()
+        monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}", *flags])
+        main.main()
+        after = times()
+        changed = {name for name in after if after[name] != before.get(name)}
+        assert before.keys() <= after.keys()
+        return capsys.readouterr().out, changed
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["train.workers=2", "train.log_every=50", "train.checkpoint_every=7", "train.verify_every=1"],
+)
+def test_options_that_change_no_result_run_nothing_again(continued, flag):
+    output, changed = continued(f"--config.{flag}")
+    assert output.count("finished before") == 5
+    assert changed == {"config.json"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("title=Another", "title was .*, is now Another"),
+        ("evaluate.resamples=10", "evaluate.resamples was 20, is now 10"),
+    ],
+)
+def test_a_report_of_other_options_is_written_again(continued, flag, reason):
+    output, changed = continued(f"--config.{flag}")
+    assert re.search(f"^evaluate: {reason}: it is run again$", output, re.MULTILINE)
+    assert output.count("finished before") == 4
+    assert {"config.json", "results.json", "report.html"} <= changed
+    assert not [name for name in changed if name.endswith(".safetensors")]
+
+
+def test_stages_after_one_that_is_run_again_are_run_again_too(continued):
+    output, changed = continued("--config.anchors.size=14", "--config.csn.top_n=11")
+    assert "anchors: anchors.size was" in output
+    assert "ssr: the stage anchors is run again: it is run again" in output
+    assert "csn: csn.top_n was 12, is now 11: it is run again" in output
+    assert output.count("finished before") == 1
+    assert {"anchors/anchors.safetensors", "ssr.safetensors", "csn.safetensors"} <= changed
+    assert "model.safetensors" not in changed
+
+
+def test_a_training_in_place_of_another_ones_model_is_refused(finished, tmp_path):
+    workdir = tmp_path / "imported"
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    config = json.loads((workdir / "config.json").read_text())
+    config["stages"] = ["import", *config["stages"][1:]]
+    (workdir / "config.json").write_text(json.dumps(config))
+    done = _run(SMOKE, f"--workdir={workdir}")
+    assert done.returncode == 2
+    assert "stages was ['import'" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"stages": 1}', "[" * 5000])
+def test_a_damaged_config_of_a_workdir_is_one_line(content, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={tmp_path}"])
+    with pytest.raises(UserError, match=r"config\.json is damaged: take another --workdir"):
+        main.main()
 
 
 def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
