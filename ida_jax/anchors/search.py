@@ -22,13 +22,7 @@ import jax
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.exact_search import (
-    BestSoFar,
-    Search,
-    device_search,
-    host_search,
-    slabs_of,
-)
+from ida_jax.anchors.exact_search import BestSoFar, Search, device_search, host_search, slabs_of
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
 from ida_jax.ops.dao import log_density

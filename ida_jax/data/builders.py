@@ -37,10 +37,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return read_recordio(folder)
 
     def download_and_prepare(
-        self,
-        *,
-        download_config: tfds.download.DownloadConfig | None = None,
-        **_: Any,
+        self, *, download_config: tfds.download.DownloadConfig | None = None, **_: Any
     ) -> None:
         """Writes the data set from `download_config.manual_dir`, unless it is there.
 

@@ -36,10 +36,7 @@ class EncodedImages(Sequence[np.ndarray]):
 
 
 def load_lfw(
-    root: str | os.PathLike[str],
-    *,
-    role: str | None = None,
-    images_per_identity: int | None = None,
+    root: str | os.PathLike[str], *, role: str | None = None, images_per_identity: int | None = None
 ) -> FaceDataset:
     """LFW's crops, sorted by name.
 

@@ -97,10 +97,7 @@ class MarginHead(nn.Module):
         margin = self._margin()
         if self.kind == "arcface":
             return ops.arcface(
-                cosines,
-                scale=self.scale,
-                margin=margin,
-                straight_through=self.straight_through,
+                cosines, scale=self.scale, margin=margin, straight_through=self.straight_through
             )
         if self.kind == "cosface":
             return ops.cosface(cosines, scale=self.scale, margin=margin)

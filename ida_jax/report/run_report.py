@@ -136,12 +136,7 @@ def _write(
 
 def _curves(evaluated: Mapping[str, Evaluation]) -> dict[str, Figure]:
     """Each variant's curves, by caption."""
-    from ida_jax.report.rate_plots import (
-        det_figure,
-        distractors_figure,
-        roc_figure,
-        tpir_figure,
-    )
+    from ida_jax.report.rate_plots import det_figure, distractors_figure, roc_figure, tpir_figure
 
     figures = {}
     for variant, (methods, curves, _) in evaluated.items():

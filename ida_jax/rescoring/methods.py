@@ -90,11 +90,7 @@ def make_scorers(
         return alone
     search = SharedSearch(
         SupportSearch(
-            anchors,
-            k=max(neighbours),
-            searcher=searcher,
-            expected_queries=expected_faces,
-            tau=tau,
+            anchors, k=max(neighbours), searcher=searcher, expected_queries=expected_faces, tau=tau
         )
     )
     return {method: scorer(method, search) for method in methods}

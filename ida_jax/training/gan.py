@@ -24,12 +24,7 @@ from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.collapse import WINDOW, collapse_reason
-from ida_jax.training.gan_step import (
-    GanState,
-    check_gan_batch,
-    make_gan_program,
-    network_options,
-)
+from ida_jax.training.gan_step import GanState, check_gan_batch, make_gan_program, network_options
 from ida_jax.training.loop import (
     Progress,
     Write,

@@ -21,12 +21,7 @@ from jax.sharding import Mesh
 
 from ida_jax.common.devices import batch_sharding, replicated
 from ida_jax.common.errors import UserError
-from ida_jax.models.stylegan import (
-    DiscriminatorNetwork,
-    GeneratorNetwork,
-    draw_noise,
-    num_styles,
-)
+from ida_jax.models.stylegan import DiscriminatorNetwork, GeneratorNetwork, draw_noise, num_styles
 from ida_jax.ops.adaptive_augment import adapted_probability, augment
 from ida_jax.ops.gan_losses import (
     discriminator_loss,

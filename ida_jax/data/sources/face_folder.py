@@ -11,12 +11,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources.encoded import EncodedFaces
-from ida_jax.data.sources.image_files import (
-    JPEG_AND_PNG,
-    hidden_note,
-    is_hidden,
-    read_image,
-)
+from ida_jax.data.sources.image_files import JPEG_AND_PNG, hidden_note, is_hidden, read_image
 
 _LISTED = 5
 

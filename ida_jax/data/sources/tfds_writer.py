@@ -145,11 +145,7 @@ def write_faces(
 
 
 def write_pairs(
-    name: str,
-    pairs: VerificationBin,
-    *,
-    data_dir: str | os.PathLike[str],
-    size: int | None = None,
+    name: str, pairs: VerificationBin, *, data_dir: str | os.PathLike[str], size: int | None = None
 ) -> Written:
     """Writes P pairs as the data set DATA_DIR/NAME, split "test": first, second, same.
 
@@ -246,10 +242,7 @@ def _describe(name: str, split: _Split, folder: Path, shards: list[Shard]) -> No
     import tensorflow_datasets as tfds
 
     identity = tfds.core.dataset_info.DatasetIdentity(
-        name=name,
-        version=tfds.core.Version(VERSION),
-        data_dir=str(folder),
-        module_name=__name__,
+        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
     )
     info = tfds.core.DatasetInfo(builder=identity, features=split.features, disable_shuffling=True)
     info.set_file_format("array_record")

@@ -100,10 +100,7 @@ class _Bin:
 
 
 def write_verification_bin(
-    output: str | os.PathLike[str],
-    *,
-    images: str | os.PathLike[str],
-    pairs: str | os.PathLike[str],
+    output: str | os.PathLike[str], *, images: str | os.PathLike[str], pairs: str | os.PathLike[str]
 ) -> WrittenBin:
     """Writes a .bin file of P pairs; the images' bytes are kept as they are.
 
