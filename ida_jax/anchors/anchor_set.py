@@ -132,7 +132,6 @@ class AnchorSet:
         """Reads a saved set, memory-mapped.
 
         Args:
-          path: the file.
           verify: compare all of a file of more than 256 MiB with its checksum too, which reads it.
 
         Raises:

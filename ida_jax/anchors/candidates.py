@@ -56,8 +56,6 @@ def generated_candidates(
     """A generator's faces, in unlimited number.
 
     Args:
-      generator: the generator.
-      seed: of the generator's sequence of faces.
       truncation: ψ in 0 < ψ ≤ 1. Styles are drawn in to their mean, w̄ + ψ·(w − w̄), which makes
         faces cleaner and more alike (Karras et al. 2019, appendix B).
 
@@ -115,7 +113,6 @@ def file_candidates(
     """Image files in their order.
 
     Args:
-      files: paths within `folder`.
       folder: named as their source in the provenance.
       image_size: H and W of each.
       skip_bad: as in `folder_candidates`; None where that is not offered.
@@ -179,9 +176,6 @@ def embedded_chunks(
     A row is NaN where a candidate could not be decoded or the model gave zero, NaN or infinity.
 
     Args:
-      candidates: the faces.
-      model: embeds them.
-      stop: how many.
       flip: adds the mirrored face's embedding.
       parts: a folder in which chunks are kept, in a folder named after all that they depend on; a
         chunk that exists is not computed again. The caller removes it.

@@ -88,7 +88,6 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
     Exact, by tiles of the product of the anchors with themselves: A²·D operations.
 
     Args:
-      anchors: the set.
       threshold: a cosine, `same_person_threshold` with faces = A for one.
       limit: at most this many pairs are listed; all are counted.
     """
@@ -123,7 +122,6 @@ def identity_leaks(probes: np.ndarray, anchors: AnchorSet, threshold: float) -> 
 
     Args:
       probes: float32 [N, D], unit rows.
-      anchors: the set.
       threshold: a cosine, `same_person_threshold` with faces = N for one.
 
     Raises:

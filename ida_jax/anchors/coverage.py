@@ -76,8 +76,6 @@ def own_neighbours(
     An anchor without a known identity counts as a person of its own.
 
     Args:
-      anchors: the set.
-      k: the support set's size.
       sample: at most this many anchors are examined, drawn from `seed`.
       searcher: see `ida_jax.anchors.search.support_sets`.
 
@@ -196,7 +194,6 @@ def coverage(
 
     Args:
       probes: float32 [N, D], unit rows.
-      anchors: the set.
       k: the support set's size; the anchor set's own default if None.
       labels: int [N], the probes' identities in the anchors' numbering, each excluded from its own
         support set.

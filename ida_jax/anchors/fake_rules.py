@@ -97,11 +97,8 @@ def training_rules(
     """The rules by the training faces; see `ida_jax.anchors.fake.fake_anchors`.
 
     Args:
-      training: the faces.
       width: D of the anchors' model.
       count: A.
-      k: neighbours of the plausibility rule.
-      tau: the anchor set's.
       privacy: the threshold; `same_person_threshold` if None.
 
     Raises:
@@ -150,7 +147,6 @@ def choose(
       chunks: the candidates' unit embeddings [·, D] in their order; NaN if there is none.
       rules: with a threshold for duplicates; the others where they are known.
       count: A.
-      most: the number of candidates.
       width: D.
       bar: its total is set to the expected number of candidates.
     """

@@ -53,7 +53,6 @@ def support_sets(
 
     Args:
       queries: float32 [N, D], unit rows.
-      anchors: the anchor set.
       k: the support set's size (paper: 10).
       labels: int [N], the queries' identities in the numbering of the anchors' labels; an anchor of
         the same identity never enters the support set. None where no identity is shared.

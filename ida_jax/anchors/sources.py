@@ -67,7 +67,6 @@ def read_anchors(
     """An anchor set's file (.safetensors), or plain embeddings in .npy, .npz or .parquet.
 
     Args:
-      path: the file.
       embeddings: the file of the faces that are to be scored by the anchors, if there is one.
       verify: as in `AnchorSet.load`.
 
@@ -170,7 +169,6 @@ def image_anchors(
 
     Args:
       folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
-      model: the model whose faces will be compared.
       size: at most this many anchors, drawn without replacement from `seed`.
       per_identity: at most this many images of a person's folder, the first by name.
       flip: f(x) + f(mirrored x), as the faces to be compared are embedded.

@@ -115,8 +115,6 @@ def fit_calibration(
       impostor: [n] scores.
       kind: "logistic" or "isotonic".
       prior: of the logistic fit; see `ida_jax.metrics.likelihood_ratios.fit_logistic`.
-      method: kept in the calibration.
-      scale: kept in the calibration.
 
     Raises:
       UserError: an unknown kind, or scores that cannot be fitted: constant ones, distances.

@@ -104,7 +104,6 @@ def align(image: np.ndarray, points: ArrayLike, *, size: int = 112) -> np.ndarra
     Args:
       image: uint8 [H, W, 3].
       points: [5, 2], in the image's pixels.
-      size: the crop's side.
 
     Returns:
       uint8 [size, size, 3].

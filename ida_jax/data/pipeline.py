@@ -63,7 +63,6 @@ def training_batches(
       dataset: the faces. With workers it is pickled: its images should lie in files.
       batch_size: B, over all hosts; an epoch's remainder runs on into the next epoch.
       seed: of the order and of the augmentation, 0 or more.
-      first_step: the number of the first batch.
       shard: this host's number p, which gets rows p·B/P … (p+1)·B/P − 1.
       shards: P.
       augment: what `ida_jax.data.augment.augmentation` takes.

@@ -288,10 +288,7 @@ def rendered_faces(
 
     Args:
       identities: C, how many persons.
-      images_per_identity: images of each person.
       image_size: height and width in pixels, at least 32; a size shows the same picture as another.
-      seed: chooses the whole population.
-      first_identity: number of the first person.
       shares: the domains' shares, in the order of DOMAINS, of any sum; None for the training
         set's uneven ones.
 

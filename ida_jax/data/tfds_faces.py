@@ -131,8 +131,6 @@ def find_tfds(
     """The folder of the newest version of DATA_DIR/NAME.
 
     Args:
-      name: the data set's.
-      data_dir: where data sets are.
       source: how `ida_jax.prepare` makes such a data set, for the message.
 
     Raises:

@@ -136,7 +136,6 @@ def bootstrap_tails(
       over: what the units are, for the result.
       baseline: the method that the others are compared with; no differences if it is not there.
       resamples: R; 0 gives empty results.
-      seed: of the draws.
       level: the intervals' confidence, in (0, 1).
       progress: wraps the resamples' iterator, to show progress.
 
@@ -178,7 +177,6 @@ def bootstrap_tar(
       identities: int [P, 2], the identities of both sides of each pair; over pairs where None.
       baseline: the method that the others are compared with.
       resamples: R.
-      seed: of the draws; the same seed gives the same intervals.
       level: the intervals' confidence, in (0, 1).
       progress: wraps the resamples' iterator, to show progress.
 

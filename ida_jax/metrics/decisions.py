@@ -57,9 +57,6 @@ def changed_decisions(
       base_scores: [P].
       other_scores: [P], of the same pairs on any scale.
       same: bool [P].
-      base_threshold: of `base_scores`.
-      other_threshold: of `other_scores`.
-      most: the number of positions listed per kind.
 
     Raises:
       UserError: lengths that differ.

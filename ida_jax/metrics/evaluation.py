@@ -172,7 +172,6 @@ def group_figures(
       scores: [P].
       same: bool [P].
       groups: int [P], the group of each pair, a place in `names`.
-      names: the groups' names.
       thresholds: a threshold for each FAR's key, as in `score_figures`.
     """
     count = {

@@ -120,7 +120,6 @@ def roc_curve(genuine: ArrayLike, impostor: ArrayLike, *, points: int = 400) -> 
     Args:
       genuine: [G] scores.
       impostor: [n] scores.
-      points: the most points that the curve may have.
 
     Raises:
       UserError: no genuine or no impostor scores, or Booleans in place of scores.

@@ -66,7 +66,6 @@ def evaluate_ijb(
 
     Args:
       embeddings: floating point [N, D], of any norm, in the lists' order; may be memory-mapped.
-      meta: the lists.
       scorers: {method: its Rescorer}.
       subset: "ijbb" or "ijbc", for the name.
       galleries: of 1:N.
@@ -76,7 +75,6 @@ def evaluate_ijb(
       densities: "template" or "images".
       skip_bad: leaves out and counts images whose embeddings are zero, NaN or infinite.
       variances: of PFE, whose methods they add to 1:1; or None.
-      fars: the FARs of the figures.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:

@@ -46,11 +46,9 @@ def evaluate_searches(
     Args:
       faces: float32 [T, D], unit rows.
       terms: {method: its numbers of the T templates}.
-      galleries: the lists.
       fpirs: in (0, 1].
       ranks: from 1.
       resamples: of the bootstrap over the probes' subjects; 0 leaves the intervals out.
-      seed: of the bootstrap.
 
     Raises:
       UserError: a gallery without mated or without non-mated probes.

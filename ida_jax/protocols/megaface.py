@@ -74,7 +74,6 @@ def evaluate_megaface(
       sets: {size: int rows}, in place of sizes: the distractors of each.
       skip_bad: leaves out distractors that are zero, NaN or infinite, and counts them, instead of
         raising.
-      resamples, seed: of the bootstrap.
 
     Returns:
       Figures by method: "rank1@distractors" and "faults@distractors" by size, their intervals and

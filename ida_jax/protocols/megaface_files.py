@@ -126,7 +126,6 @@ def load_megaface(
     Args:
       lists: the files; a size takes that many from the start of the distractors' list, less noise.
       facescrub: the probes' features, as `feature_blocks` takes them.
-      megaface: the distractors'.
       sizes: numbers of distractors; those of 10, 100, … 10⁶ that the list has if None.
 
     Raises:
@@ -263,7 +262,6 @@ def feature_blocks(
       source: a folder of feature files, or embeddings whose names are the paths.
       paths: N paths.
       ending: of feature files, "_<model>.bin"; that of the first image's file if None.
-      block: rows of a block.
 
     Raises:
       UserError: images without a feature, the first named and all counted; a feature file that is

@@ -68,8 +68,6 @@ def likelihood_methods(
     Args:
       faces: [N, D], images or fused templates.
       anchors: [A, D]; None for those without images (class weights), which have no variances.
-      k: the support set's size.
-      tau: τ.
       labels: int [N], identities in the anchors' numbering, each left out of its own support set.
       anchor_labels: int [A], with `labels`.
       ssr: the SSR module of the same k and τ.

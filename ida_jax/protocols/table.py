@@ -106,9 +106,6 @@ def option(
     of them | None.
 
     Args:
-      default: the value without the flag.
-      help: the flag's help.
-      metavar: its value in the help.
       choices: all permitted values; any value if None.
     """
     shown = {"help": help, "metavar": metavar, "choices": choices}

@@ -88,7 +88,6 @@ def evaluate_kfold(
 
     Args:
       faces: float32 [N, D], unit rows.
-      pair_list: the pairs, their answers and folds.
       methods: {name in the results: the faces' terms}.
       labels: int [N], the faces' identities.
       bad: bool [N], faces whose pairs score NaN, which never matches; none if None.
@@ -134,7 +133,6 @@ def evaluate_all_pairs(
       faces: float32 [N, D], unit rows.
       labels: int [N], the faces' identities.
       methods: {name in the results: the faces' terms}.
-      fars: the FARs of the figures.
       scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
@@ -226,7 +224,6 @@ def evaluate_labelled_pairs(
       scores: {method: [P]}.
       same: bool [P], True for a genuine pair.
       units: int [P, 2], the identities of both sides; intervals are over pairs if None.
-      fars: the FARs of the figures.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
@@ -366,14 +363,7 @@ def notes_of_few(
     rate: str = "FAR",
     decided: str = "TAR",
 ) -> tuple[str, ...]:
-    """A sentence for each rate at which fewer than 10 errors decide a method's figure.
-
-    Args:
-      figures: {method: figures}.
-      counts: the key of the numbers of errors.
-      rate: the rate's name.
-      decided: the figure's name.
-    """
+    """A sentence for each rate at which fewer than 10 errors decide a method's figure."""
     notes = []
     what = counts.replace("_", " ")
     for at in next(iter(figures.values()), {counts: {}})[counts]:

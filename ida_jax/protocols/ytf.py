@@ -119,12 +119,9 @@ def evaluate_ytf(
 
     Args:
       embeddings: [N, D] floating point, rows of any norm; may be memory-mapped.
-      frames: the frames of each video of the list.
-      listed: the pairs of videos.
       scorers: a Rescorer a method, under its name in the figures.
       skip_bad: leaves out frames that are zero, NaN or infinite, and counts them, instead of
         raising.
-      resamples, seed: of the bootstrap.
 
     Raises:
       UserError: bad frames, named by row; a video without a good one.

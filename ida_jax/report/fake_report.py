@@ -45,8 +45,6 @@ def write_fake_report(
 
     Args:
       path: the HTML file; .json in its place is the other.
-      report: the outcome for the candidates.
-      candidates: draws the pictures.
     """
     path = Path(path)
     page = _page(report, candidates)

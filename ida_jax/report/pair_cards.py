@@ -110,7 +110,6 @@ def pair_section(
     Args:
       changed: what to show; of a kind at most twelve pairs.
       images: N faces, uint8 [H, W, 3] RGB each.
-      people: the name of each face's person, where known.
     """
     base, other = (html.escape(method_name(name)) for name in (changed.base, changed.other))
     corrected, broken = (

@@ -173,7 +173,6 @@ def fit_csn(
       labels: int [N], their identities; a negative one is unknown, and its face left out.
       anchors: the cohort that the classifier will be used with.
       top_n: the number of a face's highest cohort scores that are fitted.
-      degree: of the polynomial.
       prior: the share of genuine pairs that the two classes are weighted to.
       ridge: of the penalty.
       images_per_identity: at most this many faces of an identity are drawn, so that a few people
@@ -183,7 +182,6 @@ def fit_csn(
         where they have any, which are then in the numbering of `labels`. False where the numberings
         differ: then no person may be in both.
       searcher: see `ida_jax.anchors.search.support_sets`.
-      seed: of the draws.
 
     Raises:
       UserError: faces that are not unit-norm; a different number of labels, labels of one identity
@@ -325,7 +323,6 @@ def _coefficients(cohorts: _Cohorts, faces: np.ndarray, partners: np.ndarray) ->
     """q of one side of each pair, [P, R], its cohort without the partner's identity.
 
     Args:
-      cohorts: of all faces, without their own identities.
       faces: int [P], rows of the cohorts.
       partners: int [P], the identities of the pairs' other faces.
     """

@@ -193,7 +193,6 @@ def fit_dao(
     Args:
       faces: float32 [N, D], unit rows: development faces, never those under test.
       labels: int [N], their identities; a negative one is unknown, and its face left out.
-      anchors: what the fit will be used with.
       far: the FAR, in (0, ½).
       fitted: those of `CONSTANTS` that are fitted; the others keep the paper's value.
       most_support: K, the most neighbours that are considered.

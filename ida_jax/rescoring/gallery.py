@@ -60,8 +60,6 @@ def identify(
 
     Args:
       probes: float32 [M, D], unit rows.
-      probe_terms: the same method's numbers of the probes.
-      gallery: the enrolled faces.
       top: how many, 1 ≤ top ≤ G.
 
     Raises:

@@ -96,7 +96,6 @@ def rescore_files(
     """Writes one score per pair, in the pairs' order; the output appears whole or not at all.
 
     Args:
-      inputs: the files.
       output: .npy, .csv or .parquet.
       make_scorer: the number of faces to the method with its anchors.
       settings: JSON-able, everything else that the scores depend on (the method's options, the

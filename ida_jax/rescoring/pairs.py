@@ -92,7 +92,6 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     Args:
       cosines: float32 [P], what `score_pairs` gives without terms.
       pairs: int32 [P, 2].
-      terms: the method's numbers of the faces.
     """
     if terms.rule == "cosine":
         return cosines.copy()

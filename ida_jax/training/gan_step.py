@@ -116,11 +116,6 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
     optimisers' rate and decay are scaled by n / (n + 1).
 
     Random draws are a function of seed and step, so that a resumed training is bit-exact.
-
-    Args:
-      config: the section gan (`ida_jax.runs.config.gan_section`).
-      seed: of parameters, latents, noise and augmentation.
-      mesh: from `ida_jax.common.devices.training_mesh`.
     """
     c, dtype = config, jnp.dtype(config.dtype)
     options = network_options(c)

@@ -82,10 +82,6 @@ def check_pfe_batch(config: ConfigDict, devices: int) -> None:
 
     The devices must divide the batch, since BatchNorm uses all rows. With several processes each
     device has whole identities: the mesh may place one process's rows apart from each other.
-
-    Args:
-      config: the section pfe.
-      devices: of all processes.
     """
     batch = config.identities * config.images
     if batch % devices:
@@ -107,12 +103,6 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
 
     The backbone's BatchNorm takes its running statistics; gradients end at its outputs. Weight
     decay is on the two layers' weights alone, as in the authors' code.
-
-    Args:
-      model: the frozen face model.
-      config: the section pfe (`ida_jax.runs.config.pfe_section`).
-      seed: of the parameters.
-      mesh: from `ida_jax.common.devices.training_mesh`.
     """
     network = build_network(model.network, model.network_options)
     module = UncertaintyNetwork(embedding_dim=model.width, hidden=config.hidden)
@@ -180,11 +170,8 @@ def train_pfe(
     Args:
       dataset: faces with labels; identities with a single image are left out, and counted on
         stderr.
-      model: the frozen face model.
-      config: the section pfe (`ida_jax.runs.config.pfe_section`).
       workdir: gets pfe_checkpoints/ (those of another model are not resumed), metrics.jsonl and
         tensorboard/.
-      seed: of the parameters, the batches and the augmentation.
 
     Raises:
       UserError: too few identities with two images, a batch that the devices do not divide, a loss

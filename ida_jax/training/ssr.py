@@ -115,7 +115,6 @@ def with_copies(
       copies: of each face; 0 gives the faces alone.
       mix: 0 … 0.5.
       noise: at least 0; at 1 the noise is about as long as the face.
-      seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     n, width = faces.shape
@@ -147,11 +146,6 @@ def train_ssr(
       log_density: float32 [N], their log F, each one's identity excluded from its support set.
       config: hidden, target, input, batch_size, steps, learning_rate, decay_steps, decay_factor,
         momentum, weight_decay.
-      k: the support sets' size.
-      tau: the densities' τ.
-      fingerprint: of the model that made the embeddings.
-      workdir: gets the stage's metrics.
-      seed: of parameters and order.
 
     Raises:
       UserError: an unknown target, densities or a loss that are not finite.
@@ -191,14 +185,7 @@ def train_ssr_on_the_fly(
       faces: float32 [N, D], unit rows, of the training set.
       labels: int [N], identities in the anchors' numbering; each is excluded from its own support
         set, for which k anchors must remain. None if no identity is shared.
-      anchors: where support sets are searched.
       config: as in `train_ssr`; copies, mix, noise as in `with_copies`.
-      k: the support sets' size.
-      tau: the densities' τ.
-      fingerprint: of the model that made the embeddings.
-      workdir: gets the stage's metrics.
-      seed: of parameters, order and copies.
-      searcher: of the sample.
 
     Raises:
       UserError: as `train_ssr` and `searched_log_density`.
@@ -234,11 +221,8 @@ def drawn_faces(
     """Faces [size, D] drawn at random, copies (`with_copies`) among them, and their labels.
 
     Args:
-      key: of the draw.
       faces: float32 [N, D], unit rows.
       labels: int32 [N], or None.
-      size: how many.
-      config: copies, mix, noise.
     """
     row_key, other_key, share_key, noise_key, copy_key = jax.random.split(key, 5)
     n, width = faces.shape
@@ -270,8 +254,6 @@ def device_log_density(
       labels: int32 [B], each excluded from its own support set; None excludes nothing.
       anchors: float32 [A, D], unit rows.
       anchor_labels: int32 [A]; None where `labels` is.
-      k: the support sets' size.
-      tau: τ.
     """
     support = nearest_anchors(faces, anchors, k=k, query_labels=labels, anchor_labels=anchor_labels)
     return log_density_of(support.similarities, tau=tau)

@@ -94,7 +94,6 @@ def check_image(encoded: bytes, *, size: int | None = None) -> CheckedImage:
     bits become RGB PNGs. All others keep their bytes.
 
     Args:
-      encoded: the image file's content.
       size: H and W that are expected, in pixels; any if None.
     """
     try:

@@ -76,7 +76,6 @@ def write_shards(
       example: a row's record, from any thread.
       rows: N.
       stop_at_corrupt: end after the shard with which this many rows are corrupt; None never does.
-      rows_per_shard: at most.
 
     Returns:
       What each of the S shards holds, up to where it ended.

@@ -101,7 +101,6 @@ def write_faces(
     Args:
       name: the data set's, in small letters, digits and underscores.
       faces: N images of C identities.
-      data_dir: where data sets are.
       skip_corrupt: leave corrupt images out, and list them in DATA_DIR/NAME.skipped.txt.
       size: the crops' height and width, in pixels; another one is taken as corrupt. None takes any.
 
@@ -152,7 +151,6 @@ def write_pairs(
     Args:
       name: as in `write_faces`.
       pairs: 2P encoded images and P answers.
-      data_dir: where data sets are.
       size: as in `write_faces`.
 
     Raises:

@@ -105,7 +105,6 @@ def write_verification_bin(
     """Writes a .bin file of P pairs; the images' bytes are kept as they are.
 
     Args:
-      output: the file.
       images: what `open_images` takes: a folder, a list or a tar file.
       pairs: LFW's pairs.txt, or a .csv of the lines NAME,NAME,SAME (1 or 0, true or false), with or
         without a header. Names are the images' relative paths, their suffix may be left out.
