@@ -16,6 +16,7 @@ from ida_jax.anchors.sources import find_images
 from ida_jax.common.errors import UserError
 from ida_jax.common.parts import Parts, cut, key_of
 from ida_jax.common.validation import unit_rows
+from ida_jax.data.dataset import LazyImages
 from ida_jax.data.sources.image_files import decode, read_image
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def file_candidates(
         "skip_bad": bool(skip_bad),
     }
     return CandidateFaces(
-        lambda first, count: _Files(read, first, count),
+        lambda first, count: LazyImages(count, lambda index: read(first + index)),
         len(files),
         image_size,
         provenance,
@@ -212,18 +213,3 @@ def embedded_chunks(
         chunks = Parts(folder, whole, _CHUNK).values(embed)
     for first, faces in zip(range(0, whole, _CHUNK), chunks, strict=True):
         yield faces[: end - first]
-
-
-class _Files(Sequence[np.ndarray]):
-    """Some of the images, each read when asked for."""
-
-    def __init__(self, read: Callable[[int], np.ndarray], first: int, count: int) -> None:
-        self._read, self._first, self._count = read, first, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return self._read(self._first + index)

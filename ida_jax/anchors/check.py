@@ -78,7 +78,7 @@ def same_person_threshold(
     low, high = np.quantile(neighbours.similarities[:, 0].astype(np.float64), [0.25, 0.75])
     scale = (high - low) / (math.log(-math.log(0.25)) - math.log(-math.log(0.75)))
     location = low + scale * math.log(-math.log(0.25))
-    expected = 1 / max(faces, 2)  # one in one would be no threshold
+    expected = 1 / max(faces, 2)  # 1/1 gives no threshold
     return min(location - scale * math.log(-math.log1p(-expected)), HIGHEST_THRESHOLD)
 
 

@@ -89,7 +89,7 @@ def fake_anchors(
 ) -> tuple[AnchorSet, FakeReport]:
     """The first `count` plausible candidates, none of a training person, no duplicates.
 
-    CandidateFaces are taken in their order. One is dropped, for the first reason that holds, if
+    Candidates are taken in their order. One is dropped, for the first reason that holds, if
 
     1. it cannot be decoded, or its embedding is zero, NaN or infinite;
     2. it is implausible: its mean cosine to its k nearest training people, one face of each, is

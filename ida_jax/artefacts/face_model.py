@@ -120,7 +120,7 @@ class FaceModel:
         """Reads a saved model.
 
         Raises:
-          UserError: the file is absent, torn, not a face model, or not what its fingerprint says.
+          UserError: the file is absent, torn, not a face model, or not what its fingerprint states.
         """
         tensors, metadata = load_tensors(path, kind=KIND)
         class_weights = tensors.pop("class_weights", None)

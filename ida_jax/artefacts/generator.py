@@ -79,7 +79,7 @@ class FaceGenerator:
         """Reads a saved generator.
 
         Raises:
-          UserError: the file is absent, torn, not a generator, or not what its fingerprint says.
+          UserError: the file is absent, torn, not a generator, or not what its fingerprint states.
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):

@@ -21,7 +21,7 @@ ARCFACE_POINTS = np.array(
 )
 ARCFACE_POINTS.setflags(write=False)
 _ARCFACE_SIZE = 112
-# Rounding of float64 against a spread that is none.
+# Float64 rounding error, relative to the points' spread, below which a spread counts as zero.
 _TINY = 1e-12
 
 

@@ -3,8 +3,8 @@
 N faces, C identities (classes), H height, W width.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,14 +36,19 @@ class FaceDataset(NamedTuple):
         return len(self.identities)
 
 
-class ImageSubset(Sequence[np.ndarray]):
-    """Some rows of a sequence of images, each fetched when it is asked for."""
+class LazyImages(Sequence[Any]):
+    """`count` images, each `fetch(index)` when it is asked for; pickles where `fetch` does."""
 
-    def __init__(self, images: Sequence[np.ndarray], rows: np.ndarray) -> None:
-        self._images, self._rows = images, rows
+    def __init__(self, count: int, fetch: Callable[[int], Any]) -> None:
+        self._indices, self._fetch = range(count), fetch
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._indices)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._images[self._rows[index]]
+    def __getitem__(self, index: int) -> Any:
+        return self._fetch(self._indices[index])
+
+
+def image_subset(images: Sequence[np.ndarray], rows: np.ndarray) -> LazyImages:
+    """Some rows of a sequence of images, each fetched when it is asked for."""
+    return LazyImages(len(rows), lambda index: images[rows[index]])

@@ -17,7 +17,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.progress import progress_bar
-from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.dataset import FaceDataset, LazyImages
 from ida_jax.data.sources.image_files import decode
 
 
@@ -111,17 +111,6 @@ class PairImages(NamedTuple):
     same: np.ndarray
 
 
-class _BothSides(Sequence[np.ndarray]):
-    def __init__(self, pairs: TfdsImages) -> None:
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return 2 * len(self._pairs)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._pairs.image(index // 2, ("first", "second")[index % 2])
-
-
 def find_tfds(
     name: str,
     *,
@@ -175,7 +164,11 @@ def load_pairs(name: str, *, data_dir: str | os.PathLike[str], split: str = "tes
     path = find_tfds(name, data_dir=data_dir, source="bin --from=X.bin")
     _, pairs = _open(path, split, ("first", "second", "same"))
     same = [pairs.features(row)["same"].int64_list.value[0] for row in range(len(pairs))]
-    return PairImages(_BothSides(pairs), np.array(same, bool))
+
+    def image(index: int) -> np.ndarray:
+        return pairs.image(index // 2, ("first", "second")[index % 2])
+
+    return PairImages(LazyImages(2 * len(pairs), image), np.array(same, bool))
 
 
 def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsImages]:

@@ -64,7 +64,7 @@ def sweep(
       "tau": …, "anchors": …}; a dimension of which no value is left is left out.
 
     Raises:
-      UserError: labels of another number, no pairs of a kind, a FAR or
+      UserError: a different number of labels, no pairs of a kind, a FAR or
         τ out of range, values of k or sizes below 1, an anchor set smaller than its k.
     """
     labels = checked_labels(labels, len(faces))

@@ -137,7 +137,7 @@ def evaluate_all_pairs(
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
-      UserError: labels of another number, more pairs than are kept in memory, no pairs of a
+      UserError: a different number of labels, more pairs than are kept in memory, no pairs of a
         kind, or a FAR outside (0, 1].
     """
     labels = checked_labels(labels, len(faces))

@@ -179,13 +179,13 @@ def _videos(
 
 
 def _terms(
-    came: Iterable[np.ndarray],
+    blocks: Iterable[np.ndarray],
     count: int,
     width: int,
     scorers: Mapping[str, Rescorer],
     own: np.ndarray | None,
 ) -> dict[str, FaceTerms]:
-    """Each method's numbers of all faces that come, blocks of rows of any norm.
+    """Each method's terms of all faces of the blocks, rows of any norm.
 
     `own` has each face's label among the anchors, which are then left out.
     """
@@ -193,7 +193,7 @@ def _terms(
     values: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
     done = 0
     with progress_bar(total=count, desc="densities", unit="face", delay=2, leave=False) as progress:
-        for each in fixed_blocks(came, width=width, block=block, reach=count, what="frames"):
+        for each in fixed_blocks(blocks, width=width, block=block, reach=count, what="frames"):
             labels = None
             if own is not None:
                 labels = np.full(len(each.faces), -1, np.int32)
@@ -217,9 +217,9 @@ def _frame_scores(
 ) -> dict[str, np.ndarray]:
     """The mean score over all pairs of two videos' first frames, float32 [P] by method."""
     starts = np.cumsum([0] + [len(rows) for rows in first])
-    came = (embeddings[rows] for rows in first)
+    blocks = (embeddings[rows] for rows in first)
     of_frames = None if own is None else np.repeat(own, np.diff(starts))
-    terms = _terms(came, int(starts[-1]), embeddings.shape[1], scorers, of_frames)
+    terms = _terms(blocks, int(starts[-1]), embeddings.shape[1], scorers, of_frames)
     scores = {name: np.empty(len(pairs), np.float32) for name in scorers}
 
     def side(video: int) -> Side:

@@ -16,7 +16,6 @@ from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
-from ida_jax.common.validation import require_same_model
 from ida_jax.ops.cohort import csn_objective, polynomial_map
 from ida_jax.rescoring.pairs import score_pairs
 
@@ -90,18 +89,10 @@ class Csn:
 
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, anchors of another model, width or number."""
-        require_same_model(
-            "CSN classifier",
-            self.fingerprint,
-            self.width,
-            fingerprint=anchors.fingerprint,
-            width=anchors.width,
-        )
-        if len(anchors) != self.anchors:
-            raise UserError(
-                f"the CSN classifier was fitted with {self.anchors} anchors, {len(anchors)} were "
-                "given: use the same anchor set, or fit again (python -m ida_jax.fit csn)"
-            )
+        anchors.check_fit(
+            "CSN classifier", "csn",
+            fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the classifier as one safetensors file, whole or not at all."""

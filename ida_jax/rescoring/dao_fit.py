@@ -33,7 +33,7 @@ from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
-from ida_jax.common.validation import require_same_model, require_unit
+from ida_jax.common.validation import require_unit
 from ida_jax.metrics.resampling import genuine_rows, impostor_rows
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.ops.dao import PairSimilarities, smooth_tar, soft_log_density
@@ -121,19 +121,10 @@ class DaoFit:
 
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, anchors of another model, width or number."""
-        require_same_model(
-            "DAO fit",
-            self.fingerprint,
-            self.width,
-            fingerprint=anchors.fingerprint,
-            width=anchors.width,
-            whose="the anchor set",
-        )
-        if len(anchors) != self.anchors:
-            raise UserError(
-                f"the DAO fit was made with {self.anchors} anchors, {len(anchors)} were given: "
-                "use the same anchor set, or fit again (python -m ida_jax.fit dao)"
-            )
+        anchors.check_fit(
+            "DAO fit", "dao",
+            fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fit as one safetensors file, whole or not at all."""

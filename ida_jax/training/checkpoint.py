@@ -4,8 +4,8 @@ The newest two are kept, and the most accurate one. Each holds the size and CRC-
 Orbax checks its indices, not the arrays, so that an altered weight would load silently.
 
 The checksums are written before Orbax renames the folder, so that a checkpoint is whole and
-verifiable or does not count. They are compared before shapes, which tells damage from another
-config. Class padding may differ: that is how a training resumes on another number of devices.
+verifiable or does not count. They are compared before shapes, which separates damage from another
+config. Class padding may differ: that is how a training resumes on a different number of devices.
 """
 
 import json
@@ -315,7 +315,7 @@ def _own_damage(checkpoint: Path, *, every_byte: bool) -> str | None:
                 return f"{name} was altered"
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(checkpoint)} is missing"
-    except (OSError, ValueError) as error:  # ValueError: checksums.json is no JSON
+    except (OSError, ValueError) as error:  # ValueError: checksums.json is not JSON
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -158,7 +158,8 @@ def train_ssr(
 
     data = np.asarray(faces), target.values
     params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
-    return _ssr_module(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+    constants = target.mean, target.std, target.floor
+    return SSRModule(params, config.target, *constants, k, tau, fingerprint)
 
 
 def train_ssr_on_the_fly(
@@ -212,7 +213,8 @@ def train_ssr_on_the_fly(
         return batch, (raw - target.mean) / target.std
 
     params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
-    return _ssr_module(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+    constants = target.mean, target.std, target.floor
+    return SSRModule(params, config.target, *constants, k, tau, fingerprint)
 
 
 def drawn_faces(
@@ -324,17 +326,3 @@ def _fit(
     # The module takes unit embeddings, whatever it was trained on.
     params["hidden_fc"]["kernel"] = scale * params["hidden_fc"]["kernel"]
     return params
-
-
-def _ssr_module(
-    params: dict[str, Any],
-    target: SSRTarget,
-    config: ConfigDict,
-    *,
-    k: int,
-    tau: float,
-    fingerprint: str,
-) -> SSRModule:
-    return SSRModule(
-        params, config.target, target.mean, target.std, target.floor, k, tau, fingerprint
-    )

@@ -1,6 +1,6 @@
 """Images from a folder, a list of paths, or a tar file, read when asked for.
 
-What systems and editors leave beside images (`is_hidden`) is no image, and is counted.
+What systems and editors leave beside images (`is_hidden`) is not an image, and is counted.
 
 N images, H height, W width.
 """
@@ -34,7 +34,7 @@ _NAMED = 5
 # Of macOS, Windows and Synology's servers.
 _LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir")
 _MOST_BYTES = 1 << 29  # of one encoded image
-# Images hardly shrink: what unpacks to more than this is no .tgz of images.
+# Images hardly shrink: what unpacks to more than this is not a .tgz of images.
 _MOST_TIMES, _ROOM = 20, 64 << 20
 
 

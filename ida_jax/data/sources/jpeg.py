@@ -78,7 +78,7 @@ def image_layout(encoded: bytes) -> Layout:
         raise ImageFault("is empty")
     else:
         raise ImageFault(
-            f"is no whole JPEG, PNG, BMP or WebP (it begins with {encoded[:4].hex(' ')})"
+            f"is not a complete JPEG, PNG, BMP or WebP (it begins with {encoded[:4].hex(' ')})"
         )
     _require_pixels(layout)
     return layout

@@ -104,7 +104,7 @@ def _checked_instructions(content: bytes) -> tuple[list[int], int, str | None]:
         if not at < end <= len(content):
             return loads, at, f"the file ends within the pickle's instruction {op.name}"
         count += 1
-        # Room is made up to the highest place in the memo.
+        # Memory is taken up to the highest place in the memo.
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             place = content[at + 1 : end]
             if op.name == "PUT":
@@ -181,7 +181,7 @@ def _values(content: bytes | bytearray, kind: _Kind, shape: Sequence[int]) -> np
     dtype = np.dtype(kind.text if is_text else _TYPES[kind.text])
     # No value is ever shown: tuples that hold each other twice have no end in print.
     if not isinstance(shape, tuple) or not all(type(count) is int for count in shape):
-        raise ValueError("an array whose shape is no tuple of whole numbers")
+        raise ValueError("an array whose shape is not a tuple of whole numbers")
     count = math.prod(shape)
     if len(shape) > 1 or count * dtype.itemsize != len(content) or not dtype.itemsize:
         raise ValueError(f"an array whose shape, of {len(shape)} axes, does not fit its bytes")
