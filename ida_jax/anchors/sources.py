@@ -31,7 +31,6 @@ class ImageFolder(NamedTuple):
     """The crops found in a folder.
 
     Attributes:
-      files: their paths, sorted.
       people: the identity folder of each; empty in a flat folder.
       hidden: the entries that were passed over as hidden.
     """

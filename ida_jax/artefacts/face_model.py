@@ -208,9 +208,7 @@ def by_batches(
       function: uint8 [B, H, W, 3] → arrays of B rows.
       images: N crops.
       preprocessing: gives the size that they must have.
-      batch_size: crops at once, or 8 where there are fewer crops than that; the last batch is
-        padded.
-      progress: the title of a progress bar; none if None.
+      batch_size, progress: as in `FaceModel.raw_embeddings`.
 
     Raises:
       UserError: a crop of a different size.

@@ -10,15 +10,10 @@ from numpy.typing import ArrayLike
 from ida_jax.common.errors import UserError
 
 # Where ArcFace's crops of 112×112 have the five points (InsightFace).
-ARCFACE_POINTS = np.array(
-    [
-        [38.2946, 51.6963],
-        [73.5318, 51.5014],
-        [56.0252, 71.7366],
-        [41.5493, 92.3655],
-        [70.7299, 92.2041],
-    ]
-)
+ARCFACE_POINTS = np.array([
+    [38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
+    [41.5493, 92.3655], [70.7299, 92.2041],
+])  # fmt: skip
 ARCFACE_POINTS.setflags(write=False)
 _ARCFACE_SIZE = 112
 # Float64 rounding error, relative to the points' spread, below which a spread counts as zero.

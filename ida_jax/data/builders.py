@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.dataset import EncodedFaces
 from ida_jax.data.sources.face_folder import read_face_folder
 from ida_jax.data.sources.recordio import read_recordio
 from ida_jax.data.sources.tfds_writer import VERSION, face_features, write_faces

@@ -36,6 +36,24 @@ class FaceDataset(NamedTuple):
         return len(self.identities)
 
 
+class EncodedFaces(NamedTuple):
+    """Faces as encoded images, read when asked for: what `ida_jax.prepare` makes data sets of.
+
+    Attributes:
+      images: N encoded images (JPEG, PNG), bytes each; an image that cannot be read raises.
+      labels: int32 [N], 0 … C−1.
+      identities: the C identities' names.
+      where: names the image of a row in messages: its file, and offset or path.
+      notes: what a user should know (counts that differ from what the source promises).
+    """
+
+    images: Sequence[bytes]
+    labels: np.ndarray
+    identities: tuple[str, ...]
+    where: Callable[[int], str]
+    notes: tuple[str, ...] = ()
+
+
 class LazyImages(Sequence[Any]):
     """`count` images, each `fetch(index)` when it is asked for; pickles where `fetch` does."""
 

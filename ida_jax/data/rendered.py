@@ -109,8 +109,6 @@ class Domain(NamedTuple):
     the range's ends.
 
     Attributes:
-      name: the domain's name.
-      share: its share of the training identities.
       spread: how much of each trait's range its persons fill; small means look-alikes.
       centre: the middle of a trait's positions, in [0, 1]; ½ for those not named.
       hair, colours, beards, glasses: the styles to choose from, all as likely.

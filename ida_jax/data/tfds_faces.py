@@ -27,7 +27,6 @@ class TfdsImages(Sequence[np.ndarray]):
     It pickles as the files' names: another process opens them for itself. Threads may share it.
 
     Attributes:
-      files: the ArrayRecord files.
       records: how many records each file holds.
     """
 

@@ -316,7 +316,6 @@ for _subset in SUBSETS:
             _subset,
             files="the release's folder, with meta/",
             rows="images of meta/*_face_tid_mid.txt",
-            needs=("files",),
             flags=IjbOptions,
             read=_read,
             evaluate=_evaluate,

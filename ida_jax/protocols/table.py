@@ -33,15 +33,11 @@ class Request(NamedTuple):
     """What is to be evaluated, whatever the protocol.
 
     Attributes:
-      protocol: its name.
       path: the file of embeddings.
-      embeddings: its contents.
       files: the protocol's files, or None.
       names: the file of names, or None.
       anchors: the folder of the anchors if they are a workdir's, or None.
       skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
-      resamples: of the bootstrap.
-      seed: of the bootstrap.
     """
 
     protocol: str
@@ -60,6 +56,11 @@ class Request(NamedTuple):
         return {"resamples": self.resamples, "seed": self.seed}
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a protocol that adds none."""
+
+
 class Protocol(NamedTuple):
     """An evaluation protocol.
 
@@ -67,19 +68,19 @@ class Protocol(NamedTuple):
       name: the value of --protocol.
       files: what its files are, for the command's help.
       rows: what a row of the embeddings is, for the command's help.
-      needs: the options that are required, the command's or its own.
-      flags: a frozen dataclass of its own options, each an `option`.
       read: (request, its options) to the protocol's data, read and checked.
       evaluate: (request, its options, data, {method: Rescorer}) to {variant: figures}.
+      needs: the options that are required, the command's or its own.
+      flags: a frozen dataclass of its own options, each an `option`.
     """
 
     name: str
     files: str
     rows: str
-    needs: tuple[str, ...]
-    flags: type
     read: Callable[[Request, Any], Any]
     evaluate: Callable[[Request, Any, Any, Mapping[str, Rescorer]], dict[str, Evaluation]]
+    needs: tuple[str, ...] = ("files",)
+    flags: type = NoOptions
 
 
 PROTOCOLS: dict[str, Protocol] = {}
@@ -110,11 +111,6 @@ def option(
     """
     shown = {"help": help, "metavar": metavar, "choices": choices}
     return field(default=default, metadata=shown)
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """The options of a protocol that adds none."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ida_jax.metrics.bootstrap import (
     bootstrap_tar,
     tar_intervals,
 )
-from ida_jax.metrics.decisions import Changed, changed_decisions
+from ida_jax.metrics.decisions import Changed, Kind, changed_decisions
 from ida_jax.metrics.evaluation import (
     FEWEST_FALSE_ACCEPTS,
     Band,
@@ -61,13 +61,13 @@ class AllPairs(NamedTuple):
       evaluated: figures, curves and notes.
       scores: {method: its scores, ascending}.
       changed: the pairs, int64 [≤ 24, 2] rows of faces, on which the headline method and the
-        baseline decide differently at `changed_far`; None without either or without such a FAR.
+        baseline decide differently at `changed_far`, by kind; None without either method or FAR.
       changed_far: the lowest FAR at which both have at least 10 false accepts.
     """
 
     evaluated: Evaluation
     scores: dict[str, SplitScores]
-    changed: Changed | None
+    changed: dict[Kind, Changed] | None
     changed_far: float | None
 
 
@@ -180,7 +180,7 @@ def evaluate_all_pairs(
 
 def _changed(
     scores: Mapping[str, SplitScores], labels: np.ndarray, fars: Sequence[float]
-) -> tuple[float | None, Changed | None]:
+) -> tuple[float | None, dict[Kind, Changed] | None]:
     """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
     if BASELINE not in scores or HEADLINE not in scores:
         return None, None
@@ -199,14 +199,13 @@ def _changed(
         base_threshold=at_base.threshold,
         other_threshold=at_other.threshold,
     )
-    rows = {}
-    for kind in changed._fields[:4]:
-        places = getattr(changed, kind)
-        if kind.endswith("genuine"):
-            rows[kind] = np.stack(genuine_rows(labels, places), axis=1)
-        else:
-            rows[kind] = np.stack(impostor_rows(labels, places - genuine), axis=1)
-    return at_base.far, changed._replace(**rows)
+    for kind, (places, total) in changed.items():
+        _, is_genuine = kind
+        rows = (
+            genuine_rows(labels, places) if is_genuine else impostor_rows(labels, places - genuine)
+        )
+        changed[kind] = Changed(np.stack(rows, axis=1), total)
+    return at_base.far, changed
 
 
 def evaluate_labelled_pairs(

@@ -59,7 +59,6 @@ class VideoPairs(NamedTuple):
       people: int32 [V], the videos' people, from 0.
       pairs: int32 [P, 2], places in `videos`.
       same: bool [P], whether a pair is genuine.
-      fold: int32 [P], from 0.
     """
 
     videos: tuple[str, ...]
@@ -92,7 +91,6 @@ class _Videos(NamedTuple):
     Attributes:
       means: float32 [V, D], unit rows.
       first: the rows of each video's first frames.
-      skipped: how many bad frames were left out.
     """
 
     means: np.ndarray
@@ -364,8 +362,6 @@ register(
         "ytf",
         files="splits.txt",
         rows="frames, named PERSON/VIDEO/FRAME",
-        needs=("files",),
-        flags=NoOptions,
         read=_read,
         evaluate=_evaluate,
     )

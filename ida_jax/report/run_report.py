@@ -39,7 +39,6 @@ class Groups(NamedTuple):
     Attributes:
       log_density: [N].
       group: int [N], indices into `names`.
-      names: the groups'.
     """
 
     log_density: np.ndarray

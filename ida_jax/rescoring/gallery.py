@@ -29,7 +29,6 @@ class Gallery(NamedTuple):
 
     Attributes:
       embeddings: float32 [G, D], unit rows.
-      terms: the method's numbers of each face.
     """
 
     embeddings: jax.Array

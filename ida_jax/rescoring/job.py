@@ -71,7 +71,6 @@ class Summary(NamedTuple):
     """What a finished job did.
 
     Attributes:
-      pairs: the number of pairs scored.
       unmatched: the number of pairs whose score is NaN because of a bad face.
       bad_faces: the number of faces that were zero, NaN or infinite.
       seconds: of the whole job in this process.

@@ -256,9 +256,6 @@ def _put_damaged_aside(folder: Path) -> None:
 
     Every byte is read from the newest down to the first whole one; of older ones only the small
     files, which Orbax reads when it opens the folder. Several processes call it together.
-
-    Raises:
-      UserError: all checkpoints are damaged; none is renamed.
     """
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), reverse=True)
     damaged, newest_whole = {}, None
@@ -289,9 +286,7 @@ def _put_damaged_aside(folder: Path) -> None:
 def _damage(checkpoint: Path, *, every_byte: bool) -> str | None:
     """What process 0 finds wrong with a checkpoint's files, on every process; None if nothing.
 
-    Args:
-      checkpoint: its folder.
-      every_byte: False reads only files up to 1 MiB, and the others' sizes.
+    Without `every_byte` only files up to 1 MiB are read, and the others' sizes.
     """
     damage = _own_damage(checkpoint, every_byte=every_byte) if is_first() else None
     try:

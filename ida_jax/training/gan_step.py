@@ -43,11 +43,7 @@ class GanState(NamedTuple):
 
     Attributes:
       step: int32 scalar, steps taken.
-      generator: its parameters.
-      discriminator: its parameters.
       average: the generator's moving average, which is the generator that is kept.
-      generator_opt: its optimiser's state.
-      discriminator_opt: its optimiser's state.
       path_mean: float32 scalar, the moving mean of path lengths.
       r1: float32 scalar, the last penalty; here, like the mean, for the records of a resumed
         training.

@@ -45,14 +45,7 @@ from ida_jax.training.optimizer import learning_rate_schedule
 
 
 class PfeState(NamedTuple):
-    """Everything that a step changes.
-
-    Attributes:
-      step: int32 scalar, steps taken.
-      params: the uncertainty module's parameters.
-      batch_stats: its BatchNorm statistics.
-      opt_state: of its optimiser.
-    """
+    """Everything that a step changes: the uncertainty module, its optimiser, the steps taken."""
 
     step: jax.Array
     params: Any

@@ -42,9 +42,7 @@ class SSRTarget(NamedTuple):
 
     Attributes:
       values: float32 [N].
-      mean: see `SSRModule`.
-      std: see `SSRModule`.
-      floor: see `SSRModule`.
+      mean, std, floor: see `SSRModule`.
     """
 
     values: np.ndarray

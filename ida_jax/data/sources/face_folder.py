@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.dataset import LazyImages
-from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.dataset import EncodedFaces, LazyImages
 from ida_jax.data.sources.image_files import JPEG_AND_PNG, hidden_note, is_hidden, read_image
 
 _LISTED = 5

@@ -361,10 +361,6 @@ def _members(file: BinaryIO) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """The images' places, {name: (offset, size)}, and the hidden entries.
 
     Of a repeated name the last counts, as in tar; of a hidden folder the folder alone.
-
-    Raises:
-      ValueError: a tar file without its end, an image in a form that is not plain bytes, or a path
-        that leads out of the archive.
     """
     members, hidden = {}, set()
     file.seek(0)

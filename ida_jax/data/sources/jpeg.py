@@ -40,8 +40,6 @@ class Layout(NamedTuple):
     """What an image's header says.
 
     Attributes:
-      height: H.
-      width: W.
       is_rgb: three channels of 8 bits; False where that is not looked at (BMP, WebP).
     """
 

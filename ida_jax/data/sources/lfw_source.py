@@ -56,8 +56,6 @@ class PreparedLfw(NamedTuple):
 
     Attributes:
       folder: DATA_DIR/lfw or DATA_DIR/calfw.
-      images: N.
-      pairs: how many the list has.
       notes: what differs from the whole data set.
     """
 

@@ -19,7 +19,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.outputs import writing
-from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.dataset import EncodedFaces
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.shards import (
     LISTED,
@@ -46,11 +46,9 @@ class Written(NamedTuple):
     """A data set that was written.
 
     Attributes:
-      path: its folder.
       records: images, or pairs of them.
       converted: images that are no longer the source's bytes, being RGB now.
       skipped: what is wrong with each corrupt image that was left out.
-      notes: what a user should know.
     """
 
     path: Path
@@ -197,12 +195,10 @@ def _write(name: str, split: _Split, *, data_dir: Path, skip_corrupt: bool) -> W
     if not split.rows:
         raise UserError(f"nothing to write as {name}: the source holds no image")
     with writing({}, reading={}, folder=path.parent):
-        return _write_locked(name, split, path, data_dir=data_dir, skip_corrupt=skip_corrupt)
+        return _write_locked(name, split, path, skip_corrupt=skip_corrupt)
 
 
-def _write_locked(
-    name: str, split: _Split, path: Path, *, data_dir: Path, skip_corrupt: bool
-) -> Written:
+def _write_locked(name: str, split: _Split, path: Path, *, skip_corrupt: bool) -> Written:
     folder, _ = written_folders(path.parent)
     _begin(folder, f"{split.source} rows={split.rows} {_sample(split)}")
     prefix = f"{name}-{split.name}.array_record"
@@ -224,7 +220,7 @@ def _write_locked(
             images = TfdsImages(names, [shard.records for shard in shards])
             split.keep(folder, images, [row for shard in shards for row, _ in shard.corrupt])
         if corrupt:
-            with written_whole(data_dir / f"{name}.skipped.txt") as temporary:
+            with written_whole(path.parent.with_name(f"{name}.skipped.txt")) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in corrupt), encoding="utf-8")
         folder.rename(path)
         remove_reports(path)
