@@ -77,10 +77,17 @@ def _evaluate_gallery(
         if not count:
             raise UserError(f"gallery {name} has no {kind} probes: check the 1:N lists")
     mates = mates[mated]
-    searches = {
-        method: _search(faces, each, gallery, probes, mated, mates, top=max(RANKS))
-        for method, each in terms.items()
-    }
+    pairs = np.stack([gallery.rows[mates], probes.rows[mated]], axis=1)
+    enrolled, top = jax.device_put(faces[gallery.rows]), min(max(RANKS), gallery.rows.size)
+    searches = {}
+    for method, scores in pair_scores(faces, pairs, terms).items():
+        sides = (gallery.rows, probes.rows)
+        of_gallery, own = (
+            terms[method]._replace(values=terms[method].values[rows]) for rows in sides
+        )
+        found = identify(faces[probes.rows], own, Gallery(enrolled, of_gallery), top=top)
+        ranks = mate_ranks(found.rows[mated], mates)
+        searches[method] = Searches(scores, ranks, found.scores[~mated, 0])
     _, units = np.unique(probes.subjects, return_inverse=True)
     options = {"baseline": BASELINE, "resamples": resamples, "seed": seed}
     same = np.repeat([True, False], [mates.size, np.count_nonzero(~mated)])
@@ -118,27 +125,6 @@ def _evaluate_gallery(
     }
     few = notes_of_few(figures, counts="false_alarms", rate="FPIR", decided="TPIR")
     return Evaluation(figures, roc_bands(splits, bootstrap), few)
-
-
-def _search(
-    faces: np.ndarray,
-    terms: FaceTerms,
-    gallery: Enrolled,
-    probes: Enrolled,
-    mated: np.ndarray,
-    mates: np.ndarray,
-    *,
-    top: int,
-) -> Searches:
-    enrolled, own = (terms._replace(values=terms.values[side.rows]) for side in (gallery, probes))
-    enrolled = Gallery(jax.device_put(faces[gallery.rows]), enrolled)
-    found = identify(faces[probes.rows], own, enrolled, top=min(top, len(enrolled)))
-    pairs = np.stack([gallery.rows[mates], probes.rows[mated]], axis=1)
-    return Searches(
-        pair_scores(faces, pairs, {"": terms})[""],
-        mate_ranks(found.rows[mated], mates),
-        found.scores[~mated, 0],
-    )
 
 
 def _mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

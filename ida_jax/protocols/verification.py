@@ -16,7 +16,6 @@ from ida_jax.common.progress import progress_bar
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import (
     Bootstrap,
-    BootstrapPoint,
     bootstrap_deepening,
     bootstrap_means,
     bootstrap_tar,
@@ -350,7 +349,7 @@ def roc_bands(splits: Mapping[str, SplitScores], bootstrap: Bootstrap) -> dict[s
         rest = np.geomspace(known[-1], 1, 11)[1:].tolist() if known[-1] < 1 else []
         far = np.array(known + rest)
         tar = [point.tar for point in tar_at_far(*split, far.tolist())]
-        ends = np.array([_ends(points.get(at)) for at in far.tolist()])
+        ends = np.array([points[at].tar if at in points else (np.nan,) * 2 for at in far.tolist()])
         bands[name] = Band(far, np.array(tar), *ends.T)
     return bands
 
@@ -391,7 +390,3 @@ def _figures_and_curves(
 def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:
     """The figures' FARs and the band's, ascending, each once."""
     return tuple(sorted({*map(float, fars), *band_fars(impostors)}))
-
-
-def _ends(point: BootstrapPoint | None) -> tuple[float, float]:
-    return (np.nan, np.nan) if point is None else tuple(point.tar)

@@ -99,8 +99,9 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
     """
     network = build_network(model.network, model.network_options)
     module = UncertaintyNetwork(embedding_dim=model.width, hidden=config.hidden)
+    is_kernel = partial(path_aware_map, lambda path, _: path[-1] == "kernel")
     optimizer = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
         optax.sgd(learning_rate_schedule(config), momentum=config.momentum),
     )
     side = model.preprocessing.image_size
@@ -144,10 +145,6 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
         # Copies, since a donated buffer must not occur twice.
         jax.jit(lambda: jax.tree.map(jnp.copy, init()), out_shardings=shardings),
     )
-
-
-def _is_kernel(params: Any) -> Any:
-    return path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
 def train_pfe(
