@@ -59,9 +59,6 @@ def generated_candidates(
     Args:
       truncation: ψ in 0 < ψ ≤ 1. Styles are drawn in to their mean, w̄ + ψ·(w − w̄), which makes
         faces cleaner and more alike (Karras et al. 2019, appendix B).
-
-    Raises:
-      UserError: ψ out of its range.
     """
     if not 0 < truncation <= 1:
         raise UserError(f"the truncation is {truncation:g}: expected 0 < ψ ≤ 1, 1 for none")
@@ -90,9 +87,6 @@ def folder_candidates(
       image_size: what the model takes; an image of another size is refused when it is drawn.
       skip_bad: an image that cannot be decoded is black, and noted as unreadable, instead of
         ending the run.
-
-    Raises:
-      UserError: as `find_images`; a folder of identity folders.
     """
     images = find_images(folder)
     if images.people:
@@ -180,9 +174,6 @@ def embedded_chunks(
       flip: adds the mirrored face's embedding.
       parts: a folder in which chunks are kept, in a folder named after all that they depend on; a
         chunk that exists is not computed again. The caller removes it.
-
-    Raises:
-      UserError: candidates of another size than the model's; the folder cannot be written.
     """
     size = model.preprocessing.image_size
     if candidates.image_size != size:

@@ -184,9 +184,6 @@ def refuse_self_matches(similarities: np.ndarray) -> None:
 
     Args:
       similarities: [N, K], to each face's nearest anchors, descending.
-
-    Raises:
-      UserError: more than 1 % of the faces have a cosine of 1 to an anchor.
     """
     themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
     # Data sets hold a few images under two names; anchors taken from the faces are a large share.

@@ -82,9 +82,6 @@ def own_neighbours(
 
     Returns:
       `Neighbours` [S, K], S = min(sample, A).
-
-    Raises:
-      UserError: fewer than k anchors of other identities.
     """
     a = len(anchors)
     if not 1 <= k < a:

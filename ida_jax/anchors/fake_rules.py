@@ -100,10 +100,6 @@ def training_rules(
       width: D of the anchors' model.
       count: A.
       privacy: the threshold; `same_person_threshold` if None.
-
-    Raises:
-      UserError: a different width; k or fewer people; bad rows; no labels where the faces seem to
-        show people several times, so that no threshold follows from them.
     """
     everyone = AnchorSet.from_embeddings(training.embeddings, labels=training.labels, k=k, tau=tau)
     require_same_model("training faces", "", everyone.width, fingerprint="", width=width)

@@ -209,9 +209,6 @@ def by_batches(
       images: N crops.
       preprocessing: gives the size that they must have.
       batch_size, progress: as in `FaceModel.raw_embeddings`.
-
-    Raises:
-      UserError: a crop of a different size.
     """
     mesh = local_mesh()
     rows = batch_size if len(images) >= batch_size else min(_FEW, batch_size)

@@ -59,11 +59,7 @@ def _decoded(names: Sequence[str], encoded: Sequence[bytes], index: int) -> np.n
 
 
 def find_crops(root: str | os.PathLike[str]) -> Path:
-    """The tar file or the folder that holds the crops.
-
-    Raises:
-      UserError: neither is there.
-    """
+    """The tar file or the folder that holds the crops."""
     tar, folder = Path(root) / "lfw_112.tar", Path(root) / "lfw_112"
     if tar.is_file():
         return tar
@@ -80,9 +76,6 @@ def read_split(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Args:
       path: lines identity,role,… under a header with at least these two names.
-
-    Raises:
-      UserError: no such file, or a malformed one; an identity that comes twice.
     """
     path = Path(path)
     if not path.is_file():

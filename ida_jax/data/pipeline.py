@@ -95,11 +95,7 @@ def _close(iterator: weakref.ref) -> None:
 
 
 def check_labels(dataset: FaceDataset) -> None:
-    """Refuses labels that no class weight stands for.
-
-    Raises:
-      UserError: no faces, or a label outside 0 … C−1, named by row.
-    """
+    """Refuses labels that no class weight stands for."""
     labels, classes = dataset.labels, dataset.num_identities
     if not len(labels):
         raise UserError("the training set holds no faces")

@@ -43,11 +43,7 @@ class TfdsImages(Sequence[np.ndarray]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The image of a row, uint8 [H, W, 3] RGB.
-
-        Raises:
-          UserError: its bytes are not an image.
-        """
+        """The image of a row, uint8 [H, W, 3] RGB."""
         return self.image(index, "image")
 
     def image(self, index: int, feature: str) -> np.ndarray:
@@ -62,11 +58,7 @@ class TfdsImages(Sequence[np.ndarray]):
             ) from error
 
     def features(self, index: int) -> Any:
-        """A row's features as they are stored: a map of names to protobuf lists.
-
-        Raises:
-          UserError: the record is damaged.
-        """
+        """A row's features as they are stored: a map of names to protobuf lists."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         if not 0 <= index < len(self):
@@ -120,9 +112,6 @@ def find_tfds(
 
     Args:
       source: how `ida_jax.prepare` makes such a data set, for the message.
-
-    Raises:
-      UserError: the data set is not there.
     """
     root = Path(data_dir) / name
     versions = sorted(

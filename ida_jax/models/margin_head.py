@@ -33,11 +33,7 @@ MARGIN_LOSSES = tuple(_DEFAULT_MARGINS)
 
 
 def default_margin(kind: str) -> Margin:
-    """The kind's own margin; None for "l2_softmax", which has none.
-
-    Raises:
-      UserError: an unknown kind.
-    """
+    """The kind's own margin; None for "l2_softmax", which has none."""
     if kind not in MARGIN_LOSSES:
         raise UserError(
             f"the margin head's kind is {kind!r}; choose one of {', '.join(MARGIN_LOSSES)}"

@@ -50,9 +50,6 @@ def fixed_blocks(
       block: rows of what is given.
       reach: the number of rows after which no further block is taken; the stream may hold fewer.
       what: how an error names them.
-
-    Raises:
-      UserError: a block of another rank, type or width.
     """
     faces, bad, count, left = _no_faces(block, width), np.zeros(block, bool), 0, reach
     for rows in blocks:

@@ -261,11 +261,7 @@ def _image_variances(request: Request, options: IjbOptions, names: Sequence[str]
 
 
 def in_order(given: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarray:
-    """The embeddings in the order of a list's images; names are compared without their folders.
-
-    Raises:
-      UserError: a different number of embeddings without names, or an image without one.
-    """
+    """The embeddings in the order of a list's images; names are compared without their folders."""
     if given.names is None:
         if len(given.embeddings) != len(names):
             raise UserError(

@@ -137,9 +137,6 @@ def pfe_scores(
       pairs: int [P, 2], rows of the T templates.
       scorers: {method: its Rescorer}; those of `FUSED_MEANS` are joined with PFE.
       rows: int [N], the images' rows in embeddings and variances.
-
-    Raises:
-      UserError: different shapes, variances that are not finite, as `fuse`.
     """
     if variances.log_variances.shape != embeddings.shape:
         raise UserError(

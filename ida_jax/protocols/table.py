@@ -144,11 +144,7 @@ class Faces(NamedTuple):
 
 
 def unit_faces(request: Request) -> Faces:
-    """The request's embeddings as unit rows.
-
-    Raises:
-      UserError: bad rows, named by number, unless they are skipped.
-    """
+    """The request's embeddings as unit rows."""
     what = f"embeddings in {request.path}"
     faces, bad = unit_rows(request.embeddings.embeddings, skip_bad=request.skip_bad, what=what)
     if not bad.any():
@@ -158,11 +154,7 @@ def unit_faces(request: Request) -> Faces:
 
 
 def required_names(request: Request) -> Sequence[str]:
-    """The embeddings' names, N.
-
-    Raises:
-      UserError: there are none.
-    """
+    """The embeddings' names, N."""
     if request.embeddings.names is None:
         raise UserError(
             f"{request.path} has no names, which --protocol={request.protocol} looks images "

@@ -289,9 +289,6 @@ def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
     Args:
       names: N names, PERSON/VIDEO/FRAME; frames of other videos are ignored.
       videos: V distinct names, PERSON/VIDEO.
-
-    Raises:
-      UserError: a malformed name; videos without a frame, the first named and all counted.
     """
     place = {video: i for i, video in enumerate(videos)}
     frames_of: list[list[tuple]] = [[] for _ in videos]

@@ -119,9 +119,6 @@ def require_same_models(
 
     Args:
       fingerprint: of the model that made them; "" where unknown.
-
-    Raises:
-      UserError: different fingerprints where both are known.
     """
     for scorer in scorers:
         made = {

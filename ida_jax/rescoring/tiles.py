@@ -142,9 +142,6 @@ def split_all_pairs(
 
     Args:
       similarities, labels, methods, rows: as in `all_pair_tiles`.
-
-    Raises:
-      UserError: more pairs than are kept in memory.
     """
     counts = pair_counts(labels)
     if sum(counts) > _MOST_PAIRS:

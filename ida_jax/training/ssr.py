@@ -67,9 +67,6 @@ def make_target(log_density: np.ndarray, kind: str) -> SSRTarget:
 
     F at τ = 1, k = 10 lies within about 0.04 … 0.1, where the raw squared error is nearly flat;
     standardising is an affine change of the same regression. "paper" keeps Eq. 6 to the letter.
-
-    Raises:
-      UserError: an unknown kind, or a log F that is not finite.
     """
     if kind not in TARGETS:
         raise UserError(f"SSR target '{kind}' is unknown: choose one of {', '.join(TARGETS)}")

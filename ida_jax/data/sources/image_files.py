@@ -57,11 +57,7 @@ def hidden_note(names: Sequence[str]) -> str:
 
 
 def read_image(path: str | os.PathLike[str]) -> bytes:
-    """An image file's bytes.
-
-    Raises:
-      UserError: it cannot be read, is a pipe or a device, or is of more than 512 MiB.
-    """
+    """An image file's bytes."""
     try:
         # A pipe would else be waited for.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -107,11 +103,7 @@ class ImageFiles(Sequence[np.ndarray]):
         return decode(self.encoded(row), where=self.where(row))
 
     def encoded(self, row: int) -> bytes:
-        """The image's bytes.
-
-        Raises:
-          UserError: they cannot be read.
-        """
+        """The image's bytes."""
         return self._source.read(self.names[row])
 
     def where(self, row: int) -> str:

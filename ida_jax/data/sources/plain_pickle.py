@@ -55,10 +55,6 @@ def load_plain_pickle(path: Path) -> Any:
 
     It is built of lists, tuples, bytes, str, int, bool, None and `Array`; Python 2's str is bytes.
     Memory stays within a small multiple of the file's size.
-
-    Raises:
-      UserError: the file is not a whole pickle, or has an instruction or a name that builds
-        something else; byte and name are given.
     """
     content = path.read_bytes()
     loads, stop, fault = _checked_instructions(content)

@@ -79,9 +79,6 @@ def write_shards(
 
     Returns:
       What each of the S shards holds, up to where it ended.
-
-    Raises:
-      UserError: a shard cannot be written.
     """
     from ida_jax.common.progress import progress_bar
 

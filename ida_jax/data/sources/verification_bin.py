@@ -74,11 +74,7 @@ class WrittenBin(NamedTuple):
 
 
 def open_bin(path: str | os.PathLike[str]) -> ImageFiles:
-    """A set's 2P images in their order, named by their numbers from 0.
-
-    Raises:
-      UserError: as `read_verification_bin`.
-    """
+    """A set's 2P images in their order, named by their numbers from 0."""
     path = Path(path)
     content = read_verification_bin(path)
     return ImageFiles([f"{row:06}" for row in range(len(content.images))], _Bin(path, content))
