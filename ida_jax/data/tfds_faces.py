@@ -47,7 +47,7 @@ class TfdsImages(Sequence[np.ndarray]):
         return self.image(index, "image")
 
     def image(self, index: int, feature: str) -> np.ndarray:
-        """One of a row's images, uint8 [H, W, 3] RGB; raises as `__getitem__`."""
+        """One of a row's images, uint8 [H, W, 3] RGB."""
         encoded = self.features(index)[feature].bytes_list.value[0]
         try:
             return decode(encoded, where=f"of row {index}")
