@@ -17,7 +17,9 @@ from ida_jax.runs.config import run_section
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant:
-        raise ValueError(f"variant '{variant}' is unknown: there is none, the weights being given")
+        raise ValueError(
+            f"variant '{variant}' is unknown: the weights are given, so there are no variants"
+        )
     c = run_section("LFW, a pretrained MobileFaceNet")
     c.stages = ("import", "anchors", "ssr", "csn", "evaluate")
     c.flip = False

@@ -1,6 +1,6 @@
 """The whole road on rendered identities: train, anchors, SSR, evaluate.
 
-Reproduces: the shape of Table 1's ArcFace rows (cosine, IDA-R, IDA-L), on made-up faces.
+Reproduces: the shape of Table 1's ArcFace rows (cosine, IDA-R, IDA-L), on synthetic faces.
 Hardware: a laptop, 2 CPU cores, under 3 minutes.
 Expected: LFW-style accuracy above 0.90 on identities never seen in training.
 Command: python -m ida_jax.main --config=configs/quickstart.py --workdir=runs/quickstart

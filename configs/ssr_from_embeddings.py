@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
     c.evaluate.resamples = 1000  # of the bootstrap over identities
     if variant == "smoke":
-        c.embeddings = "synthetic"  # made-up embeddings, anchors and labels, in memory
+        c.embeddings = "synthetic"  # synthetic embeddings, anchors and labels, in memory
         c.ssr.steps, c.ssr.decay_steps = 200, (100,)
         c.evaluate.resamples = 20
     elif variant:

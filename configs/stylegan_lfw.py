@@ -19,7 +19,9 @@ from ida_jax.runs.config import run_section
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant:
-        raise ValueError(f"variant '{variant}' is unknown: there is none, the weights being given")
+        raise ValueError(
+            f"variant '{variant}' is unknown: the weights are given, so there are no variants"
+        )
     c = run_section("LFW, a StyleGAN2 of its anchor half")
     c.stages = ("import", "gan", "anchors", "evaluate")
     c.flip = False

@@ -30,10 +30,9 @@ import numpy as np
 from ida_jax.common.processes import cores
 from ida_jax.common.provenance import provenance
 from ida_jax.data.augment import CHANGES, stream
-from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.dataset import EncodedFaces, FaceDataset
 from ida_jax.data.pipeline import training_batches
 from ida_jax.data.rendered import rendered_faces
-from ida_jax.data.sources.encoded import EncodedFaces
 from ida_jax.data.sources.tfds_writer import write_faces
 from ida_jax.data.tfds_faces import load_tfds
 

@@ -3,7 +3,7 @@
 Command: PYTHONPATH=. python experiments/bench_megaface.py [--small] [--methods=cosine,ida_r,ida_l]
 Prints one JSON.
 
-Distractors are made up block by block from a seed, in clusters, and never lie anywhere as a whole.
+Distractors are drawn block by block from a seed, in clusters, and never lie anywhere as a whole.
 Probes are as FaceScrub's, 80 identities of 44 or 45 images. ida_l's SSR module has random weights:
 its speed is that of a trained one, its rank-1 says nothing. --small is 10,000 distractors and 5,000
 anchors.

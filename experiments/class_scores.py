@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.artefacts.face_model import FaceModel
-from ida_jax.data.dataset import ImageSubset
+from ida_jax.data.dataset import image_subset
 from ida_jax.runs.run import Run
 from ida_jax.training.head_step import margin_head
 
@@ -60,7 +60,7 @@ def sampled_faces(run: Run, model: FaceModel, *, count: int) -> Sample:
     data = run.train_faces
     rng = np.random.default_rng(run.config.seed)
     rows = np.sort(rng.choice(len(data.labels), min(count, len(data.labels)), replace=False))
-    faces = model.embed(ImageSubset(data.images, rows), progress="embed training faces")
+    faces = model.embed(image_subset(data.images, rows), progress="embed training faces")
     weights = model.class_weights
     unit = weights / np.linalg.norm(weights, axis=1, keepdims=True)
     return Sample(faces, data.labels[rows], unit)

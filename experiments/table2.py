@@ -50,7 +50,7 @@ def _lfw(run: Any) -> dict[str, Any]:
     from paper_runs import scorers
 
     from ida_jax.common.files import written_whole
-    from ida_jax.data.dataset import ImageSubset
+    from ida_jax.data.dataset import image_subset
     from ida_jax.data.labelled_pairs import read_lfw_pairs
     from ida_jax.data.lfw_crops import load_lfw
     from ida_jax.protocols.verification import evaluate_kfold
@@ -61,7 +61,7 @@ def _lfw(run: Any) -> dict[str, Any]:
     rows, pairs = np.unique(listed.pairs, return_inverse=True)
     path = run.workdir / f"lfw-pairs-{run.model.fingerprint}.npy"
     if not path.is_file():
-        embeddings = run.embed(ImageSubset(everybody.images, rows), "embed LFW's pairs")
+        embeddings = run.embed(image_subset(everybody.images, rows), "embed LFW's pairs")
         with written_whole(path) as temporary, temporary.open("wb") as file:
             np.save(file, embeddings)
     faces, labels = np.load(path), everybody.labels[rows]

@@ -119,7 +119,7 @@ def _parser(kind: str, description: str) -> Parser:
     add("--anchors", type=Path, required=True, metavar="A", help="the anchors, or the cohort")
     add("--output", type=Path, required=True, metavar="F", help="where the fit goes")
     add("--keep_own", action="store_true",
-        help="A's labels are in another numbering, and nobody is both in E and in A")
+        help="A's labels are in another numbering, and no person is in both E and A")
     add("--searcher", default="auto", help="as in rescore (auto)")
     # fmt: on
     return parser

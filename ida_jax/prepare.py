@@ -20,7 +20,7 @@ from ida_jax.common.errors import UserError, exit_code
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from ida_jax.data.sources.encoded import EncodedFaces
+    from ida_jax.data.dataset import EncodedFaces
     from ida_jax.data.sources.tfds_writer import Written
 
 _FACES = """Writes the TFDS data set DIR/NAME (split train: image, label), which training reads.

@@ -5,7 +5,7 @@ import struct
 import cv2
 import numpy as np
 
-from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.dataset import EncodedFaces
 
 
 def jpeg(value, *, size=8, grey=False):

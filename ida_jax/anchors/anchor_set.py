@@ -132,7 +132,6 @@ class AnchorSet:
         """Reads a saved set, memory-mapped.
 
         Args:
-          path: the file.
           verify: compare all of a file of more than 256 MiB with its checksum too, which reads it.
 
         Raises:
@@ -194,3 +193,21 @@ class AnchorSet:
             "anchors", self.fingerprint, self.width,
             fingerprint=fingerprint, width=width, whose=whose,
         )  # fmt: skip
+
+    def check_fit(
+        self, what: str, command: str, *, fingerprint: str, width: int, anchors: int
+    ) -> None:
+        """Refuses a fit (`what`) that was made with anchors of another model, width or number.
+
+        Raises:
+          UserError: it names the command that fits again.
+        """
+        require_same_model(
+            what, fingerprint, width,
+            fingerprint=self.fingerprint, width=self.width, whose="the anchor set",
+        )  # fmt: skip
+        if len(self) != anchors:
+            raise UserError(
+                f"the {what} was fitted with {anchors} anchors, {len(self)} were given: use the "
+                f"same anchor set, or fit again (python -m ida_jax.fit {command})"
+            )

@@ -16,6 +16,7 @@ from ida_jax.anchors.sources import find_images
 from ida_jax.common.errors import UserError
 from ida_jax.common.parts import Parts, cut, key_of
 from ida_jax.common.validation import unit_rows
+from ida_jax.data.dataset import LazyImages
 from ida_jax.data.sources.image_files import decode, read_image
 
 if TYPE_CHECKING:
@@ -56,13 +57,8 @@ def generated_candidates(
     """A generator's faces, in unlimited number.
 
     Args:
-      generator: the generator.
-      seed: of the generator's sequence of faces.
       truncation: ψ in 0 < ψ ≤ 1. Styles are drawn in to their mean, w̄ + ψ·(w − w̄), which makes
         faces cleaner and more alike (Karras et al. 2019, appendix B).
-
-    Raises:
-      UserError: ψ out of its range.
     """
     if not 0 < truncation <= 1:
         raise UserError(f"the truncation is {truncation:g}: expected 0 < ψ ≤ 1, 1 for none")
@@ -91,9 +87,6 @@ def folder_candidates(
       image_size: what the model takes; an image of another size is refused when it is drawn.
       skip_bad: an image that cannot be decoded is black, and noted as unreadable, instead of
         ending the run.
-
-    Raises:
-      UserError: as `find_images`; a folder of identity folders.
     """
     images = find_images(folder)
     if images.people:
@@ -115,7 +108,6 @@ def file_candidates(
     """Image files in their order.
 
     Args:
-      files: paths within `folder`.
       folder: named as their source in the provenance.
       image_size: H and W of each.
       skip_bad: as in `folder_candidates`; None where that is not offered.
@@ -157,7 +149,7 @@ def file_candidates(
         "skip_bad": bool(skip_bad),
     }
     return CandidateFaces(
-        lambda first, count: _Files(read, first, count),
+        lambda first, count: LazyImages(count, lambda index: read(first + index)),
         len(files),
         image_size,
         provenance,
@@ -179,15 +171,9 @@ def embedded_chunks(
     A row is NaN where a candidate could not be decoded or the model gave zero, NaN or infinity.
 
     Args:
-      candidates: the faces.
-      model: embeds them.
-      stop: how many.
       flip: adds the mirrored face's embedding.
       parts: a folder in which chunks are kept, in a folder named after all that they depend on; a
         chunk that exists is not computed again. The caller removes it.
-
-    Raises:
-      UserError: candidates of another size than the model's; the folder cannot be written.
     """
     size = model.preprocessing.image_size
     if candidates.image_size != size:
@@ -218,18 +204,3 @@ def embedded_chunks(
         chunks = Parts(folder, whole, _CHUNK).values(embed)
     for first, faces in zip(range(0, whole, _CHUNK), chunks, strict=True):
         yield faces[: end - first]
-
-
-class _Files(Sequence[np.ndarray]):
-    """Some of the images, each read when asked for."""
-
-    def __init__(self, read: Callable[[int], np.ndarray], first: int, count: int) -> None:
-        self._read, self._first, self._count = read, first, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return self._read(self._first + index)

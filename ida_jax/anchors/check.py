@@ -45,14 +45,12 @@ class Matches(NamedTuple):
     similarity: np.ndarray
 
 
-def same_person_threshold(
-    anchors: AnchorSet, *, faces: int, sample: int = 1000, seed: int = 0
-) -> float:
+def same_person_threshold(anchors: AnchorSet, *, faces: int) -> float:
     """The cosine to its nearest anchor that one of `faces` strangers is expected to reach.
 
     In the model's own scale: an anchor is a stranger to the anchors of other identities, and its
     cosine s to the nearest of them is the largest of many, modelled by the Gumbel distribution
-    P(s ≤ t) = exp(−exp(−(t − μ)/β)). μ and β come from the quartiles of a sample, which a
+    P(s ≤ t) = exp(−exp(−(t − μ)/β)). μ and β come from the quartiles of 1,000 anchors, which a
     few duplicates do not move, and P(s > t) = 1/faces gives t.
 
     Measured on LFW (2,870 anchors, other identities as probes): .504 is reached by 0.81 % of 5,195
@@ -66,7 +64,6 @@ def same_person_threshold(
     Args:
       anchors: the set. It needs labels if it holds several images of a person.
       faces: the number of faces compared with it, at least 1.
-      sample: at most this many anchors are examined, drawn from `seed`.
 
     Returns:
       t, at most 0.999, so that an image that is in both is found whatever the model.
@@ -74,11 +71,11 @@ def same_person_threshold(
     Raises:
       UserError: anchors of one identity alone.
     """
-    neighbours = own_neighbours(anchors, k=1, sample=sample, seed=seed)
+    neighbours = own_neighbours(anchors, k=1)
     low, high = np.quantile(neighbours.similarities[:, 0].astype(np.float64), [0.25, 0.75])
     scale = (high - low) / (math.log(-math.log(0.25)) - math.log(-math.log(0.75)))
     location = low + scale * math.log(-math.log(0.25))
-    expected = 1 / max(faces, 2)  # one in one would be no threshold
+    expected = 1 / max(faces, 2)  # 1/1 gives no threshold
     return min(location - scale * math.log(-math.log1p(-expected)), HIGHEST_THRESHOLD)
 
 
@@ -88,7 +85,6 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
     Exact, by tiles of the product of the anchors with themselves: A²·D operations.
 
     Args:
-      anchors: the set.
       threshold: a cosine, `same_person_threshold` with faces = A for one.
       limit: at most this many pairs are listed; all are counted.
     """
@@ -123,7 +119,6 @@ def identity_leaks(probes: np.ndarray, anchors: AnchorSet, threshold: float) -> 
 
     Args:
       probes: float32 [N, D], unit rows.
-      anchors: the set.
       threshold: a cosine, `same_person_threshold` with faces = N for one.
 
     Raises:
@@ -189,9 +184,6 @@ def refuse_self_matches(similarities: np.ndarray) -> None:
 
     Args:
       similarities: [N, K], to each face's nearest anchors, descending.
-
-    Raises:
-      UserError: more than 1 % of the faces have a cosine of 1 to an anchor.
     """
     themselves = np.count_nonzero(similarities[:, 0] > 1 - 1e-5)
     # Data sets hold a few images under two names; anchors taken from the faces are a large share.

@@ -26,6 +26,7 @@ from ida_jax.ops.hypersphere import Neighbours
 
 _DEPTH, _SPLITS = 4, 10  # neighbours searched for the halves, in k; random halves averaged over
 _UNCOVERED = 0.01
+_SAMPLE = 1000  # anchors, or probes, that are examined
 # Of faces from the anchors' domain 1 % lie below the 1st percentile. On LFW: 0.6 %, 1.5 % with 300
 # anchors, 3 to 4 % among grey anchors or ones with red and blue exchanged; IDA gained in each of
 # these. From 11 % on (half of the domain, by a principal direction) it cost TAR; another model's
@@ -69,23 +70,18 @@ class Coverage(NamedTuple):
 
 
 def own_neighbours(
-    anchors: AnchorSet, *, k: int, sample: int = 1000, seed: int = 0, searcher: str = "auto"
+    anchors: AnchorSet, *, k: int, sample: int = _SAMPLE, seed: int = 0, searcher: str = "auto"
 ) -> Neighbours:
     """Support sets of anchors among the anchors of other identities.
 
     An anchor without a known identity counts as a person of its own.
 
     Args:
-      anchors: the set.
-      k: the support set's size.
       sample: at most this many anchors are examined, drawn from `seed`.
       searcher: see `ida_jax.anchors.search.support_sets`.
 
     Returns:
       `Neighbours` [S, K], S = min(sample, A).
-
-    Raises:
-      UserError: fewer than k anchors of other identities.
     """
     a = len(anchors)
     if not 1 <= k < a:
@@ -119,7 +115,7 @@ def own_neighbourhood(
     *,
     k: int,
     tau: float,
-    sample: int = 1000,
+    sample: int = _SAMPLE,
     seed: int = 0,
     searcher: str = "auto",
 ) -> Neighbourhood:
@@ -185,10 +181,10 @@ def coverage(
     *,
     k: int | None = None,
     labels: np.ndarray | None = None,
-    sample: int = 1000,
-    seed: int = 0,
 ) -> Coverage:
     """Whether the anchors are of the probes' domain: the probes' support sets beside their own.
+
+    At most 1,000 probes, and as many anchors, are examined, drawn at random.
 
     It finds anchors that lie elsewhere, are another model's, or fill a corner of the domain only.
     It cannot distinguish random directions from faces: every probe is as near to them as they
@@ -196,12 +192,9 @@ def coverage(
 
     Args:
       probes: float32 [N, D], unit rows.
-      anchors: the set.
       k: the support set's size; the anchor set's own default if None.
       labels: int [N], the probes' identities in the anchors' numbering, each excluded from its own
         support set.
-      sample: at most this many probes, and as many anchors, are examined, drawn from
-        `seed`.
 
     Raises:
       UserError: as `support_sets`; fewer than k anchors of other identities; no probes.
@@ -210,8 +203,8 @@ def coverage(
     if n < 1:
         raise UserError("0 probes were given: expected at least 1")
     k = anchors.k if k is None else k
-    own = np.mean(own_neighbours(anchors, k=k, sample=sample, seed=seed).similarities, 1)
-    rows = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
+    own = np.mean(own_neighbours(anchors, k=k).similarities, 1)
+    rows = np.sort(np.random.default_rng(0).choice(n, min(_SAMPLE, n), replace=False))
     chosen = None if labels is None else np.asarray(labels)[rows]
     neighbours = support_sets(probes[rows], anchors, k=k, labels=chosen)
     similarity = np.mean(neighbours.similarities, axis=1)

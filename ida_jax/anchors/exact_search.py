@@ -48,7 +48,6 @@ def host_search(
       embeddings: float32 [A, D], unit rows; may be memory-mapped.
       anchor_labels: int32 [A]; None where the search is never given labels.
       k: 1 … A.
-      slab: anchors compared at once.
 
     Returns:
       search(queries [N, D], labels [N] or None): `Neighbours` as NumPy arrays; -inf where fewer

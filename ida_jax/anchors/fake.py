@@ -89,7 +89,7 @@ def fake_anchors(
 ) -> tuple[AnchorSet, FakeReport]:
     """The first `count` plausible candidates, none of a training person, no duplicates.
 
-    CandidateFaces are taken in their order. One is dropped, for the first reason that holds, if
+    Candidates are taken in their order. One is dropped, for the first reason that holds, if
 
     1. it cannot be decoded, or its embedding is zero, NaN or infinite;
     2. it is implausible: its mean cosine to its k nearest training people, one face of each, is
@@ -114,13 +114,10 @@ def fake_anchors(
     are not checked, and 4 takes the threshold of the first `count` candidates' own similarities.
 
     Args:
-      candidates: the faces.
-      model: embeds them.
       count: A.
       training: what the generator was trained on.
       flip: adds the mirrored face's embedding, as with the faces that will be compared.
       k: the set's default support set size, and that of the second rule.
-      tau: the set's default τ.
       duplicate_cosine: the threshold of the fourth rule.
       privacy_cosine: the threshold of the third.
       most_drawn: at most this many candidates are examined; 4 · count where there is no end of

@@ -97,16 +97,9 @@ def training_rules(
     """The rules by the training faces; see `ida_jax.anchors.fake.fake_anchors`.
 
     Args:
-      training: the faces.
       width: D of the anchors' model.
       count: A.
-      k: neighbours of the plausibility rule.
-      tau: the anchor set's.
       privacy: the threshold; `same_person_threshold` if None.
-
-    Raises:
-      UserError: a different width; k or fewer people; bad rows; no labels where the faces seem to
-        show people several times, so that no threshold follows from them.
     """
     everyone = AnchorSet.from_embeddings(training.embeddings, labels=training.labels, k=k, tau=tau)
     require_same_model("training faces", "", everyone.width, fingerprint="", width=width)
@@ -150,7 +143,6 @@ def choose(
       chunks: the candidates' unit embeddings [·, D] in their order; NaN if there is none.
       rules: with a threshold for duplicates; the others where they are known.
       count: A.
-      most: the number of candidates.
       width: D.
       bar: its total is set to the expected number of candidates.
     """

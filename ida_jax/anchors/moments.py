@@ -39,11 +39,7 @@ def fewest_faces(width: int) -> int:
 
 
 def moments(embeddings: np.ndarray) -> Moments:
-    """Mean and covariance of [N, D] embeddings.
-
-    Raises:
-      UserError: fewer than `fewest_faces`.
-    """
+    """Mean and covariance of [N, D] embeddings."""
     n, width = embeddings.shape
     if n < fewest_faces(width):
         raise UserError(

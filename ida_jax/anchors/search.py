@@ -22,13 +22,7 @@ import jax
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.exact_search import (
-    BestSoFar,
-    Search,
-    device_search,
-    host_search,
-    slabs_of,
-)
+from ida_jax.anchors.exact_search import BestSoFar, Search, device_search, host_search, slabs_of
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
 from ida_jax.ops.dao import log_density
@@ -59,7 +53,6 @@ def support_sets(
 
     Args:
       queries: float32 [N, D], unit rows.
-      anchors: the anchor set.
       k: the support set's size (paper: 10).
       labels: int [N], the queries' identities in the numbering of the anchors' labels; an anchor of
         the same identity never enters the support set. None where no identity is shared.

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.artefacts.face_model import FaceModel, Preprocessing
+from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
+from ida_jax.data.dataset import LazyImages
 from ida_jax.data.sources.image_files import (
     SUFFIXES,
     decode,
@@ -30,7 +31,6 @@ class ImageFolder(NamedTuple):
     """The crops found in a folder.
 
     Attributes:
-      files: their paths, sorted.
       people: the identity folder of each; empty in a flat folder.
       hidden: the entries that were passed over as hidden.
     """
@@ -67,7 +67,6 @@ def read_anchors(
     """An anchor set's file (.safetensors), or plain embeddings in .npy, .npz or .parquet.
 
     Args:
-      path: the file.
       embeddings: the file of the faces that are to be scored by the anchors, if there is one.
       verify: as in `AnchorSet.load`.
 
@@ -170,7 +169,6 @@ def image_anchors(
 
     Args:
       folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
-      model: the model whose faces will be compared.
       size: at most this many anchors, drawn without replacement from `seed`.
       per_identity: at most this many images of a person's folder, the first by name.
       flip: f(x) + f(mirrored x), as the faces to be compared are embedded.
@@ -188,9 +186,15 @@ def image_anchors(
         labels, rows = None, sampled_rows(len(images.files), size=size, seed=seed)
     if k > len(rows):  # before they are embedded
         raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
-    crops = _Crops([images.files[row] for row in rows], model.preprocessing)
+
+    def crop(index: int) -> np.ndarray:
+        file = images.files[rows[index]]
+        image = decode(read_image(file), where=str(file))
+        model.preprocessing.check(image, what=str(file))
+        return image
+
     return AnchorSet.from_embeddings(
-        model.embed(crops, flip=flip, progress="embed the anchors"),
+        model.embed(LazyImages(len(rows), crop), flip=flip, progress="embed the anchors"),
         labels=None if labels is None else labels[rows],
         source="real_db",
         fingerprint=model.fingerprint,
@@ -237,23 +241,6 @@ def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:
     if size >= available:
         return np.arange(available)
     return np.sort(np.random.default_rng(seed).choice(available, size, replace=False))
-
-
-class _Crops(Sequence[np.ndarray]):
-    """Image files, read and checked when asked for."""
-
-    def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
-        self._files = files
-        self._preprocessing = preprocessing
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        file = self._files[index]
-        image = decode(read_image(file), where=str(file))
-        self._preprocessing.check(image, what=str(file))
-        return image
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:

@@ -104,7 +104,6 @@ def fit_calibration(
     impostor: np.ndarray,
     *,
     kind: str,
-    prior: float = 0.5,
     method: str = "",
     scale: str = "",
 ) -> Calibration:
@@ -114,9 +113,6 @@ def fit_calibration(
       genuine: [G] scores.
       impostor: [n] scores.
       kind: "logistic" or "isotonic".
-      prior: of the logistic fit; see `ida_jax.metrics.likelihood_ratios.fit_logistic`.
-      method: kept in the calibration.
-      scale: kept in the calibration.
 
     Raises:
       UserError: an unknown kind, or scores that cannot be fitted: constant ones, distances.
@@ -125,13 +121,9 @@ def fit_calibration(
         raise UserError(f"calibration '{kind}' was asked for, expected one of {', '.join(KINDS)}")
     if wrong := wrong_way(genuine, impostor):
         raise UserError(f"no calibration can be made: {wrong}")
-    fitted = (
-        maps.fit_logistic(genuine, impostor, prior=prior)
-        if kind == "logistic"
-        else maps.fit_isotonic(genuine, impostor)
-    )
+    fit = maps.fit_logistic if kind == "logistic" else maps.fit_isotonic
     counts = (int(np.count_nonzero(np.isfinite(scores))) for scores in (genuine, impostor))
-    return Calibration(kind, fitted, method, scale, *counts)
+    return Calibration(kind, fit(genuine, impostor), method, scale, *counts)
 
 
 def _check(loaded: maps.AffineMap | maps.IsotonicMap) -> None:

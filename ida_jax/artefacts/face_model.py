@@ -120,7 +120,7 @@ class FaceModel:
         """Reads a saved model.
 
         Raises:
-          UserError: the file is absent, torn, not a face model, or not what its fingerprint says.
+          UserError: the file is absent, torn, not a face model, or not what its fingerprint states.
         """
         tensors, metadata = load_tensors(path, kind=KIND)
         class_weights = tensors.pop("class_weights", None)
@@ -208,12 +208,7 @@ def by_batches(
       function: uint8 [B, H, W, 3] → arrays of B rows.
       images: N crops.
       preprocessing: gives the size that they must have.
-      batch_size: crops at once, or 8 where there are fewer crops than that; the last batch is
-        padded.
-      progress: the title of a progress bar; none if None.
-
-    Raises:
-      UserError: a crop of a different size.
+      batch_size, progress: as in `FaceModel.raw_embeddings`.
     """
     mesh = local_mesh()
     rows = batch_size if len(images) >= batch_size else min(_FEW, batch_size)

@@ -79,7 +79,7 @@ class FaceGenerator:
         """Reads a saved generator.
 
         Raises:
-          UserError: the file is absent, torn, not a generator, or not what its fingerprint says.
+          UserError: the file is absent, torn, not a generator, or not what its fingerprint states.
         """
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
@@ -115,7 +115,6 @@ class FaceGenerator:
         Args:
           first: the number of the first one, 0 or more.
           count: N.
-          seed: of the sequence.
           truncation: ψ, 1 for the whole distribution; less for more ordinary, less varied faces.
           progress: the title of a progress bar; none if None.
 

@@ -32,8 +32,7 @@ class SSRModule:
       params: the SSR module's parameters.
       target: what the module regresses. "paper": F itself (Eq. 6 to the letter); "standardised":
         (F − mean) / std; "log": (log F − mean) / std.
-      mean: see target.
-      std: see target.
+      mean, std: see target.
       floor: the lower bound of a predicted F, so that its logarithm exists; half the smallest F
         that the module was trained on.
       k: the support set's size that it was trained to replace.

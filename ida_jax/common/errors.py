@@ -67,7 +67,7 @@ def exit_code(run: Callable[[], None]) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without τ is no reason to fail
+            stream.reconfigure(errors="replace")  # a terminal without τ must not fail the command
     with _signals() as received:
         try:
             run()

@@ -1,9 +1,9 @@
 """What every command does before it writes: no input is overwritten, and no other job writes there.
 
 A lock is a small file, .OUTPUT.lock beside an output or .lock in a folder, which names the process
-that works there. On its own host the operating system tells whether that process lives, and a dead
-one's lock is taken over; across hosts nothing can, and the message says how to remove it. Jobs of
-several processes take it once, in process 0.
+that works there. On its own host the operating system knows whether that process is alive, and a
+dead one's lock is taken over; across hosts nothing does, and the message says how to remove it.
+Jobs of several processes take it once, in process 0.
 """
 
 import contextlib

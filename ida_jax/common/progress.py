@@ -12,7 +12,7 @@ _SECONDS = 60
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
     """A `tqdm`, with its arguments; on stderr.
 
-    Where stderr is no terminal (a log, a scheduler, a pipe), at most a line a minute is written,
+    Where stderr is not a terminal (a log, a scheduler, a pipe), at most a line a minute is written,
     and one at the end if there was one before: what is done of how much, the rate, the time left.
     """
     return (tqdm if sys.stderr.isatty() else _Lines)(*args, **kwargs)

@@ -10,18 +10,13 @@ from numpy.typing import ArrayLike
 from ida_jax.common.errors import UserError
 
 # Where ArcFace's crops of 112×112 have the five points (InsightFace).
-ARCFACE_POINTS = np.array(
-    [
-        [38.2946, 51.6963],
-        [73.5318, 51.5014],
-        [56.0252, 71.7366],
-        [41.5493, 92.3655],
-        [70.7299, 92.2041],
-    ]
-)
+ARCFACE_POINTS = np.array([
+    [38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
+    [41.5493, 92.3655], [70.7299, 92.2041],
+])  # fmt: skip
 ARCFACE_POINTS.setflags(write=False)
 _ARCFACE_SIZE = 112
-# Rounding of float64 against a spread that is none.
+# Float64 rounding error, relative to the points' spread, below which a spread counts as zero.
 _TINY = 1e-12
 
 
@@ -104,7 +99,6 @@ def align(image: np.ndarray, points: ArrayLike, *, size: int = 112) -> np.ndarra
     Args:
       image: uint8 [H, W, 3].
       points: [5, 2], in the image's pixels.
-      size: the crop's side.
 
     Returns:
       uint8 [size, size, 3].

@@ -60,9 +60,6 @@ def balanced_rows(labels: np.ndarray, *, identities: int, images: int, seed: int
       identities: I.
       images: M, at least 2.
       seed: a batch is a function of it and of the batch's number alone.
-
-    Raises:
-      UserError: fewer than I identities have two images or more.
     """
     labels = np.asarray(labels)
     order = np.argsort(labels, kind="stable")

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.dataset import EncodedFaces
 from ida_jax.data.sources.face_folder import read_face_folder
 from ida_jax.data.sources.recordio import read_recordio
 from ida_jax.data.sources.tfds_writer import VERSION, face_features, write_faces
@@ -37,10 +37,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return read_recordio(folder)
 
     def download_and_prepare(
-        self,
-        *,
-        download_config: tfds.download.DownloadConfig | None = None,
-        **_: Any,
+        self, *, download_config: tfds.download.DownloadConfig | None = None, **_: Any
     ) -> None:
         """Writes the data set from `download_config.manual_dir`, unless it is there.
 

@@ -15,7 +15,6 @@ def contact_sheet(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
 
     Args:
       images: N images of one size, uint8 [H, W, 3] each, N ≥ 1.
-      columns: images in a row; the last row may have fewer.
 
     Returns:
       uint8 [rows · (H + 2) + 2, columns · (W + 2) + 2, 3], rows = ⌈N / columns⌉.

@@ -3,8 +3,8 @@
 N faces, C identities (classes), H height, W width.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,14 +36,37 @@ class FaceDataset(NamedTuple):
         return len(self.identities)
 
 
-class ImageSubset(Sequence[np.ndarray]):
-    """Some rows of a sequence of images, each fetched when it is asked for."""
+class EncodedFaces(NamedTuple):
+    """Faces as encoded images, read when asked for: what `ida_jax.prepare` makes data sets of.
 
-    def __init__(self, images: Sequence[np.ndarray], rows: np.ndarray) -> None:
-        self._images, self._rows = images, rows
+    Attributes:
+      images: N encoded images (JPEG, PNG), bytes each; an image that cannot be read raises.
+      labels: int32 [N], 0 … C−1.
+      identities: the C identities' names.
+      where: names the image of a row in messages: its file, and offset or path.
+      notes: what a user should know (counts that differ from what the source promises).
+    """
+
+    images: Sequence[bytes]
+    labels: np.ndarray
+    identities: tuple[str, ...]
+    where: Callable[[int], str]
+    notes: tuple[str, ...] = ()
+
+
+class LazyImages(Sequence[Any]):
+    """`count` images, each `fetch(index)` when it is asked for; pickles where `fetch` does."""
+
+    def __init__(self, count: int, fetch: Callable[[int], Any]) -> None:
+        self._indices, self._fetch = range(count), fetch
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._indices)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._images[self._rows[index]]
+    def __getitem__(self, index: int) -> Any:
+        return self._fetch(self._indices[index])
+
+
+def image_subset(images: Sequence[np.ndarray], rows: np.ndarray) -> LazyImages:
+    """Some rows of a sequence of images, each fetched when it is asked for."""
+    return LazyImages(len(rows), lambda index: images[rows[index]])

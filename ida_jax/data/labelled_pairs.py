@@ -44,8 +44,6 @@ def kfold_pairs(
     Args:
       labels: int [N], the faces' identities.
       pairs_per_fold_and_kind: genuine pairs in a fold, and as many impostor pairs.
-      folds: the number of folds.
-      seed: of the random draws.
 
     Raises:
       UserError: labels that are not a flat array of integers, a count or a number of folds below 1,
@@ -125,7 +123,6 @@ def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:
     of NAME is `NAME/NAME_%04d`.
 
     Args:
-      path: the file.
       names: the N faces' names, `NAME/NAME_0001`, whose places are the rows of the result.
 
     Raises:
@@ -177,7 +174,6 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
     equal blocks, in their order.
 
     Args:
-      path: the file.
       names: the N faces' names, whose places are the rows of the result. Folders and
         suffixes are ignored on both sides: `A/A_0001.png` is the list's `A_0001.jpg`.
 

@@ -136,8 +136,8 @@ def _refuse_other_orders(path: Path, points: np.ndarray) -> None:
     if found:
         _, name, misread = min(found, key=lambda each: each[0])
         raise UserError(
-            f"{path}, line {int(np.argmax(misread)) + 1}: the points make no face in this order, "
-            f"but do in another one ({name}), as those of {np.count_nonzero(misread):,} of "
+            f"{path}, line {int(np.argmax(misread)) + 1}: the points do not form a face in this "
+            f"order, but do in another one ({name}), as those of {np.count_nonzero(misread):,} of "
             f"{len(points):,} lines: expected x1 y1 … x5 y5 of the left eye in the picture, the "
             "right eye, the nose, the left and the right corner of the mouth"
         )

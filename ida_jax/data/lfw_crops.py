@@ -11,35 +11,19 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.dataset import FaceDataset, LazyImages
 from ida_jax.data.sources.image_files import decode, open_images
 from ida_jax.tables.text import canonical, delimiter_of, text_lines
 
 
-class EncodedImages(Sequence[np.ndarray]):
-    """Encoded images (JPEG, PNG) kept as bytes, decoded to uint8 [H, W, 3] RGB when asked for."""
-
-    def __init__(self, names: Sequence[str], encoded: Sequence[bytes]) -> None:
-        self._names = names
-        self._encoded = encoded
-
-    def __len__(self) -> int:
-        return len(self._encoded)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return decode(self._encoded[index], where=self._names[index])
-
-
 def load_lfw(
-    root: str | os.PathLike[str],
-    *,
-    role: str | None = None,
-    images_per_identity: int | None = None,
+    root: str | os.PathLike[str], *, role: str | None = None, images_per_identity: int | None = None
 ) -> FaceDataset:
     """LFW's crops, sorted by name.
 
@@ -66,16 +50,16 @@ def load_lfw(
     if not names:
         raise UserError(f"no image of role '{role}' in {root}: expected crops of the split's names")
     identities, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
-    images = EncodedImages(names, [encoded[name] for name in names])
+    images = LazyImages(len(names), partial(_decoded, names, [encoded[name] for name in names]))
     return FaceDataset(images, labels.astype(np.int32), tuple(map(str, identities)), tuple(names))
 
 
-def find_crops(root: str | os.PathLike[str]) -> Path:
-    """The tar file or the folder that holds the crops.
+def _decoded(names: Sequence[str], encoded: Sequence[bytes], index: int) -> np.ndarray:
+    return decode(encoded[index], where=names[index])
 
-    Raises:
-      UserError: neither is there.
-    """
+
+def find_crops(root: str | os.PathLike[str]) -> Path:
+    """The tar file or the folder that holds the crops."""
     tar, folder = Path(root) / "lfw_112.tar", Path(root) / "lfw_112"
     if tar.is_file():
         return tar
@@ -92,9 +76,6 @@ def read_split(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Args:
       path: lines identity,role,… under a header with at least these two names.
-
-    Raises:
-      UserError: no such file, or a malformed one; an identity that comes twice.
     """
     path = Path(path)
     if not path.is_file():

@@ -16,10 +16,8 @@ def load_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str], seed: in
     """The faces that a config's train_data or eval_data names.
 
     Args:
-      config: `name` and the options of that source: "rendered" (made up, no files), "lfw"
+      config: `name` and the options of that source: "rendered" (synthetic, no files), "lfw"
         (DATA_DIR/lfw), or "tfds" with `dataset` (DATA_DIR/DATASET).
-      data_dir: where data sets are.
-      seed: of what is made up.
 
     Raises:
       UserError: an unknown name, or data that is missing or damaged.

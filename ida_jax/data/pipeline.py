@@ -63,7 +63,6 @@ def training_batches(
       dataset: the faces. With workers it is pickled: its images should lie in files.
       batch_size: B, over all hosts; an epoch's remainder runs on into the next epoch.
       seed: of the order and of the augmentation, 0 or more.
-      first_step: the number of the first batch.
       shard: this host's number p, which gets rows p·B/P … (p+1)·B/P − 1.
       shards: P.
       augment: what `ida_jax.data.augment.augmentation` takes.
@@ -96,11 +95,7 @@ def _close(iterator: weakref.ref) -> None:
 
 
 def check_labels(dataset: FaceDataset) -> None:
-    """Refuses labels that no class weight stands for.
-
-    Raises:
-      UserError: no faces, or a label outside 0 … C−1, named by row.
-    """
+    """Refuses labels that no class weight stands for."""
     labels, classes = dataset.labels, dataset.num_identities
     if not len(labels):
         raise UserError("the training set holds no faces")

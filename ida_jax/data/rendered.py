@@ -109,8 +109,6 @@ class Domain(NamedTuple):
     the range's ends.
 
     Attributes:
-      name: the domain's name.
-      share: its share of the training identities.
       spread: how much of each trait's range its persons fill; small means look-alikes.
       centre: the middle of a trait's positions, in [0, 1]; ½ for those not named.
       hair, colours, beards, glasses: the styles to choose from, all as likely.
@@ -237,27 +235,6 @@ def _domains_of(numbers: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarra
     return np.searchsorted(bounds[:-1], at, side="right").astype(np.int32)
 
 
-def _render(
-    persons: np.ndarray,
-    shots: np.ndarray,
-    palettes: np.ndarray,
-    *,
-    salt: np.ndarray,
-    image_size: int,
-) -> np.ndarray:
-    """Images [N, H, W, 3] of persons [N, F], shots [N, F], palettes [N, 11, 3], salt [N, 3]."""
-    persons, shots, palettes = (x.astype(np.float32) for x in (persons, shots, palettes))
-    images = np.empty((len(salt), image_size, image_size, 3), np.uint8)
-    for start in range(0, len(salt), BATCH):
-        rows = np.minimum(np.arange(start, start + BATCH), len(salt) - 1)
-        person, shot = Person(*persons[rows].T), Shot(*shots[rows].T)
-        palette = Palette(*palettes[rows].transpose(1, 0, 2))
-        batch = face_shader.render(person, shot, palette, salt[rows], size=image_size)
-        batch = np.asarray(batch).transpose(0, 2, 3, 1)
-        images[start : start + BATCH] = batch[: len(salt) - start]
-    return images
-
-
 def _checked_shares(shares: Sequence[float] | None) -> np.ndarray:
     if shares is None:
         return np.array([domain.share for domain in DOMAINS])
@@ -288,10 +265,7 @@ def rendered_faces(
 
     Args:
       identities: C, how many persons.
-      images_per_identity: images of each person.
       image_size: height and width in pixels, at least 32; a size shows the same picture as another.
-      seed: chooses the whole population.
-      first_identity: number of the first person.
       shares: the domains' shares, in the order of DOMAINS, of any sum; None for the training
         set's uneven ones.
 
@@ -321,13 +295,18 @@ def rendered_faces(
     u = np.concatenate(draws)
     shots, shot_colours = _shots(u[:, :-3])
     labels = np.repeat(np.arange(identities, dtype=np.int32), images_per_identity)
-    images = _render(
-        np.stack(persons)[labels],
-        shots,
-        np.concatenate([np.stack(colours)[labels], shot_colours], axis=1),
-        salt=(u[:, -3:] * 2.0**32).astype(np.uint32),
-        image_size=image_size,
-    )
+    palettes = np.concatenate([np.stack(colours)[labels], shot_colours], axis=1)
+    arrays = np.stack(persons)[labels], shots, palettes
+    persons, shots, palettes = (x.astype(np.float32) for x in arrays)
+    salt = (u[:, -3:] * 2.0**32).astype(np.uint32)
+    images = np.empty((len(salt), image_size, image_size, 3), np.uint8)
+    for start in range(0, len(salt), BATCH):
+        rows = np.minimum(np.arange(start, start + BATCH), len(salt) - 1)
+        person, shot = Person(*persons[rows].T), Shot(*shots[rows].T)
+        palette = Palette(*palettes[rows].transpose(1, 0, 2))
+        batch = face_shader.render(person, shot, palette, salt[rows], size=image_size)
+        batch = np.asarray(batch).transpose(0, 2, 3, 1)
+        images[start : start + BATCH] = batch[: len(salt) - start]
     people = tuple(f"person_{number:05d}" for number in numbers)
     names = tuple(f"{person}_{i:04d}" for person in people for i in range(images_per_identity))
     domain_names = tuple(domain.name for domain in DOMAINS)

@@ -17,7 +17,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.progress import progress_bar
-from ida_jax.data.dataset import FaceDataset
+from ida_jax.data.dataset import FaceDataset, LazyImages
 from ida_jax.data.sources.image_files import decode
 
 
@@ -27,7 +27,6 @@ class TfdsImages(Sequence[np.ndarray]):
     It pickles as the files' names: another process opens them for itself. Threads may share it.
 
     Attributes:
-      files: the ArrayRecord files.
       records: how many records each file holds.
     """
 
@@ -44,15 +43,11 @@ class TfdsImages(Sequence[np.ndarray]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The image of a row, uint8 [H, W, 3] RGB.
-
-        Raises:
-          UserError: its bytes are not an image.
-        """
+        """The image of a row, uint8 [H, W, 3] RGB."""
         return self.image(index, "image")
 
     def image(self, index: int, feature: str) -> np.ndarray:
-        """One of a row's images, uint8 [H, W, 3] RGB; raises as `__getitem__`."""
+        """One of a row's images, uint8 [H, W, 3] RGB."""
         encoded = self.features(index)[feature].bytes_list.value[0]
         try:
             return decode(encoded, where=f"of row {index}")
@@ -63,11 +58,7 @@ class TfdsImages(Sequence[np.ndarray]):
             ) from error
 
     def features(self, index: int) -> Any:
-        """A row's features as they are stored: a map of names to protobuf lists.
-
-        Raises:
-          UserError: the record is damaged.
-        """
+        """A row's features as they are stored: a map of names to protobuf lists."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         if not 0 <= index < len(self):
@@ -111,17 +102,6 @@ class PairImages(NamedTuple):
     same: np.ndarray
 
 
-class _BothSides(Sequence[np.ndarray]):
-    def __init__(self, pairs: TfdsImages) -> None:
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return 2 * len(self._pairs)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._pairs.image(index // 2, ("first", "second")[index % 2])
-
-
 def find_tfds(
     name: str,
     *,
@@ -131,12 +111,7 @@ def find_tfds(
     """The folder of the newest version of DATA_DIR/NAME.
 
     Args:
-      name: the data set's.
-      data_dir: where data sets are.
       source: how `ida_jax.prepare` makes such a data set, for the message.
-
-    Raises:
-      UserError: the data set is not there.
     """
     root = Path(data_dir) / name
     versions = sorted(
@@ -177,7 +152,11 @@ def load_pairs(name: str, *, data_dir: str | os.PathLike[str], split: str = "tes
     path = find_tfds(name, data_dir=data_dir, source="bin --from=X.bin")
     _, pairs = _open(path, split, ("first", "second", "same"))
     same = [pairs.features(row)["same"].int64_list.value[0] for row in range(len(pairs))]
-    return PairImages(_BothSides(pairs), np.array(same, bool))
+
+    def image(index: int) -> np.ndarray:
+        return pairs.image(index // 2, ("first", "second")[index % 2])
+
+    return PairImages(LazyImages(2 * len(pairs), image), np.array(same, bool))
 
 
 def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsImages]:

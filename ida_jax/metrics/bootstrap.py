@@ -46,13 +46,7 @@ from ida_jax.metrics.roc import Interval, accepted_impostors
 
 
 class BootstrapPoint(NamedTuple):
-    """One method at one FAR.
-
-    Attributes:
-      far: the FAR.
-      tar: interval of the TAR.
-      threshold: interval of the threshold.
-    """
+    """The intervals of one method's TAR and threshold at one FAR."""
 
     far: float
     tar: Interval
@@ -60,11 +54,9 @@ class BootstrapPoint(NamedTuple):
 
 
 class BootstrapDifference(NamedTuple):
-    """A method's TAR minus the baseline's at one FAR.
+    """The interval of a method's TAR minus the baseline's at one FAR.
 
     Attributes:
-      far: the FAR.
-      tar: interval of the difference.
       share_above_0: the share of resamples in which the method's TAR is the higher.
       gain: the difference itself, of the pairs as they are.
     """
@@ -80,7 +72,6 @@ class Bootstrap(NamedTuple):
 
     Attributes:
       over: what was resampled: "identities", "templates" or "pairs".
-      units: how many there are.
       resamples: how many count; one without genuine or impostor pairs does not.
       methods: {method: a point for each FAR}.
       differences: {method: a difference for each FAR}, of all methods but the baseline.
@@ -94,11 +85,9 @@ class Bootstrap(NamedTuple):
 
 
 class MeanBootstrap(NamedTuple):
-    """Intervals of mean outcomes.
+    """Intervals of mean outcomes; over and units as in `Bootstrap`.
 
     Attributes:
-      over: as in `Bootstrap`.
-      units: as in `Bootstrap`.
       resamples: how many count; one without pairs does not.
       methods: {method: interval of its mean}.
       differences: {method: interval of its mean minus the baseline's}.
@@ -136,7 +125,6 @@ def bootstrap_tails(
       over: what the units are, for the result.
       baseline: the method that the others are compared with; no differences if it is not there.
       resamples: R; 0 gives empty results.
-      seed: of the draws.
       level: the intervals' confidence, in (0, 1).
       progress: wraps the resamples' iterator, to show progress.
 
@@ -178,7 +166,6 @@ def bootstrap_tar(
       identities: int [P, 2], the identities of both sides of each pair; over pairs where None.
       baseline: the method that the others are compared with.
       resamples: R.
-      seed: of the draws; the same seed gives the same intervals.
       level: the intervals' confidence, in (0, 1).
       progress: wraps the resamples' iterator, to show progress.
 

@@ -10,32 +10,24 @@ from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 
-
-class Counts(NamedTuple):
-    """The number of pairs of each kind, including those left out of the lists."""
-
-    corrected_genuine: int
-    corrected_impostor: int
-    broken_genuine: int
-    broken_impostor: int
+# A kind of pair: which method is right (the other corrects the base, or breaks it), and whether the
+# pair is genuine.
+Kind = tuple[str, bool]
+KINDS: tuple[Kind, ...] = (
+    ("corrected", True), ("corrected", False), ("broken", True), ("broken", False),
+)  # fmt: skip
 
 
 class Changed(NamedTuple):
-    """Pairs on which `base` and `other` disagree, those furthest from the thresholds first.
+    """Pairs of one kind, those furthest from the thresholds first.
 
     Attributes:
-      corrected_genuine: int64 [≤ most], positions of genuine pairs that `other` alone accepts.
-      corrected_impostor: impostors that `base` alone accepts.
-      broken_genuine: genuine pairs that `base` alone accepts.
-      broken_impostor: impostors that `other` alone accepts.
-      counts: of all of them.
+      pairs: int64 [≤ most], their positions.
+      total: how many there are, listed or not.
     """
 
-    corrected_genuine: np.ndarray
-    corrected_impostor: np.ndarray
-    broken_genuine: np.ndarray
-    broken_impostor: np.ndarray
-    counts: Counts
+    pairs: np.ndarray
+    total: int
 
 
 def changed_decisions(
@@ -46,8 +38,8 @@ def changed_decisions(
     base_threshold: float,
     other_threshold: float,
     most: int = 24,
-) -> Changed:
-    """The pairs that `other` decides correctly and `base` does not, and the reverse.
+) -> dict[Kind, Changed]:
+    """The pairs that `other` decides correctly and `base` does not, and the reverse, by kind.
 
     Far from the thresholds means a large |s − t| / σ, summed over both methods, σ being the
     deviation of the method's finite scores: the decisions then differ clearly, not by rounding. An
@@ -57,9 +49,6 @@ def changed_decisions(
       base_scores: [P].
       other_scores: [P], of the same pairs on any scale.
       same: bool [P].
-      base_threshold: of `base_scores`.
-      other_threshold: of `other_scores`.
-      most: the number of positions listed per kind.
 
     Raises:
       UserError: lengths that differ.
@@ -73,15 +62,17 @@ def changed_decisions(
     base_right = (base > base_threshold) == same
     other_right = (other > other_threshold) == same
     scales = _deviation(base), _deviation(other)
-    listed, counts = [], []
-    for wanted in (other_right & ~base_right, base_right & ~other_right):
-        for kind in (same, ~same):
-            places = np.flatnonzero(wanted & kind)
-            margin = _distance(base[places], base_threshold) / scales[0]
-            margin += _distance(other[places], other_threshold) / scales[1]
-            listed.append(places[np.argsort(-margin, kind="stable")[:most]])
-            counts.append(places.size)
-    return Changed(*listed, Counts(*counts))
+    found = {}
+    for way, genuine in KINDS:
+        right, wrong = (
+            (other_right, base_right) if way == "corrected" else (base_right, other_right)
+        )
+        places = np.flatnonzero(right & ~wrong & (same == genuine))
+        margin = _distance(base[places], base_threshold) / scales[0]
+        margin += _distance(other[places], other_threshold) / scales[1]
+        order = np.argsort(-margin, kind="stable")[:most]
+        found[way, genuine] = Changed(places[order], places.size)
+    return found
 
 
 def _deviation(scores: np.ndarray) -> float:

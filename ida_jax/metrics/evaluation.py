@@ -128,7 +128,7 @@ def score_figures(split: SplitScores, *, fars: Sequence[float]) -> dict[str, Any
 
 
 def wrong_way(genuine: np.ndarray, impostor: np.ndarray) -> str | None:
-    """Why scores are no similarities, in words: all alike, or lower for genuine pairs; else None.
+    """Why scores are not similarities, in words: all alike, or lower for genuine pairs; else None.
 
     The chance that a genuine score is above an impostor one (ties half), the area under the ROC
     curve, is compared with 1/2: by three of its standard deviations where scores say nothing,
@@ -143,7 +143,7 @@ def wrong_way(genuine: np.ndarray, impostor: np.ndarray) -> str | None:
     if not genuine.size or not impostor.size:
         return None
     if genuine[0] == genuine[-1] == impostor[0] == impostor[-1]:
-        return f"all scores are {genuine[0]:g}, and tell nothing apart: give the method's scores"
+        return f"all scores are {genuine[0]:g}, and separate nothing: give the method's scores"
     below = np.searchsorted(impostor, genuine, "left") + np.searchsorted(impostor, genuine, "right")
     area = below.mean() / 2 / impostor.size
     spread = np.sqrt((genuine.size + impostor.size + 1) / 12 / genuine.size / impostor.size)
@@ -172,7 +172,6 @@ def group_figures(
       scores: [P].
       same: bool [P].
       groups: int [P], the group of each pair, a place in `names`.
-      names: the groups' names.
       thresholds: a threshold for each FAR's key, as in `score_figures`.
     """
     count = {

@@ -111,7 +111,7 @@ def _best_threshold(ascending: np.ndarray, same: np.ndarray) -> float:
     right = np.count_nonzero(same) + np.concatenate([[0], np.cumsum(1 - 2 * same.astype(np.int64))])
     with np.errstate(invalid="ignore"):  # inf − inf, between two scores of +inf
         gaps = np.diff(ascending)
-    # A cut inside a run of equal scores is no threshold.
+    # A cut inside a run of equal scores is not a threshold.
     cuts = 1 + np.flatnonzero(gaps > 0)
     ends = max(right[0], right[-1])
     if cuts.size and right[cuts].max() >= ends:

@@ -1,8 +1,8 @@
 """Scores as evidence: log-likelihood ratios, their cost, and maps fitted to scores.
 
 G genuine and n impostor scores, higher meaning more alike. An LLR is the natural logarithm of
-p(score | genuine) / p(score | impostor). A NaN score is no evidence: it counts in G or n, costs one
-bit as an LLR of 0 would, and takes no part in a fit.
+p(score | genuine) / p(score | impostor). A NaN score carries no evidence: it counts in G or n,
+costs one bit as an LLR of 0 would, and takes no part in a fit.
 """
 
 import math

@@ -42,7 +42,6 @@ class OperatingPoint(NamedTuple):
     """TAR at one FAR.
 
     Attributes:
-      far: the requested FAR.
       tar: share of the genuine scores strictly above the threshold.
       threshold: in the scores' unit; −inf where f·n = n, which accepts every finite score.
       false_accepts: impostors strictly above the threshold: the count that the figure rests on.
@@ -62,7 +61,6 @@ class Curve(NamedTuple):
     Attributes:
       far: the FARs, r/n for whole numbers r: spaced evenly in log FAR from 1/n to 1.
       tar: TAR at each, by this module's rule.
-      threshold: the threshold at each.
     """
 
     far: np.ndarray
@@ -120,7 +118,6 @@ def roc_curve(genuine: ArrayLike, impostor: ArrayLike, *, points: int = 400) -> 
     Args:
       genuine: [G] scores.
       impostor: [n] scores.
-      points: the most points that the curve may have.
 
     Raises:
       UserError: no genuine or no impostor scores, or Booleans in place of scores.

@@ -90,7 +90,7 @@ def pool_templates(
       rows: int [N], the rows of E that the columns of S are; all where None.
 
     Raises:
-      UserError: another number of rows, an odd width of halves, or a row that is zero, NaN or
+      UserError: a different number of rows, an odd width of halves, or a row that is zero, NaN or
         infinite, named by number.
     """
     if norm not in ("keep", "unit"):

@@ -33,11 +33,7 @@ MARGIN_LOSSES = tuple(_DEFAULT_MARGINS)
 
 
 def default_margin(kind: str) -> Margin:
-    """The kind's own margin; None for "l2_softmax", which has none.
-
-    Raises:
-      UserError: an unknown kind.
-    """
+    """The kind's own margin; None for "l2_softmax", which has none."""
     if kind not in MARGIN_LOSSES:
         raise UserError(
             f"the margin head's kind is {kind!r}; choose one of {', '.join(MARGIN_LOSSES)}"
@@ -97,10 +93,7 @@ class MarginHead(nn.Module):
         margin = self._margin()
         if self.kind == "arcface":
             return ops.arcface(
-                cosines,
-                scale=self.scale,
-                margin=margin,
-                straight_through=self.straight_through,
+                cosines, scale=self.scale, margin=margin, straight_through=self.straight_through
             )
         if self.kind == "cosface":
             return ops.cosface(cosines, scale=self.scale, margin=margin)

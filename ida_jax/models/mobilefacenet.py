@@ -69,7 +69,6 @@ class MobileFaceNet(nn.Module):
 
         Args:
           images: float [B, H, W, 3], normalised as for training (RGB).
-          train: batch statistics, or the running ones.
           mask: bool [B], False for rows that only pad the batch: they enter no statistics.
 
         Returns:

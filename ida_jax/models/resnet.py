@@ -93,11 +93,7 @@ class BatchNorm(nn.Module):
 
 
 def _in_groups(x: jax.Array, groups: int) -> jax.Array:
-    """[B, ...] → [G, B/G, ...]: neighbouring rows together, so that a sharded batch stays in place.
-
-    Raises:
-      UserError: B is not a multiple of G.
-    """
+    """[B, ...] → [G, B/G, ...], neighbours together: a sharded batch then stays in place."""
     if x.shape[0] % groups:
         raise UserError(
             f"BatchNorm has {groups} groups and the batch {x.shape[0]} rows: expected a multiple; "

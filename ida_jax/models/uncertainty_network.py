@@ -42,7 +42,6 @@ class UncertaintyNetwork(nn.Module):
         Args:
           features: [B, H, W, C], the backbone's last map; the networks of this package sow it as
             "feature_map".
-          train: batch statistics, or the running ones.
 
         Returns:
           float32 [B, D].

@@ -85,7 +85,6 @@ def augment(key: jax.Array, images: jax.Array, probability: jax.Array) -> jax.Ar
     """Images with ADA's changes, each made with the probability, independently of all others.
 
     Args:
-      key: of the draws.
       images: float32 [B, R, R, 3], about −1 … 1.
       probability: float32 scalar, p. At 0 the images come back as they are.
 
@@ -132,7 +131,6 @@ def draw_changes(
     """Draws how each image changes; a row of the batch depends on the key and its place alone.
 
     Args:
-      key: of the draws.
       batch: B.
       resolution: R, of which shifts are parts.
       probability: float32 scalar, p. An image is rotated before or after its stretching, or both,
@@ -183,9 +181,6 @@ def draw_changes(
 
 def geometry_matrices(geometry: Geometry) -> jax.Array:
     """The inverse of all movements: where in the old image a place of the new one comes from.
-
-    Args:
-      geometry: of `draw_changes`.
 
     Returns:
       float32 [B, 3, 3], applied to (x, y, 1) in pixels from the image's centre, y downwards.
@@ -252,9 +247,6 @@ def colour_matrices(colours: Colours) -> jax.Array:
 
     with v·vᵀ the projection on the luma axis v: the flip is I − 2·v·vᵀ, the saturation
     v·vᵀ + s·(I − v·vᵀ), and the hue Rodrigues' rotation around v.
-
-    Args:
-      colours: of `draw_changes`.
 
     Returns:
       float32 [B, 4, 4].

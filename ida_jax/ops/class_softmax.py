@@ -110,7 +110,6 @@ def softmax_step(
         only pads the batch.
       classes: this device's, C = ⌈num_classes / devices⌉ or more; rows past `num_classes` pad.
       label_logits: [R] cosines to [R] logits with margin, elementwise.
-      sgd: the update.
       num_classes: of the whole problem.
       scale: s, of the other classes' logits.
       block: classes at a time; 0 takes all at once.
@@ -223,7 +222,6 @@ def sample_classes(
       key: the same on devices that hold the same classes, another on others.
       labels: int32 [B], the whole batch's.
       num_local: C.
-      num_classes: of the whole problem.
       count: how many, at least min(B, C) so that every class of the batch is among them.
 
     Returns:

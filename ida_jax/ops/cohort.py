@@ -37,11 +37,7 @@ def t_norm(similarity: jax.Array, mean_2: jax.Array, std_2: jax.Array) -> jax.Ar
 
 
 def s_norm(
-    similarity: jax.Array,
-    mean_1: jax.Array,
-    std_1: jax.Array,
-    mean_2: jax.Array,
-    std_2: jax.Array,
+    similarity: jax.Array, mean_1: jax.Array, std_1: jax.Array, mean_2: jax.Array, std_2: jax.Array
 ) -> jax.Array:
     """½ (Z-norm + T-norm), symmetric in the two faces to the last bit.
 

@@ -113,7 +113,6 @@ def soft_log_density(
 
     Args:
       similarities: [..., K], descending: s₁ ≥ … ≥ s_K.
-      tau: τ.
       support: κ, the support set's size, a real number.
       softness: T, over how many ranks the membership falls off.
 

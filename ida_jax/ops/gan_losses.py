@@ -31,7 +31,6 @@ def r1_penalty(
 
     Args:
       discriminator: images [B, H, W, 3] → logits [B], each of its own image alone or of a few.
-      images: real ones, as the discriminator sees them.
       weight: γ.
 
     Returns:

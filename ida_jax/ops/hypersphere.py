@@ -138,7 +138,6 @@ def nearest_anchors(
       k: the support set's size, 1 ≤ k ≤ A.
       query_labels: int32 [N], with `anchor_labels`.
       anchor_labels: int32 [A], with `query_labels`.
-      block_size: anchors compared at once.
 
     Returns:
       `Neighbours`.

@@ -46,10 +46,7 @@ def mutual_likelihood(
 
 
 def mls_matrix(
-    means_1: jax.Array,
-    log_variances_1: jax.Array,
-    means_2: jax.Array,
-    log_variances_2: jax.Array,
+    means_1: jax.Array, log_variances_1: jax.Array, means_2: jax.Array, log_variances_2: jax.Array
 ) -> jax.Array:
     """The MLS of all pairs of two sets of faces, [N, M], with no array of size N·M·D.
 

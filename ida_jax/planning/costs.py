@@ -38,9 +38,7 @@ class Memory(NamedTuple):
     Attributes:
       arguments: the state and the batch.
       outputs: the new state; `aliased` of them take the place of the old one.
-      aliased: see outputs.
       temporaries: what a step needs besides them.
-      code: the program itself.
       total: arguments + outputs − aliased + temporaries + code.
       limit: the memory of a device; None if unknown.
     """
@@ -58,7 +56,6 @@ class Costs(NamedTuple):
     """One step, on each device.
 
     Attributes:
-      memory: see `Memory`.
       flops: of matrix products and convolutions.
       passes: flops with float32 products counted as the TPU runs them (`flops.Flops`).
       xla_flops: XLA's count, elementwise operations included and loop bodies once.

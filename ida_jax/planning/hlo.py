@@ -24,7 +24,6 @@ class Instruction(NamedTuple):
       name: its own, without the percent sign.
       type: of its result, an array's or a tuple's, with layouts.
       opcode: all-reduce, fusion, ….
-      operands: the operands' names.
       inside: the text between its parentheses: a constant's value, a parameter's number.
       attributes: the text after them.
       is_root: whether its computation returns it.

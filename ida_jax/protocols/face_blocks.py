@@ -1,4 +1,4 @@
-"""Faces in blocks of one fixed size, so that numbers of a face do not hang on those beside it.
+"""Faces in blocks of one fixed size, so that a face's values do not depend on the faces beside it.
 
 A matrix product's last bits depend on its shape: a search, or an SSR module, of 8191 rows may
 differ from one of 8192 there.
@@ -25,7 +25,7 @@ class FaceBlock(NamedTuple):
       faces: float32 [n, D], unit rows; bad rows and the rest are filled.
       good: bool [n], which rows are faces.
       bad: the numbers of zero, NaN and infinite rows, from the block's first.
-      count: how many came.
+      count: how many faces the block holds.
     """
 
     faces: np.ndarray
@@ -40,22 +40,19 @@ def filled_up(faces: np.ndarray, block: int) -> np.ndarray:
 
 
 def fixed_blocks(
-    came: Iterable[np.ndarray], *, width: int, block: int, reach: int, what: str
+    blocks: Iterable[np.ndarray], *, width: int, block: int, reach: int, what: str
 ) -> Iterator[FaceBlock]:
     """The first `reach` faces of a stream by blocks of one size, whatever comes in.
 
     Args:
-      came: blocks [n, D] floating point, rows of any norm, n as it comes.
+      blocks: the stream, [·, D] floating point, rows of any norm.
       width: D.
       block: rows of what is given.
-      reach: no block beyond so many rows is taken; fewer may come.
+      reach: the number of rows after which no further block is taken; the stream may hold fewer.
       what: how an error names them.
-
-    Raises:
-      UserError: a block of another rank, type or width.
     """
     faces, bad, count, left = _no_faces(block, width), np.zeros(block, bool), 0, reach
-    for rows in came:
+    for rows in blocks:
         if np.ndim(rows) != 2 or np.shape(rows)[1] != width:
             raise UserError(
                 f"a block of {what} is {list(np.shape(rows))}, expected [n, {width}]: faces that "

@@ -66,7 +66,6 @@ def evaluate_ijb(
 
     Args:
       embeddings: floating point [N, D], of any norm, in the lists' order; may be memory-mapped.
-      meta: the lists.
       scorers: {method: its Rescorer}.
       subset: "ijbb" or "ijbc", for the name.
       galleries: of 1:N.
@@ -76,7 +75,6 @@ def evaluate_ijb(
       densities: "template" or "images".
       skip_bad: leaves out and counts images whose embeddings are zero, NaN or infinite.
       variances: of PFE, whose methods they add to 1:1; or None.
-      fars: the FARs of the figures.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
@@ -263,11 +261,7 @@ def _image_variances(request: Request, options: IjbOptions, names: Sequence[str]
 
 
 def in_order(given: EmbeddingFile, names: Sequence[str], path: Path) -> np.ndarray:
-    """The embeddings in the order of a list's images; names are compared without their folders.
-
-    Raises:
-      UserError: a different number of embeddings without names, or an image without one.
-    """
+    """The embeddings in the order of a list's images; names are compared without their folders."""
     if given.names is None:
         if len(given.embeddings) != len(names):
             raise UserError(
@@ -318,7 +312,6 @@ for _subset in SUBSETS:
             _subset,
             files="the release's folder, with meta/",
             rows="images of meta/*_face_tid_mid.txt",
-            needs=("files",),
             flags=IjbOptions,
             read=_read,
             evaluate=_evaluate,

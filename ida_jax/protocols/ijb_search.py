@@ -3,7 +3,7 @@
 T templates, G templates of a gallery, M mated and Q non-mated searches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -33,8 +33,6 @@ def evaluate_searches(
     terms: Mapping[str, FaceTerms],
     galleries: Galleries,
     *,
-    fpirs: Sequence[float] = FPIRS,
-    ranks: Sequence[int] = RANKS,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
@@ -46,18 +44,14 @@ def evaluate_searches(
     Args:
       faces: float32 [T, D], unit rows.
       terms: {method: its numbers of the T templates}.
-      galleries: the lists.
-      fpirs: in (0, 1].
-      ranks: from 1.
       resamples: of the bootstrap over the probes' subjects; 0 leaves the intervals out.
-      seed: of the bootstrap.
 
     Raises:
       UserError: a gallery without mated or without non-mated probes.
     """
     each = {
         f"1toN_{name}": _evaluate_gallery(
-            faces, terms, gallery, galleries.probes, name, fpirs, ranks, resamples, seed
+            faces, terms, gallery, galleries.probes, name, resamples, seed
         )
         for name, gallery in galleries.galleries.items()
     }
@@ -72,8 +66,6 @@ def _evaluate_gallery(
     gallery: Enrolled,
     probes: Enrolled,
     name: str,
-    fpirs: Sequence[float],
-    ranks: Sequence[int],
     resamples: int,
     seed: int,
 ) -> Evaluation:
@@ -85,15 +77,22 @@ def _evaluate_gallery(
         if not count:
             raise UserError(f"gallery {name} has no {kind} probes: check the 1:N lists")
     mates = mates[mated]
-    searches = {
-        method: _search(faces, each, gallery, probes, mated, mates, top=max(ranks))
-        for method, each in terms.items()
-    }
+    pairs = np.stack([gallery.rows[mates], probes.rows[mated]], axis=1)
+    enrolled, top = jax.device_put(faces[gallery.rows]), min(max(RANKS), gallery.rows.size)
+    searches = {}
+    for method, scores in pair_scores(faces, pairs, terms).items():
+        sides = (gallery.rows, probes.rows)
+        of_gallery, own = (
+            terms[method]._replace(values=terms[method].values[rows]) for rows in sides
+        )
+        found = identify(faces[probes.rows], own, Gallery(enrolled, of_gallery), top=top)
+        ranks = mate_ranks(found.rows[mated], mates)
+        searches[method] = Searches(scores, ranks, found.scores[~mated, 0])
     _, units = np.unique(probes.subjects, return_inverse=True)
     options = {"baseline": BASELINE, "resamples": resamples, "seed": seed}
     same = np.repeat([True, False], [mates.size, np.count_nonzero(~mated)])
     ordered = np.concatenate([units[mated], units[~mated]])[:, None]
-    wanted = sorted({*map(float, fpirs), *band_fars(same.size - mates.size)})
+    wanted = sorted({*map(float, FPIRS), *band_fars(same.size - mates.size)})
     bootstrap = bootstrap_deepening(
         lambda far: {
             method: tail(np.concatenate([s.mate, s.highest]), same, ordered, highest_far=far)
@@ -104,14 +103,14 @@ def _evaluate_gallery(
         total=pair_list_total(ordered[~same], count=int(units.max()) + 1),
         **options,
     )
-    sure = tar_intervals(bootstrap, fars=fpirs)
+    sure = tar_intervals(bootstrap, fars=FPIRS)
     figures = {}
     for method, found in searches.items():
-        figures[method] = search_figures(found, fpirs=fpirs, ranks=ranks)
+        figures[method] = search_figures(found)
         figures[method]["gallery"] = int(gallery.rows.size)
         for key, entries in sure.get(method, {}).items():
             figures[method][key.replace("tar_", "tpir_").replace("@far", "@fpir")] = entries
-    for k in ranks:
+    for k in RANKS:
         hits = {method: found.rank <= k for method, found in searches.items()}
         means = bootstrap_means(hits, units[mated][:, None], count=int(units.max()) + 1, **options)
         for method, interval in means.methods.items():
@@ -126,27 +125,6 @@ def _evaluate_gallery(
     }
     few = notes_of_few(figures, counts="false_alarms", rate="FPIR", decided="TPIR")
     return Evaluation(figures, roc_bands(splits, bootstrap), few)
-
-
-def _search(
-    faces: np.ndarray,
-    terms: FaceTerms,
-    gallery: Enrolled,
-    probes: Enrolled,
-    mated: np.ndarray,
-    mates: np.ndarray,
-    *,
-    top: int,
-) -> Searches:
-    enrolled, own = (terms._replace(values=terms.values[side.rows]) for side in (gallery, probes))
-    enrolled = Gallery(jax.device_put(faces[gallery.rows]), enrolled)
-    found = identify(faces[probes.rows], own, enrolled, top=min(top, len(enrolled)))
-    pairs = np.stack([gallery.rows[mates], probes.rows[mated]], axis=1)
-    return Searches(
-        pair_scores(faces, pairs, {"": terms})[""],
-        mate_ranks(found.rows[mated], mates),
-        found.scores[~mated, 0],
-    )
 
 
 def _mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

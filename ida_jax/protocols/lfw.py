@@ -121,8 +121,6 @@ for _name, _file in _LISTS.items():
             _name,
             files=_file,
             rows=f"images, named {'A/' * (_name == 'lfw')}A_0001.jpg",
-            needs=("files",),
-            flags=NoOptions,
             read=_read,
             evaluate=_evaluate,
         )
@@ -132,8 +130,6 @@ register(
         "bin",
         files="a verification set, X.bin",
         rows="its images: embed --images=X.bin",
-        needs=("files",),
-        flags=NoOptions,
         read=_read_bin,
         evaluate=_evaluate_bin,
     )

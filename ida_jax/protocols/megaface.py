@@ -70,11 +70,10 @@ def evaluate_megaface(
       distractors: blocks [n, D] floating point, rows of any norm, n as it comes; taken once, and no
         further than the sets reach.
       scorers: a Rescorer a method, under its name in the figures.
-      sizes: numbers of distractors, the first so many.
+      sizes: numbers of distractors, taken from the start of the list.
       sets: {size: int rows}, in place of sizes: the distractors of each.
       skip_bad: leaves out distractors that are zero, NaN or infinite, and counts them, instead of
         raising.
-      resamples, seed: of the bootstrap.
 
     Returns:
       Figures by method: "rank1@distractors" and "faults@distractors" by size, their intervals and
@@ -100,20 +99,20 @@ def evaluate_megaface(
     with progress_bar(
         total=reach, desc="distractors", unit="face", delay=2, leave=False
     ) as progress:
-        for came in fixed_blocks(
+        for part in fixed_blocks(
             distractors, width=faces.shape[1], block=block, reach=reach, what="distractors"
         ):
             inside = [padded(rows[start : start + block], block) for rows in members.values()]
-            bad.extend((start + came.bad[np.any(inside, axis=0)[came.bad]]).tolist())
+            bad.extend((start + part.bad[np.any(inside, axis=0)[part.bad]]).tolist())
             if bad and not skip_bad:
                 raise UserError(
                     f"distractors: row {bad[0]} is zero, NaN or infinite; such a face can match "
                     "nobody: leave it out, or embed it again"
                 )
-            masks = {place: came.good & rows for place, rows in enumerate(inside) if rows.any()}
-            _raise_highest(highest, blocks, _block(came.faces, scorers, block), masks)
-            start += came.count
-            progress.update(came.count)
+            masks = {place: part.good & rows for place, rows in enumerate(inside) if rows.any()}
+            _raise_highest(highest, blocks, _block(part.faces, scorers, block), masks)
+            start += part.count
+            progress.update(part.count)
     if start < reach:
         raise UserError(
             f"{start:,} distractors were given, the sets reach {reach:,}: ask for smaller sizes"

@@ -91,9 +91,6 @@ def find_lists(folder: str | os.PathLike[str]) -> Lists:
 
     facescrub_features_list.json (or the uncropped one), the megaface_features_list.json_N_1 of the
     largest N, and facescrub_noises.txt and megaface_noises.txt if they exist.
-
-    Raises:
-      UserError: the folder lacks one of the first two.
     """
     folder = Path(folder)
     names = ("facescrub_features_list.json", "facescrub_uncropped_features_list.json")
@@ -126,7 +123,6 @@ def load_megaface(
     Args:
       lists: the files; a size takes that many from the start of the distractors' list, less noise.
       facescrub: the probes' features, as `feature_blocks` takes them.
-      megaface: the distractors'.
       sizes: numbers of distractors; those of 10, 100, … 10⁶ that the list has if None.
 
     Raises:
@@ -157,11 +153,7 @@ def load_megaface(
 
 
 def read_image_list(path: str | os.PathLike[str]) -> ImageList:
-    """Reads a list of the development kit, of either kind.
-
-    Raises:
-      UserError: no such file, a malformed one, or a repeated path.
-    """
+    """Reads a list of the development kit, of either kind."""
     path = Path(path)
     require_file(path, what="MegaFace list")
     try:
@@ -187,11 +179,7 @@ def read_image_list(path: str | os.PathLike[str]) -> ImageList:
 
 
 def read_noise_list(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Reads the names of noisy images: lines without comments, the last of tab-separated fields.
-
-    Raises:
-      UserError: no such file, or not UTF-8 text.
-    """
+    """Reads the names of noisy images: lines without comments, the last of tab-separated fields."""
     lines = text_lines(Path(path), what="noise list")
     names = (line.split("\t")[-1].strip() for line in lines if not line.startswith("#"))
     return tuple(name for name in names if name)
@@ -263,11 +251,6 @@ def feature_blocks(
       source: a folder of feature files, or embeddings whose names are the paths.
       paths: N paths.
       ending: of feature files, "_<model>.bin"; that of the first image's file if None.
-      block: rows of a block.
-
-    Raises:
-      UserError: images without a feature, the first named and all counted; a feature file that is
-        damaged, of a different length or not finite.
     """
     starts = range(0, len(paths), block)
     if not isinstance(source, EmbeddingFile):
@@ -288,11 +271,7 @@ def feature_blocks(
 
 
 def read_feature(path: str | os.PathLike[str]) -> np.ndarray:
-    """One image's feature, float32 [D].
-
-    Raises:
-      UserError: no such file, an unknown header, truncated or too long, NaN or infinite.
-    """
+    """One image's feature, float32 [D]."""
     try:
         with open(path, "rb") as file:
             content = file.read()

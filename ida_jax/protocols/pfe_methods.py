@@ -68,8 +68,6 @@ def likelihood_methods(
     Args:
       faces: [N, D], images or fused templates.
       anchors: [A, D]; None for those without images (class weights), which have no variances.
-      k: the support set's size.
-      tau: τ.
       labels: int [N], identities in the anchors' numbering, each left out of its own support set.
       anchor_labels: int [A], with `labels`.
       ssr: the SSR module of the same k and τ.
@@ -139,9 +137,6 @@ def pfe_scores(
       pairs: int [P, 2], rows of the T templates.
       scorers: {method: its Rescorer}; those of `FUSED_MEANS` are joined with PFE.
       rows: int [N], the images' rows in embeddings and variances.
-
-    Raises:
-      UserError: different shapes, variances that are not finite, as `fuse`.
     """
     if variances.log_variances.shape != embeddings.shape:
         raise UserError(

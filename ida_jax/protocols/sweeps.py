@@ -54,20 +54,17 @@ def sweep(
     Args:
       faces: float32 [N, D], unit rows.
       labels: int [N], the faces' identities.
-      anchors: where support sets are searched.
       fars: FARs in (0, 1].
       ks: those above A are left out.
-      taus: values of τ.
       sizes: numbers of anchors, nested subsets in an order that the seed draws; those below the
         set's k or above A are left out. 10, 20, 50, 100, … and A if None.
-      seed: of the subsets.
 
     Returns:
       {"k": {"values": [1, 2], "tar@far": {"0.001": [0.90, 0.91]}, "cosine": {"0.001": 0.89}},
       "tau": …, "anchors": …}; a dimension of which no value is left is left out.
 
     Raises:
-      UserError: labels of another number, no pairs of a kind, a FAR or
+      UserError: a different number of labels, no pairs of a kind, a FAR or
         τ out of range, values of k or sizes below 1, an anchor set smaller than its k.
     """
     labels = checked_labels(labels, len(faces))

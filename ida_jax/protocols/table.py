@@ -33,15 +33,11 @@ class Request(NamedTuple):
     """What is to be evaluated, whatever the protocol.
 
     Attributes:
-      protocol: its name.
       path: the file of embeddings.
-      embeddings: its contents.
       files: the protocol's files, or None.
       names: the file of names, or None.
       anchors: the folder of the anchors if they are a workdir's, or None.
       skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
-      resamples: of the bootstrap.
-      seed: of the bootstrap.
     """
 
     protocol: str
@@ -60,6 +56,11 @@ class Request(NamedTuple):
         return {"resamples": self.resamples, "seed": self.seed}
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a protocol that adds none."""
+
+
 class Protocol(NamedTuple):
     """An evaluation protocol.
 
@@ -67,19 +68,19 @@ class Protocol(NamedTuple):
       name: the value of --protocol.
       files: what its files are, for the command's help.
       rows: what a row of the embeddings is, for the command's help.
-      needs: the options that are required, the command's or its own.
-      flags: a frozen dataclass of its own options, each an `option`.
       read: (request, its options) to the protocol's data, read and checked.
       evaluate: (request, its options, data, {method: Rescorer}) to {variant: figures}.
+      needs: the options that are required, the command's or its own.
+      flags: a frozen dataclass of its own options, each an `option`.
     """
 
     name: str
     files: str
     rows: str
-    needs: tuple[str, ...]
-    flags: type
     read: Callable[[Request, Any], Any]
     evaluate: Callable[[Request, Any, Any, Mapping[str, Rescorer]], dict[str, Evaluation]]
+    needs: tuple[str, ...] = ("files",)
+    flags: type = NoOptions
 
 
 PROTOCOLS: dict[str, Protocol] = {}
@@ -106,18 +107,10 @@ def option(
     of them | None.
 
     Args:
-      default: the value without the flag.
-      help: the flag's help.
-      metavar: its value in the help.
       choices: all permitted values; any value if None.
     """
     shown = {"help": help, "metavar": metavar, "choices": choices}
     return field(default=default, metadata=shown)
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """The options of a protocol that adds none."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +144,7 @@ class Faces(NamedTuple):
 
 
 def unit_faces(request: Request) -> Faces:
-    """The request's embeddings as unit rows.
-
-    Raises:
-      UserError: bad rows, named by number, unless they are skipped.
-    """
+    """The request's embeddings as unit rows."""
     what = f"embeddings in {request.path}"
     faces, bad = unit_rows(request.embeddings.embeddings, skip_bad=request.skip_bad, what=what)
     if not bad.any():
@@ -165,11 +154,7 @@ def unit_faces(request: Request) -> Faces:
 
 
 def required_names(request: Request) -> Sequence[str]:
-    """The embeddings' names, N.
-
-    Raises:
-      UserError: there are none.
-    """
+    """The embeddings' names, N."""
     if request.embeddings.names is None:
         raise UserError(
             f"{request.path} has no names, which --protocol={request.protocol} looks images "

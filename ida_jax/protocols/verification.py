@@ -16,13 +16,12 @@ from ida_jax.common.progress import progress_bar
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import (
     Bootstrap,
-    BootstrapPoint,
     bootstrap_deepening,
     bootstrap_means,
     bootstrap_tar,
     tar_intervals,
 )
-from ida_jax.metrics.decisions import Changed, changed_decisions
+from ida_jax.metrics.decisions import Changed, Kind, changed_decisions
 from ida_jax.metrics.evaluation import (
     FEWEST_FALSE_ACCEPTS,
     Band,
@@ -61,13 +60,13 @@ class AllPairs(NamedTuple):
       evaluated: figures, curves and notes.
       scores: {method: its scores, ascending}.
       changed: the pairs, int64 [≤ 24, 2] rows of faces, on which the headline method and the
-        baseline decide differently at `changed_far`; None without either or without such a FAR.
+        baseline decide differently at `changed_far`, by kind; None without either method or FAR.
       changed_far: the lowest FAR at which both have at least 10 false accepts.
     """
 
     evaluated: Evaluation
     scores: dict[str, SplitScores]
-    changed: Changed | None
+    changed: dict[Kind, Changed] | None
     changed_far: float | None
 
 
@@ -88,7 +87,6 @@ def evaluate_kfold(
 
     Args:
       faces: float32 [N, D], unit rows.
-      pair_list: the pairs, their answers and folds.
       methods: {name in the results: the faces' terms}.
       labels: int [N], the faces' identities.
       bad: bool [N], faces whose pairs score NaN, which never matches; none if None.
@@ -134,12 +132,11 @@ def evaluate_all_pairs(
       faces: float32 [N, D], unit rows.
       labels: int [N], the faces' identities.
       methods: {name in the results: the faces' terms}.
-      fars: the FARs of the figures.
       scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
-      UserError: labels of another number, more pairs than are kept in memory, no pairs of a
+      UserError: a different number of labels, more pairs than are kept in memory, no pairs of a
         kind, or a FAR outside (0, 1].
     """
     labels = checked_labels(labels, len(faces))
@@ -182,7 +179,7 @@ def evaluate_all_pairs(
 
 def _changed(
     scores: Mapping[str, SplitScores], labels: np.ndarray, fars: Sequence[float]
-) -> tuple[float | None, Changed | None]:
+) -> tuple[float | None, dict[Kind, Changed] | None]:
     """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
     if BASELINE not in scores or HEADLINE not in scores:
         return None, None
@@ -201,14 +198,13 @@ def _changed(
         base_threshold=at_base.threshold,
         other_threshold=at_other.threshold,
     )
-    rows = {}
-    for kind in changed._fields[:4]:
-        places = getattr(changed, kind)
-        if kind.endswith("genuine"):
-            rows[kind] = np.stack(genuine_rows(labels, places), axis=1)
-        else:
-            rows[kind] = np.stack(impostor_rows(labels, places - genuine), axis=1)
-    return at_base.far, changed._replace(**rows)
+    for kind, (places, total) in changed.items():
+        _, is_genuine = kind
+        rows = (
+            genuine_rows(labels, places) if is_genuine else impostor_rows(labels, places - genuine)
+        )
+        changed[kind] = Changed(np.stack(rows, axis=1), total)
+    return at_base.far, changed
 
 
 def evaluate_labelled_pairs(
@@ -226,7 +222,6 @@ def evaluate_labelled_pairs(
       scores: {method: [P]}.
       same: bool [P], True for a genuine pair.
       units: int [P, 2], the identities of both sides; intervals are over pairs if None.
-      fars: the FARs of the figures.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
@@ -354,7 +349,7 @@ def roc_bands(splits: Mapping[str, SplitScores], bootstrap: Bootstrap) -> dict[s
         rest = np.geomspace(known[-1], 1, 11)[1:].tolist() if known[-1] < 1 else []
         far = np.array(known + rest)
         tar = [point.tar for point in tar_at_far(*split, far.tolist())]
-        ends = np.array([_ends(points.get(at)) for at in far.tolist()])
+        ends = np.array([points[at].tar if at in points else (np.nan,) * 2 for at in far.tolist()])
         bands[name] = Band(far, np.array(tar), *ends.T)
     return bands
 
@@ -366,14 +361,7 @@ def notes_of_few(
     rate: str = "FAR",
     decided: str = "TAR",
 ) -> tuple[str, ...]:
-    """A sentence for each rate at which fewer than 10 errors decide a method's figure.
-
-    Args:
-      figures: {method: figures}.
-      counts: the key of the numbers of errors.
-      rate: the rate's name.
-      decided: the figure's name.
-    """
+    """A sentence for each rate at which fewer than 10 errors decide a method's figure."""
     notes = []
     what = counts.replace("_", " ")
     for at in next(iter(figures.values()), {counts: {}})[counts]:
@@ -402,7 +390,3 @@ def _figures_and_curves(
 def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:
     """The figures' FARs and the band's, ascending, each once."""
     return tuple(sorted({*map(float, fars), *band_fars(impostors)}))
-
-
-def _ends(point: BootstrapPoint | None) -> tuple[float, float]:
-    return (np.nan, np.nan) if point is None else tuple(point.tar)

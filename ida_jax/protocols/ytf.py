@@ -59,7 +59,6 @@ class VideoPairs(NamedTuple):
       people: int32 [V], the videos' people, from 0.
       pairs: int32 [P, 2], places in `videos`.
       same: bool [P], whether a pair is genuine.
-      fold: int32 [P], from 0.
     """
 
     videos: tuple[str, ...]
@@ -92,7 +91,6 @@ class _Videos(NamedTuple):
     Attributes:
       means: float32 [V, D], unit rows.
       first: the rows of each video's first frames.
-      skipped: how many bad frames were left out.
     """
 
     means: np.ndarray
@@ -119,12 +117,9 @@ def evaluate_ytf(
 
     Args:
       embeddings: [N, D] floating point, rows of any norm; may be memory-mapped.
-      frames: the frames of each video of the list.
-      listed: the pairs of videos.
       scorers: a Rescorer a method, under its name in the figures.
       skip_bad: leaves out frames that are zero, NaN or infinite, and counts them, instead of
         raising.
-      resamples, seed: of the bootstrap.
 
     Raises:
       UserError: bad frames, named by row; a video without a good one.
@@ -182,13 +177,13 @@ def _videos(
 
 
 def _terms(
-    came: Iterable[np.ndarray],
+    blocks: Iterable[np.ndarray],
     count: int,
     width: int,
     scorers: Mapping[str, Rescorer],
     own: np.ndarray | None,
 ) -> dict[str, FaceTerms]:
-    """Each method's numbers of all faces that come, blocks of rows of any norm.
+    """Each method's terms of all faces of the blocks, rows of any norm.
 
     `own` has each face's label among the anchors, which are then left out.
     """
@@ -196,7 +191,7 @@ def _terms(
     values: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
     done = 0
     with progress_bar(total=count, desc="densities", unit="face", delay=2, leave=False) as progress:
-        for each in fixed_blocks(came, width=width, block=block, reach=count, what="frames"):
+        for each in fixed_blocks(blocks, width=width, block=block, reach=count, what="frames"):
             labels = None
             if own is not None:
                 labels = np.full(len(each.faces), -1, np.int32)
@@ -220,9 +215,9 @@ def _frame_scores(
 ) -> dict[str, np.ndarray]:
     """The mean score over all pairs of two videos' first frames, float32 [P] by method."""
     starts = np.cumsum([0] + [len(rows) for rows in first])
-    came = (embeddings[rows] for rows in first)
+    blocks = (embeddings[rows] for rows in first)
     of_frames = None if own is None else np.repeat(own, np.diff(starts))
-    terms = _terms(came, int(starts[-1]), embeddings.shape[1], scorers, of_frames)
+    terms = _terms(blocks, int(starts[-1]), embeddings.shape[1], scorers, of_frames)
     scores = {name: np.empty(len(pairs), np.float32) for name in scorers}
 
     def side(video: int) -> Side:
@@ -294,9 +289,6 @@ def group_frames(names: Sequence[str], videos: Sequence[str]) -> Frames:
     Args:
       names: N names, PERSON/VIDEO/FRAME; frames of other videos are ignored.
       videos: V distinct names, PERSON/VIDEO.
-
-    Raises:
-      UserError: a malformed name; videos without a frame, the first named and all counted.
     """
     place = {video: i for i, video in enumerate(videos)}
     frames_of: list[list[tuple]] = [[] for _ in videos]
@@ -367,8 +359,6 @@ register(
         "ytf",
         files="splits.txt",
         rows="frames, named PERSON/VIDEO/FRAME",
-        needs=("files",),
-        flags=NoOptions,
         read=_read,
         evaluate=_evaluate,
     )

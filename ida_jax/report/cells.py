@@ -66,8 +66,6 @@ class ProtocolTable(NamedTuple):
     """One protocol variant's table.
 
     Attributes:
-      name: the variant's.
-      methods: the rows' display names.
       columns: one per figure.
       notes: sentences to stand below: the number of pairs, and what the best method gains.
       remarks: the evaluation's own sentences.

@@ -42,7 +42,6 @@ def histogram_figure(
 
     Args:
       scores: a method's (genuine [G], impostor [n]) scores. NaN scores are left out of the bars.
-      far: the FAR whose threshold is marked.
     """
     if not scores:
         raise UserError("no scores were given, expected those of at least one method")

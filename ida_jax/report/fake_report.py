@@ -45,8 +45,6 @@ def write_fake_report(
 
     Args:
       path: the HTML file; .json in its place is the other.
-      report: the outcome for the candidates.
-      candidates: draws the pictures.
     """
     path = Path(path)
     page = _page(report, candidates)
@@ -207,7 +205,7 @@ def _drawn(candidates: CandidateFaces, numbers: np.ndarray) -> Sequence[np.ndarr
 def _origin(described: Mapping[str, Any]) -> str:
     run = described["run"]
     entries = {
-        **{f"CandidateFaces: {key}": value for key, value in described["candidates"].items()},
+        **{f"Candidates: {key}": value for key, value in described["candidates"].items()},
         "Model": described["model"],
         "Mirrored too": "yes" if described["flip"] else "no",
         "Aligned to the training people": "yes" if described["aligned"] else "no",

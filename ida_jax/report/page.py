@@ -147,8 +147,6 @@ def write_report(
     all, the page last; existing ones are replaced. The folder is made where it is missing.
 
     Args:
-      path: the HTML file.
-      title: the page's heading.
       results: the content of `results.json`; `ida_jax.report.cells` says which keys are shown.
       figures: figures by caption. A figure's label says how to read it, where it has one.
       settings: the run's settings; mappings inside it are shown as dotted keys. Command,

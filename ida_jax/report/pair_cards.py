@@ -93,11 +93,10 @@ def changed_pairs(
     figures = all_pairs.evaluated.figures
     groups = []
     for kind, genuine in _TITLES:
-        name = f"{kind}_{'genuine' if genuine else 'impostor'}"
-        pairs = getattr(all_pairs.changed, name)[:_MOST]
+        listed = all_pairs.changed[kind, genuine]
+        pairs = listed.pairs[:_MOST]
         scores = pair_scores(faces, pairs, {m: methods[m] for m in compared}).values()
-        total = getattr(all_pairs.changed.counts, name)
-        groups.append(ChangedPairs(kind, genuine, pairs, *scores, total))
+        groups.append(ChangedPairs(kind, genuine, pairs, *scores, listed.total))
     thresholds = [figures[m]["threshold@far"][far_key(far)] for m in compared]
     return ChangedDecisions(*compared, far, *thresholds, tuple(groups))
 
@@ -110,7 +109,6 @@ def pair_section(
     Args:
       changed: what to show; of a kind at most twelve pairs.
       images: N faces, uint8 [H, W, 3] RGB each.
-      people: the name of each face's person, where known.
     """
     base, other = (html.escape(method_name(name)) for name in (changed.base, changed.other))
     corrected, broken = (

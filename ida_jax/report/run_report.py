@@ -39,7 +39,6 @@ class Groups(NamedTuple):
     Attributes:
       log_density: [N].
       group: int [N], indices into `names`.
-      names: the groups'.
     """
 
     log_density: np.ndarray
@@ -61,11 +60,8 @@ def write_run_report(
     """Writes the page, its pictures, results.md and results.tex into one folder.
 
     Args:
-      path: the HTML file.
       log_density: float32 [N], the searched log F of the evaluation's faces.
-      dataset: the evaluation's faces.
       scores: every method's genuine and impostor scores, ascending; None draws no histograms.
-      metrics: the records of metrics.jsonl.
       changed: the pairs that two methods decide differently, rows of `dataset`.
       sweeps: TARs against k, τ and the anchors' number (`rate_plots.sweep_figure`).
       **evaluation: title, settings, results and evaluated, as in `write_protocol_report`.
@@ -105,11 +101,6 @@ def write_protocol_report(
     """Writes the report of an evaluation without images, as `write_run_report` does.
 
     Args:
-      path: the HTML file.
-      title: the heading.
-      settings: its settings, and the versions that it ran with.
-      results: the content of results.json.
-      evaluated: each protocol variant's figures, curves and notes.
       groups: log F by group, where it is known.
     """
     figures = {} if groups is None else _densities(groups, "log F by group")
@@ -136,12 +127,7 @@ def _write(
 
 def _curves(evaluated: Mapping[str, Evaluation]) -> dict[str, Figure]:
     """Each variant's curves, by caption."""
-    from ida_jax.report.rate_plots import (
-        det_figure,
-        distractors_figure,
-        roc_figure,
-        tpir_figure,
-    )
+    from ida_jax.report.rate_plots import det_figure, distractors_figure, roc_figure, tpir_figure
 
     figures = {}
     for variant, (methods, curves, _) in evaluated.items():

@@ -49,9 +49,10 @@ def results_table(results: Mapping[str, Any]) -> str:
     if note := ssr_note(results):
         parts.append(note)
     marks = [f"{mark} {meaning}" for mark, meaning in legend(tables)]
-    if any(cell.best for table in tables for column in table.columns for cell in column.cells):
+    cells = [cell for table in tables for column in table.columns for cell in column.cells]
+    if any(cell.best for cell in cells):
         marks.insert(0, "* best of its column")
-    if any(cell.interval for table in tables for column in table.columns for cell in column.cells):
+    if any(cell.interval for cell in cells):
         marks.append("in brackets: 95 % intervals")
     if marks:
         parts.append("\n".join(marks))

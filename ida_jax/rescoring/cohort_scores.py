@@ -78,7 +78,12 @@ def cohort_statistics(
       UserError: faces that are not unit-norm, widths that differ, fewer than 2 anchors, ddof
         outside 0 … A − 1, scores without spread.
     """
-    faces = _require_faces(faces, len(moments.mean))
+    faces, width = require_unit(faces), len(moments.mean)
+    if faces.shape[1] != width:
+        raise UserError(
+            f"the faces' embeddings are {faces.shape[1]} wide, the anchors' {width}: "
+            "both must come from the same model"
+        )
     mean, variance = np.empty(len(faces)), np.empty(len(faces))
     for start in range(0, len(faces), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -105,16 +110,6 @@ def nearest_statistics(similarities: np.ndarray, *, ddof: int = 0) -> CohortStat
         scores = similarities[rows].astype(np.float64)
         mean[rows], variance[rows] = np.mean(scores, axis=1), np.var(scores, axis=1)
     return _statistics(mean, variance, n, ddof)
-
-
-def _require_faces(faces: np.ndarray, width: int) -> np.ndarray:
-    faces = require_unit(faces)
-    if faces.shape[1] != width:
-        raise UserError(
-            f"the faces' embeddings are {faces.shape[1]} wide, the anchors' {width}: "
-            "both must come from the same model"
-        )
-    return faces
 
 
 def _statistics(mean: np.ndarray, variance: np.ndarray, n: int, ddof: int) -> CohortStatistics:

@@ -16,7 +16,6 @@ from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
-from ida_jax.common.validation import require_same_model
 from ida_jax.ops.cohort import csn_objective, polynomial_map
 from ida_jax.rescoring.pairs import score_pairs
 
@@ -90,18 +89,10 @@ class Csn:
 
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, anchors of another model, width or number."""
-        require_same_model(
-            "CSN classifier",
-            self.fingerprint,
-            self.width,
-            fingerprint=anchors.fingerprint,
-            width=anchors.width,
-        )
-        if len(anchors) != self.anchors:
-            raise UserError(
-                f"the CSN classifier was fitted with {self.anchors} anchors, {len(anchors)} were "
-                "given: use the same anchor set, or fit again (python -m ida_jax.fit csn)"
-            )
+        anchors.check_fit(
+            "CSN classifier", "csn",
+            fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the classifier as one safetensors file, whole or not at all."""
@@ -173,7 +164,6 @@ def fit_csn(
       labels: int [N], their identities; a negative one is unknown, and its face left out.
       anchors: the cohort that the classifier will be used with.
       top_n: the number of a face's highest cohort scores that are fitted.
-      degree: of the polynomial.
       prior: the share of genuine pairs that the two classes are weighted to.
       ridge: of the penalty.
       images_per_identity: at most this many faces of an identity are drawn, so that a few people
@@ -183,7 +173,6 @@ def fit_csn(
         where they have any, which are then in the numbering of `labels`. False where the numberings
         differ: then no person may be in both.
       searcher: see `ida_jax.anchors.search.support_sets`.
-      seed: of the draws.
 
     Raises:
       UserError: faces that are not unit-norm; a different number of labels, labels of one identity
@@ -191,7 +180,26 @@ def fit_csn(
         top_n anchors left; faces that are themselves among the anchors of their cohort.
     """
     labels = np.asarray(labels)
-    _check(faces, labels, top_n, degree, prior, ridge, images_per_identity, impostor_pairs)
+    if labels.shape != np.shape(faces)[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"labels are {labels.dtype} {list(labels.shape)} for faces {list(np.shape(faces))}: "
+            "expected one integer for each face"
+        )
+    if not 0 <= degree < top_n:
+        raise UserError(
+            f"degree = {degree} through top_n = {top_n} cohort scores was asked for: "
+            "expected 0 ≤ degree < top_n"
+        )
+    if not 0 < prior < 1 or not 0 < ridge < np.inf:
+        raise UserError(
+            f"prior = {prior:g} and ridge = {ridge:g} were given: expected a prior between 0 and 1 "
+            "and a finite ridge above 0"
+        )
+    if images_per_identity < 2 or impostor_pairs < 1:
+        raise UserError(
+            f"images_per_identity = {images_per_identity} and impostor_pairs = {impostor_pairs} "
+            "were given: expected at least 2 and at least 1"
+        )
     rng = np.random.default_rng(seed)
     rows = _kept_rows(labels, images_per_identity, rng)
     faces, labels = np.asarray(faces)[rows], labels[rows]
@@ -247,7 +255,6 @@ class Logistic(NamedTuple):
 
     Attributes:
       weights: float64 [F].
-      bias: a number.
     """
 
     weights: np.ndarray
@@ -322,13 +329,7 @@ def _pairs(labels: np.ndarray, impostors: int, rng: np.random.Generator) -> _Pai
 
 
 def _coefficients(cohorts: _Cohorts, faces: np.ndarray, partners: np.ndarray) -> np.ndarray:
-    """q of one side of each pair, [P, R], its cohort without the partner's identity.
-
-    Args:
-      cohorts: of all faces, without their own identities.
-      faces: int [P], rows of the cohorts.
-      partners: int [P], the identities of the pairs' other faces.
-    """
+    """q [P, R] of one side of each pair (rows of the cohorts), without the partner's identity."""
     top_n = len(cohorts.fit)
     out = (cohorts.scores[:, :top_n] @ cohorts.fit)[faces]
     for start in range(0, len(faces), _PAIR_BLOCK):
@@ -339,35 +340,3 @@ def _coefficients(cohorts: _Cohorts, faces: np.ndarray, partners: np.ndarray) ->
         scores = np.take_along_axis(cohorts.scores[row[hit]], others, axis=1)
         out[start + hit] = scores @ cohorts.fit
     return out
-
-
-def _check(
-    faces: np.ndarray,
-    labels: np.ndarray,
-    top_n: int,
-    degree: int,
-    prior: float,
-    ridge: float,
-    images_per_identity: int,
-    impostor_pairs: int,
-) -> None:
-    if labels.shape != np.shape(faces)[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"labels are {labels.dtype} {list(labels.shape)} for faces {list(np.shape(faces))}: "
-            "expected one integer for each face"
-        )
-    if not 0 <= degree < top_n:
-        raise UserError(
-            f"degree = {degree} through top_n = {top_n} cohort scores was asked for: "
-            "expected 0 ≤ degree < top_n"
-        )
-    if not 0 < prior < 1 or not 0 < ridge < np.inf:
-        raise UserError(
-            f"prior = {prior:g} and ridge = {ridge:g} were given: expected a prior between 0 and 1 "
-            "and a finite ridge above 0"
-        )
-    if images_per_identity < 2 or impostor_pairs < 1:
-        raise UserError(
-            f"images_per_identity = {images_per_identity} and impostor_pairs = {impostor_pairs} "
-            "were given: expected at least 2 and at least 1"
-        )

@@ -33,7 +33,7 @@ from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
-from ida_jax.common.validation import require_same_model, require_unit
+from ida_jax.common.validation import require_unit
 from ida_jax.metrics.resampling import genuine_rows, impostor_rows
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.ops.dao import PairSimilarities, smooth_tar, soft_log_density
@@ -63,7 +63,6 @@ class DaoFit:
       width: D, the embeddings' width.
       anchors: the size of the anchor set that it was fitted with: a larger one is denser.
       fingerprint: of the model whose embeddings it takes; "" where unknown.
-      far: the FAR that it was fitted at.
       identities: the number of people in the development faces.
       genuine: the number of genuine pairs that it was fitted on.
       impostor: the number of impostor pairs, of which only the highest were considered.
@@ -121,19 +120,10 @@ class DaoFit:
 
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, anchors of another model, width or number."""
-        require_same_model(
-            "DAO fit",
-            self.fingerprint,
-            self.width,
-            fingerprint=anchors.fingerprint,
-            width=anchors.width,
-            whose="the anchor set",
-        )
-        if len(anchors) != self.anchors:
-            raise UserError(
-                f"the DAO fit was made with {self.anchors} anchors, {len(anchors)} were given: "
-                "use the same anchor set, or fit again (python -m ida_jax.fit dao)"
-            )
+        anchors.check_fit(
+            "DAO fit", "dao",
+            fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fit as one safetensors file, whole or not at all."""
@@ -193,7 +183,6 @@ def fit_dao(
     Args:
       faces: float32 [N, D], unit rows: development faces, never those under test.
       labels: int [N], their identities; a negative one is unknown, and its face left out.
-      anchors: what the fit will be used with.
       far: the FAR, in (0, ½).
       fitted: those of `CONSTANTS` that are fitted; the others keep the paper's value.
       most_support: K, the most neighbours that are considered.
@@ -212,7 +201,29 @@ def fit_dao(
     """
     labels = np.asarray(labels)
     faces = require_unit(faces)
-    _check(labels, len(faces), far, fitted, temperature, ridge, softness, images_per_identity)
+    if labels.shape != faces.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"labels are {labels.dtype} {list(labels.shape)} for {len(faces)} faces: "
+            "expected one integer for each face"
+        )
+    people = np.unique(labels[labels >= 0]).size
+    if people < 2:
+        raise UserError(f"the labels name {people} identities: expected at least 2")
+    if not 0 < far < 0.5:
+        raise UserError(f"far is {far:g}: expected a rate between 0 and 0.5, say 0.0001")
+    unknown = [name for name in fitted if name not in CONSTANTS]
+    if unknown or not fitted:
+        raise UserError(
+            f"the constants to fit are {', '.join(fitted) or 'none'}: expected some of "
+            f"{', '.join(CONSTANTS)}"
+        )
+    if not (0 < temperature < np.inf and 0 < softness < np.inf and 0 <= ridge < np.inf):
+        raise UserError(
+            f"temperature = {temperature:g}, softness = {softness:g} and ridge = {ridge:g} were "
+            "given: expected finite numbers, the first two above 0, the ridge 0 or more"
+        )
+    if images_per_identity < 2:
+        raise UserError(f"images_per_identity is {images_per_identity}: expected at least 2")
     rows = _first_rows(labels, images_per_identity)
     faces = faces[rows]
     identities, labels = np.unique(labels[rows], return_inverse=True)
@@ -363,38 +374,3 @@ def _renumbered(labels: np.ndarray, identities: np.ndarray) -> np.ndarray:
     """The anchors' labels in the numbering of the ascending identities, −1 for all others."""
     place = np.minimum(np.searchsorted(identities, labels), len(identities) - 1)
     return np.where(identities[place] == labels, place, -1).astype(np.int32)
-
-
-def _check(
-    labels: np.ndarray,
-    faces: int,
-    far: float,
-    fitted: Sequence[str],
-    temperature: float,
-    ridge: float,
-    softness: float,
-    images_per_identity: int,
-) -> None:
-    if labels.shape != (faces,) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"labels are {labels.dtype} {list(labels.shape)} for {faces} faces: "
-            "expected one integer for each face"
-        )
-    known = np.unique(labels[labels >= 0]).size
-    if known < 2:
-        raise UserError(f"the labels name {known} identities: expected at least 2")
-    if not 0 < far < 0.5:
-        raise UserError(f"far is {far:g}: expected a rate between 0 and 0.5, say 0.0001")
-    unknown = [name for name in fitted if name not in CONSTANTS]
-    if unknown or not fitted:
-        raise UserError(
-            f"the constants to fit are {', '.join(fitted) or 'none'}: expected some of "
-            f"{', '.join(CONSTANTS)}"
-        )
-    if not (0 < temperature < np.inf and 0 < softness < np.inf and 0 <= ridge < np.inf):
-        raise UserError(
-            f"temperature = {temperature:g}, softness = {softness:g} and ridge = {ridge:g} were "
-            "given: expected finite numbers, the first two above 0, the ridge 0 or more"
-        )
-    if images_per_identity < 2:
-        raise UserError(f"images_per_identity is {images_per_identity}: expected at least 2")

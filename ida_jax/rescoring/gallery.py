@@ -29,7 +29,6 @@ class Gallery(NamedTuple):
 
     Attributes:
       embeddings: float32 [G, D], unit rows.
-      terms: the method's numbers of each face.
     """
 
     embeddings: jax.Array
@@ -60,8 +59,6 @@ def identify(
 
     Args:
       probes: float32 [M, D], unit rows.
-      probe_terms: the same method's numbers of the probes.
-      gallery: the enrolled faces.
       top: how many, 1 ≤ top ≤ G.
 
     Raises:

@@ -71,7 +71,6 @@ class Summary(NamedTuple):
     """What a finished job did.
 
     Attributes:
-      pairs: the number of pairs scored.
       unmatched: the number of pairs whose score is NaN because of a bad face.
       bad_faces: the number of faces that were zero, NaN or infinite.
       seconds: of the whole job in this process.
@@ -96,7 +95,6 @@ def rescore_files(
     """Writes one score per pair, in the pairs' order; the output appears whole or not at all.
 
     Args:
-      inputs: the files.
       output: .npy, .csv or .parquet.
       make_scorer: the number of faces to the method with its anchors.
       settings: JSON-able, everything else that the scores depend on (the method's options, the
@@ -117,7 +115,10 @@ def rescore_files(
     del embeddings
     scorer = make_scorer(len(faces))
     require_same_models(inputs.embeddings, fingerprint, [scorer])
-    listed = None if _needs_conversion(inputs.pairs, names) else _checked(inputs.pairs, len(faces))
+    listed = None
+    if not _needs_conversion(inputs.pairs, names):
+        listed = PairFile(inputs.pairs)
+        listed.check(len(faces))
     files = [stamp(path) for path in inputs if path is not None]
     key = key_of([[*settings, skip_bad, chunk], files])
     folder = folder_beside(output, key)
@@ -138,7 +139,15 @@ def rescore_files(
         on_device = jax.device_put(faces)
         del faces
         parts = Parts(folder, listed.count, chunk, name="scores-{number:05d}.npy")
-        _score(parts, on_device, terms, listed, finish)
+        left = parts.left(jax.process_index(), jax.process_count())
+        # Only this process's share, so that the rate and the remaining time are right.
+        with _bar(sum(len(part.rows) for part in left), "pairs", "pair") as bar:
+            for rows, path in left:
+                scores = score_chunk(on_device, listed.read(rows.start, rows.stop), terms)
+                parts.write(path, scores if finish is None else finish(scores))
+                del scores  # no array of a chunk outlives it
+                bar.update(len(rows))
+        agree()
         unmatched = 0
 
         def finished() -> Iterator[np.ndarray]:
@@ -176,41 +185,6 @@ def _face_terms(folder: Path, faces: np.ndarray, bad: np.ndarray, scorer: Rescor
     values = np.concatenate(list(parts.values()))
     values[bad] = np.nan
     return FaceTerms(scorer.rule, values, scorer.constants)
-
-
-def _score(
-    parts: Parts,
-    faces: jax.Array,
-    terms: FaceTerms,
-    listed: PairFile,
-    finish: Callable[[np.ndarray], np.ndarray] | None,
-) -> None:
-    left = parts.left(jax.process_index(), jax.process_count())
-    # Only this process's share, so that the rate and the remaining time are right.
-    with _bar(sum(len(part.rows) for part in left), "pairs", "pair") as bar:
-        for rows, path in left:
-            parts.write(path, _chunk_scores(faces, listed, rows.start, rows.stop, terms, finish))
-            bar.update(len(rows))
-    agree()
-
-
-def _chunk_scores(
-    faces: jax.Array,
-    listed: PairFile,
-    start: int,
-    stop: int,
-    terms: FaceTerms,
-    finish: Callable[[np.ndarray], np.ndarray] | None,
-) -> np.ndarray:
-    # A function of its own, so that no array of a chunk outlives it.
-    scores = score_chunk(faces, listed.read(start, stop), terms)
-    return scores if finish is None else finish(scores)
-
-
-def _checked(path: Path, rows: int) -> PairFile:
-    listed = PairFile(path)
-    listed.check(rows)
-    return listed
 
 
 def _needs_conversion(pairs: Path, names: Sequence[str] | None) -> bool:

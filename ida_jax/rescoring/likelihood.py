@@ -76,8 +76,8 @@ def score_pairs_mls(
       scale: 1 for the MLS itself, `likelihood_scale` for the cosine's scale.
 
     Raises:
-      UserError: means that are no unit rows, log-variances of another shape or not within ±20,
-        pairs that are no rows of them, a scale that is not positive.
+      UserError: means that are not unit-norm, log-variances of another shape or not within ±20,
+        pairs that are not rows of them, a scale that is not positive.
     """
     means, log_variances = _faces(means, log_variances)
     pairs = checked_pairs(pairs, len(means)).astype(np.int32, copy=False)
@@ -105,7 +105,7 @@ def score_all_pairs_mls(
         MLS itself if None.
 
     Raises:
-      UserError: as `score_pairs_mls`, labels or terms of another number, or more pairs than are
+      UserError: as `score_pairs_mls`, a different number of labels or terms, or more pairs than are
         kept in memory.
     """
     terms = cosine_terms(len(means)) if terms is None else terms
@@ -168,8 +168,8 @@ def nearest_by_likelihood(
       float32 [N, k], descending; -inf where fewer than k anchors were allowed.
 
     Raises:
-      UserError: as `score_pairs_mls` of either side, widths that differ, k outside 1 … A, labels of
-        another number or on one side alone.
+      UserError: as `score_pairs_mls` of either side, widths that differ, k outside 1 … A, a
+        different number of labels, or labels on one side alone.
     """
     means, log_variances = _faces(means, log_variances)
     anchor_means, anchor_log_variances = _faces(anchor_means, anchor_log_variances, "anchors'")

@@ -276,7 +276,6 @@ def methods_with(artefacts: Collection[str], *, usual: bool = False) -> tuple[st
     """The scoring methods that need no other artefacts than these.
 
     Args:
-      artefacts: keys of `ARTEFACTS`.
       usual: only those that an evaluation takes where no methods are named.
     """
     return tuple(

@@ -58,9 +58,6 @@ def make_scorers(
       methods: of `ida_jax.rescoring.method_table.METHODS`.
       anchors: None where no method needs them.
       k, tau, top_n, searcher, expected_faces: as in `Rescorer`.
-      ssr: the SSR module of ida_l.
-      csn: the classifier of csn.
-      dao_fit: the constants of ida_r_fitted.
 
     Raises:
       UserError: as `Rescorer`.
@@ -90,11 +87,7 @@ def make_scorers(
         return alone
     search = SharedSearch(
         SupportSearch(
-            anchors,
-            k=max(neighbours),
-            searcher=searcher,
-            expected_queries=expected_faces,
-            tau=tau,
+            anchors, k=max(neighbours), searcher=searcher, expected_queries=expected_faces, tau=tau
         )
     )
     return {method: scorer(method, search) for method in methods}
@@ -125,12 +118,7 @@ def require_same_models(
     Widths are compared where faces are scored: those of IJB may be two halves beside each other.
 
     Args:
-      path: the embeddings' file, which an error names.
       fingerprint: of the model that made them; "" where unknown.
-      scorers: by which they are to be scored.
-
-    Raises:
-      UserError: different fingerprints where both are known.
     """
     for scorer in scorers:
         made = {

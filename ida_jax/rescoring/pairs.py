@@ -54,7 +54,7 @@ def score_pairs(faces: np.ndarray, pairs: np.ndarray, terms: FaceTerms | None = 
       terms: the method's numbers of the faces; the cosine if None.
 
     Raises:
-      UserError: faces that are no unit rows, pairs that are no rows of them, terms of other faces.
+      UserError: rows that are not unit-norm, pairs that are not rows of them, terms of other faces.
     """
     faces = require_unit(faces)
     terms = cosine_terms(len(faces)) if terms is None else terms
@@ -92,7 +92,6 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     Args:
       cosines: float32 [P], what `score_pairs` gives without terms.
       pairs: int32 [P, 2].
-      terms: the method's numbers of the faces.
     """
     if terms.rule == "cosine":
         return cosines.copy()
@@ -102,7 +101,7 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
 
 
 def checked_pairs(pairs: np.ndarray, faces: int) -> np.ndarray:
-    """The pairs as an array, refused where they are no rows of so many faces."""
+    """The pairs as an array, refused where they are not rows of that many faces."""
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
         raise UserError(
@@ -129,7 +128,8 @@ def score_all_pairs(
       terms: as in `score_pairs`.
 
     Raises:
-      UserError: as `score_pairs`, labels of another number, or more pairs than are kept in memory.
+      UserError: as `score_pairs`, a different number of labels, or more pairs than are kept in
+        memory.
     """
     faces = require_unit(faces)
     terms = cosine_terms(len(faces)) if terms is None else terms
@@ -148,7 +148,7 @@ def all_pair_scores(
 def _cosines(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
     if jax.default_backend() != "cpu":
         return _gathered(faces, pairs)
-    # On a CPU the host's view of the faces is no copy.
+    # On a CPU the host's view of the faces is not a copy.
     return _tiled_cosines(np.asarray(faces), pairs, partial(_gathered, faces))
 
 

@@ -142,9 +142,6 @@ def split_all_pairs(
 
     Args:
       similarities, labels, methods, rows: as in `all_pair_tiles`.
-
-    Raises:
-      UserError: more pairs than are kept in memory.
     """
     counts = pair_counts(labels)
     if sum(counts) > _MOST_PAIRS:
@@ -165,7 +162,7 @@ def split_all_pairs(
 
 
 def take_rows(terms: FaceTerms, first: int | jax.Array, count: int) -> FaceTerms:
-    """The numbers of so many faces from `first` on, which may be traced."""
+    """The terms of `count` faces from `first` on, which may be traced."""
     return terms._replace(values=lax.dynamic_slice_in_dim(terms.values, first, count))
 
 

@@ -62,7 +62,7 @@ def run_section(title: str) -> ConfigDict:
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
-    # Also verification of templates of so many images each, by mean pooling and, where the stage
+    # Also verification of templates of this many images each, by mean pooling and, where the stage
     # pfe is run, by PFE's fusion; 0: none.
     c.evaluate.template_size = 0
     c.evaluate.resamples = 1000  # of the bootstrap over identities
@@ -284,5 +284,5 @@ def _one_line(error: Exception) -> str:
     # ml_collections' suggestion comes as the representation of a two-line text.
     if suggestion := re.search(r'Did you mean "([^"]*)" instead of "([^"]*)"', text):
         return f"the config has no '{suggestion[2]}': did you mean '{suggestion[1]}'?"
-    # Of a traceback, the last line tells the cause.
+    # A traceback's last line states the cause.
     return text.splitlines()[-1].strip() if text else type(error).__name__

@@ -57,7 +57,7 @@ class Inputs(NamedTuple):
       people: int64 [N], identities in a numbering of their own, -1 where unknown; None without
         labels.
       own: int32 [N], the same in the numbering of the anchors' labels, -1 for those not among them;
-        None where nobody is in both sets.
+        None where no person is in both sets.
       anchors: where support sets are searched.
       fingerprint: of the model that made the embeddings; "" where unknown.
     """
@@ -108,7 +108,7 @@ class EmbeddingRun:
 
     @cached_property
     def copied_faces(self) -> Faces:
-        """The training faces and their made-up copies."""
+        """The training faces and their synthetic copies."""
         c, (faces, labels) = self.config, self.training_faces
         return with_copies(
             faces, labels, copies=c.ssr.copies, mix=c.ssr.mix, noise=c.ssr.noise, seed=c.seed
@@ -405,7 +405,7 @@ def _check_k(k: int, inputs: Inputs) -> None:
 
 
 def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, AnchorSet]:
-    """Made-up faces around made-up identities around a few groups' centres, and their anchors."""
+    """Synthetic faces of identities around a few groups' centres, and their anchors."""
     rng = np.random.default_rng(config.seed)
     identities, images, width = 200, 5, 32
     groups = rng.standard_normal((8, width))[rng.integers(0, 8, identities)]

@@ -19,7 +19,7 @@ from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings, UncertaintyModel
 from ida_jax.common.parts import Parts, write_npy
 from ida_jax.common.validation import require_log_variances
-from ida_jax.data.dataset import FaceDataset, ImageSubset
+from ida_jax.data.dataset import FaceDataset, image_subset
 from ida_jax.data.labelled_pairs import (
     PairList,
     consecutive_pairs,
@@ -156,7 +156,7 @@ class Run:
 
         def part(rows: range) -> np.ndarray:
             title = f"embed the training set, {rows.start} … {rows[-1]} of {len(images)}"
-            return self.embed(ImageSubset(images, np.arange(rows.start, rows.stop)), title)
+            return self.embed(image_subset(images, np.arange(rows.start, rows.stop)), title)
 
         return Parts(folder, len(images), _PART).whole(part, (self.model.width,))
 

@@ -45,7 +45,7 @@ from ida_jax.common.files import require_file
 from ida_jax.common.parts import write_npy
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.balanced import balanced_rows
-from ida_jax.data.dataset import ImageSubset
+from ida_jax.data.dataset import image_subset
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.metrics.frechet import frechet_distance, precision_recall
@@ -260,7 +260,7 @@ def _anchors(run: Run) -> None:
         case "real_db":
             faces = run.train_faces
             rows = sources.real_db_rows(faces.labels, size=c.size, seed=run.config.seed)
-            embeddings = run.embed(ImageSubset(faces.images, rows), "anchors")
+            embeddings = run.embed(image_subset(faces.images, rows), "anchors")
             labels = faces.labels[rows]
             anchors = AnchorSet.from_embeddings(
                 embeddings,
@@ -364,7 +364,7 @@ def _pfe(run: Run) -> None:
     if "anchors" in c.stages and c.anchors.source == "real_db":
         rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
         anchors = trained.embed(
-            run.model, ImageSubset(faces.images, rows), flip=c.flip, progress="anchors' variances"
+            run.model, image_subset(faces.images, rows), flip=c.flip, progress="anchors' variances"
         )
         write_npy(run.workdir / ANCHOR_VARIANCES, anchors.log_variances)
     trained.save(run.workdir / PFE)

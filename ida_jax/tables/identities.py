@@ -52,7 +52,7 @@ def labels_among(
 ) -> np.ndarray | None:
     """Each face's identity in the numbering of others, by name, int32 [N].
 
-    −1 for those who are not among the others; None where nobody is.
+    −1 for those who are not among the others; None where no one is.
 
     Args:
       people: the N faces' names.

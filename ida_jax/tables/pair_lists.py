@@ -303,7 +303,7 @@ def _as_rows(columns: Sequence, names: _Names | None) -> list[np.ndarray]:
 
 
 def _whole_rows(values: np.ndarray) -> np.ndarray:
-    """Floating point as int64; −1 where it is no row."""
+    """Floating point as int64; −1 where it is not a row."""
     good = (values >= 0) & (values <= _LARGEST) & (values == np.floor(values))
     return np.where(good, values, -1).astype(np.int64)
 

@@ -1,6 +1,6 @@
 """The one reader of lists in text: labels, identities, pairs, names, images, landmarks, tables.
 
-Whatever an editor, a spreadsheet or NumPy adds is no part of a name: a byte order mark, CRLF,
+Whatever an editor, a spreadsheet or NumPy adds is not part of a name: a byte order mark, CRLF,
 blanks at a line's end, blank last lines, UTF-16, and the two forms in which Unicode writes an
 accent (names are NFC). What is not text is refused with its line.
 

@@ -4,8 +4,8 @@ The newest two are kept, and the most accurate one. Each holds the size and CRC-
 Orbax checks its indices, not the arrays, so that an altered weight would load silently.
 
 The checksums are written before Orbax renames the folder, so that a checkpoint is whole and
-verifiable or does not count. They are compared before shapes, which tells damage from another
-config. Class padding may differ: that is how a training resumes on another number of devices.
+verifiable or does not count. They are compared before shapes, which separates damage from another
+config. Class padding may differ: that is how a training resumes on a different number of devices.
 """
 
 import json
@@ -256,9 +256,6 @@ def _put_damaged_aside(folder: Path) -> None:
 
     Every byte is read from the newest down to the first whole one; of older ones only the small
     files, which Orbax reads when it opens the folder. Several processes call it together.
-
-    Raises:
-      UserError: all checkpoints are damaged; none is renamed.
     """
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), reverse=True)
     damaged, newest_whole = {}, None
@@ -289,9 +286,7 @@ def _put_damaged_aside(folder: Path) -> None:
 def _damage(checkpoint: Path, *, every_byte: bool) -> str | None:
     """What process 0 finds wrong with a checkpoint's files, on every process; None if nothing.
 
-    Args:
-      checkpoint: its folder.
-      every_byte: False reads only files up to 1 MiB, and the others' sizes.
+    Without `every_byte` only files up to 1 MiB are read, and the others' sizes.
     """
     damage = _own_damage(checkpoint, every_byte=every_byte) if is_first() else None
     try:
@@ -315,7 +310,7 @@ def _own_damage(checkpoint: Path, *, every_byte: bool) -> str | None:
                 return f"{name} was altered"
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(checkpoint)} is missing"
-    except (OSError, ValueError) as error:  # ValueError: checksums.json is no JSON
+    except (OSError, ValueError) as error:  # ValueError: checksums.json is not JSON
         return f"{type(error).__name__}: {error}"
     return None
 

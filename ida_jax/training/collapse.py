@@ -85,7 +85,7 @@ def collapse_reason(records: Sequence[Mapping[str, float]]) -> str | None:
     if np.all(np.abs(gap) < _SAME_LOGIT) and np.all(spread < _SAME_LOGIT):
         return f"the discriminator gives every image the same logit {logits}"
     if np.all(all_right) and np.all(gap > _HUGE_GAP) and grows:
-        return f"the discriminator tells all images apart by a huge and growing margin {logits}"
+        return f"the discriminator separates all images by a huge and growing margin {logits}"
     if np.all(all_wrong):
         return f"the discriminator takes all images for their opposite {logits}"
     if np.all(size > _DIVERGED_LOGIT):

@@ -24,12 +24,7 @@ from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.pipeline import training_batches
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.collapse import WINDOW, collapse_reason
-from ida_jax.training.gan_step import (
-    GanState,
-    check_gan_batch,
-    make_gan_program,
-    network_options,
-)
+from ida_jax.training.gan_step import GanState, check_gan_batch, make_gan_program, network_options
 from ida_jax.training.loop import (
     Progress,
     Write,
@@ -62,13 +57,10 @@ def train_gan(
 
     Args:
       dataset: faces; their labels are ignored.
-      config: the section gan (`ida_jax.runs.config.gan_section`).
       workdir: gets gan_checkpoints/, metrics.jsonl, tensorboard/, and for every evaluation
         generators/STEP.safetensors and samples/STEP.png.
-      seed: of everything random.
       evaluate: returns a generator's figures, among them frechet; called every
         `gan.evaluate_every` steps.
-      title: of the training, for the generator's provenance.
 
     Returns:
       The last generator, or with `gan.keep` "best" the one with the smallest Fréchet distance.

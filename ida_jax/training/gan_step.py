@@ -21,12 +21,7 @@ from jax.sharding import Mesh
 
 from ida_jax.common.devices import batch_sharding, replicated
 from ida_jax.common.errors import UserError
-from ida_jax.models.stylegan import (
-    DiscriminatorNetwork,
-    GeneratorNetwork,
-    draw_noise,
-    num_styles,
-)
+from ida_jax.models.stylegan import DiscriminatorNetwork, GeneratorNetwork, draw_noise, num_styles
 from ida_jax.ops.adaptive_augment import adapted_probability, augment
 from ida_jax.ops.gan_losses import (
     discriminator_loss,
@@ -48,11 +43,7 @@ class GanState(NamedTuple):
 
     Attributes:
       step: int32 scalar, steps taken.
-      generator: its parameters.
-      discriminator: its parameters.
       average: the generator's moving average, which is the generator that is kept.
-      generator_opt: its optimiser's state.
-      discriminator_opt: its optimiser's state.
       path_mean: float32 scalar, the moving mean of path lengths.
       r1: float32 scalar, the last penalty; here, like the mean, for the records of a resumed
         training.
@@ -121,11 +112,6 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
     optimisers' rate and decay are scaled by n / (n + 1).
 
     Random draws are a function of seed and step, so that a resumed training is bit-exact.
-
-    Args:
-      config: the section gan (`ida_jax.runs.config.gan_section`).
-      seed: of parameters, latents, noise and augmentation.
-      mesh: from `ida_jax.common.devices.training_mesh`.
     """
     c, dtype = config, jnp.dtype(config.dtype)
     options = network_options(c)

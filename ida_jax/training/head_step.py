@@ -69,19 +69,13 @@ def head_step(
     """One SGD step of the head, or one of its parts with gradient accumulation.
 
     Args:
-      state: before the step.
       embeddings: float32 [B, D], of norm 1.
       norms: float32 [B], the embeddings' before normalisation.
       labels: int32 [B].
       row_weights: float32 [B], see `softmax_step`.
       step: int32 scalar, the schedule's argument.
       part: int32 scalar, which of `accumulate` parts.
-      key: of the sampling.
-      head: the margin.
       num_local: classes of each device along "model".
-      config: a run's section train.
-      schedule: of the learning rate.
-      mesh: of the devices.
 
     Returns:
       The state after the step, the gradient with respect to the unit embeddings, and sums over the

@@ -74,17 +74,13 @@ def training_steps(
     after its own check: whatever is saved has passed it.
 
     Args:
-      progress: where the training starts.
       batches: one for each turn.
       stage: "train", "gan", "ssr" or "pfe", which the progress bar shows.
-      steps: where the training ends.
       check: (step, metrics) raises UserError if they show that the training has failed.
       record: (step, metrics, steps a second) writes a record; returns the bar's text.
-      is_logged: whether a step is recorded.
       check_every_step: False checks, and copies from the device, only what is recorded or saved.
       stride: steps that one turn takes; the last turn takes what is left.
       checkpoints: where states are saved; None saves nothing and cannot be stopped.
-      checkpoint_every: steps between two checkpoints.
       evaluate_every: steps between two evaluations, each of which has a checkpoint; 0 for none.
       accuracy: (step) → the accuracy that goes into the checkpoint of an evaluated step, or None.
       stop_requested: from `preemption`.
@@ -194,7 +190,6 @@ def open_metrics(
     """Yields write(step, scalars), which appends a record of the stage; only process 0 writes.
 
     Args:
-      workdir: holds metrics.jsonl and tensorboard/.
       stage: "train", "gan", "ssr" or "pfe"; it is in every record, and a run of its own in
         TensorBoard.
       first_step: where the run continues; the stage's records of later steps, which a killed run

@@ -45,14 +45,7 @@ from ida_jax.training.optimizer import learning_rate_schedule
 
 
 class PfeState(NamedTuple):
-    """Everything that a step changes.
-
-    Attributes:
-      step: int32 scalar, steps taken.
-      params: the uncertainty module's parameters.
-      batch_stats: its BatchNorm statistics.
-      opt_state: of its optimiser.
-    """
+    """Everything that a step changes: the uncertainty module, its optimiser, the steps taken."""
 
     step: jax.Array
     params: Any
@@ -82,10 +75,6 @@ def check_pfe_batch(config: ConfigDict, devices: int) -> None:
 
     The devices must divide the batch, since BatchNorm uses all rows. With several processes each
     device has whole identities: the mesh may place one process's rows apart from each other.
-
-    Args:
-      config: the section pfe.
-      devices: of all processes.
     """
     batch = config.identities * config.images
     if batch % devices:
@@ -107,17 +96,12 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
 
     The backbone's BatchNorm takes its running statistics; gradients end at its outputs. Weight
     decay is on the two layers' weights alone, as in the authors' code.
-
-    Args:
-      model: the frozen face model.
-      config: the section pfe (`ida_jax.runs.config.pfe_section`).
-      seed: of the parameters.
-      mesh: from `ida_jax.common.devices.training_mesh`.
     """
     network = build_network(model.network, model.network_options)
     module = UncertaintyNetwork(embedding_dim=model.width, hidden=config.hidden)
+    is_kernel = partial(path_aware_map, lambda path, _: path[-1] == "kernel")
     optimizer = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
         optax.sgd(learning_rate_schedule(config), momentum=config.momentum),
     )
     side = model.preprocessing.image_size
@@ -163,10 +147,6 @@ def make_pfe_program(model: FaceModel, config: ConfigDict, *, seed: int, mesh: M
     )
 
 
-def _is_kernel(params: Any) -> Any:
-    return path_aware_map(lambda path, _: path[-1] == "kernel", params)
-
-
 def train_pfe(
     dataset: FaceDataset,
     model: FaceModel,
@@ -180,11 +160,8 @@ def train_pfe(
     Args:
       dataset: faces with labels; identities with a single image are left out, and counted on
         stderr.
-      model: the frozen face model.
-      config: the section pfe (`ida_jax.runs.config.pfe_section`).
       workdir: gets pfe_checkpoints/ (those of another model are not resumed), metrics.jsonl and
         tensorboard/.
-      seed: of the parameters, the batches and the augmentation.
 
     Raises:
       UserError: too few identities with two images, a batch that the devices do not divide, a loss

@@ -36,7 +36,6 @@ def train(
     Args:
       dataset: faces with labels 0 … C−1.
       config: the run's, with model, train (`ida_jax.runs.config.train_section`) and seed.
-      workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
       verify: returns a model's accuracy on held-out pairs; called every `train.verify_every` steps.
 
     Raises:

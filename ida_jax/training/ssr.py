@@ -42,9 +42,7 @@ class SSRTarget(NamedTuple):
 
     Attributes:
       values: float32 [N].
-      mean: see `SSRModule`.
-      std: see `SSRModule`.
-      floor: see `SSRModule`.
+      mean, std, floor: see `SSRModule`.
     """
 
     values: np.ndarray
@@ -69,9 +67,6 @@ def make_target(log_density: np.ndarray, kind: str) -> SSRTarget:
 
     F at τ = 1, k = 10 lies within about 0.04 … 0.1, where the raw squared error is nearly flat;
     standardising is an affine change of the same regression. "paper" keeps Eq. 6 to the letter.
-
-    Raises:
-      UserError: an unknown kind, or a log F that is not finite.
     """
     if kind not in TARGETS:
         raise UserError(f"SSR target '{kind}' is unknown: choose one of {', '.join(TARGETS)}")
@@ -115,7 +110,6 @@ def with_copies(
       copies: of each face; 0 gives the faces alone.
       mix: 0 … 0.5.
       noise: at least 0; at 1 the noise is about as long as the face.
-      seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     n, width = faces.shape
@@ -147,11 +141,6 @@ def train_ssr(
       log_density: float32 [N], their log F, each one's identity excluded from its support set.
       config: hidden, target, input, batch_size, steps, learning_rate, decay_steps, decay_factor,
         momentum, weight_decay.
-      k: the support sets' size.
-      tau: the densities' τ.
-      fingerprint: of the model that made the embeddings.
-      workdir: gets the stage's metrics.
-      seed: of parameters and order.
 
     Raises:
       UserError: an unknown target, densities or a loss that are not finite.
@@ -164,7 +153,8 @@ def train_ssr(
 
     data = np.asarray(faces), target.values
     params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
-    return _ssr_module(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+    constants = target.mean, target.std, target.floor
+    return SSRModule(params, config.target, *constants, k, tau, fingerprint)
 
 
 def train_ssr_on_the_fly(
@@ -191,14 +181,7 @@ def train_ssr_on_the_fly(
       faces: float32 [N, D], unit rows, of the training set.
       labels: int [N], identities in the anchors' numbering; each is excluded from its own support
         set, for which k anchors must remain. None if no identity is shared.
-      anchors: where support sets are searched.
       config: as in `train_ssr`; copies, mix, noise as in `with_copies`.
-      k: the support sets' size.
-      tau: the densities' τ.
-      fingerprint: of the model that made the embeddings.
-      workdir: gets the stage's metrics.
-      seed: of parameters, order and copies.
-      searcher: of the sample.
 
     Raises:
       UserError: as `train_ssr` and `searched_log_density`.
@@ -225,7 +208,8 @@ def train_ssr_on_the_fly(
         return batch, (raw - target.mean) / target.std
 
     params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
-    return _ssr_module(params, target, config, k=k, tau=tau, fingerprint=fingerprint)
+    constants = target.mean, target.std, target.floor
+    return SSRModule(params, config.target, *constants, k, tau, fingerprint)
 
 
 def drawn_faces(
@@ -234,11 +218,8 @@ def drawn_faces(
     """Faces [size, D] drawn at random, copies (`with_copies`) among them, and their labels.
 
     Args:
-      key: of the draw.
       faces: float32 [N, D], unit rows.
       labels: int32 [N], or None.
-      size: how many.
-      config: copies, mix, noise.
     """
     row_key, other_key, share_key, noise_key, copy_key = jax.random.split(key, 5)
     n, width = faces.shape
@@ -270,8 +251,6 @@ def device_log_density(
       labels: int32 [B], each excluded from its own support set; None excludes nothing.
       anchors: float32 [A, D], unit rows.
       anchor_labels: int32 [A]; None where `labels` is.
-      k: the support sets' size.
-      tau: τ.
     """
     support = nearest_anchors(faces, anchors, k=k, query_labels=labels, anchor_labels=anchor_labels)
     return log_density_of(support.similarities, tau=tau)
@@ -342,17 +321,3 @@ def _fit(
     # The module takes unit embeddings, whatever it was trained on.
     params["hidden_fc"]["kernel"] = scale * params["hidden_fc"]["kernel"]
     return params
-
-
-def _ssr_module(
-    params: dict[str, Any],
-    target: SSRTarget,
-    config: ConfigDict,
-    *,
-    k: int,
-    tau: float,
-    fingerprint: str,
-) -> SSRModule:
-    return SSRModule(
-        params, config.target, target.mean, target.std, target.floor, k, tau, fingerprint
-    )

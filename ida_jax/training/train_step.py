@@ -83,8 +83,6 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
 
     Args:
       config: a run's, with the sections model and train (`ida_jax.runs.config`) and the seed.
-      num_classes: the number of identities.
-      mesh: from `ida_jax.common.devices.training_mesh`.
 
     Raises:
       UserError: values that are incompatible with each other or with the devices.

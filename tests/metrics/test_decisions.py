@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.decisions import Counts, changed_decisions
+from ida_jax.metrics.decisions import KINDS, changed_decisions
 
 score = st.integers(-4, 4).map(lambda x: x / 2) | st.sampled_from([math.nan, -math.inf])
 
@@ -23,15 +23,14 @@ def oracle(base, other, same, base_threshold, other_threshold):
         return math.inf if math.isnan(distance) else distance / deviation
 
     scales = deviation(base), deviation(other)
-    found = {name: [] for name in Counts._fields}
+    found = {name: [] for name in KINDS}
     for place, (b, o, genuine) in enumerate(zip(base, other, same, strict=True)):
         at_base, at_other = b > base_threshold, o > other_threshold
         if at_base == at_other:
             continue
         way = "corrected" if at_other == genuine else "broken"
-        kind = "genuine" if genuine else "impostor"
         far = margin(b, base_threshold, scales[0]) + margin(o, other_threshold, scales[1])
-        found[f"{way}_{kind}"].append((-far, place))
+        found[way, genuine].append((-far, place))
     return found
 
 
@@ -47,8 +46,8 @@ def test_matches_the_oracle(pairs, threshold, most):
         base, other, same, base_threshold=threshold, other_threshold=0.25, most=most
     )
     for kind, entries in expected.items():
-        places = getattr(found, kind).tolist()
-        assert getattr(found.counts, kind) == len(entries)
+        places = found[kind].pairs.tolist()
+        assert found[kind].total == len(entries)
         assert len(places) == min(most, len(entries))
         margins = {place: -far for far, place in entries}
         best = sorted(margins.values(), reverse=True)[:most]
@@ -62,10 +61,9 @@ def test_the_scale_of_a_method_does_not_matter():
     scaled = changed_decisions(
         64 * base, other / 8 - 2, same, base_threshold=6.4, other_threshold=0.025 - 2
     )
-    for kind in Counts._fields:
-        np.testing.assert_array_equal(getattr(plain, kind), getattr(scaled, kind))
-    assert plain.counts == scaled.counts
-    assert min(plain.counts) > 0
+    for kind in KINDS:
+        np.testing.assert_array_equal(plain[kind].pairs, scaled[kind].pairs)
+        assert plain[kind].total == scaled[kind].total > 0
 
 
 def test_lengths_must_agree():

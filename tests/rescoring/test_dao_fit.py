@@ -124,7 +124,7 @@ def test_round_trip(fit, tmp_path):
     assert DaoFit.load(tmp_path / "f.safetensors") == fit
     with pytest.raises(UserError, match="of kind 'dao_fit', expected 'csn'"):
         ida_jax.Csn.load(tmp_path / "f.safetensors")
-    with pytest.raises(UserError, match="made with 120 anchors, 119 were given"):
+    with pytest.raises(UserError, match="fitted with 120 anchors, 119 were given"):
         fit.check_anchors(AnchorSet.from_embeddings(PEOPLE[3::3]))
     with pytest.raises(UserError, match="fingerprint is xyz"):
         fit.check_anchors(AnchorSet.from_embeddings(PEOPLE[::3], fingerprint="xyz"))

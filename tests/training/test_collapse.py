@@ -77,9 +77,7 @@ def test_same_logit():
 def test_huge_and_growing_margin():
     statistics = {"real_logit": lambda n: 2 * n, "fake_logit": lambda n: -3 * n, **_SEPARATED}
     count, reason = _first_reason(_history(60, **statistics))
-    assert reason.startswith(
-        "the discriminator tells all images apart by a huge and growing margin"
-    )
+    assert reason.startswith("the discriminator separates all images by a huge and growing margin")
     # 5·n passes 50 at n = 11, and a whole window is beyond it ten records later.
     assert WINDOW + 9 <= count <= WINDOW + 14
     # A training that found back may fall again.

@@ -10,34 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources.encoded import EncodedFaces
-from ida_jax.data.sources.image_files import (
-    JPEG_AND_PNG,
-    hidden_note,
-    is_hidden,
-    read_image,
-)
+from ida_jax.data.dataset import EncodedFaces, LazyImages
+from ida_jax.data.sources.image_files import JPEG_AND_PNG, hidden_note, is_hidden, read_image
 
 _LISTED = 5
-
-
-class FolderImages(Sequence[bytes]):
-    """The bytes of N image files, each read when it is asked for."""
-
-    def __init__(self, folder: str, identities: Sequence[str], labels: np.ndarray,
-                 files: Sequence[str]) -> None:  # fmt: skip
-        self._folder, self._identities = folder, identities
-        self._labels, self._files = labels, files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def path(self, row: int) -> str:
-        """The file of a row."""
-        return os.path.join(self._folder, self._identities[self._labels[row]], self._files[row])
-
-    def __getitem__(self, row: int) -> bytes:
-        return read_image(self.path(row))
 
 
 def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
@@ -73,7 +49,11 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
             f"{len(folders)} folders were found"
         )
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    images = FolderImages(folder, identities, labels, files)
+
+    def path(row: int) -> str:
+        return os.path.join(folder, identities[labels[row]], files[row])
+
+    images = LazyImages(len(files), lambda row: read_image(path(row)))
     notes = []
     if empty:
         notes.append(f"{len(empty)} identity folders hold no image: {_some(empty)}")
@@ -84,7 +64,7 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
         )
     if hidden:
         notes.append(hidden_note(hidden))
-    return EncodedFaces(images, labels, tuple(identities), images.path, tuple(notes))
+    return EncodedFaces(images, labels, tuple(identities), path, tuple(notes))
 
 
 def _listed(folder: str, *, keep_folders: bool) -> tuple[list[str], list[str], list[str]]:

@@ -1,6 +1,6 @@
 """Images from a folder, a list of paths, or a tar file, read when asked for.
 
-What systems and editors leave beside images (`is_hidden`) is no image, and is counted.
+What systems and editors leave beside images (`is_hidden`) is not an image, and is counted.
 
 N images, H height, W width.
 """
@@ -34,7 +34,7 @@ _NAMED = 5
 # Of macOS, Windows and Synology's servers.
 _LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir")
 _MOST_BYTES = 1 << 29  # of one encoded image
-# Images hardly shrink: what unpacks to more than this is no .tgz of images.
+# Images hardly shrink: what unpacks to more than this is not a .tgz of images.
 _MOST_TIMES, _ROOM = 20, 64 << 20
 
 
@@ -57,11 +57,7 @@ def hidden_note(names: Sequence[str]) -> str:
 
 
 def read_image(path: str | os.PathLike[str]) -> bytes:
-    """An image file's bytes.
-
-    Raises:
-      UserError: it cannot be read, is a pipe or a device, or is of more than 512 MiB.
-    """
+    """An image file's bytes."""
     try:
         # A pipe would else be waited for.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -107,11 +103,7 @@ class ImageFiles(Sequence[np.ndarray]):
         return decode(self.encoded(row), where=self.where(row))
 
     def encoded(self, row: int) -> bytes:
-        """The image's bytes.
-
-        Raises:
-          UserError: they cannot be read.
-        """
+        """The image's bytes."""
         return self._source.read(self.names[row])
 
     def where(self, row: int) -> str:
@@ -361,10 +353,6 @@ def _members(file: BinaryIO) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """The images' places, {name: (offset, size)}, and the hidden entries.
 
     Of a repeated name the last counts, as in tar; of a hidden folder the folder alone.
-
-    Raises:
-      ValueError: a tar file without its end, an image in a form that is not plain bytes, or a path
-        that leads out of the archive.
     """
     members, hidden = {}, set()
     file.seek(0)

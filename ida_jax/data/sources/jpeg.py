@@ -40,8 +40,6 @@ class Layout(NamedTuple):
     """What an image's header says.
 
     Attributes:
-      height: H.
-      width: W.
       is_rgb: three channels of 8 bits; False where that is not looked at (BMP, WebP).
     """
 
@@ -78,7 +76,7 @@ def image_layout(encoded: bytes) -> Layout:
         raise ImageFault("is empty")
     else:
         raise ImageFault(
-            f"is no whole JPEG, PNG, BMP or WebP (it begins with {encoded[:4].hex(' ')})"
+            f"is not a complete JPEG, PNG, BMP or WebP (it begins with {encoded[:4].hex(' ')})"
         )
     _require_pixels(layout)
     return layout
@@ -94,7 +92,6 @@ def check_image(encoded: bytes, *, size: int | None = None) -> CheckedImage:
     bits become RGB PNGs. All others keep their bytes.
 
     Args:
-      encoded: the image file's content.
       size: H and W that are expected, in pixels; any if None.
     """
     try:

@@ -56,8 +56,6 @@ class PreparedLfw(NamedTuple):
 
     Attributes:
       folder: DATA_DIR/lfw or DATA_DIR/calfw.
-      images: N.
-      pairs: how many the list has.
       notes: what differs from the whole data set.
     """
 
@@ -90,9 +88,7 @@ def prepare_lfw(
     Args:
       source: a folder or tar file of NAME_0001.jpg, in whatever folders.
       landmarks: five points an image, LFW's or IJB's form; images are found by their file names.
-      pairs: the set's own list of pairs.
       split: identity,role,images (see `ida_jax.data.lfw_crops`), for "lfw".
-      data_dir: where data sets are.
       name: "lfw" or "calfw".
 
     Raises:

@@ -55,10 +55,6 @@ def load_plain_pickle(path: Path) -> Any:
 
     It is built of lists, tuples, bytes, str, int, bool, None and `Array`; Python 2's str is bytes.
     Memory stays within a small multiple of the file's size.
-
-    Raises:
-      UserError: the file is not a whole pickle, or has an instruction or a name that builds
-        something else; byte and name are given.
     """
     content = path.read_bytes()
     loads, stop, fault = _checked_instructions(content)
@@ -104,7 +100,7 @@ def _checked_instructions(content: bytes) -> tuple[list[int], int, str | None]:
         if not at < end <= len(content):
             return loads, at, f"the file ends within the pickle's instruction {op.name}"
         count += 1
-        # Room is made up to the highest place in the memo.
+        # Memory is taken up to the highest place in the memo.
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             place = content[at + 1 : end]
             if op.name == "PUT":
@@ -181,7 +177,7 @@ def _values(content: bytes | bytearray, kind: _Kind, shape: Sequence[int]) -> np
     dtype = np.dtype(kind.text if is_text else _TYPES[kind.text])
     # No value is ever shown: tuples that hold each other twice have no end in print.
     if not isinstance(shape, tuple) or not all(type(count) is int for count in shape):
-        raise ValueError("an array whose shape is no tuple of whole numbers")
+        raise ValueError("an array whose shape is not a tuple of whole numbers")
     count = math.prod(shape)
     if len(shape) > 1 or count * dtype.itemsize != len(content) or not dtype.itemsize:
         raise ValueError(f"an array whose shape, of {len(shape)} axes, does not fit its bytes")

@@ -75,12 +75,7 @@ class RecordImages(Sequence[bytes]):
 
 
 def read_records(path: Path, index: Path) -> Records:
-    """Reads the head of every record that the index lists, and checks that records adjoin.
-
-    Raises:
-      UserError: a file is empty, truncated or damaged, or the index disagrees with the records;
-        file and byte, or line, are named.
-    """
+    """Reads the head of every record that the index lists, and checks that records adjoin."""
     keys, offsets = _read_index(index)
     words = _map(path)
     size = os.path.getsize(path)

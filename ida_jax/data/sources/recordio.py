@@ -17,7 +17,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.dataset import EncodedFaces
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.record_file import RecordImages, Records, read_records
 from ida_jax.tables.text import text_lines

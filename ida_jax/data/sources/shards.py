@@ -76,13 +76,9 @@ def write_shards(
       example: a row's record, from any thread.
       rows: N.
       stop_at_corrupt: end after the shard with which this many rows are corrupt; None never does.
-      rows_per_shard: at most.
 
     Returns:
       What each of the S shards holds, up to where it ended.
-
-    Raises:
-      UserError: a shard cannot be written.
     """
     from ida_jax.common.progress import progress_bar
 

@@ -19,7 +19,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.outputs import writing
-from ida_jax.data.sources.encoded import EncodedFaces
+from ida_jax.data.dataset import EncodedFaces
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.shards import (
     LISTED,
@@ -46,11 +46,9 @@ class Written(NamedTuple):
     """A data set that was written.
 
     Attributes:
-      path: its folder.
       records: images, or pairs of them.
       converted: images that are no longer the source's bytes, being RGB now.
       skipped: what is wrong with each corrupt image that was left out.
-      notes: what a user should know.
     """
 
     path: Path
@@ -101,7 +99,6 @@ def write_faces(
     Args:
       name: the data set's, in small letters, digits and underscores.
       faces: N images of C identities.
-      data_dir: where data sets are.
       skip_corrupt: leave corrupt images out, and list them in DATA_DIR/NAME.skipped.txt.
       size: the crops' height and width, in pixels; another one is taken as corrupt. None takes any.
 
@@ -145,18 +142,13 @@ def write_faces(
 
 
 def write_pairs(
-    name: str,
-    pairs: VerificationBin,
-    *,
-    data_dir: str | os.PathLike[str],
-    size: int | None = None,
+    name: str, pairs: VerificationBin, *, data_dir: str | os.PathLike[str], size: int | None = None
 ) -> Written:
     """Writes P pairs as the data set DATA_DIR/NAME, split "test": first, second, same.
 
     Args:
       name: as in `write_faces`.
       pairs: 2P encoded images and P answers.
-      data_dir: where data sets are.
       size: as in `write_faces`.
 
     Raises:
@@ -185,11 +177,7 @@ def write_pairs(
 
 
 def require_new(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
-    """The folder of a data set that is yet to be written.
-
-    Raises:
-      UserError: a name that TFDS does not take, or a data set that already exists.
-    """
+    """The folder of a data set that is yet to be written."""
     if not (name.isascii() and name.isidentifier() and name == name.lower()):
         raise UserError(f"'{name}' is not a data set's name: use a-z, digits and underscores")
     path = Path(data_dir) / name / VERSION
@@ -203,12 +191,10 @@ def _write(name: str, split: _Split, *, data_dir: Path, skip_corrupt: bool) -> W
     if not split.rows:
         raise UserError(f"nothing to write as {name}: the source holds no image")
     with writing({}, reading={}, folder=path.parent):
-        return _write_locked(name, split, path, data_dir=data_dir, skip_corrupt=skip_corrupt)
+        return _write_locked(name, split, path, skip_corrupt=skip_corrupt)
 
 
-def _write_locked(
-    name: str, split: _Split, path: Path, *, data_dir: Path, skip_corrupt: bool
-) -> Written:
+def _write_locked(name: str, split: _Split, path: Path, *, skip_corrupt: bool) -> Written:
     folder, _ = written_folders(path.parent)
     _begin(folder, f"{split.source} rows={split.rows} {_sample(split)}")
     prefix = f"{name}-{split.name}.array_record"
@@ -230,7 +216,7 @@ def _write_locked(
             images = TfdsImages(names, [shard.records for shard in shards])
             split.keep(folder, images, [row for shard in shards for row, _ in shard.corrupt])
         if corrupt:
-            with written_whole(data_dir / f"{name}.skipped.txt") as temporary:
+            with written_whole(path.parent.with_name(f"{name}.skipped.txt")) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in corrupt), encoding="utf-8")
         folder.rename(path)
         remove_reports(path)
@@ -246,10 +232,7 @@ def _describe(name: str, split: _Split, folder: Path, shards: list[Shard]) -> No
     import tensorflow_datasets as tfds
 
     identity = tfds.core.dataset_info.DatasetIdentity(
-        name=name,
-        version=tfds.core.Version(VERSION),
-        data_dir=str(folder),
-        module_name=__name__,
+        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
     )
     info = tfds.core.DatasetInfo(builder=identity, features=split.features, disable_shuffling=True)
     info.set_file_format("array_record")

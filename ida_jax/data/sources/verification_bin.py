@@ -74,11 +74,7 @@ class WrittenBin(NamedTuple):
 
 
 def open_bin(path: str | os.PathLike[str]) -> ImageFiles:
-    """A set's 2P images in their order, named by their numbers from 0.
-
-    Raises:
-      UserError: as `read_verification_bin`.
-    """
+    """A set's 2P images in their order, named by their numbers from 0."""
     path = Path(path)
     content = read_verification_bin(path)
     return ImageFiles([f"{row:06}" for row in range(len(content.images))], _Bin(path, content))
@@ -100,15 +96,11 @@ class _Bin:
 
 
 def write_verification_bin(
-    output: str | os.PathLike[str],
-    *,
-    images: str | os.PathLike[str],
-    pairs: str | os.PathLike[str],
+    output: str | os.PathLike[str], *, images: str | os.PathLike[str], pairs: str | os.PathLike[str]
 ) -> WrittenBin:
     """Writes a .bin file of P pairs; the images' bytes are kept as they are.
 
     Args:
-      output: the file.
       images: what `open_images` takes: a folder, a list or a tar file.
       pairs: LFW's pairs.txt, or a .csv of the lines NAME,NAME,SAME (1 or 0, true or false), with or
         without a header. Names are the images' relative paths, their suffix may be left out.

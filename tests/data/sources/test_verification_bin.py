@@ -308,6 +308,6 @@ def test_values_without_end_are_never_printed(tmp_path):
         bomb += b"h" + bytes([place]) + b"\x86\x94"
     nested = bomb + b"cnumpy\ndtype\n(\x8c\x02u1K\x00K\x01tR\x89C\x00tb."
     (tmp_path / "x.bin").write_bytes(nested)
-    with pytest.raises(UserError, match="whose shape is no tuple of whole numbers") as caught:
+    with pytest.raises(UserError, match="whose shape is not a tuple of whole numbers") as caught:
         read_verification_bin(tmp_path / "x.bin")
     assert len(str(caught.value)) < 400
