@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ida_jax.common.errors import UserError
-from tests.fuzz.mutate import mutated
 from tests.fuzz.readers import READERS, Seeds
 
 SECONDS = 5
@@ -41,7 +40,8 @@ def work(
         rng = random.Random(f"{seed} {number}")
         name = names[number % len(names)]
         choices = seeds.of(name)
-        content = mutated(rng.choice(choices), rng.choice(choices), rng)
+        mutate = rng.choice(READERS[name].mutations)
+        content = mutate(rng.choice(choices), rng.choice(choices), rng)
         path = seeds.write(name, content, Path(folder))
         pipe.send(("begin", number, name, str(path)))
         pipe.send(("end", number, *_outcome(lambda n=name, p=path: READERS[n].read(p))))
