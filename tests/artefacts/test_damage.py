@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -9,12 +11,14 @@ from safetensors.numpy import load_file, save_file
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.calibration import Calibration
-from ida_jax.artefacts.face_model import FaceModel, Preprocessing
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.artefacts.uncertainty_model import UncertaintyModel
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.likelihood_ratios import AffineMap, IsotonicMap
+from ida_jax.models.stylegan import GeneratorNetwork, draw_noise
+from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 
@@ -29,7 +33,21 @@ def _layer(rows, columns):
     return {"kernel": _drawn(rows, columns), "bias": _drawn(columns)}
 
 
-_VARIABLES = {"params": {"hidden_fc": _layer(9, 5), "output_fc": _layer(5, 3)}}
+def _variables(network, *inputs, **options):
+    """Drawn arrays of a network's shapes; its own would take seconds to compile."""
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs, **options))
+    return jax.tree.map(lambda leaf: _drawn(*leaf.shape), shapes)
+
+
+_NANO, _SIZES = {"embedding_dim": 3}, {"resolution": 8, "latent_dim": 4, "style_dim": 6,
+    "mapping_layers": 1, "channel_base": 32, "channel_max": 4}  # fmt: skip
+_BACKBONE = _variables(build_network("iresnet_nano", _NANO), jnp.zeros((1, 16, 16, 3)), train=False)
+_GENERATOR = _variables(
+    GeneratorNetwork(**_SIZES), jnp.zeros((1, 4)), draw_noise(jax.random.key(0), 1, 8)
+)
+_UNCERTAINTY = _variables(
+    UncertaintyNetwork(embedding_dim=3, hidden=5), jnp.zeros((1, 3, 3, 1)), train=False
+)
 _ARTEFACTS = {
     "anchors": AnchorSet.from_embeddings(
         _drawn(11, 4), labels=np.arange(11), names=[f"né {i}" for i in range(11)],
@@ -42,9 +60,9 @@ _ARTEFACTS = {
     "dao": DaoFit(1.5, 0.75, 9.5, 1.0, 4, 11, "0123456789abcdef", 1e-4, 5, 6, 7),
     "logistic": Calibration("logistic", AffineMap(2.0, -1.0), "ida_r", "log", 5, 6),
     "isotonic": Calibration("isotonic", IsotonicMap(np.arange(4.0), np.arange(4.0) / 3)),
-    "model": FaceModel("iresnet_nano", {"embedding_dim": 3}, Preprocessing(32), _VARIABLES),
-    "generator": FaceGenerator({"resolution": 16}, _VARIABLES, _drawn(6), 16, {"faces": 3}),
-    "uncertainty": UncertaintyModel(_VARIABLES, "0123456789abcdef"),
+    "model": FaceModel("iresnet_nano", _NANO, Preprocessing(16), _BACKBONE),
+    "generator": FaceGenerator(_SIZES, _GENERATOR, _drawn(6), 16, {"faces": 3}),
+    "uncertainty": UncertaintyModel(_UNCERTAINTY, "0123456789abcdef"),
 }  # fmt: skip
 
 
