@@ -91,6 +91,9 @@ def exit_code(run: Callable[[], None]) -> int:
                 return _ended(
                     f"error: {what}: {error.strerror}; make room, and run the same command again", 2
                 )
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                said = UserError(f"{error.filename}: {error.strerror}: give a shorter path")
+                return _ended(f"error: {said}", 2)
             raise
     return 0
 

@@ -364,7 +364,11 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
 
 def require_file(path: Path, *, what: str) -> None:
     """Raises a UserError if there is no file at the path."""
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
         raise UserError(f"no {what} at {path}: put the file there, or name another one")
 
 
