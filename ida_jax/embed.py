@@ -327,7 +327,7 @@ def _put_together(
 
     uncertain = all(_variances(path).is_file() for path in paths)
     reasons = [_reasons(path) for path in paths if _reasons(path).is_file()]
-    skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
+    skipped = [line for path in reasons for line in path.read_text("utf-8", "replace").splitlines()]
 
     def variances(written: Path) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), model.width)}

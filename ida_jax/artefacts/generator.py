@@ -167,8 +167,9 @@ def _check(generator: FaceGenerator) -> None:
         raise ValueError(f"resolution {resolution}, {network.mapping_layers} mapping layers")
     if generator.image_size > _MOST_TIMES * resolution:
         raise ValueError(f"crops of {generator.image_size} by a resolution of {resolution}")
-    if generator.mean_style.shape != (network.style_dim,):
-        raise ValueError(f"mean_style is {list(generator.mean_style.shape)}")
+    style = generator.mean_style
+    if style.shape != (network.style_dim,) or style.dtype != np.float32:
+        raise ValueError(f"mean_style is {style.dtype} {list(style.shape)}")
 
     def init() -> Any:
         key, latents = jax.random.key(0), jnp.zeros((1, network.latent_dim))

@@ -211,9 +211,10 @@ def require_variables(variables: Mapping[str, Any], init: Callable[[], Any]) -> 
         array, own = found.get(name), expected.get(name)
         if array is None or own is None:
             raise ValueError(f"{name[:80]} is {'missing' if array is None else 'unknown'}")
-        if array.shape != own.shape or array.dtype.kind != "f":
+        if (array.dtype, array.shape) != (own.dtype, own.shape):
             raise ValueError(
-                f"{name} is {array.dtype} {list(array.shape)}, expected float {list(own.shape)}"
+                f"{name} is {array.dtype} {list(array.shape)}, expected {own.dtype} "
+                f"{list(own.shape)}"
             )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.fuzz.remake import ARTEFACT, ONNX, ZIP
-from tests.fuzz.seeds import Reader, npz, saved, unit
+from .remake import ARTEFACT, ONNX, ZIP
+from .seeds import Reader, npz, saved, unit
 
 if TYPE_CHECKING:
     from ida_jax.artefacts.face_model import FaceModel

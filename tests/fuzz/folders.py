@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz.mutate import mutated
-from tests.fuzz.remake import ARTEFACT, JSON, PART
-from tests.fuzz.seeds import Reader, image, npy, saved, unit
+from .mutate import mutated
+from .remake import ARTEFACT, JSON, PART
+from .seeds import Reader, image, npy, saved, unit
 
 # Workdirs -----------------------------------------------------------------------------------------
 
@@ -81,6 +81,17 @@ def _lock(path: Path) -> None:
         pass
 
 
+def _shard_report(path: Path) -> None:
+    """What an interrupted preparation says of a shard that it finished."""
+    from ida_jax.data.sources.shards import Example, write_shards
+
+    path.with_suffix("").write_bytes(b"")
+    shards = write_shards(
+        path.parent, "x.array_record", lambda row: Example({"label": row}), rows=4
+    )
+    sum(shard.records + shard.bytes for shard in shards)
+
+
 # Prepared data sets -------------------------------------------------------------------------------
 
 
@@ -126,6 +137,12 @@ READERS = {
         ".out.npy.lock",
         lambda: [json.dumps({"pid": 1, "host": socket.gethostname(), "since": 1.5}).encode()],
         _lock,
+        JSON,
+    ),
+    "shard_report": Reader(
+        "x.array_record-00000-of-00001.json",
+        lambda: [b'{"records": 3, "bytes": 90, "converted": 0, "corrupt": [[2, "x is no JPEG"]]}'],
+        _shard_report,
         JSON,
     ),
     "tfds_info": _of_faces("dataset_info.json", JSON),

@@ -1,6 +1,5 @@
 """Every reader of users' files, with small files that it takes as seeds."""
 
-import functools
 import gzip
 import io
 import json
@@ -12,24 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz import artefacts, folders
-from tests.fuzz.remake import GZIP, JSON, ZIP
-from tests.fuzz.seeds import Reader, image, npy, npz, parquet, saved, unit
-
-
-class Seeds:
-    """The seeds of all readers, each made once."""
-
-    def __init__(self) -> None:
-        self.of = functools.cache(lambda name: READERS[name].seeds())
-
-    def write(self, name: str, content: bytes, folder: Path) -> Path:
-        """The content as the file of a reader's name."""
-        home = folder / name
-        home.mkdir(exist_ok=True)
-        path = home / READERS[name].name
-        path.write_bytes(content)
-        return path
+from . import artefacts, folders
+from .remake import GZIP, JSON, ZIP
+from .seeds import Reader, image, npy, npz, parquet, saved, unit
 
 
 def _tar() -> bytes:

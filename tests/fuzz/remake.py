@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.mutate import mutated
+from .mutate import mutated
 
 _DEEP: list = []
 for _ in range(200):

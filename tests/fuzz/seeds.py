@@ -1,15 +1,16 @@
 """What a reader is to the fuzzer, and small files of the usual kinds."""
 
+import functools
 import io
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tests.fuzz.mutate import mutated
+from .mutate import mutated
 
 
 class Reader(NamedTuple):
@@ -28,6 +29,22 @@ class Reader(NamedTuple):
     read: Callable[[Path], object]
     mutations: tuple[Callable[[bytes, bytes, random.Random], bytes], ...] = (mutated,)
     refused: int = 0
+
+
+class Seeds:
+    """The seeds of readers by their names, each made once."""
+
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self._readers = readers
+        self.of = functools.cache(lambda name: readers[name].seeds())
+
+    def write(self, name: str, content: bytes, folder: Path) -> Path:
+        """The content as the file of a reader's name."""
+        home = folder / name
+        home.mkdir(exist_ok=True)
+        path = home / self._readers[name].name
+        path.write_bytes(content)
+        return path
 
 
 def saved(save: Callable[[Path], object], name: str) -> bytes:
