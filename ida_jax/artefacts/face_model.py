@@ -208,7 +208,10 @@ def _check(model: FaceModel) -> None:
         raise ValueError("mean and std: expected 3 finite numbers each")
     if not min(of_input.std) > 0:
         raise ValueError(f"std is {list(of_input.std)}, expected positive numbers")
-    network = build_network(model.network, model.network_options)
+    try:
+        network = build_network(model.network, model.network_options)
+    except UserError as error:  # which names no file
+        raise ValueError(str(error)) from error
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     init = partial(network.init, train=False)
     require_variables(model.variables, lambda: jax.eval_shape(init, jax.random.key(0), image))

@@ -14,6 +14,7 @@ import lzma
 import math
 import os
 import struct
+import sys
 import tempfile
 import tokenize
 import zipfile
@@ -34,7 +35,7 @@ _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 _LARGE = 256 << 20
 _SAMPLED = 1024
 _LARGEST = 1e19  # its square is float32
-_MOST_FLOAT = np.finfo(float).max
+_MOST_FLOAT = sys.float_info.max
 
 # What a file may promise whatever its size, and how many times its size beyond that.
 _PROMISED, _MOST_TIMES = 64 << 20, 100
@@ -305,7 +306,7 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError,
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError,
             RecursionError) as error:  # fmt: skip
         raise UserError(
             f"{path} was not written by ida_jax, or by another version: {error!r}"

@@ -209,9 +209,12 @@ def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsI
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}): prepare it again"
         ) from error
-    for file in files:
+    lengths = tuple(split_info.shard_lengths)
+    for file, length in zip(files, lengths, strict=True):
         require_file(Path(file), what=f"shard of {path}")
-    return info, TfdsImages(files, tuple(split_info.shard_lengths))
+        if not 0 <= length <= os.path.getsize(file):  # no record is empty
+            raise UserError(f"{path} promises {length:,} records in {file}: prepare it again")
+    return info, TfdsImages(files, lengths)
 
 
 def _labels(images: TfdsImages, path: Path) -> np.ndarray:
