@@ -149,6 +149,8 @@ class AnchorSet:
                 provenance=metadata.get("provenance", {}),  # older sets have none
             )
             require_types(loaded)
+            if not isinstance(loaded.provenance, dict):
+                raise ValueError("its provenance is no object")
             require_tau(loaded.tau, what=f"{path}: tau")
             for what, rows in (("labels", loaded.labels), ("names", loaded.names or None)):
                 if rows is not None and np.shape(rows) != (len(loaded),):

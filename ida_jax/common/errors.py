@@ -13,6 +13,11 @@ from types import FrameType
 _LONGEST = 1000
 
 
+def printable(text: str) -> str:
+    """The text with its control characters escaped: names from files cannot drive a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
     """A mistake that the user can fix.
 
@@ -22,8 +27,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split("\n"))
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        line = printable(" ".join(message.split("\n")))
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST * 2 // 3]} … {line[-_LONGEST // 3 :]}"
         super().__init__(line)

@@ -316,7 +316,8 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
 def require_types(entries: Any) -> None:
     """Raises ValueError where a dataclass that was read has a number or text of another kind.
 
-    Of an artefact's header everything can be JSON; a `float` must be finite, an `int` of 64 bits.
+    Of an artefact's header everything can be JSON; a `float` must be finite, an `int` of 64 bits,
+    text printable.
     """
     for field in fields(entries):
         value = getattr(entries, field.name)
@@ -325,9 +326,9 @@ def require_types(entries: Any) -> None:
         elif field.type is int:
             fits = type(value) is int and abs(value) < 1 << 63
         else:
-            fits = field.type is not str or type(value) is str
+            fits = field.type is not str or (type(value) is str and value.isprintable())
         if not fits:
-            kind = {float: "a finite number", int: "an integer", str: "text"}[field.type]
+            kind = {float: "a finite number", int: "an integer", str: "plain text"}[field.type]
             raise ValueError(f"{field.name} is {str(value)[:40]}, expected {kind}")
 
 
