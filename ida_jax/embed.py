@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ def _embed(options: Any) -> None:
     if uncertainty is not None:
         print(f"their log-variances in {_variances(output)}")
     if skipped:
-        named = ", ".join(line.split("\t")[0] for line in skipped[:_MOST_NAMED])
+        named = ", ".join(printable(line.split("\t")[0]) for line in skipped[:_MOST_NAMED])
         print(
             f"{len(skipped)} of them are NaN, which never match: {named}"
             f"{', …' if len(skipped) > _MOST_NAMED else ''}; the reasons are in {_reasons(output)}"
@@ -327,7 +327,7 @@ def _put_together(
 
     uncertain = all(_variances(path).is_file() for path in paths)
     reasons = [_reasons(path) for path in paths if _reasons(path).is_file()]
-    skipped = [line for path in reasons for line in path.read_text("utf-8").splitlines()]
+    skipped = [line for path in reasons for line in path.read_text("utf-8", "replace").splitlines()]
 
     def variances(written: Path) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), model.width)}

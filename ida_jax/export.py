@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from ida_jax.artefacts.face_model import FaceModel
@@ -139,7 +139,7 @@ def _write_graph(model: "FaceModel", options: Any) -> None:
 
 def _print(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
-        print(f"{name:>14}  {value}")
+        print(f"{name:>14}  {printable(str(value))}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -176,11 +176,14 @@ def _info(argv: list[str]) -> None:
     from ida_jax.anchors.check import near_duplicates, same_person_threshold
     from ida_jax.anchors.coverage import own_neighbourhood
     from ida_jax.anchors.fake import provenance_line
+    from ida_jax.common.files import complete
 
     anchors = AnchorSet.load(options.anchors, verify=True)
     print(f"{options.anchors}: {anchors.described()}")
     if anchors.source == "fake_db" and anchors.provenance:
-        print(f"made of: {provenance_line(anchors.provenance)}")
+        with complete(options.anchors):
+            made_of = provenance_line(anchors.provenance)
+        print(f"made of: {printable(made_of)}")
     try:
         own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
     except UserError as error:  # of too few anchors, but still a set
@@ -347,7 +350,7 @@ def _list(
     matches: "Matches", what: str, names: "Sequence[str]", anchor_names: "Sequence[str]", limit: int
 ) -> None:
     def row(what: str, number: int, names: "Sequence[str]") -> str:
-        return f"{what} {number}" + (f" ({names[number]})" if names else "")
+        return f"{what} {number}" + (f" ({printable(names[number])})" if names else "")
 
     for first, second, cosine in list(zip(*matches[1:], strict=True))[:limit]:
         print(f"  {cosine:.3f}  {row(what, first, names)}  {row('anchor', second, anchor_names)}")

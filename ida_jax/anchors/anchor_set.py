@@ -148,10 +148,14 @@ class AnchorSet:
                 provenance=metadata.get("provenance", {}),  # older sets have none
             )
             require_types(loaded)
+            if not isinstance(loaded.provenance, dict):
+                raise ValueError("its provenance is no object")
             require_tau(loaded.tau, what=f"{path}: tau")
             for what, rows in (("labels", loaded.labels), ("names", loaded.names or None)):
-                if rows is not None and len(rows) != len(loaded):
+                if rows is not None and np.shape(rows) != (len(loaded),):
                     raise ValueError(f"{len(rows)} {what} for {len(loaded)} anchors")
+            if loaded.labels is not None and loaded.labels.dtype != np.int32:
+                raise ValueError(f"the labels are {loaded.labels.dtype}, expected int32")
             if loaded.k < 1:
                 raise ValueError(f"k is {loaded.k}, expected 1 or more")
         return loaded

@@ -23,12 +23,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ida_jax.common.devices import batch_sharding, local_mesh, pad_batch, replicated
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, fingerprint_of, load_tensors, save_tensors
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import require_variables, unit_embeddings
 from ida_jax.models import mobilefacenet, resnet
 
 KIND = "face_model"  # of its file
 # Crops at once where there are fewer than a batch: two shapes are compiled, with little padding.
 _FEW = 8
+_LARGEST_SIDE = 1 << 14
 _NETWORKS = {
     "iresnet_nano": resnet.iresnet_nano,
     "iresnet18": resnet.iresnet18,
@@ -136,6 +137,7 @@ class FaceModel:
                 class_weights,
             )
             written = metadata["fingerprint"]
+            _check(model)
         if model.fingerprint != written:
             raise UserError(f"{path} does not match its own fingerprint: it was altered or damaged")
         return model
@@ -194,6 +196,30 @@ class FaceModel:
         return np.concatenate(chunks) if chunks else np.zeros((0, self.width), np.float32)
 
 
+def _check(model: FaceModel) -> None:
+    """Raises ValueError where what was read is no input's preprocessing, or not the network's."""
+    of_input = model.preprocessing
+    side, channels = of_input.image_size, (*of_input.mean, *of_input.std)
+    if type(side) is not int or not 1 <= side <= _LARGEST_SIDE:
+        raise ValueError(f"image_size is {side!r:.40}, expected from 1 to {_LARGEST_SIDE}")
+    if [len(of_input.mean), len(of_input.std)] != [3, 3] or not all(
+        type(value) in (int, float) and abs(value) <= _LARGEST_SIDE for value in channels
+    ):
+        raise ValueError("mean and std: expected 3 finite numbers each")
+    if not min(of_input.std) > 0:
+        raise ValueError(f"std is {list(of_input.std)}, expected positive numbers")
+    try:
+        network = build_network(model.network, model.network_options)
+    except UserError as error:  # which names no file
+        raise ValueError(str(error)) from error
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    init = partial(network.init, train=False)
+    require_variables(model.variables, lambda: jax.eval_shape(init, jax.random.key(0), image))
+    weights = model.class_weights
+    if weights is not None and (weights.ndim != 2 or weights.shape[1] != model.width):
+        raise ValueError(f"class_weights is {list(weights.shape)}, expected [C, {model.width}]")
+
+
 def by_batches(
     function: Callable[[jax.Array], tuple[jax.Array, ...]],
     images: Sequence[np.ndarray],
@@ -237,6 +263,8 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
     """
     if name not in _NETWORKS:
         raise UserError(f"network '{name}' is unknown: choose one of {', '.join(_NETWORKS)}")
+    if fixed := sorted({"stage_sizes", "widths"} & options.keys()):
+        raise UserError(f"model.options of {name}: {fixed[0]} follows from the network's name")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
     dtype, width = options.pop("dtype", "float32"), options.get("embedding_dim")
     if dtype not in ("float32", "bfloat16"):

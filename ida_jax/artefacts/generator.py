@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ida_jax.common.devices import batch_sharding, local_mesh, replicated
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, fingerprint_of, load_tensors, save_tensors
+from ida_jax.common.validation import require_variables
 from ida_jax.models.stylegan import GeneratorNetwork, draw_noise, num_styles
 from ida_jax.ops.resample import to_crops
 
@@ -25,6 +26,8 @@ _KIND = "face_generator"
 # Faces made at once; fixed, since a convolution's last bit depends on their number.
 _BLOCK = 64
 _LATENTS_AVERAGED = 8192
+# Of a generator that is read; far above any that is trained here.
+_LARGEST_SIZE, _MOST_LAYERS, _MOST_TIMES = 1 << 20, 64, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,7 @@ class FaceGenerator:
                 metadata["provenance"],
             )
             written = metadata["fingerprint"]
+            _check(generator)
         if generator.fingerprint != written:
             raise UserError(f"{path} does not match its own fingerprint: it was altered or damaged")
         return generator
@@ -147,6 +151,30 @@ class FaceGenerator:
                 faces[low - first : high - first] = np.asarray(made)[low - start : high - start]
                 bar.update(high - low)
         return faces
+
+
+def _check(generator: FaceGenerator) -> None:
+    """Raises ValueError where what was read is not a generator's sizes and arrays."""
+    sizes = {key: value for key, value in generator.options.items() if key != "dtype"}
+    sizes["image_size"] = generator.image_size
+    for name, size in sizes.items():
+        if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
+            raise ValueError(f"{name[:40]} is {size!r:.40}, expected from 1 to {_LARGEST_SIZE}")
+    network = GeneratorNetwork(**generator.options)
+    resolution = network.resolution
+    if resolution < 8 or resolution.bit_count() != 1 or network.mapping_layers > _MOST_LAYERS:
+        raise ValueError(f"resolution {resolution}, {network.mapping_layers} mapping layers")
+    if generator.image_size > _MOST_TIMES * resolution:
+        raise ValueError(f"crops of {generator.image_size} by a resolution of {resolution}")
+    style = generator.mean_style
+    if style.shape != (network.style_dim,) or style.dtype != np.float32:
+        raise ValueError(f"mean_style is {style.dtype} {list(style.shape)}")
+
+    def init() -> Any:
+        key, latents = jax.random.key(0), jnp.zeros((1, network.latent_dim))
+        return network.init(key, latents, draw_noise(key, 1, resolution))
+
+    require_variables(generator.variables, init)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
-from ida_jax.common.validation import require_same_model, require_tau, require_unit
+from ida_jax.common.validation import (
+    require_same_model,
+    require_tau,
+    require_unit,
+    require_variables,
+)
 from ida_jax.models.ssr_network import SSRNetwork
 
 _KIND = "ssr_module"
@@ -102,6 +108,11 @@ class SSRModule:
             }
             loaded = cls(params, *(metadata[name] for name in _METADATA))
             require_types(loaded)
+            hidden = params["hidden_fc"]["kernel"].shape[-1]
+            require_variables(
+                {"params": params},
+                lambda: SSRNetwork(hidden).init(jax.random.key(0), jnp.zeros((1, loaded.width))),
+            )
             require_tau(loaded.tau, what=f"{path}: tau")
             if loaded.target not in TARGETS or loaded.k < 1 or not loaded.std > 0:
                 raise ValueError(

@@ -17,12 +17,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network, by_batches
 from ida_jax.common.devices import local_mesh, replicated
-from ida_jax.common.files import complete, load_tensors, save_tensors
-from ida_jax.common.validation import require_log_variances, require_same_model, unit_embeddings
+from ida_jax.common.errors import UserError
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
+from ida_jax.common.validation import (
+    require_log_variances,
+    require_same_model,
+    require_variables,
+    unit_embeddings,
+)
 from ida_jax.models.uncertainty_network import UncertaintyNetwork
 
 _KIND = "uncertainty_module"
@@ -110,7 +117,13 @@ class UncertaintyModel:
             batch_size=batch_size,
             progress=progress,
         )
-        chunks = list(batches) or [(np.zeros((0, width), np.float32),) * 2]
+        try:
+            chunks = list(batches) or [(np.zeros((0, width), np.float32),) * 2]
+        except ScopeParamShapeError as error:
+            raise UserError(
+                "the uncertainty module takes feature maps of another size than the model's: train "
+                "it on this model"
+            ) from error
         raw, log_variances = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
         return raw, log_variances
 
@@ -136,7 +149,14 @@ class UncertaintyModel:
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
             model = cls(unflatten_dict(tensors, sep="/"), metadata["fingerprint"])
-            _ = model.module
+            features = tensors["params/hidden_fc/kernel"].shape[0]
+            require_variables(
+                model.variables,
+                lambda: model.module.init(
+                    jax.random.key(0), jnp.zeros((1, 1, 1, features)), train=False
+                ),
+            )
+            require_types(model)
         return model
 
 

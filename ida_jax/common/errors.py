@@ -13,6 +13,11 @@ from types import FrameType
 _LONGEST = 1000
 
 
+def printable(text: str) -> str:
+    """The text with its control characters escaped: names from files cannot drive a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
     """A mistake that the user can fix.
 
@@ -22,8 +27,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split("\n"))
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        line = printable(" ".join(message.split("\n")))
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST * 2 // 3]} … {line[-_LONGEST // 3 :]}"
         super().__init__(line)
@@ -91,6 +95,9 @@ def exit_code(run: Callable[[], None]) -> int:
                 return _ended(
                     f"error: {what}: {error.strerror}; make room, and run the same command again", 2
                 )
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                said = UserError(f"{error.filename}: {error.strerror}: give a shorter path")
+                return _ended(f"error: {said}", 2)
             raise
     return 0
 

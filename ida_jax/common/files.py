@@ -14,6 +14,7 @@ import lzma
 import math
 import os
 import struct
+import sys
 import tempfile
 import tokenize
 import zipfile
@@ -34,6 +35,7 @@ _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 _LARGE = 256 << 20
 _SAMPLED = 1024
 _LARGEST = 1e19  # its square is float32
+_MOST_FLOAT = sys.float_info.max
 
 # What a file may promise whatever its size, and how many times its size beyond that.
 _PROMISED, _MOST_TIMES = 64 << 20, 100
@@ -232,10 +234,12 @@ def load_tensors(
 
 def _check_rows(path: Path, name: str, array: np.ndarray, *, unit: bool, whole: bool) -> None:
     """Refuses NaN, infinity, what float32 cannot square, and norms other than 1, by the row."""
+    if unit and (array.ndim != 2 or array.dtype != np.float32):
+        raise Damaged(
+            f"{path}: '{name}' is {array.dtype} {list(array.shape)}, expected float32 [N, D]"
+        )
     if array.dtype.kind != "f" or not array.size:
         return
-    if unit and array.ndim != 2:
-        raise Damaged(f"{path}: '{name}' is {list(array.shape)}, expected [N, D]")
     rows = np.atleast_1d(array).reshape(len(np.atleast_1d(array)), -1)
     if whole:
         step = max(1, (1 << 20) // rows.shape[1])
@@ -302,7 +306,8 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError,
+            RecursionError) as error:  # fmt: skip
         raise UserError(
             f"{path} was not written by ida_jax, or by another version: {error!r}"
         ) from error
@@ -311,16 +316,19 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
 def require_types(entries: Any) -> None:
     """Raises ValueError where a dataclass that was read has a number or text of another kind.
 
-    Of an artefact's header everything can be JSON; a `float` must be finite.
+    Of an artefact's header everything can be JSON; a `float` must be finite, an `int` of 64 bits,
+    text printable.
     """
     for field in fields(entries):
         value = getattr(entries, field.name)
         if field.type is float:
-            fits = type(value) in (int, float) and math.isfinite(value)
+            fits = type(value) in (int, float) and abs(value) <= _MOST_FLOAT
+        elif field.type is int:
+            fits = type(value) is int and abs(value) < 1 << 63
         else:
-            fits = field.type not in (int, str) or type(value) is field.type
+            fits = field.type is not str or (type(value) is str and value.isprintable())
         if not fits:
-            kind = {float: "a finite number", int: "an integer", str: "text"}[field.type]
+            kind = {float: "a finite number", int: "an integer", str: "plain text"}[field.type]
             raise ValueError(f"{field.name} is {str(value)[:40]}, expected {kind}")
 
 
@@ -339,9 +347,30 @@ def json_text(value: Any) -> str:
     return json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
 
 
+def read_json(path: Path, *, what: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      UserError: no such file, not whole JSON, or another kind of value.
+    """
+    require_file(path, what=what)
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path} is not a whole JSON file: {said}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
 def require_file(path: Path, *, what: str) -> None:
     """Raises a UserError if there is no file at the path."""
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
         raise UserError(f"no {what} at {path}: put the file there, or name another one")
 
 

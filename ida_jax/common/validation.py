@@ -1,9 +1,10 @@
-"""What embeddings must be before anything is computed with them.
+"""What embeddings and networks' arrays must be before anything is computed with them.
 
 N faces, D embedding.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -190,3 +191,36 @@ def _rows(rows: np.ndarray) -> str:
     shown = ", ".join(str(row) for row in rows[:5])
     more = "" if rows.size <= 5 else f" and {rows.size - 5} more"
     return f"rows {shown}{more} are"
+
+
+def require_variables(variables: Mapping[str, Any], init: Callable[[], Any]) -> None:
+    """Raises ValueError where arrays that were read are not those of their network.
+
+    Args:
+      variables: nested, of arrays.
+      init: gives the network's own; it is traced, not run.
+    """
+    import jax
+
+    try:
+        expected = _by_name(jax.eval_shape(init))
+    except Exception as error:  # options of any kind have flax and JAX raise whatever they may
+        raise ValueError(f"no network has its options: {error}") from error
+    found = _by_name(variables)
+    for name in sorted(expected.keys() | found.keys()):
+        array, own = found.get(name), expected.get(name)
+        if array is None or own is None:
+            raise ValueError(f"{name[:80]} is {'missing' if array is None else 'unknown'}")
+        if (array.dtype, array.shape) != (own.dtype, own.shape):
+            raise ValueError(
+                f"{name} is {array.dtype} {list(array.shape)}, expected {own.dtype} "
+                f"{list(own.shape)}"
+            )
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """{"params/conv/kernel": array}."""
+    from jax.tree_util import keystr, tree_flatten_with_path
+
+    leaves, _ = tree_flatten_with_path(tree)
+    return {keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

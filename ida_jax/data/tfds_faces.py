@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import load_tensors, save_tensors
+from ida_jax.common.files import load_tensors, require_file, save_tensors
 from ida_jax.common.progress import progress_bar
 from ida_jax.data.dataset import FaceDataset, LazyImages
 from ida_jax.data.sources.image_files import decode
@@ -182,7 +182,18 @@ def _open(path: Path, split: str, expected: tuple[str, ...]) -> tuple[Any, TfdsI
             f"{path} lacks the feature {missing[0]}: it has {', '.join(sorted(info.features))}"
         )
     split_info = info.splits[split]
-    return info, TfdsImages(tuple(map(str, split_info.filepaths)), tuple(split_info.shard_lengths))
+    try:
+        files = tuple(map(str, split_info.filepaths))
+    except (ValueError, KeyError) as error:  # a template that TFDS cannot fill
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())}): prepare it again"
+        ) from error
+    lengths = tuple(split_info.shard_lengths)
+    for file, length in zip(files, lengths, strict=True):
+        require_file(Path(file), what=f"shard of {path}")
+        if not 0 <= length <= os.path.getsize(file):  # no record is empty
+            raise UserError(f"{path} promises {length:,} records in {file}: prepare it again")
+    return info, TfdsImages(files, lengths)
 
 
 def _labels(images: TfdsImages, path: Path) -> np.ndarray:
@@ -195,7 +206,8 @@ def _labels(images: TfdsImages, path: Path) -> np.ndarray:
             kept = {}
         sample = np.linspace(0, len(images) - 1, 16).astype(int)
         if all(np.array_equal(kept.get(name), value) for name, value in expected.items()) and (
-            np.array_equal(kept["labels"][sample], [_label(images, row) for row in sample])
+            np.shape(kept.get("labels")) == (len(images),)
+            and np.array_equal(kept["labels"][sample], [_label(images, row) for row in sample])
         ):
             return np.array(kept["labels"])
     rows = progress_bar(range(len(images)), desc="labels", unit="face", delay=2, leave=False)

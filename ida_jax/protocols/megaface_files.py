@@ -11,7 +11,6 @@ list's paths.
 N images, D embedding.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file
+from ida_jax.common.files import read_json
 from ida_jax.metrics.identification import DISTRACTOR_SIZES, prefix_sets
-from ida_jax.tables.blocks import one_line
 from ida_jax.tables.embeddings import EmbeddingFile
 from ida_jax.tables.text import text_lines
 
@@ -155,11 +153,7 @@ def load_megaface(
 def read_image_list(path: str | os.PathLike[str]) -> ImageList:
     """Reads a list of the development kit, of either kind."""
     path = Path(path)
-    require_file(path, what="MegaFace list")
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a whole JSON file: {one_line(error)}") from error
+    content = read_json(path, what="MegaFace list")
     paths = _strings(path, content, "path")
     if len(set(paths)) < len(paths):
         first = {}
@@ -222,8 +216,8 @@ def _clean(
     return cleaned.images, cleaned.kept
 
 
-def _strings(path: Path, content: object, key: str) -> list[str]:
-    values = content.get(key) if isinstance(content, dict) else None
+def _strings(path: Path, content: dict, key: str) -> list[str]:
+    values = content.get(key)
     if not isinstance(values, list) or not values:
         raise UserError(f'{path}: expected a JSON object with a list "{key}" that is not empty')
     for place, value in enumerate(values):

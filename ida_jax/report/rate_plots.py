@@ -17,6 +17,7 @@ from ida_jax.report.style import (
     far_name,
     house_style,
     in_order,
+    label,
     method_name,
     method_styles,
     new_figure,
@@ -103,7 +104,7 @@ def _rate_figure(
     firm_tars, firm_gains = [], []
     for i, (method, style) in enumerate(method_styles(curves).items()):
         curve, band = curves[method], method in banded
-        style |= {"label": method_name(method), "markevery": 0.13}
+        style |= {"label": label(method_name(method)), "markevery": 0.13}
         style |= {"linewidth": 2.2 if band else 1.4, "zorder": 3 if band else 2}
         color = style["color"]
         axes[0].plot(curve.far, curve.tar, **style)
@@ -222,7 +223,7 @@ def draw_det(
         ]
         drawn += points
         far, frr = zip(*points, strict=True) if points else ((), ())
-        axis.plot(ndtri(far), ndtri(frr), label=name, markevery=0.13, **style)
+        axis.plot(ndtri(far), ndtri(frr), label=label(name), markevery=0.13, **style)
     powers = range(max(-9, math.floor(math.log10(min((far for far, _ in drawn), default=0.1)))), 0)
     # From the right, so that 10 % is kept where every second power has room.
     ticks = [10.0**power for power in powers[:: -1 if len(powers) < 6 else -2]]
@@ -319,7 +320,7 @@ def distractors_figure(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
         curve = shown[method]
         rates = {float(size): rate for size, rate in curve["rank1@distractors"].items()}
         sizes = sorted(rates)
-        axis.plot(sizes, [rates[size] for size in sizes], label=method_name(method), **style)
+        axis.plot(sizes, [rates[size] for size in sizes], label=label(method_name(method)), **style)
         shift = 1.08 ** (i - len(shown) / 2)
         intervals = curve.get("rank1_interval@distractors", {})
         _draw_intervals(axis, intervals, shift=shift, factor=1, color=style["color"])

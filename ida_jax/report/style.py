@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ida_jax.common.errors import printable
 from ida_jax.rescoring.method_table import METHODS, is_dao
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ _SETTINGS = {
 def method_name(method: str) -> str:
     """The display name of a method's key; an unknown key stands for itself."""
     return METHODS[method].title if method in METHODS else method
+
+
+def label(name: str) -> str:
+    """A name as a figure shows it: matplotlib would read mathematics between two $."""
+    return printable(name).replace("$", r"\$")
 
 
 def in_order(methods: Mapping[str, Any]) -> dict[str, Any]:

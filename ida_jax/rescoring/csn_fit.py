@@ -111,8 +111,13 @@ class Csn:
         with complete(path):
             loaded = cls(np.array(tensors["coefficient_weights"]), **metadata)
             require_types(loaded)
-            if loaded.coefficient_weights.ndim != 1 or loaded.top_n < 1:
-                raise ValueError("the coefficients are not a list, or top_n is not above 0")
+            weights = loaded.coefficient_weights
+            if weights.ndim != 1 or weights.dtype.kind != "f":
+                raise ValueError(f"the coefficients are {weights.dtype} {list(weights.shape)}")
+            if not min(loaded.width, loaded.anchors) > 0:
+                raise ValueError("the width or the number of anchors is not above 0")
+            if not 0 <= loaded.degree < loaded.top_n:
+                raise ValueError(f"degree {loaded.degree} of top_n = {loaded.top_n} scores")
         return loaded
 
 

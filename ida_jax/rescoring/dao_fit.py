@@ -142,8 +142,9 @@ class DaoFit:
         with complete(path):
             loaded = cls(*np.array(tensors["constants"]).tolist(), **metadata)
             require_types(loaded)
-            if not (loaded.tau > 0 and loaded.weight > 0 and loaded.support > 0):
-                raise ValueError("tau, weight or support is not above 0")
+            constants = (loaded.tau, loaded.weight, loaded.support, loaded.softness)
+            if not min(*constants, loaded.width, loaded.anchors) > 0:
+                raise ValueError("a constant, the width or the number of anchors is not above 0")
         return loaded
 
 

@@ -208,6 +208,7 @@ def _of_the_run(
     import numpy as np
 
     from ida_jax.common.parts import read_part
+    from ida_jax.tables.blocks import open_npy
 
     path = options.generator
     if path is None:
@@ -230,7 +231,11 @@ def _of_the_run(
         return None
     try:
         embeddings = np.concatenate([read_part(file) for file in files])
-        labels = np.load(folder / LABELS) if (folder / LABELS).is_file() else None
+        labels = (
+            np.array(open_npy(folder / LABELS, what="labels"))
+            if (folder / LABELS).is_file()
+            else None
+        )
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
             f"{folder} does not hold whole files of embeddings: {error}; remove the folder and run "

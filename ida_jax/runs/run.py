@@ -38,6 +38,7 @@ from ida_jax.runs.workdir import (
     SSR,
     training_embeddings,
 )
+from ida_jax.tables.blocks import open_npy
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536
@@ -142,7 +143,7 @@ class Run:
         path = self.workdir / ANCHOR_VARIANCES
         if not path.is_file():
             return None
-        log_variances = require_log_variances(np.load(path))
+        log_variances = require_log_variances(open_npy(path, what="variances"))
         return ProbabilisticEmbeddings(np.asarray(self.anchors.embeddings), log_variances)
 
     @cached_property

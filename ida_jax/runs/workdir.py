@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import json_text, written_whole
+from ida_jax.common.files import json_text, read_json, written_whole
 from ida_jax.common.outputs import writing
 from ida_jax.common.processes import all_or_none, is_first
 
@@ -193,7 +193,7 @@ def _without_effect(config: Mapping[str, Any]) -> frozenset[str]:
 
 def read_results(workdir: Path) -> dict[str, Any]:
     """The content of results.json."""
-    return json.loads((workdir / RESULTS).read_text(encoding="utf-8"))
+    return read_json(workdir / RESULTS, what="results")
 
 
 def figures_and_notes(evaluated: "Mapping[str, Evaluation]") -> dict[str, Any]:

@@ -301,6 +301,8 @@ def _own_damage(checkpoint: Path, *, every_byte: bool) -> str | None:
         json.loads((checkpoint / _ORBAX_METADATA).read_bytes())
         expected = json.loads((checkpoint / _CHECKSUMS).read_bytes())
         for name, (size, _) in expected.items():
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
             present = (checkpoint / name).stat().st_size
             if present != size:
                 return f"{name} has {present} bytes of {size}"
@@ -310,7 +312,8 @@ def _own_damage(checkpoint: Path, *, every_byte: bool) -> str | None:
                 return f"{name} was altered"
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(checkpoint)} is missing"
-    except (OSError, ValueError) as error:  # ValueError: checksums.json is not JSON
+    # Beyond OSError: checksums.json is not JSON, or not a list of files.
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -265,9 +265,30 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict]:
-    """The records of metrics.jsonl; a last line cut off by a kill is left out."""
+    """The records of metrics.jsonl; a last line cut off by a kill is left out.
+
+    Raises:
+      UserError: a damaged line, by its number.
+    """
     path = Path(workdir) / "metrics.jsonl"
     if not path.is_file():
         return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    *whole, _ = path.read_bytes().split(b"\n")
+    return [_record(line, f"{path}:{number}") for number, line in enumerate(whole, 1)]
+
+
+def _record(line: bytes, where: str) -> dict:
+    try:
+        record = json.loads(line)
+        stage, step = record["stage"], record["step"]
+        figures = [value for key, value in record.items() if key != "stage"]
+        whole = isinstance(stage, str) and type(step) is int
+        whole &= all(value is None or type(value) in (int, float) for value in figures)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{where} is no training record, stage, step and figures: delete the line, or copy the "
+            "file again"
+        )
+    return record

@@ -11,7 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from ida_jax.common import files
 from ida_jax.common.errors import Damaged, UserError, exit_code
-from ida_jax.common.files import load_tensors, save_tensors, written_whole
+from ida_jax.common.files import (
+    load_tensors,
+    read_json,
+    require_file,
+    save_tensors,
+    written_whole,
+)
 from ida_jax.common.validation import unit_embeddings
 
 
@@ -109,6 +115,44 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys):
     assert exit_code(mistaken) == 2
     assert capsys.readouterr().err == "error: k = 0: expected 1 or more\n"
     assert exit_code(lambda: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no results at"),
+        (b"", "not a whole JSON file"),
+        (b'{"a": 1', "not a whole JSON file"),
+        (b"\xff", "not a whole JSON file"),
+        (b"[" * 100_000, "not a whole JSON file"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not a whole JSON file"),
+        (b"[1]", "holds a JSON list, expected an object"),
+        (b"null", "holds a JSON NoneType, expected an object"),
+    ],
+)
+def test_json_that_is_not_whole_is_one_line(tmp_path, content, said):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"results\.json.*{said}|{said}.*results\.json") as caught:
+        read_json(path, what="results")
+    assert str(caught.value).isprintable()
+
+
+def test_json_of_an_editor_is_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa9"}\r\n')
+    assert read_json(tmp_path / "a.json", what="a") == {"a": "é"}
+
+
+def test_a_name_that_no_file_can_have(tmp_path, capsys):
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(UserError, match="no list at"):
+        require_file(path, what="list")
+    assert exit_code(path.is_file) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.endswith("give a shorter path\n")
+    assert said.count("\n") == 1
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):

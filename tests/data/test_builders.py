@@ -10,8 +10,10 @@ import tensorflow_datasets as tfds
 from face_sources import encoded_faces, jpeg, write_recordio
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.data import builders
 from ida_jax.data.sources import tfds_writer
+from ida_jax.data.sources.shards import Example, write_shards
 from ida_jax.data.sources.tfds_writer import write_faces, write_pairs
 from ida_jax.data.sources.verification_bin import VerificationBin
 from ida_jax.data.tfds_faces import TfdsImages, load_pairs, load_tfds
@@ -56,6 +58,67 @@ def test_labels_are_kept_for_the_records_that_are_there(tmp_path, monkeypatch):
     )
     assert load_tfds("faces", data_dir=tmp_path).labels.tolist() == LABELS[:1] + LABELS[2:]
     assert len(reads) == 16  # a sample that is compared, and no more
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {}, {"labels": np.int32(3)}, {"labels": np.zeros((8, 2), np.int32)},
+        {"labels": np.int32(LABELS[:7])}, {"other": np.int32(LABELS)},
+        {"labels": np.int32(LABELS[::-1])},
+    ],
+)  # fmt: skip
+def test_kept_labels_of_another_form_are_read_again(tmp_path, kept):
+    path = write_faces("faces", encoded_faces(IMAGES, LABELS), data_dir=tmp_path).path
+    own, _ = load_tensors(path / "train_labels.safetensors", kind="labels")
+    tensors = {name: np.array(value) for name, value in own.items() if name != "labels"} | kept
+    save_tensors(path / "train_labels.safetensors", tensors, kind="labels", metadata={})
+    assert load_tfds("faces", data_dir=tmp_path).labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("dataset_info.json", '"8"', '"-8"', "promises -8 records|cannot be read"),
+        ("dataset_info.json", '"8"', '"99999999999999"', "promises 99,999,999,999,999 records"),
+        ("dataset_info.json", "{DATASET}", "../../x", "no shard of"),
+        ("dataset_info.json", "{DATASET}", "x" * 300, "no shard of"),
+        ("dataset_info.json", "{DATASET}", "{WHAT}", "cannot be read"),
+        ("dataset_info.json", "array_record", "tfrecord", "tfrecord"),
+        ("dataset_info.json", "{", "", "cannot be read"),
+        ("features.json", "{", "", "cannot be read"),
+    ],
+)
+def test_descriptions_of_another_form_are_one_line(tmp_path, name, old, new, said):
+    path = write_faces("faces", encoded_faces(IMAGES, LABELS), data_dir=tmp_path).path / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=said) as caught:
+        load_tfds("faces", data_dir=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "", "[]", "null", "{}", '{"records": 3}', "[" * 5000,
+        '{"records": "x", "bytes": 1, "converted": 0, "corrupt": []}',
+        '{"records": 1, "bytes": Infinity, "converted": 0, "corrupt": []}',
+        '{"records": 1, "bytes": 1, "converted": 0, "corrupt": [3]}',
+        '{"records": 1, "bytes": 1, "converted": 0, "corrupt": [["x", "y"]]}',
+    ],
+)  # fmt: skip
+def test_a_shard_with_a_damaged_report_is_written_again(tmp_path, report):
+    def write():
+        return write_shards(tmp_path, "x", lambda row: Example({"label": row}), rows=3)
+
+    whole = write()
+    assert [shard.records for shard in whole] == [3]
+    (tmp_path / "x-00000-of-00001").write_bytes(b"")
+    (tmp_path / "x-00000-of-00001.json").write_text(report)
+    assert write() == whole
+    assert (tmp_path / "x-00000-of-00001").stat().st_size
 
 
 @pytest.mark.filterwarnings("ignore")  # tensorflow-datasets' own, while it writes

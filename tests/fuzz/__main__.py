@@ -20,8 +20,8 @@ from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tests.fuzz.readers import READERS
-from tests.fuzz.worker import SECONDS, work
+from .readers import READERS
+from .worker import SECONDS, Task, work
 
 # Beyond its own limit a reader may be in native code that no signal interrupts.
 _GRACE = 15
@@ -45,8 +45,27 @@ def main() -> int:
     return 1 if report["findings"] else 0
 
 
-def run(names: list[str], *, seconds: float, seed: int, findings: Path) -> dict:
-    """Fuzzes these readers in turn until the time is over; the counts, and what was found."""
+def run(
+    names: list[str],
+    *,
+    seconds: float,
+    seed: int,
+    findings: Path,
+    module: str = f"{__package__}.readers",
+    inputs: int = sys.maxsize,
+    seconds_each: float = SECONDS,
+) -> dict:
+    """Fuzzes readers in turn until the time is over; the counts, and what was found.
+
+    Args:
+      names: of the readers.
+      seconds: in all.
+      seed: of the mutations.
+      findings: a folder for the inputs that are findings.
+      module: whose READERS they are.
+      inputs: the most of them.
+      seconds_each: the most for one.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     context = multiprocessing.get_context("spawn")
     counts: dict[str, Counter] = {name: Counter() for name in names}
@@ -54,14 +73,13 @@ def run(names: list[str], *, seconds: float, seed: int, findings: Path) -> dict:
     end = time.monotonic() + seconds
     first = 0
     with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < end:
+        task = Task(module, names, seed, folder, end, inputs, seconds_each)
+        while time.monotonic() < end and first < inputs:
             ours, theirs = context.Pipe()
-            worker = context.Process(
-                target=work, args=(theirs, names, seed, first, folder, end), daemon=True
-            )
+            worker = context.Process(target=work, args=(theirs, task, first), daemon=True)
             worker.start()
             theirs.close()
-            first = _follow(ours, worker, counts, found, findings, folder, first)
+            first = _follow(ours, worker, counts, found, findings, first)
     return {
         "seconds": seconds,
         "seed": seed,
@@ -77,7 +95,6 @@ def _follow(
     counts: dict[str, Counter],
     found: list[dict],
     findings: Path,
-    folder: str,
     first: int,
 ) -> int:
     """Takes a worker's reports until it ends; the number of the next input."""
@@ -98,6 +115,7 @@ def _follow(
                     raise SystemExit(f"the worker ended with {worker.exitcode} before any input")
                 return number
             number, name, path = begun
+            counts[name].update(("inputs", "finding"))
             _keep(found, findings, name, Path(path), "hangs or crashes", f"{worker.exitcode}")
             return number + 1
         match report:

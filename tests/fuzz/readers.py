@@ -1,97 +1,29 @@
 """Every reader of users' files, with small files that it takes as seeds."""
 
-import functools
+import gzip
 import io
 import json
 import pickle
 import struct
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-
-class Reader(NamedTuple):
-    """One reader.
-
-    Attributes:
-      name: of the file that it is given, whose suffix may decide how it is read.
-      seeds: whole files, as bytes.
-      read: reads the file at a path.
-    """
-
-    name: str
-    seeds: Callable[[], list[bytes]]
-    read: Callable[[Path], object]
-
-
-class Seeds:
-    """The seeds of all readers, each made once."""
-
-    def __init__(self) -> None:
-        self.of = functools.cache(lambda name: READERS[name].seeds())
-
-    def write(self, name: str, content: bytes, folder: Path) -> Path:
-        """The content as the file of a reader's name."""
-        home = folder / name
-        home.mkdir(exist_ok=True)
-        path = home / READERS[name].name
-        path.write_bytes(content)
-        return path
-
-
-def _saved(save: Callable[[Path], object], name: str) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        save(path)
-        return path.read_bytes()
-
-
-def _unit(rows: int, width: int = 4) -> np.ndarray:
-    x = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def _npy(array: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
-
-
-def _npz(**arrays: np.ndarray) -> bytes:
-    plain, packed = io.BytesIO(), io.BytesIO()
-    np.savez(plain, **arrays)
-    np.savez_compressed(packed, **arrays)
-    return plain.getvalue(), packed.getvalue()
-
-
-def _parquet(**columns: list) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    out = io.BytesIO()
-    pq.write_table(pa.table(columns), out)
-    return out.getvalue()
-
-
-def _image(suffix: str, size: int = 16) -> bytes:
-    import cv2
-
-    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-    return cv2.imencode(suffix, pixels)[1].tobytes()
+from . import artefacts, folders
+from .remake import GZIP, JSON, ZIP
+from .seeds import Reader, image, npy, npz, parquet, saved, unit
 
 
 def _tar() -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name in ("A/1.jpg", "B/2.jpg"):
-            image = _image(".jpg")
+            content = image(".jpg")
             info = tarfile.TarInfo(name)
-            info.size = len(image)
-            tar.addfile(info, io.BytesIO(image))
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     return out.getvalue()
 
 
@@ -104,12 +36,30 @@ def _embeddings(path: Path) -> None:
     np.asarray(read_embeddings(path).embeddings)
 
 
+def _fingerprint() -> bytes:
+    from ida_jax.tables.embeddings import file_stamp
+
+    def stamp(path: Path) -> None:
+        path.write_bytes(npy(unit(5)))
+        path.write_text(json.dumps({"fingerprint": "0123456789abcdef", **file_stamp(path)}))
+
+    return saved(stamp, "e.npy")
+
+
+def _fingerprinted(path: Path) -> None:
+    from ida_jax.tables.embeddings import read_embeddings
+
+    beside = path.with_name("e.npy")
+    beside.write_bytes(npy(unit(5)))
+    read_embeddings(beside)
+
+
 def _names(path: Path) -> None:
     from ida_jax.tables.embeddings import read_embeddings
 
     embeddings = path.with_name("e.npy")
     if not embeddings.exists():
-        embeddings.write_bytes(_npy(_unit(3)))
+        embeddings.write_bytes(npy(unit(3)))
     read_embeddings(embeddings, names=path)
 
 
@@ -140,155 +90,6 @@ def _people(path: Path) -> None:
     read_people(path)
 
 
-# Artefacts ----------------------------------------------------------------------------------------
-
-
-def _anchor_set() -> bytes:
-    from ida_jax.anchors.anchor_set import AnchorSet
-
-    return _saved(AnchorSet(_unit(20), np.arange(20, dtype=np.int32)).save, "a.safetensors")
-
-
-def _read_anchor_set(path: Path) -> None:
-    from ida_jax.anchors.anchor_set import AnchorSet
-    from ida_jax.anchors.search import support_sets
-
-    support_sets(_unit(3), AnchorSet.load(path), k=2, searcher="exact")
-
-
-def _calibration() -> list[bytes]:
-    from ida_jax.artefacts.calibration import fit_calibration
-
-    genuine, impostor = np.linspace(-0.5, 1, 40), np.linspace(-1, 0.5, 40)
-    return [
-        _saved(fit_calibration(genuine, impostor, kind=kind).save, "c.safetensors")
-        for kind in ("logistic", "isotonic")
-    ]
-
-
-def _read_calibration(path: Path) -> None:
-    from ida_jax.artefacts.calibration import Calibration
-
-    Calibration.load(path).llr(np.float32([0, 1]))
-
-
-def _ssr() -> bytes:
-    from ida_jax.artefacts.ssr_module import SSRModule
-
-    rng = np.random.default_rng(0)
-    params = {
-        "hidden_fc": {"kernel": rng.normal(size=(4, 4)), "bias": rng.normal(size=4)},
-        "output_fc": {"kernel": rng.normal(size=(4, 1)), "bias": rng.normal(size=1)},
-    }
-    params = {
-        layer: {name: value.astype(np.float32) for name, value in of.items()}
-        for layer, of in params.items()
-    }
-    module = SSRModule(params, "standardised", 0.05, 0.01, 0.001, 10, 1.0)
-    return _saved(module.save, "s.safetensors")
-
-
-def _read_ssr(path: Path) -> None:
-    from ida_jax.artefacts.ssr_module import SSRModule
-
-    module = SSRModule.load(path)
-    if module.width < 4096:
-        module.log_density(_unit(3, module.width))
-
-
-def _csn() -> bytes:
-    from ida_jax.rescoring.csn_fit import Csn
-
-    csn = Csn(np.array([0.1, 0.2]), 1.0, 0.0, 5, 4, 20, "", 0.5, 3, 10, 10)
-    return _saved(csn.save, "c.safetensors")
-
-
-def _read_csn(path: Path) -> None:
-    from ida_jax.rescoring.csn_fit import Csn
-
-    csn = Csn.load(path)
-    if csn.top_n < 1 << 20:
-        csn.face_term(np.zeros((2, csn.top_n), np.float32))
-
-
-def _fitted() -> bytes:
-    from ida_jax.rescoring.dao_fit import DaoFit
-
-    return _saved(DaoFit(1.0, 0.5, 10.0, 2.0, 4, 20).save, "d.safetensors")
-
-
-def _read_fitted(path: Path) -> None:
-    from ida_jax.rescoring.dao_fit import DaoFit
-
-    fit = DaoFit.load(path)
-    if fit.neighbours < 1 << 20:
-        fit.log_density(np.zeros((2, fit.neighbours), np.float32))
-
-
-@functools.cache
-def _face_model() -> bytes:
-    from functools import partial
-
-    import jax
-
-    from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
-
-    options = {"embedding_dim": 128}
-    network = build_network("mobilefacenet", options)
-    image = np.zeros((1, 112, 112, 3), np.float32)
-    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
-    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), dict(shapes))
-    model = FaceModel("mobilefacenet", options, Preprocessing(112), variables)
-    return _saved(model.save, "f.safetensors")
-
-
-def _read_face_model(path: Path) -> None:
-    from ida_jax.artefacts.face_model import FaceModel
-
-    FaceModel.load(path)
-
-
-def _weights(path: Path) -> None:
-    from ida_jax.interop.weights import import_model
-
-    import_model(path)
-
-
-def _state_dict() -> list[bytes]:
-    import torch
-
-    out = []
-    for legacy in (False, True):
-        state = {"conv1.weight": torch.zeros(4, 3, 3, 3), "fc.weight": torch.nn.Parameter(
-            torch.zeros(4, 16))}  # fmt: skip
-        file = io.BytesIO()
-        torch.save({"state_dict": state}, file, _use_new_zipfile_serialization=not legacy)
-        out.append(file.getvalue())
-    return out
-
-
-def _onnx() -> bytes:
-    from onnx import TensorProto, helper
-
-    def tensor(name: str, shape: tuple[int, ...]):
-        values = np.zeros(shape, np.float32)
-        return helper.make_tensor(name, TensorProto.FLOAT, shape, values.ravel())
-
-    graph = helper.make_graph(
-        [
-            helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
-            helper.make_node("PRelu", ["a", "s"], ["b"], "prelu"),
-            helper.make_node("Identity", ["b"], ["c"], "identity"),
-            helper.make_node("Flatten", ["c"], ["y"], "flatten"),
-        ],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [tensor("w", (4, 3, 3, 3)), tensor("s", (4, 1, 1))],
-    )
-    return helper.make_model(graph).SerializeToString()
-
-
 # Images and data sets -----------------------------------------------------------------------------
 
 
@@ -316,12 +117,12 @@ def _listed_images(path: Path) -> None:
     for name in ("A", "B"):
         home = path.with_name(name)
         home.mkdir(exist_ok=True)
-        (home / "1.jpg").write_bytes(_image(".jpg"))
+        (home / "1.jpg").write_bytes(image(".jpg"))
     _images(path)
 
 
 def _bin() -> list[bytes]:
-    content = ([_image(".jpg")] * 4, [True, False])
+    content = ([image(".jpg")] * 4, [True, False])
     arrays = ([np.frombuffer(i, np.uint8) for i in content[0]], content[1])
     seeds = [pickle.dumps(content, protocol) for protocol in (0, 2, 4)]
     return [*seeds, pickle.dumps(arrays, 2)]
@@ -339,11 +140,11 @@ def _record(key: int, label: float, content: bytes) -> bytes:
 
 
 def _records() -> bytes:
-    return b"".join(_record(key, float(key), _image(".jpg")) for key in (1, 2))
+    return b"".join(_record(key, float(key), image(".jpg")) for key in (1, 2))
 
 
 def _index() -> bytes:
-    return f"1\t0\n2\t{len(_record(1, 1.0, _image('.jpg')))}\n".encode()
+    return f"1\t0\n2\t{len(_record(1, 1.0, image('.jpg')))}\n".encode()
 
 
 def _read_records(path: Path) -> None:
@@ -437,35 +238,24 @@ def _feature(path: Path) -> None:
     read_feature(path)
 
 
-# Workdirs -----------------------------------------------------------------------------------------
-
-
-def _metrics(path: Path) -> None:
-    from ida_jax.training.loop import read_metrics
-
-    read_metrics(path.parent)
-
-
-def _run_report(path: Path) -> None:
-    from ida_jax.report.run_report import write_run_report
-
-    write_run_report(path.parent)
-
-
 _LABELS = [b"a\nb\na\n", b"1\n2\n1\n"]
 
 READERS = {
-    "embeddings_npy": Reader("e.npy", lambda: [_npy(_unit(5))], _embeddings),
+    "embeddings_npy": Reader("e.npy", lambda: [npy(unit(5))], _embeddings),
     "embeddings_npz": Reader(
         "e.npz",
-        lambda: list(_npz(embeddings=_unit(5), names=np.array(list("abcde")))),
+        lambda: list(npz(embeddings=unit(5), names=np.array(list("abcde")))),
         _embeddings,
+        ZIP,
+    ),
+    "fingerprint": Reader(
+        "e.fingerprint.json", lambda: [_fingerprint()], _fingerprinted, JSON
     ),
     "embeddings_parquet": Reader(
         "e.parquet",
         lambda: [
-            _parquet(name=list("abc"), embedding=_unit(3).tolist()),
-            _parquet(x=[0.5, 0.25], y=[1.0, 0.0]),
+            parquet(name=list("abc"), embedding=unit(3).tolist()),
+            parquet(x=[0.5, 0.25], y=[1.0, 0.0]),
         ],
         _embeddings,
     ),
@@ -474,43 +264,36 @@ READERS = {
     "pairs_csv": Reader("p.csv", lambda: [b"a,b\nc,d\n", b"one,two\na,b\nc,d\n"], _pairs),
     "pairs_parquet": Reader(
         "p.parquet",
-        lambda: [_parquet(a=[0, 1], b=[2, 3]), _parquet(a=["a", "b"], b=["c", "d"])],
+        lambda: [parquet(a=[0, 1], b=[2, 3]), parquet(a=["a", "b"], b=["c", "d"])],
         _pairs,
     ),
-    "pairs_npy": Reader("p.npy", lambda: [_npy(np.array([[0, 1], [2, 3]]))], _rows),
-    "scores_npy": Reader("s.npy", lambda: [_npy(np.float32([0, 1]))], _labelled("read_scores")),
+    "pairs_npy": Reader("p.npy", lambda: [npy(np.array([[0, 1], [2, 3]]))], _rows),
+    "scores_npy": Reader("s.npy", lambda: [npy(np.float32([0, 1]))], _labelled("read_scores")),
     "scores_csv": Reader(
         "s.csv", lambda: [b"score\n0.5\n0.25\n", b"0.5\n0.25\n"], _labelled("read_scores")
     ),
     "scores_parquet": Reader(
-        "s.parquet", lambda: [_parquet(score=[0.5, 0.25])], _labelled("read_scores")
+        "s.parquet", lambda: [parquet(score=[0.5, 0.25])], _labelled("read_scores")
     ),
-    "labels_npy": Reader("l.npy", lambda: [_npy(np.array([0, 1]))], _labelled("read_labels")),
+    "labels_npy": Reader("l.npy", lambda: [npy(np.array([0, 1]))], _labelled("read_labels")),
     "labels_csv": Reader("l.csv", lambda: [b"same\n0\n1\n"], _labelled("read_labels")),
     "groups": Reader("g.csv", lambda: [b"group\na\nb\n"], _labelled("read_groups")),
     "identities_csv": Reader(
         "i.csv", lambda: [b"identity1,identity2\na,b\nc,d\n"], _labelled("read_identities")
     ),
     "identities_npy": Reader(
-        "i.npy", lambda: [_npy(np.array([[0, 1], [2, 3]]))], _labelled("read_identities")
+        "i.npy", lambda: [npy(np.array([[0, 1], [2, 3]]))], _labelled("read_identities")
     ),
     "people_text": Reader("l.txt", lambda: _LABELS, _people),
-    "people_npy": Reader("l.npy", lambda: [_npy(np.array([0, 1])), _npy(np.array(["a"]))], _people),
-    "anchor_set": Reader("a.safetensors", lambda: [_anchor_set()], _read_anchor_set),
-    "calibration": Reader("c.safetensors", _calibration, _read_calibration),
-    "ssr": Reader("s.safetensors", lambda: [_ssr()], _read_ssr),
-    "csn": Reader("c.safetensors", lambda: [_csn()], _read_csn),
-    "fitted_dao": Reader("d.safetensors", lambda: [_fitted()], _read_fitted),
-    "face_model": Reader("f.safetensors", lambda: [_face_model()], _read_face_model),
-    "state_dict": Reader("w.pth", _state_dict, _weights),
-    "onnx": Reader("w.onnx", lambda: [_onnx()], _weights),
-    "jpeg": Reader("x.jpg", lambda: [_image(".jpg")], _decode),
-    "png": Reader("x.png", lambda: [_image(".png")], _decode),
-    "webp": Reader("x.webp", lambda: [_image(".webp")], _decode),
-    "bmp": Reader("x.bmp", lambda: [_image(".bmp")], _decode),
-    "checked_jpeg": Reader("x.jpg", lambda: [_image(".jpg")], _check),
-    "checked_png": Reader("x.png", lambda: [_image(".png")], _check),
+    "people_npy": Reader("l.npy", lambda: [npy(np.array([0, 1])), npy(np.array(["a"]))], _people),
+    "jpeg": Reader("x.jpg", lambda: [image(".jpg")], _decode),
+    "png": Reader("x.png", lambda: [image(".png")], _decode),
+    "webp": Reader("x.webp", lambda: [image(".webp")], _decode),
+    "bmp": Reader("x.bmp", lambda: [image(".bmp")], _decode),
+    "checked_jpeg": Reader("x.jpg", lambda: [image(".jpg")], _check),
+    "checked_png": Reader("x.png", lambda: [image(".png")], _check),
     "image_tar": Reader("x.tar", lambda: [_tar()], _images),
+    "image_tgz": Reader("x.tgz", lambda: [gzip.compress(_tar())], _images, GZIP),
     "image_list": Reader("x.txt", lambda: [b"A/1.jpg\nB/1.jpg\n"], _listed_images),
     "verification_bin": Reader("v.bin", _bin, _read_bin),
     "records": Reader("train.rec", lambda: [_records()], _read_records),
@@ -543,6 +326,7 @@ READERS = {
         "list.json_10_1",
         lambda: [json.dumps({"path": ["a.jpg", "b.jpg"], "id": ["A", "B"]}).encode()],
         _megaface_list,
+        JSON,
     ),
     "megaface_noises": Reader("noises.txt", lambda: [b"a.jpg\nb.jpg\n"], _noise_list),
     "megaface_feature": Reader(
@@ -550,10 +334,6 @@ READERS = {
         lambda: [np.array([2, 1, 4, 5], "<i4").tobytes() + np.float32([0.5, 0.25]).tobytes()],
         _feature,
     ),
-    "metrics": Reader(
-        "metrics.jsonl",
-        lambda: [b'{"stage": "train", "step": 1, "loss": 1.0}\n'
-                 b'{"stage": "train", "step": 2, "loss": 0.5}\n'],
-        _metrics,
-    ),
+    **artefacts.READERS,
+    **folders.READERS,
 }  # fmt: skip

@@ -65,7 +65,8 @@ def test_lists_as_people_save_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], 'a list "path"'),
+        ([], "a JSON list, expected an object"),
+        (3, "a JSON int, expected an object"),
         ({}, 'a list "path"'),
         ({"path": []}, 'a list "path"'),
         ({"path": ["a", 3]}, '"path" entry 1 is 3'),

@@ -160,6 +160,9 @@ DAMAGE = {
     "no metrics": lambda folder: (folder / "metrics" / "metrics").write_bytes(b""),
     "no names": lambda folder: (folder / "state" / "_METADATA").write_bytes(b"{"),
     "no checksums": lambda folder: (folder / "checksums.json").unlink(),
+    "a list of checksums": lambda folder: (folder / "checksums.json").write_bytes(b"[]"),
+    "a number for a file": lambda folder: (folder / "checksums.json").write_bytes(b'{"a": 3}'),
+    "no end": lambda folder: (folder / "checksums.json").write_bytes(b'{"/dev/zero": [0, 0]}'),
     "garbled checksums": lambda folder: (folder / "checksums.json").write_bytes(b"\xff[]"),
 }
 

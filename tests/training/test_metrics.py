@@ -7,6 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from ida_jax.common.errors import UserError
 from ida_jax.training.loop import open_metrics, read_metrics
 
 
@@ -76,3 +77,28 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
         write(11, {"loss": 3.0})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"{", b"null", b"[]", b"3", b"{}", b'{"stage": "train"}', b'{"step": 1}', b"\xff\xfe",
+        b'{"stage": 1, "step": 1}', b'{"stage": "train", "step": "1"}', b"[" * 100_000,
+        b'{"stage": "train", "step": 1, "loss": [1]}', b'{"stage": "train", "step": true}',
+        b'{"stage": "train", "step": 1, "loss": "low"}',
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_named(tmp_path, line):
+    whole = b'{"stage": "train", "step": 1, "loss": NaN, "frechet": null}\n'
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(whole + line + b"\n" + whole)
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no training record"):
+        read_metrics(tmp_path)
+    with (
+        pytest.raises(UserError, match=r"metrics\.jsonl:2"),
+        open_metrics(tmp_path, stage="train"),
+    ):
+        pass
+    assert path.read_bytes() == whole + line + b"\n" + whole
+    path.write_bytes(whole + line)  # cut off by a kill
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]

@@ -121,9 +121,10 @@ def remove_reports(folder: Path) -> None:
 def _finished(path: Path, report: Path) -> Shard | None:
     try:
         entries = json.loads(report.read_text(encoding="utf-8"))
-        shard = Shard(**entries | {"corrupt": [tuple(entry) for entry in entries["corrupt"]]})
+        corrupt = [(int(row), str(problem)) for row, problem in entries["corrupt"]]
+        shard = Shard(*(int(entries[name]) for name in Shard._fields[:3]), corrupt)
     # None, or a damaged one, which is as good as none.
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return shard if path.is_file() else None
 
