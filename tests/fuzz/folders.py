@@ -43,12 +43,18 @@ _RESULTS = b'{"protocols": {"dao": {"accuracy": 0.5}}, "notes": {}, "provenance"
 def _config(path: Path) -> None:
     from ml_collections import ConfigDict
 
+    from ida_jax.runs.stages import STAGES
     from ida_jax.runs.workdir import claim_workdir
 
-    claim_workdir(path.parent, ConfigDict(_CONFIG))
+    claim_workdir(path.parent, ConfigDict(_CONFIG), STAGES)
 
 
-_CONFIG = {"title": "a", "seed": 1, "model": {"network": "iresnet_nano", "options": {"a": [1]}}}
+_CONFIG = {
+    "title": "a",
+    "seed": 1,
+    "stages": ["train"],
+    "model": {"network": "iresnet_nano", "options": {"a": [1]}},
+}
 
 
 def _checksums(path: Path) -> None:
