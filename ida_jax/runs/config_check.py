@@ -12,6 +12,7 @@ from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_tau
 from ida_jax.data.augment import augmentation
+from ida_jax.data.load import check_section
 from ida_jax.models.margin_head import MARGIN_LOSSES
 from ida_jax.rescoring.method_table import METHODS, methods_with
 from ida_jax.runs.workdir import METHOD_FILES
@@ -68,8 +69,14 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _check_pfe(c)
     if "csn" in unfinished:
         _at_least_1(c, "csn.degree")
-        _at_least_1(c, "csn.top_n")
+        if c.csn.top_n is not None:
+            _at_least_1(c, "csn.top_n")
+    if {"train", "gan", "anchors", "ssr", "pfe"} & set(unfinished):
+        check_section("train_data", c.train_data)
+    if "train" in unfinished and c.train.verify_every:
+        check_section("verify_data", c.verify_data)
     if "evaluate" in unfinished:
+        check_section("eval_data", c.eval_data)
         for method in c.evaluate.methods:
             # A fit is not among a run's files: it takes people not trained on.
             _one_of("evaluate.methods", method, methods_with(METHOD_FILES))
@@ -79,7 +86,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
                         f"evaluate.methods has {method}, which the stage '{stage}' makes: add it "
                         "to stages, or leave the method out"
                     )
-        if c.evaluate.top_n < 2:
+        if c.evaluate.top_n is not None and c.evaluate.top_n < 2:
             raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
         _check_fars(c)

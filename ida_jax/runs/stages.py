@@ -163,7 +163,7 @@ def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
     c = run.config
     anchors = _most_anchors(c, run.train_faces.num_identities, left_out=left_out)
     section, name = key.split(".")
-    if used and c[section][name] > anchors:
+    if used and (c[section][name] or 0) > anchors:
         raise UserError(
             f"{key} is {c[section][name]}, but a cohort can have at most {anchors} anchors here: "
             "lower it or take more identities"
