@@ -1,5 +1,6 @@
-"""How commands end: on a user's mistake, on a run that was stopped, on Ctrl-C."""
+"""How commands begin and end: on a user's mistake, on a run that was stopped, on Ctrl-C."""
 
+import codecs
 import contextlib
 import errno
 import io
@@ -65,6 +66,7 @@ def exit_code(run: Callable[[], None]) -> int:
     SIGTERM one line and the shell's 130 and 143; Stopped one line and 0; a closed output the
     shell's 141.
     """
+    _in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without τ is no reason to fail
@@ -93,6 +95,17 @@ def exit_code(run: Callable[[], None]) -> int:
                 )
             raise
     return 0
+
+
+def _in_utf8() -> None:
+    """Starts the command again in Python's UTF-8 mode where file names would have to be ASCII.
+
+    Such is the C locale with PYTHONUTF8=0: no name or flag beyond ASCII could be written down.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    is_command = spec is not None and spec.name.startswith("ida_jax.")
+    if is_command and codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _ended(line: str, code: int) -> int:

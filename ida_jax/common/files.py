@@ -302,7 +302,7 @@ def complete(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} was not written by ida_jax, or by another version: {error!r}"
         ) from error
@@ -337,6 +337,26 @@ def json_text(value: Any) -> str:
         return None if isinstance(entry, float) and not math.isfinite(entry) else entry
 
     return json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
+
+
+def read_json(path: Path, *, advice: str) -> dict[str, Any]:
+    """The JSON object that a file of a workdir holds.
+
+    Args:
+      path: an existing file.
+      advice: what to do where it is damaged.
+
+    Raises:
+      Damaged: it is not JSON, or no object.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise Damaged(f"{path} is damaged: it is no JSON ({said}); {advice}") from error
+    if not isinstance(found, dict):
+        raise Damaged(f"{path} is damaged: it holds no JSON object; {advice}")
+    return found
 
 
 def require_file(path: Path, *, what: str) -> None:

@@ -18,6 +18,7 @@ def _shares(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.strip("()[]").split(",") if part.strip())
 
 
+_KINDS = {int: "an integer", str: "text", _shares: "numbers separated by commas"}
 # Of each data set that a section may name: its options, with what a flag's text becomes.
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
     "rendered": {
@@ -66,9 +67,10 @@ def renamed_section(
             kept[key] = known[key](text)
         except ValueError as error:
             raise UserError(
-                f"--config.{section}.{key}={text}: expected {known[key].__name__.strip('_')}"
+                f"--config.{section}.{key}={text}: expected {_KINDS[known[key]]}"
             ) from error
     changed = ConfigDict(kept)
+    changed.lock()
     check_section(section, changed)
     return changed, tuple(key for key in former if key not in known)
 

@@ -273,6 +273,12 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
             config.stages  # noqa: B018  a file that was not found shows at the first look
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{_one_line(error)}; see --help") from error
+    except Exception as error:  # a config is a program, which can fail in any way
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        raise UserError(f"the config cannot be run: {what}") from error
+    for name in others:
+        if getattr(parsed, name) == "":
+            _user_path(f"--{name}", "")
     if config is not None:
         for section, given in sections.items():
             _rename_data(config, section, given)

@@ -88,6 +88,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         current, stages, check = EmbeddingRun(config, workdir), EMBEDDING_STAGES, check_embeddings
     else:
         current, stages, check = Run(config, workdir), _STAGES, _check
+    if not config.stages:
+        raise UserError("the config's stages are none: name one or more")
     for name in config.stages:
         if name not in stages:
             raise UserError(f"stage '{name}' is unknown: choose from {', '.join(stages)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import json_text, written_whole
+from ida_jax.common.files import json_text, read_json, written_whole
 from ida_jax.common.outputs import writing
 from ida_jax.common.processes import all_or_none, is_first
 
@@ -106,7 +106,7 @@ def claim_workdir(workdir: Path, config: "ConfigDict") -> None:
     present = json.loads(config.to_json_best_effort())
     present.pop("data_dir", None)
     if path.is_file():
-        former = json.loads(path.read_text(encoding="utf-8"))
+        former = read_json(path, advice="take another --workdir, or put the file back")
         if difference := _difference(former, present):
             raise UserError(
                 f"{workdir} was begun by another config ({difference}): take another --workdir, or "
@@ -123,7 +123,7 @@ def claim_workdir(workdir: Path, config: "ConfigDict") -> None:
 
 def read_results(workdir: Path) -> dict[str, Any]:
     """The content of results.json."""
-    return json.loads((workdir / RESULTS).read_text(encoding="utf-8"))
+    return read_json(workdir / RESULTS, advice="delete it, and the evaluation runs again")
 
 
 def figures_and_notes(evaluated: "Mapping[str, Evaluation]") -> dict[str, Any]:

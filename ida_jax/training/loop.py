@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from ida_jax.common.errors import Stopped, UserError
+from ida_jax.common.errors import Damaged, Stopped, UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.processes import is_first
 from ida_jax.common.progress import progress_bar
@@ -270,9 +270,24 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict]:
-    """The records of metrics.jsonl; a last line cut off by a kill is left out."""
+    """The records of metrics.jsonl; a last line cut off by a kill is left out.
+
+    Raises:
+      Damaged: another line is no record, named by its number.
+    """
     path = Path(workdir) / "metrics.jsonl"
     if not path.is_file():
         return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    *whole, _ = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(whole, 1):
+        try:
+            record = json.loads(line)
+            _ = record["stage"], int(record["step"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Damaged(
+                f"{path} is damaged: line {number} is no record; put the file back, or remove the "
+                "line"
+            ) from error
+        records.append(record)
+    return records

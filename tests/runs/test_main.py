@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,28 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
     with pytest.raises(UserError, match=r"begun by another config \(train.margin was 0.3, is now"):
         main.main()
     assert (workdir / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_file_of_a_finished_run(finished, tmp_path, monkeypatch, name, content):
+    workdir = tmp_path / "w"
+    shutil.copytree(finished[0], workdir)
+    (workdir / name).write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}"])
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        main.main()
+    assert (workdir / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ['{"x": 1}', '{"protocols": 5}', '{"protocols": {"a": {"b": []}}}'])
+def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
+    workdir = tmp_path / "w"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "results.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}"])
+    with pytest.raises(UserError, match="results.json was not written by ida_jax"):
+        main.main()
 
 
 @pytest.mark.parametrize(

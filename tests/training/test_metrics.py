@@ -7,6 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from ida_jax.common.errors import Damaged
 from ida_jax.training.loop import open_metrics, read_metrics
 
 
@@ -76,3 +77,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
         write(11, {"loss": 3.0})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", "5", '{"stage": "train"}', '{"stage": "train", "step": null}', "\xff"]
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    whole = '{"stage": "train", "step": 1, "loss": 2.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes((whole + line + "\n" + whole).encode("latin-1"))
+    with pytest.raises(Damaged, match="metrics.jsonl is damaged: line 2 is no record"):
+        read_metrics(tmp_path)
