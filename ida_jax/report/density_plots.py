@@ -17,6 +17,7 @@ from ida_jax.report.style import (
     BLUE,
     INK,
     VERMILION,
+    drawn_text,
     far_name,
     house_style,
     in_order,
@@ -156,7 +157,7 @@ def log_density_figure(
             capprops={"linewidth": 0}, medianprops={"color": INK, "linewidth": 2.2},
         )  # fmt: skip
     names = [
-        f"{domain_names[domain]}\n{value.size:,} faces"
+        f"{drawn_text(domain_names[domain])}\n{value.size:,} faces"
         for domain, value in zip(present, values, strict=True)
     ]
     axis.set_xticks(range(len(names)), names)

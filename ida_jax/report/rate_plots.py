@@ -14,6 +14,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Band
 from ida_jax.report.style import (
+    drawn_text,
     far_name,
     house_style,
     in_order,
@@ -121,7 +122,7 @@ def _rate_figure(
             _draw_intervals(axes[1], intervals, shift=shift, factor=100, color=color, zorder=1)
     _fit(axes[0], firm_tars, ceiling=1)
     axes[0].yaxis.set_major_formatter(_percent)
-    axes[0].set_title(title)
+    axes[0].set_title(drawn_text(title))
     if compared:
         _fit(axes[1], firm_gains)
         axes[1].set_title("Gain over Cosine, percentage points")
@@ -222,7 +223,7 @@ def draw_det(
         ]
         drawn += points
         far, frr = zip(*points, strict=True) if points else ((), ())
-        axis.plot(ndtri(far), ndtri(frr), label=name, markevery=0.13, **style)
+        axis.plot(ndtri(far), ndtri(frr), label=drawn_text(name), markevery=0.13, **style)
     powers = range(max(-9, math.floor(math.log10(min((far for far, _ in drawn), default=0.1)))), 0)
     # From the right, so that 10 % is kept where every second power has room.
     ticks = [10.0**power for power in powers[:: -1 if len(powers) < 6 else -2]]

@@ -96,6 +96,11 @@ def new_panels(count: int, *, height: float, above: float) -> tuple[Figure, list
     return figure, axes[:count]
 
 
+def drawn_text(text: str) -> str:
+    """A user's name as matplotlib draws it: a $ in it begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """{method: its line's colour, style and marker}, the same in every figure."""
     own = {name: METHODS[name].style if name in METHODS else None for name in methods}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError
-from ida_jax.protocols.table import Protocol, Request, all_protocols, names_beside
+from ida_jax.protocols.table import Protocol, Request, all_protocols
 from ida_jax.rescoring.method_table import artefact_flags
 from ida_jax.runs.workdir import (
     ANCHORS,
@@ -265,7 +265,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
 
 
 def _request(options: Any) -> Request:
-    from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.embeddings import names_beside, read_embeddings
 
     from_workdir = options.run is not None and options.anchors is None
     return Request(

@@ -65,7 +65,7 @@ def test_plain_anchors_of_strangers(files, capsys):
     ("change", "message"),
     [
         ({"labels": "missing.npy"}, "no labels at"),
-        ({"labels": "words.txt"}, "labels are names ('1', …), but the anchors have none"),
+        ({"labels": "words.txt"}, "labels are names (row 1 is 'Ann'), but the anchors have none"),
         ({"labels": "short.npy"}, "short.npy: 5 labels for 120 embeddings"),
         ({"anchors": "missing.safetensors"}, "no file at"),
         ({"anchors": "c.json"}, "ends in '.json'"),
