@@ -8,7 +8,7 @@ after an interruption.
 import sys
 from typing import TYPE_CHECKING
 
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def main() -> None:
     if results:
         with complete(f"{workdir}/{RESULTS}"):
             table = results_table(results)
-        print(table)
+        print(printable(table))
         print(f"report: {workdir}/{REPORT}")
 
 

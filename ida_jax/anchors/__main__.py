@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,7 +206,7 @@ def _check(argv: list[str]) -> bool:
     add = parser.add_argument
     add("--anchors", type=Path, required=True, metavar="A", help="the anchor set")
     add("--against", type=Path, metavar="E", help="the probes: .npy, .npz or .parquet")
-    people = "who is on each probe, as in build; PERSON/IMAGE too; without it, E's names PERSON/IMAGE, if any"
+    people = "who is on each probe, as in build, or PERSON/IMAGE; without it, E's own such names"
     add("--labels", type=Path, metavar="L", help=people)
     add(
         "--threshold",
@@ -359,7 +359,7 @@ def _list(
     matches: "Matches", what: str, names: "Sequence[str]", anchor_names: "Sequence[str]", limit: int
 ) -> None:
     def row(what: str, number: int, names: "Sequence[str]") -> str:
-        return f"{what} {number}" + (f" ({names[number]})" if names else "")
+        return f"{what} {number}" + (f" ({printable(names[number])})" if names else "")
 
     for first, second, cosine in list(zip(*matches[1:], strict=True))[:limit]:
         print(f"  {cosine:.3f}  {row(what, first, names)}  {row('anchor', second, anchor_names)}")

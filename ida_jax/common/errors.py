@@ -14,6 +14,11 @@ from types import FrameType
 _LONGEST = 1000
 
 
+def printable(text: str) -> str:
+    """The text as a terminal may have it: control characters from users' files are escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
     """A mistake that the user can fix.
 
@@ -24,7 +29,7 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         line = " ".join(message.split("\n"))
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        line = printable(line)
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST * 2 // 3]} … {line[-_LONGEST // 3 :]}"
         super().__init__(line)

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ida_jax.common.errors import printable
 from ida_jax.rescoring.method_table import METHODS, is_dao
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def new_panels(count: int, *, height: float, above: float) -> tuple[Figure, list
 
 def drawn_text(text: str) -> str:
     """A user's name as matplotlib draws it: a $ in it begins no formula."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from ida_jax.common.command_line import Parser, numbers, user_path
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import UserError, printable
 from ida_jax.protocols.table import Protocol, Request, all_protocols
 from ida_jax.rescoring.method_table import artefact_flags
 from ida_jax.runs.workdir import (
@@ -92,10 +92,10 @@ def _run(
         evaluated=evaluated,
         groups=_groups(options, request.embeddings, scorers),
     )
-    print(results_table(results))
+    print(printable(results_table(results)))
     for name, notes in results["notes"].items():
         for note in notes:
-            print(f"{name}: {note}")
+            print(printable(f"{name}: {note}"))
     print(f"\nsee {options.output / REPORT}")
 
 

@@ -139,14 +139,14 @@ def test_a_damaged_file_of_a_finished_run(finished, tmp_path, monkeypatch, name,
 
 
 @pytest.mark.parametrize(
-    "content", ['{"x": 1}', '{"protocols": 5}', '{"protocols": {"a": {"b": []}}}']
+    "content", ['{"x": 1}', '{"protocols": 5}', '{"protocols": {"a": {"b": 0}}}']
 )
 def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
     workdir = tmp_path / "w"
     shutil.copytree(finished[0], workdir)
     (workdir / "results.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}"])
-    with pytest.raises(UserError, match="results.json was not written by ida_jax"):
+    with pytest.raises(UserError, match=r"results\.json was not written by ida_jax"):
         main.main()
 
 

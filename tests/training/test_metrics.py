@@ -85,5 +85,5 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 def test_a_damaged_line_is_named(tmp_path, line):
     whole = '{"stage": "train", "step": 1, "loss": 2.0}\n'
     (tmp_path / "metrics.jsonl").write_bytes((whole + line + "\n" + whole).encode("latin-1"))
-    with pytest.raises(Damaged, match="metrics.jsonl is damaged: line 2 is no record"):
+    with pytest.raises(Damaged, match=r"metrics\.jsonl is damaged: line 2 is no record"):
         read_metrics(tmp_path)
