@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser, numbers
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def _write(options: Any) -> None:
     from ida_jax.report.score_report import score_text
 
     results = _evaluate(options)
-    print(score_text(results))
+    print(printable(score_text(results)))
     if options.json is not None:
         from ida_jax.common.files import json_text, written_whole
         from ida_jax.common.provenance import provenance

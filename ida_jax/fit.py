@@ -49,7 +49,7 @@ def _csn(argv: list[str]) -> None:
     parser = _parser("csn", _CSN)
     add = parser.add_argument
     # fmt: off
-    add("--top_n", type=int, default=100, help="cohort scores a face (100)")
+    add("--top_n", type=int, help="cohort scores a face (100, or as many as the anchors allow)")
     add("--degree", type=int, default=3, help="the polynomial's degree (3)")
     add("--prior", type=float, default=1e-3,
         help="share of genuine pairs that the fit is weighted to; low for low FARs (0.001)")
@@ -61,7 +61,7 @@ def _csn(argv: list[str]) -> None:
 
 
 def _fit_csn(options: Any) -> None:
-    from ida_jax.rescoring.csn_fit import fit_csn
+    from ida_jax.rescoring.csn_fit import USUAL_COHORT, fit_csn
 
     csn = fit_csn(
         *_read(options),
@@ -73,6 +73,11 @@ def _fit_csn(options: Any) -> None:
         seed=options.seed,
     )
     csn.save(options.output)
+    if options.top_n is None and csn.top_n < USUAL_COHORT:
+        print(
+            f"top_n is {csn.top_n}, for want of the usual {USUAL_COHORT}: the set has only "
+            f"{csn.anchors} anchors"
+        )
     print(
         f"{options.output}: fitted on {csn.genuine:,} genuine and {csn.impostor:,} impostor pairs "
         f"of {csn.identities:,} identities, cohort: the {csn.top_n} nearest of {csn.anchors:,} "

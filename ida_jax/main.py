@@ -8,7 +8,7 @@ after an interruption.
 import sys
 from typing import TYPE_CHECKING
 
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -24,14 +24,17 @@ def main() -> None:
 
     join_processes()
 
+    from ida_jax.common.files import complete
     from ida_jax.report.tables import results_table
     from ida_jax.runs.stages import run
-    from ida_jax.runs.workdir import REPORT, workdir_of_one_job
+    from ida_jax.runs.workdir import REPORT, RESULTS, workdir_of_one_job
 
     with workdir_of_one_job(config, workdir):
         results = run(config, workdir)
     if results:
-        print(results_table(results))
+        with complete(f"{workdir}/{RESULTS}"):
+            table = results_table(results)
+        print(printable(table))
         print(f"report: {workdir}/{REPORT}")
 
 

@@ -128,7 +128,9 @@ def _parser() -> Parser:
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add(
-        "--top_n", type=int, default=300, help="as_norm's cohort: each face's nearest anchors (300)"
+        "--top_n",
+        type=int,
+        help="as_norm's cohort: each face's nearest anchors (300, or as many as the anchors allow)",
     )
     add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
     add(
@@ -194,16 +196,17 @@ def _check(options: Any) -> None:
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.artefacts.ssr_module import SSRModule
+    from ida_jax.common.processes import is_first
     from ida_jax.rescoring.csn_fit import Csn
     from ida_jax.rescoring.dao_fit import DaoFit
-    from ida_jax.rescoring.rescorer import Rescorer
+    from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
     anchors = None
     if options.anchors is not None:
         anchors = read_anchors(
             options.anchors, embeddings=options.embeddings, verify=options.verify
         )
-    return Rescorer(
+    scorer = Rescorer(
         anchors,
         k=options.k,
         tau=options.tau,
@@ -217,6 +220,10 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         dao_fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
         expected_faces=faces,
     )
+    if is_first():
+        for note in cohort_notes([scorer], options.top_n):
+            print(note)
+    return scorer
 
 
 def _finish(options: Any) -> "Callable[[np.ndarray], np.ndarray] | None":

@@ -209,7 +209,7 @@ def _check(argv: list[str]) -> bool:
     add = parser.add_argument
     add("--anchors", type=Path, required=True, metavar="A", help="the anchor set")
     add("--against", type=Path, metavar="E", help="the probes: .npy, .npz or .parquet")
-    people = "who is on each probe, as in build; without it, E's own names PERSON/IMAGE, if any"
+    people = "who is on each probe, as in build, or PERSON/IMAGE; without it, E's own such names"
     add("--labels", type=Path, metavar="L", help=people)
     add(
         "--threshold",
@@ -276,6 +276,8 @@ def _against(
     probes: _Probes, anchors: "AnchorSet", threshold: float, limit: int
 ) -> tuple[list[str], dict[str, Any]]:
     """Coverage and leaks printed; the warnings, and the same for a JSON file."""
+    import numpy as np
+
     from ida_jax.anchors import check
     from ida_jax.anchors.coverage import coverage
 
@@ -296,9 +298,15 @@ def _against(
     names = probes.names or ()
     if probes.people is not None:
         known = check.known_leaks(faces, probes.people, anchors)
-        print(f"known leaks: the people of {known.total:,} of {count} probes are among the anchors")
+        given = np.asarray(probes.people)
+        asked = len(np.unique(given[given >= 0] if given.dtype.kind in "iu" else given))
+        found = len(np.unique(given[known.first]))
+        print(
+            f"known leaks: the people of {known.total:,} of {count} probes are among the anchors, "
+            f"{found:,} of {asked:,} known people"
+        )
         _list(known, "probe", names, anchors.names, limit)
-        report["known_leaks"] = check.matches_json(known)
+        report["known_leaks"] = check.matches_json(known, people=asked, people_found=found)
         if known.total:
             findings.append(
                 f"the people of {known.total:,} probes are among the anchors, by name or label"
@@ -333,16 +341,20 @@ def _model(path: Path) -> "FaceModel":
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
     from ida_jax.common.validation import unit_embeddings
-    from ida_jax.tables.embeddings import read_embeddings
-    from ida_jax.tables.identities import read_people
+    from ida_jax.tables.embeddings import names_beside, read_embeddings
+    from ida_jax.tables.identities import people_of_images, read_people
 
-    table, path = read_embeddings(options.against), str(options.against)
+    table = read_embeddings(options.against, names=names_beside(options.against, None))
+    path = str(options.against)
     anchors.check_model(fingerprint=table.fingerprint, width=table.width, whose=path)
     people = None
     if options.labels is not None:
-        people = read_people(options.labels)
-    elif anchors.names and table.names and all("/" in name for name in table.names):
-        people = [name.rsplit("/", 1)[0] for name in table.names]
+        people = read_people(options.labels, len(table.embeddings))
+        if people.dtype.kind == "U" and not set(people.tolist()) & set(anchors.names):
+            # A list of images, as E.names.txt is one; anchors may bear such names themselves.
+            people = people_of_images(people.tolist()) or people
+    elif anchors.names and table.names:
+        people = people_of_images(table.names)
     return _Probes(unit_embeddings(table.embeddings, what="probes"), table.names, people)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.validation import require_same_model, require_tau, unit_embeddings
-from ida_jax.tables.identities import labels_among
+from ida_jax.tables.identities import labels_among, name_among
 from ida_jax.tables.text import name_fault
 
 _KIND = "anchor_set"
@@ -179,8 +179,8 @@ class AnchorSet:
             return np.where(known, people, -1).astype(np.int32) if known.any() else None
         if not self.names:
             raise UserError(
-                f"labels are names ('{people[0]}', …), but the anchors have none: give integers in "
-                "the anchors' numbering, or build the anchors with names as labels"
+                f"labels are names ({name_among(people)}), but the anchors have none: give "
+                "integers in the anchors' numbering, or build the anchors with names as labels"
             )
         return labels_among(people, self.names, self.labels)
 

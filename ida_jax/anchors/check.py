@@ -22,6 +22,8 @@ from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import require_unit
+from ida_jax.tables.identities import name_among
+from ida_jax.tables.text import canonical
 
 _BLOCK = 2048
 # An image that is in both sets is found whatever the model. A set whose own threshold would lie
@@ -151,9 +153,11 @@ def known_leaks(
     by_label = np.issubdtype(people.dtype, np.integer)
     known = anchors.labels if by_label else (anchors.names or None)
     if known is None:
+        of = "integers" if by_label else f"names ({name_among(people)})"
+        has = "integer labels alone" if not by_label and anchors.labels is not None else "none"
         raise UserError(
-            f"the probes have {'integer labels' if by_label else 'names'}, the anchors have none: "
-            "build the anchor set with --labels"
+            f"the probes' labels are {of}, but the anchors have {has}: "
+            "build the anchor set with --labels of the same kind"
         )
     if people.shape != (len(probes),):
         raise UserError(
@@ -163,10 +167,13 @@ def known_leaks(
         raise UserError(f"the probes are {probes.shape[1]} wide, the anchors {anchors.width}")
     rows_of: dict[str | int, list[int]] = {}
     for row, person in enumerate(np.asarray(known).tolist()):
-        rows_of.setdefault(person, []).append(row)
+        rows_of.setdefault(person if by_label else canonical(person), []).append(row)
     first, second, similarity = [], [], []
     for row, person in enumerate(people.tolist()):
-        own = [] if by_label and person < 0 else rows_of.get(person, [])
+        if by_label:
+            own = rows_of.get(person, []) if person >= 0 else []
+        else:
+            own = rows_of.get(canonical(person), [])
         if own:
             cosines = np.asarray(anchors.embeddings[own]) @ probes[row]
             first.append(row)

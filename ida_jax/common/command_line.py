@@ -6,6 +6,7 @@ Flags are spelled with underscores, as --top_n is; --top-n is accepted too.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ida_jax.common.errors import UserError
@@ -20,6 +21,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.register("type", Path, user_path)  # what type=Path stands for in every command
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's, which `parse_args` calls, with either spelling of a flag."""
@@ -29,6 +31,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
+
+
+def user_path(text: str) -> Path:
+    """An argparse type: a path, with ~ for the home folder.
+
+    A shell expands a ~ only at the beginning of a word, not in --data_dir=~/x.
+
+    Raises:
+      argparse.ArgumentTypeError: an empty path; the home folder of nobody.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path: name a file or folder, or leave it out")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' names the home folder of nobody here: give the whole path"
+        ) from error
 
 
 def underscored(arguments: Sequence[str]) -> list[str]:

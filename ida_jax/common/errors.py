@@ -1,5 +1,6 @@
-"""How commands end: on a user's mistake, on a run that was stopped, on Ctrl-C."""
+"""How commands begin and end: on a user's mistake, on a run that was stopped, on Ctrl-C."""
 
+import codecs
 import contextlib
 import errno
 import io
@@ -14,8 +15,8 @@ _LONGEST = 1000
 
 
 def printable(text: str) -> str:
-    """The text with its control characters escaped: names from files cannot drive a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """The text as a terminal may have it: control characters from users' files are escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class UserError(ValueError):
@@ -27,7 +28,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = printable(" ".join(message.split("\n")))
+        line = " ".join(message.split("\n"))
+        line = printable(line)
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST * 2 // 3]} … {line[-_LONGEST // 3 :]}"
         super().__init__(line)
@@ -69,6 +71,7 @@ def exit_code(run: Callable[[], None]) -> int:
     SIGTERM one line and the shell's 130 and 143; Stopped one line and 0; a closed output the
     shell's 141.
     """
+    _in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without τ must not fail the command
@@ -100,6 +103,17 @@ def exit_code(run: Callable[[], None]) -> int:
                 return _ended(f"error: {said}", 2)
             raise
     return 0
+
+
+def _in_utf8() -> None:
+    """Starts the command again in Python's UTF-8 mode where file names would have to be ASCII.
+
+    Such is the C locale with PYTHONUTF8=0: no name or flag beyond ASCII could be written down.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    is_command = spec is not None and spec.name.startswith("ida_jax.")
+    if is_command and codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _ended(line: str, code: int) -> int:

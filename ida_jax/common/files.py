@@ -347,20 +347,27 @@ def json_text(value: Any) -> str:
     return json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
 
 
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
+def read_json(path: Path, *, what: str, advice: str = "copy it again") -> dict[str, Any]:
     """The object that a JSON file holds.
 
+    Args:
+      path: the file.
+      what: what an error says that is missing where there is no such file.
+      advice: what to do where it is damaged.
+
     Raises:
-      UserError: no such file, not whole JSON, or another kind of value.
+      UserError: no such file.
+      Damaged: not whole JSON, or another kind of value.
     """
     require_file(path, what=what)
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{path} is not a whole JSON file: {said}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise Damaged(f"{path} is damaged: not a whole JSON file ({reason}); {advice}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, expected an object")
+        kind = type(content).__name__
+        raise Damaged(f"{path} is damaged: a JSON {kind}, expected an object; {advice}")
     return content
 
 

@@ -3,10 +3,12 @@
 N faces, D embedding.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
 
@@ -45,7 +47,7 @@ class UnitRows(NamedTuple):
     bad: np.ndarray
 
 
-def unit_embeddings(embeddings: np.ndarray, *, what: str = "embeddings") -> np.ndarray:
+def unit_embeddings(embeddings: ArrayLike, *, what: str = "embeddings") -> np.ndarray:
     """float32 [N, D] with unit rows: x / ‖x‖.
 
     Args:
@@ -59,7 +61,7 @@ def unit_embeddings(embeddings: np.ndarray, *, what: str = "embeddings") -> np.n
 
 
 def unit_rows(
-    embeddings: np.ndarray, *, skip_bad: bool = False, what: str = "embeddings"
+    embeddings: ArrayLike, *, skip_bad: bool = False, what: str = "embeddings"
 ) -> UnitRows:
     """As `unit_embeddings`, and able to skip bad rows.
 
@@ -74,12 +76,7 @@ def unit_rows(
     Raises:
       UserError: another rank or type; bad rows, named by number, unless they are skipped.
     """
-    embeddings = np.asarray(embeddings)
-    if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
-        raise UserError(
-            f"{what} are {embeddings.dtype} {list(embeddings.shape)}: "
-            "expected floating point [N, D]"
-        )
+    embeddings = _floating(embeddings, what)
     out = np.empty(embeddings.shape, np.float32)
     bad = np.zeros(len(out), bool)
     step = max(1, _BLOCK // max(1, out.shape[1]))
@@ -145,11 +142,7 @@ def require_unit(faces: np.ndarray, *, what: str = "faces") -> np.ndarray:
     Raises:
       UserError: another rank or type, or a row whose norm is not 1 within 1e-3, named by number.
     """
-    faces = np.asarray(faces)
-    if faces.ndim != 2 or not np.issubdtype(faces.dtype, np.floating):
-        raise UserError(
-            f"{what} are {faces.dtype} {list(faces.shape)}: expected floating point [N, D]"
-        )
+    faces = _floating(faces, what)
     faces = faces.astype(np.float32, copy=False)
     norms = np.sqrt(np.einsum("nd,nd->n", faces, faces))
     # NaN fails the comparison too.
@@ -168,12 +161,7 @@ def require_log_variances(log_variances: np.ndarray, *, what: str = "log-varianc
     Raises:
       UserError: not floating point [N, D], or an entry that is NaN or beyond ±20, named by row.
     """
-    log_variances = np.asarray(log_variances)
-    if log_variances.ndim != 2 or not np.issubdtype(log_variances.dtype, np.floating):
-        raise UserError(
-            f"{what} are {log_variances.dtype} {list(log_variances.shape)}: "
-            "expected floating point [N, D]"
-        )
+    log_variances = _floating(log_variances, what)
     # NaN fails the comparison too.
     bad = np.argwhere(~(np.abs(log_variances) <= _LARGEST_LOG_VARIANCE))
     if len(bad):
@@ -183,6 +171,27 @@ def require_log_variances(log_variances: np.ndarray, *, what: str = "log-varianc
             f"variances, within ±{_LARGEST_LOG_VARIANCE:g}: leave the face out or embed it again"
         )
     return log_variances
+
+
+def _floating(given: ArrayLike, what: str) -> np.ndarray:
+    """The array [N, D] of what may be a list, a network's output in bfloat16, or a mistake."""
+    if isinstance(given, str | os.PathLike):
+        raise UserError(
+            f"{what} are {os.fspath(given)!r}: expected floating point [N, D]; read the file, by "
+            "np.load for one"
+        )
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows that differ; a foreign tensor
+        said = " ".join(str(error).split())
+        raise UserError(f"{what} are no array: {said}; expected floating point [N, D]") from error
+    # NumPy does not count bfloat16, which JAX adds to its types, among its own.
+    floating = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
+    if array.ndim != 2 or not floating:
+        raise UserError(
+            f"{what} are {array.dtype} {list(array.shape)}: expected floating point [N, D]"
+        )
+    return array
 
 
 def _rows(rows: np.ndarray) -> str:

@@ -1,7 +1,9 @@
 """From a config's data section to faces: the one place that knows the data sets' names."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,6 +12,96 @@ from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.lfw_crops import find_crops, load_lfw
 from ida_jax.data.rendered import rendered_faces
 from ida_jax.data.tfds_faces import find_tfds, load_tfds
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.strip("()[]").split(",") if part.strip())
+
+
+_KINDS = {int: "an integer", str: "text", _shares: "numbers separated by commas"}
+# Of each data set that a section may name: its options, with what a flag's text becomes.
+_OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "rendered": {
+        "identities": int,
+        "images_per_identity": int,
+        "image_size": int,
+        "first_identity": int,
+        "shares": _shares,
+    },
+    "lfw": {"role": str, "images_per_identity": int},
+    "tfds": {"dataset": str, "split": str},
+    "pairs": {"dataset": str},  # of verify_data alone
+}
+_NEEDED = {
+    "rendered": ("identities", "images_per_identity"),
+    "lfw": (),
+    "tfds": ("dataset",),
+    "pairs": ("dataset",),
+}
+
+
+def renamed_section(
+    section: str, former: ConfigDict, given: Mapping[str, str]
+) -> tuple[ConfigDict, tuple[str, ...]]:
+    """A section as flags change it, its `name` among them.
+
+    Args:
+      section: train_data, eval_data or verify_data.
+      former: as the config has it.
+      given: the flags' texts, {key: value}.
+
+    Returns:
+      The section: of the former options those that the named data set has too, and the flags'; and
+      the former options that fell away.
+
+    Raises:
+      UserError: an unknown data set, an option that it does not have, lacks, or cannot read.
+    """
+    name = given["name"]
+    known = {"name": str, **_options_of(name, verify=section == "verify_data")}
+    kept = {key: value for key, value in former.to_dict().items() if key in known}
+    for key, text in given.items():
+        if key not in known:
+            raise UserError(f"{section} is {name}, which has no '{key}': {_expected(name)}")
+        try:
+            kept[key] = known[key](text)
+        except ValueError as error:
+            raise UserError(
+                f"--config.{section}.{key}={text}: expected {_KINDS[known[key]]}"
+            ) from error
+    changed = ConfigDict(kept)
+    changed.lock()
+    check_section(section, changed)
+    return changed, tuple(key for key in former if key not in known)
+
+
+def check_section(section: str, config: ConfigDict) -> None:
+    """Refuses a section that its data set cannot be read by.
+
+    Raises:
+      UserError: an unknown data set, an option that it does not have, or lacks.
+    """
+    name = config.name
+    known = _options_of(name, verify=section == "verify_data")
+    for key in config:
+        if key != "name" and key not in known:
+            raise UserError(f"{section} is {name}, which has no '{key}': {_expected(name)}")
+    for key in _NEEDED[name]:
+        if config.get(key) is None:
+            raise UserError(
+                f"{section} is {name}, which needs '{key}': set --config.{section}.{key}="
+            )
+
+
+def _options_of(name: str, *, verify: bool) -> dict[str, Callable[[str], Any]]:
+    names = [known for known in _OPTIONS if verify or known != "pairs"]
+    if name not in names:
+        raise UserError(f"data set '{name}' is unknown: choose one of {', '.join(names)}")
+    return _OPTIONS[name]
+
+
+def _expected(name: str) -> str:
+    return f"expected {', '.join(_OPTIONS[name])}"
 
 
 def load_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str], seed: int) -> FaceDataset:

@@ -55,6 +55,11 @@ class Evaluation(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def with_notes(evaluated: Mapping[str, Evaluation], notes: Sequence[str]) -> dict[str, Evaluation]:
+    """The variants of {variant: Evaluation} with these notes before their own."""
+    return {name: of._replace(notes=(*notes, *of.notes)) for name, of in evaluated.items()}
+
+
 class RegressionQuality(NamedTuple):
     """Agreement of a prediction with its target.
 

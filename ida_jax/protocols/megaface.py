@@ -37,12 +37,12 @@ from ida_jax.metrics.identification import (
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
 from ida_jax.protocols.megaface_files import Megaface, find_lists, load_megaface
-from ida_jax.protocols.table import Protocol, Request, names_beside, option, register
+from ida_jax.protocols.table import Protocol, Request, option, register
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.tiles import Side, take_rows, tile_scores
-from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.tables.embeddings import names_beside, read_embeddings
 
 # 512 × 8192 scores are 16 MiB.
 _PROBES = 512

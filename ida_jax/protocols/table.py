@@ -174,9 +174,3 @@ def terms_of_people(
 def file_inside(path: Path, name: str) -> Path:
     """The file itself, or the one of that name in the folder."""
     return path / name if path.is_dir() else path
-
-
-def names_beside(embeddings: Path, names: Path | None) -> Path | None:
-    """The given file of names, or the one that `ida_jax.embed` writes beside an .npy."""
-    beside = embeddings.with_suffix(".names.txt")
-    return beside if names is None and beside.is_file() else names

@@ -17,10 +17,10 @@ from ida_jax.report.style import (
     BLUE,
     INK,
     VERMILION,
+    drawn_text,
     far_name,
     house_style,
     in_order,
-    label,
     method_name,
     new_figure,
     new_panels,
@@ -57,7 +57,7 @@ def histogram_figure(
         kinds = dict(zip(("genuine", "impostor"), finite, strict=True))
         _draw_densities(axis, kinds, _edges(finite))
         axis.axvline(point.threshold, label=f"threshold, FAR {far_name(far)}", **_THRESHOLD)
-        axis.set_title(f"{label(method_name(method))}: TAR {100 * point.tar:.2f} %")
+        axis.set_title(f"{drawn_text(method_name(method))}: TAR {100 * point.tar:.2f} %")
         axis.set_xlabel(score_name(method))
     axes[0].set_ylabel("density (log scale)")
     figure.legend(
@@ -156,7 +156,7 @@ def log_density_figure(
             capprops={"linewidth": 0}, medianprops={"color": INK, "linewidth": 2.2},
         )  # fmt: skip
     names = [
-        f"{label(domain_names[domain])}\n{value.size:,} faces"
+        f"{drawn_text(domain_names[domain])}\n{value.size:,} faces"
         for domain, value in zip(present, values, strict=True)
     ]
     axis.set_xticks(range(len(names)), names)
@@ -185,6 +185,8 @@ def _draw_densities(axis: Axes, kinds: Mapping[str, np.ndarray], edges: np.ndarr
     ):
         density = np.histogram(values, edges)[0] / (max(values.size, 1) * width)
         axis.stairs(density, edges, fill=True, color=color, alpha=0.18)
-        axis.stairs(density, edges, color=color, linestyle=line, linewidth=1.5, label=label(name))
+        axis.stairs(
+            density, edges, color=color, linestyle=line, linewidth=1.5, label=drawn_text(name)
+        )
     axis.set_yscale("log")
     axis.set_ylim(0.5 / (max(values.size for values in kinds.values()) * width), None)

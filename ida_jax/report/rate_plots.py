@@ -14,10 +14,10 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Band
 from ida_jax.report.style import (
+    drawn_text,
     far_name,
     house_style,
     in_order,
-    label,
     method_name,
     method_styles,
     new_figure,
@@ -104,7 +104,7 @@ def _rate_figure(
     firm_tars, firm_gains = [], []
     for i, (method, style) in enumerate(method_styles(curves).items()):
         curve, band = curves[method], method in banded
-        style |= {"label": label(method_name(method)), "markevery": 0.13}
+        style |= {"label": drawn_text(method_name(method)), "markevery": 0.13}
         style |= {"linewidth": 2.2 if band else 1.4, "zorder": 3 if band else 2}
         color = style["color"]
         axes[0].plot(curve.far, curve.tar, **style)
@@ -122,7 +122,7 @@ def _rate_figure(
             _draw_intervals(axes[1], intervals, shift=shift, factor=100, color=color, zorder=1)
     _fit(axes[0], firm_tars, ceiling=1)
     axes[0].yaxis.set_major_formatter(_percent)
-    axes[0].set_title(title)
+    axes[0].set_title(drawn_text(title))
     if compared:
         _fit(axes[1], firm_gains)
         axes[1].set_title("Gain over Cosine, percentage points")
@@ -223,7 +223,7 @@ def draw_det(
         ]
         drawn += points
         far, frr = zip(*points, strict=True) if points else ((), ())
-        axis.plot(ndtri(far), ndtri(frr), label=label(name), markevery=0.13, **style)
+        axis.plot(ndtri(far), ndtri(frr), label=drawn_text(name), markevery=0.13, **style)
     powers = range(max(-9, math.floor(math.log10(min((far for far, _ in drawn), default=0.1)))), 0)
     # From the right, so that 10 % is kept where every second power has room.
     ticks = [10.0**power for power in powers[:: -1 if len(powers) < 6 else -2]]
@@ -320,7 +320,9 @@ def distractors_figure(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
         curve = shown[method]
         rates = {float(size): rate for size, rate in curve["rank1@distractors"].items()}
         sizes = sorted(rates)
-        axis.plot(sizes, [rates[size] for size in sizes], label=label(method_name(method)), **style)
+        axis.plot(
+            sizes, [rates[size] for size in sizes], label=drawn_text(method_name(method)), **style
+        )
         shift = 1.08 ** (i - len(shown) / 2)
         intervals = curve.get("rank1_interval@distractors", {})
         _draw_intervals(axis, intervals, shift=shift, factor=1, color=style["color"])

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from ida_jax.common.errors import printable
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, far_key
 from ida_jax.report.rate_plots import draw_det
-from ida_jax.report.style import MISSING, far_name, house_style, label, method_styles, new_figure
+from ida_jax.report.style import (
+    MISSING,
+    drawn_text,
+    far_name,
+    house_style,
+    method_styles,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -196,9 +203,11 @@ def _draw_groups(
         heights = [math.nan if rate is None else rate for rate in fars]
         places = [place + (shift if len(named) > 1 else 0) for place in range(len(groups))]
         marker, color = styles[name]["marker"], styles[name]["color"]
-        axis.plot(places, heights, marker, color=color, label=label(name))
+        axis.plot(places, heights, marker, color=color, label=drawn_text(name))
     axis.axhline(far, color="#888888", linestyle=":", linewidth=1.4)
-    axis.set_xticks(range(len(groups)), map(label, groups), rotation=45 if len(groups) > 6 else 0)
+    axis.set_xticks(
+        range(len(groups)), [*map(drawn_text, groups)], rotation=45 if len(groups) > 6 else 0
+    )
     axis.set_ylim(0, None)
     axis.set_title(f"Realised FAR by group, threshold of {far_name(far)}")
 

@@ -38,11 +38,6 @@ def method_name(method: str) -> str:
     return METHODS[method].title if method in METHODS else method
 
 
-def label(name: str) -> str:
-    """A name as a figure shows it: matplotlib would read mathematics between two $."""
-    return printable(name).replace("$", r"\$")
-
-
 def in_order(methods: Mapping[str, Any]) -> dict[str, Any]:
     """The same entries in the table's order, unknown ones last in theirs."""
     place = {method: i for i, method in enumerate(METHODS)}
@@ -100,6 +95,11 @@ def new_panels(count: int, *, height: float, above: float) -> tuple[Figure, list
     for axis in axes[count:]:
         axis.remove()
     return figure, axes[:count]
+
+
+def drawn_text(text: str) -> str:
+    """A user's name as matplotlib draws it: a $ in it begins no formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,8 @@ from ida_jax.rescoring.pairs import score_pairs
 
 _KIND = "csn"
 _PAIR_BLOCK = 16384
+# The cohort scores of a face where nobody chose a number.
+USUAL_COHORT = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,7 @@ def fit_csn(
     labels: np.ndarray,
     anchors: AnchorSet,
     *,
-    top_n: int = 100,
+    top_n: int | None = None,
     degree: int = 3,
     prior: float = 1e-3,
     ridge: float = 1e-6,
@@ -168,7 +170,8 @@ def fit_csn(
       faces: float32 [N, D], unit rows: development faces, never those under test.
       labels: int [N], their identities; a negative one is unknown, and its face left out.
       anchors: the cohort that the classifier will be used with.
-      top_n: the number of a face's highest cohort scores that are fitted.
+      top_n: the number of a face's highest cohort scores that are fitted; if None 100, or as many
+        as every pair has where the anchors are fewer.
       prior: the share of genuine pairs that the two classes are weighted to.
       ridge: of the penalty.
       images_per_identity: at most this many faces of an identity are drawn, so that a few people
@@ -185,6 +188,10 @@ def fit_csn(
         top_n anchors left; faces that are themselves among the anchors of their cohort.
     """
     labels = np.asarray(labels)
+    known = exclude_own and anchors.labels is not None
+    spare = largest_identity(anchors.labels) if known else 0
+    if top_n is None:
+        top_n = max(1, min(USUAL_COHORT, len(anchors) - 2 * spare))
     if labels.shape != np.shape(faces)[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"labels are {labels.dtype} {list(labels.shape)} for faces {list(np.shape(faces))}: "
@@ -216,8 +223,6 @@ def fit_csn(
     if not genuine:
         raise UserError("no identity has two faces: a genuine pair is needed to fit CSN")
 
-    known = exclude_own and anchors.labels is not None
-    spare = largest_identity(anchors.labels) if known else 0
     if top_n > len(anchors) - 2 * spare:
         raise UserError(
             f"top_n = {top_n} of {len(anchors)} anchors was asked for, but a pair's two "

@@ -45,7 +45,7 @@ def make_scorers(
     *,
     k: int | None = None,
     tau: float | None = None,
-    top_n: int = 300,
+    top_n: int | None = None,
     searcher: str = "auto",
     ssr: SSRModule | None = None,
     csn: Csn | None = None,
@@ -145,7 +145,7 @@ def load_scorers(
     embeddings: str | os.PathLike[str] | None = None,
     k: int | None = None,
     tau: float | None = None,
-    top_n: int = 300,
+    top_n: int | None = None,
     searcher: str = "auto",
     expected_faces: int | None = None,
 ) -> dict[str, Rescorer]:

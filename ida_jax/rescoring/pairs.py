@@ -102,7 +102,10 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
 
 def checked_pairs(pairs: np.ndarray, faces: int) -> np.ndarray:
     """The pairs as an array, refused where they are not rows of that many faces."""
-    pairs = np.asarray(pairs)
+    try:
+        pairs = np.asarray(pairs)
+    except ValueError as error:  # rows that differ
+        raise UserError(f"pairs are not an array: {error}; expected integers [P, 2]") from error
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
         raise UserError(
             f"pairs are {pairs.dtype} {list(pairs.shape)}: expected integers [P, 2], rows of faces"

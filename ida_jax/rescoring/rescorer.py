@@ -8,15 +8,19 @@ P pairs, N faces, A anchors, M probes, G gallery faces, D embedding.
 """
 
 import os
+from collections.abc import Iterable
 from functools import cached_property
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
-from ida_jax.anchors.search import SupportSearch
+from ida_jax.anchors.search import SupportSearch, largest_identity
+from ida_jax.anchors.sources import read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_tau, unit_embeddings
@@ -27,6 +31,35 @@ from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
 from ida_jax.rescoring.terms import FaceTerms
+
+_Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit)
+
+# The cohort of a face in AS-norm where nobody chose one.
+USUAL_COHORT = 300
+
+
+def usual_cohort(anchors: AnchorSet) -> int:
+    """as_norm's top_n where none was given: 300, or as many as a small set has for every face.
+
+    A face's own identity may be left out of its cohort where the anchors have labels.
+    """
+    own = 0 if anchors.labels is None else largest_identity(anchors.labels)
+    return max(1, min(USUAL_COHORT, len(anchors) - own))
+
+
+def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
+    """What a reader must know where `usual_cohort` had to lower as_norm's top_n.
+
+    Args:
+      scorers: of any methods.
+      top_n: what was asked for; None for nothing.
+    """
+    return tuple(
+        f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set has only "
+        f"{len(scorer.anchors)} anchors"
+        for scorer in scorers
+        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT
+    )
 
 
 class Rescorer:
@@ -40,35 +73,35 @@ class Rescorer:
 
     def __init__(
         self,
-        anchors: AnchorSet | np.ndarray | None,
+        anchors: AnchorSet | ArrayLike | str | os.PathLike[str] | None,
         *,
         k: int | None = None,
         tau: float | None = None,
         method: str = "ida_r",
         searcher: str = "auto",
         tolerance: float = 0.02,
-        top_n: int = 300,
+        top_n: int | None = None,
         ddof: int = 0,
-        ssr: SSRModule | None = None,
-        csn: Csn | None = None,
-        dao_fit: DaoFit | None = None,
+        ssr: SSRModule | str | os.PathLike[str] | None = None,
+        csn: Csn | str | os.PathLike[str] | None = None,
+        dao_fit: DaoFit | str | os.PathLike[str] | None = None,
         expected_faces: int | None = None,
         search: Search | None = None,
     ) -> None:
         """Args:
-          anchors: an anchor set, or plain embeddings [A, D] of any norm. None for `cosine` and
-            `ida_l`, which need none.
+          anchors: an anchor set, plain embeddings [A, D] of any norm, or the file of either. None
+            for `cosine` and `ida_l`, which need none.
           k: the support set's size; the anchor set's own default (10) if None.
           tau: τ; the anchor set's own default (1) if None.
           method: of `ida_jax.rescoring.method_table.METHODS`.
           searcher: see `ida_jax.anchors.search.support_sets`.
           tolerance: the error in log F, relative to its spread, up to which an approximate search
             is accepted.
-          top_n: the cohort's size of as_norm.
+          top_n: the cohort's size of as_norm; `usual_cohort`'s of the anchors if None.
           ddof: of as_norm's and the other norms' standard deviation.
-          ssr: the SSR module of ida_l.
-          csn: the trained classifier of csn.
-          dao_fit: the constants of ida_r_fitted, which has no k and τ beside them.
+          ssr: the SSR module of ida_l, or its file.
+          csn: the trained classifier of csn, or its file.
+          dao_fit: the constants of ida_r_fitted, which has no k and τ beside them, or their file.
           expected_faces: how many will be searched in all, for searcher="auto"; few if None.
           search: a search of the same anchors by as many neighbours or more, which several methods
             share (`ida_jax.rescoring.methods`); one of its own if None.
@@ -81,8 +114,13 @@ class Rescorer:
                 f"method '{method}' is unknown: choose one of {', '.join(scoring_methods())}"
             )
         entry = METHODS[method]
-        if isinstance(anchors, np.ndarray):
+        if isinstance(anchors, str | os.PathLike):
+            anchors = read_anchors(anchors)
+        elif anchors is not None and not isinstance(anchors, AnchorSet):
             anchors = AnchorSet.from_embeddings(anchors)
+        ssr = _loaded("ssr", ssr, SSRModule)
+        csn = _loaded("csn", csn, Csn)
+        dao_fit = _loaded("dao_fit", dao_fit, DaoFit)
         given = {"anchors": anchors, "ssr": ssr, "csn": csn, "dao_fit": dao_fit}
         for need in entry.needs:
             if given[need] is None:
@@ -98,6 +136,8 @@ class Rescorer:
         self.method = method
         self.k = k if k is not None else getattr(trained, "k", 10)
         self.tau = require_tau(tau if tau is not None else getattr(trained, "tau", 1.0))
+        if top_n is None and anchors is not None:
+            top_n = usual_cohort(anchors)
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
         self.ssr, self.csn, self.dao_fit = ssr, csn, dao_fit
         if ssr is not None and (self.k, self.tau) != (ssr.k, ssr.tau):
@@ -134,7 +174,7 @@ class Rescorer:
         """
         return cls(None, method="ida_l", ssr=SSRModule.load(path))
 
-    def score(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def score(self, first: ArrayLike, second: ArrayLike) -> np.ndarray:
         """Scores of the pairs of rows (first[i], second[i]), float32 [P].
 
         Args:
@@ -157,7 +197,7 @@ class Rescorer:
         pairs = np.stack([rows, rows + len(first)], axis=1)
         return score_chunk(jax.device_put(faces), pairs, self.terms(faces))
 
-    def score_pairs(self, embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    def score_pairs(self, embeddings: ArrayLike, pairs: ArrayLike) -> np.ndarray:
         """Scores of pairs of rows of one array, float32 [P]; each face's density is computed once.
 
         Args:
@@ -167,11 +207,11 @@ class Rescorer:
         Raises:
           UserError: bad rows, named; pairs outside the N faces; a width other than the anchors'.
         """
-        pairs = checked_pairs(pairs, len(embeddings))
         faces = unit_embeddings(embeddings)
+        pairs = checked_pairs(pairs, len(faces))
         return pair_scores(faces, pairs, {"": self.terms(faces)})[""]
 
-    def log_densities(self, faces: np.ndarray) -> np.ndarray:
+    def log_densities(self, faces: ArrayLike) -> np.ndarray:
         """log F of each face, float32 [N], of embeddings [N, D] of any norm.
 
         Raises:
@@ -182,11 +222,11 @@ class Rescorer:
             raise UserError(f"{self.method} has no densities: use one of {with_densities}")
         return self.terms(unit_embeddings(faces)).values[:, 0]
 
-    def densities(self, faces: np.ndarray) -> np.ndarray:
+    def densities(self, faces: ArrayLike) -> np.ndarray:
         """F of each face (Eq. 4), float32 [N]: the smaller, the more crowded its neighbourhood."""
         return np.exp(self.log_densities(faces))
 
-    def gallery(self, embeddings: np.ndarray) -> Gallery:
+    def gallery(self, embeddings: ArrayLike) -> Gallery:
         """Enrols faces for `identify`: their densities are computed here, once.
 
         Args:
@@ -196,7 +236,7 @@ class Rescorer:
         return Gallery(jax.device_put(faces), self.terms(faces))
 
     def identify(
-        self, probes: np.ndarray, gallery: np.ndarray | Gallery, *, top: int = 10
+        self, probes: ArrayLike, gallery: ArrayLike | Gallery, *, top: int = 10
     ) -> Candidates:
         """Each probe's best gallery faces by this method's score, exactly.
 
@@ -247,3 +287,14 @@ class Rescorer:
     def own_neighbourhood(self) -> Neighbourhood:
         """The anchors' support sets among themselves, searched when first asked for."""
         return own_neighbourhood(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
+
+
+def _loaded(name: str, given: Any, kind: type[_Artefact]) -> _Artefact | None:
+    """The artefact itself, or that of a file."""
+    if isinstance(given, str | os.PathLike):
+        return kind.load(given)
+    if given is not None and not isinstance(given, kind):
+        raise UserError(
+            f"{name} is a {type(given).__name__}: expected a {kind.__name__}, or its file's path"
+        )
+    return given

@@ -4,16 +4,25 @@ The sections have every option and the paper's value of it. A config (`configs/*
 `run_section` and changes what its run differs in.
 """
 
+import os
 import re
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from ida_jax.common.command_line import underscored
+from ida_jax.common.command_line import underscored, user_path
 from ida_jax.common.errors import UserError
+from ida_jax.data.load import renamed_section
 from ida_jax.rescoring.method_table import methods_with
 from ida_jax.runs.workdir import METHOD_FILES
+
+# The entries that are paths, in either kind of config.
+_PATHS = ("data_dir", "embeddings", "labels", "anchors", "anchors.generator", "model.weights")
+_DATA_FLAG = re.compile(r"--config\.(train_data|eval_data|verify_data)\.(\w+)")
 
 
 def run_section(title: str) -> ConfigDict:
@@ -53,12 +62,12 @@ def run_section(title: str) -> ConfigDict:
     c.ssr = ssr_section()
     c.pfe = pfe_section()
     c.gan = gan_section()
-    c.csn = ConfigDict({"top_n": 100, "degree": 3})
+    c.csn = ConfigDict({"top_n": placeholder(int), "degree": 3})  # 100, if the anchors allow
 
     c.evaluate = ConfigDict()
     # Names in `ida_jax.rescoring.method_table`; these are cosine, ida_r, ida_l and the norms.
     c.evaluate.methods = methods_with(METHOD_FILES, usual=True)
-    c.evaluate.top_n = 300
+    c.evaluate.top_n = placeholder(int)  # of as_norm: 300, or as many as the anchors allow
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
@@ -250,7 +259,8 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
     from absl import flags
     from ml_collections import config_flags
 
-    parsed, argv = flags.FlagValues(), ["", *underscored(arguments)]
+    rest, sections = _renamed_data(underscored(arguments))
+    parsed, argv = flags.FlagValues(), ["", *_expanded(rest, ("config", *others))]
     config_flags.DEFINE_config_file(
         "config", None, "The run's config.", flag_values=parsed, sys_argv=argv
     )
@@ -263,6 +273,16 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
             config.stages  # noqa: B018  a file that was not found shows at the first look
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{_one_line(error)}; see --help") from error
+    except Exception as error:  # a config is a program, which can fail in any way
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        raise UserError(f"the config cannot be run: {what}") from error
+    for name in others:
+        if getattr(parsed, name) == "":
+            _user_path(f"--{name}", "")
+    if config is not None:
+        for section, given in sections.items():
+            _rename_data(config, section, given)
+        _expand_paths(config)
     if rest:
         known = ", ".join(f"--{name}=" for name in ("config", *others))
         raise UserError(f"unknown flag '{rest[0]}': expected {known}, --config.key=")
@@ -274,9 +294,70 @@ def config_file(arguments: list[str]) -> Path | None:
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag == "--config":
-            named = value if equals else following
+            named = os.path.expanduser(value if equals else following)
             return Path(named if Path(named).exists() else named.rpartition(":")[0] or named)
     return None
+
+
+def _expanded(arguments: list[str], paths: Sequence[str]) -> list[str]:
+    """The arguments, with ~ expanded in the flags that are paths; empty ones are refused."""
+    expanded = list(arguments)
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if equals and flag.removeprefix("--") in paths:
+            expanded[index] = f"{flag}={_user_path(flag, value)}"
+    return expanded
+
+
+def _expand_paths(config: ConfigDict) -> None:
+    """Does the same with the config's own paths, from its file or from flags."""
+    for key in _PATHS:
+        *sections, name = key.split(".")
+        section = config
+        for part in sections:
+            section = section.get(part, {}) if isinstance(section, ConfigDict) else {}
+        if isinstance(section, ConfigDict) and isinstance(section.get(name), str):
+            section[name] = _user_path(f"--config.{key}", section[name])
+
+
+def _user_path(flag: str, text: str) -> str:
+    try:
+        return str(user_path(text))
+    except ArgumentTypeError as error:
+        raise UserError(f"argument {flag}: {error}") from error
+
+
+def _renamed_data(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The arguments without those of the data sections that a flag renames, and these by section.
+
+    Another data set has other options than the config's file sets, which alone config_flags knows.
+    """
+    found: dict[str, dict[str, str]] = {}
+    others: list[tuple[str, list[str]]] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not (match := _DATA_FLAG.fullmatch(flag)):
+            others.append(("", [word]))
+            continue
+        spelled = [word] if equals else [word, value := next(words, "")]
+        others.append((match[1], spelled))
+        found.setdefault(match[1], {})[match[2]] = value
+    renamed = {section: given for section, given in found.items() if "name" in given}
+    rest = [word for section, spelled in others if section not in renamed for word in spelled]
+    return rest, renamed
+
+
+def _rename_data(config: ConfigDict, section: str, given: Mapping[str, str]) -> None:
+    if not isinstance(config.get(section), ConfigDict):
+        raise UserError(f"the config has no '{section}', which --config.{section}.name changes")
+    former = config[section]
+    config[section], left_out = renamed_section(section, former, given)
+    if left_out:
+        print(
+            f"{section} is {given['name']}: {', '.join(left_out)} of {former.name} left out",
+            file=sys.stderr,
+        )
 
 
 def _one_line(error: Exception) -> str:

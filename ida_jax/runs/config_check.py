@@ -12,6 +12,7 @@ from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_tau
 from ida_jax.data.augment import augmentation
+from ida_jax.data.load import check_section
 from ida_jax.models.margin_head import MARGIN_LOSSES
 from ida_jax.rescoring.method_table import METHODS, methods_with
 from ida_jax.runs.workdir import METHOD_FILES
@@ -21,6 +22,8 @@ from ida_jax.training.optimizer import SCHEDULES
 ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
 PAIR_LISTS = ("drawn", "lfw")
 INPUTS = ("unit", "scaled")
+_ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data", "eval_data")
+_SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
 
 
 def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
@@ -30,6 +33,11 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
       UserError: a value out of its range, an unknown choice, or two that do not go together.
     """
     c = config
+    for entry in (*_ALWAYS, *(stage for stage in unfinished if stage in _SECTIONS)):
+        if entry not in c:
+            raise UserError(
+                f"the config has no '{entry}': begin it with ida_jax.runs.config.run_section"
+            )
     if c.stages[0] not in ("train", "import"):
         raise UserError(f"stages begin with '{c.stages[0]}': expected train or import first")
     _check_model(c.model)
@@ -68,8 +76,14 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _check_pfe(c)
     if "csn" in unfinished:
         _at_least_1(c, "csn.degree")
-        _at_least_1(c, "csn.top_n")
+        if c.csn.top_n is not None:
+            _at_least_1(c, "csn.top_n")
+    if {"train", "gan", "anchors", "ssr", "pfe"} & set(unfinished):
+        check_section("train_data", c.train_data)
+    if "train" in unfinished and c.train.verify_every:
+        check_section("verify_data", c.verify_data)
     if "evaluate" in unfinished:
+        check_section("eval_data", c.eval_data)
         for method in c.evaluate.methods:
             # A fit is not among a run's files: it takes people not trained on.
             _one_of("evaluate.methods", method, methods_with(METHOD_FILES))
@@ -79,7 +93,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
                         f"evaluate.methods has {method}, which the stage '{stage}' makes: add it "
                         "to stages, or leave the method out"
                     )
-        if c.evaluate.top_n < 2:
+        if c.evaluate.top_n is not None and c.evaluate.top_n < 2:
             raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
         _check_fars(c)
@@ -112,8 +126,8 @@ def check_embedding_config(config: ConfigDict) -> None:
 
 
 def _check_search(c: ConfigDict) -> None:
-    if c.seed < 0:
-        raise UserError(f"seed is {c.seed}: expected 0 or more")
+    if not 0 <= c.seed < 2**63:
+        raise UserError(f"seed is {c.seed}: expected 0 or more, and less than 2^63")
     _at_least_1(c, "k")
     require_tau(c.tau)
     _one_of("searcher", c.searcher, SEARCHERS)
@@ -122,6 +136,7 @@ def _check_search(c: ConfigDict) -> None:
 
 
 def _check_fars(c: ConfigDict) -> None:
+    _numbers(c, "evaluate.fars")
     if not c.evaluate.fars or not all(0 < far <= 1 for far in c.evaluate.fars):
         raise UserError(f"evaluate.fars is {c.evaluate.fars}: expected rates in (0, 1]")
 
@@ -201,6 +216,7 @@ def _check_sgd(c: ConfigDict, section: str) -> None:
     for key in ("weight_decay", "decay_factor"):
         if not 0 <= own[key] < math.inf:
             raise UserError(f"{section}.{key} is {own[key]}: expected 0 or more")
+    _numbers(c, f"{section}.decay_steps")
     if list(own.decay_steps) != sorted(own.decay_steps):
         raise UserError(f"{section}.decay_steps is {own.decay_steps}: expected ascending steps")
 
@@ -215,6 +231,8 @@ def _check_model(model: ConfigDict) -> None:
             f"model.options has {given.pop()}, which is the training's: set train.remat or "
             "train.batch_norm"
         )
+    for key in ("mean", "std"):
+        _numbers(ConfigDict({"model": model}), f"model.{key}")
     if len(model.mean) != 3 or len(model.std) != 3 or not all(s > 0 for s in model.std):
         raise UserError(
             f"model.mean is {model.mean} and model.std {model.std}: expected three numbers each, "
@@ -281,6 +299,12 @@ def _at_least_1(config: ConfigDict, key: str) -> None:
 def _positive(config: ConfigDict, key: str) -> None:
     if not 0 < _value(config, key) < math.inf:
         raise UserError(f"{key} is {_value(config, key)}: expected a finite number above 0")
+
+
+def _numbers(config: ConfigDict, key: str) -> None:
+    given = _value(config, key)
+    if not all(isinstance(number, int | float) for number in given):
+        raise UserError(f"{key} is {given}: expected numbers separated by commas")
 
 
 def _one_of(key: str, given: Any, known: Sequence[Any]) -> None:

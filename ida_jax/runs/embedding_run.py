@@ -32,7 +32,6 @@ from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.evaluation import regression_quality
-from ida_jax.protocols.table import Faces
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
@@ -41,7 +40,7 @@ from ida_jax.runs.run import Stage
 from ida_jax.runs.workdir import RESULTS, SSR, TARGETS, figures_and_notes, write_results
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.identities import numbered, read_people
-from ida_jax.training.ssr import train_ssr, train_ssr_on_the_fly, with_copies
+from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
 
 _SYNTHETIC = "synthetic"
 _PROTOCOL = "held_out_all_pairs"
@@ -101,13 +100,13 @@ class EmbeddingRun:
         return digest.hexdigest()
 
     @property
-    def training_faces(self) -> Faces:
+    def training_faces(self) -> LabelledFaces:
         """The faces that are not held out, and their identities among the anchors, if any."""
         labels = None if self.inputs.own is None else self.inputs.own[~self.held]
-        return Faces(self.inputs.faces[~self.held], labels)
+        return LabelledFaces(self.inputs.faces[~self.held], labels)
 
     @cached_property
-    def copied_faces(self) -> Faces:
+    def copied_faces(self) -> LabelledFaces:
         """The training faces and their synthetic copies."""
         c, (faces, labels) = self.config, self.training_faces
         return with_copies(

@@ -11,7 +11,7 @@ import numpy as np
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.metrics.evaluation import Evaluation, regression_quality
+from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
@@ -27,7 +27,7 @@ from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
-from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 from ida_jax.runs.run import Run
 from ida_jax.runs.workdir import CSN, figures_and_notes, write_results
 from ida_jax.tables.identities import labels_among
@@ -97,6 +97,7 @@ def evaluate_run(run: Run) -> None:
     if c.evaluate.template_size:
         variant = f"{name}_templates{c.evaluate.template_size}_all_pairs"
         evaluated[variant] = evaluate_templates(run, faces, uncertain, own, scorers)
+    evaluated = with_notes(evaluated, cohort_notes(scorers.values(), c.evaluate.top_n))
     results |= figures_and_notes(evaluated)
     # A sweep does not leave out a face's own person, who should not be among the anchors.
     if c.evaluate.sweeps and own is None:

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from ida_jax.common.command_line import Parser, numbers
-from ida_jax.common.errors import UserError
-from ida_jax.protocols.table import Protocol, Request, all_protocols, names_beside
+from ida_jax.common.command_line import Parser, numbers, user_path
+from ida_jax.common.errors import UserError, printable
+from ida_jax.protocols.table import Protocol, Request, all_protocols
 from ida_jax.rescoring.method_table import artefact_flags
 from ida_jax.runs.workdir import (
     ANCHORS,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # How a flag's text becomes a value, by the type of the option.
 _PARSERS = {
-    Path: Path,
+    Path: user_path,
     str: str,
     int: int,
     float: float,
@@ -67,13 +67,16 @@ def _run(
     methods: tuple[str, ...],
 ) -> None:
     from ida_jax.common.provenance import provenance
+    from ida_jax.metrics.evaluation import with_notes
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
+    from ida_jax.rescoring.rescorer import cohort_notes
 
     request = _request(options)
     scorers = _scorers(options, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
+    evaluated = with_notes(evaluated, cohort_notes(scorers.values(), options.top_n))
     results: dict[str, Any] = {
         **figures_and_notes(evaluated),
         "settings": _settings(options, own, files, scorers),
@@ -89,10 +92,10 @@ def _run(
         evaluated=evaluated,
         groups=_groups(options, request.embeddings, scorers),
     )
-    print(results_table(results))
+    print(printable(results_table(results)))
     for name, notes in results["notes"].items():
         for note in notes:
-            print(f"{name}: {note}")
+            print(printable(f"{name}: {note}"))
     print(f"\nsee {options.output / REPORT}")
 
 
@@ -140,7 +143,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add("--top_n", type=int, default=300, help="as_norm's cohort (300)")
+    add("--top_n", type=int, help="as_norm's cohort (300, or as many as the anchors allow)")
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
@@ -262,7 +265,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
 
 
 def _request(options: Any) -> Request:
-    from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.embeddings import names_beside, read_embeddings
 
     from_workdir = options.run is not None and options.anchors is None
     return Request(
@@ -328,7 +331,7 @@ def _settings(
     used = {**dataclasses.asdict(own), "methods": list(scorers)}
     for scorer in scorers.values():
         if scorer.anchors is not None:
-            used |= {"k": scorer.k, "tau": scorer.tau}
+            used |= {"k": scorer.k, "tau": scorer.tau, "top_n": scorer.top_n}
             break
     return {
         key: str(value) if isinstance(value, Path) else value

@@ -93,6 +93,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         current, stages, check = EmbeddingRun(config, workdir), EMBEDDING_STAGES, check_embeddings
     else:
         current, stages, check = Run(config, workdir), STAGES, _check
+    if not config.stages:
+        raise UserError("the config names no stages: name one or more")
     for name in config.stages:
         if name not in stages:
             raise UserError(f"stage '{name}' is unknown: choose from {', '.join(stages)}")
@@ -171,7 +173,7 @@ def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
     c = run.config
     anchors = _most_anchors(c, run.train_faces.num_identities, left_out=left_out)
     section, name = key.split(".")
-    if used and c[section][name] > anchors:
+    if used and (c[section][name] or 0) > anchors:
         raise UserError(
             f"{key} is {c[section][name]}, but a cohort can have at most {anchors} anchors here: "
             "lower it or take more identities"

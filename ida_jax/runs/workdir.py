@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import Damaged, UserError
 from ida_jax.common.files import json_text, read_json, written_whole
 from ida_jax.common.outputs import writing
 from ida_jax.common.processes import all_or_none, is_first
@@ -163,15 +163,13 @@ def _former(workdir: Path) -> dict[str, Any] | None:
     path = workdir / CONFIG
     if not path.is_file():
         return None
-    try:
-        former = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(former["stages"], list):
-            raise ValueError("no list of stages")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged: take another --workdir, or delete this file if the config has not "
-            "changed since the run was begun"
-        ) from error
+    advice = (
+        "take another --workdir, or delete this file if the config has not changed since the run "
+        "was begun"
+    )
+    former = read_json(path, what="config", advice=advice)
+    if not isinstance(former.get("stages"), list):
+        raise Damaged(f"{path} is damaged: it names no stages; {advice}")
     return former
 
 
@@ -193,7 +191,9 @@ def _without_effect(config: Mapping[str, Any]) -> frozenset[str]:
 
 def read_results(workdir: Path) -> dict[str, Any]:
     """The content of results.json."""
-    return read_json(workdir / RESULTS, what="results")
+    return read_json(
+        workdir / RESULTS, what="results", advice="delete it, and the evaluation is run again"
+    )
 
 
 def figures_and_notes(evaluated: "Mapping[str, Evaluation]") -> dict[str, Any]:

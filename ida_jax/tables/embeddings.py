@@ -95,6 +95,12 @@ def read_embeddings(
     return EmbeddingFile(embeddings, own_names, fingerprint)
 
 
+def names_beside(embeddings: Path, names: Path | None) -> Path | None:
+    """The given file of names, or the one that `ida_jax.embed` writes beside an .npy."""
+    beside = embeddings.with_suffix(".names.txt")
+    return beside if names is None and beside.is_file() else names
+
+
 def fingerprint_file(path: Path) -> Path:
     """The file beside an .npy, E.fingerprint.json, that names the model that made it.
 

@@ -40,6 +40,24 @@ def read_people(path: str | os.PathLike[str], rows: int | None = None) -> np.nda
     return people
 
 
+def people_of_images(names: Sequence[str]) -> list[str] | None:
+    """Who is on each image by its name, PERSON/IMAGE: the folder, as in a folder of crops.
+
+    None where a name has no folder.
+    """
+    if not all("/" in name for name in names):
+        return None
+    return [name.split("/")[-2] for name in names]
+
+
+def name_among(people: Sequence[str] | np.ndarray) -> str:
+    """The first label that makes a list one of names, in words: one that is no whole number."""
+    for row, person in enumerate(people):
+        if whole_number(str(person)) is None:
+            return f"row {row} is {shown(str(person))}"
+    return f"row 0 is {shown(str(people[0]))}"
+
+
 def numbered(people: np.ndarray) -> np.ndarray:
     """Identities as int64 [N]: names by their order; negative integers, who are unknown, are −1."""
     if people.dtype.kind == "U":

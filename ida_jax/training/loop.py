@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from ida_jax.common.errors import Stopped, UserError
+from ida_jax.common.errors import Damaged, Stopped, UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.processes import is_first
 from ida_jax.common.progress import progress_bar
@@ -268,7 +268,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict]:
     """The records of metrics.jsonl; a last line cut off by a kill is left out.
 
     Raises:
-      UserError: a damaged line, by its number.
+      Damaged: another line is not a record, named by its number.
     """
     path = Path(workdir) / "metrics.jsonl"
     if not path.is_file():
@@ -287,8 +287,8 @@ def _record(line: bytes, where: str) -> dict:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise UserError(
-            f"{where} is no training record, stage, step and figures: delete the line, or copy the "
-            "file again"
+        raise Damaged(
+            f"{where} is damaged: not a training record of stage, step and figures; remove the "
+            "line, or copy the file again"
         )
     return record

@@ -214,9 +214,9 @@ def test_leaks_by_name_and_by_label():
         assert dict(zip(found.first.tolist(), found.second.tolist(), strict=True)) == {0: 2, 2: 1}
         np.testing.assert_allclose(found.similarity, 1, atol=1e-6)
     bare = replace(anchors, labels=None, names=())
-    with pytest.raises(UserError, match="have names, the anchors have none"):
+    with pytest.raises(UserError, match=r"names \(row 0 is 'ann'\), but the anchors have none"):
         check.known_leaks(probes, ["ann", "dan", "bob"], bare)
-    with pytest.raises(UserError, match="have integer labels, the anchors have none"):
+    with pytest.raises(UserError, match="labels are integers, but the anchors have none"):
         check.known_leaks(probes, np.arange(3), bare)
     with pytest.raises(UserError, match=r"\[2\] for 3 probes"):
         check.known_leaks(probes, ["ann", "bob"], anchors)

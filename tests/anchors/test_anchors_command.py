@@ -337,3 +337,40 @@ def test_an_earlier_output_is_replaced_whole_or_kept(built, tmp_path):
     _build(built, f"--embeddings={tmp_path}/E.npy", "--k=7")
     assert AnchorSet.load(built).k == 7
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("given", ["names beside", "labels"])
+def test_check_by_names_of_images(tmp_path, capsys, given):
+    """PERSON/IMAGE, a line each: who is in both sets is found by the folder."""
+    faces = _faces(12, seed=8)
+    known = [f"P{i}" for i in range(9)]
+    anchors = AnchorSet.from_embeddings(
+        np.concatenate([faces[:9], _faces(40, seed=9)]),
+        labels=np.arange(49), names=[*known, *(f"X{i}" for i in range(40))],
+    )  # fmt: skip
+    anchors.save(tmp_path / "A.safetensors")
+    np.save(tmp_path / "E.npy", np.repeat(faces, 2, axis=0))
+    lines = [f"P{i}/{image}.jpg" for i in range(12) for image in (1, 2)]
+    name = "E.names.txt" if given == "names beside" else "L.txt"
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    flags = [f"--anchors={tmp_path}/A.safetensors", f"--against={tmp_path}/E.npy"]
+    flags += [] if given == "names beside" else [f"--labels={tmp_path}/L.txt"]
+    assert main(["check", *flags, f"--json={tmp_path}/out.json"])
+    said = "the people of 18 of 24 probes are among the anchors, 9 of 12 known people"
+    assert said in capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())["known_leaks"]
+    assert (found["total"], found["people"], found["people_found"]) == (18, 12, 9)
+    assert sorted(zip(found["first"], found["second"], strict=True)) == [
+        (i, i // 2) for i in range(18)
+    ]
+
+
+def test_check_blames_the_label_that_is_no_integer(tmp_path):
+    anchors = AnchorSet.from_embeddings(_faces(40, seed=9), labels=np.arange(40))
+    anchors.save(tmp_path / "A.safetensors")
+    np.save(tmp_path / "P.npy", _faces(5, seed=8))
+    (tmp_path / "L.txt").write_text("0\n1\n2\n3x\n4\n")
+    flags = [f"--anchors={tmp_path}/A.safetensors", f"--against={tmp_path}/P.npy"]
+    flags += [f"--labels={tmp_path}/L.txt"]
+    with pytest.raises(UserError, match=r"names .row 3 is '3x'., but the anchors have integer"):
+        main(["check", *flags])

@@ -48,6 +48,14 @@ def test_the_command_is_the_call(files, capsys, labels):
     np.testing.assert_allclose(found.coefficient_weights, expected.coefficient_weights, rtol=1e-2)
 
 
+def test_few_anchors_have_a_smaller_cohort(files, capsys):
+    flags = [f"--embeddings={files}/e.npy", f"--labels={files}/l.npy"]
+    flags += [f"--anchors={files}/a.safetensors", f"--output={files}/c.safetensors"]
+    assert exit_code(lambda: fit.main(["csn", *flags])) == 0
+    assert "top_n is 38, for want of the usual 100: the set has only 40" in capsys.readouterr().out
+    assert Csn.load(files / "c.safetensors").top_n == 38
+
+
 def test_plain_anchors_of_strangers(files, capsys):
     assert _run(files, capsys, anchors="strangers.npy")[0] == 0
     assert Csn.load(files / "c.safetensors").anchors == 50
@@ -57,7 +65,7 @@ def test_plain_anchors_of_strangers(files, capsys):
     ("change", "message"),
     [
         ({"labels": "missing.npy"}, "no labels at"),
-        ({"labels": "words.txt"}, "labels are names ('1', …), but the anchors have none"),
+        ({"labels": "words.txt"}, "labels are names (row 1 is 'Ann'), but the anchors have none"),
         ({"labels": "short.npy"}, "short.npy: 5 labels for 120 embeddings"),
         ({"anchors": "missing.safetensors"}, "no file at"),
         ({"anchors": "c.json"}, "ends in '.json'"),

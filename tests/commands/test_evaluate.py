@@ -290,3 +290,21 @@ def test_similarities_are_not_warned_of(folder, capsys):
     np.save("ida_r.npy", np.random.default_rng(3).random(600))
     run("--resamples=0")
     assert capsys.readouterr().err == ""
+
+
+def test_names_of_groups_are_harmless(folder, capsys):
+    """A $ is no formula to matplotlib, and an escape sequence none to the terminal."""
+    names = ["price $10_$20", "price $20_$40", "=cmd|' /C calc'!A0\x1b[31m"]
+    parquet.write_table(pa.table({"group": [names[i % 3] for i in range(600)]}), "g.parquet")
+    (folder / "$a_$b.npy").write_bytes((folder / "ida_r.npy").read_bytes())
+    main(
+        ["--scores=$a_$b.npy", "--labels=labels.npy", "--groups=g.parquet", "--fars=0.1",
+         "--resamples=0", "--plot=out.png", "--json=out.json"]
+    )  # fmt: skip
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert set(json.loads((folder / "out.json").read_text())["methods"]["scores"]["groups"]) == {
+        *names
+    }
+    said = capsys.readouterr().out
+    assert "price $10_$20" in said
+    assert "\x1b" not in said

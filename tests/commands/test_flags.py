@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -124,3 +125,44 @@ def test_only_the_names_of_flags_are_respelled():
     assert parser.parse_args(["--top-n", "-5"]).top_n == -5
     with pytest.raises(UserError, match="unrecognized arguments: --top"):
         parser.parse_args(["--top", "5"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "rescore --embeddings= --pairs=P --output=S",
+        "evaluate --scores= --labels=L",
+        "evaluate --protocol=lfw --files= --embeddings=E --output=O",
+        "evaluate --protocol=pairs --files=F --labels= --embeddings=E --output=O",
+        "embed --model= --images=I --output=E",
+        "prepare folder --from=F --name=t --data_dir=",
+        "export --model=M --output=",
+        "plan --topology=v5e:2x2 --json=",
+        "fit csn --embeddings= --labels=L --anchors=A --output=F",
+        "fit dao --embeddings=E --labels=L --anchors=A --output=",
+        "anchors build --output=A.safetensors --embeddings=",
+        "anchors info --anchors=",
+        "anchors check --anchors=A --against=",
+        "anchors fake --generator=",
+    ],
+)
+def test_an_empty_path_is_refused(flags, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command, *rest = flags.split()
+    module, words = COMMANDS[command]
+    with pytest.raises(UserError, match="an empty path"):
+        _run(module, [*words, *rest], monkeypatch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_home(monkeypatch, tmp_path):
+    """A shell leaves the ~ of --data_dir=~/x alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = Parser(description=None)
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument_group("others").add_argument("--names", type=Path)
+    options = parser.parse_args(["--data_dir=~/x", "--names", "~/n"])
+    assert (options.data_dir, options.names) == (tmp_path / "x", tmp_path / "n")
+    assert parser.parse_args([]).data_dir == Path("data")
+    with pytest.raises(UserError, match="names the home folder of nobody"):
+        parser.parse_args(["--data_dir=~nobody_here/x"])

@@ -78,6 +78,20 @@ def test_lfw(lfw, anchors, capsys):
     assert "lfw_3fold" in capsys.readouterr().out
 
 
+def test_few_anchors_have_a_smaller_cohort(lfw, anchors, capsys):
+    """Nobody asked for as_norm's usual 300 of the 70 anchors; of 71 somebody did."""
+    flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", f"--anchors={anchors}"]
+    protocols, results = _run(lfw, *flags, "--fars=0.1")
+    assert "as_norm" in protocols["all_pairs"]
+    assert results["settings"]["top_n"] == 70
+    said = "as_norm: top_n is 70, for want of the usual 300: the set has only 70 anchors"
+    assert said in results["notes"]["all_pairs"]
+    assert said in capsys.readouterr().out
+    assert "for want of the usual 300" in (lfw / "out" / "report.html").read_text()
+    with pytest.raises(UserError, match="top_n = 71 neighbours were asked for among 70 anchors"):
+        evaluate.main([*flags, "--top_n=71", f"--output={lfw / 'other'}"])
+
+
 def test_people_among_the_anchors_are_left_out(lfw):
     """An anchor that is the face itself would be its own nearest neighbour."""
     faces = np.load(lfw / "E.npy")

@@ -113,6 +113,18 @@ def test_other_methods(files, method):
     np.testing.assert_allclose(np.load(files / "scores.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_few_anchors_have_a_smaller_cohort(files, capsys):
+    count = len(ANCHORS)
+    assert count < 300
+    rescore.main([*_flags(files), "--method=as_norm"])
+    assert f"as_norm: top_n is {count}, for want of the usual 300" in capsys.readouterr().out
+    scorer = Rescorer(ANCHORS, method="as_norm", top_n=count)
+    expected = scorer.score_pairs(FACES, PAIRS)
+    np.testing.assert_allclose(np.load(files / "scores.npy"), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=f"top_n = {count + 1} neighbours"):
+        rescore.main([*_flags(files), "--method=as_norm", f"--top_n={count + 1}"])
+
+
 def test_bad_faces_are_named_or_never_match(files, capsys):
     faces = FACES.copy()
     faces[3], faces[80, 2], faces[81, 0] = 0, np.nan, np.inf

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 
 def _started(body):
@@ -143,3 +143,47 @@ def test_the_middle_of_a_very_long_message_is_left_out():
     assert len(message) < 1010
     assert message.startswith("line 1: 'x99")
     assert message.endswith("9': expected a number")
+
+
+def test_names_beyond_ascii_in_the_c_locale(tmp_path):
+    """With PYTHONUTF8=0 too, where Python could write no such name down."""
+    (tmp_path / "Größe").mkdir()
+    flags = ["prepare", "folder", "--from=Größe", "--name=t", "--data_dir=Ü"]
+    done = subprocess.run(
+        [sys.executable, "-m", f"ida_jax.{flags[0]}", *flags[1:]], cwd=tmp_path, text=True,
+        capture_output=True, encoding="utf-8",
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Größe" in done.stderr
+
+
+def test_a_folder_s_name_that_is_not_utf_8(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/i/Andr\xe9"
+    os.makedirs(folder)
+    with open(folder + b"/1.jpg", "wb") as file:
+        file.write(b"x")
+    for command in (  # fmt: skip
+        ["prepare", "folder", f"--from={tmp_path}/i", "--name=t", f"--data_dir={tmp_path}/d"],
+        [
+            "anchors",
+            "build",
+            f"--images={tmp_path}/i",
+            "--model=M",
+            f"--output={tmp_path}/a.safetensors",
+        ],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", f"ida_jax.{command[0]}", *command[1:]], capture_output=True,
+            text=True, encoding="utf-8",
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "Andr" in done.stderr
+        assert "UTF-8" in done.stderr
+
+
+def test_what_a_terminal_may_have():
+    assert printable("Größe τ\n2") == "Größe τ\n2"
+    assert printable("a\x1b[31m\r\x00") == "a\\x1b[31m\\r\\x00"

@@ -195,6 +195,18 @@ def test_csn_refuses_another_cohort(csn):
         csn.face_term(np.zeros((7, 19), np.float32))
 
 
+def test_the_usual_cohort_follows_the_anchors():
+    """Either person of a pair may hold an anchor."""
+    few = AnchorSet(COHORT.embeddings[:50], COHORT.labels[:50])
+    strangers = AnchorSet.from_embeddings(_people(20, 7)[0])
+    options = {"impostor_pairs": 5000}
+    assert fit_csn(PEOPLE, LABELS, few, **options).top_n == 48
+    assert fit_csn(PEOPLE, LABELS, strangers, **options).top_n == 60
+    assert fit_csn(PEOPLE, LABELS, COHORT, **options).top_n == 100
+    with pytest.raises(UserError, match="top_n = 100 of 50 anchors"):
+        fit_csn(PEOPLE, LABELS, few, top_n=100, **options)
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [

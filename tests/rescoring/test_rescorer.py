@@ -7,7 +7,7 @@ import reference
 import ida_jax
 from ida_jax.common.errors import UserError
 from ida_jax.rescoring.method_table import scoring_methods
-from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
 K, TAU, TOP_N = 4, 2.0, 12
 FACES = reference.unit((30, 16), 1, clusters=5)
@@ -128,6 +128,83 @@ def test_the_defaults_are_the_anchor_sets_own():
     assert (Rescorer(anchors, k=2).k, Rescorer(ANCHORS).k) == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("count", "labels", "expected"),
+    [(301, None, 300), (300, None, 300), (60, None, 60), (60, np.arange(60) // 3, 57)],
+)
+def test_the_usual_cohort_follows_the_anchors(count, labels, expected):
+    """Of labelled anchors a face's own identity, up to three here, may be left out."""
+    rng = np.random.default_rng(5)
+    anchors = ida_jax.AnchorSet.from_embeddings(
+        rng.normal(size=(count, 8)).astype(np.float32), labels=labels
+    )
+    faces = rng.normal(size=(6, 8)).astype(np.float32)
+    usual = Rescorer(anchors, method="as_norm")
+    assert usual.top_n == expected
+    asked = Rescorer(anchors, method="as_norm", top_n=expected)
+    np.testing.assert_array_equal(
+        usual.score(faces[:3], faces[3:]), asked.score(faces[:3], faces[3:])
+    )
+    assert cohort_notes([asked], expected) == ()
+    notes = cohort_notes([usual, Rescorer(anchors)], None)
+    assert bool(notes) == (expected < 300)
+    assert all(f"top_n is {expected}" in note for note in notes)
+
+
+def test_arrays_of_other_kinds():
+    """bfloat16, as a network gives it, and lists are converted."""
+    halves = jnp.asarray(FACES, jnp.bfloat16)
+    widened = np.asarray(halves, np.float32)
+    scorer = Rescorer(ANCHORS.tolist(), k=5)
+    assert len(scorer.anchors) == len(ANCHORS)
+    expected = Rescorer(ANCHORS, k=5)
+    np.testing.assert_array_equal(scorer.densities(halves), expected.densities(widened))
+    pairs = [[0, 1], [2, 5]]
+    np.testing.assert_array_equal(
+        scorer.score_pairs(halves, pairs), expected.score_pairs(widened, np.array(pairs))
+    )
+    np.testing.assert_array_equal(
+        scorer.score(FACES[:2].tolist(), FACES[2:4].tolist()), expected.score(FACES[:2], FACES[2:4])
+    )
+    found = scorer.identify(halves[:3], halves, top=1)
+    np.testing.assert_array_equal(found.rows[:, 0], [0, 1, 2])
+
+
+def test_files_in_place_of_what_they_hold(scorers, tmp_path):
+    ida_jax.AnchorSet.from_embeddings(ANCHORS, k=7).save(tmp_path / "a.safetensors")
+    np.save(tmp_path / "a.npy", ANCHORS)
+    first, second = FACES[:4], FACES[4:8]
+    for path in (tmp_path / "a.safetensors", str(tmp_path / "a.npy")):
+        got = Rescorer(path, k=7).score(first, second)
+        np.testing.assert_array_equal(got, Rescorer(ANCHORS, k=7).score(first, second))
+    scorers["ida_l"].ssr.save(tmp_path / "s.safetensors")
+    got = Rescorer(None, method="ida_l", ssr=str(tmp_path / "s.safetensors")).score(first, second)
+    np.testing.assert_array_equal(got, scorers["ida_l"].score(first, second))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rescorer("no.safetensors"), "no.safetensors"),
+        (lambda: Rescorer(7), r"anchors are int64 \[\]"),
+        (lambda: Rescorer([[1.0, 2.0], [3.0]]), "anchors are no array"),
+        (lambda: Rescorer(["a", "b"]), r"anchors are <U1 \[2\]"),
+        (
+            lambda: Rescorer(ANCHORS, method="ida_l", ssr=ANCHORS),
+            "ssr is a ndarray: expected",
+        ),
+        (lambda: Rescorer(ANCHORS).score("e.npy", FACES), "first faces are 'e.npy'.*read the file"),
+        (lambda: Rescorer(ANCHORS).score_pairs("e.npy", [[0, 1]]), "embeddings are 'e.npy'"),
+        (lambda: Rescorer(ANCHORS).score_pairs(FACES, "p.npy"), r"pairs are <U5 \[\]"),
+        (lambda: Rescorer(ANCHORS).score_pairs(FACES, [[0, 1], [2]]), "pairs are no array"),
+        (lambda: Rescorer(ANCHORS).gallery([FACES[0].tolist(), None]), "gallery are"),
+    ],
+)
+def test_what_is_no_array(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
 def test_mistakes(scorers):
     ssr, fit = scorers["ida_l"].ssr, scorers["ida_r_fitted"].dao_fit
     for arguments, message in (
@@ -136,7 +213,7 @@ def test_mistakes(scorers):
         ({"k": 61}, r"k = 61 neighbours .* 60 anchors"),
         ({"k": 0}, "k = 0"),
         ({"tau": 0.0}, "tau is 0"),
-        ({"method": "as_norm"}, r"top_n = 300 neighbours .* 60 anchors"),
+        ({"method": "as_norm", "top_n": 300}, r"top_n = 300 neighbours .* 60 anchors"),
         ({"method": "ida_l"}, "needs an SSR module"),
         ({"method": "csn"}, "needs its trained classifier"),
         ({"method": "ida_r_fitted"}, "needs its constants"),

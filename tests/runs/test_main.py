@@ -207,6 +207,30 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
     assert (workdir / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_file_of_a_finished_run(finished, tmp_path, monkeypatch, name, content):
+    workdir = tmp_path / "w"
+    shutil.copytree(finished[0], workdir)
+    (workdir / name).write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}"])
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        main.main()
+    assert (workdir / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", ['{"x": 1}', '{"protocols": 5}', '{"protocols": {"a": {"b": 0}}}']
+)
+def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
+    workdir = tmp_path / "w"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "results.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}"])
+    with pytest.raises(UserError, match=r"results\.json was not written by ida_jax"):
+        main.main()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -241,7 +265,7 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
         ([SMOKE, "--workdir=W", "--config.model.image_size=64"], r"\[32, 32, 3\]: the model takes"),
         ([SMOKE, "--workdir=W", "--config.model.options.embedding_dim=0"], "embedding_dim is 0"),
         ([SMOKE, "--workdir=W", "--config.evaluate.fars=(2.0,)"], "evaluate.fars is"),
-        ([SMOKE, "--workdir=W", "--config.evaluate.folds=11"], "too few for 11 folds"),
+        ([SMOKE, "--workdir=W", "--config.evaluate.folds=11"], "10 identities, .* for 11 folds"),
         ([SMOKE, "--workdir=W", "--config.stages=('ssr',)"], "stages begin with 'ssr'"),
         ([SMOKE, "--workdir=W", "--config.anchors.source=fake_db"], "no generator is named"),
         (

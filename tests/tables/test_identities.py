@@ -52,5 +52,5 @@ def test_a_faces_own_identity_among_anchors():
     assert (own.dtype, own.tolist()) == (np.int32, [9, -1, -1, 4, -1])
     assert named.labels_of(np.array([-1, 3])) is None
     nameless = AnchorSet.from_embeddings(faces, labels=np.array([4, 9, -1]))
-    with pytest.raises(UserError, match=r"labels are names .'b'.*, but the anchors have none"):
+    with pytest.raises(UserError, match=r"are names .row 0 is 'b'., but the anchors have none"):
         nameless.labels_of(["b"])

@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import Damaged
 from ida_jax.training.loop import open_metrics, read_metrics
 
 
@@ -92,10 +92,10 @@ def test_a_damaged_line_is_named(tmp_path, line):
     whole = b'{"stage": "train", "step": 1, "loss": NaN, "frechet": null}\n'
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(whole + line + b"\n" + whole)
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no training record"):
+    with pytest.raises(Damaged, match=r"metrics\.jsonl:2 is damaged: not a training record"):
         read_metrics(tmp_path)
     with (
-        pytest.raises(UserError, match=r"metrics\.jsonl:2"),
+        pytest.raises(Damaged, match=r"metrics\.jsonl:2"),
         open_metrics(tmp_path, stage="train"),
     ):
         pass

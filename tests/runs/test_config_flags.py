@@ -1,0 +1,130 @@
+"""A config, its file and the flags that change it: each mistake is one line and exit code 2."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ida_jax import main
+from ida_jax.common.errors import exit_code
+from ida_jax.runs.config import config_file, parse_config
+
+# ml_collections loads config files by a method that Python deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMOKE = f"--config={CONFIGS}/quickstart.py:smoke"
+MS1M = f"--config={CONFIGS}/ms1m_arcface.py"
+
+
+def _main(monkeypatch, capsys, *flags):
+    """The exit code, and the one line on stderr."""
+    monkeypatch.setattr(sys, "argv", ["main", *flags])
+    code = exit_code(main.main)
+    lines = capsys.readouterr().err.splitlines()
+    return code, lines[-1] if lines else ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.evaluate.fars=abc"], "evaluate.fars is ('abc',): expected numbers"),
+        (["--config.evaluate.fars=(1e-3,'x')"], "evaluate.fars is (0.001, 'x'): expected numbers"),
+        (["--config.train.decay_steps=abc"], "train.decay_steps is ('abc',): expected numbers"),
+        (["--config.model.mean=('a','b','c')"], "model.mean is ('a', 'b', 'c'): expected numbers"),
+        ([f"--config.seed={2**63}"], f"seed is {2**63}: expected 0 or more, and less than 2^63"),
+        (["--config.seed=-1"], "seed is -1: expected 0 or more"),
+        (["--config.seed=1e30"], "--config.seed=1e30"),
+        (["--config.stages=()"], "the config's stages are none"),
+        (["--config.evaluate.top_n=1"], "evaluate.top_n is 1: expected 2 or more"),
+        (["--config.evaluate.top_n=17"], "evaluate.top_n is 17, but a cohort can have at most 16"),
+        (["--config.csn.top_n=15"], "csn.top_n is 15, but a cohort can have at most 14"),
+        (["--config.csn.top_n=0"], "csn.top_n is 0: expected 1 or more"),
+        (["--config.data_dir="], "argument --config.data_dir: an empty path"),
+        (["--config.data_dir=~nobody_here/x"], "'~nobody_here/x' names the home folder of nobody"),
+        (["--config.train_data.name=nothing"], "'nothing' is unknown: choose one of rendered, lfw"),
+        (["--config.train_data.name=pairs"], "'pairs' is unknown: choose one of rendered, lfw"),
+        (["--config.train_data.name=tfds"], "train_data is tfds, which needs 'dataset'"),
+        (["--config.eval_data.name=tfds"], "eval_data is tfds, which needs 'dataset'"),
+        (["--config.train_data.name=tfds", "--config.train_data.identities=3"],
+         "train_data is tfds, which has no 'identities': expected dataset, split"),
+        (["--config.train_data.name=rendered", "--config.train_data.identities=x"],
+         "--config.train_data.identities=x: expected an integer"),
+        (["--config.no_data.name=lfw"], "no_data"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_cannot_be(tmp_path, monkeypatch, capsys, flags, message):
+    code, line = _main(monkeypatch, capsys, SMOKE, f"--workdir={tmp_path}/w", *flags)
+    assert code == 2, line
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import no_such_module", "no_such_module"),
+        ("\0", "null bytes"),
+        ("def get_config():\n    return 5", "'int' object has no attribute 'stages'"),
+        ("from ml_collections import ConfigDict\n"
+         "def get_config():\n    return ConfigDict({'stages': ('train',)})",
+         "the config has no 'seed'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_config(tmp_path, monkeypatch, capsys, text, message):
+    (tmp_path / "c.py").write_text(text)
+    flags = [f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/w"]
+    code, line = _main(monkeypatch, capsys, *flags)
+    assert code == 2
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("flags", [["--config=", "--workdir=w"], [SMOKE, "--workdir="]])
+def test_an_empty_path(monkeypatch, capsys, flags):
+    code, line = _main(monkeypatch, capsys, *flags)
+    assert code == 2
+    assert "an empty path" in line
+
+
+def test_home(tmp_path, monkeypatch):
+    """A shell leaves the ~ of --workdir=~/w alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.py").write_bytes((CONFIGS / "lfw_pretrained.py").read_bytes())
+    flags = ["--config=~/c.py", "--config.data_dir=~/data", "--config.model.weights=~/w.pth"]
+    config, others = parse_config([*flags, "--workdir=~/w"], workdir="")
+    assert config.data_dir == str(tmp_path / "data")
+    assert config.model.weights == str(tmp_path / "w.pth")
+    assert others == {"workdir": str(tmp_path / "w")}
+    assert config_file(flags) == tmp_path / "c.py"
+
+
+def test_another_data_set_has_other_options(capsys):
+    config, _ = parse_config(
+        [MS1M, "--config.train_data.name=rendered", "--config.train_data.identities=7",
+         "--config.train_data.images-per-identity", "3", "--config.train_data.shares=(1,0,2)",
+         "--config.eval_data.name=lfw", "--config.eval_data.role=eval", "--config.k=4"]
+    )  # fmt: skip
+    assert config.train_data.to_dict() == {
+        "name": "rendered", "identities": 7, "images_per_identity": 3, "shares": (1.0, 0.0, 2.0)
+    }  # fmt: skip
+    assert config.eval_data.to_dict() == {"name": "lfw", "role": "eval"}
+    assert config.k == 4
+    said = capsys.readouterr().err
+    assert said == "train_data is rendered: dataset, split of tfds left out\n"
+
+
+def test_options_that_two_data_sets_share_are_kept(capsys):
+    config, _ = parse_config([SMOKE, "--config.train_data.name=lfw"])
+    assert config.train_data.to_dict() == {"name": "lfw", "images_per_identity": 2}
+    assert "identities" in capsys.readouterr().err
+
+
+def test_the_same_name_again_changes_nothing(capsys):
+    config, _ = parse_config([SMOKE, "--config.train_data.name=rendered"])
+    assert config.train_data == parse_config([SMOKE])[0].train_data
+    assert capsys.readouterr().err == ""
