@@ -126,8 +126,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys):
         (b"\xff", "not a whole JSON file"),
         (b"[" * 100_000, "not a whole JSON file"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not a whole JSON file"),
-        (b"[1]", "holds a JSON list, expected an object"),
-        (b"null", "holds a JSON NoneType, expected an object"),
+        (b"[1]", "a JSON list, expected an object"),
+        (b"null", "a JSON NoneType, expected an object"),
     ],
 )
 def test_json_that_is_not_whole_is_one_line(tmp_path, content, said):
