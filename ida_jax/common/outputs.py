@@ -205,9 +205,16 @@ def _holder(handle: int) -> dict:
     """What a lock says; nothing where its writer was killed before it said anything."""
     try:
         found = json.loads(os.read(handle, 10_000))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    pid, host, since = (found.get(key) for key in ("pid", "host", "since"))
+    fits = {
+        "pid": type(pid) is int and 0 < pid < 1 << 31,
+        "host": isinstance(host, str),
+        "since": type(since) in (int, float) and 0 <= since < 1 << 40,
+    }
+    return {key: found[key] for key, whole in fits.items() if whole}
 
 
 def _lives(pid: object) -> bool:
