@@ -239,7 +239,8 @@ def _is_at(handle: int, path: Path) -> bool:
 def _taken(what: Path, lock: Path, holder: dict, here: bool) -> str:
     since, pid, host = (holder.get(key) for key in ("since", "pid", "host"))
     age = f", for {_age(time.time() - since)}" if isinstance(since, int | float) else ""
-    who = f"process {pid} on {host}{age}" if host else "another process"
+    who = f"process {pid}" if pid else "another process"
+    who += f" on {host}{age}" if host else ""
     if here:
         return f"{what} is being written by {who}: wait for it, or name another output"
     return (
