@@ -127,7 +127,7 @@ def test_embed_and_export(tmp_path, capsys, monkeypatch):
     embed.main(["--model=model.safetensors", "--images=hostile", "--output=E.npy", "--skip_bad"])
     (tmp_path / "hostile" / "\x1b[31m.jpg").write_bytes(b"no image")
     embed.main(["--model=model.safetensors", "--images=hostile", "--output=E.npy", "--skip_bad"])
-    export.main(["--model=model.safetensors", "--format=onnx", "--output=m.onnx"])
+    export.main(["--model=model.safetensors", "--output=m.onnx"])
     assert r"\x1b[31m.jpg" in _said(capsys)
     names = (tmp_path / "E.names.txt").read_text().splitlines()
     assert len(names) == len(NAMES)  # one more image, and one in a hidden folder
