@@ -205,9 +205,16 @@ def _holder(handle: int) -> dict:
     """What a lock says; nothing where its writer was killed before it said anything."""
     try:
         found = json.loads(os.read(handle, 10_000))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    pid, host, since = (found.get(key) for key in ("pid", "host", "since"))
+    fits = {
+        "pid": type(pid) is int and 0 < pid < 1 << 31,
+        "host": isinstance(host, str),
+        "since": type(since) in (int, float) and 0 <= since < 1 << 40,
+    }
+    return {key: found[key] for key, whole in fits.items() if whole}
 
 
 def _lives(pid: object) -> bool:
@@ -232,7 +239,8 @@ def _is_at(handle: int, path: Path) -> bool:
 def _taken(what: Path, lock: Path, holder: dict, here: bool) -> str:
     since, pid, host = (holder.get(key) for key in ("since", "pid", "host"))
     age = f", for {_age(time.time() - since)}" if isinstance(since, int | float) else ""
-    who = f"process {pid} on {host}{age}" if host else "another process"
+    who = f"process {pid}" if pid else "another process"
+    who += f" on {host}{age}" if host else ""
     if here:
         return f"{what} is being written by {who}: wait for it, or name another output"
     return (

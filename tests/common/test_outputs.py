@@ -108,6 +108,27 @@ def test_a_second_job_is_refused_and_a_dead_ones_lock_taken_over(tmp_path, as_fo
     assert [path.name for path in output.parent.iterdir()] == ["S.npy"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"3", b"\xff", b"[" * 9000, b'{"pid": 1' + b"0" * 400 + b"}",
+        b'{"pid": "7", "host": [1], "since": 1e999}', b'{"host": null, "since": NaN, "pid": -1}',
+    ],
+)  # fmt: skip
+def test_a_lock_that_says_nothing_of_use_is_taken_over(tmp_path, content):
+    (tmp_path / ".S.npy.lock").write_bytes(content)
+    with writing({"-o": tmp_path / "S.npy"}, reading={}):
+        pass
+    (tmp_path / ".S.npy.lock").write_bytes(
+        b'{"host": "else\\u001b[31mwhere", "pid": 1' + b"0" * 400 + b', "since": 1e999}'
+    )
+    with (
+        pytest.raises(UserError, match=r"else\\x1b\[31mwhere: wait"),
+        writing({"-o": tmp_path / "S.npy"}, reading={}),
+    ):
+        pass
+
+
 def test_another_hosts_lock_says_its_age_and_how_to_go_on(tmp_path):
     lock, output = tmp_path / ".S.npy.lock", tmp_path / "S.npy"
     lock.write_text(json.dumps({"pid": 7, "host": "elsewhere", "since": time.time() - 3 * 3600}))
