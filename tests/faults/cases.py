@@ -79,6 +79,16 @@ CASES = {
         ("folder", "--from=torn", "--name=faces", "--data_dir=out", "--skip_corrupt"),
         final="faces",
     ),
+    "prepare_lfw": Case(
+        "ida_jax.prepare",
+        ("lfw", "--from=lfw", "--pairs=lfw.txt", "--split=split.csv", "--data_dir=out"),
+        together=("lfw/lfw_112.tar", "lfw/pairs.txt", "lfw/split.csv"),
+        final="lfw",
+    ),
+    "prepare_bin": Case(
+        "ida_jax.prepare",
+        ("bin", "--images=crops", "--pairs=verify.csv", "--output=out/faces.bin"),
+    ),
     "export_onnx": Case(
         "ida_jax.export", ("--model=model.safetensors", "--output=out/model.onnx")
     ),
@@ -182,6 +192,13 @@ def make_inputs(folder: Path) -> None:
             path = folder / kind / person.format(i % 3) / f"{i:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), rng.integers(0, 256, (_SIZE, _SIZE, 3), np.uint8))
+    for i, person in enumerate(("Al", "Al", "Cy", "Cy")):
+        path = folder / "lfw" / f"{person}_{i % 2 + 1:04}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (112, 112, 3), np.uint8))
+    (folder / "lfw.txt").write_text("1\t1\nAl\t1\t2\nAl\t1\tCy\t1\n")
+    (folder / "split.csv").write_text("identity,role,images\nAl,anchor,2\nCy,eval,2\n")
+    (folder / "verify.csv").write_text("p0/00.png,p0/03.png,1\np0/00.png,p1/01.png,0\n")
     torn = folder / "torn" / "p1" / "04.png"
     torn.write_bytes(torn.read_bytes()[:100])
     (folder / "config.py").write_text(_CONFIG)

@@ -19,9 +19,9 @@ import ida_jax
 # What commands import when they need it.
 _LATER = (
     "array_record.python.array_record_module", "grain.python", "matplotlib.figure",
-    "matplotlib.backends.backend_agg", "onnx", "onnxruntime", "optax", "orbax.checkpoint.experimental.v1",
-    "pyarrow.csv", "pyarrow.parquet", "safetensors", "scipy.optimize", "scipy.stats", "tensorboardX",
-    "tensorflow_datasets",
+    "matplotlib.backends.backend_agg", "onnx", "onnxruntime", "optax",
+    "orbax.checkpoint.experimental.v1", "pyarrow.csv", "pyarrow.parquet", "safetensors",
+    "scipy.optimize", "scipy.stats", "tensorboardX", "tensorflow_datasets",
 )  # fmt: skip
 _CHANGING = ("replace", "rename", "unlink", "remove", "rmdir")
 
