@@ -26,7 +26,7 @@ class Case(NamedTuple):
       earlier: flags of a run before, whose outputs are in out/ already.
       together: outputs below out/ of which no kill leaves an old one beside a new one.
       final: what is in out/ once the command is done, and has it write nothing when run again.
-      slow: tried before its every change alone.
+      quick: the files of tests that try it without --every-kill; the others take long.
     """
 
     module: str
@@ -36,7 +36,7 @@ class Case(NamedTuple):
     earlier: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
     final: str | None = None
-    slow: bool = False
+    quick: tuple[str, ...] = ("test_kills", "test_two_at_once", "test_full_disk")
 
 
 _EMBED = ("--model=model.safetensors", "--output=out/E.npy", "--batch_size=4")
@@ -116,7 +116,7 @@ CASES = {
         "ida_jax.fit",
         ("csn", "--embeddings=faces.npy", "--labels=people.txt", "--anchors=anchors.npy",
          "--output=out/csn.safetensors", "--top_n=20"),
-        slow=True,
+        quick=(),
     ),
     "fit_dao": Case(
         "ida_jax.fit",
@@ -129,6 +129,7 @@ CASES = {
         volatile=("provenance",),
         passing=("run/checkpoints/*", "run/tensorboard/*", "run/metrics.jsonl"),
         final="run",
+        quick=("test_kills",),
     ),
 }  # fmt: skip
 
@@ -159,7 +160,7 @@ def get_config():
          "decay_steps": (4,), "checkpoint_every": 2, "log_every": 1}
     )
     c.k, c.evaluate.methods, c.evaluate.folds = 5, ("cosine", "ida_r"), 2
-    c.evaluate.resamples, c.evaluate.sweeps = 10, False
+    c.evaluate.resamples, c.evaluate.sweeps, c.flip = 10, False, False
     return c
 """
 
