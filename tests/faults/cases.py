@@ -2,6 +2,7 @@
 
 import json
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,11 +184,7 @@ def make_inputs(folder: Path) -> None:
     same = rng.random(400) < 0.5
     np.save(folder / "same.npy", same.astype(np.int64))
     np.save(folder / "scores.npy", (rng.normal(size=400) + 2 * same).astype(np.float32))
-    network = build_network("iresnet_nano", {"embedding_dim": 8})
-    image = np.zeros((1, _SIZE, _SIZE, 3), np.float32)
-    variables = jax.jit(lambda key: network.init(key, image, train=False))(jax.random.key(0))
-    model = FaceModel("iresnet_nano", {"embedding_dim": 8}, Preprocessing(_SIZE), dict(variables))
-    model.save(folder / "model.safetensors")
+    _model(rng).save(folder / "model.safetensors")
     for kind, person in (("crops", "p{}"), ("torn", "p{}"), ("fakes", "")):
         for i in range(11):
             path = folder / kind / person.format(i % 3) / f"{i:02}.png"
@@ -204,6 +201,20 @@ def make_inputs(folder: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:100])
     (folder / "config.py").write_text(_CONFIG)
     (folder / "out").mkdir()
+
+
+def _model(rng: np.random.Generator) -> FaceModel:
+    """Drawn weights: a network's own would take seconds to compile."""
+
+    def drawn(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        scale = np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else np.inf
+        return ((scale == np.inf) + rng.normal(size=leaf.shape) / scale).astype(np.float32)
+
+    options = {"embedding_dim": 8}
+    init = partial(build_network("iresnet_nano", options).init, train=False)
+    image = jax.ShapeDtypeStruct((1, _SIZE, _SIZE, 3), np.float32)
+    variables = jax.tree.map(drawn, dict(jax.eval_shape(init, jax.random.key(0), image)))
+    return FaceModel("iresnet_nano", options, Preprocessing(_SIZE), variables)
 
 
 def contents(out: Path, case: Case) -> dict[str, object]:
