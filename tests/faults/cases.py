@@ -1,6 +1,5 @@
 """The commands that write, each with small inputs and the flags of one run."""
 
-import json
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ class Case(NamedTuple):
     Attributes:
       module: run as `python -m`.
       flags: with paths from the folder that holds the inputs, and the folder out/.
-      volatile: entries of JSON files that differ from run to run.
       passing: patterns of files below out/ that differ from run to run, or as the run was killed.
       earlier: flags of a run before, whose outputs are in out/ already.
       together: outputs below out/ of which no kill leaves an old one beside a new one.
@@ -32,7 +30,6 @@ class Case(NamedTuple):
 
     module: str
     flags: tuple[str, ...]
-    volatile: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
@@ -68,7 +65,6 @@ CASES = {
         ("fake", "--model=model.safetensors", "--images=fakes", "--count=5", "--k=2",
          "--training=crops", "--duplicate_cosine=1", "--privacy_cosine=1",
          "--output=out/A.safetensors"),
-        volatile=("provenance",),
     ),
     "prepare": Case(
         "ida_jax.prepare",
@@ -103,14 +99,12 @@ CASES = {
         "ida_jax.evaluate",
         ("--scores=scores.npy", "--labels=same.npy", "--json=out/figures.json", "--resamples=20",
          "--fit=logistic", "--calibration=out/calibration.safetensors"),
-        volatile=("provenance",),
     ),
     "evaluate_protocol": Case(
         "ida_jax.evaluate",
         ("--protocol=all_pairs", "--embeddings=faces.npy", "--names=names.txt",
          "--anchors=anchors.npy", "--methods=cosine,ida_r", "--fars=0.1", "--resamples=20",
          "--output=out/report"),
-        volatile=("provenance",),
         final="report",
     ),
     "fit_csn": Case(
@@ -127,7 +121,6 @@ CASES = {
     "train": Case(
         "ida_jax.main",
         ("--config=config.py", "--workdir=out/run"),
-        volatile=("provenance",),
         passing=("run/checkpoints/*", "run/tensorboard/*", "run/metrics.jsonl"),
         final="run",
         quick=("test_kills",),
@@ -217,24 +210,14 @@ def _model(rng: np.random.Generator) -> FaceModel:
     return FaceModel("iresnet_nano", options, Preprocessing(_SIZE), variables)
 
 
-def contents(out: Path, case: Case) -> dict[str, object]:
-    """Each file below out/, hidden or not: its bytes, or of JSON what is not volatile."""
-
-    def plain(value: object) -> object:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items() if k not in case.volatile}
-        return [plain(v) for v in value] if isinstance(value, list) else value
-
-    found = {}
-    for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
-        if not path.is_file() or any(fnmatch(name, pattern) for pattern in case.passing):
-            continue
-        content = path.read_bytes()
-        if case.volatile and path.suffix == ".json":
-            content = plain(json.loads(content))
-        found[name] = content
-    return found
+def contents(out: Path, case: Case) -> dict[str, bytes]:
+    """Each file below out/, hidden or not, and its bytes; less what is passing."""
+    names = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    return {
+        name: names[name].read_bytes()
+        for name in sorted(names)
+        if not any(fnmatch(name, pattern) for pattern in case.passing)
+    }
 
 
 def unfinished(out: Path) -> list[Path]:

@@ -30,6 +30,7 @@ class Server:
             "XLA_FLAGS": "",
             "JAX_PLATFORMS": "cpu",
             "PYTHONWARNINGS": "ignore",
+            "GIT_DIR": os.devnull,  # provenance notes the commit, which may change meanwhile
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
@@ -76,7 +77,7 @@ class Whole(NamedTuple):
 
     changes: list[str]
     out: Path
-    contents: dict[str, object]
+    contents: dict[str, bytes]
 
 
 @pytest.fixture(scope="session")
