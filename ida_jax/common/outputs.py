@@ -51,7 +51,7 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
     with contextlib.ExitStack() as held:
         if folder is not None:
             held.enter_context(_folder(folder))
-            held.enter_context(_locked(folder / ".lock", what=folder))
+            held.enter_context(_locked(lock_in(folder), what=folder))
             _remove_unfinished(folder)
         else:
             for path in (Path(path) for path in outputs.values() if path is not None):
@@ -119,6 +119,11 @@ def _within(path: Path, folder: Path) -> bool:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
+
+
+def lock_in(folder: Path) -> Path:
+    """The lock of a folder that one job writes as a whole: that of a killed job stays."""
+    return folder / ".lock"
 
 
 def _lock_of(path: Path) -> Path:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError, printable
+from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
 from ida_jax.rescoring.method_table import artefact_flags
 from ida_jax.runs.workdir import (
@@ -224,7 +225,8 @@ def _check(options: Any) -> None:
         from ida_jax.common.validation import require_tau
 
         require_tau(options.tau, what="--tau")
-    if (options.output / RESULTS).exists():
+    # The lock of a job that was killed as it ended is still there: run again, the job ends well.
+    if (options.output / RESULTS).exists() and not lock_in(options.output).exists():
         raise UserError(
             f"{options.output} already holds results: name another --output, or delete them"
         )

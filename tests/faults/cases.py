@@ -1,6 +1,7 @@
 """The commands that write, each with small inputs and the flags of one run."""
 
-import json
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,58 +21,142 @@ class Case(NamedTuple):
     Attributes:
       module: run as `python -m`.
       flags: with paths from the folder that holds the inputs, and the folder out/.
-      volatile: entries of JSON files that differ from run to run.
+      passing: patterns of files below out/ that differ from run to run, or as the run was killed.
+      earlier: flags of a run before, whose outputs are in out/ already.
+      together: outputs below out/ of which no kill leaves an old one beside a new one.
+      final: what is in out/ once the command is done, and has it write nothing when run again.
+      quick: the files of tests that try it without --every-kill; the others take long.
     """
 
     module: str
     flags: tuple[str, ...]
-    volatile: tuple[str, ...] = ()
+    passing: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
+    final: str | None = None
+    quick: tuple[str, ...] = ("test_kills", "test_two_at_once", "test_full_disk")
 
 
+_EMBED = ("--model=model.safetensors", "--output=out/E.npy", "--batch_size=4")
+_EXPORT = ("--model=model.safetensors", "--output=out/model.stablehlo")
 CASES = {
     "rescore": Case(
         "ida_jax.rescore",
-        ("--embeddings=faces.npy", "--pairs=pairs.csv", "--anchors=anchors.npy",
-         "--output=out/scores.npy", "--chunk=20"),
-    ),
-    "rescore_parquet": Case(
-        "ida_jax.rescore",
         ("--embeddings=faces.npy", "--pairs=pairs.npy", "--anchors=anchors.npy",
-         "--output=out/scores.parquet"),
+         "--output=out/scores.npy", "--chunk=40"),
     ),
-    "embed": Case(
+    "rescore_text": Case(
+        "ida_jax.rescore",
+        ("--embeddings=faces.npy", "--pairs=pairs.csv", "--names=names.txt",
+         "--anchors=anchors.npy", "--output=out/scores.parquet"),
+    ),
+    "embed_over_others": Case(
         "ida_jax.embed",
-        ("--model=model.safetensors", "--images=crops", "--output=out/E.npy", "--batch_size=4"),
+        (*_EMBED, "--images=crops"),
+        earlier=(*_EMBED, "--images=fakes"),
+        together=("E.npy", "E.names.txt", "E.fingerprint.json"),
     ),
     "anchors_build": Case(
         "ida_jax.anchors",
         ("build", "--embeddings=anchors.npy", "--output=out/anchors.safetensors"),
     ),
+    "anchors_fake": Case(
+        "ida_jax.anchors",
+        ("fake", "--model=model.safetensors", "--images=fakes", "--count=5", "--k=2",
+         "--training=crops", "--duplicate_cosine=1", "--privacy_cosine=1",
+         "--output=out/A.safetensors"),
+    ),
     "prepare": Case(
         "ida_jax.prepare",
-        ("folder", "--source=crops", "--name=faces", "--data_dir=out"),
+        ("folder", "--from=crops", "--name=faces", "--data_dir=out"),
+        final="faces",
     ),
-    "export": Case(
+    "prepare_without_corrupt": Case(
+        "ida_jax.prepare",
+        ("folder", "--from=torn", "--name=faces", "--data_dir=out", "--skip_corrupt"),
+        final="faces",
+    ),
+    "prepare_lfw": Case(
+        "ida_jax.prepare",
+        ("lfw", "--from=lfw", "--pairs=lfw.txt", "--split=split.csv", "--data_dir=out"),
+        together=("lfw/lfw_112.tar", "lfw/pairs.txt", "lfw/split.csv"),
+        final="lfw",
+    ),
+    "prepare_bin": Case(
+        "ida_jax.prepare",
+        ("bin", "--images=crops", "--pairs=verify.csv", "--output=out/faces.bin"),
+    ),
+    "export_onnx": Case(
+        "ida_jax.export", ("--model=model.safetensors", "--output=out/model.onnx")
+    ),
+    "export_stablehlo_over_another": Case(
         "ida_jax.export",
-        ("--model=model.safetensors", "--format=onnx", "--output=out/model.onnx"),
+        _EXPORT,
+        earlier=(*_EXPORT, "--input=float_nchw"),
+        together=("model.stablehlo", "model.stablehlo.json"),
     ),
     "evaluate": Case(
         "ida_jax.evaluate",
-        ("--scores=scores.npy", "--labels=same.npy", "--json=out/figures.json",
+        ("--scores=scores.npy", "--labels=same.npy", "--json=out/figures.json", "--resamples=20",
          "--fit=logistic", "--calibration=out/calibration.safetensors"),
-        ("seconds", "date", "time"),
+    ),
+    "evaluate_protocol": Case(
+        "ida_jax.evaluate",
+        ("--protocol=all_pairs", "--embeddings=faces.npy", "--names=names.txt",
+         "--anchors=anchors.npy", "--methods=cosine,ida_r", "--fars=0.1", "--resamples=20",
+         "--output=out/report"),
+        final="report",
     ),
     "fit_csn": Case(
         "ida_jax.fit",
         ("csn", "--embeddings=faces.npy", "--labels=people.txt", "--anchors=anchors.npy",
          "--output=out/csn.safetensors", "--top_n=20"),
+        quick=(),
     ),
     "fit_dao": Case(
         "ida_jax.fit",
         ("dao", "--embeddings=faces.npy", "--labels=people.txt", "--anchors=anchors.npy",
          "--output=out/dao.safetensors", "--far=0.05"),
     ),
+    "train": Case(
+        "ida_jax.main",
+        ("--config=config.py", "--workdir=out/run"),
+        passing=("run/checkpoints/*", "run/tensorboard/*", "run/metrics.jsonl"),
+        final="run",
+        quick=("test_kills",),
+    ),
 }  # fmt: skip
+
+# One block in place of a whole network.
+_CONFIG = """
+from functools import partial
+
+from ml_collections import ConfigDict
+
+from ida_jax.artefacts import face_model
+from ida_jax.models.resnet import IResNet
+from ida_jax.runs.config import run_section
+
+face_model._NETWORKS["tiny"] = partial(IResNet, (1,), (8,))
+
+
+def get_config():
+    c = run_section("test")
+    c.stages = ("train", "anchors", "evaluate")
+    c.train_data = ConfigDict(
+        {"name": "rendered", "identities": 11, "images_per_identity": 3, "image_size": 32}
+    )
+    c.eval_data = c.train_data
+    c.model.network, c.model.image_size = "tiny", 32
+    c.model.options = ConfigDict({"embedding_dim": 16, "dropout_rate": 0.2})
+    c.train.update(
+        {"scale": 16.0, "margin": 0.2, "batch_size": 8, "steps": 6, "learning_rate": 0.005,
+         "decay_steps": (4,), "checkpoint_every": 2, "log_every": 1}
+    )
+    c.k, c.evaluate.methods, c.evaluate.folds = 5, ("cosine", "ida_r"), 2
+    c.evaluate.resamples, c.evaluate.sweeps, c.flip = 10, False, False
+    return c
+"""
 
 
 def make_inputs(folder: Path) -> None:
@@ -82,38 +167,59 @@ def make_inputs(folder: Path) -> None:
     faces = centres[people] + 0.15 * rng.normal(size=(90, 16)).astype(np.float32)
     np.save(folder / "faces.npy", faces.astype(np.float32))
     np.save(folder / "anchors.npy", reference.unit((60, 16), 0, clusters=5))
+    names = [f"p{person}/{row}.png" for row, person in enumerate(people)]
+    (folder / "names.txt").write_text("".join(f"{name}\n" for name in names))
     pairs = rng.integers(90, size=(101, 2))
     np.save(folder / "pairs.npy", pairs)
-    np.savetxt(folder / "pairs.csv", pairs, fmt="%d", delimiter=",")
+    listed = "".join(f"{names[first]},{names[second]}\n" for first, second in pairs)
+    (folder / "pairs.csv").write_text(listed)
     (folder / "people.txt").write_text("".join(f"person {p}\n" for p in people))
     same = rng.random(400) < 0.5
     np.save(folder / "same.npy", same.astype(np.int64))
     np.save(folder / "scores.npy", (rng.normal(size=400) + 2 * same).astype(np.float32))
-    network = build_network("iresnet_nano", {"embedding_dim": 8})
-    image = np.zeros((1, _SIZE, _SIZE, 3), np.float32)
-    variables = jax.jit(lambda key: network.init(key, image, train=False))(jax.random.key(0))
-    model = FaceModel("iresnet_nano", {"embedding_dim": 8}, Preprocessing(_SIZE), dict(variables))
-    model.save(folder / "model.safetensors")
-    for i in range(11):
-        path = folder / "crops" / f"p{i % 3}" / f"{i:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (_SIZE, _SIZE, 3), np.uint8))
+    _model(rng).save(folder / "model.safetensors")
+    for kind, person in (("crops", "p{}"), ("torn", "p{}"), ("fakes", "")):
+        for i in range(11):
+            path = folder / kind / person.format(i % 3) / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), rng.integers(0, 256, (_SIZE, _SIZE, 3), np.uint8))
+    for i, person in enumerate(("Al", "Al", "Cy", "Cy")):
+        path = folder / "lfw" / f"{person}_{i % 2 + 1:04}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (112, 112, 3), np.uint8))
+    (folder / "lfw.txt").write_text("1\t1\nAl\t1\t2\nAl\t1\tCy\t1\n")
+    (folder / "split.csv").write_text("identity,role,images\nAl,anchor,2\nCy,eval,2\n")
+    (folder / "verify.csv").write_text("p0/00.png,p0/03.png,1\np0/00.png,p1/01.png,0\n")
+    torn = folder / "torn" / "p1" / "04.png"
+    torn.write_bytes(torn.read_bytes()[:100])
+    (folder / "config.py").write_text(_CONFIG)
     (folder / "out").mkdir()
 
 
-def contents(folder: Path, volatile: tuple[str, ...]) -> dict[str, object]:
-    """Each file below the folder, hidden or not: its bytes, or of JSON what is not volatile."""
+def _model(rng: np.random.Generator) -> FaceModel:
+    """Drawn weights: a network's own would take seconds to compile."""
 
-    def plain(value: object) -> object:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items() if k not in volatile}
-        return [plain(v) for v in value] if isinstance(value, list) else value
+    def drawn(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        scale = np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else np.inf
+        return ((scale == np.inf) + rng.normal(size=leaf.shape) / scale).astype(np.float32)
 
-    out = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            if volatile and path.suffix == ".json":
-                content = plain(json.loads(content))
-            out[str(path.relative_to(folder))] = content
-    return out
+    options = {"embedding_dim": 8}
+    init = partial(build_network("iresnet_nano", options).init, train=False)
+    image = jax.ShapeDtypeStruct((1, _SIZE, _SIZE, 3), np.float32)
+    variables = jax.tree.map(drawn, dict(jax.eval_shape(init, jax.random.key(0), image)))
+    return FaceModel("iresnet_nano", options, Preprocessing(_SIZE), variables)
+
+
+def contents(out: Path, case: Case) -> dict[str, bytes]:
+    """Each file below out/, hidden or not, and its bytes; less what is passing."""
+    names = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    return {
+        name: names[name].read_bytes()
+        for name in sorted(names)
+        if not any(fnmatch(name, pattern) for pattern in case.passing)
+    }
+
+
+def unfinished(out: Path) -> list[Path]:
+    """What a command should have removed: hidden and temporary files and folders below out/."""
+    return [path for path in out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]

@@ -4,20 +4,34 @@ A process that has imported the package answers requests, a line of JSON each, b
 costs no imports. Nothing here may start a jax backend, whose threads a fork would lose.
 """
 
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-_CHANGES = ("replace", "rename", "unlink", "remove", "rmdir")
+import ida_jax
+
+# What commands import when they need it.
+_LATER = (
+    "array_record.python.array_record_module", "grain.python", "matplotlib.figure",
+    "matplotlib.backends.backend_agg", "onnx", "onnxruntime", "optax",
+    "orbax.checkpoint.experimental.v1", "pyarrow.csv", "pyarrow.parquet", "safetensors",
+    "scipy.optimize", "scipy.stats", "tensorboardX", "tensorflow_datasets",
+)  # fmt: skip
+_CHANGING = ("replace", "rename", "unlink", "remove", "rmdir")
 
 
 def serve() -> None:
-    import ida_jax.runs.run  # noqa: F401  most of the package, jax included
-
+    for module in pkgutil.walk_packages(ida_jax.__path__, "ida_jax."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in _LATER:
+        importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -75,7 +89,10 @@ def _with_fault(fault: str | None, at: int, changes: str) -> None:
         def call(path, *args, **kwargs):
             nonlocal count
             text = os.fsdecode(path)
-            if os.getpid() == owner and (not os.path.isabs(text) or text.startswith(here)):
+            if kwargs.get("dir_fd") is not None:  # shutil.rmtree
+                text = os.path.join(os.readlink(f"/proc/self/fd/{kwargs['dir_fd']}"), text)
+            text = os.path.join(here, text)
+            if os.getpid() == owner and text.startswith(here) and _changes(name, text):
                 count += 1
                 os.write(log, f"{name} {text}\n".encode())
                 if count == at and fault is not None:
@@ -85,8 +102,15 @@ def _with_fault(fault: str | None, at: int, changes: str) -> None:
         return call
 
     owner = os.getpid()
-    for name in _CHANGES:
+    for name in _CHANGING:
         setattr(os, name, counted(getattr(os, name), name))
+
+
+def _changes(name: str, path: str) -> bool:
+    """Whether the call changes anything; the package removes some files without a look."""
+    if name == "rmdir" and os.path.isdir(path):
+        return not os.listdir(path)
+    return os.path.lexists(path)
 
 
 def _wait(request: dict) -> dict:

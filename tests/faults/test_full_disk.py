@@ -6,22 +6,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from faults.cases import CASES, contents
+from faults.cases import contents
 
 
 @pytest.fixture
-def small_disk(fresh):
-    """The inputs, and out/ on a file system of its own: (folder, resize)."""
-    folder = fresh()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder / "out")]
+def small_disk(case, fresh, whole):
+    """The inputs, and on a file system of its own out/ as a run without faults leaves it."""
+    left = whole(case).out
+    folder = fresh(case)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder / "out")]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
-
-    def resize(size: str) -> None:
-        options = f"remount,size={size}"
-        subprocess.run(["mount", "-o", options, str(folder / "out")], check=True)
-
-    yield folder, resize
+    shutil.copytree(left, folder / "out", dirs_exist_ok=True)
+    yield folder
     subprocess.run(["umount", str(folder / "out")], check=True)
 
 
@@ -32,26 +29,22 @@ def _fill(path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_full_disk(name, server, small_disk):
-    case, (folder, resize) = CASES[name], small_disk
-    resize("64m")
-    whole = server.run(case, folder)
-    assert whole.code == 0, whole.text
-    expected = contents(folder / "out", case.volatile)
+def test_a_full_disk(case, server, whole, small_disk, record_property):
     # Filled to the last page, the outputs of before in their places.
-    if name == "prepare":  # a data set that is there is not written again
-        shutil.rmtree(folder / "out" / "faces")
-    before = contents(folder / "out", case.volatile)
-    _fill(folder / "out" / "filler")
-    full = server.run(case, folder)
+    expected, out = whole(case).contents, small_disk / "out"
+    if case.final:  # what is there is not written again
+        shutil.rmtree(out / case.final)
+    before = contents(out, case)
+    _fill(out / "filler")
+    full = server.run(case, small_disk)
     assert full.code == 2, full.text
     *_, line = full.text.strip().splitlines()
     assert line.startswith("error: ")
     assert "Traceback" not in full.text
-    got = contents(folder / "out", case.volatile)
+    got = contents(out, case)
     assert {name: content for name, content in got.items() if name in before} == before
-    (folder / "out" / "filler").unlink()
-    again = server.run(case, folder)
+    (out / "filler").unlink()
+    again = server.run(case, small_disk)
     assert again.code == 0, again.text
-    assert contents(folder / "out", case.volatile) == expected
+    assert contents(out, case) == expected
+    record_property("full disks", 1)

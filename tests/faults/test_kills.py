@@ -2,29 +2,33 @@
 
 import signal
 
-import pytest
-from faults.cases import CASES, contents
+from faults.cases import contents, unfinished
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_killed_command_ends_in_the_same_bytes_when_run_again(name, server, fresh, request):
-    case, folder = CASES[name], fresh()
-    whole = server.run(case, folder)
-    assert whole.code == 0, whole.text
-    expected = contents(folder, case.volatile)
-    assert not [path for path in expected if "/." in path], "hidden files are left"
-    count = len(whole.changes)
-    assert count, "nothing was renamed: the output does not appear at once"
+def test_a_killed_command_ends_in_the_same_bytes_when_run_again(
+    case, server, fresh, whole, request, record_property
+):
+    expected, count = whole(case).contents, len(whole(case).changes)
+    old = contents(fresh(case) / "out", case)
     points = range(1, count + 1)
     if not request.config.getoption("--every-kill"):
-        points = sorted({1, count})
+        points = sorted({max(1, count // 2), count})
     for at in points:
-        folder = fresh()
+        out = (folder := fresh(case)) / "out"
         killed = server.run(case, folder, fault="kill", at=at)
         assert killed.code == -signal.SIGKILL, killed.text
-        again = server.run(case, folder)
         where = f"killed before change {at} of {count}, {killed.changes[-1]}"
+        if case.together:
+            left = {name: content for name, content in contents(out, case).items()
+                    if name in case.together}  # fmt: skip
+            versions = [{name: version.get(name) for name in case.together}
+                        for version in (old, expected)]  # fmt: skip
+            assert case.together[0] not in left or left in versions, where
+        again = server.run(case, folder)
         assert again.code == 0, f"{where}: {again.text}"
-        got = contents(folder, case.volatile)
+        got = contents(out, case)
         assert got.keys() == expected.keys(), where
         assert got == expected, where
+        assert not unfinished(out), where
+    record_property("commands", 1)
+    record_property("kills", len(points))

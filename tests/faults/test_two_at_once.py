@@ -3,17 +3,11 @@
 import os
 import signal
 
-import pytest
-from faults.cases import CASES, contents
+from faults.cases import contents
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_second_command_on_an_output_is_refused(name, server, fresh):
-    case, folder = CASES[name], fresh()
-    whole = server.run(case, folder)
-    assert whole.code == 0, whole.text
-    expected = contents(folder, case.volatile)
-    folder = fresh()
+def test_the_second_command_on_an_output_is_refused(case, server, fresh, whole, record_property):
+    expected, folder = whole(case).contents, fresh(case)
     pid = server.start(case, folder, fault="stop", at=1)
     assert server.wait(pid) is None
     try:
@@ -26,12 +20,5 @@ def test_the_second_command_on_an_output_is_refused(name, server, fresh):
     assert line.startswith("error: ")
     assert str(pid) in line
     assert first.code == 0, first.text
-    assert contents(folder, case.volatile) == expected
-
-
-@pytest.mark.parametrize("name", ["rescore", "embed"])
-def test_a_killed_commands_lock_is_taken_over(name, server, fresh):
-    case, folder = CASES[name], fresh()
-    assert server.run(case, folder, fault="kill", at=1).code == -signal.SIGKILL
-    again = server.run(case, folder)
-    assert again.code == 0, again.text
+    assert contents(folder / "out", case) == expected
+    record_property("pairs at once", 1)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file, written_whole
-from ida_jax.common.outputs import writing
+from ida_jax.common.outputs import lock_in, writing
 from ida_jax.data.alignment import align, similarity_transform
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
@@ -103,7 +103,8 @@ def prepare_lfw(
     described = _SETS[name]
     folder = Path(data_dir) / name
     tar = _tar(folder, name)
-    if tar.exists():
+    # The lock of a job that was killed as it ended is still there: run again, the job ends well.
+    if tar.exists() and not lock_in(folder).exists():
         raise UserError(f"{tar} already exists: remove it first, or name another data_dir")
     require_file(Path(pairs), what="list of pairs")
     files = open_images(source)

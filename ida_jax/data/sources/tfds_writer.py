@@ -1,6 +1,8 @@
 """Face data sets in TFDS's format: ArrayRecord shards, and beside them what TFDS says of them.
 
 A data set grows in DATA_DIR/NAME/incomplete and is renamed to DATA_DIR/NAME/1.0.0 when it is whole.
+What its source was is noted in source.json, which goes last: a writer that was killed between the
+two finds its own data set when it is run again.
 
 N faces, C identities, P pairs.
 """
@@ -34,6 +36,7 @@ from ida_jax.data.sources.verification_bin import VerificationBin
 from ida_jax.data.tfds_faces import TfdsImages, keep_labels
 
 VERSION = "1.0.0"
+_SOURCE = "source.json"
 # (images, identities) of the releases: InsightFace's; of CASIA-WebFace also the original.
 EXPECTED = {
     "ms1m": ((5_822_653, 85_742),),
@@ -138,7 +141,7 @@ def write_faces(
         keep=keep,
     )
     written = _write(name, split, data_dir=Path(data_dir), skip_corrupt=skip_corrupt)
-    return written._replace(notes=faces.notes + _unexpected(name, faces))
+    return written._replace(notes=written.notes + faces.notes + _unexpected(name, faces))
 
 
 def write_pairs(
@@ -177,32 +180,67 @@ def write_pairs(
 
 
 def require_new(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
-    """The folder of a data set that is yet to be written."""
+    """The folder of a data set that is yet to be written, or whose writer was killed as it ended.
+
+    Raises:
+      UserError: a name that TFDS does not take, or a data set that already exists.
+    """
     if not (name.isascii() and name.isidentifier() and name == name.lower()):
         raise UserError(f"'{name}' is not a data set's name: use a-z, digits and underscores")
     path = Path(data_dir) / name / VERSION
-    if path.exists():
-        raise UserError(f"{path} already exists: delete it or take another --name")
+    if path.exists() and not (path / _SOURCE).is_file():
+        raise _exists(path)
     return path
+
+
+def _exists(path: Path) -> UserError:
+    return UserError(f"{path} already exists: delete it or take another --name")
 
 
 def _write(name: str, split: _Split, *, data_dir: Path, skip_corrupt: bool) -> Written:
     path = require_new(name, data_dir=data_dir)
     if not split.rows:
         raise UserError(f"nothing to write as {name}: the source holds no image")
-    with writing({}, reading={}, folder=path.parent):
-        return _write_locked(name, split, path, skip_corrupt=skip_corrupt)
+    skipped = data_dir / f"{name}.skipped.txt"
+    listed = {"--data_dir (its skipped.txt)": skipped if skip_corrupt else None}
+    with (
+        writing({}, reading={}, folder=path.parent),
+        writing(listed, reading={}),
+    ):
+        source = f"{split.source} rows={split.rows} {_sample(split)}"
+        if path.exists():
+            written = _written_before(path, source, split, skipped if skip_corrupt else None)
+        else:
+            written = _write_locked(name, split, path, source, skipped if skip_corrupt else None)
+    (path / _SOURCE).unlink(missing_ok=True)
+    return written
 
 
-def _write_locked(name: str, split: _Split, path: Path, *, skip_corrupt: bool) -> Written:
+def _written_before(path: Path, source: str, split: _Split, skipped: Path | None) -> Written:
+    """What a writer of the same source made, which was killed as it ended."""
+    if not _is_of(path, source):
+        raise _exists(path)
+    remove_reports(path)
+    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+    (lengths,) = (found["shardLengths"] for found in info["splits"] if found["name"] == split.name)
+    records, corrupt = sum(map(int, lengths)), ()
+    if records < split.rows and skipped is not None:
+        corrupt = tuple(skipped.read_text(encoding="utf-8").splitlines())
+    note = "it was whole already: the same command was killed as it ended"
+    return Written(path, records, 0, corrupt, (note,))
+
+
+def _write_locked(
+    name: str, split: _Split, path: Path, source: str, skipped: Path | None
+) -> Written:
     folder, _ = written_folders(path.parent)
-    _begin(folder, f"{split.source} rows={split.rows} {_sample(split)}")
+    _begin(folder, source)
     prefix = f"{name}-{split.name}.array_record"
-    stop = None if skip_corrupt else LISTED
+    stop = LISTED if skipped is None else None
     shards = write_shards(folder, prefix, split.example, rows=split.rows, stop_at_corrupt=stop)
     corrupt = [problem for shard in shards for _, problem in shard.corrupt]
     records = sum(shard.records for shard in shards)
-    if corrupt and not (skip_corrupt and records):
+    if corrupt and (skipped is None or not records):
         _remove(folder)
         seen = records + len(corrupt)
         raise UserError(
@@ -216,11 +254,10 @@ def _write_locked(name: str, split: _Split, path: Path, *, skip_corrupt: bool) -
             images = TfdsImages(names, [shard.records for shard in shards])
             split.keep(folder, images, [row for shard in shards for row, _ in shard.corrupt])
         if corrupt:
-            with written_whole(path.parent.with_name(f"{name}.skipped.txt")) as temporary:
+            with written_whole(skipped) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in corrupt), encoding="utf-8")
         folder.rename(path)
         remove_reports(path)
-        (path / "source.json").unlink()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     converted = sum(shard.converted for shard in shards)
@@ -267,9 +304,9 @@ def _sample(split: _Split) -> str:
 
 def _begin(folder: Path, source: str) -> None:
     """Keeps the shards that an earlier call left of this source, and those of no other."""
-    noted = folder / "source.json"
+    noted = folder / _SOURCE
     try:
-        if noted.is_file() and noted.read_bytes() == json.dumps(source).encode():
+        if _is_of(folder, source):
             for torn in folder.glob(".*"):  # what a killed process was writing
                 torn.unlink()
             return
@@ -281,6 +318,11 @@ def _begin(folder: Path, source: str) -> None:
         raise UserError(
             f"cannot write {folder}: {error.strerror}; name a writable --data_dir"
         ) from error
+
+
+def _is_of(folder: Path, source: str) -> bool:
+    noted = folder / _SOURCE
+    return noted.is_file() and noted.read_bytes() == json.dumps(source).encode()
 
 
 def _remove(folder: Path) -> None:
