@@ -164,7 +164,7 @@ def test_a_folder_s_name_that_is_not_utf_8(tmp_path):
     os.makedirs(folder)
     with open(folder + b"/1.jpg", "wb") as file:
         file.write(b"x")
-    for command in (  # fmt: skip
+    for command in (
         ["prepare", "folder", f"--from={tmp_path}/i", "--name=t", f"--data_dir={tmp_path}/d"],
         [
             "anchors",

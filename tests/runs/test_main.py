@@ -219,9 +219,7 @@ def test_a_damaged_file_of_a_finished_run(finished, tmp_path, monkeypatch, name,
     assert (workdir / name).read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    "content", ['{"x": 1}', '{"protocols": 5}', '{"protocols": {"a": {"b": 0}}}']
-)
+@pytest.mark.parametrize("content", ['{"protocols": 5}', '{"protocols": {"a": {"b": 0}}}'])
 def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
     workdir = tmp_path / "w"
     shutil.copytree(finished[0], workdir)
