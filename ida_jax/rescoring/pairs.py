@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import by_blocks
+from ida_jax.common.devices import by_blocks, filled
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import cores
 from ida_jax.common.validation import require_unit
@@ -66,10 +66,11 @@ def pair_scores(
     faces: np.ndarray, pairs: np.ndarray, methods: Mapping[str, FaceTerms]
 ) -> dict[str, np.ndarray]:
     """{method: `score_pairs`} of what was checked before; the cosines are computed once."""
-    on_device, pairs = jax.device_put(faces), pairs.astype(np.int32, copy=False)
+    on_device, pairs = jax.device_put(filled(faces)), pairs.astype(np.int32, copy=False)
     cosines = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), CHUNK):
-        cosines[start : start + CHUNK] = _cosines(on_device, pairs[start : start + CHUNK])
+        chunk = pairs[start : start + CHUNK]
+        cosines[start : start + CHUNK] = _cosines(on_device, len(faces), chunk)
     return {name: scores_of_cosines(cosines, pairs, terms) for name, terms in methods.items()}
 
 
@@ -79,11 +80,11 @@ def score_chunk(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.nda
     The scores are a function of the chunk alone. Rows of NaN give NaN scores.
 
     Args:
-      faces: float32 [N, D] on the device.
+      faces: float32 [N, D] on the device, or `filled`.
       pairs: int32 [P, 2] within 0 … N−1.
       terms: of the N faces.
     """
-    return scores_of_cosines(_cosines(faces, pairs), pairs, terms)
+    return scores_of_cosines(_cosines(faces, len(terms.values), pairs), pairs, terms)
 
 
 def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
@@ -95,9 +96,8 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     """
     if terms.rule == "cosine":
         return cosines.copy()
-    return by_blocks(
-        partial(_apply_rule, jax.device_put(terms)), cosines, pairs, sizes=_RULE_BLOCKS
-    )
+    on_device = jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
+    return by_blocks(partial(_apply_rule, on_device), cosines, pairs, sizes=_RULE_BLOCKS)
 
 
 def checked_pairs(pairs: np.ndarray, faces: int) -> np.ndarray:
@@ -148,11 +148,12 @@ def all_pair_scores(
     return split_all_pairs(cosines, checked_labels(labels, len(faces)), methods)
 
 
-def _cosines(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
+def _cosines(faces: jax.Array, count: int, pairs: np.ndarray) -> np.ndarray:
+    """⟨f₁, f₂⟩ of pairs of the first `count` faces, float32 [P]."""
     if jax.default_backend() != "cpu":
         return _gathered(faces, pairs)
     # On a CPU the host's view of the faces is not a copy.
-    return _tiled_cosines(np.asarray(faces), pairs, partial(_gathered, faces))
+    return _tiled_cosines(np.asarray(faces)[:count], pairs, partial(_gathered, faces))
 
 
 def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:

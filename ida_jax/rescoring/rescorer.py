@@ -22,6 +22,7 @@ from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch, largest_identity
 from ida_jax.anchors.sources import read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_tau, unit_embeddings
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
@@ -195,7 +196,7 @@ class Rescorer:
         faces = np.concatenate([first, second])
         rows = np.arange(len(first), dtype=np.int32)
         pairs = np.stack([rows, rows + len(first)], axis=1)
-        return score_chunk(jax.device_put(faces), pairs, self.terms(faces))
+        return score_chunk(jax.device_put(filled(faces)), pairs, self.terms(faces))
 
     def score_pairs(self, embeddings: ArrayLike, pairs: ArrayLike) -> np.ndarray:
         """Scores of pairs of rows of one array, float32 [P]; each face's density is computed once.

@@ -8,6 +8,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.rescoring import pairs as module
 from ida_jax.rescoring import tiles
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms, dao_terms
 
 RULES = ("cosine", "dao", "z_norm", "t_norm", "s_norm", "csn")
@@ -142,3 +143,21 @@ def test_mistakes(monkeypatch):
     monkeypatch.setattr(tiles, "_MOST_PAIRS", 1000)
     with pytest.raises(UserError, match=r"50 faces make 1,225 pairs, more than the 1,000"):
         score_all_pairs(faces, labels)
+
+
+def test_few_sizes_stand_for_every_number_of_faces():
+    """A server is asked for any number of pairs: nothing may compile for each of them."""
+    anchors = reference.unit((40, 16), 0)
+    scorer = Rescorer(anchors, k=5)
+    faces = reference.unit((2050, 16), 1)
+    for n in (1, 31, 33, 300, 1025):  # 64, 128, 1,024 and 4,096 rows, in blocks of pairs
+        scorer.score(faces[:n], faces[n : 2 * n])
+    before = module._gather._cache_size(), module._apply_rule._cache_size()
+    for n in (*range(2, 31), 34, 63, 301, 511, 1000):
+        alone = scorer.score(faces[:n], faces[n : 2 * n])
+        listed = scorer.score_pairs(faces, np.stack([np.arange(n), n + np.arange(n)], axis=1))
+        np.testing.assert_allclose(alone, listed, atol=2e-6)
+    scorer.score_pairs(faces, [[0, 1]])
+    after = module._gather._cache_size(), module._apply_rule._cache_size()
+    assert after[0] <= before[0] + 2  # the list's 2,050 faces, with few and with many pairs
+    assert after[1] <= before[1] + 2
