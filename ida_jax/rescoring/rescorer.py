@@ -178,6 +178,9 @@ class Rescorer:
     def score(self, first: ArrayLike, second: ArrayLike) -> np.ndarray:
         """Scores of the pairs of rows (first[i], second[i]), float32 [P].
 
+        With the number of pairs scored at once the last bits change: by up to 4·10⁻⁷ of IDA's
+        scores, 3·10⁻⁶ of AS-norm's.
+
         Args:
           first: [P, D] embeddings of any norm, the enrolled faces where the method cares.
           second: [P, D], the probes.
