@@ -128,6 +128,7 @@ def _follow(
                 counts[name][outcome] += 1
                 if outcome == "finding":
                     _keep(found, findings, name, Path(path), *text)
+                    pipe.send("kept")
             case ("done", number):
                 worker.join()
                 return number

@@ -70,7 +70,10 @@ def work(pipe: Connection, task: Task, first: int) -> None:
         content = mutate(rng.choice(choices), rng.choice(choices), rng)
         path = seeds.write(name, content, folder)
         pipe.send(("begin", number, name, str(path)))
-        pipe.send(("end", number, *_outcome(reader.read, path, task.seconds)))
+        outcome, text = _outcome(reader.read, path, task.seconds)
+        pipe.send(("end", number, outcome, text))
+        if outcome == "finding":
+            pipe.recv()  # the input is kept before the next one takes its place
         number += 1
     pipe.send(("done", number))
 

@@ -196,7 +196,7 @@ def test_files_in_place_of_what_they_hold(scorers, tmp_path):
         (lambda: Rescorer(ANCHORS).score("e.npy", FACES), "first faces are 'e.npy'.*read the file"),
         (lambda: Rescorer(ANCHORS).score_pairs("e.npy", [[0, 1]]), "embeddings are 'e.npy'"),
         (lambda: Rescorer(ANCHORS).score_pairs(FACES, "p.npy"), r"pairs are <U5 \[\]"),
-        (lambda: Rescorer(ANCHORS).score_pairs(FACES, [[0, 1], [2]]), "pairs are no array"),
+        (lambda: Rescorer(ANCHORS).score_pairs(FACES, [[0, 1], [2]]), "pairs are not an array"),
         (lambda: Rescorer(ANCHORS).gallery([FACES[0].tolist(), None]), "gallery are"),
     ],
 )

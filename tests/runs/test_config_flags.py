@@ -35,7 +35,7 @@ def _main(monkeypatch, capsys, *flags):
         ([f"--config.seed={2**63}"], f"seed is {2**63}: expected 0 or more, and less than 2^63"),
         (["--config.seed=-1"], "seed is -1: expected 0 or more"),
         (["--config.seed=1e30"], "--config.seed=1e30"),
-        (["--config.stages=()"], "the config's stages are none"),
+        (["--config.stages=()"], "the config names no stages"),
         (["--config.evaluate.top_n=1"], "evaluate.top_n is 1: expected 2 or more"),
         (["--config.evaluate.top_n=17"], "evaluate.top_n is 17, but a cohort can have at most 16"),
         (["--config.csn.top_n=15"], "csn.top_n is 15, but a cohort can have at most 14"),

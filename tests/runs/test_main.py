@@ -193,7 +193,7 @@ def test_a_training_in_place_of_another_ones_model_is_refused(finished, tmp_path
 def test_a_damaged_config_of_a_workdir_is_one_line(content, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={tmp_path}"])
-    with pytest.raises(UserError, match=r"config\.json is damaged: take another --workdir"):
+    with pytest.raises(UserError, match=r"config\.json is damaged: .*take another --workdir"):
         main.main()
 
 
