@@ -179,7 +179,7 @@ class Rescorer:
         """Scores of the pairs of rows (first[i], second[i]), float32 [P].
 
         With the number of pairs scored at once the last bits change: by up to 4·10⁻⁷ of IDA's
-        scores, 3·10⁻⁶ of AS-norm's.
+        scores, 4·10⁻⁶ of AS-norm's.
 
         Args:
           first: [P, D] embeddings of any norm, the enrolled faces where the method cares.
