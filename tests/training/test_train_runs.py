@@ -187,7 +187,7 @@ def test_two_processes_are_one_run(start, undisturbed, tmp_path):
         )
         for number in range(2)
     ]  # fmt: skip
-    (out, err), (other_out, other_err) = map(_finish, running)
+    (out, _), (other_out, other_err) = map(_finish, running)
     _assert_close(tmp_path, undisturbed)
     # The first one alone does what follows, and tells of it.
     assert json.loads((tmp_path / "results.json").read_text())["protocols"]
