@@ -4,6 +4,7 @@ Flags are spelled with underscores, as --top_n is; --top-n is accepted too.
 """
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,11 +26,19 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's, which `parse_args` calls, with either spelling of a flag."""
-        return super().parse_known_args(
-            underscored(sys.argv[1:] if args is None else args), namespace
-        )
+        self._given = underscored(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._given, namespace)
 
     def error(self, message: str) -> NoReturn:
+        # argparse misses a required flag before it looks at the one that was mistyped in its place.
+        if message.startswith("the following arguments are required"):
+            known = self._option_string_actions
+            words = self._given[: [*self._given, "--"].index("--")]
+            names = [word.partition("=")[0] for word in words if word.startswith("--")]
+            for name in (name for name in names if name not in known):
+                near = difflib.get_close_matches(name, known, 1)
+                message = f"unknown flag '{name}'" + (f": did you mean {near[0]}?" if near else "")
+                break
         raise UserError(f"{message}; see --help")
 
 

@@ -184,7 +184,9 @@ def _floating(given: ArrayLike, what: str) -> np.ndarray:
         array = np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:  # rows that differ; a foreign tensor
         said = " ".join(str(error).split())
-        raise UserError(f"{what} are no array: {said}; expected floating point [N, D]") from error
+        raise UserError(
+            f"{what} are not an array: {said}; expected floating point [N, D]"
+        ) from error
     # NumPy does not count bfloat16, which JAX adds to its types, among its own.
     floating = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
     if array.ndim != 2 or not floating:

@@ -166,3 +166,13 @@ def test_home(monkeypatch, tmp_path):
     assert parser.parse_args([]).data_dir == Path("data")
     with pytest.raises(UserError, match="names the home folder of nobody"):
         parser.parse_args(["--data_dir=~nobody_here/x"])
+
+
+def test_a_mistyped_flag_is_named_before_the_required_one_that_it_stands_for():
+    from ida_jax import rescore
+
+    given = ["--embeddings=E.npy", "--pairs=P.npy", "--outptu=S.npy"]
+    with pytest.raises(UserError, match=r"unknown flag '--outptu': did you mean --output\?"):
+        rescore.main(given)
+    with pytest.raises(UserError, match="the following arguments are required: --output"):
+        rescore.main(given[:2])

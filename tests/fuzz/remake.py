@@ -43,7 +43,7 @@ def artefact(seed: bytes, other: bytes, rng: random.Random) -> bytes:
         length = int.from_bytes(seed[:8], "little")
         header = json.loads(seed[8 : 8 + length])["__metadata__"]
         tensors = load(seed)
-    except Exception:
+    except Exception:  # a seed that an earlier step broke: whatever it raises, it has no header
         return mutated(seed, other, rng)
     kind = header.pop("kind")
     header.pop("checksum", None)
@@ -82,7 +82,7 @@ def _fingerprint(kind: str, metadata: dict, tensors: dict[str, np.ndarray]) -> N
         }[kind]()
         variables = unflatten_dict(variables, sep="/")
         metadata["fingerprint"] = fingerprint_of(described, variables)
-    except Exception:
+    except Exception:  # mutated beyond what a fingerprint can be made of: the old one stays
         return
 
 

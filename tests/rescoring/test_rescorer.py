@@ -187,7 +187,7 @@ def test_files_in_place_of_what_they_hold(scorers, tmp_path):
     [
         (lambda: Rescorer("no.safetensors"), "no.safetensors"),
         (lambda: Rescorer(7), r"anchors are int64 \[\]"),
-        (lambda: Rescorer([[1.0, 2.0], [3.0]]), "anchors are no array"),
+        (lambda: Rescorer([[1.0, 2.0], [3.0]]), "anchors are not an array"),
         (lambda: Rescorer(["a", "b"]), r"anchors are <U1 \[2\]"),
         (
             lambda: Rescorer(ANCHORS, method="ida_l", ssr=ANCHORS),
