@@ -210,7 +210,8 @@ def draw_det(
 ) -> None:
     """Draws {name: ((FARs, TARs), its line's style)}.
 
-    Rates of 0 and 1 have no place on the axes and are left out.
+    Rates of 0 and 1 have no place on the axes and are left out; where nothing else is left, the
+    axes are empty and say so.
     """
     from scipy.special import ndtri
 
@@ -224,6 +225,9 @@ def draw_det(
         drawn += points
         far, frr = zip(*points, strict=True) if points else ((), ())
         axis.plot(ndtri(far), ndtri(frr), label=drawn_text(name), markevery=0.13, **style)
+    if not drawn:
+        text = "No threshold gives errors of both kinds:\nnothing can be drawn on these axes"
+        axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
     powers = range(max(-9, math.floor(math.log10(min((far for far, _ in drawn), default=0.1)))), 0)
     # From the right, so that 10 % is kept where every second power has room.
     ticks = [10.0**power for power in powers[:: -1 if len(powers) < 6 else -2]]

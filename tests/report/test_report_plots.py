@@ -222,3 +222,15 @@ def test_training_figure_reads_records(tmp_path):
 def test_nothing_to_draw_is_the_users_mistake(draw, message):
     with pytest.raises(UserError, match=message):
         draw()
+
+
+def test_a_det_of_separated_scores_says_that_it_is_empty():
+    from matplotlib.figure import Figure
+
+    from ida_jax.report.rate_plots import draw_det
+
+    for rates, empty in ((([0.0, 0.0, 1.0], [0.5, 1.0, 1.0]), True), (([0.1], [0.9]), False)):
+        axis = Figure().subplots()
+        draw_det(axis, {"S": (rates, {})})
+        said = [text.get_text() for text in axis.texts]
+        assert any("nothing can be drawn" in text for text in said) == empty
