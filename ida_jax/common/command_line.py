@@ -35,10 +35,11 @@ class Parser(argparse.ArgumentParser):
             known = self._option_string_actions
             words = self._given[: [*self._given, "--"].index("--")]
             names = [word.partition("=")[0] for word in words if word.startswith("--")]
+            # Without a near one it may be another parser's, as --config= of plan is.
             for name in (name for name in names if name not in known):
-                near = difflib.get_close_matches(name, known, 1)
-                message = f"unknown flag '{name}'" + (f": did you mean {near[0]}?" if near else "")
-                break
+                if near := difflib.get_close_matches(name, known, 1):
+                    message = f"unknown flag '{name}': did you mean {near[0]}?"
+                    break
         raise UserError(f"{message}; see --help")
 
 
