@@ -38,6 +38,7 @@ class Case(NamedTuple):
 
 
 _EMBED = ("--model=model.safetensors", "--output=out/E.npy", "--batch_size=4")
+_TRAINING = ("run/*checkpoints/*", "run/tensorboard/*", "run/metrics.jsonl")
 _EXPORT = ("--model=model.safetensors", "--output=out/model.stablehlo")
 CASES = {
     "rescore": Case(
@@ -121,9 +122,30 @@ CASES = {
     "train": Case(
         "ida_jax.main",
         ("--config=config.py", "--workdir=out/run"),
-        passing=("run/checkpoints/*", "run/tensorboard/*", "run/metrics.jsonl"),
+        passing=_TRAINING,
         final="run",
         quick=("test_kills",),
+    ),
+    "train_modules": Case(
+        "ida_jax.main",
+        ("--config=config.py:modules", "--workdir=out/run"),
+        passing=_TRAINING,
+        final="run",
+        quick=(),
+    ),
+    "train_gan": Case(
+        "ida_jax.main",
+        ("--config=config.py:gan", "--workdir=out/run"),
+        passing=(*_TRAINING, "run/samples/*", "run/generators/*"),
+        final="run",
+        quick=(),
+    ),
+    "ssr_from_embeddings": Case(
+        "ida_jax.main",
+        ("--config=from_embeddings.py", "--workdir=out/run"),
+        passing=_TRAINING,
+        final="run",
+        quick=(),
     ),
 }  # fmt: skip
 
@@ -140,9 +162,13 @@ from ida_jax.runs.config import run_section
 face_model._NETWORKS["tiny"] = partial(IResNet, (1,), (8,))
 
 
-def get_config():
+def get_config(variant=""):
     c = run_section("test")
-    c.stages = ("train", "anchors", "evaluate")
+    c.stages = {
+        "": ("train", "anchors", "evaluate"),
+        "modules": ("train", "anchors", "ssr", "csn", "pfe", "evaluate"),
+        "gan": ("train", "gan", "anchors", "evaluate"),
+    }[variant]
     c.train_data = ConfigDict(
         {"name": "rendered", "identities": 11, "images_per_identity": 3, "image_size": 32}
     )
@@ -155,6 +181,35 @@ def get_config():
     )
     c.k, c.evaluate.methods, c.evaluate.folds = 5, ("cosine", "ida_r"), 2
     c.evaluate.resamples, c.evaluate.sweeps, c.flip = 10, False, False
+    if variant == "modules":
+        c.evaluate.methods = ("cosine", "ida_r", "ida_l", "csn")
+        c.ssr.update({"steps": 6, "decay_steps": (4,), "batch_size": 8, "hidden": 8})
+        c.csn.top_n = 8
+        c.pfe.update({"hidden": 16, "identities": 8, "images": 2, "steps": 6, "decay_steps": (4,)})
+        c.pfe.update({"checkpoint_every": 2, "log_every": 1})
+    if variant == "gan":
+        c.gan.update({"resolution": 32, "latent_dim": 8, "style_dim": 8, "channel_base": 64})
+        c.gan.update({"channel_max": 8, "dtype": "float32", "batch_size": 8, "steps": 6})
+        c.gan.update({"log_every": 1, "evaluate_every": 3, "evaluate_faces": 8})
+        c.gan.update({"checkpoint_every": 2, "path_every": 2, "r1_every": 3})
+        c.anchors.source, c.anchors.size = "fake_db", 8
+    return c
+"""
+
+_FROM_EMBEDDINGS = """
+from ml_collections import ConfigDict
+
+from ida_jax.runs.config import ssr_section
+
+
+def get_config():
+    c = ConfigDict()
+    c.title, c.seed, c.stages = "test", 0, ("targets", "ssr", "evaluate")
+    c.embeddings, c.anchors, c.labels = "faces.npy", "anchors.npy", "people.txt"
+    c.disjoint, c.held_out, c.k, c.tau, c.searcher = True, 0.3, 5, 1.0, "auto"
+    c.ssr = ssr_section()
+    c.ssr.update({"steps": 6, "decay_steps": (4,), "batch_size": 8, "hidden": 8})
+    c.evaluate = ConfigDict({"most_faces": 100, "fars": (0.1,), "resamples": 10})
     return c
 """
 
@@ -193,6 +248,7 @@ def make_inputs(folder: Path) -> None:
     torn = folder / "torn" / "p1" / "04.png"
     torn.write_bytes(torn.read_bytes()[:100])
     (folder / "config.py").write_text(_CONFIG)
+    (folder / "from_embeddings.py").write_text(_FROM_EMBEDDINGS)
     (folder / "out").mkdir()
 
 
