@@ -5,8 +5,8 @@ are kept, and every command takes any norm. Killed in the middle, the same comma
 output appears whole or not at all.
 
   M  model.safetensors (python -m ida_jax.export makes one of .onnx or .pth), or a workdir
-  I  a folder (its images sorted by path), a .tar or .tgz (likewise), or a text file, a path a line;
-     a list of landmarks is one too; or a verification set (.bin), its images in their order
+  I  a folder (its images sorted by path), a .tar, .tgz or .zip (likewise), or a text file, a path a
+     line; a list of landmarks is one too; or a verification set (.bin), its images in their order
   L  five points an image, LFW's or IJB's form: images are aligned; without it they are crops of the
      model's size already
   E  .npy, with the images' names in E.names.txt and the model's fingerprint in E.fingerprint.json
@@ -72,7 +72,8 @@ def _embed(options: Any) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
-    from ida_jax.data.sources.image_files import hidden_note, open_images
+    from ida_jax.data.sources.image_files import open_images
+    from ida_jax.data.sources.image_names import hidden_note
     from ida_jax.data.sources.verification_bin import open_bin
     from ida_jax.runs.workdir import MODEL, file_inside
 
@@ -116,7 +117,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     # fmt: off
     add("--model", type=Path, required=True, metavar="M", help="model.safetensors, or a workdir")
-    add("--images", type=Path, required=True, metavar="I", help="a folder, .tar, .tgz or list")
+    add("--images", type=Path, required=True, metavar="I", help="a folder, archive or list")
     add("--root", type=Path, metavar="DIR", help="where a list's paths start (the list's folder)")
     add("--landmarks", type=Path, metavar="L", help="five points an image, by which it is aligned")
     add("--output", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")

@@ -94,7 +94,7 @@ def _bin(argv: list[str]) -> None:
 
 def _make_bin(options: "Namespace") -> None:
     from ida_jax.common.outputs import writing
-    from ida_jax.data.sources.image_files import hidden_note
+    from ida_jax.data.sources.image_names import hidden_note
     from ida_jax.data.sources.verification_bin import write_verification_bin
 
     reading = {"--images": options.images, "--pairs": options.pairs}

@@ -95,7 +95,7 @@ def _build(argv: list[str]) -> None:
 
 def _build_set(options: Any) -> None:
     from ida_jax.anchors import sources
-    from ida_jax.data.sources.image_files import hidden_note
+    from ida_jax.data.sources.image_names import hidden_note
     from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.tables.identities import read_people
 

@@ -15,14 +15,8 @@ from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
 from ida_jax.data.dataset import LazyImages
-from ida_jax.data.sources.image_files import (
-    SUFFIXES,
-    decode,
-    is_hidden,
-    is_image,
-    read_image,
-    sayable,
-)
+from ida_jax.data.sources.image_files import decode, read_image
+from ida_jax.data.sources.image_names import SUFFIXES, is_hidden, is_image, sayable
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.text import canonical
 

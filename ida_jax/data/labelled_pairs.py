@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources.image_files import without_suffix
+from ida_jax.data.sources.image_names import without_suffix
 from ida_jax.tables.text import canonical, shown, split_line, text_lines, whole_number
 
 

@@ -19,7 +19,7 @@ from ida_jax.data.labelled_pairs import (
     read_calfw_pairs,
     read_lfw_pairs,
 )
-from ida_jax.data.sources.image_files import without_suffix
+from ida_jax.data.sources.image_names import without_suffix
 from ida_jax.data.sources.verification_bin import read_verification_bin
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.table import (

@@ -162,7 +162,7 @@ def _candidates(options: Any, model: "FaceModel") -> "CandidateFaces":
 
 
 def _tell_hidden(names: tuple[str, ...]) -> None:
-    from ida_jax.data.sources.image_files import hidden_note
+    from ida_jax.data.sources.image_names import hidden_note
 
     if names:
         print(hidden_note(names))

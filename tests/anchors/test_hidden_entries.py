@@ -6,7 +6,8 @@ import pytest
 
 from ida_jax.anchors.sources import find_images
 from ida_jax.data.sources.face_folder import read_face_folder
-from ida_jax.data.sources.image_files import hidden_note, open_images
+from ida_jax.data.sources.image_files import open_images
+from ida_jax.data.sources.image_names import hidden_note
 
 HIDDEN = (
     ".ipynb_checkpoints/1-checkpoint.jpg",

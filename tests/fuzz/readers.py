@@ -6,6 +6,7 @@ import json
 import pickle
 import struct
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def _tar() -> bytes:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _zip() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("A/1.jpg", "B/2.jpg", "__MACOSX/A/._1.jpg"):
+            archive.writestr(name, image(".jpg"))
     return out.getvalue()
 
 
@@ -294,6 +303,7 @@ READERS = {
     "checked_png": Reader("x.png", lambda: [image(".png")], _check),
     "image_tar": Reader("x.tar", lambda: [_tar()], _images),
     "image_tgz": Reader("x.tgz", lambda: [gzip.compress(_tar())], _images, GZIP),
+    "image_zip": Reader("x.zip", lambda: [_zip()], _images, ZIP),
     "image_list": Reader("x.txt", lambda: [b"A/1.jpg\nB/1.jpg\n"], _listed_images),
     "verification_bin": Reader("v.bin", _bin, _read_bin),
     "records": Reader("train.rec", lambda: [_records()], _read_records),

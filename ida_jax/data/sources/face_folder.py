@@ -11,7 +11,8 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import EncodedFaces, LazyImages
-from ida_jax.data.sources.image_files import JPEG_AND_PNG, hidden_note, is_hidden, read_image
+from ida_jax.data.sources.image_files import read_image
+from ida_jax.data.sources.image_names import JPEG_AND_PNG, hidden_note, is_hidden
 
 _LISTED = 5
 

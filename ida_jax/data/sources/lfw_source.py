@@ -25,7 +25,8 @@ from ida_jax.data.alignment import align, similarity_transform
 from ida_jax.data.labelled_pairs import read_calfw_pairs, read_lfw_pairs
 from ida_jax.data.landmarks import read_landmarks
 from ida_jax.data.lfw_crops import read_split
-from ida_jax.data.sources.image_files import ImageFiles, decode, hidden_note, open_images
+from ida_jax.data.sources.image_files import ImageFiles, decode, open_images
+from ida_jax.data.sources.image_names import hidden_note
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.tables.text import canonical
 

@@ -3,6 +3,8 @@ import io
 import os
 import struct
 import tarfile
+import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -12,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources import image_files, jpeg
-from ida_jax.data.sources.image_files import decode, is_hidden, open_images, without_suffix
+from ida_jax.data.sources import image_archives, image_names, jpeg
+from ida_jax.data.sources.image_files import decode, open_images
+from ida_jax.data.sources.image_names import is_hidden, without_suffix
 
 NAMES = ("a/1.jpg", "a/B.PNG", "b/c/2.bmp", "z.jpeg")
 
@@ -215,19 +218,70 @@ def test_paths_that_lead_out_of_a_tar_are_refused(tmp_path, name):
 
 
 def test_what_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "_ROOM", 1 << 20)
+    monkeypatch.setattr(image_archives, "_ROOM", 1 << 20)
     (tmp_path / "x.tgz").write_bytes(gzip.compress(bytes(8 << 20)))
     with pytest.raises(UserError, match=r"x.tgz unpacks to more than 20 times its size"):
         open_images(tmp_path / "x.tgz")
-    monkeypatch.setattr(image_files, "_MOST_BYTES", 10)
+    monkeypatch.setattr(image_names, "_MOST_BYTES", 10)
     (tmp_path / "x.jpg").write_bytes(b"x" * 11)
     with pytest.raises(UserError, match=r"x.jpg has 11 bytes: expected at most 10"):
         open_images(tmp_path).encoded(0)
     with pytest.raises(UserError, match=r"y.jpg has 11 bytes: expected at most 10"):
         open_images(_write_tar(tmp_path / "x.tar", [("y.jpg", b"x" * 11)]))
-    (tmp_path / "x.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match="unpack it, and give the folder"):
-        open_images(tmp_path / "x.zip")
+    with pytest.raises(UserError, match=r"y.jpg has 11 bytes: expected at most 10"):
+        open_images(_write_zip(tmp_path / "x.zip", [("y.jpg", b"x" * 11)]))
+
+
+def _write_zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of twins
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_zip_is_read_as_a_folder_is(tmp_path):
+    images = {"b/2.png": b"two", "a/1.JPG": b"one", "ä.webp": b"three"}
+    others = [
+        ("__MACOSX/a/._1.JPG", b"x"),
+        ("a/.DS_Store", b"x"),
+        ("a/list.txt", b"x"),
+        ("b/", b""),
+    ]
+    path = _write_zip(tmp_path / "x.ZIP", [("a/1.JPG", b"older"), *others, *images.items()])
+    files = open_images(path)
+    assert dict(zip(files.names, map(files.encoded, range(3)), strict=True)) == images
+    assert files.names == tuple(sorted(images))
+    assert files.hidden == ("__MACOSX", "a/.DS_Store")
+    before = files.stamp()
+    os.utime(path, ns=(0, 1))
+    assert open_images(path).stamp() != before
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(files.encoded, [0] * 20)) == [b"one"] * 20
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "a/../../x.jpg", "/x.jpg"])
+def test_paths_that_lead_out_of_a_zip_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="leads out of the archive"):
+        open_images(_write_zip(tmp_path / "x.zip", [(name, b"x")]))
+
+
+def test_a_zip_that_cannot_be_read_is_one_line(tmp_path):
+    path = _write_zip(tmp_path / "x.zip", [("a.jpg", bytes(5000)), ("b.jpg", b"b")])
+    whole = path.read_bytes()
+    for length in (0, 2, 50, len(whole) - 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"x.zip is not a whole .zip file: .*pack it again"):
+            open_images(path)
+    path.write_bytes(whole.replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"))
+    with pytest.raises(UserError, match=r"a.jpg is encrypted: unpack the archive yourself"):
+        open_images(path)
+    at = whole.index(b"a.jpg") + 7  # in the first image
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+    files = open_images(path)
+    with pytest.raises(UserError, match=r"image a.jpg of .*x.zip cannot be read: "):
+        files.encoded(0)
+    assert files.encoded(1) == b"b"
 
 
 def test_the_last_of_a_tars_twins_counts(tmp_path):
