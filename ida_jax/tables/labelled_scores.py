@@ -18,6 +18,7 @@ from ida_jax.tables.blocks import known_suffix, one_line, open_npy, parquet_layo
 from ida_jax.tables.text import (
     canonical,
     delimiter_of,
+    first_not_text,
     require_closed_quotes,
     shown,
     split_fields,
@@ -240,9 +241,13 @@ def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
         return _text_table(path)
     parquet_layout(path, what=what)
     try:
-        return parquet.read_table(path)
+        table = parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a whole .parquet file: {one_line(error)}") from error
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if (bad := first_not_text(column)) is not None:
+            raise UserError(f"{path}: {shown(name)} of pair {bad} (from 0) is not UTF-8 text")
+    return table
 
 
 def _text_table(path: Path) -> "pa.Table":

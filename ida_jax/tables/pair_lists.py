@@ -25,6 +25,7 @@ from ida_jax.tables.text import (
     TextBlock,
     canonical,
     canonical_column,
+    first_not_text,
     delimiter_of,
     parse_columns,
     raise_first_fault,
@@ -278,6 +279,9 @@ def _checked_columns(
     source: Path, start: int, columns: Sequence["pa.Array"], rows: int, names: _Names | None
 ) -> np.ndarray:
     """The pairs, int32 [n, 2], that two columns stand for; `start` is the first one's number."""
+    for column in columns:
+        if (bad := first_not_text(column)) is not None:
+            raise UserError(f"{source}, pair {start + bad}: its name is not UTF-8 text")
     pairs = _as_rows(columns, names)
     bad = _first_outside(*pairs, rows)
     if bad is not None:

@@ -108,6 +108,24 @@ def canonical_column(column: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.Chu
     return pc.utf8_rtrim_whitespace(pc.utf8_normalize(column, form="NFC"))
 
 
+def first_not_text(column: "pa.Array | pa.ChunkedArray") -> int | None:
+    """The first entry of a column of strings that is not UTF-8, as a Parquet file may hold them."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, entry in enumerate(column.cast(pa.binary()).to_pylist()):
+            try:
+                (entry or b"").decode()
+            except UnicodeDecodeError:
+                return row
+        raise
+    return None
+
+
 def name_fault(name: str) -> str | None:
     """Why a name cannot stand on a line of a list; None where it can."""
     if not name:

@@ -47,6 +47,16 @@ def test_groups_are_in_order(tmp_path):
     assert (codes.tolist(), names) == ([2, 1, 2, 0], ("-1", "9", "10"))
 
 
+def test_names_in_parquet_that_are_not_text(tmp_path):
+    first = pa.array([b"a", b"b", b"\xff\xfe"], pa.binary())
+    first = pa.Array.from_buffers(pa.string(), 3, first.buffers())
+    path = tmp_path / "i.parquet"
+    for column in (first, pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), first)):
+        parquet.write_table(pa.table({"first": column, "second": ["a", "b", "c"]}), path)
+        with pytest.raises(UserError, match=r"first of pair 2 \(from 0\) is not UTF-8 text"):
+            read_identities(path)
+
+
 @pytest.mark.parametrize("side", ["a,1\n1,1\nb,a\n", "x,y\na,c\nc,c\nb,a\n"])
 def test_identities_share_their_names_across_columns(tmp_path, side):
     path = tmp_path / "i.csv"

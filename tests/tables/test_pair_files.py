@@ -286,6 +286,11 @@ def test_parquet_names(tmp_path, small_blocks, kind):
     _refused(source, "pair 0: no face is named", names=list("vwxyz"))
 
 
+def _not_text():
+    column = pa.array([b"ann", b"\xff", None], pa.binary())
+    return pa.Array.from_buffers(pa.string(), 3, column.buffers())
+
+
 def test_parquet_mistakes(tmp_path, small_blocks):
     source = tmp_path / "p.parquet"
     ints = pa.array([1] * 6 + [None])
@@ -296,6 +301,7 @@ def test_parquet_mistakes(tmp_path, small_blocks):
         ({"a": ["ann"], "b": [2]}, "columns of string and int64: expected integers or names"),
         ({"a": [1] * 7, "b": ints}, "pair 6: one field is empty"),
         ({"a": pa.array([2**63 + 1], pa.uint64()), "b": [1]}, rf"\({2**63 + 1}, 1\) is outside"),
+        ({"a": _not_text(), "b": ["ann"] * 3}, "pair 1: its name is not UTF-8 text"),
         ({"a": pa.array([], pa.int64()), "b": pa.array([], pa.int64())}, "holds no pairs"),
     ):
         parquet.write_table(pa.table(columns), source)
