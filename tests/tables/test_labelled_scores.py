@@ -53,7 +53,7 @@ def test_names_in_parquet_that_are_not_text(tmp_path):
     path = tmp_path / "i.parquet"
     for column in (first, pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), first)):
         parquet.write_table(pa.table({"first": column, "second": ["a", "b", "c"]}), path)
-        with pytest.raises(UserError, match=r"first of pair 2 \(from 0\) is not UTF-8 text"):
+        with pytest.raises(UserError, match=r"'first' of pair 2 \(from 0\) is not UTF-8 text"):
             read_identities(path)
 
 
