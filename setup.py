@@ -5,6 +5,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _EXPORT = ["flatbuffers", "onnx>=1.16", "onnxruntime"]
+_TRAIN = [
+    "array_record",
+    "grain>=0.2.15",
+    # tensorflow-datasets needs it and does not say so.
+    "importlib_resources",
+    "opencv-python-headless",
+    "orbax-checkpoint>=0.12,<0.13",
+    "tensorboardX",
+    "tensorflow-datasets>=4.9.9",
+]
+# Wheels exist for Linux alone; elsewhere the exact search on the device is used.
+_SCANN = ["scann>=1.4; platform_system == 'Linux' and python_version < '3.14'"]
+_TEST = ["hypothesis", "pytest>=8", "pytest-xdist", "ruff", "scikit-image"]
 
 setup(
     name="ida_jax",
@@ -14,35 +27,34 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["ida_jax", "ida_jax.*"]),
+    # The wheel holds the configs too: --config=quickstart names one of them.
+    packages=[*find_packages(include=["ida_jax", "ida_jax.*"]), "ida_jax.configs"],
+    package_dir={"ida_jax.configs": "configs"},
+    package_data={"ida_jax": ["py.typed"]},
     python_requires=">=3.11",
+    # Of rescoring, evaluation and calibration; what a command needs beyond it is named when it is
+    # missing (ida_jax/common/errors.py).
     install_requires=[
         "absl-py",
-        "array_record",
         "flax>=0.12",
-        "grain>=0.2.15",
-        # tensorflow-datasets needs it and does not say so.
-        "importlib_resources",
         "jax>=0.10",
         "matplotlib>=3.8",
         "ml-collections>=1.0",
         "numpy>=2.0",
-        "opencv-python-headless",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.12,<0.13",
         "pyarrow>=16",
         "safetensors",
-        # Wheels exist for Linux alone; elsewhere the exact search on the device is used.
-        "scann>=1.4; platform_system == 'Linux' and python_version < '3.14'",
         "scipy",
-        "tensorboardX",
-        "tensorflow-datasets>=4.9.9",
         "tqdm",
     ],
     extras_require={
+        "train": _TRAIN,
+        "scann": _SCANN,
+        "interop": [*_EXPORT, "torch"],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "interop": [*_EXPORT, "torch"],
-        "test": [*_EXPORT, "hypothesis", "pytest>=8", "pytest-xdist", "ruff", "scikit-image"],
+        "test": [*_TRAIN, *_SCANN, *_EXPORT, *_TEST],
+        "all": [*_TRAIN, *_SCANN, *_EXPORT, "torch"],
     },
+    entry_points={"console_scripts": ["ida-jax = ida_jax.__main__:console"]},
 )

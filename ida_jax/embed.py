@@ -113,7 +113,7 @@ def _embed(options: Any) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=__doc__)
+    parser = Parser("embed", description=__doc__)
     add = parser.add_argument
     # fmt: off
     add("--model", type=Path, required=True, metavar="M", help="model.safetensors, or a workdir")

@@ -71,7 +71,7 @@ def _write(options: Any) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=__doc__)
+    parser = Parser("evaluate", description=__doc__)
     add = parser.add_argument
     # fmt: off
     add("--scores", type=Path, required=True, metavar="S", help="one score a pair")

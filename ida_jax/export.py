@@ -68,7 +68,7 @@ def _export(options: Any) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=__doc__)
+    parser = Parser("export", description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="FILE|DIR", help="the face model")
     add("--output", type=Path, metavar="X", help="what to write; its suffix is the format")

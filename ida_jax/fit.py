@@ -115,8 +115,7 @@ def _fit_dao(options: Any) -> None:
 
 
 def _parser(kind: str, description: str) -> Parser:
-    parser = Parser(description=description + _FILES)
-    parser.prog = f"python -m ida_jax.fit {kind}"
+    parser = Parser(f"fit {kind}", description=description + _FILES)
     add = parser.add_argument
     # fmt: off
     add("--embeddings", type=Path, required=True, metavar="E", help="the development faces")

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-def main() -> None:
-    """Parses sys.argv, runs the config's stages, prints the table of results."""
-    if {"--help", "-h"} & set(sys.argv):
+def main(argv: list[str]) -> None:
+    """Parses flags, runs the config's stages, prints the table of results."""
+    if {"--help", "-h"} & set(argv):
         print(__doc__)
         return
-    config, workdir = _flags()
+    config, workdir = _flags(argv)
     from ida_jax.common.processes import join_processes
 
     join_processes()
@@ -38,10 +38,10 @@ def main() -> None:
         print(f"report: {workdir}/{REPORT}")
 
 
-def _flags() -> "tuple[ConfigDict, str]":
+def _flags(argv: list[str]) -> "tuple[ConfigDict, str]":
     from ida_jax.runs.config import parse_config
 
-    config, others = parse_config(sys.argv[1:], workdir="Where the run keeps its files.")
+    config, others = parse_config(argv, workdir="Where the run keeps its files.")
     workdir = others["workdir"]
     if config is None or workdir is None:
         raise UserError(
@@ -52,4 +52,4 @@ def _flags() -> "tuple[ConfigDict, str]":
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

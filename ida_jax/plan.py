@@ -34,7 +34,7 @@ _MIB = 2.0**20
 
 def main(argv: list[str]) -> None:
     """Parses flags, compiles, prints the plan. Ends with exit code 1 if the step does not fit."""
-    parser = Parser(description=__doc__)
+    parser = Parser("plan", description=__doc__)
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="e.g. v5e:16x16")
     parser.add_argument("--classes", type=int, metavar="C", help="default: the data set's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the plan's figures, as JSON")

@@ -220,9 +220,7 @@ def _print_notes(written: "Written") -> None:
 
 
 def _parser(source: str, description: str) -> Parser:
-    parser = Parser(description=description)
-    parser.prog = f"python -m ida_jax.prepare {source}"
-    return parser
+    return Parser(f"prepare {source}", description=description)
 
 
 def _add_data_dir(parser: Parser) -> None:

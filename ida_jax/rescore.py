@@ -110,7 +110,7 @@ _NO_SETTINGS = (
 def _parser() -> Parser:
     from ida_jax.rescoring.method_table import artefact_flags, scoring_methods
 
-    parser = Parser(description=__doc__)
+    parser = Parser("rescore", description=__doc__)
     add = parser.add_argument
     add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
     add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")

@@ -327,9 +327,7 @@ def _against(
 
 
 def _parser(command: str, description: str) -> Parser:
-    parser = Parser(description=description)
-    parser.prog = f"python -m ida_jax.anchors {command}"
-    return parser
+    return Parser(f"anchors {command}", description=description)
 
 
 def _model(path: Path) -> "FaceModel":

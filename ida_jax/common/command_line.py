@@ -16,8 +16,9 @@ from ida_jax.common.errors import UserError
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, `UserError`; no flag may be abbreviated."""
 
-    def __init__(self, *, description: str | None) -> None:
+    def __init__(self, command: str, *, description: str | None) -> None:
         super().__init__(
+            prog=f"ida-jax {command}",
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,

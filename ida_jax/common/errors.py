@@ -58,6 +58,21 @@ class _Terminated(BaseException):
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
+# The extra whose wheels hold a module that only some commands need (setup.py).
+_EXTRAS = {
+    "array_record": "train",
+    "cv2": "train",
+    "grain": "train",
+    "importlib_resources": "train",
+    "tensorboardX": "train",
+    "tensorflow_datasets": "train",
+    "flatbuffers": "interop",
+    "onnx": "interop",
+    "onnxruntime": "interop",
+    "torch": "interop",
+    "scann": "scann",
+}
+
 _SAID = {
     number: f"{word}: the same command continues from what was finished"
     for number, word in ((signal.SIGINT, "\ninterrupted"), (signal.SIGTERM, "terminated"))
@@ -69,7 +84,7 @@ def exit_code(run: Callable[[], None]) -> int:
 
     A UserError, or a disk that is full, becomes one line on stderr and the exit code 2; Ctrl-C and
     SIGTERM one line and the shell's 130 and 143; Stopped one line and 0; a closed output the
-    shell's 141.
+    shell's 141. A library of an extra that is not installed is named with the extra.
     """
     _in_utf8()
     for stream in (sys.stdout, sys.stderr):
@@ -93,6 +108,9 @@ def exit_code(run: Callable[[], None]) -> int:
         except Exception as error:
             if received:  # a library has made another error of it, as modules that are imported do
                 return _interrupted(received)
+            extra = isinstance(error, ImportError) and _EXTRAS.get((error.name or "").split(".")[0])
+            if extra:
+                return _ended(f"error: {missing(error.name, extra)}", 2)
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 what = f"cannot write {error.filename}" if error.filename else "cannot write"
                 return _ended(
@@ -105,13 +123,19 @@ def exit_code(run: Callable[[], None]) -> int:
     return 0
 
 
+def missing(module: str, extra: str) -> str:
+    """What to do where an optional library is absent."""
+    return f"this needs {module.split('.')[0]}: pip install 'ida_jax[{extra}]'"
+
+
 def _in_utf8() -> None:
     """Starts the command again in Python's UTF-8 mode where file names would have to be ASCII.
 
     Such is the C locale with PYTHONUTF8=0: no name or flag beyond ASCII could be written down.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    is_command = spec is not None and spec.name.startswith("ida_jax.")
+    script = os.path.basename(sys.argv[0]) == "ida-jax"
+    is_command = script if spec is None else spec.name.startswith("ida_jax.")
     if is_command and codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 

@@ -4,6 +4,7 @@ The sections have every option and the paper's value of it. A config (`configs/*
 `run_section` and changes what its run differs in.
 """
 
+import difflib
 import os
 import re
 import sys
@@ -22,6 +23,8 @@ from ida_jax.runs.workdir import METHOD_FILES
 
 # The entries that are paths, in either kind of config.
 _PATHS = ("data_dir", "embeddings", "labels", "anchors", "anchors.generator", "model.weights")
+# Beside the package in a checkout, inside it in a wheel.
+_CONFIGS = tuple(Path(__file__).parents[up] / "configs" for up in (1, 2))
 _DATA_FLAG = re.compile(r"--config\.(train_data|eval_data|verify_data)\.(\w+)")
 
 
@@ -246,6 +249,8 @@ def choose_variant(c: ConfigDict, variant: str) -> ConfigDict:
 def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None, dict[str, str]]:
     """Reads --config=FILE[:variant], --config.key=value and further text flags.
 
+    In place of a file, the name of one of the project's configs will do: --config=quickstart.
+
     Args:
       arguments: the flags, in either spelling.
       **others: further flags' names and what they are.
@@ -294,18 +299,36 @@ def config_file(arguments: list[str]) -> Path | None:
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag == "--config":
-            named = os.path.expanduser(value if equals else following)
+            named = _named_config(os.path.expanduser(value if equals else following))
             return Path(named if Path(named).exists() else named.rpartition(":")[0] or named)
     return None
 
 
+def _named_config(text: str) -> str:
+    """FILE[:variant], where the text is NAME[:variant] of one of the project's configs."""
+    name, colon, variant = text.partition(":")
+    if not name.isidentifier() or Path(text).exists() or Path(name).exists():
+        return text
+    files = {path.stem: path for folder in _CONFIGS for path in sorted(folder.glob("*.py"))}
+    if name in files:
+        return f"{files[name]}{colon}{variant}"
+    near = difflib.get_close_matches(name, files, 1)
+    raise UserError(
+        f"--config={text}: no such file, and no config of that name: "
+        + (f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(files))}")
+    )
+
+
 def _expanded(arguments: list[str], paths: Sequence[str]) -> list[str]:
-    """The arguments, with ~ expanded in the flags that are paths; empty ones are refused."""
+    """The arguments, with ~ expanded in the paths, and a config by its name as a file."""
     expanded = list(arguments)
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if equals and flag.removeprefix("--") in paths:
-            expanded[index] = f"{flag}={_user_path(flag, value)}"
+            value = _user_path(flag, value)
+            expanded[index] = f"{flag}={_named_config(value) if flag == '--config' else value}"
+        elif argument == "--config" and index + 1 < len(arguments):
+            expanded[index + 1] = _named_config(_user_path(argument, arguments[index + 1]))
     return expanded
 
 

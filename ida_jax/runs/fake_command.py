@@ -89,8 +89,7 @@ def _make(options: Any) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=_FAKE)
-    parser.prog = "python -m ida_jax.anchors fake"
+    parser = Parser("anchors fake", description=_FAKE)
     add = parser.add_argument
     # fmt: off
     add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")

@@ -124,7 +124,7 @@ def _protocol_of(argv: list[str]) -> str:
 
 def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     lines = [f"  {entry.name:<11}{entry.files:<47}{entry.rows}" for entry in table.values()]
-    parser = Parser(description="\n".join([__doc__.rstrip(), *lines]))
+    parser = Parser("evaluate", description="\n".join([__doc__.rstrip(), *lines]))
     add = parser.add_argument
     # fmt: off
     add("--protocol", required=True, choices=tuple(table), help="one of the table above")

@@ -42,7 +42,7 @@ COMMANDS = {
 def _run(module, arguments, monkeypatch):
     if module is main:
         monkeypatch.setattr(sys, "argv", ["main", *arguments])
-        main.main()
+        main.main(sys.argv[1:])
     else:
         module.main(arguments)
 

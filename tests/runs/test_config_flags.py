@@ -20,7 +20,7 @@ MS1M = f"--config={CONFIGS}/ms1m_arcface.py"
 def _main(monkeypatch, capsys, *flags):
     """The exit code, and the one line on stderr."""
     monkeypatch.setattr(sys, "argv", ["main", *flags])
-    code = exit_code(main.main)
+    code = exit_code(lambda: main.main(sys.argv[1:]))
     lines = capsys.readouterr().err.splitlines()
     return code, lines[-1] if lines else ""
 

@@ -133,7 +133,7 @@ def continued(finished, tmp_path, monkeypatch, capsys):
     def command(*flags):
         before = times()
         monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}", *flags])
-        main.main()
+        main.main(sys.argv[1:])
         after = times()
         changed = {name for name in after if after[name] != before.get(name)}
         assert before.keys() <= after.keys()
@@ -194,7 +194,7 @@ def test_a_damaged_config_of_a_workdir_is_one_line(content, tmp_path, monkeypatc
     (tmp_path / "config.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={tmp_path}"])
     with pytest.raises(UserError, match=r"config\.json is damaged: .*take another --workdir"):
-        main.main()
+        main.main(sys.argv[1:])
 
 
 def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
@@ -203,7 +203,7 @@ def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
     argv = ["main", SMOKE, f"--workdir={workdir}", "--config.train.margin=0.4"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(UserError, match=r"begun by another config \(train.margin was 0.3, is now"):
-        main.main()
+        main.main(sys.argv[1:])
     assert (workdir / "config.json").read_bytes() == before
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_file_of_a_finished_run(finished, tmp_path, monkeypatch, name,
     (workdir / name).write_bytes(content)
     monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}"])
     with pytest.raises(UserError, match=f"{name} is damaged"):
-        main.main()
+        main.main(sys.argv[1:])
     assert (workdir / name).read_bytes() == content
 
 
@@ -226,7 +226,7 @@ def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
     (workdir / "results.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}"])
     with pytest.raises(UserError, match=r"results\.json was not written by ida_jax"):
-        main.main()
+        main.main(sys.argv[1:])
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_mistakes_are_one_line_before_anything_is_written(flags, message, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["main", *flags])
     with pytest.raises(UserError, match=message) as raised:
-        main.main()
+        main.main(sys.argv[1:])
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
