@@ -46,7 +46,7 @@ def onnx_bytes(model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None 
         import onnx
         from onnx import TensorProto, helper
     except ImportError as error:
-        raise UserError("ONNX files need onnx: pip install ida_jax[interop]") from error
+        raise UserError("ONNX files need onnx: pip install 'ida_jax[interop]'") from error
     facts = description(model, input=input, ssr=ssr)
     model = in_float32(model)
     graph = _Layers(model.variables)
@@ -88,7 +88,7 @@ def onnx_graph(data: bytes) -> Graph:
         import onnxruntime
     except ImportError as error:
         raise UserError(
-            "checking an ONNX file needs onnxruntime: pip install ida_jax[interop]"
+            "checking an ONNX file needs onnxruntime: pip install 'ida_jax[interop]'"
         ) from error
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -44,7 +44,7 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
     try:
         import onnx
     except ImportError as error:
-        raise UserError(f"{path} needs onnx: pip install ida_jax[interop]") from error
+        raise UserError(f"{path} needs onnx: pip install 'ida_jax[interop]'") from error
     try:
         graph = _Graph(onnx.load(path).graph, path)
     except Exception as error:  # protobuf's DecodeError, or external data that is not there

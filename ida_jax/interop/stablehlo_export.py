@@ -46,7 +46,7 @@ def stablehlo_bytes(
     try:
         import flatbuffers  # noqa: F401, jax's serialize needs it
     except ImportError as error:
-        raise UserError("StableHLO needs flatbuffers: pip install ida_jax[interop]") from error
+        raise UserError("StableHLO needs flatbuffers: pip install 'ida_jax[interop]'") from error
     variables, apply = deployable(model, ssr, input=input, float32=True)
     variables = jax.tree.map(np.asarray, variables)
 

@@ -315,7 +315,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"{path} needs PyTorch: pip install ida_jax[interop]") from error
+        raise UserError(f"{path} needs PyTorch: pip install 'ida_jax[interop]'") from error
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; each means that the file is of no use

@@ -158,7 +158,7 @@ def _tpus(name: str, kind: str, shape: str) -> Topology:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"compiling for {name} needs libtpu, and no TPU: pip install ida_jax[tpu]"
+            f"compiling for {name} needs libtpu, and no TPU: pip install 'ida_jax[tpu]'"
         ) from error
     # Otherwise libtpu queries a cloud machine's metadata server, complains where there is none, and
     # allows only one process a machine.

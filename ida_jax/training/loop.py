@@ -227,11 +227,17 @@ def _events(folder: Path, *, purge_step: int) -> Iterator[Write]:
     """As `open_metrics`, to TensorBoard's file alone.
 
     tensorboardX's SummaryWriter writes in a thread, which dies of a full disk; the tenth record
-    after that waits for it for ever.
+    after that waits for it for ever. The core installation, with which the SSR module of a file of
+    embeddings can be trained, is without tensorboardX.
     """
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.summary import scalar
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+    except ImportError:
+        print("no TensorBoard files without tensorboardX: pip install 'ida_jax[train]'")
+        yield lambda step, scalars: None
+        return
 
     folder.mkdir(parents=True, exist_ok=True)
     writer = EventsWriter(str(folder / "events"))

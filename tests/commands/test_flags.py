@@ -120,7 +120,7 @@ def test_only_the_names_of_flags_are_respelled():
     assert underscored(given) == [
         "lfw-a", "--top_n=a-b=c-d", "--config.a_b.c=x-y", "-k", "--", "--as-it-is"
     ]  # fmt: skip
-    parser = Parser(description=None)
+    parser = Parser("x", description=None)
     parser.add_argument("--top_n", type=int)
     assert parser.parse_args(["--top-n", "-5"]).top_n == -5
     with pytest.raises(UserError, match="unrecognized arguments: --top"):
@@ -158,7 +158,7 @@ def test_an_empty_path_is_refused(flags, monkeypatch, tmp_path):
 def test_home(monkeypatch, tmp_path):
     """A shell leaves the ~ of --data_dir=~/x alone."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    parser = Parser(description=None)
+    parser = Parser("x", description=None)
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     parser.add_argument_group("others").add_argument("--names", type=Path)
     options = parser.parse_args(["--data_dir=~/x", "--names", "~/n"])

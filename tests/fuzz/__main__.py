@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from .readers import READERS
-from .worker import SECONDS, Task, work
+from .worker import SECONDS, WAITING, Task, work
 
 # Beyond its own limit a reader may be in native code that no signal interrupts.
 _GRACE = 15
@@ -102,7 +102,7 @@ def _follow(
     number = first
     while True:
         # The first input also waits for imports and seeds.
-        patience = SECONDS + _GRACE if begun else 300
+        patience = WAITING * SECONDS + _GRACE if begun else 300
         try:
             report = pipe.recv() if pipe.poll(patience) else None
         except EOFError:

@@ -18,6 +18,9 @@ from ida_jax.common.errors import UserError
 from .seeds import Seeds
 
 SECONDS = 5
+# Seconds are the processor's, so that other work on the machine makes no findings; a reader that
+# waits is caught after as many times their number.
+WAITING = 6
 MEMORY = 1 << 30
 _LONGEST_MESSAGE = 2000
 
@@ -54,7 +57,8 @@ def work(pipe: Connection, task: Task, first: int) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(devnull, stream)
-    signal.signal(signal.SIGALRM, _too_slow)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, _too_slow)
     readers, folder = importlib.import_module(task.module).READERS, Path(task.folder)
     seeds = Seeds(readers)
     for name in task.names:  # whatever is imported and allocated once
@@ -113,11 +117,13 @@ def _limited(seconds: float) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
