@@ -6,6 +6,7 @@ commands:
 `ida-jax COMMAND --help` says more, `ida-jax --version` which version this is.
 
 examples:
+  ida-jax trial --demo --output=demo
   ida-jax train --config=quickstart --workdir=runs/quickstart
   ida-jax anchors build --embeddings=anchors.npy --output=anchors.safetensors
   ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
@@ -20,6 +21,7 @@ from ida_jax.common.errors import UserError, exit_code
 
 # The module of each, and what it does; the modules are imported when they are called.
 COMMANDS = {
+    "trial": ("trial", "does IDA help on your data? every method, a verdict, a threshold"),
     "rescore": ("rescore", "scores a list of pairs by IDA or another method"),
     "anchors": ("anchors.__main__", "builds, describes and checks anchor sets"),
     "evaluate": ("evaluate", "TAR@FAR, thresholds, calibration, protocols, reports"),

@@ -1,0 +1,255 @@
+"""Does IDA help on this data? Cross-fitted figures of every method, and a choice between them.
+
+The choice falls on the folds that choose; its gain is that of the chosen methods on the folds that
+are tested, where neither choice nor fit has seen anybody (`ida_jax.trials.split`).
+
+N faces, P pairs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.check import identity_leaks, same_person_threshold
+from ida_jax.anchors.coverage import coverage
+from ida_jax.common.errors import UserError
+from ida_jax.metrics.bootstrap import bootstrap_tar
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation, far_key
+from ida_jax.metrics.roc import Interval, tar_at_far
+from ida_jax.protocols.verification import evaluate_scored_pairs
+from ida_jax.rescoring.method_table import BASELINE, METHODS
+from ida_jax.trials.rotate import (
+    Labelled,
+    Scored,
+    Trained,
+    choose,
+    pooled,
+    score,
+    standardised,
+    train,
+    usable_far,
+)
+from ida_jax.trials.split import rotations
+from ida_jax.trials.verdict import Finding, verdict
+
+_CHOSEN = "chosen"
+
+
+class Trial(NamedTuple):
+    """What a trial found.
+
+    Attributes:
+      finding: what the verdict rests on.
+      text: the verdict.
+      evaluated: every method's figures on the tested folds, pooled.
+      deployed: the rotation whose anchors and fits are kept; none of those in `held` is in it.
+      held: the pairs, of the method to use and the cosine, that give thresholds and calibration.
+      thresholds: {FAR: the threshold and its interval} of the method to use.
+      identities: the people with known labels.
+    """
+
+    finding: Finding
+    text: str
+    evaluated: Evaluation
+    deployed: Trained
+    held: Scored
+    thresholds: dict[str, dict[str, Any]]
+    identities: int
+
+    @property
+    def method(self) -> str:
+        """The method to use: the cosine where no gain is shown."""
+        return self.finding.method if self.finding.shown else BASELINE
+
+
+def run_trial(
+    data: Labelled,
+    given: AnchorSet | None = None,
+    *,
+    far: float = 1e-4,
+    resamples: int = 1000,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> Trial:
+    """Runs the five rotations.
+
+    Args:
+      data: identities from 0, negative where unknown.
+      given: anchors in place of the data's own; nobody of the data may be among them.
+      far: the FAR that the method is chosen for, in (0, 0.1].
+      say: is told how far the trial is, in lines.
+
+    Raises:
+      UserError: a FAR outside its range, too few people (`rotations`), one embedding under two
+        identities or twice.
+    """
+    if not 0 < far <= 0.1:
+        raise UserError(f"--far={far:g}: expected a rate above 0, at most 0.1")
+    require_distinct(data)
+    notes: list[str] = []
+    tested: list[Scored] = []
+    choosing: list[Scored] = []
+    planned = rotations(data.people, own_anchors=given is None, seed=seed)
+    for number, rotation in enumerate(planned, 1):
+        trained = train(data, rotation, given, far=far, seed=seed)
+        if number == 1:
+            first = trained
+            notes += _checks(data, rotation.test, trained)
+        tested.append(score(data, rotation.test, trained.scorers))
+        choosing.append(score(data, rotation.choose, trained.scorers))
+        say(
+            f"rotation {number} of {len(planned)}: {len(rotation.test):,} faces tested, "
+            f"{len(trained.artefacts['anchors']):,} anchors, {len(trained.scorers)} methods"
+        )
+        for what, why in trained.missing.items():
+            notes.append(f"rotation {number} is without what {what} fits: {why}")
+    measured = usable_far(choosing, far)
+    # Every rotation has fits and anchors of its own: scores are pooled on a common scale.
+    tested = [
+        standardised(part, reference, measured)
+        for part, reference in zip(tested, choosing, strict=True)
+    ]
+    whole = pooled(tested)
+    choosing = [
+        part._replace(scores={name: part.scores[name] for name in whole.scores})
+        for part in choosing
+    ]
+    chosen = [choose(part, measured) for part in choosing]
+    nested = {
+        BASELINE: whole.scores[BASELINE],
+        _CHOSEN: np.concatenate(
+            [part.scores[name] for part, name in zip(tested, chosen, strict=True)]
+        ),
+    }
+    impostors = int(np.count_nonzero(~whole.same))
+    tested_far = max(far, FEWEST_FALSE_ACCEPTS / impostors)
+    options = {"over": "identities", "resamples": resamples, "seed": seed}
+    gain = evaluate_scored_pairs(nested, whole.same, whole.units, fars=(tested_far,), **options)
+    fars = [rate for rate in (10 * far, far, far / 10) if rate * impostors >= 1 and rate <= 0.5]
+    say(f"intervals of {len(whole.scores)} methods over {whole.same.size:,} pairs")
+    evaluated = evaluate_scored_pairs(
+        whole.scores, whole.same, whole.units, fars=fars or (tested_far,), **options
+    )
+    favourite = _favourite(choosing, measured)
+    figures, key = gain.figures[_CHOSEN], far_key(tested_far)
+    interval = Interval(*figures["tar_gain_interval@far"][key])
+    shown = favourite != BASELINE and interval.low > 0
+    method = favourite if shown else BASELINE
+    held = score(
+        data,
+        np.union1d(planned[0].test, planned[0].choose),
+        {name: first.scorers[name] for name in {method, BASELINE}},
+    )
+    thresholds = _thresholds(held, method, [*fars, tested_far], resamples=resamples, seed=seed)
+    at = thresholds[key]
+    rates = {n: tar_at_far(*whole.split(n), [tested_far])[0].tar for n in (favourite, BASELINE)}
+    finding = Finding(
+        favourite,
+        chosen,
+        far,
+        measured,
+        figures["tar_gain@far"][key],
+        interval,
+        len(np.unique(whole.units)),
+        rates[favourite],
+        rates[BASELINE],
+        at["threshold"],
+        Interval(*at["interval"]),
+    )
+    evaluated = evaluated._replace(notes=(*notes, *evaluated.notes))
+    people = len(np.unique(data.people[data.people >= 0]))
+    return Trial(finding, verdict(finding), evaluated, first, held, thresholds, people)
+
+
+def require_distinct(data: Labelled) -> None:
+    """Refuses embeddings that are there twice, and a set of one embedding alone."""
+    known = np.flatnonzero(data.people >= 0)
+    rows = np.ascontiguousarray(data.faces[known])
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, first, codes, counts = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    if counts.size == len(known):
+        return
+    if counts.size == 1:
+        raise UserError("all embeddings are the same: nothing can be told apart by them")
+    twice = int(np.count_nonzero(counts > 1))
+    code = int(np.flatnonzero(counts > 1)[np.argmin(first[counts > 1])])
+    a, b = known[np.flatnonzero(codes == code)[:2]].tolist()
+    whose = "one identity" if data.people[a] == data.people[b] else "two identities"
+    raise UserError(
+        f"rows {a} and {b} hold the same embedding, under {whose}, and {twice:,} embeddings are "
+        "there more than once: an image counts once; leave the others out"
+    )
+
+
+def _favourite(choosing: list[Scored], far: float) -> str:
+    """The method of the highest mean TAR over the folds that choose; cosine if none is above it."""
+    mean = {
+        name: np.mean([tar_at_far(*part.split(name), [far])[0].tar for part in choosing])
+        for name in choosing[0].scores
+    }
+    best = max(mean, key=lambda name: mean[name])
+    return best if mean[best] > mean[BASELINE] else BASELINE
+
+
+def _thresholds(
+    held: Scored, method: str, fars: list[float], *, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    impostors = int(np.count_nonzero(~held.same))
+    fars = sorted(set(fars), reverse=True)
+    bootstrap = bootstrap_tar(
+        {method: held.scores[method]},
+        held.same,
+        fars=fars,
+        identities=held.units,
+        resamples=resamples,
+        seed=seed,
+    )
+    return {
+        far_key(point.far): {
+            "threshold": float(at.threshold),
+            "interval": list(point.threshold),
+            "false_accepts": int(at.false_accepts),
+            "impostor_pairs": impostors,
+        }
+        for point, at in zip(
+            bootstrap.methods[method], tar_at_far(*held.split(method), fars), strict=True
+        )
+    }
+
+
+def _checks(data: Labelled, test: np.ndarray, trained: Trained) -> list[str]:
+    """What is wrong with the anchors, in sentences."""
+    anchors, faces = trained.artefacts["anchors"], data.faces[test]
+    notes = []
+    if anchors.k < 10:
+        notes.append(
+            f"only {len(anchors)} anchors: support sets have {anchors.k} of them instead of 10; "
+            "some hundreds of people are needed for densities that mean something"
+        )
+    try:
+        covered = coverage(faces, anchors)
+        leaks = identity_leaks(faces, anchors, same_person_threshold(anchors, faces=len(faces)))
+    except UserError as error:
+        return [*notes, f"the anchors cannot be checked: {error}"]
+    if covered.wrong_domain:
+        notes.append(
+            f"{100 * covered.share_uncovered:.0f} % of the faces are less similar to their nearest "
+            "anchors than 99 % of the anchors are to theirs: the anchors are of another domain"
+        )
+    if leaks.total:
+        a = int(test[leaks.first[0]])
+        notes.append(
+            f"{leaks.total} tested faces are as near to an anchor of another identity as images of "
+            f"one person are (row {a}, cosine {leaks.similarity[0]:.2f}): wrong labels, or one "
+            "person under two names?"
+        )
+    return notes
+
+
+def methods_tried(trial: Trial) -> list[str]:
+    """The titles of the methods that were compared."""
+    return [METHODS[name].title for name in trial.evaluated.figures]
