@@ -170,6 +170,7 @@ def write_report(
         faces, sheet = _faces(contact_sheet), _png_of_image(contact_sheet)
     page = document(
         title,
+        _verdict(results),
         _results(results),
         _methods(results),
         "<h2>Figures</h2>" if pictures else "",
@@ -292,6 +293,12 @@ def _faces(sheet: np.ndarray) -> str:
     # As JPEG: a sheet of photographs is a tenth of its PNG.
     image = _image(jpeg(sheet, side=2048), alt="Faces", kind="jpeg")
     return f"<h2>Faces</h2>\n<figure>{image}<figcaption>{reading}</figcaption></figure>"
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    """What a trial says in the end."""
+    text = results.get("verdict", "")
+    return f'<p class="card">{html.escape(text)}</p>' if text else ""
 
 
 def _results(results: Mapping[str, Any]) -> str:

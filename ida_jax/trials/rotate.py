@@ -54,7 +54,7 @@ class Scored(NamedTuple):
     """All pairs of some faces.
 
     Attributes:
-      scores: {method: float32 [P], genuine pairs first}.
+      scores: {method: float32 [P]}.
       same: bool [P].
       units: int [P, 2], the identities of both sides.
     """
@@ -65,8 +65,7 @@ class Scored(NamedTuple):
 
     def split(self, method: str) -> SplitScores:
         """The method's scores by kind."""
-        genuine = int(np.count_nonzero(self.same))
-        return SplitScores(self.scores[method][:genuine], self.scores[method][genuine:])
+        return SplitScores(self.scores[method][self.same], self.scores[method][~self.same])
 
 
 def train(
@@ -199,7 +198,7 @@ def standardised(part: Scored, reference: Scored, far: float) -> Scored:
     """
     scores = {}
     for name, own in part.scores.items():
-        points = tar_at_far(*reference.split(name), [far, min(10 * far, 1.0)])
+        points = tar_at_far(*reference.split(name), [far, min(10 * far, 0.5)])
         at, above = points[0].threshold, points[1].threshold
         scale = at - above if at > above else 1.0
         scores[name] = (own - np.float32(at)) / np.float32(scale)

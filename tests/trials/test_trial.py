@@ -1,0 +1,239 @@
+"""ida-jax trial: the folds, the verdict, the files it leaves, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ida_jax import rescore, trial
+from ida_jax.common.errors import UserError
+from ida_jax.metrics.roc import Interval
+from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.trials import split
+from ida_jax.trials.files import read_deploy, score_script
+from ida_jax.trials.rotate import Labelled, Scored, choose, standardised, usable_far
+from ida_jax.trials.split import FOLDS, IMAGES, rotations
+from ida_jax.trials.trial import require_distinct
+from ida_jax.trials.verdict import Finding, people_needed, verdict
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 1000), people=st.integers(20, 90), own=st.booleans())
+def test_everybody_is_tested_once_by_what_never_saw_them(seed, people, own):
+    rng = np.random.default_rng(seed)
+    counts = np.r_[np.full(10, 2), rng.integers(1, 30, people - 10)]
+    codes = np.repeat(np.arange(people), counts)
+    codes = np.r_[codes, -np.ones(3, int)][rng.permutation(len(codes) + 3)]
+    made = rotations(codes, own_anchors=own, seed=seed)
+    assert len(made) == FOLDS
+    tested = [set(codes[r.test]) for r in made]
+    assert sum(map(len, tested)) == people == len(set.union(*tested))
+    for r in made:
+        parts = [set(codes[rows].tolist()) for rows in r]
+        assert not any(a & b for i, a in enumerate(parts) for b in parts[:i])
+        assert -1 not in set.union(*parts)
+        assert bool(len(r.anchors)) == own
+        for rows in (r.test, r.choose, r.fit):
+            assert np.unique(codes[rows], return_counts=True)[1].max() <= IMAGES
+            assert (np.diff(rows) > 0).all()
+        assert np.unique(codes[r.test], return_counts=True)[1].max() > 1
+    again = rotations(codes, own_anchors=own, seed=seed)
+    assert all((a == b).all() for r, s in zip(made, again, strict=True) for a, b in zip(r, s))  # noqa: B905
+
+
+def test_a_fold_compares_no_more_than_it_may(monkeypatch):
+    monkeypatch.setattr(split, "MOST_COMPARED", 15)
+    codes = np.repeat(np.arange(60), 3)
+    for r in rotations(codes, own_anchors=True, seed=0):
+        assert len(r.test) == len(r.choose) == 15
+        assert (np.unique(codes[r.test], return_counts=True)[1] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("people", "fault"),
+    [
+        (np.repeat(np.arange(19), 3), "19 identities: expected 20 or more"),
+        (np.arange(50), "0 of 50 identities have two images or more: expected at least 10"),
+        (np.r_[np.arange(50), np.arange(9)], "9 of 50 identities have two images"),
+        (np.full(100, -1), "0 identities"),
+    ],
+)
+def test_too_few_people(people, fault):
+    with pytest.raises(UserError, match=fault):
+        rotations(people, own_anchors=True, seed=0)
+
+
+def _scored(**scores):
+    same = np.array([True, True, False, False, False, False])
+    units = np.array([[0, 0], [1, 1], [0, 1], [0, 2], [1, 2], [2, 3]])
+    return Scored({n: np.float32(s) for n, s in scores.items()}, same, units)
+
+
+def test_the_choice_and_the_common_scale():
+    part = _scored(cosine=[3, 1, 2, 0, 0, 0], ida_r=[3, 2.5, 2, 0, 0, 0], csn=[3, 2.5, 2, 1, 0, 0])
+    assert choose(part, 0.25) == "cosine"  # one false accept each: 2 of 2 by all
+    assert choose(part, 0.1) == "ida_r"  # the first of the two that are above it
+    assert usable_far([part], 1e-4) == 0.5
+    scaled = standardised(
+        _scored(cosine=[7, 5, 6, 4, 2, 1]), _scored(cosine=[9, 9, 6, 4, 2, 1]), 0.1
+    )
+    # Thresholds 6 at FAR 0.1, 2 at FAR 0.5.
+    np.testing.assert_allclose(scaled.scores["cosine"], (np.array([7, 5, 6, 4, 2, 1]) - 6) / 4)
+
+
+FINDING = Finding(
+    "ida_r", ("ida_r",) * 5, 1e-4, 1e-4, 0.01, Interval(0.004, 0.016), 400, 0.95, 0.94, -1.5,
+    Interval(-1.6, -1.4),
+)  # fmt: skip
+
+
+def test_the_verdict():
+    text = verdict(FINDING)
+    assert text.startswith("Use IDA-R (--method=ida_r). At FAR 0.0001 it accepts 95.00 % of")
+    assert "gained +1.00 [+0.40, +1.60] points" in text
+    assert "its threshold is -1.5000 [-1.6000, -1.4000]" in text
+    unsure = FINDING._replace(interval=Interval(-0.01, 0.03), measured_far=1e-3)
+    text = verdict(unsure)
+    assert text.startswith("No difference is shown: stay with the cosine.")
+    # Half-width 0.02 for 400 people; (1.96 + 0.84)/1.96 = 1.4286.
+    assert people_needed(unsure) == round(400 * (0.02 / 0.01 * 2.8 / 1.96) ** 2)
+    assert f"about {people_needed(unsure):,} people" in text
+    assert "The choice was made at FAR 0.001" in text
+    worse = FINDING._replace(gain=-0.01, interval=Interval(-0.02, 0.0))
+    assert people_needed(worse) is None
+    assert "would be needed" not in verdict(worse)
+    none = FINDING._replace(method="cosine", chosen=("cosine",) * 4 + ("csn",), gain=0.0)
+    assert "no method was better" in verdict(none)
+    assert "did not all choose the same: Cosine, Cosine, Cosine, Cosine, CSN" in verdict(none)
+
+
+def test_embeddings_that_are_there_twice():
+    faces = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    require_distinct(Labelled(faces, np.arange(6)))
+    faces[4] = faces[1]
+    with pytest.raises(UserError, match="rows 1 and 4 hold the same embedding, under two"):
+        require_distinct(Labelled(faces, np.arange(6)))
+    with pytest.raises(UserError, match="under one identity, and 1 embeddings"):
+        require_distinct(Labelled(faces, np.array([0, 1, 2, 3, 1, 5])))
+    require_distinct(Labelled(faces, np.array([0, 1, 2, 3, -1, 5])))
+    with pytest.raises(UserError, match="all embeddings are the same"):
+        require_distinct(Labelled(faces[[1] * 6], np.arange(6)))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """150 people of four images, in dense and sparse regions."""
+    folder = tmp_path_factory.mktemp("trial")
+    rng = np.random.default_rng(1)
+    people = np.repeat(np.arange(150), 4)
+    region = rng.normal(size=(3, 24))[np.arange(150) % 3]
+    spread = np.array([0.3, 1.0, 2.0])[np.arange(150) % 3, None]
+    centres = region + spread * rng.normal(size=(150, 24))
+    faces = centres[people] + 0.4 * rng.normal(size=(600, 24))
+    np.save(folder / "e.npy", (3 * faces).astype(np.float32))
+    (folder / "l.txt").write_text("".join(f"person {p}\n" for p in people))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(files):
+    trial.main([
+        f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={files}/out",
+        "--far=0.01", "--resamples=30", "--model_name=<b>m</b>",
+    ])  # fmt: skip
+    return files / "out"
+
+
+def test_what_it_leaves_reproduces_its_scores(files, done, tmp_path):
+    deploy = read_deploy(done)
+    results = json.loads((done / "results.json").read_text())
+    assert results["verdict"] == deploy["verdict"]
+    assert results["trial"]["method_to_use"] == deploy["method"]
+    assert {"cosine", "ida_r", "csn", "ida_l"} <= results["protocols"]["cross_fitted"].keys()
+    assert "&lt;b&gt;m&lt;/b&gt;" in (done / "report.html").read_text()
+    assert deploy["verdict"].split(".")[0] in (done / "report.html").read_text()
+    pairs = np.random.default_rng(2).integers(0, 600, (500, 2))
+    np.save(tmp_path / "p.npy", pairs)
+    flags = [word for word in deploy["rescore"].split()[2:] if not word.startswith("--method")]
+    flags = [f.replace("=E", f"={files}/e.npy").replace("=P", f"={tmp_path}/p.npy") for f in flags]
+    flags = [flag.replace("=S", f"={tmp_path}/s.npy") for flag in flags]
+    rescore.main([*flags, f"--method={deploy['method']}"])
+    subprocess.run(
+        [sys.executable, done / "score.py", files / "e.npy", "p.npy", "t.npy"],
+        cwd=tmp_path,
+        check=True,
+    )
+    expected = np.load(tmp_path / "s.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "t.npy"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["cosine", "ida_r", "s_norm"])
+def test_every_script_scores_as_the_rescorer(files, done, tmp_path, method):
+    """Of methods that the trial did not choose, too."""
+    script = score_script(method)
+    assert len(script.splitlines()) <= 30
+    (tmp_path / "score.py").write_text(script)
+    used = {} if method == "cosine" else {"anchors": "anchors.safetensors"}
+    deploy = {"method": method, "k": 7, "tau": 1.0, "far": "0.01", "files": used}
+    deploy["threshold"] = {"0.01": {"threshold": 0.0}}
+    (tmp_path / "deploy.json").write_text(json.dumps(deploy))
+    anchors = done / "anchors.safetensors"
+    (tmp_path / "anchors.safetensors").write_bytes(anchors.read_bytes())
+    pairs = np.random.default_rng(3).integers(0, 600, (200, 2))
+    np.save(tmp_path / "p.npy", pairs)
+    subprocess.run(
+        [sys.executable, "score.py", files / "e.npy", "p.npy", "t.npy"], cwd=tmp_path, check=True
+    )
+    scorer = Rescorer(str(anchors), method=method, k=7 if method == "ida_r" else None)
+    expected = scorer.score_pairs(np.load(files / "e.npy"), pairs)
+    np.testing.assert_allclose(np.load(tmp_path / "t.npy"), expected, atol=1e-6)
+
+
+def test_results_are_not_overwritten(files, done):
+    with pytest.raises(UserError, match="already holds results"):
+        trial.main([f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={done}"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        ([], "expected --embeddings=E, or --demo"),
+        (["--demo", "--embeddings=E"], "expected --embeddings=E, or --demo"),
+        (["--demo", "--labels=l.txt"], "--demo brings its own data: leave out --labels"),
+        (["--embeddings=E"], "who is on each row of .*e.npy is not given: name --labels=L"),
+        (["--embeddings=E", "--labels=short.txt"], "599 labels for 600 embeddings"),
+        (["--embeddings=E", "--labels=nan.npy"], "expected integers or names"),
+        (["--embeddings=E", "--labels=L", "--far=0"], "--far=0: expected a rate above 0"),
+        (["--embeddings=E", "--labels=L", "--resamples=1"], "at least 2 resamples"),
+        (["--embeddings=one.npy", "--labels=L"], "all embeddings are the same"),
+        (["--embeddings=zero.npy", "--labels=L"], "row 5 is zero"),
+        (["--embeddings=E", "--labels=L", "--anchors=E"], "the anchors are"),
+        (
+            ["--embeddings=E", "--labels=L", "--anchors=own.safetensors"],
+            "150 people of .* are among",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(files, tmp_path, monkeypatch, flags, fault):
+    from ida_jax.anchors.sources import embedding_anchors
+
+    monkeypatch.chdir(tmp_path)
+    faces = np.load(files / "e.npy")
+    lines = (files / "l.txt").read_text().splitlines()
+    (tmp_path / "short.txt").write_text("\n".join(lines[:-1]))
+    np.save(tmp_path / "nan.npy", np.full(600, np.nan))
+    np.save(tmp_path / "one.npy", np.ones_like(faces))
+    faces[5] = 0
+    np.save(tmp_path / "zero.npy", faces)
+    own = embedding_anchors(np.load(files / "e.npy"), people=np.array(lines), size=1000)
+    own.save(tmp_path / "own.safetensors")
+    named = {"=E": f"={files}/e.npy", "=L": f"={files}/l.txt"}
+    for short, path in named.items():
+        flags = [f.removesuffix(short) + path if f.endswith(short) else f for f in flags]
+    with pytest.raises(UserError, match=fault):
+        trial.main([*flags, "--output=out"])
+    assert not (tmp_path / "out").exists()
