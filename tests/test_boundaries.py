@@ -14,7 +14,7 @@ STANDARD = set(sys.stdlib_module_names)
 # The rooms from the lowest to the highest: each may import itself and those before it.
 ROOMS = (
     "common", "ops", "models", "metrics", "tables", "planning", "artefacts", "data", "anchors",
-    "rescoring", "interop", "protocols", "training", "report", "runs",
+    "rescoring", "interop", "protocols", "training", "report", "runs", "trials",
 )  # fmt: skip
 # All that some of them may import beside the standard library, themselves and ida_jax.common.
 ALLOWED = {
