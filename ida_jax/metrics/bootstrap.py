@@ -12,7 +12,11 @@ that the intervals account for their dependence.
 Over pairs, where identities are not known: G genuine and n impostor pairs are drawn with
 replacement. That treats pairs as independent, so that intervals come out too narrow.
 
-All methods are scored on the same resamples, so that their difference has an interval of its own.
+All methods are scored on the same resamples, so that their difference has an interval of its own,
+and that several can be compared at once (comparison.py). interval_figures.py names the results.
+
+Intervals of rates hold the middle of the resamples: 95 % of them where many units have errors, more
+where few do (few_units.py). Those of thresholds are always the middle 95 %.
 Resamples depend on the seed and on I alone.
 """
 
@@ -23,10 +27,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluation import far_key
+from ida_jax.metrics.comparison import Compared, compare
+from ida_jax.metrics.few_units import tail_share, units_behind
 from ida_jax.metrics.resampling import (
     Draw,
-    Ranked,
     ShortTail,
     Tail,
     Total,
@@ -46,11 +50,16 @@ from ida_jax.metrics.roc import Interval, accepted_impostors
 
 
 class BootstrapPoint(NamedTuple):
-    """The intervals of one method's TAR and threshold at one FAR."""
+    """The intervals of one method's TAR and threshold at one FAR.
+
+    Attributes:
+      units: the effective number of units behind the TAR (`few_units.units_behind`).
+    """
 
     far: float
     tar: Interval
     threshold: Interval
+    units: float
 
 
 class BootstrapDifference(NamedTuple):
@@ -75,6 +84,7 @@ class Bootstrap(NamedTuple):
       resamples: how many count; one without genuine or impostor pairs does not.
       methods: {method: a point for each FAR}.
       differences: {method: a difference for each FAR}, of all methods but the baseline.
+      compared: {method: one for each FAR}, all methods compared at once; empty for a single one.
     """
 
     over: str
@@ -82,6 +92,7 @@ class Bootstrap(NamedTuple):
     resamples: int
     methods: dict[str, tuple[BootstrapPoint, ...]]
     differences: dict[str, tuple[BootstrapDifference, ...]]
+    compared: dict[str, tuple[Compared, ...]]
 
 
 class MeanBootstrap(NamedTuple):
@@ -91,6 +102,8 @@ class MeanBootstrap(NamedTuple):
       resamples: how many count; one without pairs does not.
       methods: {method: interval of its mean}.
       differences: {method: interval of its mean minus the baseline's}.
+      compared: {method: its comparison}, all methods at once; empty for a single one.
+      behind: {method: the effective number of units behind its mean}.
     """
 
     over: str
@@ -98,6 +111,8 @@ class MeanBootstrap(NamedTuple):
     resamples: int
     methods: dict[str, Interval]
     differences: dict[str, Interval]
+    compared: dict[str, Compared]
+    behind: dict[str, float]
 
 
 def bootstrap_tails(
@@ -137,7 +152,7 @@ def bootstrap_tails(
     ones = np.ones(units, np.int32)
     whole = Draw(ones, ones, next(iter(tails.values())).impostors)
     return _bootstrap(
-        {name: rank_tail(method) for name, method in tails.items()},
+        tails,
         whole,
         draws_of_units(np.random.default_rng(seed), units, total),
         fars=fars, over=over, units=units, baseline=baseline, resamples=resamples, level=level,
@@ -233,7 +248,7 @@ def bootstrap_means(
     at fixed thresholds it is an accuracy; with hits it is a rank-k rate.
 
     Args:
-      outcomes: {method: float or bool [P]}.
+      outcomes: {method: float or bool [P], between 0 and 1}.
       units: int [P, U], each pair's units.
       count: I.
       over: what the units are, for the result.
@@ -257,7 +272,7 @@ def bootstrap_means(
     require_units(units, len(units), count=count)
     _require_resamples(resamples)
     if not resamples:
-        return MeanBootstrap(over, count, 0, {}, {})
+        return MeanBootstrap(over, count, 0, {}, {}, {}, {})
     # The last row gives each resample's weight.
     stacked = np.stack([*values.values(), np.ones(len(units))])
     sums, batches = [], unit_weights(np.random.default_rng(seed), count)
@@ -276,46 +291,12 @@ def bootstrap_means(
     drawn = drawn[drawn[:, -1] > 0]
     if not len(drawn):
         raise UserError(f"none of {resamples} resamples of {count} {over} has pairs: expected more")
-    means = dict(zip(values, (drawn[:, :-1] / drawn[:, -1:]).T, strict=True))
-
-    def interval(samples: np.ndarray) -> Interval:
-        return _percentile_intervals(samples[:, None], level)[0]
-
-    differences = {}
-    if baseline in means:
-        base = means[baseline]
-        differences = {name: interval(m - base) for name, m in means.items() if name != baseline}
-    methods = {name: interval(mean) for name, mean in means.items()}
-    return MeanBootstrap(over, count, len(drawn), methods, differences)
-
-
-def tar_intervals(
-    bootstrap: Bootstrap, *, fars: Sequence[float] | None = None
-) -> dict[str, dict[str, Any]]:
-    """{method: entries for its figures}, by the FARs' keys.
-
-    They are `tar_interval@far`, and of a method with a difference `tar_gain@far` and
-    `tar_gain_interval@far`.
-
-    Args:
-      bootstrap: the result of `bootstrap_tails` or `bootstrap_tar`.
-      fars: those to take of the bootstrap's FARs, in this order; all where None.
-    """
-    entries: dict[str, dict[str, Any]] = {}
-    for name, points in bootstrap.methods.items():
-        kept = _at(points, fars)
-        entries[name] = {"tar_interval@far": {far_key(p.far): list(p.tar) for p in kept}}
-    for name, gains in bootstrap.differences.items():
-        kept = _at(gains, fars)
-        entries[name]["tar_gain@far"] = {far_key(d.far): d.gain for d in kept}
-        entries[name]["tar_gain_interval@far"] = {far_key(d.far): list(d.tar) for d in kept}
-    return entries
-
-
-def _at(points: Sequence[Any], fars: Sequence[float] | None) -> list[Any]:
-    """The points at the FARs, in their order; all where None."""
-    by_far = {point.far: point for point in points}
-    return list(points) if fars is None else [by_far[float(far)] for far in fars]
+    means = (drawn[:, :-1] / drawn[:, -1:])[:, :, None]
+    observed = np.array([[given.mean()] for given in values.values()])
+    behind = [units_behind(given, units) for given in values.values()]
+    summary = _summary(tuple(values), means, observed, np.array(behind)[:, None], baseline, level)
+    firsts = ({name: of[0] for name, of in part.items()} for part in summary)
+    return MeanBootstrap(over, count, len(drawn), *firsts, dict(zip(values, behind, strict=True)))
 
 
 def _over_pairs(
@@ -332,12 +313,10 @@ def _over_pairs(
     }
     depth = min(impostors, depth_of_pairs(accepted_impostors(highest, impostors)))
     drawn = np.unique(np.concatenate([t.impostor_units[:depth, 0] for t in tails.values()]))
-    ranked = {
-        name: rank_tail(
-            method._replace(
-                impostor=method.impostor[:depth],
-                impostor_units=np.searchsorted(drawn, method.impostor_units[:depth]),
-            )
+    short = {
+        name: method._replace(
+            impostor=method.impostor[:depth],
+            impostor_units=np.searchsorted(drawn, method.impostor_units[:depth]),
         )
         for name, method in tails.items()
     }
@@ -345,11 +324,11 @@ def _over_pairs(
         np.random.default_rng(seed), genuine=genuine, kept=drawn.size, impostors=impostors
     )
     whole = Draw(np.ones(genuine, np.int64), np.ones(drawn.size, np.int64), impostors)
-    return _bootstrap(ranked, whole, draws, over="pairs", units=same.size, **options)
+    return _bootstrap(short, whole, draws, over="pairs", units=same.size, **options)
 
 
 def _bootstrap(
-    ranked: Mapping[str, Ranked],
+    tails: Mapping[str, Tail],
     whole: Draw,
     draws: Iterator[Draw],
     *,
@@ -364,8 +343,8 @@ def _bootstrap(
     """The intervals from the draws; `whole` is the pairs as they are."""
     _require_resamples(resamples)
     if not resamples:
-        return Bootstrap(over, units, 0, {}, {})
-    names, methods = tuple(ranked), tuple(ranked.values())
+        return Bootstrap(over, units, 0, {}, {}, {})
+    names, methods = tuple(tails), tuple(map(rank_tail, tails.values()))
     points = [
         at_fars
         for _, draw in zip(progress(range(resamples)), draws, strict=False)
@@ -378,19 +357,57 @@ def _bootstrap(
         )
     tars, thresholds = np.moveaxis(np.array(points, np.float64), 2, 0)
     observed = operating_points(methods, whole, fars)
+    behind = np.array(
+        [
+            [units_behind(of.genuine > t, of.genuine_units) for t in at.threshold]
+            for of, at in zip(tails.values(), observed, strict=True)
+        ]
+    )
+    seen = np.array([at.tar for at in observed])
+    intervals, gains, compared = _summary(names, tars, seen, behind, baseline, level)
     at = tuple(map(float, fars))
+    shares = np.full(len(at), (1 - level) / 2)
     summaries, differences = {}, {}
     for m, name in enumerate(names):
-        intervals = (_percentile_intervals(of[:, m], level) for of in (tars, thresholds))
-        summaries[name] = tuple(map(BootstrapPoint, at, *intervals))
-        if baseline in ranked and name != baseline:
+        ends = _percentile_intervals(thresholds[:, m], shares)
+        parts = intervals[name], ends, behind[m].tolist()
+        summaries[name] = tuple(map(BootstrapPoint, at, *parts))
+        if name in gains:
             base = names.index(baseline)
-            gain = tars[:, m] - tars[:, base]
-            shares = np.mean(gain > 0, axis=0).tolist()
-            gains = (observed[m].tar - observed[base].tar).tolist()
-            fields = _percentile_intervals(gain, level), shares, gains
-            differences[name] = tuple(map(BootstrapDifference, at, *fields))
-    return Bootstrap(over, units, len(points), summaries, differences)
+            above = np.mean(tars[:, m] > tars[:, base], axis=0).tolist()
+            parts = gains[name], above, (seen[m] - seen[base]).tolist()
+            differences[name] = tuple(map(BootstrapDifference, at, *parts))
+    return Bootstrap(over, units, len(points), summaries, differences, compared)
+
+
+def _summary(
+    names: Sequence[str],
+    drawn: np.ndarray,
+    observed: np.ndarray,
+    behind: np.ndarray,
+    baseline: str | None,
+    level: float,
+) -> tuple[dict[str, list[Interval]], dict[str, list[Interval]], dict[str, tuple[Compared, ...]]]:
+    """{method: one for each place}: intervals, those of gains, and comparisons.
+
+    Args:
+      drawn: [R, M, F] rates in the resamples.
+      observed: [M, F], those of the pairs as they are.
+      behind: [M, F], the effective number of units behind each.
+    """
+    base = names.index(baseline) if baseline in names else None
+    intervals, gains, compared = {}, {}, {}
+    for m, name in enumerate(names):
+        shares = np.array([tail_share(level, n) for n in behind[m]])
+        intervals[name] = _percentile_intervals(drawn[:, m], shares)
+        if base is not None and m != base:
+            either = np.maximum(behind[m], behind[base])
+            shares = np.array([tail_share(level, n) for n in either])
+            gains[name] = _percentile_intervals(drawn[:, m] - drawn[:, base], shares)
+    if len(names) > 1:
+        of_methods = compare(drawn, observed, units=behind, baseline=base, level=level)
+        compared = dict(zip(names, map(tuple, of_methods), strict=True))
+    return intervals, gains, compared
 
 
 def _require_resamples(resamples: int) -> None:
@@ -398,9 +415,10 @@ def _require_resamples(resamples: int) -> None:
         raise UserError(f"{resamples} resamples were requested, expected at least 2, or 0 for none")
 
 
-def _percentile_intervals(samples: np.ndarray, level: float) -> list[Interval]:
-    """The percentile interval of each column of samples [R, F]."""
-    tail_share = (1 - level) / 2
+def _percentile_intervals(samples: np.ndarray, shares: np.ndarray) -> list[Interval]:
+    """The middle of each column of samples [R, F], without its share [F] at either end."""
+    ordered = np.sort(samples, axis=0)
+    last, columns = len(samples) - 1, np.arange(samples.shape[1])
     # The nearest sample: between −∞ and a score there is nothing to interpolate.
-    ends = np.quantile(samples, [tail_share, 1 - tail_share], axis=0, method="nearest")
-    return [Interval(float(low), float(high)) for low, high in ends.T]
+    low, high = (ordered[np.rint(q * last).astype(int), columns] for q in (shares, 1 - shares))
+    return [Interval(*pair) for pair in zip(low.tolist(), high.tolist(), strict=True)]
