@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.comparison import Compared, compare
-from ida_jax.metrics.few_units import tail_share, units_behind
+from ida_jax.metrics.comparison import Compared
+from ida_jax.metrics.few_units import units_behind
+from ida_jax.metrics.rate_intervals import percentile_intervals, rate_intervals
 from ida_jax.metrics.resampling import (
     Draw,
     ShortTail,
@@ -113,6 +114,24 @@ class MeanBootstrap(NamedTuple):
     differences: dict[str, Interval]
     compared: dict[str, Compared]
     behind: dict[str, float]
+
+
+class Resampled(NamedTuple):
+    """Rates of M methods at F FARs in R resamples.
+
+    Attributes:
+      names: of the methods.
+      tars: float64 [R, M, F].
+      thresholds: float64 [R, M, F].
+      observed: float64 [M, F], the TARs of the pairs as they are.
+      behind: float64 [M, F], the effective number of units behind these.
+    """
+
+    names: tuple[str, ...]
+    tars: np.ndarray
+    thresholds: np.ndarray
+    observed: np.ndarray
+    behind: np.ndarray
 
 
 def bootstrap_tails(
@@ -294,7 +313,9 @@ def bootstrap_means(
     means = (drawn[:, :-1] / drawn[:, -1:])[:, :, None]
     observed = np.array([[given.mean()] for given in values.values()])
     behind = [units_behind(given, units) for given in values.values()]
-    summary = _summary(tuple(values), means, observed, np.array(behind)[:, None], baseline, level)
+    summary = rate_intervals(
+        tuple(values), means, observed, np.array(behind)[:, None], baseline=baseline, level=level
+    )
     firsts = ({name: of[0] for name, of in part.items()} for part in summary)
     return MeanBootstrap(over, count, len(drawn), *firsts, dict(zip(values, behind, strict=True)))
 
@@ -327,6 +348,38 @@ def _over_pairs(
     return _bootstrap(short, whole, draws, over="pairs", units=same.size, **options)
 
 
+def resample(
+    tails: Mapping[str, Tail],
+    whole: Draw,
+    draws: Iterator[Draw],
+    *,
+    fars: Sequence[float],
+    over: str,
+    units: int,
+    resamples: int,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Resampled:
+    """The methods' rates in the draws that have pairs of both kinds, and in `whole`."""
+    methods = tuple(map(rank_tail, tails.values()))
+    points = [
+        at_fars
+        for _, draw in zip(progress(range(resamples)), draws, strict=False)
+        if (at_fars := operating_points(methods, draw, fars)) is not None
+    ]
+    if not points:
+        raise UserError(
+            f"none of {resamples} resamples has pairs of both kinds: expected more units"
+        )
+    tars, thresholds = np.moveaxis(np.array(points, np.float64), 2, 0)
+    observed = operating_points(methods, whole, fars)
+    behind = [
+        [units_behind(of.genuine > t, of.genuine_units) for t in at.threshold]
+        for of, at in zip(tails.values(), observed, strict=True)
+    ]
+    seen = np.array([at.tar for at in observed])
+    return Resampled(tuple(tails), tars, thresholds, seen, np.array(behind))
+
+
 def _bootstrap(
     tails: Mapping[str, Tail],
     whole: Draw,
@@ -344,81 +397,29 @@ def _bootstrap(
     _require_resamples(resamples)
     if not resamples:
         return Bootstrap(over, units, 0, {}, {}, {})
-    names, methods = tuple(tails), tuple(map(rank_tail, tails.values()))
-    points = [
-        at_fars
-        for _, draw in zip(progress(range(resamples)), draws, strict=False)
-        if (at_fars := operating_points(methods, draw, fars)) is not None
-    ]
-    if not points:
-        raise UserError(
-            f"none of {resamples} resamples of {units} {over} has pairs of both kinds: expected "
-            "more of them"
-        )
-    tars, thresholds = np.moveaxis(np.array(points, np.float64), 2, 0)
-    observed = operating_points(methods, whole, fars)
-    behind = np.array(
-        [
-            [units_behind(of.genuine > t, of.genuine_units) for t in at.threshold]
-            for of, at in zip(tails.values(), observed, strict=True)
-        ]
+    drawn = resample(
+        tails, whole, draws, fars=fars, over=over, units=units, resamples=resamples,
+        progress=progress,
+    )  # fmt: skip
+    names, tars, seen = drawn.names, drawn.tars, drawn.observed
+    intervals, gains, compared = rate_intervals(
+        names, tars, seen, drawn.behind, baseline=baseline, level=level
     )
-    seen = np.array([at.tar for at in observed])
-    intervals, gains, compared = _summary(names, tars, seen, behind, baseline, level)
     at = tuple(map(float, fars))
     shares = np.full(len(at), (1 - level) / 2)
     summaries, differences = {}, {}
     for m, name in enumerate(names):
-        ends = _percentile_intervals(thresholds[:, m], shares)
-        parts = intervals[name], ends, behind[m].tolist()
+        ends = percentile_intervals(drawn.thresholds[:, m], shares)
+        parts = intervals[name], ends, drawn.behind[m].tolist()
         summaries[name] = tuple(map(BootstrapPoint, at, *parts))
         if name in gains:
             base = names.index(baseline)
             above = np.mean(tars[:, m] > tars[:, base], axis=0).tolist()
             parts = gains[name], above, (seen[m] - seen[base]).tolist()
             differences[name] = tuple(map(BootstrapDifference, at, *parts))
-    return Bootstrap(over, units, len(points), summaries, differences, compared)
-
-
-def _summary(
-    names: Sequence[str],
-    drawn: np.ndarray,
-    observed: np.ndarray,
-    behind: np.ndarray,
-    baseline: str | None,
-    level: float,
-) -> tuple[dict[str, list[Interval]], dict[str, list[Interval]], dict[str, tuple[Compared, ...]]]:
-    """{method: one for each place}: intervals, those of gains, and comparisons.
-
-    Args:
-      drawn: [R, M, F] rates in the resamples.
-      observed: [M, F], those of the pairs as they are.
-      behind: [M, F], the effective number of units behind each.
-    """
-    base = names.index(baseline) if baseline in names else None
-    intervals, gains, compared = {}, {}, {}
-    for m, name in enumerate(names):
-        shares = np.array([tail_share(level, n) for n in behind[m]])
-        intervals[name] = _percentile_intervals(drawn[:, m], shares)
-        if base is not None and m != base:
-            either = np.maximum(behind[m], behind[base])
-            shares = np.array([tail_share(level, n) for n in either])
-            gains[name] = _percentile_intervals(drawn[:, m] - drawn[:, base], shares)
-    if len(names) > 1:
-        of_methods = compare(drawn, observed, units=behind, baseline=base, level=level)
-        compared = dict(zip(names, map(tuple, of_methods), strict=True))
-    return intervals, gains, compared
+    return Bootstrap(over, units, len(tars), summaries, differences, compared)
 
 
 def _require_resamples(resamples: int) -> None:
     if resamples < 0 or resamples == 1:
         raise UserError(f"{resamples} resamples were requested, expected at least 2, or 0 for none")
-
-
-def _percentile_intervals(samples: np.ndarray, shares: np.ndarray) -> list[Interval]:
-    """The middle of each column of samples [R, F], without its share [F] at either end."""
-    ordered = np.sort(samples, axis=0)
-    last, columns = len(samples) - 1, np.arange(samples.shape[1])
-    # The nearest sample: between −∞ and a score there is nothing to interpolate.
-    low, high = (ordered[np.rint(q * last).astype(int), columns] for q in (shares, 1 - shares))
-    return [Interval(*pair) for pair in zip(low.tolist(), high.tolist(), strict=True)]
