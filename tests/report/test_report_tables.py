@@ -2,6 +2,7 @@ import pytest
 
 from ida_jax.common.errors import UserError
 from ida_jax.report.cells import Cell, legend, protocol_tables
+from ida_jax.report.page import write_report
 from ida_jax.report.style import far_name
 from ida_jax.report.tables import latex_table, markdown_table, results_table, write_tables
 
@@ -135,7 +136,7 @@ def test_an_interval_that_touches_0_is_no_gain():
     assert changes == ["", "▲", "", "▼"]
 
 
-def test_several_methods_are_judged_at_once():
+def test_several_methods_are_judged_at_once(tmp_path):
     """A gain of its own 95 % interval is none where the simultaneous one includes 0."""
     names = ("cosine", "ida_r", "ida_l", "as_norm", "csn")
     tars = dict(zip(names, (0.9, 0.95, 0.94, 0.93, 0.8), strict=True))
@@ -169,6 +170,9 @@ def test_several_methods_are_judged_at_once():
     assert "94.00≈" in results_table(results)
     assert "| 93.00 ≈▲ |" in markdown_table(results)
     assert r"93.00$^\approx$$^\uparrow$" in latex_table(results)
+    write_report(tmp_path / "page.html", title="P", results=results, figures={}, settings={})
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('<span class="value">94.00<span class="mark tied"') == 1
     # Where nine false accepts decide, nothing is compared.
     for of in methods.values():
         of["false_accepts"] = {"1e-3": 9}
