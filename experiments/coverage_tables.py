@@ -26,7 +26,7 @@ def markdown(record: dict[str, Any]) -> str:
                          "gain, equal", "gain, better"], rows)  # fmt: skip
         lines += [_replicates(accuracy), ""]
     if family := record.get("family"):
-        lines += [f"## {family['methods']} methods at once, 200 people, FAR {family['far']:g}", ""]
+        lines += [f"## {family['methods']} methods at once, 100 people, FAR {family['far']:g}", ""]
         rows = [
             [s["sizes"], f"{s['gain']:.2f}", f"{s['units']:g}"]
             + [f"{s[key]:.1f}" for key in ("one_by_one", "at_once", "set_holds_best", "set_size",
