@@ -11,7 +11,8 @@ Parts: `tar_N`, intervals of TAR, of its threshold and of gains, N people; `accu
 list; `family`, twelve methods at once; `all_pairs`, `evaluate_all_pairs` itself on embeddings of 50
 people, the truth from 20,000. "Plain" is the middle 95 % of the resamples, the package's intervals
 up to 0.1.0; "now" are its intervals. The widening by few units was chosen on other draws of the
-population (known_population.py), of about 60 replicates for each setting.
+population (known_population.py), of 17 to 101 replicates
+for each setting.
 """
 
 import argparse

@@ -163,9 +163,9 @@ def test_figures_and_the_note_of_few_units():
     assert entries["b"]["units"] == pytest.approx(2.0)
     figures = {name: {f"accuracy_{k}": v for k, v in of.items()} for name, of in entries.items()}
     (note,) = note_of_few_units(figures, "accuracy", over="identities")
-    assert note.startswith("accuracy: the errors of a method are those of fewer than 3 identities")
+    assert note.startswith("accuracy: the errors of a method are those of fewer than 5 identities")
     assert note_of_few_units({"a": figures["a"]}, "accuracy", over="identities") == ()
-    by_far = {"tar_units@far": {"0.1": 7.0, "0.01": 2.9}}, {"tar_units@far": {"0.1": 1, "0.01": 9}}
+    by_far = {"tar_units@far": {"0.1": 7.0, "0.01": 4.9}}, {"tar_units@far": {"0.1": 1, "0.01": 9}}
     both = dict(zip("ab", by_far, strict=True))
     (note,) = note_of_few_units(both, "tar@far", over="people")
     assert note.startswith("TAR at FAR 0.1, 0.01: ")

@@ -175,7 +175,7 @@ def test_notes_of_few_are_noted(everything):
     few, *others = found.evaluated.notes
     assert few.startswith("at FAR 0.02 the TAR rests on 2 false accepts")
     units = [of["tar_units@far"].items() for of in found.evaluated.figures.values()]
-    wanted = sorted({far for of in units for far, number in of if number < 3}, key=float)
+    wanted = sorted({far for of in units for far, number in of if number < 5}, key=float)
     assert len(others) == bool(wanted)
     for note in others:
         assert note.startswith(f"TAR at FAR {', '.join(reversed(wanted))}: the errors of a method")
