@@ -209,6 +209,7 @@ def _bootstrap(
     for role, points in found.methods.items():
         figures = results["methods"][role]
         figures["tar_interval@far"] = {far_key(p.far): list(p.tar) for p in points}
+        figures["tar_units@far"] = {far_key(p.far): p.units for p in points}
         if identities is not None:
             figures["threshold_interval@far"] = {far_key(p.far): list(p.threshold) for p in points}
     entries = {

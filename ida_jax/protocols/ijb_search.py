@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.bootstrap import bootstrap_deepening, bootstrap_means, tar_intervals
+from ida_jax.metrics.bootstrap import bootstrap_deepening, bootstrap_means
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
+from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
 from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.protocols.ijb_files import Enrolled, Galleries
@@ -113,17 +114,18 @@ def _evaluate_gallery(
     for k in RANKS:
         hits = {method: found.rank <= k for method, found in searches.items()}
         means = bootstrap_means(hits, units[mated][:, None], count=int(units.max()) + 1, **options)
-        for method, interval in means.methods.items():
-            figures[method].setdefault("rank_interval", {})[str(k)] = list(interval)
-        for method, interval in means.differences.items():
+        for method in means.differences:
             gain = figures[method]["rank"][str(k)] - figures[BASELINE]["rank"][str(k)]
             figures[method].setdefault("rank_gain", {})[str(k)] = gain
-            figures[method].setdefault("rank_gain_interval", {})[str(k)] = list(interval)
+        for method, entries in mean_intervals(means).items():
+            for kind, entry in entries.items():
+                figures[method].setdefault(f"rank_{kind}", {})[str(k)] = entry
     splits = {
         method: SplitScores(np.sort(found.mate), np.sort(found.highest))
         for method, found in searches.items()
     }
     few = notes_of_few(figures, counts="false_alarms", rate="FPIR", decided="TPIR")
+    few += note_of_few_units(figures, "tpir@fpir", over=bootstrap.over)
     return Evaluation(figures, roc_bands(splits, bootstrap), few)
 
 
@@ -138,4 +140,8 @@ def _mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
         return (one + other) / 2
 
     kinds = ("tpir", "rank")
-    return {key: mean(entry, second[key]) for key, entry in first.items() if key.startswith(kinds)}
+    return {
+        key: mean(entry, second[key])
+        for key, entry in first.items()
+        if key.startswith(kinds) and "_among_best" not in key and "_units" not in key
+    }

@@ -34,6 +34,7 @@ from ida_jax.metrics.identification import (
     prefix_sets,
     rank1,
 )
+from ida_jax.metrics.interval_figures import mean_intervals
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
 from ida_jax.protocols.megaface_files import Megaface, find_lists, load_megaface
@@ -216,13 +217,12 @@ def _figures(
             resamples=resamples,
             seed=seed,
         )
-        for name, interval in sure.methods.items():
-            figures[name].setdefault("rank1_interval@distractors", {})[key] = list(interval)
-        for name, interval in sure.differences.items():
+        for name in sure.differences:
             gain = float(ranks[name].rate[place] - ranks[BASELINE].rate[place])
-            of = figures[name]
-            of.setdefault("rank1_gain@distractors", {})[key] = gain
-            of.setdefault("rank1_gain_interval@distractors", {})[key] = list(interval)
+            figures[name].setdefault("rank1_gain@distractors", {})[key] = gain
+        for name, entries in mean_intervals(sure).items():
+            for kind, entry in entries.items():
+                figures[name].setdefault(f"rank1_{kind}@distractors", {})[key] = entry
     return figures
 
 

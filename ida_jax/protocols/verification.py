@@ -19,7 +19,6 @@ from ida_jax.metrics.bootstrap import (
     bootstrap_deepening,
     bootstrap_means,
     bootstrap_tar,
-    tar_intervals,
 )
 from ida_jax.metrics.decisions import Changed, Kind, changed_decisions
 from ida_jax.metrics.evaluation import (
@@ -29,6 +28,7 @@ from ida_jax.metrics.evaluation import (
     split_scores,
     verification_figures,
 )
+from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.metrics.resampling import (
     Tail,
@@ -320,12 +320,11 @@ def kfold_figures(
             "pairs": same.size,
             **{key: pairs.figures[name][key] for key in ("genuine", "impostor", "eer")},
         }
-        if name in intervals.methods:
-            figures[name]["accuracy_interval"] = list(intervals.methods[name])
         if name in intervals.differences:
             figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
-            figures[name]["accuracy_gain_interval"] = list(intervals.differences[name])
-    return Evaluation(figures, pairs.curves)
+    for name, entries in mean_intervals(intervals).items():
+        figures[name] |= {f"accuracy_{kind}": entry for kind, entry in entries.items()}
+    return Evaluation(figures, pairs.curves, note_of_few_units(figures, "accuracy", over=over))
 
 
 def band_fars(impostors: int) -> tuple[float, ...]:
@@ -384,7 +383,8 @@ def _figures_and_curves(
         name: verification_figures(split, fars=fars) | intervals.get(name, {})
         for name, split in splits.items()
     }
-    return Evaluation(figures, roc_bands(splits, bootstrap), notes_of_few(figures))
+    notes = notes_of_few(figures) + note_of_few_units(figures, "tar@far", over=bootstrap.over)
+    return Evaluation(figures, roc_bands(splits, bootstrap), notes)
 
 
 def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from ida_jax.report.cells import (
     FEW,
     GAIN,
     LOSS,
+    TIED,
     Cell,
     ProtocolTable,
     legend,
@@ -45,6 +46,7 @@ _ORIGIN = {
 _MARKS = {
     GAIN: '<span class="mark" title="above cosine">▲</span>',
     LOSS: '<span class="mark" title="below cosine">▼</span>',
+    TIED: '<span class="mark tied" title="may be the best as well">≈</span>',
     FEW: '<sup title="fewer than 10 decide it">†</sup>',
 }
 # How to read a table, by how the titles of the columns begin that a sentence is about.
@@ -59,7 +61,8 @@ _READINGS = {
     "Accuracy": "Accuracy is the mean over folds ± their deviation, each fold scored with the "
     "threshold that is best on the others.",
     "": "Small ranges are 95 % intervals. The best value of a column is bold and framed; a frame "
-    "alone says nothing of chance.",
+    "alone says nothing of chance; where methods are compared at once, ≈ marks those that may be "
+    "as good.",
 }
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --soft: #57606a;
@@ -98,7 +101,7 @@ td strong { color: var(--best); background: var(--mark); border-radius: 4px; pad
 td .value { position: relative; display: inline-block; }
 td .mark, td sup { position: absolute; left: calc(100% + .15rem); color: var(--ink); }
 td .mark { font-size: .7rem; left: calc(100% + .45rem); top: .18rem; } td sup { top: .7rem; }
-td .mark + sup { left: calc(100% + 1.2rem); }
+td .mark.tied { top: .7rem; } td .mark + sup { left: calc(100% + 1.2rem); }
 td small, th small { display: block; color: var(--soft); font-weight: 400; font-size: .76rem; }
 h3 small { color: var(--soft); font-weight: 400; margin-left: .3rem; }
 td.few { color: var(--few); } td.few strong { color: inherit; }
@@ -343,7 +346,7 @@ def _table(table: ProtocolTable) -> str:
 def _cell(cell: Cell) -> str:
     text = html.escape(cell.text)
     value = f"<strong>{text}</strong>" if cell.best else text
-    mark = _MARKS.get(cell.change, "") + (_MARKS[FEW] if cell.few else "")
+    mark = _MARKS.get(cell.change, "") + _MARKS[TIED] * cell.tied + _MARKS[FEW] * cell.few
     below = [cell.interval, f"({cell.count})" if cell.count else ""]
     small = f"<small>{html.escape(' '.join(filter(None, below)))}</small>" if any(below) else ""
     few = " class=few" if cell.few else ""

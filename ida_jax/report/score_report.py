@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.errors import printable
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, far_key
+from ida_jax.metrics.interval_figures import note_of_few_units
 from ida_jax.report.rate_plots import draw_det
 from ida_jax.report.style import (
     MISSING,
@@ -142,6 +143,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(f"Intervals: {counts} {bootstrap['over']}")
         if bootstrap["over"] == "pairs":
             notes[-1] += ", as if these were independent, so too narrow; give --identities"
+        notes += note_of_few_units(results["methods"], "tar@far", over=bootstrap["over"])
     else:
         notes.append("Threshold intervals: order statistics, as if pairs were independent")
     notes.append(

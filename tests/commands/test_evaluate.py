@@ -78,6 +78,7 @@ def test_everything_at_once(folder, capsys):
             assert figures["false_accepts"][far] == point.false_accepts
             assert figures["realised_far"][far] == point.realised_far
             assert figures["tar_interval@far"][far] == list(interval.tar)
+            assert figures["tar_units@far"][far] == interval.units
             assert figures["threshold_interval@far"][far] == list(interval.threshold)
             for group in range(3):
                 inside = figures["groups"][str(group)]

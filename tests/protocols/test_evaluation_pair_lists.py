@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from resamples import behind, summarised
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
@@ -171,8 +172,13 @@ def test_labelled_pairs_over_identities_and_over_pairs(everything):
 
 def test_notes_of_few_are_noted(everything):
     _, found, _ = everything
-    (note,) = found.evaluated.notes
-    assert note.startswith("at FAR 0.02 the TAR rests on 2 false accepts")
+    few, *others = found.evaluated.notes
+    assert few.startswith("at FAR 0.02 the TAR rests on 2 false accepts")
+    units = [of["tar_units@far"].items() for of in found.evaluated.figures.values()]
+    wanted = sorted({far for of in units for far, number in of if number < 5}, key=float)
+    assert len(others) == bool(wanted)
+    for note in others:
+        assert note.startswith(f"TAR at FAR {', '.join(reversed(wanted))}: the errors of a method")
     counts = {"a": {"false_accepts": {"0.1": 10}}, "b": {"false_accepts": {"0.1": 9}}}
     assert "9 to 10 false accepts" in notes_of_few(counts)[0]
     assert notes_of_few({"a": counts["a"]}) == ()
@@ -203,21 +209,23 @@ def test_kfold_accuracy_and_its_intervals(pairs):
         counts = np.bincount(draw.integers(present.size, size=present.size), minlength=99)
         often = np.where(units[:, 0] == units[:, 1], 1, counts[units[:, 1]]) * counts[units[:, 0]]
         for name, accuracy in accuracies.items():
-            means[name].append(np.mean(np.repeat(accuracy.correct, often)))
+            means[name].append([np.mean(np.repeat(accuracy.correct, often))])
+    number = {name: behind(of.correct, units) for name, of in accuracies.items()}
     for name, accuracy in accuracies.items():
         figures = found.figures[name]
         assert figures["accuracy"] == accuracy.mean
         assert figures["accuracy_deviation"] == accuracy.deviation
         assert figures["pairs"] == pairs
-        expected = np.quantile(means[name], [0.025, 0.975], method="nearest")
+        (expected,) = summarised(means[name], [number[name]])
         np.testing.assert_allclose(figures["accuracy_interval"], expected)
+        assert figures["accuracy_units"] == pytest.approx(number[name])
         curve = found.curves[name]
         assert np.all(curve.low <= curve.high)
     gain = found.figures["ida_r"]
     expected = accuracies["ida_r"].mean - accuracies["cosine"].mean
     assert gain["accuracy_gain"] == pytest.approx(expected)
     differences = np.array(means["ida_r"]) - np.array(means["cosine"])
-    expected = np.quantile(differences, [0.025, 0.975], method="nearest")
+    (expected,) = summarised(differences, [max(number.values())])
     np.testing.assert_allclose(gain["accuracy_gain_interval"], expected)
     assert "accuracy_gain" not in found.figures["cosine"]
 
