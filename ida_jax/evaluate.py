@@ -27,6 +27,8 @@ from ida_jax.common.errors import UserError, exit_code, printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from ida_jax.tables.labelled_scores import Identities
+
 _LEVEL = 0.95
 
 
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> None:
     _check(options)
     from ida_jax.common.outputs import writing
 
-    read = ("scores", "labels", "baseline", "identities", "groups")
+    read = ("scores", "labels", "baseline", "identities", "groups", "ignore_identity_pairs")
     outputs, reading = (
         {f"--{name}": getattr(options, name) for name in names}
         for names in (("calibration", "json", "plot"), read)
@@ -78,6 +80,8 @@ def _parser() -> Parser:
     add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
     add("--baseline", type=Path, metavar="S0", help="a second method's scores")
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
+    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
+        "person, two a line: the pairs between them count neither way; with --identities")
     add("--groups", type=Path, metavar="G", help="one group a pair")
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
         help="false accept rates (1e-3,1e-4,1e-5)")
@@ -97,6 +101,10 @@ def _check(options: Any) -> None:
     """What is wrong with the flags themselves, before anything is read."""
     if (options.fit is None) != (options.calibration is None):
         raise UserError("--fit and --calibration go together: the kind, and the file that it gets")
+    if options.ignore_identity_pairs is not None and options.identities is None:
+        raise UserError(
+            "--ignore_identity_pairs needs --identities=I, which says whose faces the pairs are of"
+        )
     if options.resamples < 0 or options.resamples == 1 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected 0 (no bootstrap) or "
@@ -124,8 +132,8 @@ def _evaluate(options: Any) -> dict[str, Any]:
     )
     from ida_jax.tables.labelled_scores import (
         read_groups,
-        read_identities,
         read_labels,
+        read_named_identities,
         read_scores,
     )  # fmt: skip
 
@@ -143,12 +151,19 @@ def _evaluate(options: Any) -> dict[str, Any]:
     groups = None if options.groups is None else read_groups(options.groups)
     if groups is not None:
         _require_length(options.groups, groups.codes, options.labels, same)
-    identities = None
+    identities, ignored = None, {}
     if options.identities is not None:
-        identities = read_identities(options.identities)
+        named = read_named_identities(options.identities)
+        identities = named.codes
         _require_length(options.identities, identities, options.labels, same)
+        if options.ignore_identity_pairs is not None:
+            kept, ignored = _kept_pairs(options.ignore_identity_pairs, named)
+            scores = {role: of[kept] for role, of in scores.items()}
+            same, identities = same[kept], identities[kept]
+            groups = groups and groups._replace(codes=groups.codes[kept])
 
     results: dict[str, Any] = {
+        **ignored,
         "labels": str(options.labels),
         "genuine": int(np.count_nonzero(same)),
         "impostor": int(np.count_nonzero(~same)),
@@ -179,6 +194,15 @@ def _evaluate(options: Any) -> dict[str, Any]:
         split = split_scores(scores["scores"], same)
         results["calibration"] = _calibrate(options, split)
     return results
+
+
+def _kept_pairs(path: Path, named: "Identities") -> "tuple[np.ndarray, dict[str, Any]]":
+    """bool [P], the pairs that count; and the results' entries on the others."""
+    from ida_jax.tables.identity_pairs import ignored_rows, read_identity_pairs
+
+    known, out = ignored_rows(read_identity_pairs(path), named)
+    count = int(out.sum())
+    return ~out, {"ignored_pairs": count, "ignored_note": known.note(count)}
 
 
 def _bootstrap(

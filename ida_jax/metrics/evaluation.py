@@ -60,6 +60,12 @@ def with_notes(evaluated: Mapping[str, Evaluation], notes: Sequence[str]) -> dic
     return {name: of._replace(notes=(*notes, *of.notes)) for name, of in evaluated.items()}
 
 
+def with_ignored(evaluation: Evaluation, *, pairs: int, note: str) -> Evaluation:
+    """The evaluation with the number of pairs that were left out of it, and the note first."""
+    figures = {name: {**of, "ignored_pairs": pairs} for name, of in evaluation.figures.items()}
+    return evaluation._replace(figures=figures, notes=(note, *evaluation.notes))
+
+
 class RegressionQuality(NamedTuple):
     """Agreement of a prediction with its target.
 

@@ -199,7 +199,7 @@ def impostor_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
       positions: int [P], places in that order of the pairs of two labels.
     """
     positions = np.asarray(positions)
-    order, group, rank, starts = _by_label(labels)
+    order, group, rank, starts = by_label(labels)
     n = order.size
     later_mates = np.bincount(group)[group] - 1 - rank
     ends = np.cumsum(n - 1 - np.arange(n) - later_mates)
@@ -216,7 +216,7 @@ def impostor_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
 def genuine_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
     """`impostor_rows` of the pairs of one label."""
     positions = np.asarray(positions)
-    order, group, rank, starts = _by_label(labels)
+    order, group, rank, starts = by_label(labels)
     later_mates = np.bincount(group)[group] - 1 - rank
     ends = np.cumsum(later_mates)
     first = np.searchsorted(ends, positions, side="right")
@@ -239,7 +239,7 @@ def require_units(units: np.ndarray, pairs: int, *, count: int | None = None) ->
         )
 
 
-def _by_label(labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def by_label(labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The faces in order of label; their labels, from 0; their ranks within; the labels' starts."""
     _, group = np.unique(np.asarray(labels), return_inverse=True)
     order = np.argsort(group, kind="stable")

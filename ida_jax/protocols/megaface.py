@@ -306,6 +306,8 @@ register(
         files="a folder with the devkit's and the noise lists",
         rows="FaceScrub's; --distractors=D",
         needs=("files", "distractors"),
+        no_identities="a probe meets its mates and distractors, and no other of the list's people; "
+        "name images in the noise lists",
         flags=MegafaceOptions,
         read=_read,
         evaluate=_evaluate,

@@ -20,8 +20,10 @@ from ida_jax.protocols.table import (
     FARS,
     Faces,
     FarOptions,
+    LeftOut,
     Protocol,
     Request,
+    noted,
     option,
     register,
     required_names,
@@ -31,7 +33,8 @@ from ida_jax.protocols.table import (
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_labelled_pairs
 from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.tables.labelled_scores import read_identities, read_labels
+from ida_jax.tables.identity_pairs import KnownPairs, ignored_rows, pairs_among
+from ida_jax.tables.labelled_scores import Identities, read_labels, read_named_identities
 from ida_jax.tables.pair_lists import PairFile, convert_pairs
 
 
@@ -46,12 +49,16 @@ class PairListOptions(FarOptions):
 
 
 class _Listed(NamedTuple):
-    """Faces, their pairs int [P, 2], bool [P], and both sides' identities [P, 2] if known."""
+    """Faces, their pairs int [P, 2], bool [P], and both sides' identities [P, 2] if known.
+
+    Without the pairs that are left out.
+    """
 
     faces: Faces
     pairs: np.ndarray
     same: np.ndarray
     identities: np.ndarray | None
+    left_out: LeftOut
 
 
 def _read_listed(request: Request, options: PairListOptions) -> _Listed:
@@ -70,14 +77,28 @@ def _read_listed(request: Request, options: PairListOptions) -> _Listed:
         listed = PairFile(path)
         pairs = np.array(listed.read(0, listed.count))
     same = read_labels(options.labels)
-    identities = None if options.identities is None else read_identities(options.identities)
-    for file, rows in ((options.labels, same), (options.identities, identities)):
+    identities = None if options.identities is None else read_named_identities(options.identities)
+    codes = None if identities is None else identities.codes
+    for file, rows in ((options.labels, same), (options.identities, codes)):
         if rows is not None and len(rows) != len(pairs):
             raise UserError(
                 f"{file} has {len(rows)} rows and {request.files} has {len(pairs)} pairs: expected "
                 "one a pair"
             )
-    return _Listed(faces, pairs, same, identities)
+    out = _left_out(request, identities, len(pairs))
+    kept = out.kept
+    return _Listed(faces, pairs[kept], same[kept], None if codes is None else codes[kept], out)
+
+
+def _left_out(request: Request, identities: Identities | None, pairs: int) -> LeftOut:
+    if request.one_person is None:
+        return LeftOut(None, np.ones(pairs, bool))
+    if identities is None:
+        raise UserError(
+            "--ignore_identity_pairs needs --identities=I, which says whose faces the pairs are of"
+        )
+    known, out = ignored_rows(request.one_person, identities)
+    return LeftOut(known, ~out)
 
 
 def _evaluate_listed(
@@ -91,15 +112,19 @@ def _evaluate_listed(
     evaluated = evaluate_labelled_pairs(
         scores, data.same, data.identities, fars=options.fars or FARS, **request.bootstrap
     )
-    return {"pairs": evaluated._replace(notes=(*notes, *evaluated.notes))}
+    return {"pairs": data.left_out.noted(evaluated._replace(notes=(*notes, *evaluated.notes)))}
 
 
 class _People(NamedTuple):
-    """The good faces, unit rows, the person of each face, and the number of bad ones."""
+    """The good faces, unit rows, the person of each face, and the number of bad ones.
+
+    And the people who are one person under two names, if the request lists them.
+    """
 
     faces: np.ndarray
     people: np.ndarray
     left_out: int
+    one_person: KnownPairs | None
 
 
 def _read_people(request: Request, options: FarOptions) -> _People:
@@ -119,7 +144,8 @@ def _read_people(request: Request, options: FarOptions) -> _People:
             f"names, PERSON/IMAGE, such as {names[0]}: expected several people, and several images "
             "of one"
         )
-    return _People(faces[~bad], people, int(bad.sum()))
+    known = None if request.one_person is None else pairs_among(request.one_person, identities)
+    return _People(faces[~bad], people, int(bad.sum()), known)
 
 
 def _evaluate_all(
@@ -127,9 +153,15 @@ def _evaluate_all(
 ) -> dict[str, Evaluation]:
     _, labels = np.unique(data.people, return_inverse=True)
     methods = terms_of_people(data.faces, data.people.tolist(), scorers)
-    evaluated = evaluate_all_pairs(
-        data.faces, labels, methods, fars=options.fars or FARS, **request.bootstrap
-    ).evaluated
+    everything = evaluate_all_pairs(
+        data.faces,
+        labels,
+        methods,
+        fars=options.fars or FARS,
+        ignored=None if data.one_person is None else data.one_person.codes,
+        **request.bootstrap,
+    )
+    evaluated = noted(everything.evaluated, data.one_person, everything.ignored)
     notes = evaluated.notes
     if data.left_out:
         notes = (f"{data.left_out:,} faces without an embedding were left out", *notes)
@@ -141,6 +173,7 @@ register(
         "pairs",
         files="a pair list, rows of E or names (--labels)",
         rows="faces",
+        identities="those of --identities",
         needs=("files", "labels"),
         flags=PairListOptions,
         read=_read_listed,
@@ -152,6 +185,7 @@ register(
         "all_pairs",
         files="none: every pair of E",
         rows="faces, named PERSON/IMAGE",
+        identities="people, PERSON of PERSON/IMAGE",
         needs=(),
         flags=FarOptions,
         read=_read_people,

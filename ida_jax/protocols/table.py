@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ida_jax import protocols
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
-from ida_jax.metrics.evaluation import Evaluation
+from ida_jax.metrics.evaluation import Evaluation, with_ignored
+from ida_jax.metrics.ignored import between
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.embeddings import EmbeddingFile
+from ida_jax.tables.identity_pairs import IdentityPairs, KnownPairs, pairs_among
 
 FARS = (1e-3, 1e-4, 1e-5)
 
@@ -38,6 +41,7 @@ class Request(NamedTuple):
       names: the file of names, or None.
       anchors: the folder of the anchors if they are a workdir's, or None.
       skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
+      one_person: the identities whose pairs count neither way, or None.
     """
 
     protocol: str
@@ -47,6 +51,7 @@ class Request(NamedTuple):
     names: Path | None = None
     anchors: Path | None = None
     skip_bad: bool = False
+    one_person: IdentityPairs | None = None
     resamples: int = 1000
     seed: int = 0
 
@@ -72,6 +77,8 @@ class Protocol(NamedTuple):
       evaluate: (request, its options, data, {method: Rescorer}) to {variant: figures}.
       needs: the options that are required, the command's or its own.
       flags: a frozen dataclass of its own options, each an `option`.
+      identities: what --ignore_identity_pairs names in it; "" where the flag is refused.
+      no_identities: why, then.
     """
 
     name: str
@@ -81,6 +88,8 @@ class Protocol(NamedTuple):
     evaluate: Callable[[Request, Any, Any, Mapping[str, Rescorer]], dict[str, Evaluation]]
     needs: tuple[str, ...] = ("files",)
     flags: type = NoOptions
+    identities: str = ""
+    no_identities: str = "it does not know whose faces it compares"
 
 
 PROTOCOLS: dict[str, Protocol] = {}
@@ -169,6 +178,50 @@ def terms_of_people(
     """Every method's terms; people among named anchors are left out of their own support sets."""
     own = labels_among_anchors(people, scorers)
     return {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+
+
+class LeftOut(NamedTuple):
+    """Which pairs of a list count.
+
+    Attributes:
+      known: the identities whose pairs do not, by their places among the distinct ones; None where
+        all do.
+      kept: bool [P], the pairs that do.
+    """
+
+    known: KnownPairs | None
+    kept: np.ndarray
+
+    def noted(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation of the other pairs, with the number of those left out."""
+        return noted(evaluation, self.known, int(np.count_nonzero(~self.kept)))
+
+
+def left_out(
+    one_person: IdentityPairs | None, people: Sequence[str] | np.ndarray, pairs: ArrayLike
+) -> LeftOut:
+    """Which pairs of a list count.
+
+    Args:
+      one_person: the identities whose pairs do not.
+      people: whose the N faces are, names or integers.
+      pairs: int [P, 2], rows of the faces.
+
+    Raises:
+      UserError: the identities are none of these.
+    """
+    if one_person is None:
+        return LeftOut(None, np.ones(len(pairs), bool))
+    identities, labels = np.unique(np.asarray(people), return_inverse=True)
+    known = pairs_among(one_person, identities)
+    return LeftOut(known, ~between(labels[np.asarray(pairs)], known.codes))
+
+
+def noted(evaluation: Evaluation, known: KnownPairs | None, pairs: int) -> Evaluation:
+    """The evaluation, saying that so many pairs were left out of it; itself without a list."""
+    if known is None:
+        return evaluation
+    return with_ignored(evaluation, pairs=pairs, note=known.note(pairs))
 
 
 def file_inside(path: Path, name: str) -> Path:

@@ -5,7 +5,7 @@
 N faces, P pairs, D embedding, G genuine and n impostor pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,12 @@ from ida_jax.metrics.evaluation import (
     Evaluation,
     split_scores,
     verification_figures,
+)
+from ida_jax.metrics.ignored import (
+    ignored_positions,
+    labels_as_units,
+    total_without,
+    whole_positions,
 )
 from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
 from ida_jax.metrics.kfold import kfold_accuracy
@@ -62,12 +68,14 @@ class AllPairs(NamedTuple):
       changed: the pairs, int64 [≤ 24, 2] rows of faces, on which the headline method and the
         baseline decide differently at `changed_far`, by kind; None without either method or FAR.
       changed_far: the lowest FAR at which both have at least 10 false accepts.
+      ignored: the number of impostor pairs that were left out.
     """
 
     evaluated: Evaluation
     scores: dict[str, SplitScores]
     changed: dict[Kind, Changed] | None
     changed_far: float | None
+    ignored: int = 0
 
 
 def evaluate_kfold(
@@ -121,6 +129,7 @@ def evaluate_all_pairs(
     *,
     fars: Sequence[float],
     scored: Mapping[str, SplitScores] | None = None,
+    ignored: ArrayLike | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> AllPairs:
@@ -133,20 +142,27 @@ def evaluate_all_pairs(
       labels: int [N], the faces' identities.
       methods: {name in the results: the faces' terms}.
       scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
+      ignored: int [M, 2], pairs of labels that show one person: the pairs of faces between them are
+        left out, and all else is as it was, the bootstrap's identities too.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
       UserError: a different number of labels, more pairs than are kept in memory, no pairs of a
-        kind, or a FAR outside (0, 1].
+        kind, a FAR outside (0, 1], or an ignored label that no face has.
     """
     labels = checked_labels(labels, len(faces))
     identities, units = np.unique(labels, return_inverse=True)
+    one_person = labels_as_units(ignored, identities)
+    removed = ignored_positions(units, one_person)
     scores = all_pair_scores(faces, labels, methods) | (scored or {})
+    if removed.size:
+        for name, split in scores.items():
+            scores[name] = split._replace(impostor=np.delete(split.impostor, removed))
     genuine, impostors = (kind.size for kind in next(iter(scores.values())))
     of_genuine = units[genuine_rows(units, np.arange(genuine)).first][:, None]
 
-    def impostor_units(positions: np.ndarray) -> np.ndarray:
-        return units[np.stack(impostor_rows(units, positions), axis=1)]
+    def rows_of_impostors(positions: np.ndarray) -> np.ndarray:
+        return np.stack(impostor_rows(units, whole_positions(positions, removed)), axis=1)
 
     def tails(highest_far: float) -> dict[str, Tail]:
         # A genuine pair lies within one identity: two equal sides.
@@ -154,7 +170,7 @@ def evaluate_all_pairs(
             name: split_tail(
                 *split,
                 genuine_units=np.repeat(of_genuine, 2, axis=1),
-                impostor_units=impostor_units,
+                impostor_units=lambda positions: units[rows_of_impostors(positions)],
                 highest_far=highest_far,
             )
             for name, split in scores.items()
@@ -164,21 +180,25 @@ def evaluate_all_pairs(
         tails,
         fars=_all_fars(fars, impostors),
         units=identities.size,
-        total=all_pairs_total(units),
+        total=total_without(all_pairs_total(units), units, one_person),
         baseline=BASELINE,
         resamples=resamples,
         seed=seed,
         progress=_PROGRESS,
     )
-    changed_far, changed = _changed(scores, units, fars)
+    changed_far, changed = _changed(scores, units, rows_of_impostors, fars)
     for split in scores.values():
         for kind in split:
             kind.sort()
-    return AllPairs(_figures_and_curves(scores, bootstrap, fars), scores, changed, changed_far)
+    evaluated = _figures_and_curves(scores, bootstrap, fars)
+    return AllPairs(evaluated, scores, changed, changed_far, removed.size)
 
 
 def _changed(
-    scores: Mapping[str, SplitScores], labels: np.ndarray, fars: Sequence[float]
+    scores: Mapping[str, SplitScores],
+    labels: np.ndarray,
+    rows_of_impostors: Callable[[np.ndarray], np.ndarray],
+    fars: Sequence[float],
 ) -> tuple[float | None, dict[Kind, Changed] | None]:
     """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
     if BASELINE not in scores or HEADLINE not in scores:
@@ -201,9 +221,11 @@ def _changed(
     for kind, (places, total) in changed.items():
         _, is_genuine = kind
         rows = (
-            genuine_rows(labels, places) if is_genuine else impostor_rows(labels, places - genuine)
+            np.stack(genuine_rows(labels, places), axis=1)
+            if is_genuine
+            else rows_of_impostors(places - genuine)
         )
-        changed[kind] = Changed(np.stack(rows, axis=1), total)
+        changed[kind] = Changed(rows, total)
     return at_base.far, changed
 
 

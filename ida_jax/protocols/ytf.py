@@ -31,10 +31,12 @@ from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import fixed_blocks
 from ida_jax.protocols.table import (
+    LeftOut,
     NoOptions,
     Protocol,
     Request,
     file_inside,
+    left_out,
     register,
     required_names,
 )
@@ -252,9 +254,21 @@ def _mean_scores(first: Side, second: Side, counts: jax.Array) -> dict[str, jax.
     }
 
 
-def _read(request: Request, options: NoOptions) -> tuple[Frames, VideoPairs]:
+class _Listed(NamedTuple):
+    """The videos' frames, the list without the pairs left out of it, and those."""
+
+    frames: Frames
+    listed: VideoPairs
+    left_out: LeftOut
+
+
+def _read(request: Request, options: NoOptions) -> _Listed:
     listed = read_ytf_splits(file_inside(request.files, "splits.txt"))
-    return group_frames(required_names(request), listed.videos), listed
+    people = [video.split("/")[0] for video in listed.videos]
+    out = left_out(request.one_person, people, listed.pairs)
+    kept = {name: getattr(listed, name)[out.kept] for name in ("pairs", "same", "fold")}
+    frames = group_frames(required_names(request), listed.videos)
+    return _Listed(frames, listed._replace(**kept), out)
 
 
 def read_ytf_splits(path: str | os.PathLike[str]) -> VideoPairs:
@@ -347,11 +361,18 @@ def _natural(name: str) -> tuple:
 def _evaluate(
     request: Request,
     options: NoOptions,
-    data: tuple[Frames, VideoPairs],
+    data: _Listed,
     scorers: Mapping[str, Rescorer],
 ) -> dict[str, Evaluation]:
-    rows = request.embeddings.embeddings
-    return evaluate_ytf(rows, *data, scorers, skip_bad=request.skip_bad, **request.bootstrap)
+    evaluated = evaluate_ytf(
+        request.embeddings.embeddings,
+        data.frames,
+        data.listed,
+        scorers,
+        skip_bad=request.skip_bad,
+        **request.bootstrap,
+    )
+    return {mode: data.left_out.noted(of) for mode, of in evaluated.items()}
 
 
 register(
@@ -359,6 +380,7 @@ register(
         "ytf",
         files="splits.txt",
         rows="frames, named PERSON/VIDEO/FRAME",
+        identities="people, PERSON of PERSON/VIDEO",
         read=_read,
         evaluate=_evaluate,
     )

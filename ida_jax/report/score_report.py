@@ -123,7 +123,8 @@ def _groups(results: Mapping[str, Any], key: str) -> str:
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     methods = results["methods"].values()
-    notes = [
+    notes = [results["ignored_note"]] if "ignored_note" in results else []
+    notes += [
         f"{figures['name']}: {figures['nan']:,} scores are NaN: never a match"
         for figures in methods
         if figures["nan"]

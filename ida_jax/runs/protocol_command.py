@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     table = all_protocols()
     options = _parser(table, _protocol_of(argv)).parse_args(argv)
     own = _own_options(options, table)
-    _check(options)
+    _check(options, table[options.protocol])
     files, methods = _artefacts(options)
     with _writing(options, own, files):
         _run(table[options.protocol], options, own, files, methods)
@@ -105,7 +105,8 @@ def _writing(
 ) -> contextlib.AbstractContextManager[None]:
     from ida_jax.common.outputs import writing
 
-    read = {name: getattr(options, name) for name in ("files", "embeddings", "names", "groups")}
+    named = ("files", "embeddings", "names", "groups", "ignore_identity_pairs")
+    read = {name: getattr(options, name) for name in named}
     read |= {**files, **dataclasses.asdict(own)}
     reading = {f"--{name}": path for name, path in read.items() if isinstance(path, Path)}
     outputs = {f"--output ({name})": options.output / name for name in _WRITTEN}
@@ -133,6 +134,8 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
     add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
         "of each")
+    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
+        f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
     add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
         "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
@@ -165,6 +168,15 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
         else:
             group.add_argument(f"--{name}", type=_PARSERS[kind], **shown)
     return parser
+
+
+def _named(protocol: Protocol | None) -> str:
+    """What the list of identities names, for the help."""
+    if protocol is None:
+        return ""
+    if not protocol.identities:
+        return f" (not for {protocol.name}: {protocol.no_identities})"
+    return f" ({protocol.identities})"
 
 
 def _flags(protocol: Protocol) -> dict[str, tuple[dataclasses.Field, Any]]:
@@ -214,8 +226,12 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _check(options: Any) -> None:
+def _check(options: Any, protocol: Protocol) -> None:
     """Finds mistakes in the flags themselves, before anything is read."""
+    if options.ignore_identity_pairs is not None and not protocol.identities:
+        raise UserError(
+            f"--ignore_identity_pairs is not for {protocol.name}: {protocol.no_identities}"
+        )
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -268,7 +284,9 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
 
 def _request(options: Any) -> Request:
     from ida_jax.tables.embeddings import names_beside, read_embeddings
+    from ida_jax.tables.identity_pairs import read_identity_pairs
 
+    ignored = options.ignore_identity_pairs
     from_workdir = options.run is not None and options.anchors is None
     return Request(
         options.protocol,
@@ -278,6 +296,7 @@ def _request(options: Any) -> Request:
         names=options.names,
         anchors=(options.run / ANCHORS).parent if from_workdir else None,
         skip_bad=options.skip_bad,
+        one_person=None if ignored is None else read_identity_pairs(ignored),
         resamples=options.resamples,
         seed=options.seed,
     )

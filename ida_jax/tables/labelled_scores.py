@@ -97,8 +97,25 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
     return Groups(place[codes], tuple(str(values[i]) for i in order))
 
 
+class Identities(NamedTuple):
+    """Both sides' identities of each pair.
+
+    Attributes:
+      codes: int [P, 2].
+      names: the distinct names, whose places the codes are; None where the file has integers.
+    """
+
+    codes: np.ndarray
+    names: np.ndarray | None
+
+
 def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
-    """int [P, 2]: the identities of both sides of each pair; names are numbered.
+    """int [P, 2]: `read_named_identities` without the names."""
+    return read_named_identities(path).codes
+
+
+def read_named_identities(path: str | os.PathLike[str]) -> Identities:
+    """The identities of both sides of each pair.
 
     The columns are the file's only two, or those named `identity_1` and `identity_2`.
 
@@ -117,7 +134,7 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
                 "both sides of each pair"
             )
         if np.issubdtype(array.dtype, np.integer):
-            return array
+            return Identities(array, None)
         sides = [_chunked(np.ascontiguousarray(array[:, side]), path) for side in (0, 1)]
     else:
         table = _table(path, suffix, what="identities")
@@ -134,11 +151,12 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
         if _is_float(side):
             raise UserError(f"{path} holds {side.type} values: expected names or integers")
     if all(pa.types.is_integer(side.type) for side in sides):
-        return np.stack([side.to_numpy() for side in sides], axis=1)
+        return Identities(np.stack([side.to_numpy() for side in sides], axis=1), None)
     encoded = [_encoded(side, pa.string()) for side in sides]
     chunks = [chunk for side in encoded for chunk in side.chunks]
     both = pa.chunked_array(chunks, type=encoded[0].type)
-    return np.ascontiguousarray(_numbered(both).codes.reshape(2, -1).T)
+    names, codes = _numbered(both)
+    return Identities(np.ascontiguousarray(codes.reshape(2, -1).T), names)
 
 
 class _Numbered(NamedTuple):
