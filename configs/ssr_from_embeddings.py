@@ -41,6 +41,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.most_faces = 6_000  # held out at most: all their pairs are compared
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
+    # A list of L's people that are one person: the pairs between them count neither way.
+    c.evaluate.ignore_identity_pairs = placeholder(str)
     c.evaluate.resamples = 1000  # of the bootstrap over identities
     if variant == "smoke":
         c.embeddings = "synthetic"  # synthetic embeddings, anchors and labels, in memory

@@ -110,6 +110,8 @@ td.few { color: var(--few); } td.few strong { color: inherit; }
 .pair { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
 .pair div { display: flex; gap: .3rem; justify-content: center; }
 .pair img { width: 50%; max-width: 7rem; height: auto; border-radius: 4px; }
+.pair .others { justify-content: space-between; margin-top: .4rem; }
+.pair .others img { width: 2.1rem; margin: 0 .1rem; }
 .pair figcaption { text-align: center; font-size: .8rem; line-height: 1.3; }
 .pair table { font-size: .8rem; margin-top: .3rem; }
 .pair th, .pair td { padding: .15rem .2rem; } .pair th { font-weight: 400; }

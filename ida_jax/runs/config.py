@@ -22,7 +22,10 @@ from ida_jax.rescoring.method_table import methods_with
 from ida_jax.runs.workdir import METHOD_FILES
 
 # The entries that are paths, in either kind of config.
-_PATHS = ("data_dir", "embeddings", "labels", "anchors", "anchors.generator", "model.weights")
+_PATHS = (
+    "data_dir", "embeddings", "labels", "anchors", "anchors.generator", "model.weights",
+    "evaluate.ignore_identity_pairs",
+)  # fmt: skip
 # Beside the package in a checkout, inside it in a wheel.
 _CONFIGS = tuple(Path(__file__).parents[up] / "configs" for up in (1, 2))
 _DATA_FLAG = re.compile(r"--config\.(train_data|eval_data|verify_data)\.(\w+)")
@@ -72,6 +75,8 @@ def run_section(title: str) -> ConfigDict:
     c.evaluate.methods = methods_with(METHOD_FILES, usual=True)
     c.evaluate.top_n = placeholder(int)  # of as_norm: 300, or as many as the anchors allow
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
+    # A list of people that are one person, as evaluate's: the pairs between them count neither way.
+    c.evaluate.ignore_identity_pairs = placeholder(str)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
     # Also verification of templates of this many images each, by mean pooling and, where the stage

@@ -32,14 +32,23 @@ from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.evaluation import regression_quality
+from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
 from ida_jax.runs.run import Stage
-from ida_jax.runs.workdir import RESULTS, SSR, TARGETS, figures_and_notes, write_results
+from ida_jax.runs.workdir import (
+    RESULTS,
+    SSR,
+    TARGETS,
+    figures_and_notes,
+    ignored_list,
+    write_results,
+)
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.identities import numbered, read_people
+from ida_jax.tables.identity_pairs import KnownPairs, pairs_among, read_identity_pairs
 from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
 
 _SYNTHETIC = "synthetic"
@@ -59,6 +68,8 @@ class Inputs(NamedTuple):
         None where no person is in both sets.
       anchors: where support sets are searched.
       fingerprint: of the model that made the embeddings; "" where unknown.
+      identities: the distinct people as the labels have them, names or integers, in the order of
+        their numbers; None without labels.
     """
 
     faces: np.ndarray
@@ -66,6 +77,7 @@ class Inputs(NamedTuple):
     own: np.ndarray | None
     anchors: AnchorSet
     fingerprint: str
+    identities: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +101,23 @@ class EmbeddingRun:
     def inputs(self) -> Inputs:
         """The same without the anchors of the people who are held out."""
         return self.files._replace(anchors=anchors_of_others(self.files, self.held))
+
+    @cached_property
+    def one_person(self) -> KnownPairs | None:
+        """The held-out people whose pairs count neither way, as numbers in `Inputs.people`."""
+        path = ignored_list(self.config)
+        if path is None:
+            return None
+        if self.files.people is None:
+            raise UserError(
+                "evaluate.ignore_identity_pairs names people: add --config.labels=L, who is on "
+                "each row"
+            )
+        values = self.files.identities
+        known = pairs_among(read_identity_pairs(path), values, what="people")
+        pairs = known.codes if values.dtype.kind == "U" else values[known.codes]
+        held = np.isin(pairs, self.files.people[self.held]).all(axis=1)
+        return known._replace(codes=pairs[held], unknown=known.unknown + int(np.sum(~held)))
 
     @cached_property
     def digest(self) -> str:
@@ -172,6 +201,7 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
     if tuple(run.config.stages) != tuple(EMBEDDING_STAGES):
         raise UserError(f"stages is {run.config.stages}: expected {', '.join(EMBEDDING_STAGES)}")
     _check_k(run.config.k, run.inputs)
+    _ = run.one_person
 
 
 def _targets(run: EmbeddingRun) -> None:
@@ -223,7 +253,8 @@ def _evaluate(run: EmbeddingRun) -> None:
     else:
         people = inputs.people[run.held]
         results["held_out"]["identities"] = len(np.unique(people))
-        held_out = evaluate_all_pairs(
+        known = run.one_person
+        found = evaluate_all_pairs(
             faces,
             people,
             {
@@ -232,9 +263,11 @@ def _evaluate(run: EmbeddingRun) -> None:
                 "ida_l": dao_terms(regressed, tau=c.tau),
             },
             fars=c.evaluate.fars,
+            ignored=None if known is None else known.codes,
             resamples=c.evaluate.resamples,
             seed=c.seed,
-        ).evaluated
+        )
+        held_out = noted(found.evaluated, known, found.ignored)
         evaluated = {_PROTOCOL: held_out._replace(notes=(*held_out.notes, *_notes(run, people)))}
         results |= figures_and_notes(evaluated)
     results["provenance"] = provenance()
@@ -312,8 +345,9 @@ def read_inputs(config: ConfigDict) -> Inputs:
             "as the anchors have them, or add --config.disjoint=True where the anchors are of "
             "other people"
         )
-    identities = None if people is None else numbered(people)
-    return Inputs(faces, identities, own, anchors, fingerprint or anchors.fingerprint)
+    numbers = None if people is None else numbered(people)
+    identities = None if people is None else np.unique(people)
+    return Inputs(faces, numbers, own, anchors, fingerprint or anchors.fingerprint, identities)
 
 
 def held_out_rows(inputs: Inputs, config: ConfigDict) -> np.ndarray:

@@ -11,7 +11,9 @@ import numpy as np
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
+from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
+from ida_jax.metrics.ignored import between
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
@@ -21,6 +23,7 @@ from ida_jax.protocols.pfe_methods import (
     likelihood_of_pairs,
 )
 from ida_jax.protocols.sweeps import sweep
+from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
@@ -80,19 +83,27 @@ def evaluate_run(run: Run) -> None:
     name = c.eval_data.name + ("_flip" if c.flip else "")
     kfold = f"{name}_{'' if c.evaluate.pairs == 'lfw' else 'drawn_'}{c.evaluate.folds}fold"
     bootstrap = {"resamples": c.evaluate.resamples, "seed": c.seed}
-    listed, every = {}, {}
+    listed, every, kept = {}, {}, _kept_pairs(run)
     if uncertain is not None:
         by_likelihood = _by_likelihood(run, uncertain, own)
-        listed = likelihood_of_pairs(uncertain, run.pair_list.pairs, by_likelihood)
+        listed = likelihood_of_pairs(uncertain, run.pair_list.pairs[kept], by_likelihood)
         every = likelihood_of_all_pairs(uncertain, data.labels, by_likelihood)
+    known = run.one_person
+    ignored = None if known is None else known.codes
     everything = evaluate_all_pairs(
-        faces, data.labels, methods, fars=c.evaluate.fars, scored=every, **bootstrap
+        faces,
+        data.labels,
+        methods,
+        fars=c.evaluate.fars,
+        scored=every,
+        ignored=ignored,
+        **bootstrap,
     )
+    pairs = PairList(*(of_pairs[kept] for of_pairs in run.pair_list))
+    of_list = evaluate_kfold(faces, pairs, methods, labels=data.labels, scored=listed, **bootstrap)
     evaluated = {
-        kfold: evaluate_kfold(
-            faces, run.pair_list, methods, labels=data.labels, scored=listed, **bootstrap
-        ),
-        f"{name}_all_pairs": everything.evaluated,
+        kfold: noted(of_list, known, int(np.count_nonzero(~kept))),
+        f"{name}_all_pairs": noted(everything.evaluated, known, everything.ignored),
     }
     if c.evaluate.template_size:
         variant = f"{name}_templates{c.evaluate.template_size}_all_pairs"
@@ -102,7 +113,12 @@ def evaluate_run(run: Run) -> None:
     # A sweep does not leave out a face's own person, who should not be among the anchors.
     if c.evaluate.sweeps and own is None:
         results["sweeps"] = sweep(
-            faces, data.labels, run.anchors, fars=c.evaluate.fars, seed=c.seed
+            faces,
+            data.labels,
+            run.anchors,
+            fars=c.evaluate.fars,
+            ignored=ignored,
+            seed=c.seed,
         )
     results["provenance"] = provenance()
     write_results(
@@ -146,15 +162,26 @@ def evaluate_templates(
                 terms = scorers[method].terms(fused.means, labels=own)
                 scored[name] = score_all_pairs(fused.means, labels, terms)
         scored |= likelihood_of_all_pairs(fused, labels, _by_likelihood(run, fused, own))
-    return evaluate_all_pairs(
+    known = run.one_person
+    found = evaluate_all_pairs(
         pooled,
         labels,
         methods,
         fars=c.evaluate.fars,
         scored=scored,
+        ignored=None if known is None else known.codes,
         resamples=c.evaluate.resamples,
         seed=c.seed,
-    ).evaluated
+    )
+    return noted(found.evaluated, known, found.ignored)
+
+
+def _kept_pairs(run: Run) -> np.ndarray:
+    """bool [P], the pairs of the run's list that count."""
+    listed = run.pair_list.pairs
+    if run.one_person is None:
+        return np.ones(len(listed), bool)
+    return ~between(run.eval_faces.labels[listed], run.one_person.codes)
 
 
 def _by_likelihood(

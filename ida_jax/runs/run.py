@@ -36,9 +36,11 @@ from ida_jax.runs.workdir import (
     MODEL,
     PFE,
     SSR,
+    ignored_list,
     training_embeddings,
 )
 from ida_jax.tables.blocks import open_npy
+from ida_jax.tables.identity_pairs import KnownPairs, pairs_among, read_identity_pairs
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536
@@ -106,6 +108,14 @@ class Run:
         faces = load_faces(c.verify_data, data_dir=c.data_dir, seed=c.seed)
         pairs = _pairs(c, c.verify_data.name, faces, folds=c.evaluate.folds)
         return Verification(faces.images, pairs)
+
+    @cached_property
+    def one_person(self) -> KnownPairs | None:
+        """The evaluated people whose pairs count neither way, by their labels."""
+        path = ignored_list(self.config)
+        if path is None:
+            return None
+        return pairs_among(read_identity_pairs(path), self.eval_faces.identities, what="people")
 
     @property
     def model_preprocessing(self) -> Preprocessing:

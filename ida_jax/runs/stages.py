@@ -130,6 +130,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
         require_faces(c.train_data, data_dir=c.data_dir)
     if "evaluate" in unfinished:
         require_faces(c.eval_data, data_dir=c.data_dir)
+        _ = run.one_person
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
     if "gan" in unfinished:

@@ -88,7 +88,14 @@ def _inputs(config: "ConfigDict") -> dict[str, Path]:
         weights = config.get("model", {}).get("weights") if "import" in config.stages else None
         weights = weights and Path(config.data_dir) / weights
         named = {"anchors.generator": generator, "model.weights": weights}
+    named["evaluate.ignore_identity_pairs"] = ignored_list(config)
     return {f"--config.{key}": Path(path) for key, path in named.items() if path is not None}
+
+
+def ignored_list(config: "ConfigDict") -> str | None:
+    """The config's list of people that are one person, if its stages evaluate."""
+    # A config from before has no such entry.
+    return config.get("evaluate", {}).get("ignore_identity_pairs")
 
 
 def training_embeddings(workdir: Path, fingerprint: str, *, flip: bool) -> Path:
