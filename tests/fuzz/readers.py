@@ -99,6 +99,12 @@ def _people(path: Path) -> None:
     read_people(path)
 
 
+def _identity_pairs(path: Path) -> None:
+    from ida_jax.tables.identity_pairs import read_identity_pairs
+
+    read_identity_pairs(path)
+
+
 # Images and data sets -----------------------------------------------------------------------------
 
 
@@ -292,6 +298,11 @@ READERS = {
     ),
     "identities_npy": Reader(
         "i.npy", lambda: [npy(np.array([[0, 1], [2, 3]]))], _labelled("read_identities")
+    ),
+    "identity_pairs": Reader(
+        "p.csv",
+        lambda: [b"# x\nA B\nC D\n", b'identity_1,identity_2,decision\n"A",B,same\nC,D,\n'],
+        _identity_pairs,
     ),
     "people_text": Reader("l.txt", lambda: _LABELS, _people),
     "people_npy": Reader("l.npy", lambda: [npy(np.array([0, 1])), npy(np.array(["a"]))], _people),

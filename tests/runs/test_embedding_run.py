@@ -130,6 +130,31 @@ def test_a_fingerprint_of_the_embeddings_is_taken_over(files, tmp_path):
     assert SSRModule.load(tmp_path / "run" / "ssr.safetensors").fingerprint == "xyz"
 
 
+@pytest.mark.parametrize("labels", ["l.npy", "names.txt"])
+def test_people_who_are_one_person_are_left_out(files, tmp_path, labels):
+    config = _config(files, labels=str(files / labels))
+    held = np.unique(PEOPLE[held_out_rows(read_inputs(config), config)])
+    others = np.setdiff1d(np.arange(60), held)
+    pairs = [(held[3], held[0]), (held[1], others[0]), (held[2], 99)]
+    names = [str, lambda number: f"person {number:02}"][labels == "names.txt"]
+    lines = [f"{names(a)}\t{names(b)}" for a, b in pairs]
+    (files / "one.tsv").write_text("\n".join(lines))
+    config.evaluate.ignore_identity_pairs = str(files / "one.tsv")
+    results = run(config, tmp_path / "run")
+    for figures in results["protocols"]["held_out_all_pairs"].values():
+        assert figures["ignored_pairs"] == 25
+        assert (figures["genuine"], figures["impostor"]) == (150, 75 * 74 // 2 - 150 - 25)
+    note = results["notes"]["held_out_all_pairs"][0]
+    assert note.startswith("25 impostor pairs between 1 pairs of identities")
+    assert "2 pairs of the list have" in note
+    # The list is of the evaluation alone: without it nothing else is run again.
+    config.evaluate.ignore_identity_pairs = None
+    before = (tmp_path / "run" / "ssr.safetensors").stat().st_mtime_ns
+    methods = run(config, tmp_path / "run")["protocols"]["held_out_all_pairs"]
+    assert {of["impostor"] for of in methods.values()} == {75 * 74 // 2 - 150}
+    assert (tmp_path / "run" / "ssr.safetensors").stat().st_mtime_ns == before
+
+
 def test_unknown_people_are_trained_on_and_never_held_out(files, tmp_path):
     labels = PEOPLE.copy()
     labels[::5] = -7
@@ -292,12 +317,21 @@ def _write(folder):
         ({"ssr__momentum": 1.0}, "ssr.momentum is 1.0: expected 0 ≤ momentum < 1"),
         ({"ssr__decay_steps": (9, 3)}, "ssr.decay_steps is (9, 3): expected ascending"),
         ({"stages": ("ssr",)}, "stages is ('ssr',): expected targets, ssr, evaluate"),
+        ({"evaluate__ignore_identity_pairs": "no list"}, "no identity pairs at no list"),
+        ({"evaluate__ignore_identity_pairs": "nobody"}, "names none of the 60 people (0, …)"),
+        (
+            {"labels": None, "disjoint": True, "evaluate__ignore_identity_pairs": "nobody"},
+            "evaluate.ignore_identity_pairs names people: add --config.labels=L",
+        ),
         ({"embeddings": "synthetic"}, "'synthetic', which makes anchors and labels too"),
         ({"seed": -1}, "seed is -1: expected 0 or more"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(files, tmp_path, changes, message):
     _write(files)
+    if changes.get("evaluate__ignore_identity_pairs") == "nobody":
+        (files / "nobody.txt").write_text("Ann Bea")
+        changes = {**changes, "evaluate__ignore_identity_pairs": str(files / "nobody.txt")}
     for key in ("embeddings", "anchors", "labels"):
         if changes.get(key) not in (None, "synthetic"):
             changes = {**changes, key: str(files / changes[key])}

@@ -88,6 +88,30 @@ def test_a_finished_run_is_not_run_again(finished):
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
 
 
+def test_people_who_are_one_person_are_left_out(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "one.txt").write_text("person_00017 person_00016\nperson_00020 nobody\n")
+    flag = f"--config.evaluate.ignore_identity_pairs={tmp_path}/one.txt"
+    done = _run(SMOKE, f"--workdir={workdir}", flag)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before") == 4
+    results = json.loads((workdir / "results.json").read_text())
+    figures = results["protocols"]["rendered_all_pairs"]["ida_l"]
+    assert figures["ignored_pairs"] == 4
+    assert figures["genuine"] + figures["impostor"] == 20 * 19 // 2 - 4
+    assert "4 impostor pairs between 1 pairs of identities" in done.stdout
+    former = json.loads((finished[0] / "results.json").read_text())["protocols"]
+    listed = results["protocols"]["rendered_drawn_5fold"]["cosine"]
+    before = former["rendered_drawn_5fold"]["cosine"]["pairs"]
+    assert listed["pairs"] == before - listed["ignored_pairs"]
+    # A list of other people is refused before anything is written.
+    (tmp_path / "one.txt").write_text("Ann Bea\n")
+    done = _run(SMOKE, f"--workdir={tmp_path}/other", flag)
+    assert done.returncode == 2
+    assert "names none of the 10 people" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_killed_in_training_it_ends_in_the_same_model(finished, tmp_path):
     workdir = tmp_path / "killed"
     # The kill waits for the first checkpoint and strikes while later steps run.
