@@ -171,7 +171,8 @@ def _read(options: Any) -> _Faces:
 def _images(options: Any, names: "Sequence[str] | None") -> "Sequence[np.ndarray]":
     """Each row's image, read when asked for."""
     from ida_jax.data.dataset import image_subset
-    from ida_jax.data.sources.image_files import open_images, without_suffix
+    from ida_jax.data.sources.image_files import open_images
+    from ida_jax.data.sources.image_names import without_suffix
     from ida_jax.tables.text import canonical
 
     files = open_images(options.images)
