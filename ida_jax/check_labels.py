@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code, printable
+from ida_jax.common.outputs import lock_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,11 +84,11 @@ def _check(options: Any) -> None:
         raise UserError(f"--far={options.far:g}: expected a rate above 0, at most 0.01")
     if options.most < 1:
         raise UserError(f"--most={options.most}: expected at least 1")
-    for name in (CSV, PAGE):
-        if (options.output / name).exists():
-            raise UserError(
-                f"{options.output / name} is there, perhaps judged already: name another --output"
-            )
+    # The lock of a job that was killed as it ended is still there: run again, the job ends well.
+    if (options.output / CSV).exists() and not lock_in(options.output).exists():
+        raise UserError(
+            f"{options.output / CSV} is there, perhaps judged already: name another --output"
+        )
 
 
 def _run(options: Any) -> None:
@@ -99,17 +100,18 @@ def _run(options: Any) -> None:
     thresholds = [impostor_threshold(m, faces.labels, far=options.far) for m in faces.models]
     every = one_person_candidates(faces.models, faces.labels, thresholds)
     candidates = every[: options.most]
-    with written_whole(options.output / CSV) as temporary:
-        temporary.write_text(_csv(candidates, faces), encoding="utf-8")
     if images is not None:
         from ida_jax.report.label_cards import candidate_page
 
         page = candidate_page(candidates, faces.people, images, labels=faces.labels)
         with written_whole(options.output / PAGE) as temporary:
             temporary.write_text(page, encoding="utf-8")
+    with written_whole(options.output / CSV) as temporary:  # last: it marks the end
+        temporary.write_text(_csv(candidates, faces), encoding="utf-8")
+    known = len(set(faces.labels[faces.labels >= 0].tolist()))
     levels = " and ".join(f"{threshold:.3f}" for threshold in thresholds)
     print(
-        f"{len(faces.labels):,} faces of {len(faces.people):,} identities: {len(every):,} pairs of "
+        f"{len(faces.labels):,} faces of {known:,} identities: {len(every):,} pairs of "
         f"identities have images with a cosine of at least {levels} (FAR {options.far:g})"
     )
     for candidate in candidates[:_PRINTED]:

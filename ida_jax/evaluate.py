@@ -13,6 +13,9 @@ log-likelihood ratios for python -m ida_jax.rescore --calibration.
 All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
 columns those named score, label, group, identity_1 and identity_2 are read.
 
+Of I's people some may be one under two names, which makes most false accepts at the lowest FARs:
+python -m ida_jax.check_labels proposes them as a list for --ignore_identity_pairs.
+
 A protocol's own files, with embeddings and all methods at once; the help lists the protocols:
 python -m ida_jax.evaluate --protocol=lfw --help
 """

@@ -50,12 +50,14 @@ def impostor_threshold(faces: np.ndarray, labels: np.ndarray, *, far: float) -> 
 
     Args:
       faces: float32 [N, D], unit rows.
-      labels: int [N].
+      labels: int [N]; negative ones are unknown and left out.
       far: in (0, 1].
 
     Raises:
       UserError: no pair of two identities.
     """
+    known = labels >= 0
+    faces, labels = faces[known], labels[known]
     n = len(faces)
     step = max(1, -(-n * n // _MOST_COSINES))
     rows = np.arange(0, n, step)

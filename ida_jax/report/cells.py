@@ -3,7 +3,7 @@
 `results["protocols"]` is {VARIANT: {METHOD: FIGURES}}, rates as fractions of 1. A method's figures:
 
 - "accuracy", "accuracy_deviation"; "tar@far" {FAR: TAR}, "false_accepts" {FAR: count}; "eer";
-  "genuine", "impostor"
+  "genuine", "impostor", and "ignored_pairs" where pairs were left out
 - of a 1:N search: "tpir@fpir", "false_alarms"; "rank" {k: rate}; "mated_probes", "nonmated_probes",
   "gallery"
 - of MegaFace: "rank1@distractors" {size: rate}, "faults@distractors" {size: count}; "probes"
