@@ -63,8 +63,8 @@ CASES = [
     ("fit csn", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
     ("fit dao", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
 ]  # fmt: skip
-_MAINS = {"rescore": rescore.main, "check_labels": check_labels.main, "embed": embed.main, "prepare": prepare.main,
-          "anchors": anchors_main, "export": export.main, "evaluate": evaluate.main,
+_MAINS = {"rescore": rescore.main, "check_labels": check_labels.main, "embed": embed.main,
+          "prepare": prepare.main, "anchors": anchors_main, "export": export.main, "evaluate": evaluate.main,
           "fit": fit.main, "plan": plan.main}  # fmt: skip
 
 
@@ -85,7 +85,8 @@ def files(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "I/ann/a.png")
     for name in ("M.safetensors", "G.safetensors", "T.safetensors", "T.report.html", "I.tar",
-                 "W/model.safetensors", "W/results.md", "W/candidates.html", "G.stablehlo.json", "G.png", "N.csv",
+                 "W/model.safetensors", "W/results.md", "W/candidates.html", "G.stablehlo.json",
+                 "G.png", "N.csv",
                  "E.names.txt", "pairs.csv", "D/y/incomplete/train.rec",
                  "D/y/incomplete/train.idx", "D/y/incomplete/y.bin"):  # fmt: skip
         (tmp_path / name).write_text(f"{name}\n")
