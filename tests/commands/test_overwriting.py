@@ -64,8 +64,8 @@ CASES = [
     ("fit dao", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
 ]  # fmt: skip
 _MAINS = {"rescore": rescore.main, "check_labels": check_labels.main, "embed": embed.main,
-          "prepare": prepare.main, "anchors": anchors_main, "export": export.main, "evaluate": evaluate.main,
-          "fit": fit.main, "plan": plan.main}  # fmt: skip
+          "prepare": prepare.main, "anchors": anchors_main, "export": export.main,
+          "evaluate": evaluate.main, "fit": fit.main, "plan": plan.main}  # fmt: skip
 
 
 @pytest.fixture
