@@ -318,7 +318,7 @@ def _write(folder):
         ({"ssr__decay_steps": (9, 3)}, "ssr.decay_steps is (9, 3): expected ascending"),
         ({"stages": ("ssr",)}, "stages is ('ssr',): expected targets, ssr, evaluate"),
         ({"evaluate__ignore_identity_pairs": "no list"}, "no identity pairs at no list"),
-        ({"evaluate__ignore_identity_pairs": "nobody"}, "names none of the 60 people (0, …)"),
+        ({"evaluate__ignore_identity_pairs": "nobody"}, "names none of the 60 people ('0', …)"),
         (
             {"labels": None, "disjoint": True, "evaluate__ignore_identity_pairs": "nobody"},
             "evaluate.ignore_identity_pairs names people: add --config.labels=L",
