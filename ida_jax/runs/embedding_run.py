@@ -25,7 +25,7 @@ from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.anchors.sources import embedding_anchors, read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import UserError, printable
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.parts import Parts
 from ida_jax.common.processes import is_first
@@ -109,10 +109,7 @@ class EmbeddingRun:
         if path is None:
             return None
         if self.files.people is None:
-            raise UserError(
-                "evaluate.ignore_identity_pairs names people: add --config.labels=L, who is on "
-                "each row"
-            )
+            raise UserError("evaluate.ignore_identity_pairs names people: add --config.labels=L")
         values = self.files.identities
         known = pairs_among(read_identity_pairs(path), values, what="people")
         pairs = known.codes if values.dtype.kind == "U" else values[known.codes]
@@ -267,6 +264,8 @@ def _evaluate(run: EmbeddingRun) -> None:
             resamples=c.evaluate.resamples,
             seed=c.seed,
         )
+        if known is not None:
+            print(printable(known.note(found.ignored)))
         held_out = noted(found.evaluated, known, found.ignored)
         evaluated = {_PROTOCOL: held_out._replace(notes=(*held_out.notes, *_notes(run, people)))}
         results |= figures_and_notes(evaluated)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
+from ida_jax.common.errors import printable
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.labelled_pairs import PairList
@@ -99,6 +100,8 @@ def evaluate_run(run: Run) -> None:
         ignored=ignored,
         **bootstrap,
     )
+    if known is not None:
+        print(printable(known.note(everything.ignored)))
     pairs = PairList(*(of_pairs[kept] for of_pairs in run.pair_list))
     of_list = evaluate_kfold(faces, pairs, methods, labels=data.labels, scored=listed, **bootstrap)
     evaluated = {
