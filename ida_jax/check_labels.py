@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=__doc__)
+    parser = Parser("check_labels", description=__doc__)
     add = parser.add_argument
     # fmt: off
     add("--embeddings", type=Path, required=True, metavar="E", help="a row a face")
