@@ -16,6 +16,8 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Evaluation
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.table import (
     FARS,
     Faces,
@@ -88,17 +90,25 @@ def _evaluate_listed(
     scores = pair_scores(faces, data.pairs, terms)
     for of_method in scores.values():
         of_method[bad[data.pairs].any(axis=1)] = np.nan
+    fars = options.fars or FARS
     evaluated = evaluate_labelled_pairs(
-        scores, data.same, data.identities, fars=options.fars or FARS, **request.bootstrap
+        scores, data.same, data.identities, fars=fars, **request.bootstrap
     )
+    if request.groups is not None:
+        evaluated = with_listed_groups(
+            evaluated, scores, data.same, data.identities, request.groups.of_pairs(*data.pairs.T),
+            groups=request.groups, group_thresholds=request.group_thresholds, fars=fars,
+            **request.bootstrap,
+        )  # fmt: skip
     return {"pairs": evaluated._replace(notes=(*notes, *evaluated.notes))}
 
 
 class _People(NamedTuple):
-    """The good faces, unit rows, the person of each face, and the number of bad ones."""
+    """The good faces, unit rows, the person and group of each face, and the number of bad ones."""
 
     faces: np.ndarray
     people: np.ndarray
+    groups: FaceGroups | None
     left_out: int
 
 
@@ -119,7 +129,8 @@ def _read_people(request: Request, options: FarOptions) -> _People:
             f"names, PERSON/IMAGE, such as {names[0]}: expected several people, and several images "
             "of one"
         )
-    return _People(faces[~bad], people, int(bad.sum()))
+    groups = None if request.groups is None else request.groups.rows(~bad)
+    return _People(faces[~bad], people, groups, int(bad.sum()))
 
 
 def _evaluate_all(
@@ -128,8 +139,9 @@ def _evaluate_all(
     _, labels = np.unique(data.people, return_inverse=True)
     methods = terms_of_people(data.faces, data.people.tolist(), scorers)
     evaluated = evaluate_all_pairs(
-        data.faces, labels, methods, fars=options.fars or FARS, **request.bootstrap
-    ).evaluated
+        data.faces, labels, methods, fars=options.fars or FARS, groups=data.groups,
+        group_thresholds=request.group_thresholds, **request.bootstrap,
+    ).evaluated  # fmt: skip
     notes = evaluated.notes
     if data.left_out:
         notes = (f"{data.left_out:,} faces without an embedding were left out", *notes)
@@ -143,6 +155,7 @@ register(
         rows="faces",
         needs=("files", "labels"),
         flags=PairListOptions,
+        grouped=True,
         read=_read_listed,
         evaluate=_evaluate_listed,
     )
@@ -154,6 +167,7 @@ register(
         rows="faces, named PERSON/IMAGE",
         needs=(),
         flags=FarOptions,
+        grouped=True,
         read=_read_people,
         evaluate=_evaluate_all,
     )

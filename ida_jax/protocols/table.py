@@ -21,6 +21,7 @@ from ida_jax import protocols
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
 from ida_jax.metrics.evaluation import Evaluation
+from ida_jax.metrics.groups import FaceGroups
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
@@ -38,6 +39,8 @@ class Request(NamedTuple):
       names: the file of names, or None.
       anchors: the folder of the anchors if they are a workdir's, or None.
       skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
+      groups: the faces' groups, or None.
+      group_thresholds: whether figures at a threshold a group are wanted too.
     """
 
     protocol: str
@@ -47,6 +50,8 @@ class Request(NamedTuple):
     names: Path | None = None
     anchors: Path | None = None
     skip_bad: bool = False
+    groups: FaceGroups | None = None
+    group_thresholds: bool = False
     resamples: int = 1000
     seed: int = 0
 
@@ -72,6 +77,7 @@ class Protocol(NamedTuple):
       evaluate: (request, its options, data, {method: Rescorer}) to {variant: figures}.
       needs: the options that are required, the command's or its own.
       flags: a frozen dataclass of its own options, each an `option`.
+      grouped: whether it gives FAR and TAR by the faces' groups (`Request.groups`).
     """
 
     name: str
@@ -81,6 +87,7 @@ class Protocol(NamedTuple):
     evaluate: Callable[[Request, Any, Any, Mapping[str, Rescorer]], dict[str, Evaluation]]
     needs: tuple[str, ...] = ("files",)
     flags: type = NoOptions
+    grouped: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {}

@@ -28,6 +28,8 @@ from ida_jax.metrics.evaluation import (
     split_scores,
     verification_figures,
 )
+from ida_jax.metrics.group_rates import Sides, group_rates
+from ida_jax.metrics.groups import FaceGroups, groups_of_all_pairs
 from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.metrics.resampling import (
@@ -41,6 +43,7 @@ from ida_jax.metrics.resampling import (
     tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
+from ida_jax.protocols.group_figures import with_group_rates
 from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
@@ -121,6 +124,8 @@ def evaluate_all_pairs(
     *,
     fars: Sequence[float],
     scored: Mapping[str, SplitScores] | None = None,
+    groups: FaceGroups | None = None,
+    group_thresholds: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> AllPairs:
@@ -133,6 +138,8 @@ def evaluate_all_pairs(
       labels: int [N], the faces' identities.
       methods: {name in the results: the faces' terms}.
       scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
+      groups: the N faces' groups, for figures by group (`metrics.group_rates`).
+      group_thresholds: whether they are at a threshold a group too.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
@@ -160,21 +167,37 @@ def evaluate_all_pairs(
             for name, split in scores.items()
         }
 
+    total = all_pairs_total(units)
     bootstrap = bootstrap_deepening(
         tails,
         fars=_all_fars(fars, impostors),
         units=identities.size,
-        total=all_pairs_total(units),
+        total=total,
         baseline=BASELINE,
         resamples=resamples,
         seed=seed,
         progress=_PROGRESS,
     )
+    rates: dict[str, dict[str, Any]] = {}
+    if groups is not None:
+        rates = group_rates(
+            scores,
+            groups_of_all_pairs(groups, units, genuine),
+            Sides(np.repeat(of_genuine, 2, axis=1), impostor_units, identities.size, total),
+            fars=fars,
+            own_thresholds=group_thresholds,
+            resamples=resamples,
+            seed=seed,
+            progress=_PROGRESS,
+        )
     changed_far, changed = _changed(scores, units, fars)
     for split in scores.values():
         for kind in split:
             kind.sort()
-    return AllPairs(_figures_and_curves(scores, bootstrap, fars), scores, changed, changed_far)
+    evaluated = _figures_and_curves(scores, bootstrap, fars)
+    if groups is not None:
+        evaluated = with_group_rates(evaluated, rates, groups.notes)
+    return AllPairs(evaluated, scores, changed, changed_far)
 
 
 def _changed(
