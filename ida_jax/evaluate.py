@@ -7,7 +7,8 @@ log-likelihood ratios for python -m ida_jax.rescore --calibration.
 
   S, S0  scores, higher meaning more alike; NaN is never a match, and counts
   L      1 for a pair of one person, 0 for a pair of two (or true, false)
-  G      the pair's group, a name or an integer
+  G      the pair's group, a name or an integer; or a list of people and their groups (.csv, .tsv or
+         .txt of person and group), which goes with --identities
   I      two columns: the identities of the pair's two sides, names or integers
 
 All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
@@ -19,13 +20,15 @@ python -m ida_jax.evaluate --protocol=lfw --help
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ida_jax.tables.labelled_scores import Identities
 
 _LEVEL = 0.95
 
@@ -78,7 +81,9 @@ def _parser() -> Parser:
     add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
     add("--baseline", type=Path, metavar="S0", help="a second method's scores")
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
-    add("--groups", type=Path, metavar="G", help="one group a pair")
+    add("--groups", type=Path, metavar="G", help="one group a pair, or a person")
+    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
+        "group, which holds the FAR in each; they are in --json")
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
         help="false accept rates (1e-3,1e-4,1e-5)")
     add("--resamples", type=int, default=1000, help="of the bootstrap; 0 leaves it out (1000)")
@@ -95,6 +100,8 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """What is wrong with the flags themselves, before anything is read."""
+    if options.group_thresholds and options.groups is None:
+        raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
     if (options.fit is None) != (options.calibration is None):
         raise UserError("--fit and --calibration go together: the kind, and the file that it gets")
     if options.resamples < 0 or options.resamples == 1 or options.seed < 0:
@@ -117,15 +124,13 @@ def _evaluate(options: Any) -> dict[str, Any]:
     import numpy as np
 
     from ida_jax.metrics.evaluation import (
-        group_figures,
         score_figures,
         split_scores,
         wrong_way,
     )
     from ida_jax.tables.labelled_scores import (
-        read_groups,
-        read_identities,
         read_labels,
+        read_named_identities,
         read_scores,
     )  # fmt: skip
 
@@ -140,13 +145,14 @@ def _evaluate(options: Any) -> dict[str, Any]:
             f"{options.labels}: all {same.size} labels are {int(same.any())}, expected pairs of "
             "one person (1) and of two (0)"
         )
-    groups = None if options.groups is None else read_groups(options.groups)
-    if groups is not None:
-        _require_length(options.groups, groups.codes, options.labels, same)
     identities = None
     if options.identities is not None:
-        identities = read_identities(options.identities)
-        _require_length(options.identities, identities, options.labels, same)
+        identities = read_named_identities(options.identities)
+        _require_length(options.identities, identities.codes, options.labels, same)
+    groups = None if options.groups is None else _pair_groups(options, identities)
+    if groups is not None:
+        _require_length(options.groups, groups.codes, options.labels, same)
+    identities = None if identities is None else identities.codes
 
     results: dict[str, Any] = {
         "labels": str(options.labels),
@@ -164,21 +170,57 @@ def _evaluate(options: Any) -> dict[str, Any]:
             print(f"warning: {path}: {wrong}", file=sys.stderr)
         figures = {"name": _name(role, files), "file": str(path)}
         figures |= score_figures(split, fars=results["fars"])
-        if groups is not None:
-            figures["groups"] = group_figures(
-                scores[role],
-                same,
-                groups=groups.codes,
-                names=groups.names,
-                thresholds=figures["threshold@far"],
-            )
         results["methods"][role] = figures
+    if groups is not None:
+        from ida_jax.metrics.group_rates import few_errors
+        from ida_jax.protocols.group_figures import NO_PEOPLE, listed_group_rates
+
+        rates = listed_group_rates(
+            scores, same, identities, groups.codes, names=groups.names, compared=groups.compared,
+            own_thresholds=options.group_thresholds, fars=results["fars"], level=_LEVEL,
+            resamples=options.resamples, seed=options.seed,
+        )  # fmt: skip
+        for role, figures in results["methods"].items():
+            figures |= rates[role]
+        no_people = (NO_PEOPLE,) if options.resamples and identities is None else ()
+        results["group_notes"] = [*groups.notes, *no_people, *few_errors(rates)]
     if options.resamples:
         results |= _bootstrap(options, scores, same, identities, results)
     if options.fit is not None:  # last, so that a mistake found above leaves no file behind
         split = split_scores(scores["scores"], same)
         results["calibration"] = _calibrate(options, split)
     return results
+
+
+class _PairGroups(NamedTuple):
+    """Each pair's group, int [P], the groups, how many of them are compared, and notes."""
+
+    codes: "np.ndarray"
+    names: tuple[str, ...]
+    compared: int
+    notes: tuple[str, ...] = ()
+
+
+def _pair_groups(options: Any, identities: "Identities | None") -> _PairGroups:
+    """One group a pair, or by a list of the people of both sides."""
+    from ida_jax.metrics.groups import FaceGroups, named_cells
+    from ida_jax.tables.groups import groups_of_names, read_group_list, without_group
+    from ida_jax.tables.labelled_scores import read_groups
+
+    listed = read_group_list(options.groups)
+    if listed is None:
+        codes, names = read_groups(options.groups)
+        return _PairGroups(codes, names, len(names))
+    if identities is None:
+        raise UserError(
+            f"{options.groups} lists people and their groups, and who is on a pair is not known: "
+            "give --identities=I, or one group a pair"
+        )
+    sides, people = identities.named()
+    grouped = groups_of_names(options.groups, listed, people)
+    cells = named_cells(grouped.groups)
+    codes = FaceGroups(grouped.codes, cells).of_pairs(*sides.T)
+    return _PairGroups(codes, cells.names, cells.compared, without_group(grouped, "people"))
 
 
 def _bootstrap(

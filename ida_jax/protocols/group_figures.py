@@ -18,7 +18,7 @@ from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
 
 _PROGRESS = partial(progress_bar, desc="groups", unit="resample", delay=2, leave=False)
-_NO_PEOPLE = "the groups' figures have no intervals: these are over people, and need --identities=I"
+NO_PEOPLE = "the groups' figures have no intervals: these are over people, and need --identities=I"
 
 
 def with_group_rates(
@@ -61,7 +61,7 @@ def with_listed_groups(
         scores, same, identities, codes, names=groups.cells.names, compared=groups.cells.compared,
         own_thresholds=group_thresholds, fars=fars, resamples=resamples, seed=seed,
     )  # fmt: skip
-    notes = groups.notes if identities is not None else (*groups.notes, _NO_PEOPLE)
+    notes = groups.notes if identities is not None else (*groups.notes, NO_PEOPLE)
     return with_group_rates(evaluated, rates, notes)
 
 

@@ -89,7 +89,7 @@ def groups_of_names(path: Path, groups: dict[str, str], names: Sequence[str]) ->
     """Each name's group by a list.
 
     Of an image PERSON/PERSON_0001.jpg these are looked up in turn: the name itself, the name
-    without its ending, the folder, and the file's name without its number.
+    without its ending, the file's name, the folder, and the file's name without its number.
 
     Args:
       path: the list's, for a message.
@@ -183,7 +183,8 @@ def _keys(name: str) -> list[str]:
     """What an image or a person may be listed under."""
     name = canonical(str(name))
     stem = re.sub(r"\.[A-Za-z]{3,4}$", "", name)
-    keys = [name, stem]
-    if "/" in name:
-        keys.append(name.split("/")[-2])
-    return [*keys, re.sub(r"_\d+$", "", stem.rsplit("/", 1)[-1])]
+    folder, slash, file = stem.rpartition("/")
+    keys = [name, stem, file]
+    if slash:
+        keys.append(folder.rsplit("/", 1)[-1])
+    return [*keys, re.sub(r"_\d+$", "", file)]
