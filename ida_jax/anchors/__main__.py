@@ -67,6 +67,8 @@ def main(argv: list[str]) -> bool:
 
 
 def _build(argv: list[str]) -> None:
+    from ida_jax.anchors.balance import balance_option
+
     parser = _parser("build", _BUILD)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
@@ -78,6 +80,14 @@ def _build(argv: list[str]) -> None:
     add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
     add("--flip", action="store_true", help="with --images: add the mirrored crop's embedding")
     add("--per_identity", type=int, default=1, help="anchors of one identity, its first (1)")
+    add(
+        "--balance",
+        type=balance_option,
+        metavar="GROUPS",
+        help="as many anchors of each group as "
+        "of the smallest: a list of person or image and group, .csv, .tsv or .txt; one group a row "
+        "of E; or clusters:N, of the embeddings",
+    )
     add("--size", type=int, default=50_000, help="at most this many anchors (50,000, the paper's)")
     add("--seed", type=int, default=0, help="of the draw where there are more (0)")
     add("--k", type=int, default=10, help="the set's default support set size (10)")
@@ -88,6 +98,8 @@ def _build(argv: list[str]) -> None:
     from ida_jax.runs.workdir import MODEL, file_inside
 
     reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "images")}
+    if isinstance(options.balance, Path):
+        reading["--balance"] = options.balance
     reading["--model"] = None if options.model is None else file_inside(options.model, MODEL)
     with writing({"--output": options.output}, reading=reading):
         _build_set(options)
@@ -95,18 +107,23 @@ def _build(argv: list[str]) -> None:
 
 def _build_set(options: Any) -> None:
     from ida_jax.anchors import sources
+    from ida_jax.anchors.balance import names_of_rows, requested_balance
     from ida_jax.data.sources.image_names import hidden_note
-    from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import read_people
 
     common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
     if options.embeddings is not None:
         people = None if options.labels is None else read_people(options.labels)
-        table = read_embeddings(options.embeddings)
+        names = None if options.balance is None else names_beside(options.embeddings, None)
+        table = read_embeddings(options.embeddings, names=names)
         anchors = sources.embedding_anchors(
             table.embeddings,
             people=people,
             per_identity=options.per_identity,
+            balance=requested_balance(
+                options.balance, names_of_rows(table.names, people), len(table.embeddings)
+            ),
             fingerprint=table.fingerprint,
             **common,
         )
@@ -121,10 +138,12 @@ def _build_set(options: Any) -> None:
         found = sources.find_images(options.images)  # its mistakes before the model is read
         if found.hidden:
             print(hidden_note(found.hidden))
+        names = [f"{file.parent.name}/{file.name}" for file in found.files]
         anchors = sources.image_anchors(
             options.images,
             _model(options.model),
             per_identity=options.per_identity,
+            balance=requested_balance(options.balance, names, len(names)),
             flip=options.flip,
             **common,
         )
@@ -144,6 +163,8 @@ def _check_build(options: Any) -> None:
         raise UserError("--model=M goes with --class_weights or --images, and they need it")
     if options.labels is not None and not given[0]:
         raise UserError("--labels goes with --embeddings: images are labelled by their folders")
+    if options.balance is not None and options.class_weights:
+        raise UserError("--balance goes with --embeddings or --images: classes have no names")
     if options.flip and not given[2]:
         raise UserError("--flip goes with --images")
     if options.output.suffix != ".safetensors":
