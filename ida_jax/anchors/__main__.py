@@ -37,10 +37,12 @@ another; how many may show one person twice."""
 
 _CHECK = """Looks for pairs of anchors that may show one person twice. With --against, the faces
 that the anchors will score, also for leaks (probes who are among the anchors, which lowers their
-scores) and for anchors of the wrong domain, with which IDA can be worse than the cosine.
+scores) and for anchors of the wrong domain, with which IDA can be worse than the cosine. With
+--groups, also for anchors that are denser around one group of people than around another, whose
+false accept rate then is higher.
 
-exit code: 0 nothing found; 1 leaks or the wrong domain; 2 a mistake in the call or in a file.
-Near-duplicates are listed, and do not change it."""
+exit code: 0 nothing found; 1 leaks, the wrong domain or uneven groups; 2 a mistake in the call or
+in a file. Near-duplicates are listed, and do not change it."""
 
 # The exact count takes A² · D operations: a minute for these on two cores.
 _MOST_COUNTED = 100_000
@@ -232,6 +234,8 @@ def _check(argv: list[str]) -> bool:
     add("--against", type=Path, metavar="E", help="the probes: .npy, .npz or .parquet")
     people = "who is on each probe, as in build, or PERSON/IMAGE; without it, E's own such names"
     add("--labels", type=Path, metavar="L", help=people)
+    groups = "the probes' groups: a list of person or image and group, .csv, .tsv or .txt"
+    add("--groups", type=Path, metavar="GROUPS", help=groups)
     add(
         "--threshold",
         type=float,
@@ -244,13 +248,16 @@ def _check(argv: list[str]) -> bool:
     options = parser.parse_args(argv)
     if options.labels is not None and options.against is None:
         raise UserError("--labels goes with --against=E: they say who is on E's rows")
+    if options.groups is not None and options.against is None:
+        raise UserError("--groups goes with --against=E: the groups are of E's people")
     if options.limit < 0:
         raise UserError(f"--limit is {options.limit}: expected at least 0")
     if options.threshold is not None and not -1 <= options.threshold <= 1:
         raise UserError(f"--threshold is {options.threshold}: expected a cosine from -1 to 1")
     from ida_jax.common.outputs import writing
 
-    reading = {f"--{name}": getattr(options, name) for name in ("anchors", "against", "labels")}
+    read = ("anchors", "against", "labels", "groups")
+    reading = {f"--{name}": getattr(options, name) for name in read}
     with writing({"--json": options.json}, reading=reading):
         return _check_set(options)
 
@@ -258,6 +265,7 @@ def _check(argv: list[str]) -> bool:
 def _check_set(options: Any) -> bool:
     from ida_jax.anchors import check
     from ida_jax.anchors.anchor_set import AnchorSet
+    from ida_jax.anchors.group_check import check_listed_groups
 
     anchors = AnchorSet.load(options.anchors, verify=True)
     against = None if options.against is None else _probes(options, anchors)
@@ -273,6 +281,11 @@ def _check_set(options: Any) -> bool:
     if against is not None:
         level = threshold(len(against.embeddings))
         findings, report = _against(against, anchors, level, options.limit)
+        if options.groups is not None:
+            uneven = check_listed_groups(options.groups, *against, anchors)
+            print(*map(printable, uneven.lines), sep="\n")
+            report["groups"] = uneven.found.json()
+            findings += uneven.findings
     level = threshold(len(anchors))
     duplicates = check.near_duplicates(anchors, level, limit=max(options.limit, 1000))
     print(
