@@ -139,7 +139,7 @@ def embedding_anchors(
     provenance = None
     if balance is not None:
         every = rows
-        rows, provenance = _balanced_rows(
+        rows, provenance = balanced_rows_of(
             rows, balance, size=size, seed=seed, k=k,
             embeddings=lambda: unit_embeddings(embeddings[every], what="anchors"),
         )  # fmt: skip
@@ -206,7 +206,7 @@ def image_anchors(
     provenance = None
     if balance is not None:
         every = rows
-        rows, provenance = _balanced_rows(
+        rows, provenance = balanced_rows_of(
             rows, balance, size=size, seed=seed, k=k, embeddings=lambda: embedded(every)
         )
     names = tuple(images.people[row] for row in rows) if images.people else ()
@@ -261,10 +261,16 @@ def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(available, size, replace=False))
 
 
-def _balanced_rows(
+def balanced_rows_of(
     rows: np.ndarray, balance: Balance, **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The rows of a balanced set and its provenance; what was done is printed."""
+    """The rows of a balanced set and its provenance; what was done is printed.
+
+    Args:
+      rows: the candidates' rows.
+      balance: groups or clusters.
+      **options: `ida_jax.anchors.balance.balanced`'s.
+    """
     found = balanced(rows, balance, **options)
     print(*found.said, sep="\n")
     return rows[found.places], found.provenance

@@ -159,7 +159,7 @@ def few_errors(figures: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
         more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
         notes.append(
             f"at FAR {far} fewer than {FEWEST_FALSE_ACCEPTS} false accepts are of {shown}{more}: "
-            "their FARs, and ratios to them, say little"
+            "their FARs, ratios to them and thresholds of their own say little"
         )
     return tuple(notes)
 

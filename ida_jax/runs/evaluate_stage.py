@@ -4,6 +4,7 @@ N faces, D embedding.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
+from ida_jax.metrics.groups import FaceGroups, named_cells
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
@@ -30,6 +32,7 @@ from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 from ida_jax.runs.run import Run
 from ida_jax.runs.workdir import CSN, figures_and_notes, write_results
+from ida_jax.tables.groups import read_face_groups, without_group
 from ida_jax.tables.identities import labels_among
 
 
@@ -86,8 +89,10 @@ def evaluate_run(run: Run) -> None:
         listed = likelihood_of_pairs(uncertain, run.pair_list.pairs, by_likelihood)
         every = likelihood_of_all_pairs(uncertain, data.labels, by_likelihood)
     everything = evaluate_all_pairs(
-        faces, data.labels, methods, fars=c.evaluate.fars, scored=every, **bootstrap
-    )
+        faces, data.labels, methods, fars=c.evaluate.fars, scored=every,
+        groups=face_groups(run), group_thresholds=c.evaluate.get("group_thresholds", False),
+        **bootstrap,
+    )  # fmt: skip
     evaluated = {
         kfold: evaluate_kfold(
             faces, run.pair_list, methods, labels=data.labels, scored=listed, **bootstrap
@@ -170,6 +175,16 @@ def _by_likelihood(
         anchor_labels=run.anchors.labels,
         ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
     )
+
+
+def face_groups(run: Run) -> FaceGroups | None:
+    """The groups of the evaluation's faces, by the list `evaluate.groups` of people."""
+    path, data = run.config.evaluate.get("groups"), run.eval_faces
+    if path is None:
+        return None
+    people = [data.identities[label] for label in data.labels]
+    grouped = read_face_groups(Path(path), people, len(people))
+    return FaceGroups(grouped.codes, named_cells(grouped.groups), without_group(grouped, "faces"))
 
 
 def _own_labels(run: Run) -> np.ndarray | None:
