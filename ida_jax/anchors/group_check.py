@@ -8,19 +8,20 @@ probe's k nearest faces of other people,
     shift of a group = mean over its people of u(anchors) − u(as many probes of each group)
 
 which is the same for all groups where the anchors are as the balanced probes are, whatever their
-number. The largest difference of two shifts is compared with its standard error, and with the
-deviation σ of u(anchors) among the probes.
+number. The largest difference of two shifts is compared with the deviation σ of u(anchors) among
+the probes and with its standard error, over people, and over which anchors and probes were drawn
+(by random halves: of few anchors a density is chance).
 
 On LFW (73 % men; pairs of either half; MobileFaceNet, its first 32 principal components, and with
-noise) the difference is 0.46 to 0.95 σ by the first images of all identities, at least 7 standard
-errors, at most 0.08 σ, 1.5 standard errors, by as many women as men, and 0.10 to 0.40 σ by three of
-one to two of the other. The limits, 0.25 σ and 4 standard errors, were set on these
-(experiments/results/group_fairness.md has what the difference does to the FAR).
+noise) the difference is 0.46 to 0.95 σ by the first images of all identities, 3.7 to 9 standard
+errors; at most 0.08 σ, 0.9 standard errors, by as many women as men; 0.10 to 0.40 σ, 0.9 to 4.3
+standard errors, by three of one to two of the other. The limits, 0.25 σ and 3 standard errors, were
+set on these (experiments/results/group_fairness.md has what the difference does to the FAR).
 
 P people, A anchors, D embedding, G groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +34,10 @@ from ida_jax.common.errors import UserError
 from ida_jax.tables.groups import groups_of_names, read_group_list, without_group
 from ida_jax.tables.identities import people_of_images
 
-_UNEVEN, _ERRORS = 0.25, 4.0  # σ, standard errors
+_UNEVEN, _ERRORS = 0.25, 3.0  # σ, standard errors
 _MOST_PEOPLE = 1000  # of a group that are examined
 _FEW_PEOPLE = 30
+_DEPTH, _SPLITS = 4, 20  # neighbours searched for the halves, in k; random halves
 
 
 class GroupDensity(NamedTuple):
@@ -66,9 +68,9 @@ class GroupCheck(NamedTuple):
       densest: the group with the highest shift; its scores are lowered most.
       thinnest: that with the lowest.
       difference: of the two shifts, in cosines.
-      error: its standard error, over people.
+      error: its standard error, over people and over which anchors and probes were drawn.
       deviation: σ, of the mean cosine to the nearest anchors among probes.
-      uneven: whether the difference is above 0.25 σ and above 4 standard errors.
+      uneven: whether the difference is above 0.25 σ and above 3 standard errors.
     """
 
     groups: tuple[GroupDensity, ...]
@@ -137,20 +139,30 @@ def check_groups(
     own = (
         anchors.labels_of(people[examined]) if anchors.names and people.dtype.kind == "U" else None
     )
-    similarity = _mean_similarity(faces, anchors, k, own)
     balanced = AnchorSet.from_embeddings(
         probes[of_reference], labels=of_reference.astype(np.int32), k=k
     )
+    near = _neighbours(faces, anchors, k, own)
     # A row's number stands for its person, so that nobody is a neighbour of their own.
-    expected = _mean_similarity(faces, balanced, k, examined.astype(np.int32))
+    expected_near = _neighbours(faces, balanced, k, examined.astype(np.int32))
+    similarity, expected = near.mean(), expected_near.mean()
+
+    def by_group(values: np.ndarray, summary: Callable[[np.ndarray], float]) -> np.ndarray:
+        return np.array([summary(values[group == code]) for code in range(len(names))])
+
     shift = similarity - expected
-    mean = np.array([shift[group == code].mean() for code in range(len(names))])
-    error = np.array(
-        [shift[group == code].std() / np.sqrt(np.sum(group == code)) for code in range(len(names))]
-    )
+    mean = by_group(shift, np.mean)
     high, low = int(np.argmax(mean)), int(np.argmin(mean))
     difference = float(mean[high] - mean[low])
-    of_difference = float(np.hypot(error[high], error[low]))
+    of_people = by_group(shift, lambda values: float(np.std(values) / np.sqrt(values.size)))
+    of_draws = []
+    for one, other in zip(near.halves(rng), expected_near.halves(rng), strict=True):
+        means = [by_group(half - own, np.nanmean) for half, own in zip(one, other, strict=True)]
+        # Halves are twice as uncertain in variance, and so are differences of two of them again.
+        of_draws.append(((means[0] - means[1])[high] - (means[0] - means[1])[low]) / 2)
+    of_difference = float(
+        np.sqrt(of_people[high] ** 2 + of_people[low] ** 2 + np.mean(np.square(of_draws)))
+    )
     deviation = float(similarity.std())
     groups = tuple(
         GroupDensity(
@@ -245,9 +257,32 @@ def _lines(found: GroupCheck, k: int) -> list[str]:
     return lines
 
 
-def _mean_similarity(
-    faces: np.ndarray, anchors: AnchorSet, k: int, labels: np.ndarray | None
-) -> np.ndarray:
-    """float64 [P]: the mean cosine of each face's k nearest anchors."""
-    found = support_sets(faces, anchors, k=k, labels=labels)
-    return np.mean(np.asarray(found.similarities, np.float64), axis=1)
+class _Near(NamedTuple):
+    """Neighbours of P faces among A others: cosines, descending, and rows, both [P, M]."""
+
+    similarities: np.ndarray
+    indices: np.ndarray
+    others: int
+    k: int
+
+    def mean(self) -> np.ndarray:
+        """float64 [P]: the mean cosine of the k nearest."""
+        return self.similarities[:, : self.k].mean(axis=1)
+
+    def halves(self, rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
+        """Of random halves of the others: the mean of the ⌈k/2⌉ nearest in either, NaN if fewer."""
+        size = -(-self.k // 2)
+        for _ in range(_SPLITS):
+            second = (rng.permutation(self.others) % 2 == 1)[self.indices]
+            means = []
+            for mine in (~second, second):
+                used = mine & (np.cumsum(mine, axis=1) <= size)
+                total = np.where(used, self.similarities, 0).sum(axis=1)
+                means.append(np.where(used.sum(axis=1) == size, total / size, np.nan))
+            yield means
+
+
+def _neighbours(faces: np.ndarray, anchors: AnchorSet, k: int, labels: np.ndarray | None) -> _Near:
+    found = support_sets(faces, anchors, k=min(_DEPTH * k, len(anchors) - 1), labels=labels)
+    similarities = np.asarray(found.similarities, np.float64)
+    return _Near(similarities, np.asarray(found.indices), len(anchors), k)

@@ -147,7 +147,8 @@ def group_figure(methods: _Figures) -> Figure | None:
     figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False)
     figure.set_label(
         "Each group's false accept rate when all share the threshold of the overall rate (dotted); "
-        "equal heights are fair. Bars are 95 % intervals over people."
+        "equal heights are fair. Bars are 95 % intervals over people; one that ends at a thirtieth "
+        "of its rate goes on below."
     )
     return figure
 
