@@ -209,6 +209,7 @@ def test_levels_of_norms(lfw):
     assert any("levels of the embeddings' norms" in note for note in results["notes"]["all_pairs"])
     assert results["settings"]["groups"] == "norms:4"
     np.save(lfw / "E.npy", unit_embeddings(np.load(lfw / "E.npy")))
+    (lfw / "out" / "results.json").unlink()
     with pytest.raises(UserError, match="norms that are all alike"):
         _run(lfw, *flags, "--groups=norms:4")
 
@@ -220,7 +221,7 @@ def test_levels_of_norms(lfw):
         (["--group_thresholds"], "--group_thresholds goes with --groups"),
         (["--groups=absent.csv"], "no groups at absent.csv"),
         (["--protocol=lfw", "--groups=norms:3", "--group_thresholds", "--files=x"],
-         "is for all_pairs, pairs, not for lfw"),
+         "is for pairs, all_pairs, not for lfw"),
     ],
 )  # fmt: skip
 def test_groups_that_cannot_be(lfw, flags, said):
