@@ -42,6 +42,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluate.most_faces = 6_000  # held out at most: all their pairs are compared
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
     c.evaluate.resamples = 1000  # of the bootstrap over identities
+    c.evaluate.groups = placeholder(str)  # figures by group: a list of person and group
+    c.evaluate.group_thresholds = False
     if variant == "smoke":
         c.embeddings = "synthetic"  # synthetic embeddings, anchors and labels, in memory
         c.ssr.steps, c.ssr.decay_steps = 200, (100,)

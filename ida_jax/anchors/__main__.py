@@ -207,6 +207,10 @@ def _info(argv: list[str]) -> None:
         with complete(options.anchors):
             made_of = provenance_line(anchors.provenance)
         print(f"made of: {printable(made_of)}")
+    if balance := anchors.provenance.get("balance"):
+        with complete(options.anchors):
+            made = f"{balance['each']:,} anchors of each of {', '.join(balance['groups'])}"
+        print(f"balanced: {printable(made)}")
     try:
         own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
     except UserError as error:  # of too few anchors, but still a set

@@ -5,6 +5,7 @@ P pairs.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,31 @@ from numpy.typing import ArrayLike
 from ida_jax.common.progress import progress_bar
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.group_rates import Sides, few_errors, group_rates
-from ida_jax.metrics.groups import FaceGroups, groups_of_listed_pairs
+from ida_jax.metrics.groups import FaceGroups, groups_of_listed_pairs, named_cells
 from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
+from ida_jax.tables.groups import read_face_groups, without_group
 
 _PROGRESS = partial(progress_bar, desc="groups", unit="resample", delay=2, leave=False)
 NO_PEOPLE = "the groups' figures have no intervals: these are over people, and need --identities=I"
+
+
+def face_groups(
+    path: str | Path, names: Sequence[str] | None, rows: int | None = None
+) -> FaceGroups:
+    """The groups of faces by a file of groups, with a note on those without one.
+
+    Args:
+      path: a list of people or images and their groups, or one group a row.
+      names: the faces' names or those of the people on them; None where unknown.
+      rows: the number of faces, where names are unknown.
+
+    Raises:
+      UserError: as `ida_jax.tables.groups.read_face_groups` and `named_cells`.
+    """
+    grouped = read_face_groups(Path(path), names, len(names) if rows is None else rows)
+    notes = without_group(grouped, "faces")
+    return FaceGroups(grouped.codes, named_cells(grouped.groups), notes)
 
 
 def with_group_rates(

@@ -32,6 +32,8 @@ from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.evaluation import regression_quality
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.group_figures import face_groups
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
@@ -89,6 +91,17 @@ class EmbeddingRun:
     def inputs(self) -> Inputs:
         """The same without the anchors of the people who are held out."""
         return self.files._replace(anchors=anchors_of_others(self.files, self.held))
+
+    @cached_property
+    def groups(self) -> FaceGroups | None:
+        """The groups of all faces, by the list `evaluate.groups` of people."""
+        c = self.config
+        if c.evaluate.get("groups") is None:
+            return None
+        if c.labels is None:
+            raise UserError("evaluate.groups are of people: add --config.labels=L")
+        people = [str(person) for person in read_people(c.labels).tolist()]
+        return face_groups(c.evaluate.groups, people)
 
     @cached_property
     def digest(self) -> str:
@@ -172,6 +185,7 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
     if tuple(run.config.stages) != tuple(EMBEDDING_STAGES):
         raise UserError(f"stages is {run.config.stages}: expected {', '.join(EMBEDDING_STAGES)}")
     _check_k(run.config.k, run.inputs)
+    _ = run.groups
 
 
 def _targets(run: EmbeddingRun) -> None:
@@ -232,6 +246,8 @@ def _evaluate(run: EmbeddingRun) -> None:
                 "ida_l": dao_terms(regressed, tau=c.tau),
             },
             fars=c.evaluate.fars,
+            groups=None if run.groups is None else run.groups.rows(run.held),
+            group_thresholds=c.evaluate.get("group_thresholds", False),
             resamples=c.evaluate.resamples,
             seed=c.seed,
         ).evaluated

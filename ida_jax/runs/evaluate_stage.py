@@ -4,7 +4,6 @@ N faces, D embedding.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
-from ida_jax.metrics.groups import FaceGroups, named_cells
+from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
+from ida_jax.protocols.group_figures import face_groups as groups_of_faces
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
     LikelihoodMethods,
@@ -32,7 +32,6 @@ from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 from ida_jax.runs.run import Run
 from ida_jax.runs.workdir import CSN, figures_and_notes, write_results
-from ida_jax.tables.groups import read_face_groups, without_group
 from ida_jax.tables.identities import labels_among
 
 
@@ -183,8 +182,7 @@ def face_groups(run: Run) -> FaceGroups | None:
     if path is None:
         return None
     people = [data.identities[label] for label in data.labels]
-    grouped = read_face_groups(Path(path), people, len(people))
-    return FaceGroups(grouped.codes, named_cells(grouped.groups), without_group(grouped, "faces"))
+    return groups_of_faces(path, people)
 
 
 def _own_labels(run: Run) -> np.ndarray | None:

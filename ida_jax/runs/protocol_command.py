@@ -331,8 +331,9 @@ def _face_groups(
     """The groups of E's rows."""
     if options.groups is None:
         return None
-    from ida_jax.metrics.groups import FaceGroups, named_cells, norm_groups
-    from ida_jax.tables.groups import norm_levels, read_face_groups, without_group
+    from ida_jax.metrics.groups import norm_groups
+    from ida_jax.protocols.group_figures import face_groups
+    from ida_jax.tables.groups import norm_levels
 
     if options.group_thresholds and not protocol.grouped:
         listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
@@ -342,10 +343,7 @@ def _face_groups(
         return norm_groups(
             embeddings.embeddings, levels, what=f"embeddings in {options.embeddings}"
         )
-    faces = len(embeddings.embeddings)
-    grouped = read_face_groups(options.groups, embeddings.names, faces)
-    notes = without_group(grouped, "faces")
-    return FaceGroups(grouped.codes, named_cells(grouped.groups), notes)
+    return face_groups(options.groups, embeddings.names, len(embeddings.embeddings))
 
 
 def _densities(

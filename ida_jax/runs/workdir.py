@@ -83,6 +83,7 @@ def _inputs(config: "ConfigDict") -> dict[str, Path]:
     """The single files that a config names."""
     if "embeddings" in config:
         named = {key: config.get(key) for key in ("embeddings", "labels", "anchors")}
+        named["evaluate.groups"] = config.get("evaluate", {}).get("groups")
     else:
         generator = config.get("anchors", {}).get("generator")
         weights = config.get("model", {}).get("weights") if "import" in config.stages else None
