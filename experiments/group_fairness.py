@@ -37,10 +37,11 @@ from ida_jax.anchors.sources import real_db_rows, sampled_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw_crops import read_split
-from ida_jax.metrics.bootstrap import bootstrap_deepening, tar_intervals
+from ida_jax.metrics.bootstrap import bootstrap_deepening
 from ida_jax.metrics.evaluation import verification_figures
 from ida_jax.metrics.group_rates import Sides, group_rates
 from ida_jax.metrics.groups import FaceGroups, groups_of_all_pairs, named_cells, norm_groups
+from ida_jax.metrics.interval_figures import tar_intervals
 from ida_jax.metrics.resampling import all_pairs_total, genuine_rows, impostor_rows, split_tail
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.rescoring.density import log_density_of

@@ -8,6 +8,7 @@ group, and NaN is never a match.
 Intervals are by the bootstrap over units of `ida_jax.metrics.bootstrap`, on the same resamples: in
 each the thresholds are found anew. The two groups of the ratio are those of the pairs as they are;
 of many groups the highest and the lowest are so by chance too, which the interval does not know.
+They are plain percentile intervals, not widened where few people have errors (few_units.py).
 
 P pairs, G genuine and n impostor pairs, Q groups, F FARs, I units, R resamples, U sides.
 """
