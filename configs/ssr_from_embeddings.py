@@ -44,6 +44,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # A list of L's people that are one person: the pairs between them count neither way.
     c.evaluate.ignore_identity_pairs = placeholder(str)
     c.evaluate.resamples = 1000  # of the bootstrap over identities
+    c.evaluate.groups = placeholder(str)  # figures by group: a list of person and group
+    c.evaluate.group_thresholds = False
     if variant == "smoke":
         c.embeddings = "synthetic"  # synthetic embeddings, anchors and labels, in memory
         c.ssr.steps, c.ssr.decay_steps = 200, (100,)

@@ -7,7 +7,8 @@ log-likelihood ratios for python -m ida_jax.rescore --calibration.
 
   S, S0  scores, higher meaning more alike; NaN is never a match, and counts
   L      1 for a pair of one person, 0 for a pair of two (or true, false)
-  G      the pair's group, a name or an integer
+  G      the pair's group, a name or an integer; or a list of people and their groups (.csv, .tsv or
+         .txt of person and group), which goes with --identities
   I      two columns: the identities of the pair's two sides, names or integers
 
 All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
@@ -22,7 +23,7 @@ python -m ida_jax.evaluate --protocol=lfw --help
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError, exit_code, printable
@@ -85,7 +86,9 @@ def _parser() -> Parser:
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
         "person, two a line: the pairs between them count neither way; with --identities")
-    add("--groups", type=Path, metavar="G", help="one group a pair")
+    add("--groups", type=Path, metavar="G", help="one group a pair, or a person")
+    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
+        "group, which holds the FAR in each; they are in --json")
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
         help="false accept rates (1e-3,1e-4,1e-5)")
     add("--resamples", type=int, default=1000, help="of the bootstrap; 0 leaves it out (1000)")
@@ -102,6 +105,8 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """What is wrong with the flags themselves, before anything is read."""
+    if options.group_thresholds and options.groups is None:
+        raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
     if (options.fit is None) != (options.calibration is None):
         raise UserError("--fit and --calibration go together: the kind, and the file that it gets")
     if options.ignore_identity_pairs is not None and options.identities is None:
@@ -128,13 +133,11 @@ def _evaluate(options: Any) -> dict[str, Any]:
     import numpy as np
 
     from ida_jax.metrics.evaluation import (
-        group_figures,
         score_figures,
         split_scores,
         wrong_way,
     )
     from ida_jax.tables.labelled_scores import (
-        read_groups,
         read_labels,
         read_named_identities,
         read_scores,
@@ -151,19 +154,19 @@ def _evaluate(options: Any) -> dict[str, Any]:
             f"{options.labels}: all {same.size} labels are {int(same.any())}, expected pairs of "
             "one person (1) and of two (0)"
         )
-    groups = None if options.groups is None else read_groups(options.groups)
-    if groups is not None:
-        _require_length(options.groups, groups.codes, options.labels, same)
-    identities, ignored = None, {}
+    named, ignored = None, {}
     if options.identities is not None:
         named = read_named_identities(options.identities)
-        identities = named.codes
-        _require_length(options.identities, identities, options.labels, same)
-        if options.ignore_identity_pairs is not None:
-            kept, ignored = _kept_pairs(options.ignore_identity_pairs, named)
-            scores = {role: of[kept] for role, of in scores.items()}
-            same, identities = same[kept], identities[kept]
-            groups = groups and groups._replace(codes=groups.codes[kept])
+        _require_length(options.identities, named.codes, options.labels, same)
+    groups = None if options.groups is None else _pair_groups(options, named)
+    if groups is not None:
+        _require_length(options.groups, groups.codes, options.labels, same)
+    identities = None if named is None else named.codes
+    if options.ignore_identity_pairs is not None:
+        kept, ignored = _kept_pairs(options.ignore_identity_pairs, named)
+        scores = {role: of[kept] for role, of in scores.items()}
+        same, identities = same[kept], identities[kept]
+        groups = groups and groups._replace(codes=groups.codes[kept])
 
     results: dict[str, Any] = {
         **ignored,
@@ -182,15 +185,20 @@ def _evaluate(options: Any) -> dict[str, Any]:
             print(f"warning: {path}: {wrong}", file=sys.stderr)
         figures = {"name": _name(role, files), "file": str(path)}
         figures |= score_figures(split, fars=results["fars"])
-        if groups is not None:
-            figures["groups"] = group_figures(
-                scores[role],
-                same,
-                groups=groups.codes,
-                names=groups.names,
-                thresholds=figures["threshold@far"],
-            )
         results["methods"][role] = figures
+    if groups is not None:
+        from ida_jax.metrics.group_rates import few_errors
+        from ida_jax.protocols.group_figures import NO_PEOPLE, listed_group_rates
+
+        rates = listed_group_rates(
+            scores, same, identities, groups.codes, names=groups.names, compared=groups.compared,
+            own_thresholds=options.group_thresholds, fars=results["fars"], level=_LEVEL,
+            resamples=options.resamples, seed=options.seed,
+        )  # fmt: skip
+        for role, figures in results["methods"].items():
+            figures |= rates[role]
+        no_people = (NO_PEOPLE,) if options.resamples and identities is None else ()
+        results["group_notes"] = [*groups.notes, *no_people, *few_errors(rates)]
     if options.resamples:
         results |= _bootstrap(options, scores, same, identities, results)
     if options.fit is not None:  # last, so that a mistake found above leaves no file behind
@@ -206,6 +214,37 @@ def _kept_pairs(path: Path, named: "Identities") -> "tuple[np.ndarray, dict[str,
     known, out = ignored_rows(read_identity_pairs(path), named)
     count = int(out.sum())
     return ~out, {"ignored_pairs": count, "ignored_note": known.note(count)}
+
+
+class _PairGroups(NamedTuple):
+    """Each pair's group, int [P], the groups, how many of them are compared, and notes."""
+
+    codes: "np.ndarray"
+    names: tuple[str, ...]
+    compared: int
+    notes: tuple[str, ...] = ()
+
+
+def _pair_groups(options: Any, identities: "Identities | None") -> _PairGroups:
+    """One group a pair, or by a list of the people of both sides."""
+    from ida_jax.metrics.groups import FaceGroups, named_cells
+    from ida_jax.tables.groups import groups_of_names, read_group_list, without_group
+    from ida_jax.tables.labelled_scores import read_groups
+
+    listed = read_group_list(options.groups)
+    if listed is None:
+        codes, names = read_groups(options.groups)
+        return _PairGroups(codes, names, len(names))
+    if identities is None:
+        raise UserError(
+            f"{options.groups} lists people and their groups, and who is on a pair is not known: "
+            "give --identities=I, or one group a pair"
+        )
+    sides, people = identities.named()
+    grouped = groups_of_names(options.groups, listed, people)
+    cells = named_cells(grouped.groups)
+    codes = FaceGroups(grouped.codes, cells).of_pairs(*sides.T)
+    return _PairGroups(codes, cells.names, cells.compared, without_group(grouped, "people"))
 
 
 def _bootstrap(

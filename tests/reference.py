@@ -292,3 +292,87 @@ def stylegan_discriminator(params, images, group):
         x = leaky(equalised(params["block_4_fc"], x))
         logits.append(equalised(params["output_fc"], x)[0])
     return np.array(logits)
+
+
+def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamples, seed):
+    """FAR and TAR by group, and at a threshold a group, each pair written out in every resample.
+
+    A pair of units a and b is written w_a · w_b times, of one unit w_a times; in each list the
+    threshold of a FAR f is the ⌊f·n⌋-th highest impostor score. Intervals are percentiles, the
+    nearest sample.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
+
+    def threshold(impostors, far):
+        ordered = np.sort(impostors)[::-1]
+        rank = int(np.floor(far * len(ordered) + 1e-9))
+        return ordered[rank] if rank < len(ordered) else -np.inf
+
+    def share(accepted, of):
+        return np.count_nonzero(accepted & of) / np.count_nonzero(of) if of.any() else np.nan
+
+    def measured(times):
+        s, genuine, code = (np.repeat(values, times) for values in (scores, same, codes))
+        out = {name: np.full((groups, len(fars)), np.nan) for name in ("far", "tar", "wrong")}
+        out["threshold"] = np.empty((groups + 1, len(fars)))
+        out["own_tar"], out["one_tar"] = np.empty(len(fars)), np.empty(len(fars))
+        for f, far in enumerate(fars):
+            overall = threshold(s[~genuine], far)
+            own = np.full(len(s), overall)
+            out["threshold"][-1, f] = overall
+            for q in range(groups):
+                mine = code == q
+                out["wrong"][q, f] = np.count_nonzero((s > overall) & mine & ~genuine)
+                out["far"][q, f] = share(s > overall, mine & ~genuine)
+                out["tar"][q, f] = share(s > overall, mine & genuine)
+                if (mine & ~genuine).any():
+                    own[mine] = threshold(s[mine & ~genuine], far)
+                    out["threshold"][q, f] = threshold(s[mine & ~genuine], far)
+                else:
+                    out["threshold"][q, f] = overall
+            out["own_tar"][f] = share(s > own, genuine)
+            out["one_tar"][f] = share(s > overall, genuine)
+        return out
+
+    whole = measured(np.ones(len(scores), int))
+    rng, count = np.random.default_rng(seed), units.max() + 1
+    drawn = []
+    for _ in range(resamples):
+        w = np.bincount(rng.integers(count, size=count), minlength=count)
+        alone = units[:, 0] == units[:, 1]
+        drawn.append(measured(np.where(alone, w[units[:, 0]], w[units[:, 0]] * w[units[:, 1]])))
+
+    def ends(samples):
+        samples = samples[~np.isnan(samples)]
+        return (
+            np.quantile(samples, [0.025, 0.975], method="nearest")
+            if len(samples) > 1
+            else [np.nan] * 2
+        )
+
+    def all_ends(samples):
+        flat = samples.reshape(len(samples), -1)
+        return np.stack([ends(column) for column in flat.T], axis=1).reshape(2, *samples.shape[1:])
+
+    stacked = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
+    whole |= {
+        "genuine": [np.count_nonzero(same & (codes == q)) for q in range(groups)],
+        "impostor": [np.count_nonzero(~same & (codes == q)) for q in range(groups)],
+        "far_ends": all_ends(stacked["far"]),
+        "tar_ends": all_ends(stacked["tar"]),
+        "own_tar_ends": all_ends(stacked["own_tar"]),
+        "gain_ends": all_ends(stacked["own_tar"] - stacked["one_tar"]),
+        "ratio": [],
+    }
+    for f in range(len(fars)):
+        rates = whole["far"][:compared, f]
+        known = [q for q in range(compared) if not np.isnan(rates[q])]
+        if len(known) < 2 or not rates[known].any():
+            whole["ratio"].append(None)
+            continue
+        high, low = max(known, key=lambda q: rates[q]), min(known, key=lambda q: rates[q])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_draws = stacked["far"][:, high, f] / stacked["far"][:, low, f]
+        ratio = rates[high] / rates[low] if rates[low] else None
+        whole["ratio"].append((high, low, ratio, list(ends(of_draws))))
+    return whole

@@ -6,14 +6,15 @@ A anchors, C classes, N faces, D embedding.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.balance import Balance, balanced
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_rows
+from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.data.dataset import LazyImages
 from ida_jax.data.sources.image_files import decode, read_image
 from ida_jax.data.sources.image_names import SUFFIXES, is_hidden, is_image, sayable
@@ -109,6 +110,7 @@ def embedding_anchors(
     size: int,
     people: Sequence[str] | np.ndarray | None = None,
     per_identity: int = 1,
+    balance: Balance | None = None,
     seed: int = 0,
     fingerprint: str = "",
     k: int = 10,
@@ -121,6 +123,7 @@ def embedding_anchors(
       size: at most this many anchors, drawn without replacement from `seed`.
       people: N identities, as integers or as names; every row is an anchor if None.
       per_identity: with `people`, anchors of one identity.
+      balance: as many anchors of each group (`ida_jax.anchors.balance`); what it does is printed.
       fingerprint: of the model that made the embeddings; "" where unknown.
 
     Raises:
@@ -128,10 +131,18 @@ def embedding_anchors(
         zero, NaN or infinite, by its number in `embeddings`; as `AnchorSet.from_embeddings`.
     """
     labels, names = (None, ()) if people is None else _numbered(people, len(embeddings))
+    drawn = {"size": size if balance is None else len(embeddings), "seed": seed}
     if labels is None:
-        rows = sampled_rows(len(embeddings), size=size, seed=seed)
+        rows = sampled_rows(len(embeddings), **drawn)
     else:
-        rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
+        rows = real_db_rows(labels, per_identity=per_identity, **drawn)
+    provenance = None
+    if balance is not None:
+        every = rows
+        rows, provenance = balanced_rows_of(
+            rows, balance, size=size, seed=seed, k=k,
+            embeddings=lambda: unit_embeddings(embeddings[every], what="anchors"),
+        )  # fmt: skip
     chosen, bad = unit_rows(embeddings[rows], skip_bad=True, what="anchors")
     if bad.any():
         raise UserError(
@@ -145,6 +156,7 @@ def embedding_anchors(
         k=k,
         tau=tau,
         names=[names[row] for row in rows] if names else (),
+        provenance=provenance,
     )
 
 
@@ -154,6 +166,7 @@ def image_anchors(
     *,
     size: int,
     per_identity: int = 1,
+    balance: Balance | None = None,
     seed: int = 0,
     flip: bool = False,
     k: int = 10,
@@ -165,36 +178,47 @@ def image_anchors(
       folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
       size: at most this many anchors, drawn without replacement from `seed`.
       per_identity: at most this many images of a person's folder, the first by name.
+      balance: as many anchors of each group (`ida_jax.anchors.balance`); what it does is printed.
       flip: f(x) + f(mirrored x), as the faces to be compared are embedded.
 
     Raises:
       UserError: as `find_images`; an image that cannot be decoded or is of another size.
     """
     images = find_images(folder)
-    names: tuple[str, ...] = ()
+    drawn = {"size": size if balance is None else len(images.files), "seed": seed}
     if images.people:
         _, labels = np.unique(images.people, return_inverse=True)
-        rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
-        names = tuple(images.people[row] for row in rows)
+        rows = real_db_rows(labels, per_identity=per_identity, **drawn)
     else:
-        labels, rows = None, sampled_rows(len(images.files), size=size, seed=seed)
+        labels, rows = None, sampled_rows(len(images.files), **drawn)
     if k > len(rows):  # before they are embedded
         raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
 
-    def crop(index: int) -> np.ndarray:
-        file = images.files[rows[index]]
-        image = decode(read_image(file), where=str(file))
-        model.preprocessing.check(image, what=str(file))
-        return image
+    def embedded(rows: np.ndarray) -> np.ndarray:
+        def crop(index: int) -> np.ndarray:
+            file = images.files[rows[index]]
+            image = decode(read_image(file), where=str(file))
+            model.preprocessing.check(image, what=str(file))
+            return image
 
+        return model.embed(LazyImages(len(rows), crop), flip=flip, progress="embed the anchors")
+
+    provenance = None
+    if balance is not None:
+        every = rows
+        rows, provenance = balanced_rows_of(
+            rows, balance, size=size, seed=seed, k=k, embeddings=lambda: embedded(every)
+        )
+    names = tuple(images.people[row] for row in rows) if images.people else ()
     return AnchorSet.from_embeddings(
-        model.embed(LazyImages(len(rows), crop), flip=flip, progress="embed the anchors"),
+        embedded(rows),
         labels=None if labels is None else labels[rows],
         source="real_db",
         fingerprint=model.fingerprint,
         k=k,
         tau=tau,
         names=names,
+        provenance=provenance,
     )
 
 
@@ -235,6 +259,21 @@ def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:
     if size >= available:
         return np.arange(available)
     return np.sort(np.random.default_rng(seed).choice(available, size, replace=False))
+
+
+def balanced_rows_of(
+    rows: np.ndarray, balance: Balance, **options: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows of a balanced set and its provenance; what was done is printed.
+
+    Args:
+      rows: the candidates' rows.
+      balance: groups or clusters.
+      **options: `ida_jax.anchors.balance.balanced`'s.
+    """
+    found = balanced(rows, balance, **options)
+    print(*found.said, sep="\n")
+    return rows[found.places], found.provenance
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:

@@ -167,44 +167,6 @@ def wrong_way(genuine: np.ndarray, impostor: np.ndarray) -> str | None:
     )
 
 
-def group_figures(
-    scores: np.ndarray,
-    same: np.ndarray,
-    *,
-    groups: np.ndarray,
-    names: Sequence[str],
-    thresholds: Mapping[str, float],
-) -> dict[str, dict[str, Any]]:
-    """{group: counts, and TAR and realised FAR at each threshold, the same for all groups}.
-
-    A group without impostor (genuine) pairs has no FAR (TAR): None.
-
-    Args:
-      scores: [P].
-      same: bool [P].
-      groups: int [P], the group of each pair, a place in `names`.
-      thresholds: a threshold for each FAR's key, as in `score_figures`.
-    """
-    count = {
-        kind: np.bincount(groups[wanted], minlength=len(names)).tolist()
-        for kind, wanted in (("genuine", same), ("impostor", ~same))
-    }
-    figures = {
-        name: {"genuine": count["genuine"][i], "impostor": count["impostor"][i]}
-        | {"tar@far": {}, "realised_far": {}, "false_accepts": {}}
-        for i, name in enumerate(names)
-    }
-    for far, threshold in thresholds.items():
-        accepted = scores > threshold
-        right = np.bincount(groups[accepted & same], minlength=len(names)).tolist()
-        wrong = np.bincount(groups[accepted & ~same], minlength=len(names)).tolist()
-        for group, true, false in zip(figures.values(), right, wrong, strict=True):
-            group["false_accepts"][far] = false
-            group["tar@far"][far] = true / group["genuine"] if group["genuine"] else None
-            group["realised_far"][far] = false / group["impostor"] if group["impostor"] else None
-    return figures
-
-
 def regression_quality(predicted: ArrayLike, target: ArrayLike) -> RegressionQuality:
     """R² and Spearman's rank correlation of [N] predictions; NaN where the target is constant."""
     predicted, target = np.asarray(predicted, np.float64), np.asarray(target, np.float64)

@@ -16,6 +16,8 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Evaluation
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.table import (
     FARS,
     Faces,
@@ -109,20 +111,28 @@ def _evaluate_listed(
     scores = pair_scores(faces, data.pairs, terms)
     for of_method in scores.values():
         of_method[bad[data.pairs].any(axis=1)] = np.nan
+    fars = options.fars or FARS
     evaluated = evaluate_labelled_pairs(
-        scores, data.same, data.identities, fars=options.fars or FARS, **request.bootstrap
+        scores, data.same, data.identities, fars=fars, **request.bootstrap
     )
+    if request.groups is not None:
+        evaluated = with_listed_groups(
+            evaluated, scores, data.same, data.identities, request.groups.of_pairs(*data.pairs.T),
+            groups=request.groups, group_thresholds=request.group_thresholds, fars=fars,
+            **request.bootstrap,
+        )  # fmt: skip
     return {"pairs": data.left_out.noted(evaluated._replace(notes=(*notes, *evaluated.notes)))}
 
 
 class _People(NamedTuple):
-    """The good faces, unit rows, the person of each face, and the number of bad ones.
+    """The good faces, unit rows, the person and group of each face, and the number of bad ones.
 
     And the people who are one person under two names, if the request lists them.
     """
 
     faces: np.ndarray
     people: np.ndarray
+    groups: FaceGroups | None
     left_out: int
     one_person: KnownPairs | None
 
@@ -145,7 +155,8 @@ def _read_people(request: Request, options: FarOptions) -> _People:
             "of one"
         )
     known = None if request.one_person is None else pairs_among(request.one_person, identities)
-    return _People(faces[~bad], people, int(bad.sum()), known)
+    groups = None if request.groups is None else request.groups.rows(~bad)
+    return _People(faces[~bad], people, groups, int(bad.sum()), known)
 
 
 def _evaluate_all(
@@ -159,6 +170,8 @@ def _evaluate_all(
         methods,
         fars=options.fars or FARS,
         ignored=None if data.one_person is None else data.one_person.codes,
+        groups=data.groups,
+        group_thresholds=request.group_thresholds,
         **request.bootstrap,
     )
     evaluated = noted(everything.evaluated, data.one_person, everything.ignored)
@@ -176,6 +189,7 @@ register(
         identities="those of --identities",
         needs=("files", "labels"),
         flags=PairListOptions,
+        grouped=True,
         read=_read_listed,
         evaluate=_evaluate_listed,
     )
@@ -188,6 +202,7 @@ register(
         identities="people, PERSON of PERSON/IMAGE",
         needs=(),
         flags=FarOptions,
+        grouped=True,
         read=_read_people,
         evaluate=_evaluate_all,
     )

@@ -22,6 +22,7 @@ from ida_jax import protocols
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
 from ida_jax.metrics.evaluation import Evaluation, with_ignored
+from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.ignored import between
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.rescorer import Rescorer
@@ -42,6 +43,8 @@ class Request(NamedTuple):
       anchors: the folder of the anchors if they are a workdir's, or None.
       skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
       one_person: the identities whose pairs count neither way, or None.
+      groups: the faces' groups, or None.
+      group_thresholds: whether figures at a threshold a group are wanted too.
     """
 
     protocol: str
@@ -52,6 +55,8 @@ class Request(NamedTuple):
     anchors: Path | None = None
     skip_bad: bool = False
     one_person: IdentityPairs | None = None
+    groups: FaceGroups | None = None
+    group_thresholds: bool = False
     resamples: int = 1000
     seed: int = 0
 
@@ -79,6 +84,7 @@ class Protocol(NamedTuple):
       flags: a frozen dataclass of its own options, each an `option`.
       identities: what --ignore_identity_pairs names in it; "" where the flag is refused.
       no_identities: why, then.
+      grouped: whether it gives FAR and TAR by the faces' groups (`Request.groups`).
     """
 
     name: str
@@ -90,6 +96,7 @@ class Protocol(NamedTuple):
     flags: type = NoOptions
     identities: str = ""
     no_identities: str = "it does not know whose faces it compares"
+    grouped: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {}

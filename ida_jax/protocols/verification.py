@@ -28,6 +28,8 @@ from ida_jax.metrics.evaluation import (
     split_scores,
     verification_figures,
 )
+from ida_jax.metrics.group_rates import Sides, group_rates
+from ida_jax.metrics.groups import FaceGroups, groups_of_all_pairs
 from ida_jax.metrics.ignored import (
     ignored_positions,
     labels_as_units,
@@ -47,6 +49,7 @@ from ida_jax.metrics.resampling import (
     tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
+from ida_jax.protocols.group_figures import with_group_rates
 from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
@@ -130,6 +133,8 @@ def evaluate_all_pairs(
     fars: Sequence[float],
     scored: Mapping[str, SplitScores] | None = None,
     ignored: ArrayLike | None = None,
+    groups: FaceGroups | None = None,
+    group_thresholds: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> AllPairs:
@@ -144,6 +149,8 @@ def evaluate_all_pairs(
       scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
       ignored: int [M, 2], pairs of labels that show one person: the pairs of faces between them are
         left out, and all else is as it was, the bootstrap's identities too.
+      groups: the N faces' groups, for figures by group (`metrics.group_rates`).
+      group_thresholds: whether they are at a threshold a group too.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
@@ -164,33 +171,51 @@ def evaluate_all_pairs(
     def rows_of_impostors(positions: np.ndarray) -> np.ndarray:
         return np.stack(impostor_rows(units, whole_positions(positions, removed)), axis=1)
 
+    def impostor_units(positions: np.ndarray) -> np.ndarray:
+        return units[rows_of_impostors(positions)]
+
     def tails(highest_far: float) -> dict[str, Tail]:
         # A genuine pair lies within one identity: two equal sides.
         return {
             name: split_tail(
                 *split,
                 genuine_units=np.repeat(of_genuine, 2, axis=1),
-                impostor_units=lambda positions: units[rows_of_impostors(positions)],
+                impostor_units=impostor_units,
                 highest_far=highest_far,
             )
             for name, split in scores.items()
         }
 
+    total = total_without(all_pairs_total(units), units, one_person)
     bootstrap = bootstrap_deepening(
         tails,
         fars=_all_fars(fars, impostors),
         units=identities.size,
-        total=total_without(all_pairs_total(units), units, one_person),
+        total=total,
         baseline=BASELINE,
         resamples=resamples,
         seed=seed,
         progress=_PROGRESS,
     )
+    rates: dict[str, dict[str, Any]] = {}
+    if groups is not None:
+        rates = group_rates(
+            scores,
+            groups_of_all_pairs(groups, units, genuine, left_out=removed),
+            Sides(np.repeat(of_genuine, 2, axis=1), impostor_units, identities.size, total),
+            fars=fars,
+            own_thresholds=group_thresholds,
+            resamples=resamples,
+            seed=seed,
+            progress=_PROGRESS,
+        )
     changed_far, changed = _changed(scores, units, rows_of_impostors, fars)
     for split in scores.values():
         for kind in split:
             kind.sort()
     evaluated = _figures_and_curves(scores, bootstrap, fars)
+    if groups is not None:
+        evaluated = with_group_rates(evaluated, rates, groups.notes)
     return AllPairs(evaluated, scores, changed, changed_far, removed.size)
 
 

@@ -144,6 +144,7 @@ def write_report(
     settings: Mapping[str, Any],
     contact_sheet: np.ndarray | None = None,
     pairs: str = "",
+    groups: str = "",
 ) -> None:
     """Writes the report, and each picture as a PNG beside it.
 
@@ -158,6 +159,7 @@ def write_report(
         commit, hardware and versions stand apart.
       contact_sheet: uint8 [H, W, 3] RGB, one image of many faces; None for none.
       pairs: the section of pairs whose decision changed (`ida_jax.report.pair_cards`), as HTML.
+      groups: the section of figures by group (`ida_jax.report.group_tables`), as HTML.
     """
     path = Path(path)
     files = {caption: _file_name(caption) for caption in figures}
@@ -177,6 +179,7 @@ def write_report(
         title,
         _verdict(results),
         _results(results),
+        groups,
         _methods(results),
         "<h2>Figures</h2>" if pictures else "",
         *pictures,

@@ -116,12 +116,18 @@ def _write(
     **page: Any,
 ) -> None:
     """The report with the variants' curves before the other figures, and its tables."""
+    from ida_jax.report.group_tables import group_figure, group_section
     from ida_jax.report.page import write_report
     from ida_jax.report.tables import write_tables
 
     notes = {variant: evaluation.notes for variant, evaluation in evaluated.items()}
     results = {**results, "notes": notes}
-    write_report(path, results=results, figures=_curves(evaluated) | figures, **page)
+    curves = _curves(evaluated)
+    for variant, (methods, *_) in evaluated.items():
+        if (drawn := group_figure(methods)) is not None:
+            curves[f"FAR by group, {variant}"] = drawn
+    groups = group_section(results)
+    write_report(path, results=results, figures=curves | figures, groups=groups, **page)
     write_tables(Path(path).parent, results)
 
 

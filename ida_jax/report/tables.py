@@ -22,6 +22,7 @@ from ida_jax.report.cells import (
     protocol_tables,
     ssr_note,
 )
+from ida_jax.report.group_tables import group_markdown, group_text
 
 _TERMINAL_WIDTH = 120
 _LATEX = {
@@ -57,6 +58,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         marks.append("in brackets: 95 % intervals")
     if marks:
         parts.append("\n".join(marks))
+    if groups := group_text(results):
+        parts.append(groups)
     return "\n\n".join(parts)
 
 
@@ -118,6 +121,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         parts.append("; ".join(f"{mark} {meaning}" for mark, meaning in marks) + ".")
     if any(cell.interval for t in tables for column in t.columns for cell in column.cells):
         parts.append("In brackets: 95 % intervals.")
+    parts += group_markdown(results)
     return "\n\n".join(parts)
 
 

@@ -23,8 +23,8 @@ from ida_jax.runs.workdir import METHOD_FILES
 
 # The entries that are paths, in either kind of config.
 _PATHS = (
-    "data_dir", "embeddings", "labels", "anchors", "anchors.generator", "model.weights",
-    "evaluate.ignore_identity_pairs",
+    "data_dir", "embeddings", "labels", "anchors", "anchors.generator", "anchors.balance",
+    "evaluate.groups", "evaluate.ignore_identity_pairs", "model.weights",
 )  # fmt: skip
 # Beside the package in a checkout, inside it in a wheel.
 _CONFIGS = tuple(Path(__file__).parents[up] / "configs" for up in (1, 2))
@@ -60,6 +60,8 @@ def run_section(title: str) -> ConfigDict:
 
     c.train = train_section()
     c.anchors = ConfigDict({"source": "real_db", "size": 50_000})  # or class_weights, fake_db
+    # real_db: as many anchors of each group of people, by a list of person and group, or clusters:N
+    c.anchors.balance = placeholder(str)
     # fake_db: a generator's file, in place of the stage gan's; its truncation ψ; whether its faces'
     # embeddings are brought to the mean and covariance of real ones, where they lie apart.
     c.anchors.generator = placeholder(str)
@@ -82,6 +84,9 @@ def run_section(title: str) -> ConfigDict:
     # Also verification of templates of this many images each, by mean pooling and, where the stage
     # pfe is run, by PFE's fusion; 0: none.
     c.evaluate.template_size = 0
+    # FAR and TAR of all pairs by group: a list of person and group; also at a threshold a group.
+    c.evaluate.groups = placeholder(str)
+    c.evaluate.group_thresholds = False
     c.evaluate.resamples = 1000  # of the bootstrap over identities
     c.evaluate.sweeps = True  # TAR against k, τ and the anchors' number (Fig. 6 and 7)
     return c

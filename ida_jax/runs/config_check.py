@@ -1,15 +1,19 @@
 """A config's own mistakes, found before anything runs: ranges, choices, combinations."""
 
 import math
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ida_jax.anchors.balance import balance_option
 from ida_jax.anchors.search import SEARCHERS, has_scann
 from ida_jax.artefacts.face_model import build_network
 from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.common.validation import require_tau
 from ida_jax.data.augment import augmentation
 from ida_jax.data.load import check_section
@@ -51,6 +55,13 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     if "anchors" in unfinished:
         _one_of("anchors.source", c.anchors.source, ANCHOR_SOURCES)
         _at_least_1(c, "anchors.size")
+        if c.anchors.get("balance") is not None:
+            if c.anchors.source != "real_db":
+                raise UserError(
+                    f"anchors.balance is given and anchors.source is {c.anchors.source}: only "
+                    "real_db has people who could be of a group"
+                )
+            _option("anchors.balance", c.anchors.balance, balance_option)
         if c.anchors.source == "fake_db":
             if "gan" in c.stages and c.anchors.generator:
                 raise UserError(
@@ -96,6 +107,10 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         if c.evaluate.top_n is not None and c.evaluate.top_n < 2:
             raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
+        if c.evaluate.get("groups") is not None:
+            require_file(Path(c.evaluate.groups), what="groups (evaluate.groups)")
+        elif c.evaluate.get("group_thresholds"):
+            raise UserError("evaluate.group_thresholds goes with evaluate.groups: name the list")
         _check_fars(c)
         if c.evaluate.template_size < 0:
             raise UserError(
@@ -283,6 +298,16 @@ def check_training(c: ConfigDict) -> None:
     # The head knows which margins its kind takes.
     margin_head(train, num_classes=1)
     augmentation(train.augment)
+
+
+def _option(key: str, given: Any, parse: Callable[[str], Path | int]) -> None:
+    """Refuses what a command's flag would refuse, and a file that is not there."""
+    try:
+        asked = parse(given)
+    except ArgumentTypeError as error:
+        raise UserError(f"{key} is {error}") from error
+    if isinstance(asked, Path):
+        require_file(asked, what=key)
 
 
 def _value(config: ConfigDict, key: str) -> float:

@@ -32,6 +32,8 @@ from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import require_same_model, unit_embeddings
 from ida_jax.metrics.evaluation import regression_quality
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.group_figures import face_groups
 from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
@@ -117,6 +119,17 @@ class EmbeddingRun:
         return known._replace(codes=pairs[held], unknown=known.unknown + int(np.sum(~held)))
 
     @cached_property
+    def groups(self) -> FaceGroups | None:
+        """The groups of all faces, by the list `evaluate.groups` of people."""
+        c = self.config
+        if c.evaluate.get("groups") is None:
+            return None
+        if c.labels is None:
+            raise UserError("evaluate.groups are of people: add --config.labels=L")
+        people = [str(person) for person in read_people(c.labels).tolist()]
+        return face_groups(c.evaluate.groups, people)
+
+    @cached_property
     def digest(self) -> str:
         """A hash of all that the targets depend on, so that other targets are not used."""
         digest = hashlib.blake2b(digest_size=16)
@@ -199,6 +212,7 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
         raise UserError(f"stages is {run.config.stages}: expected {', '.join(EMBEDDING_STAGES)}")
     _check_k(run.config.k, run.inputs)
     _ = run.one_person
+    _ = run.groups
 
 
 def _targets(run: EmbeddingRun) -> None:
@@ -261,6 +275,8 @@ def _evaluate(run: EmbeddingRun) -> None:
             },
             fars=c.evaluate.fars,
             ignored=None if known is None else known.codes,
+            groups=None if run.groups is None else run.groups.rows(run.held),
+            group_thresholds=c.evaluate.get("group_thresholds", False),
             resamples=c.evaluate.resamples,
             seed=c.seed,
         )

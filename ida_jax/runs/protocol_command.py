@@ -33,6 +33,7 @@ from ida_jax.runs.workdir import (
 )
 
 if TYPE_CHECKING:
+    from ida_jax.metrics.groups import FaceGroups
     from ida_jax.report.run_report import Groups
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
@@ -73,7 +74,7 @@ def _run(
     from ida_jax.report.tables import results_table
     from ida_jax.rescoring.rescorer import cohort_notes
 
-    request = _request(options)
+    request = _request(protocol, options)
     scorers = _scorers(options, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
@@ -91,7 +92,7 @@ def _run(
         title=options.title or options.protocol,
         settings=results["settings"],
         evaluated=evaluated,
-        groups=_groups(options, request.embeddings, scorers),
+        groups=_densities(protocol, request, scorers),
     )
     print(printable(results_table(results)))
     for name, notes in results["notes"].items():
@@ -132,10 +133,13 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--files", type=Path, metavar="F", help="the protocol's files")
     add("--embeddings", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
-    add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
-        "of each")
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
         f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
+    add("--groups", type=_groups_option, metavar="G", help="FAR and TAR by group: a list of person "
+        "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
+        "embeddings' norms. With anchors the report shows the groups' log F too")
+    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
+        "group, which holds the FAR in each; they are in results.json")
     add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
         "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
@@ -226,12 +230,24 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _groups_option(text: str) -> Path | str:
+    """A file of groups, or "norms:N" itself."""
+    from ida_jax.tables.groups import norm_levels
+
+    try:
+        return user_path(text) if norm_levels(text) is None else text
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _check(options: Any, protocol: Protocol) -> None:
     """Finds mistakes in the flags themselves, before anything is read."""
     if options.ignore_identity_pairs is not None and not protocol.identities:
         raise UserError(
             f"--ignore_identity_pairs is not for {protocol.name}: {protocol.no_identities}"
         )
+    if options.group_thresholds and options.groups is None:
+        raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -282,16 +298,20 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     return files, options.methods
 
 
-def _request(options: Any) -> Request:
+def _request(protocol: Protocol, options: Any) -> Request:
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identity_pairs import read_identity_pairs
 
     ignored = options.ignore_identity_pairs
     from_workdir = options.run is not None and options.anchors is None
+    names = names_beside(options.embeddings, options.names)
+    embeddings = read_embeddings(options.embeddings, names=names)
     return Request(
         options.protocol,
         options.embeddings,
-        read_embeddings(options.embeddings, names=names_beside(options.embeddings, options.names)),
+        embeddings,
+        groups=_face_groups(protocol, options, embeddings),
+        group_thresholds=options.group_thresholds,
         files=options.files,
         names=options.names,
         anchors=(options.run / ANCHORS).parent if from_workdir else None,
@@ -324,25 +344,43 @@ def _scorers(
     return scorers
 
 
-def _groups(
-    options: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
-) -> "Groups | None":
-    """log F of each row of E with its group, for the report's figure."""
+def _face_groups(
+    protocol: Protocol, options: Any, embeddings: "EmbeddingFile"
+) -> "FaceGroups | None":
+    """The groups of E's rows."""
     if options.groups is None:
         return None
+    from ida_jax.metrics.groups import norm_groups
+    from ida_jax.protocols.group_figures import face_groups
+    from ida_jax.tables.groups import norm_levels
+
+    if options.group_thresholds and not protocol.grouped:
+        listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
+        raise UserError(f"--group_thresholds is for {listed}, not for {protocol.name}")
+    if isinstance(options.groups, str):
+        levels = norm_levels(options.groups)
+        return norm_groups(
+            embeddings.embeddings, levels, what=f"embeddings in {options.embeddings}"
+        )
+    return face_groups(options.groups, embeddings.names, len(embeddings.embeddings))
+
+
+def _densities(
+    protocol: Protocol, request: Request, scorers: "Mapping[str, Rescorer]"
+) -> "Groups | None":
+    """log F of each row of E that has a group, for the report's figure."""
+    if request.groups is None:
+        return None
     from ida_jax.report.run_report import Groups
-    from ida_jax.tables.labelled_scores import read_groups
 
     if "ida_r" not in scorers:
+        if protocol.grouped:
+            return None
         raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
-    groups = read_groups(options.groups)
-    if len(groups.codes) != len(embeddings.embeddings):
-        raise UserError(
-            f"{options.groups} has {len(groups.codes)} rows and {options.embeddings} "
-            f"{len(embeddings.embeddings)}: expected one group a row of E"
-        )
-    log_density = scorers["ida_r"].log_densities(embeddings.embeddings)
-    return Groups(log_density, groups.codes, groups.names)
+    codes, cells, _ = request.groups
+    log_density = scorers["ida_r"].log_densities(request.embeddings.embeddings)
+    known = codes >= 0
+    return Groups(log_density[known], codes[known], cells.names[: cells.compared])
 
 
 def _settings(

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.balance import Balance, balance_option, requested_balance
 from ida_jax.anchors.candidates import generated_candidates
 from ida_jax.anchors.fake import fake_anchors
 from ida_jax.anchors.fake_rules import TrainingFaces
@@ -54,7 +55,7 @@ from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config_check import check_config
 from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
-from ida_jax.runs.evaluate_stage import evaluate_run
+from ida_jax.runs.evaluate_stage import evaluate_run, face_groups
 from ida_jax.runs.run import Run, Stage
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
@@ -157,6 +158,8 @@ def _check(run: Run, unfinished: list[str]) -> None:
         anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
         if c.anchors.source == "fake_db":
             _check_fake_db(run)
+        if "anchors" in unfinished:
+            _ = _balance(run)
         if not 1 <= c.k <= anchors:
             raise UserError(
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
@@ -168,6 +171,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
         _ = run.pair_list  # draws or reads it
+        _ = face_groups(run)
 
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
@@ -261,12 +265,15 @@ def _anchors(run: Run) -> None:
                 run.model.class_weights, size=c.size, seed=run.config.seed, **options
             )
         case "real_db":
-            faces = run.train_faces
+            faces, provenance = run.train_faces, {}
             rows = sources.real_db_rows(faces.labels, size=c.size, seed=run.config.seed)
+            if c.get("balance") is not None:
+                rows, provenance = _balanced_rows(run)
             embeddings = run.embed(image_subset(faces.images, rows), "anchors")
             labels = faces.labels[rows]
             anchors = AnchorSet.from_embeddings(
                 embeddings,
+                provenance=provenance,
                 labels=labels,
                 source="real_db",
                 names=[faces.identities[label] for label in labels],
@@ -276,6 +283,29 @@ def _anchors(run: Run) -> None:
             anchors = _fake_db(run)
     anchors.save(run.workdir / ANCHORS)
     shutil.rmtree(run.workdir / FAKES, ignore_errors=True)
+
+
+def _balance(run: Run) -> Balance | None:
+    """What `anchors.balance` asks for, of the training faces."""
+    asked, faces = run.config.anchors.get("balance"), run.train_faces
+    if asked is None:
+        return None
+    names = [faces.identities[label] for label in faces.labels]
+    return requested_balance(balance_option(asked), names, len(names))
+
+
+def _balanced_rows(run: Run) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows of a real-db balanced over `anchors.balance`, and its provenance."""
+    c, faces, balance = run.config, run.train_faces, _balance(run)
+    every = sources.real_db_rows(faces.labels, size=len(faces.labels))
+    return sources.balanced_rows_of(
+        every,
+        balance,
+        size=c.anchors.size,
+        seed=c.seed,
+        k=c.k,
+        embeddings=lambda: run.embed(image_subset(faces.images, every), "anchors to choose from"),
+    )
 
 
 def _fake_db(run: Run) -> AnchorSet:
@@ -366,6 +396,8 @@ def _pfe(run: Run) -> None:
     # Class weights have no images, and so no variances.
     if "anchors" in c.stages and c.anchors.source == "real_db":
         rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
+        if c.anchors.get("balance") is not None:
+            rows, _ = _balanced_rows(run)
         anchors = trained.embed(
             run.model, image_subset(faces.images, rows), flip=c.flip, progress="anchors' variances"
         )
@@ -403,7 +435,7 @@ STAGES = {
     # Its variances of the anchors are of those that the config draws.
     "pfe": Stage(
         _pfe, PFE, by_all=True, remade=False, parts=("pfe_checkpoints",),
-        depends_on=(*_ON_FACES, "anchors.source", "anchors.size", "pfe"),
+        depends_on=(*_ON_FACES, "anchors.source", "anchors.size", "anchors.balance", "pfe"),
     ),
     "csn": Stage(_csn, CSN, after=("anchors",), depends_on=(*_ON_FACES, "searcher", "csn")),
     "evaluate": Stage(evaluate_run, RESULTS, after=("anchors", "ssr", "csn")),

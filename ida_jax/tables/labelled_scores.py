@@ -44,6 +44,26 @@ class Groups(NamedTuple):
     names: tuple[str, ...]
 
 
+class Identities(NamedTuple):
+    """The identities of both sides of pairs.
+
+    Attributes:
+      codes: int [P, 2].
+      names: the identities' names, of which a code is the place; None where the codes are the
+        identities that the file holds.
+    """
+
+    codes: np.ndarray
+    names: list[str] | None
+
+    def named(self) -> tuple[np.ndarray, list[str]]:
+        """Codes from 0 and the names of all identities, numbers as text."""
+        if self.names is not None:
+            return self.codes, self.names
+        values, codes = np.unique(self.codes, return_inverse=True)
+        return codes.reshape(-1, 2), [str(value) for value in values.tolist()]
+
+
 def read_scores(path: str | os.PathLike[str]) -> np.ndarray:
     """Floating point [P] from a column `score`; a missing one is NaN.
 
@@ -97,25 +117,17 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
     return Groups(place[codes], tuple(str(values[i]) for i in order))
 
 
-class Identities(NamedTuple):
-    """Both sides' identities of each pair.
-
-    Attributes:
-      codes: int [P, 2].
-      names: the distinct names, whose places the codes are; None where the file has integers.
-    """
-
-    codes: np.ndarray
-    names: np.ndarray | None
-
-
 def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
-    """int [P, 2]: `read_named_identities` without the names."""
+    """int [P, 2]: the identities of both sides of each pair; names are numbered.
+
+    Raises:
+      UserError: as `read_named_identities`.
+    """
     return read_named_identities(path).codes
 
 
 def read_named_identities(path: str | os.PathLike[str]) -> Identities:
-    """The identities of both sides of each pair.
+    """The identities of both sides of each pair, and their names where they have any.
 
     The columns are the file's only two, or those named `identity_1` and `identity_2`.
 
@@ -156,7 +168,7 @@ def read_named_identities(path: str | os.PathLike[str]) -> Identities:
     chunks = [chunk for side in encoded for chunk in side.chunks]
     both = pa.chunked_array(chunks, type=encoded[0].type)
     names, codes = _numbered(both)
-    return Identities(np.ascontiguousarray(codes.reshape(2, -1).T), names)
+    return Identities(np.ascontiguousarray(codes.reshape(2, -1).T), [str(name) for name in names])
 
 
 class _Numbered(NamedTuple):

@@ -105,6 +105,12 @@ def _identity_pairs(path: Path) -> None:
     read_identity_pairs(path)
 
 
+def _group_list(path: Path) -> None:
+    from ida_jax.tables.groups import read_face_groups
+
+    read_face_groups(path, ["a/a_0001", "b/b_0001"], 2)
+
+
 # Images and data sets -----------------------------------------------------------------------------
 
 
@@ -293,6 +299,10 @@ READERS = {
     "labels_npy": Reader("l.npy", lambda: [npy(np.array([0, 1]))], _labelled("read_labels")),
     "labels_csv": Reader("l.csv", lambda: [b"same\n0\n1\n"], _labelled("read_labels")),
     "groups": Reader("g.csv", lambda: [b"group\na\nb\n"], _labelled("read_groups")),
+    "group_list": Reader(
+        "g.csv", lambda: [b"person,group\na,x\nb,y\n", b"a,x\nb,y\n"], _group_list
+    ),
+    "group_list_txt": Reader("g.txt", lambda: [b"a x\nb y\n", b"a\tx\nb\ty\n"], _group_list),
     "identities_csv": Reader(
         "i.csv", lambda: [b"identity1,identity2\na,b\nc,d\n"], _labelled("read_identities")
     ),

@@ -367,3 +367,29 @@ def test_the_command(tmp_path):
 def test_placeholders_take_text():
     assert isinstance(GET_CONFIG(), ConfigDict)
     assert GET_CONFIG().labels is None
+
+
+def test_figures_by_group_of_people(files, tmp_path):
+    groups = tmp_path / "groups.csv"
+    groups.write_text("".join(f"{person},{'ab'[person % 2]}\n" for person in range(59)))
+    asked = {"evaluate__groups": str(groups), "evaluate__group_thresholds": True}
+    results = run(_config(files, **asked, ssr__steps=2), tmp_path / "run")
+    figures = results["protocols"]["held_out_all_pairs"]["ida_r"]
+    config = _config(files)
+    held = PEOPLE[held_out_rows(read_inputs(config), config)]
+    known = held[held < 59]
+    for group, parity in (("a", 0), ("b", 1)):
+        faces = np.count_nonzero(known % 2 == parity)
+        counts = figures["groups"][group]
+        assert counts["genuine"] == 2 * faces  # five images a person: ten pairs of five faces
+        assert counts["impostor"] == faces * (faces - 1) // 2 - 2 * faces
+    assert set(figures["group_thresholds"]["0.01"]["threshold"]) == {
+        "a", "b", "across groups", "no group"
+    }  # fmt: skip
+    mistakes = (
+        ({"labels": None, "disjoint": True}, "evaluate.groups are of people"),
+        ({"evaluate__groups": "absent.csv"}, "no groups at absent.csv"),
+    )
+    for changes, said in mistakes:
+        with pytest.raises(UserError, match=said):
+            run(_config(files, **(asked | changes)), tmp_path / "other")
