@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.tau = 1.0
     c.searcher = "auto"
     c.ssr = ssr_section()
+    c.ssr.choose = "auto"
 
     c.evaluate = ConfigDict()
     c.evaluate.most_faces = 6_000  # held out at most: all their pairs are compared

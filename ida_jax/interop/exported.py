@@ -176,4 +176,6 @@ def _log_density(ssr: SSRModule, params: Any, embedding: jax.Array) -> jax.Array
         {"params": params}, embedding
     )
     out = jnp.float32(ssr.mean) + jnp.float32(ssr.std) * out
-    return out if ssr.target == "log" else jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))
+    if ssr.target != "log":
+        out = jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))
+    return jnp.float32(ssr.intercept) + jnp.float32(ssr.slope) * out if ssr.calibrated else out

@@ -242,9 +242,13 @@ def _log_density(graph: _Layers, ssr: SSRModule) -> None:
     x = graph.node("Squeeze", [x, graph.constant(np.int64([1]))])
     x = graph.node("Mul", [x, graph.constant(np.float32(ssr.std))])
     mean = graph.constant(np.float32(ssr.mean))
+    of_network = None if ssr.calibrated else "log_density"
     if ssr.target == "log":
-        graph.node("Add", [x, mean], output="log_density")
-        return
-    x = graph.node("Add", [x, mean])
-    floor = graph.constant(np.float32(ssr.floor))
-    graph.node("Log", [graph.node("Max", [x, floor])], output="log_density")
+        x = graph.node("Add", [x, mean], output=of_network)
+    else:
+        floor = graph.constant(np.float32(ssr.floor))
+        x = graph.node("Max", [graph.node("Add", [x, mean]), floor])
+        x = graph.node("Log", [x], output=of_network)
+    if ssr.calibrated:
+        x = graph.node("Mul", [x, graph.constant(np.float32(ssr.slope))])
+        graph.node("Add", [x, graph.constant(np.float32(ssr.intercept))], output="log_density")

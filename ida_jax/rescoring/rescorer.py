@@ -49,18 +49,25 @@ def usual_cohort(anchors: AnchorSet) -> int:
 
 
 def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know where `usual_cohort` had to lower as_norm's top_n.
+    """What a reader must know: where `usual_cohort` had to lower as_norm's top_n, and how held-out
+    people judged ida_l's SSR module, if they did.
 
     Args:
       scorers: of any methods.
       top_n: what was asked for; None for nothing.
     """
+    scorers = tuple(scorers)
+    judged = {
+        scorer.ssr.held_out
+        for scorer in scorers
+        if "ssr" in METHODS[scorer.method].needs and scorer.ssr.held_out is not None
+    }
     return tuple(
         f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set has only "
         f"{len(scorer.anchors)} anchors"
         for scorer in scorers
         if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT
-    )
+    ) + tuple(held_out.note() for held_out in judged)
 
 
 class Rescorer:

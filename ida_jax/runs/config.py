@@ -139,12 +139,19 @@ def train_section() -> ConfigDict:
 def ssr_section() -> ConfigDict:
     """Training of the SSR module (IDA-L)."""
     c = ConfigDict()
+    # given: the settings below. held_out: they are chosen on held-out people, log F is calibrated on
+    # others, and falls back to the cosine where these see nothing in it (`training.ssr_choice`);
+    # target is kept, and steps are the most. auto: held_out for 50 people or more with at most
+    # 50,000 faces.
+    c.choose = "given"
     # searched: once for each face, before the training; on_the_fly: by each step for its batch, on
     # a GPU or TPU.
     c.targets = "searched"
     c.hidden = 256
     c.target = "standardised"  # or log, or paper: F itself
-    c.input = "unit"  # or scaled: times √D, entries of unit size, which learns faster
+    # Or scaled: times √D, entries of unit size, which learns faster; or centred: those of the
+    # faces' differences from their mean.
+    c.input = "unit"
     # Made-up faces for each one, by mixing and noise, with targets searched as for any face: for
     # small training sets, whose faces the module would learn by heart.
     c.copies = 0

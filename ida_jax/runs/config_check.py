@@ -25,7 +25,8 @@ from ida_jax.training.optimizer import SCHEDULES
 
 ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
 PAIR_LISTS = ("drawn", "lfw")
-INPUTS = ("unit", "scaled")
+INPUTS = ("unit", "scaled", "centred")
+SSR_CHOICES = ("given", "held_out", "auto")
 _ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data", "eval_data")
 _SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
 
@@ -208,6 +209,13 @@ def _check_gan(c: ConfigDict) -> None:
 
 def _check_ssr(c: ConfigDict) -> None:
     _one_of("ssr.targets", c.ssr.targets, ("searched", "on_the_fly"))
+    choose = c.ssr.get("choose", "given")  # a section from before there was the entry
+    _one_of("ssr.choose", choose, SSR_CHOICES)
+    if choose == "held_out" and c.ssr.targets == "on_the_fly":
+        raise UserError(
+            "ssr.choose is held_out, which searches its targets, and ssr.targets is on_the_fly: "
+            "set it to searched, or ssr.choose to given"
+        )
     _one_of("ssr.target", c.ssr.target, TARGETS)
     _one_of("ssr.input", c.ssr.input, INPUTS)
     for key in ("copies", "mix", "noise"):

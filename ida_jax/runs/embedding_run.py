@@ -52,6 +52,7 @@ from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.identities import numbered, read_people
 from ida_jax.tables.identity_pairs import KnownPairs, pairs_among, read_identity_pairs
 from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
+from ida_jax.training.ssr_choice import chooses, train_chosen_ssr
 
 _SYNTHETIC = "synthetic"
 _PROTOCOL = "held_out_all_pairs"
@@ -144,6 +145,17 @@ class EmbeddingRun:
         labels = None if self.inputs.own is None else self.inputs.own[~self.held]
         return LabelledFaces(self.inputs.faces[~self.held], labels)
 
+    @property
+    def training_people(self) -> np.ndarray | None:
+        """Of `training_faces`, in a numbering of their own."""
+        return None if self.inputs.people is None else self.inputs.people[~self.held]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the SSR module's settings are left to held-out people."""
+        faces, people = np.count_nonzero(~self.held), self.training_people
+        return chooses(self.config.ssr, faces, faces if people is None else len(np.unique(people)))
+
     @cached_property
     def copied_faces(self) -> LabelledFaces:
         """The training faces and their synthetic copies."""
@@ -217,7 +229,7 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
 
 def _targets(run: EmbeddingRun) -> None:
     _ = run.held_out_log_density
-    if run.config.ssr.targets != "on_the_fly":
+    if run.config.ssr.targets != "on_the_fly" and not run.chooses:
         _ = run.training_log_density
 
 
@@ -225,7 +237,17 @@ def _ssr(run: EmbeddingRun) -> None:
     c = run.config
     options = {"k": c.k, "tau": c.tau, "fingerprint": run.inputs.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
-    if c.ssr.targets == "on_the_fly":
+    if run.chooses:
+        ssr = train_chosen_ssr(
+            run.training_faces.embeddings,
+            run.training_people,
+            run.training_faces.labels,
+            run.inputs.anchors,
+            c.ssr,
+            searcher=c.searcher,
+            **options,
+        )
+    elif c.ssr.targets == "on_the_fly":
         ssr = train_ssr_on_the_fly(
             *run.training_faces, run.inputs.anchors, c.ssr, searcher=c.searcher, **options
         )
@@ -249,16 +271,18 @@ def _evaluate(run: EmbeddingRun) -> None:
             "size": len(inputs.anchors),
             "fingerprint": inputs.anchors.fingerprint,
         },
-        "ssr": regression_quality(np.exp(regressed), np.exp(searched))._asdict(),
+        "ssr": regression_quality(np.exp(regressed), np.exp(searched))._asdict() | ssr.judgement(),
         "held_out": {"faces": len(faces), "training_faces": len(inputs.faces) - len(faces)},
         "protocols": {},
         "notes": {},
     }
     evaluated = {}
+    judged = () if ssr.held_out is None else (ssr.held_out.note(),)
     if inputs.people is None:
         results["notes"]["held_out"] = [
             "Without labels faces were held out, not identities: other faces of the same people "
-            "may have been trained on, and no TAR can be given."
+            "may have been trained on, and no TAR can be given.",
+            *judged,
         ]
         print(*results["notes"]["held_out"])
     else:
@@ -283,7 +307,8 @@ def _evaluate(run: EmbeddingRun) -> None:
         if known is not None:
             print(printable(known.note(found.ignored)))
         held_out = noted(found.evaluated, known, found.ignored)
-        evaluated = {_PROTOCOL: held_out._replace(notes=(*held_out.notes, *_notes(run, people)))}
+        notes = (*held_out.notes, *_notes(run, people), *judged)
+        evaluated = {_PROTOCOL: held_out._replace(notes=notes)}
         results |= figures_and_notes(evaluated)
     results["provenance"] = provenance()
     write_results(
@@ -313,7 +338,7 @@ def _notes(run: EmbeddingRun, people: np.ndarray) -> tuple[str, ...]:
 
 _TARGETS_DEPEND_ON = (
     "seed", "embeddings", "anchors", "labels", "disjoint", "held_out", "evaluate.most_faces",
-    "k", "tau", "searcher", "ssr.targets", "ssr.copies", "ssr.mix", "ssr.noise",
+    "k", "tau", "searcher", "ssr.choose", "ssr.targets", "ssr.copies", "ssr.mix", "ssr.noise",
 )  # fmt: skip
 
 EMBEDDING_STAGES = {

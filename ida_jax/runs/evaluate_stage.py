@@ -81,6 +81,7 @@ def evaluate_run(run: Run) -> None:
     if "ssr" in needs:
         regressed = run.ssr.log_density(faces)
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
+        results["ssr"] |= run.ssr.judgement()
 
     # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
     name = c.eval_data.name + ("_flip" if c.flip else "")

@@ -366,6 +366,7 @@ def _generator_figures(generator: FaceGenerator, run: Run, real: np.ndarray) -> 
 
 def _ssr(run: Run) -> None:
     from ida_jax.training.ssr import train_ssr, train_ssr_on_the_fly, with_copies
+    from ida_jax.training.ssr_choice import chooses, train_chosen_ssr
 
     c = run.config
     faces, labels = run.train_embeddings, run.train_faces.labels
@@ -373,7 +374,12 @@ def _ssr(run: Run) -> None:
         labels = None  # nobody's anchors
     options = {"k": c.k, "tau": c.tau, "fingerprint": run.model.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
-    if c.ssr.targets == "on_the_fly":
+    people = run.train_faces.labels
+    if chooses(c.ssr, len(faces), len(np.unique(people))):
+        ssr = train_chosen_ssr(
+            faces, people, labels, run.anchors, c.ssr, searcher=c.searcher, **options
+        )
+    elif c.ssr.targets == "on_the_fly":
         ssr = train_ssr_on_the_fly(
             faces, labels, run.anchors, c.ssr, searcher=c.searcher, **options
         )
