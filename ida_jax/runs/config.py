@@ -139,7 +139,7 @@ def train_section() -> ConfigDict:
 def ssr_section() -> ConfigDict:
     """Training of the SSR module (IDA-L)."""
     c = ConfigDict()
-    # given: the settings below. held_out: they are chosen on held-out people, log F is calibrated on
+    # given: the settings below. held_out: those chosen on held-out people, log F calibrated on
     # others, and falls back to the cosine where these see nothing in it (`training.ssr_choice`);
     # target is kept, and steps are the most. auto: held_out for 50 people or more with at most
     # 50,000 faces.
