@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         c.embeddings = "synthetic"  # synthetic embeddings, anchors and labels, in memory
         c.ssr.steps, c.ssr.decay_steps = 200, (100,)
+        c.ssr.choose = "given"
         c.evaluate.resamples = 20
     elif variant:
         raise ValueError(f"variant '{variant}' is unknown: there is 'smoke'")
