@@ -9,7 +9,7 @@ to 32 dimensions; with noise of length 0.7; and people who are directions drawn 
 density means nothing.
 
 "chosen": the SSR module of `ssr.choose=held_out`; "fixed": the settings of
-configs/lfw_pretrained.py, whose 30,000 steps are shortened to a third, as in ssr_choose.py. Anchors
+configs/lfw_pretrained.py, whose 30,000 steps are shortened to a sixth. Anchors
 are the first image of each person of one half, the module is trained on that half's faces, and all
 figures are of the other half's (at most 10 images a person): nothing is chosen or fitted there.
 The halves are then exchanged. Bias is of log F, in standard deviations of the searched one. R² is
@@ -49,7 +49,7 @@ from ida_jax.training.ssr_choice import train_chosen_ssr
 
 FARS = (1e-3, 1e-4, 1e-5)
 K, TAU, IMAGES, RESAMPLES = 10, 1.0, 10, 1000
-FIXED_STEPS = 10_000
+FIXED_STEPS = 5_000
 
 
 def _given(data_dir: Path, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""IDA-L's settings by held-out people: structure is learnt, its absence falls back to the cosine."""
+"""IDA-L's settings by held-out people; without structure it falls back to the cosine."""
 
 from dataclasses import replace
 
@@ -18,12 +18,7 @@ from ida_jax.training.ssr import train_ssr, with_copies
 from ida_jax.training.ssr_choice import Setting, chooses, train_chosen_ssr
 
 K = 4
-
-
-@pytest.fixture(autouse=True)
-def _small_grid(monkeypatch):
-    grid = (Setting(16, 0, 0.0, 3e-2), Setting(32, 2, 0.5, 5e-3))
-    monkeypatch.setattr(ssr_choice, "GRID", grid)
+GRID = (Setting(16, 0, 0.0, 3e-2), Setting(32, 2, 0.5, 5e-3))
 
 
 def _people(kind, seed=0, people=160, images=3):
@@ -39,31 +34,30 @@ def _people(kind, seed=0, people=160, images=3):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), own
 
 
-def _trained(kind, tmp_path, seed=0, **changes):
+def _trained(kind, tmp_path, grid=GRID):
     faces, own = _people(kind)
     anchors = AnchorSet.from_embeddings(faces[::3], labels=own[::3], k=K)
     config = ssr_section()
-    config.steps = 400
-    config.update(changes)
-    options = {"k": K, "tau": 1.0, "fingerprint": "abc", "workdir": tmp_path, "seed": seed}
-    return train_chosen_ssr(faces, own, own, anchors, config, **options), anchors
+    config.steps = 200
+    options = {"k": K, "tau": 1.0, "fingerprint": "abc", "workdir": tmp_path, "seed": 0}
+    with pytest.MonkeyPatch.context() as patch:  # five trainings in place of eleven
+        patch.setattr(ssr_choice, "GRID", grid)
+        patch.setattr(ssr_choice, "FOLDS", 3)
+        return train_chosen_ssr(faces, own, own, anchors, config, **options), anchors
 
 
 @pytest.fixture(scope="module")
 def crowds(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        grid = (Setting(16, 0, 0.0, 3e-2), Setting(32, 2, 0.5, 5e-3))
-        patch.setattr(ssr_choice, "GRID", grid)
-        return _trained("crowds", tmp_path_factory.mktemp("crowds"))
+    return _trained("crowds", tmp_path_factory.mktemp("crowds"))
 
 
-def test_structure_is_learnt_without_bias(crowds, capsys):
+def test_structure_is_learnt_without_bias(crowds):
     module, anchors = crowds
     judged = module.held_out
     assert judged.doubt == ""
     assert 0.3 < judged.r2_low < judged.r2 < judged.r2_high
-    assert judged.people == 128  # four of five folds; the first has chosen
-    assert judged.steps in range(100, 401, 100)
+    assert judged.people == 106  # two of three folds; the first has chosen
+    assert judged.steps in (100, 200)
     assert judged.hidden in (16, 32)
     assert module.fingerprint == "abc"
     # People who were never seen, among the same centres.
@@ -145,7 +139,9 @@ def test_a_file_that_says_something_else_is_refused(crowds, tmp_path, change):
 
 
 def test_the_same_seed_gives_the_same_module(crowds, tmp_path):
-    again, _ = _trained("crowds", tmp_path)
+    judged = crowds[0].held_out  # the grid's other settings change nothing
+    chosen = Setting(judged.hidden, judged.copies, judged.noise, judged.weight_decay)
+    again, _ = _trained("crowds", tmp_path, grid=(chosen,))
     assert again.judgement() == crowds[0].judgement()
     jax.tree.map(np.testing.assert_array_equal, again.params, crowds[0].params)
 
