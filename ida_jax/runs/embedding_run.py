@@ -340,7 +340,7 @@ def _notes(run: EmbeddingRun, people: np.ndarray) -> tuple[str, ...]:
 
 _TARGETS_DEPEND_ON = (
     "seed", "embeddings", "anchors", "labels", "disjoint", "held_out", "evaluate.most_faces",
-    "k", "tau", "searcher", "ssr.choose", "ssr.targets", "ssr.copies", "ssr.mix", "ssr.noise",
+    "k", "tau", "searcher", "ssr.targets", "ssr.copies", "ssr.mix", "ssr.noise",
 )  # fmt: skip
 
 EMBEDDING_STAGES = {

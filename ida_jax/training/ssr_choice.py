@@ -155,6 +155,10 @@ def train_chosen_ssr(
         workdir=workdir, seed=seed, steps=steps,
     )  # fmt: skip
     level = float(np.mean(log_density[: len(faces)], dtype=np.float64))
+    print(
+        f"ssr: width {setting.hidden}, {setting.copies} copies of noise {setting.noise:g}, weight "
+        f"decay {setting.weight_decay:g}, {steps:,} steps, by {len(weights):,} faces held out"
+    )
     judged = _judged(calibration, setting, steps, len(np.unique(persons[taken][order])))
     print(judged.note())
     return replace(

@@ -50,7 +50,7 @@ def _read_calibration(path: Path) -> None:
 
 
 def _ssr() -> bytes:
-    from ida_jax.artefacts.ssr_module import SSRModule
+    from ida_jax.artefacts.ssr_module import HeldOut, SSRModule
 
     rng = np.random.default_rng(0)
     params = {
@@ -61,7 +61,9 @@ def _ssr() -> bytes:
         layer: {name: value.astype(np.float32) for name, value in of.items()}
         for layer, of in params.items()
     }
-    module = SSRModule(params, "standardised", 0.05, 0.01, 0.001, 10, 1.0)
+    judged = HeldOut(80, 64, 8, 0.5, 0.03, 900, 0.5, 0.4, 0.6, 0.1, 0.9, 0.5, 0.0, "")
+    constants = "standardised", 0.05, 0.01, 0.001, 10, 1.0
+    module = SSRModule(params, *constants, slope=0.9, intercept=-0.1, held_out=judged)
     return saved(module.save, "s.safetensors")
 
 
@@ -69,6 +71,8 @@ def _read_ssr(path: Path) -> None:
     from ida_jax.artefacts.ssr_module import SSRModule
 
     module = SSRModule.load(path)
+    if module.held_out is not None:
+        module.held_out.note()
     if module.width < _MOST:
         module.log_density(unit(3, module.width))
 

@@ -112,10 +112,10 @@ def test_log_density_of_every_target(name, target, nano):
     if target != "log":
         # A floor that some faces reach and others do not.
         ssr = replace(ssr, floor=float(np.exp(np.median(ssr.log_density(embeddings)))))
-    expected = ssr.log_density(embeddings)
-    assert np.ptp(expected) > 1e-4
-    found = to_graph(to_bytes(nano, ssr=ssr))(images)["log_density"]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(ssr.log_density(embeddings)) > 1e-4
+    for module in (ssr, replace(ssr, slope=0.7, intercept=-0.4), replace(ssr, slope=0.0)):
+        found = to_graph(to_bytes(nano, ssr=module))(images)["log_density"]
+        np.testing.assert_allclose(found, module.log_density(embeddings), atol=1e-5)
 
 
 @pytest.mark.parametrize("input", ["uint8", "float_nchw"])

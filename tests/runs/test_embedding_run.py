@@ -21,6 +21,7 @@ from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs import embedding_run
 from ida_jax.runs.embedding_run import anchors_of_others, held_out_rows, read_inputs
 from ida_jax.runs.stages import run
+from ida_jax.training import ssr_choice
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ssr_from_embeddings.py"
 GET_CONFIG = runpy.run_path(str(CONFIG))["get_config"]
@@ -91,6 +92,27 @@ def test_the_module_follows_the_search_on_identities_it_has_not_seen(files, tmp_
     rescorer = Rescorer.from_ssr(tmp_path / "run" / "ssr.safetensors")
     assert rescorer.score(faces[:7], faces[7:14]).shape == (7,)
     assert SSRModule.load(tmp_path / "run" / "ssr.safetensors").k == 4
+
+
+def test_settings_chosen_on_held_out_people(files, tmp_path, monkeypatch, capsys):
+    setting = ssr_choice.Setting(32, 1, 0.5, 5e-3)
+    monkeypatch.setattr(ssr_choice, "GRID", (setting,))
+    monkeypatch.setattr(ssr_choice, "FOLDS", 3)
+    config = _config(files, ssr__choose="auto", held_out=0.1)
+    results = run(config, tmp_path / "run")
+    module = SSRModule.load(tmp_path / "run" / "ssr.safetensors")
+    assert results["ssr"].items() >= module.judgement().items()
+    assert module.held_out.people == 36  # of 54 trained on; a third has chosen
+    assert (module.held_out.hidden, module.fingerprint) == (32, "abc")
+    assert module.held_out.note() in results["notes"]["held_out_all_pairs"]
+    printed = capsys.readouterr().out
+    assert "ssr: width 32, 1 copies" in printed
+    assert module.held_out.note() in printed
+    files = sorted(path.name for path in (tmp_path / "run" / "targets").iterdir())
+    assert files == ["held_out-from-000000000.safetensors"]
+    config.ssr.choose = "given"
+    assert set(run(config, tmp_path / "run")["ssr"]) == {"r2", "rank_correlation"}
+    assert "ssr.choose was auto, is now given" in capsys.readouterr().out
 
 
 def test_held_out_people_are_nowhere_else(files):
