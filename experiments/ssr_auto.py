@@ -35,6 +35,7 @@ from pfe_quality import small
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.artefacts.face_model import FaceModel
+from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
@@ -126,7 +127,10 @@ def main() -> None:
             path = options.cache / f"{model}, {half}.json"
             if not path.is_file():
                 tested = ~trained & few
-                case = _case(rows[trained], labels[trained], rows[tested], labels[tested])
+                case = _case(
+                    rows[trained], labels[trained], rows[tested], labels[tested],
+                    kept=options.cache / f"{model}, {half}",
+                )  # fmt: skip
                 path.write_text(json_text(case | {"provenance": provenance()}))
             models[model][f"figures on the {half} half"] = json.loads(path.read_text())
     with written_whole(options.output) as temporary:
@@ -140,17 +144,21 @@ def _embeddings(model: str, data_dir: Path, labels: np.ndarray, cache: Path) -> 
     return np.load(path)
 
 
-def _case(faces: np.ndarray, own: np.ndarray, tested: np.ndarray, people: np.ndarray) -> dict:
+def _case(
+    faces: np.ndarray, own: np.ndarray, tested: np.ndarray, people: np.ndarray, *, kept: Path
+) -> dict:
     rows = real_db_rows(own, size=50_000, seed=0)
     anchors = AnchorSet.from_embeddings(faces[rows], labels=own[rows], k=K, tau=TAU)
     searched = searched_log_density(tested, anchors)
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = train_chosen_ssr(
-            faces, own, own, anchors, ssr_section(), k=K, tau=TAU, workdir=folder, seed=0
-        )
-    seconds = time.perf_counter() - start
-    modules = {"chosen": chosen, "fixed": _fixed(faces, own, anchors)}
+    modules = {}
+    for name, train in (("chosen", _chosen), ("fixed", _fixed)):
+        path = kept.with_name(f"{kept.name}, {name}.safetensors")
+        if not path.is_file():
+            start = time.process_time()
+            train(faces, own, anchors).save(path)
+            path.with_suffix(".seconds").write_text(f"{time.process_time() - start:.1f}")
+        modules[name] = SSRModule.load(path)
+    chosen = modules["chosen"]
     log_f = {name: module.log_density(tested) for name, module in modules.items()}
     terms = {"cosine": cosine_terms(len(tested)), "ida_r": dao_terms(searched, tau=TAU)}
     terms |= {f"ida_l, {name}": dao_terms(values, tau=TAU) for name, values in log_f.items()}
@@ -163,7 +171,9 @@ def _case(faces: np.ndarray, own: np.ndarray, tested: np.ndarray, people: np.nda
         "training faces": len(faces),
         "anchors": len(anchors),
         "faces": len(tested),
-        "seconds to choose and train": round(seconds, 1),
+        "processor seconds to choose and train": float(
+            kept.with_name(f"{kept.name}, chosen.seconds").read_text()
+        ),
         "chosen": chosen.judgement(),
         "log F on the tested half": {
             name: _quality(values, searched) for name, values in log_f.items()
@@ -175,7 +185,14 @@ def _case(faces: np.ndarray, own: np.ndarray, tested: np.ndarray, people: np.nda
     }
 
 
-def _fixed(faces: np.ndarray, own: np.ndarray, anchors: AnchorSet) -> Any:
+def _chosen(faces: np.ndarray, own: np.ndarray, anchors: AnchorSet) -> SSRModule:
+    with tempfile.TemporaryDirectory() as folder:
+        return train_chosen_ssr(
+            faces, own, own, anchors, ssr_section(), k=K, tau=TAU, workdir=folder, seed=0
+        )
+
+
+def _fixed(faces: np.ndarray, own: np.ndarray, anchors: AnchorSet) -> SSRModule:
     config = load_config("lfw_pretrained").ssr
     shorter = FIXED_STEPS / config.steps
     config.decay_steps = tuple(int(step * shorter) for step in config.decay_steps)
