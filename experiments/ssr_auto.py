@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    halves = ("eval", "anchor")
+    parser.add_argument("--halves", nargs="*", default=halves, choices=halves, help="of figures")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     root = options.data_dir / "lfw"
@@ -123,7 +125,8 @@ def main() -> None:
     for model in options.models:
         models[model] = {}
         rows = unit_embeddings(_embeddings(model, options.data_dir, labels, options.cache))
-        for half, trained in (("eval", in_anchor_half), ("anchor", ~in_anchor_half)):
+        for half in options.halves:
+            trained = in_anchor_half if half == "eval" else ~in_anchor_half
             path = options.cache / f"{model}, {half}.json"
             if not path.is_file():
                 tested = ~trained & few
