@@ -49,7 +49,7 @@ from ida_jax.training.ssr import train_ssr, with_copies
 from ida_jax.training.ssr_choice import train_chosen_ssr
 
 FARS = (1e-3, 1e-4, 1e-5)
-K, TAU, IMAGES, RESAMPLES = 10, 1.0, 10, 1000
+K, TAU, IMAGES, RESAMPLES = 10, 1.0, 10, 400
 FIXED_STEPS = 3_000
 
 
