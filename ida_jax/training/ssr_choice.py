@@ -44,7 +44,7 @@ from ida_jax.training.ssr import (
 )
 
 FOLDS = 5
-# Fewer people in a fold than this say nothing of a module.
+# Fewer than ten people in a fold say nothing of a module.
 FEWEST_PEOPLE = 10 * FOLDS
 # Training sets up to so many faces are small: "auto" chooses.
 SMALL = 50_000
