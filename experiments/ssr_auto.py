@@ -136,8 +136,12 @@ def main() -> None:
                 )  # fmt: skip
                 path.write_text(json_text(case | {"provenance": provenance()}))
             models[model][f"figures on the {half} half"] = json.loads(path.read_text())
+    text = json_text({"models": models, "provenance": provenance()})
+    for path, name in ((options.cache, "CACHE"), (options.output, "OUTPUT")):
+        text = text.replace(str(path), name)
+    text = text.replace(str(options.data_dir), "DATA")
     with written_whole(options.output) as temporary:
-        temporary.write_text(json_text({"models": models, "provenance": provenance()}))
+        temporary.write_text(text)
 
 
 def _embeddings(model: str, data_dir: Path, labels: np.ndarray, cache: Path) -> np.ndarray:
