@@ -134,7 +134,7 @@ def main() -> None:
                     rows[trained], labels[trained], rows[tested], labels[tested],
                     kept=options.cache / f"{model}, {half}",
                 )  # fmt: skip
-                path.write_text(json_text(case | {"provenance": provenance()}))
+                path.write_text(json_text(case | {"commit": provenance()["commit"]}))
             models[model][f"figures on the {half} half"] = json.loads(path.read_text())
     text = json_text({"models": models, "provenance": provenance()})
     for path, name in ((options.cache, "CACHE"), (options.output, "OUTPUT")):
