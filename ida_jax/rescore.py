@@ -85,6 +85,8 @@ def _rescore(options: Any) -> None:
                 f"{summary.bad_faces} faces are zero, NaN or infinite; {summary.unmatched:,} pairs "
                 "with them have the score NaN, which never counts as a match"
             )
+        for note in summary.notes:
+            print(note)
 
 
 def _give_memory_back() -> None:
@@ -199,6 +201,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.common.processes import is_first
     from ida_jax.rescoring.csn_fit import Csn
     from ida_jax.rescoring.dao_fit import DaoFit
+    from ida_jax.rescoring.quality_fit import QualityFit
     from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
     anchors = None
@@ -218,6 +221,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         ssr=None if options.ssr is None else SSRModule.load(options.ssr),
         csn=None if options.csn is None else Csn.load(options.csn),
         dao_fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
+        quality_fit=None if options.quality_fit is None else QualityFit.load(options.quality_fit),
         expected_faces=faces,
     )
     if is_first():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols.ijb_files import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
@@ -27,6 +27,7 @@ from ida_jax.protocols.table import (
     register,
 )
 from ida_jax.protocols.verification import evaluate_scored_pairs
+from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
@@ -72,7 +73,8 @@ def evaluate_ijb(
 
     IDA on templates: with densities="template" support sets are those of the pooled embedding; with
     "images", F of a template is the mean of its images' F by the weights w_i / n_m of the pooling
-    (methods without densities see the template alone).
+    (methods without densities see the template alone). IDA-Q takes the norm of the pooled raw
+    embeddings, Σ w_i e_i / n_m over Σ w_i / n_m, whatever `norm` says.
 
     Args:
       embeddings: floating point [N, D], of any norm, in the lists' order; may be memory-mapped.
@@ -125,8 +127,12 @@ def evaluate_ijb(
         meta.templates[rows], meta.media[rows], weights=None if weights is None else weights[rows]
     )
     pooled = pool_templates(matrix, embeddings, norm=norm, halves=flip == "halves", rows=rows)
-    faces = unit_embeddings(pooled, what="templates")
-    terms = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    faces, _, norms = unit_rows(pooled, what="templates")
+    if norm != "keep" and any(METHODS[each.method].log_norm for each in scorers.values()):
+        raw = pool_templates(matrix, embeddings, halves=flip == "halves", rows=rows)
+        norms = np.linalg.norm(raw, axis=1)
+    norms /= matrix.sum(axis=1)
+    terms = {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()}
     pooled_densities = densities == "images" and any(t.rule == "dao" for t in terms.values())
     if pooled_densities:
         terms |= _pooled_terms(

@@ -69,9 +69,9 @@ def _read(request: Request, options: NoOptions) -> _Listed:
 def _evaluate(
     request: Request, options: NoOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
-    faces, bad, notes = data.faces
+    faces, bad, norms, notes = data.faces
     _, labels = np.unique(data.people, return_inverse=True)
-    methods = terms_of_people(faces, data.people, scorers)
+    methods = terms_of_people(faces, norms, data.people, scorers)
     folds = int(data.pair_list.fold.max()) + 1
     evaluated = evaluate_kfold(
         faces, data.pair_list, methods, labels=labels, bad=bad, **request.bootstrap
@@ -107,11 +107,11 @@ def _evaluate_bin(
     data: tuple[Faces, np.ndarray],
     scorers: Mapping[str, Rescorer],
 ) -> dict[str, Evaluation]:
-    (faces, bad, notes), same = data
+    (faces, bad, norms, notes), same = data
     evaluated = evaluate_kfold(
         faces,
         consecutive_pairs(same, folds=_FOLDS),
-        {name: scorer.terms(faces) for name, scorer in scorers.items()},
+        {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()},
         # The set has no identities: each pair is a unit of its own.
         labels=np.repeat(np.arange(same.size), 2),
         bad=bad,

@@ -106,8 +106,8 @@ def _left_out(request: Request, identities: Identities | None, pairs: int) -> Le
 def _evaluate_listed(
     request: Request, options: PairListOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
-    faces, bad, notes = data.faces
-    terms = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    faces, bad, norms, notes = data.faces
+    terms = {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()}
     scores = pair_scores(faces, data.pairs, terms)
     for of_method in scores.values():
         of_method[bad[data.pairs].any(axis=1)] = np.nan
@@ -125,12 +125,13 @@ def _evaluate_listed(
 
 
 class _People(NamedTuple):
-    """The good faces, unit rows, the person and group of each face, and the number of bad ones.
+    """The good faces, unit rows, their norms, people and groups, and the number of bad ones.
 
     And the people who are one person under two names, if the request lists them.
     """
 
     faces: np.ndarray
+    norms: np.ndarray
     people: np.ndarray
     groups: FaceGroups | None
     left_out: int
@@ -145,7 +146,7 @@ def _read_people(request: Request, options: FarOptions) -> _People:
                 f"row {row} of {request.path} is named {name}: expected PERSON/IMAGE, which "
                 "says whose face it is"
             )
-    faces, bad, _ = unit_faces(request)
+    faces, bad, norms, _ = unit_faces(request)
     people = np.array([name.split("/")[0] for name in names])[~bad]
     identities = np.unique(people)
     if not 1 < identities.size < people.size:
@@ -156,14 +157,14 @@ def _read_people(request: Request, options: FarOptions) -> _People:
         )
     known = None if request.one_person is None else pairs_among(request.one_person, identities)
     groups = None if request.groups is None else request.groups.rows(~bad)
-    return _People(faces[~bad], people, groups, int(bad.sum()), known)
+    return _People(faces[~bad], norms[~bad], people, groups, int(bad.sum()), known)
 
 
 def _evaluate_all(
     request: Request, options: FarOptions, data: _People, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
     _, labels = np.unique(data.people, return_inverse=True)
-    methods = terms_of_people(data.faces, data.people.tolist(), scorers)
+    methods = terms_of_people(data.faces, data.norms, data.people.tolist(), scorers)
     everything = evaluate_all_pairs(
         data.faces,
         labels,

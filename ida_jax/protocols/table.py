@@ -151,22 +151,25 @@ class Faces(NamedTuple):
     Attributes:
       embeddings: float32 [N, D], with a stand-in for each bad one.
       bad: bool [N].
+      norms: float64 [N], those of the embeddings as they were given; NaN of a bad one.
       notes: how many are bad, if any.
     """
 
     embeddings: np.ndarray
     bad: np.ndarray
+    norms: np.ndarray
     notes: tuple[str, ...]
 
 
 def unit_faces(request: Request) -> Faces:
     """The request's embeddings as unit rows."""
     what = f"embeddings in {request.path}"
-    faces, bad = unit_rows(request.embeddings.embeddings, skip_bad=request.skip_bad, what=what)
+    given = request.embeddings.embeddings
+    faces, bad, norms = unit_rows(given, skip_bad=request.skip_bad, what=what)
     if not bad.any():
-        return Faces(faces, bad, ())
+        return Faces(faces, bad, norms, ())
     faces[bad] = np.eye(1, faces.shape[1], dtype=np.float32)
-    return Faces(faces, bad, (f"{int(bad.sum()):,} faces without an embedding never match",))
+    return Faces(faces, bad, norms, (f"{int(bad.sum()):,} faces without an embedding never match",))
 
 
 def required_names(request: Request) -> Sequence[str]:
@@ -180,11 +183,11 @@ def required_names(request: Request) -> Sequence[str]:
 
 
 def terms_of_people(
-    faces: np.ndarray, people: Sequence[str], scorers: Mapping[str, Rescorer]
+    faces: np.ndarray, norms: np.ndarray, people: Sequence[str], scorers: Mapping[str, Rescorer]
 ) -> dict[str, FaceTerms]:
     """Every method's terms; people among named anchors are left out of their own support sets."""
     own = labels_among_anchors(people, scorers)
-    return {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+    return {name: each.terms(faces, labels=own, norms=norms) for name, each in scorers.items()}
 
 
 class LeftOut(NamedTuple):

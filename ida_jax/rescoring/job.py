@@ -40,6 +40,7 @@ from ida_jax.common.parts import (
 from ida_jax.common.processes import OthersFailed, agree, is_first
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import unit_rows
+from ida_jax.rescoring.log_norms import norm_notes
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
 from ida_jax.rescoring.rescorer import Rescorer
@@ -74,12 +75,14 @@ class Summary(NamedTuple):
       unmatched: the number of pairs whose score is NaN because of a bad face.
       bad_faces: the number of faces that were zero, NaN or infinite.
       seconds: of the whole job in this process.
+      notes: what a reader must know of the norms (`ida_jax.rescoring.log_norms`).
     """
 
     pairs: int
     unmatched: int
     bad_faces: int
     seconds: float
+    notes: tuple[str, ...]
 
 
 def rescore_files(
@@ -111,7 +114,7 @@ def rescore_files(
     check_output(output)
     require_file(inputs.pairs, what="pairs")
     embeddings, names, fingerprint = read_embeddings(inputs.embeddings, names=inputs.names)
-    faces, bad = unit_rows(embeddings, skip_bad=skip_bad)
+    faces, bad, norms = unit_rows(embeddings, skip_bad=skip_bad)
     del embeddings
     scorer = make_scorer(len(faces))
     require_same_models(inputs.embeddings, fingerprint, [scorer])
@@ -135,7 +138,7 @@ def rescore_files(
                 seal(path)
             agree()
             listed = PairFile(path)
-        terms = _face_terms(folder, faces, bad, scorer)
+        terms = _face_terms(folder, faces, bad, norms, scorer)
         on_device = jax.device_put(faces)
         del faces
         parts = Parts(folder, listed.count, chunk, name="scores-{number:05d}.npy")
@@ -165,10 +168,13 @@ def rescore_files(
         if not isinstance(error, OthersFailed):
             agree(ok=False)
         raise
-    return Summary(listed.count, unmatched, int(np.sum(bad)), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Summary(listed.count, unmatched, int(np.sum(bad)), seconds, norm_notes([scorer], norms))
 
 
-def _face_terms(folder: Path, faces: np.ndarray, bad: np.ndarray, scorer: Rescorer) -> FaceTerms:
+def _face_terms(
+    folder: Path, faces: np.ndarray, bad: np.ndarray, norms: np.ndarray, scorer: Rescorer
+) -> FaceTerms:
     parts = Parts(folder, len(faces), _FACE_SLAB, name="faces-{number:05d}.npy")
     left = parts.left(jax.process_index(), jax.process_count())
     # A bad face never matches, so that any unit vector can take its place in the search.
@@ -179,7 +185,8 @@ def _face_terms(folder: Path, faces: np.ndarray, bad: np.ndarray, scorer: Rescor
             slab, slab_bad = (values[rows.start : rows.stop] for values in (faces, bad))
             if np.any(slab_bad):
                 slab = np.where(slab_bad[:, None], stand_in, slab)
-            parts.write(path, scorer.terms(slab).values)
+            terms = scorer.terms(slab, norms=norms[rows.start : rows.stop])
+            parts.write(path, terms.values)
             bar.update(len(slab))
     agree()
     values = np.concatenate(list(parts.values()))

@@ -51,7 +51,15 @@ ARTEFACTS = {
         "make them with ida_jax.fit_dao",
         "the fitted constants (python -m ida_jax.fit dao)",
     ),
+    "quality_fit": Artefact(
+        "its constants",
+        "make them with ida_jax.fit_quality",
+        "the fitted constants (python -m ida_jax.fit quality)",
+    ),
 }
+
+# The label-free IDA-Q's, found by hand with three models on faces of half of LFW's people.
+_LABEL_FREE_SUPPORT, _LABEL_FREE_NORM_WEIGHT = 30, 0.06
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Method:
         float32 [N, S]; None for what other modules score (PFE's), which a report only names.
       neighbours: the anchors searched for each face, and what their number is called; None without
         a search.
+      log_norm: (scorer, l = ln ‖x‖ of the raw embeddings, float32 [N]) to a face's last number,
+        beside `values`; None for what takes unit rows alone.
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
       usual: an evaluation includes it where no methods are named.
@@ -81,6 +91,7 @@ class Method:
     needs: tuple[str, ...] = ()
     values: "Callable[[Rescorer, np.ndarray, np.ndarray | None], np.ndarray] | None" = None
     neighbours: "Callable[[Rescorer], tuple[str, int]] | None" = None
+    log_norm: "Callable[[Rescorer, np.ndarray], np.ndarray] | None" = None
     constants: "Callable[[Rescorer], tuple[float, ...]]" = lambda scorer: ()
     own_constants: bool = False
     usual: bool = True
@@ -170,6 +181,39 @@ METHODS: dict[str, Method] = {
         own_constants=True,
         style=("#D55E00", "-.", "^"),
         fused="pfe_ida_l",
+    ),
+    "ida_q": Method(
+        "IDA-Q",
+        "The cosine, set against how crowded each face’s surroundings are, and against the quality "
+        "of its image as the norm of its raw embedding tells it: "
+        '<span class="formula">T c − θ<sub>u</sub>(u₁ + u₂) − θ<sub>l</sub>(l₁ + l₂) − '
+        "max(0, a + b(l₁ + l₂) − c)² / 2σ²</span>"
+        "where c is the cosine, u the mean inner product of a face with its nearest anchors and l "
+        "the logarithm of the norm; the constants were fitted on development faces. Ours, not the "
+        "paper’s.",
+        rule="quality",
+        needs=("anchors", "quality_fit"),
+        neighbours=lambda scorer: ("the quality fit's support set", scorer.k),
+        values=lambda scorer, _, nearest: _column(nearest.mean(axis=1)),
+        log_norm=lambda scorer, log_norms: scorer.quality_fit.clipped(log_norms),
+        constants=lambda scorer: scorer.quality_fit.constants,
+        own_constants=True,
+        style=("#7B3294", "-", "p"),
+    ),
+    # Not usual: it refuses embeddings that were normalised.
+    "ida_q_label_free": Method(
+        "IDA-Q label-free",
+        "DAO by the mean inner product u with each face’s 30 nearest anchors, less 0.06 for each "
+        "unit of the logarithms of the two raw embeddings’ norms. Ours, not the paper’s.",
+        rule="dao_norm",
+        needs=("anchors",),
+        neighbours=lambda scorer: ("its support set", _LABEL_FREE_SUPPORT),
+        values=lambda scorer, _, nearest: _column(-nearest.mean(axis=1)),
+        log_norm=lambda scorer, log_norms: log_norms,
+        constants=lambda scorer: (1.0, _LABEL_FREE_NORM_WEIGHT),
+        own_constants=True,
+        usual=False,
+        style=("#C2A5CF", "--", "d"),
     ),
     "pfe_fusion": Method(
         "PFE fusion",

@@ -11,7 +11,7 @@ import numpy as np
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
 from ida_jax.common.errors import printable
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import require_log_variances, unit_embeddings, unit_rows
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
 from ida_jax.metrics.groups import FaceGroups
@@ -49,8 +49,14 @@ def evaluate_run(run: Run) -> None:
     data = run.eval_faces
     title, uncertain = "embed the evaluation set", None
     if "pfe" in c.stages:
-        uncertain = run.uncertainty.embed(run.model, data.images, flip=c.flip, progress=title)
-    faces = run.embed(data.images, title) if uncertain is None else uncertain.means
+        raw, log_variances = run.uncertainty.raw_embeddings(
+            run.model, data.images, flip=c.flip, progress=title
+        )
+        faces, _, norms = unit_rows(raw, what="the model's embeddings")
+        uncertain = ProbabilisticEmbeddings(faces, require_log_variances(log_variances))
+    else:
+        raw = run.model.raw_embeddings(data.images, flip=c.flip, progress=title)
+        faces, _, norms = unit_rows(raw, what="the model's embeddings")
     own = _own_labels(run)
     needs = {need for method in c.evaluate.methods for need in METHODS[method].needs}
     scorers = make_scorers(
@@ -63,7 +69,9 @@ def evaluate_run(run: Run) -> None:
         ssr=run.ssr if "ssr" in needs else None,
         csn=Csn.load(run.workdir / CSN) if "csn" in needs else None,
     )
-    methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+    methods = {
+        name: scorer.terms(faces, labels=own, norms=norms) for name, scorer in scorers.items()
+    }
     results: dict[str, Any] = {
         "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
         "anchors": {
@@ -115,7 +123,7 @@ def evaluate_run(run: Run) -> None:
     }
     if c.evaluate.template_size:
         variant = f"{name}_templates{c.evaluate.template_size}_all_pairs"
-        evaluated[variant] = evaluate_templates(run, faces, uncertain, own, scorers)
+        evaluated[variant] = evaluate_templates(run, faces, norms, uncertain, own, scorers)
     evaluated = with_notes(evaluated, cohort_notes(scorers.values(), c.evaluate.top_n))
     results |= figures_and_notes(evaluated)
     # A sweep does not leave out a face's own person, who should not be among the anchors.
@@ -148,20 +156,27 @@ def evaluate_run(run: Run) -> None:
 def evaluate_templates(
     run: Run,
     faces: np.ndarray,
+    norms: np.ndarray,
     uncertain: ProbabilisticEmbeddings | None,
     own: np.ndarray | None,
     scorers: Mapping[str, Rescorer],
 ) -> Evaluation:
-    """All pairs of templates: every method on mean pooled embeddings, and PFE on fused ones."""
+    """All pairs of templates: every method on mean pooled embeddings, and PFE on fused ones.
+
+    Unit embeddings are pooled; IDA-Q takes the norm of the mean of the raw ones.
+    """
     c = run.config
     templates, labels = dealt_templates(run.eval_faces.labels, size=c.evaluate.template_size)
     # Each image is a medium of its own.
-    pooled = unit_embeddings(
-        pool_templates(pooling_matrix(templates, np.arange(len(faces))), faces)
-    )
+    matrix = pooling_matrix(templates, np.arange(len(faces)))
+    pooled = unit_embeddings(pool_templates(matrix, faces))
+    raw = pool_templates(matrix, faces * norms[:, None])
+    of_pooled = np.linalg.norm(raw, axis=1) / matrix.sum(axis=1)
     if own is not None:
         own = own[np.unique(templates, return_index=True)[1]]
-    methods = {name: scorer.terms(pooled, labels=own) for name, scorer in scorers.items()}
+    methods = {
+        name: scorer.terms(pooled, labels=own, norms=of_pooled) for name, scorer in scorers.items()
+    }
     scored = {}
     if uncertain is not None:
         fused = ProbabilisticEmbeddings(*fuse(*uncertain, templates))

@@ -46,6 +46,7 @@ _PARSERS = {
     float: float,
     tuple[float, ...]: numbers(float),
 }
+_SLAB = 8192
 # What a report is.
 _WRITTEN = ("results.json", "report.html", "results.md", "results.tex")
 
@@ -78,7 +79,9 @@ def _run(
     scorers = _scorers(options, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
-    evaluated = with_notes(evaluated, cohort_notes(scorers.values(), options.top_n))
+    notes = cohort_notes(scorers.values(), options.top_n)
+    notes += _norm_notes(own, request.embeddings, scorers)
+    evaluated = with_notes(evaluated, notes)
     results: dict[str, Any] = {
         **figures_and_notes(evaluated),
         "settings": _settings(options, own, files, scorers),
@@ -381,6 +384,26 @@ def _densities(
     log_density = scorers["ida_r"].log_densities(request.embeddings.embeddings)
     known = codes >= 0
     return Groups(log_density[known], codes[known], cells.names[: cells.compared])
+
+
+def _norm_notes(
+    own: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
+) -> tuple[str, ...]:
+    """`norm_notes` of the rows of E, whatever the protocol makes of them."""
+    import numpy as np
+
+    from ida_jax.rescoring.log_norms import norm_notes
+
+    if all(scorer.quality_fit is None for scorer in scorers.values()):
+        return ()
+    norms, rows = [], embeddings.embeddings
+    for start in range(0, len(rows), _SLAB):
+        slab = np.asarray(rows[start : start + _SLAB], np.float64)
+        if getattr(own, "flip", "") == "halves":
+            slab = sum(np.split(slab, 2, axis=1))
+        norms.append(np.linalg.norm(slab, axis=1))
+    norms = np.concatenate(norms)
+    return norm_notes(scorers.values(), norms[norms > 0])
 
 
 def _settings(

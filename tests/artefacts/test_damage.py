@@ -23,6 +23,7 @@ from ida_jax.models.stylegan import GeneratorNetwork, draw_noise
 from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
+from ida_jax.rescoring.quality_fit import QualityFit
 
 _RNG = np.random.default_rng(0)
 
@@ -60,6 +61,9 @@ _ARTEFACTS = {
     ),
     "csn": Csn(np.arange(1.0, 5), 2.0, -1.0, 9, 4, 11, "", 1e-3, 5, 6, 7),
     "dao": DaoFit(1.5, 0.75, 9.5, 1.0, 4, 11, "0123456789abcdef", 1e-4, 5, 6, 7),
+    "quality": QualityFit(
+        30.0, 12.0, 0.2, -1.0, 0.3, 0.1, 2.0, 3.0, (2.2, 2.5, 2.8), 9, 4, 11, "0123456789abcdef"
+    ),
     "logistic": Calibration("logistic", AffineMap(2.0, -1.0), "ida_r", "log", 5, 6),
     "isotonic": Calibration("isotonic", IsotonicMap(np.arange(4.0), np.arange(4.0) / 3)),
     "model": FaceModel("iresnet_nano", _NANO, Preprocessing(16), _BACKBONE),
