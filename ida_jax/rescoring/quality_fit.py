@@ -105,7 +105,7 @@ class QualityFit:
             "quality fit", "quality",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
         )  # fmt: skip
-        if _digest(anchors) != self.anchors_digest:
+        if anchors_digest(anchors) != self.anchors_digest:
             raise UserError(
                 f"the quality fit was made with {self.anchors:,} other anchors: use these again, "
                 "or fit again (python -m ida_jax.fit quality)"
@@ -227,7 +227,7 @@ def fit_quality(
     return QualityFit(
         float(rate), *map(float, weights), *map(float, line),
         *np.quantile(log_norm, _RANGE).tolist(), tuple(np.quantile(log_norm, percents).tolist()),
-        k=k, width=anchors.width, anchors=len(anchors), anchors_digest=_digest(anchors),
+        k=k, width=anchors.width, anchors=len(anchors), anchors_digest=anchors_digest(anchors),
         fingerprint=anchors.fingerprint, form=form, people=people,
         genuine=cosines.genuine.size, impostor=impostors.size,
     )  # fmt: skip
@@ -326,5 +326,6 @@ def _at_far(impostors: np.ndarray, far: float) -> float:
     return float(np.partition(impostors, place)[place])
 
 
-def _digest(anchors: AnchorSet) -> str:
+def anchors_digest(anchors: AnchorSet) -> str:
+    """What tells these anchors from others of the same number: of their embeddings."""
     return fingerprint_of("anchors", {"embeddings": anchors.embeddings})

@@ -106,6 +106,19 @@ def _read_fitted(path: Path) -> None:
         fit.log_density(np.zeros((2, fit.neighbours), np.float32))
 
 
+def _quality() -> bytes:
+    from ida_jax.rescoring.quality_fit import QualityFit
+
+    fit = QualityFit(30.0, 12.0, 0.2, -1.0, 0.3, 0.1, 2.0, 3.0, (2.2, 2.8), 9, 4, 11, "ab")
+    return saved(fit.save, "q.safetensors")
+
+
+def _read_quality(path: Path) -> None:
+    from ida_jax.rescoring.quality_fit import QualityFit
+
+    QualityFit.load(path).clipped(np.zeros(2, np.float32))
+
+
 def _drawn(shapes: dict) -> dict:
     """Variables of these shapes, small and positive, as variances have to be."""
     import jax
@@ -266,6 +279,7 @@ READERS = {
     "ssr": Reader("s.safetensors", lambda: [_ssr()], _read_ssr, ARTEFACT),
     "csn": Reader("c.safetensors", lambda: [_csn()], _read_csn, ARTEFACT),
     "fitted_dao": Reader("d.safetensors", lambda: [_fitted()], _read_fitted, ARTEFACT),
+    "fitted_quality": Reader("q.safetensors", lambda: [_quality()], _read_quality, ARTEFACT),
     "face_model": Reader(
         "f.safetensors", lambda: [saved(_model().save, "f")], _read_face_model, ARTEFACT
     ),

@@ -89,6 +89,19 @@ def test_graphs_give_the_models_embeddings(name, input, batches, nano, small_mob
             assert largest_difference(graph, model, input=input, ssr=ssr, batch=batch) < 1e-5
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_norms_are_those_of_the_raw_embeddings(name, nano):
+    to_bytes, to_graph = FORMATS[name]
+    images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    graph = to_graph(to_bytes(nano, norm=True))
+    found = graph(images)
+    assert set(found) == {"embedding", "norm"}
+    np.testing.assert_allclose(
+        found["norm"], np.linalg.norm(nano.raw_embeddings(images), axis=1), rtol=1e-4
+    )
+    assert largest_difference(graph, nano, input="uint8", ssr=None, norm=True) < 1e-5
+
+
 def test_outputs_and_their_shapes(nano):
     images = np.zeros((5, 32, 32, 3), np.uint8)
     images[1:] = 255

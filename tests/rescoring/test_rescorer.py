@@ -6,12 +6,15 @@ import reference
 
 import ida_jax
 from ida_jax.common.errors import UserError
-from ida_jax.rescoring.method_table import scoring_methods
+from ida_jax.rescoring.method_table import METHODS, scoring_methods
+from ida_jax.rescoring.quality_fit import QualityFit, anchors_digest
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
 K, TAU, TOP_N = 4, 2.0, 12
 FACES = reference.unit((30, 16), 1, clusters=5)
 ANCHORS = reference.unit((60, 16), 0, clusters=5)
+# As a model gives them, for the methods that take the norm too.
+RAW = FACES * np.random.default_rng(7).uniform(5, 20, (30, 1)).astype(np.float32)
 PAIRS = np.random.default_rng(0).integers(30, size=(25, 2))
 
 
@@ -30,6 +33,12 @@ def scorers(tmp_path_factory):
     made = {m: {} for m in scoring_methods()} | {"as_norm": {"top_n": TOP_N}, "csn": {"csn": csn}}
     fit = ida_jax.DaoFit(TAU, 1.5, 3.0, 0.1, width=16, anchors=60)
     made["ida_r_fitted"] = {"dao_fit": fit, "k": None, "tau": None}
+    quality = QualityFit(
+        30.0, 12.0, 0.2, -1.0, 0.3, 0.1, 1.8, 2.9, (2.0, 2.5), K, 16, 60,
+        anchors_digest(ida_jax.AnchorSet(ANCHORS)),
+    )  # fmt: skip
+    made["ida_q"] = {"quality_fit": quality, "k": None, "tau": None}
+    made["ida_q_label_free"] = {"k": None, "tau": None}
     scorers = {
         method: Rescorer(ANCHORS, method=method, **({"k": K, "tau": TAU} | options))
         for method, options in made.items()
@@ -63,23 +72,24 @@ def test_score_pairs_of_embeddings_of_any_norm(scorers, method):
 @pytest.mark.parametrize("method", scoring_methods())
 def test_pairs_of_rows_and_pairs_of_a_list_agree(scorers, method):
     scorer = scorers[method]
-    whole = scorer.score_pairs(FACES, PAIRS)
-    rows = scorer.score(3 * FACES[PAIRS[:, 0]], FACES[PAIRS[:, 1]])
+    whole = scorer.score_pairs(RAW, PAIRS)
+    factor = 1 if METHODS[method].log_norm else 3
+    rows = scorer.score(factor * RAW[PAIRS[:, 0]], RAW[PAIRS[:, 1]])
     np.testing.assert_allclose(rows, whole, rtol=2e-5, atol=2e-5)
-    one_by_one = [scorer.score(FACES[[i]], FACES[[j]])[0] for i, j in PAIRS[:5]]
+    one_by_one = [scorer.score(RAW[[i]], RAW[[j]])[0] for i, j in PAIRS[:5]]
     np.testing.assert_allclose(one_by_one, whole[:5], rtol=2e-5, atol=2e-5)
-    assert scorer.score(FACES[:0], FACES[:0]).shape == (0,)
+    assert scorer.score(RAW[:0], RAW[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("method", scoring_methods())
 def test_identify_ranks_as_the_pairs_scores(scorers, method):
     scorer = scorers[method]
-    gallery = scorer.gallery(FACES[:20])
-    got = scorer.identify(2 * FACES[20:], gallery, top=5)
+    gallery = scorer.gallery(RAW[:20])
+    got = scorer.identify(RAW[20:], gallery, top=5)
     pairs = np.stack(np.meshgrid(np.arange(20), np.arange(20, 30)), axis=-1).reshape(-1, 2)
-    scores = scorer.score_pairs(FACES, pairs).reshape(10, 20)  # [probe, gallery]
+    scores = scorer.score_pairs(RAW, pairs).reshape(10, 20)  # [probe, gallery]
     np.testing.assert_allclose(got.scores, -np.sort(-scores, axis=1)[:, :5], rtol=1e-4, atol=1e-4)
-    again = scorer.identify(2 * FACES[20:], FACES[:20], top=5)
+    again = scorer.identify(RAW[20:], RAW[:20], top=5)
     np.testing.assert_array_equal(got.rows, again.rows)
 
 
