@@ -285,7 +285,7 @@ class Pooled:
 
 
 def _share_of_the_lowest(faces: Faces, split: SplitScores) -> dict[str, float]:
-    """At one threshold for all pairs: the FAR of those with the lowest l₁ + l₂, over that of all."""
+    """At one threshold: the FAR of the pairs with the lowest l₁ + l₂ over that of all pairs."""
     log_norms = np.log(faces.norms)
 
     def sums(places: np.ndarray) -> np.ndarray:
