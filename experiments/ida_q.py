@@ -46,7 +46,7 @@ from ida_jax.metrics.bootstrap import bootstrap_deepening
 from ida_jax.metrics.resampling import all_pairs_total, genuine_rows, impostor_rows, split_tail
 from ida_jax.metrics.roc import SplitScores, tar_at_far
 from ida_jax.rescoring import quality_fit
-from ida_jax.rescoring.log_norms import norm_notes
+from ida_jax.rescoring.log_norms import norm_distance, norm_notes
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.quality_fit import QualityFit, fit_quality
 from ida_jax.rescoring.rescorer import Rescorer
@@ -389,7 +389,35 @@ def _half_degraded(options: Any) -> dict:
             ],
         )
     notes = {name: _notes(both, anchors, pooled.faces) for name, both in fits.items()}
-    return {"notes of the norms": notes, **pooled.record(options.resamples)}
+    clean = fits["ida_q, fitted on clean faces"]
+    return {
+        "notes of the norms": notes,
+        "distance of the norms": {
+            f"{half} half": _distances(fit, *halves[half])
+            for half, fit in zip(HALVES, clean, strict=True)
+        },
+        **pooled.record(options.resamples),
+    }
+
+
+def _distances(fit: QualityFit, clean: Faces, poor: Faces) -> dict:
+    """By the share of degraded faces; and how often clean faces of few people give a warning."""
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {}
+    for share in (0, 0.1, 0.25, 0.5, 1):
+        chosen = rng.random(len(clean.labels)) < share
+        norms = np.where(chosen, poor.norms, clean.norms)
+        found[f"{share:.0%} degraded"] = round(norm_distance(fit, np.log(norms)).distance, 4)
+    scorer = Rescorer(None, method="cosine")
+    scorer.quality_fit = fit
+    for people in (30, 100, 300):
+        warned = 0
+        for _ in range(200):
+            drawn = rng.choice(clean.labels.max() + 1, people, replace=False)
+            notes = norm_notes([scorer], clean.norms[np.isin(clean.labels, drawn)])
+            warned += any("another quality" in note for note in notes)
+        found[f"warnings for {people} people, of 200 draws"] = warned
+    return found
 
 
 def _few_people(options: Any) -> dict:

@@ -143,7 +143,7 @@ def embedding_anchors(
             rows, balance, size=size, seed=seed, k=k,
             embeddings=lambda: unit_embeddings(embeddings[every], what="anchors"),
         )  # fmt: skip
-    chosen, bad = unit_rows(embeddings[rows], skip_bad=True, what="anchors")
+    chosen, bad, _ = unit_rows(embeddings[rows], skip_bad=True, what="anchors")
     if bad.any():
         raise UserError(
             f"{int(bad.sum())} of the {len(rows)} rows taken as anchors are zero, NaN or infinite, "
