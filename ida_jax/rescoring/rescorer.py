@@ -143,8 +143,9 @@ class Rescorer:
                 artefact = ARTEFACTS[need]
                 raise UserError(f"{method} needs {artefact.name}: {artefact.advice}")
         if entry.own_constants and "ssr" not in entry.needs and not k is tau is None:
-            source = "takes its k and tau from its fit" if len(entry.needs) > 1 else "has its own"
-            raise UserError(f"{method} {source}: leave k and tau out")
+            fitted = len(entry.needs) > 1
+            source = "takes its k and tau from its fit" if fitted else "has its own k and tau"
+            raise UserError(f"{method} {source}: leave them out")
         if "dao_fit" in entry.needs:
             dao_fit.check_anchors(anchors)
             k, tau = dao_fit.neighbours, dao_fit.tau

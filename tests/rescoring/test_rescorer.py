@@ -35,7 +35,7 @@ def scorers(tmp_path_factory):
     made["ida_r_fitted"] = {"dao_fit": fit, "k": None, "tau": None}
     quality = QualityFit(
         30.0, 12.0, 0.2, -1.0, 0.3, 0.1, 1.8, 2.9, (2.0, 2.5), K, 16, 60,
-        anchors_digest(ida_jax.AnchorSet(ANCHORS)),
+        anchors_digest(ida_jax.AnchorSet.from_embeddings(ANCHORS)),
     )  # fmt: skip
     made["ida_q"] = {"quality_fit": quality, "k": None, "tau": None}
     made["ida_q_label_free"] = {"k": None, "tau": None}
