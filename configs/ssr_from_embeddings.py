@@ -49,6 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluate.resamples = 1000  # of the bootstrap over identities
     c.evaluate.groups = placeholder(str)  # figures by group: a list of person and group
     c.evaluate.group_thresholds = False
+    c.evaluate.further = ()  # methods by anchors alone: ("as_norm", "ida_q_label_free")
     if variant == "smoke":
         c.embeddings = "synthetic"  # synthetic embeddings, anchors and labels, in memory
         c.ssr.steps, c.ssr.decay_steps = 200, (100,)

@@ -135,6 +135,8 @@ def check_embedding_config(config: ConfigDict) -> None:
     if not 0 < c.held_out < 1:
         raise UserError(f"held_out is {c.held_out}: expected a share between 0 and 1, say 0.1")
     _check_fars(c)
+    for method in c.evaluate.get("further", ()):
+        _one_of("evaluate.further", method, methods_with({"anchors"}))
     if c.evaluate.most_faces < 2:
         raise UserError(f"evaluate.most_faces is {c.evaluate.most_faces}: expected 2 or more")
     if c.evaluate.resamples < 2:

@@ -30,13 +30,14 @@ from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.parts import Parts
 from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import require_same_model, unit_embeddings
+from ida_jax.common.validation import require_same_model, unit_rows
 from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.metrics.groups import FaceGroups
 from ida_jax.protocols.group_figures import face_groups
 from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
+from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
 from ida_jax.runs.run import Stage
@@ -65,6 +66,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       faces: float32 [N, D], unit rows.
+      norms: float64 [N], those of the embeddings as they were given.
       people: int64 [N], identities in a numbering of their own, -1 where unknown; None without
         labels.
       own: int32 [N], the same in the numbering of the anchors' labels, -1 for those not among them;
@@ -76,6 +78,7 @@ class Inputs(NamedTuple):
     """
 
     faces: np.ndarray
+    norms: np.ndarray
     people: np.ndarray | None
     own: np.ndarray | None
     anchors: AnchorSet
@@ -288,7 +291,10 @@ def _evaluate(run: EmbeddingRun) -> None:
         ]
         print(*results["notes"]["held_out"])
     else:
-        people = inputs.people[run.held]
+        people, norms = inputs.people[run.held], inputs.norms[run.held]
+        further = make_scorers(
+            c.evaluate.get("further", ()), inputs.anchors, k=c.k, tau=c.tau, searcher=c.searcher
+        )
         results["held_out"]["identities"] = len(np.unique(people))
         known = run.one_person
         found = evaluate_all_pairs(
@@ -298,6 +304,7 @@ def _evaluate(run: EmbeddingRun) -> None:
                 "cosine": cosine_terms(len(faces)),
                 "ida_r": dao_terms(searched, tau=c.tau),
                 "ida_l": dao_terms(regressed, tau=c.tau),
+                **{name: scorer.terms(faces, norms=norms) for name, scorer in further.items()},
             },
             fars=c.evaluate.fars,
             ignored=None if known is None else known.codes,
@@ -364,7 +371,7 @@ def read_inputs(config: ConfigDict) -> Inputs:
                 "embeddings is 'synthetic', which makes anchors and labels too: leave anchors and "
                 "labels out, or give a file of embeddings"
             )
-        faces, people, anchors = _synthetic(c)
+        faces, norms, people, anchors = _synthetic(c)
         fingerprint = ""
     else:
         for key, what in (("embeddings", "E.npy"), ("anchors", "A.safetensors")):
@@ -379,7 +386,7 @@ def read_inputs(config: ConfigDict) -> Inputs:
         )  # fmt: skip
         people = None if c.labels is None else read_people(c.labels, len(file.embeddings))
         _check_exclusion(c, people is not None, anchors)
-        faces = unit_embeddings(file.embeddings, what=str(c.embeddings))
+        faces, _, norms = unit_rows(file.embeddings, what=str(c.embeddings))
     own = None if c.disjoint or people is None else anchors.labels_of(people)
     if people is not None and not c.disjoint and own is None:
         raise UserError(
@@ -389,7 +396,8 @@ def read_inputs(config: ConfigDict) -> Inputs:
         )
     numbers = None if people is None else numbered(people)
     identities = None if people is None else np.unique(people)
-    return Inputs(faces, numbers, own, anchors, fingerprint or anchors.fingerprint, identities)
+    fingerprint = fingerprint or anchors.fingerprint
+    return Inputs(faces, norms, numbers, own, anchors, fingerprint, identities)
 
 
 def held_out_rows(inputs: Inputs, config: ConfigDict) -> np.ndarray:
@@ -479,14 +487,14 @@ def _check_k(k: int, inputs: Inputs) -> None:
         )
 
 
-def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, AnchorSet]:
-    """Synthetic faces of identities around a few groups' centres, and their anchors."""
+def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, np.ndarray, AnchorSet]:
+    """Synthetic faces of identities around a few groups' centres, their norms, and anchors."""
     rng = np.random.default_rng(config.seed)
     identities, images, width = 200, 5, 32
     groups = rng.standard_normal((8, width))[rng.integers(0, 8, identities)]
     centres = groups + rng.uniform(0.4, 1.2, (identities, 1)) * rng.standard_normal(groups.shape)
     people = np.repeat(np.arange(identities), images)
     faces = centres[people] + 0.3 * rng.standard_normal((len(people), width))
-    faces = unit_embeddings(faces.astype(np.float32))
+    faces, _, norms = unit_rows(faces.astype(np.float32))
     anchors = embedding_anchors(faces, people=people, size=identities, k=config.k, tau=config.tau)
-    return faces, people, anchors
+    return faces, norms, people, anchors
