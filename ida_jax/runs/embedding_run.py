@@ -37,7 +37,10 @@ from ida_jax.protocols.group_figures import face_groups
 from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
+from ida_jax.rescoring.log_norms import log_norms
+from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.methods import make_scorers
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
 from ida_jax.runs.run import Stage
@@ -230,6 +233,16 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
     _check_k(run.config.k, run.inputs)
     _ = run.one_person
     _ = run.groups
+    for method in _further(run):
+        if METHODS[method].log_norm is not None:
+            log_norms(run.inputs.norms, method=method)
+
+
+def _further(run: EmbeddingRun) -> dict[str, Rescorer]:
+    """The methods that are evaluated beside the usual three."""
+    c = run.config
+    methods, options = c.evaluate.get("further", ()), {"k": c.k, "tau": c.tau}
+    return make_scorers(methods, run.inputs.anchors, searcher=c.searcher, **options)
 
 
 def _targets(run: EmbeddingRun) -> None:
@@ -292,9 +305,6 @@ def _evaluate(run: EmbeddingRun) -> None:
         print(*results["notes"]["held_out"])
     else:
         people, norms = inputs.people[run.held], inputs.norms[run.held]
-        further = make_scorers(
-            c.evaluate.get("further", ()), inputs.anchors, k=c.k, tau=c.tau, searcher=c.searcher
-        )
         results["held_out"]["identities"] = len(np.unique(people))
         known = run.one_person
         found = evaluate_all_pairs(
@@ -304,7 +314,7 @@ def _evaluate(run: EmbeddingRun) -> None:
                 "cosine": cosine_terms(len(faces)),
                 "ida_r": dao_terms(searched, tau=c.tau),
                 "ida_l": dao_terms(regressed, tau=c.tau),
-                **{name: scorer.terms(faces, norms=norms) for name, scorer in further.items()},
+                **{name: each.terms(faces, norms=norms) for name, each in _further(run).items()},
             },
             fars=c.evaluate.fars,
             ignored=None if known is None else known.codes,

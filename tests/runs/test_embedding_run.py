@@ -70,7 +70,8 @@ def _config(folder, **changes):
 
 
 def test_the_module_follows_the_search_on_identities_it_has_not_seen(files, tmp_path):
-    results = run(_config(files), tmp_path / "run")
+    further = ("ida_q_label_free",)
+    results = run(_config(files, evaluate__further=further), tmp_path / "run")
     assert results["model"]["fingerprint"] == "abc"
     assert set(results["ssr"]) == {"r2", "rank_correlation"}
     assert results["ssr"]["r2"] > 0.5
@@ -80,7 +81,7 @@ def test_the_module_follows_the_search_on_identities_it_has_not_seen(files, tmp_
     assert {"command", "commit", "devices", "versions"} <= set(results["provenance"])
     assert set(results["protocols"]) == {"held_out_all_pairs"}
     methods = results["protocols"]["held_out_all_pairs"]
-    assert set(methods) == {"cosine", "ida_r", "ida_l"}
+    assert set(methods) == {"cosine", "ida_r", "ida_l", *further}
     for figures in methods.values():
         assert (figures["genuine"], figures["impostor"]) == (150, 75 * 74 // 2 - 150)
         assert set(figures["tar@far"]) == {"0.01"}
@@ -333,6 +334,8 @@ def _write(folder):
         ({"evaluate__most_faces": 1}, "evaluate.most_faces is 1"),
         ({"evaluate__fars": (2.0,)}, "evaluate.fars is (2.0,)"),
         ({"evaluate__resamples": 1}, "evaluate.resamples is 1: expected 2 or more"),
+        ({"evaluate__further": ("ida_x",)}, "evaluate.further is 'ida_x': choose one of cosine"),
+        ({"evaluate__further": ("as_norm", "csn")}, "evaluate.further is 'csn'"),
         ({"ssr__targets": "guessed"}, "'guessed': choose one of searched, on_the_fly"),
         ({"ssr__target": "f"}, "ssr.target is 'f'"),
         ({"ssr__steps": 0}, "ssr.steps is 0: expected 1 or more"),
@@ -361,6 +364,14 @@ def test_a_mistake_is_one_line_before_any_work(files, tmp_path, changes, message
         run(_config(files, **changes), tmp_path / "run")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_norms_that_say_nothing_are_found_before_any_work(files, tmp_path):
+    faces = np.load(files / "e.npy")
+    np.save(files / "e.npy", faces / np.linalg.norm(faces, axis=1, keepdims=True))
+    with pytest.raises(UserError, match="ida_q_label_free has nothing to gain"):
+        run(_config(files, evaluate__further=("ida_q_label_free",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
