@@ -104,6 +104,13 @@ def test_scores_pair_by_pair(fit, method):
     np.testing.assert_allclose(best.scores, -np.sort(-every, axis=1)[:, :3], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize(("labels", "k"), [(None, 20), (np.arange(20) // 4, 16)])
+def test_a_small_set_is_its_support(labels, k):
+    """The label-free form takes 30 anchors, or as many as there are beside a face's own people."""
+    small = AnchorSet.from_embeddings(RAW[:20], labels=labels)
+    assert Rescorer(small, method="ida_q_label_free").neighbours == k
+
+
 def test_it_gains_where_norms_tell_the_quality(fit):
     faces, _, norms = ida_jax.common.validation.unit_rows(UNSEEN)
     tars = {}
