@@ -79,7 +79,6 @@ def main() -> None:
     options = parser.parse_args()
     path = options.output.with_suffix(".json")
     for part in options.parts.split(","):
-        record = json.loads(path.read_text()) if path.is_file() else {}
         match part:
             case "half degraded":
                 found = _half_degraded(options)
@@ -87,6 +86,7 @@ def main() -> None:
                 found = _few_people(options)
             case _:
                 found = _model(part, options)
+        record = json.loads(path.read_text()) if path.is_file() else {}
         record[part] = found | {"provenance": _provenance(options)}
         ordered = {name: record[name] for name in PARTS if name in record}
         path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
