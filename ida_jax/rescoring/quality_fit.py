@@ -35,11 +35,12 @@ CONSTANTS = ("rate", "density_weight", "norm_weight", "intercept", "slope", "dev
 FORMS = ("fitted", "base")
 _KIND = "quality_fit"
 _FARS = (1e-2, 1e-3, 1e-4)
-# T's relative error is about 1 / (2.3 √n) with n impostors above q(10⁻⁴): a fifth at 5.
-_FEWEST_ABOVE = 5
+# T's relative error is about 1 / (2.3 √n) with n impostors above q(10⁻⁴): a fifth at the fewest,
+# 6 % where there are enough.
+_FEWEST_ABOVE, _ENOUGH_ABOVE = 5, 50
 # With 10 people the genuine side's line is an accident (experiments/ida_q.py).
 FEWEST_PEOPLE = 30
-_MOST_ANCHORS, _DIGESTED = 100_000, 4096
+_MOST_ANCHORS, _DIGESTED = 30_000, 4096
 _RANGE = (0.001, 0.999)
 # 95 % efficient for normal residuals (Huber 1964).
 _HUBER, _ROUNDS = 1.345, 50
@@ -153,7 +154,7 @@ def fit_quality(
     """The constants by this module's formulas, over all pairs of the faces.
 
     Both identities of a pair are left out of its two support sets
-    (`ida_jax.rescoring.development`). Where the faces have fewer than 50,000 impostor pairs, too
+    (`ida_jax.rescoring.development`). Where the faces have fewer than 500,000 impostor pairs, too
     few for q(10⁻⁴), those of faces and anchors stand in for them, and the base form is made.
 
     Args:
@@ -204,7 +205,7 @@ def fit_quality(
         weights=1 / images[labels[rows.first]],
     )
     impostors = cosines.impostor
-    if accepted_impostors(_FARS[-1], impostors.size) < _FEWEST_ABOVE:
+    if accepted_impostors(_FARS[-1], impostors.size) < _ENOUGH_ABOVE:
         impostors, form = _with_anchors(faces, given), "base"
         if accepted_impostors(_FARS[-1], impostors.size) < _FEWEST_ABOVE:
             raise UserError(
@@ -311,7 +312,7 @@ def _tilts(
 
 
 def _with_anchors(faces: np.ndarray, given: Development) -> np.ndarray:
-    """The cosines of faces, a few hundred, and anchors of other people, float32 [P]."""
+    """The cosines of faces, a thousand at most, and anchors of other people, float32 [P]."""
     anchors = given.anchors
     rows = np.linspace(0, len(anchors) - 1, min(len(anchors), _MOST_ANCHORS)).astype(int)
     cosines = faces @ np.asarray(anchors.embeddings[rows]).T

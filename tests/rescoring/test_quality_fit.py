@@ -13,6 +13,7 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescore import main as rescore
+from ida_jax.rescoring import quality_fit
 from ida_jax.rescoring.log_norms import norm_notes
 from ida_jax.rescoring.quality_fit import QualityFit, fit_quality, huber_line, tilt
 from ida_jax.rescoring.rescorer import Rescorer
@@ -39,6 +40,13 @@ UNSEEN = EVERYBODY[360:]
 NORMS = np.linalg.norm(RAW.astype(np.float64), axis=1)
 UNIT = ida_jax.unit_embeddings(RAW)
 ANCHORS = AnchorSet.from_embeddings(RAW[::3], labels=LABELS[::3], fingerprint="abc")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_impostors_are_enough():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality_fit, "_ENOUGH_ABOVE", 5)
+        yield
 
 
 @pytest.fixture(scope="module")
