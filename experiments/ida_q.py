@@ -5,8 +5,9 @@
 
 Each half of LFW's identities is fitted on once and evaluated once, all pairs of its first 10 images
 an identity; anchors are the first image of each identity of the fitted half. Figures of both halves
-are pooled: one threshold for the pairs of both. Intervals are of the bootstrap over identities, the
-gains paired.
+are pooled: every method's scores of a half are shifted and scaled so that its thresholds at FAR
+1e-3 and 1e-4 are 0 and 1, since two fits have two scales, and then one threshold is for the pairs
+of both. Intervals are of the bootstrap over identities, the gains paired.
 
 The models: MobileFaceNet's embeddings as they are, and four made of it: of images reduced to 56 and
 to 24 pixels, the first 64 of the 128 numbers alone, and with every weight of more than one
@@ -242,6 +243,7 @@ class Pooled:
             f"{half} half": _share_of_the_lowest(faces, split)
             for half, faces, split in zip(HALVES, self.faces, splits, strict=True)
         }
+        splits = [_standardised(split) for split in splits]
         whole = SplitScores(*map(np.concatenate, zip(*splits, strict=True)))
         self.tars[method]["pooled"] = _by_far(whole)
         counts = [split.genuine.size for split in splits]
@@ -287,6 +289,12 @@ class Pooled:
         return {"tar@far": self.tars, lowest: self.lowest} | {
             f"gain over {base}": self.gains(base, resamples) for base in bases
         }
+
+
+def _standardised(split: SplitScores) -> SplitScores:
+    """Scores with their thresholds at FAR 1e-3 and 1e-4 at 0 and 1: two fits have two scales."""
+    low, high = (point.threshold for point in tar_at_far(*split, FARS[:2]))
+    return SplitScores(*((scores - low) / (high - low) for scores in split))
 
 
 def _share_of_the_lowest(faces: Faces, split: SplitScores) -> dict[str, float]:
