@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ida_jax.anchors.anchor_set import AnchorSet
     from ida_jax.anchors.check import Matches
+    from ida_jax.anchors.supported_weight import ProbeSupport
     from ida_jax.artefacts.face_model import FaceModel
 
 _BUILD = """Makes an anchor set, from exactly one of
@@ -318,6 +319,7 @@ def _against(
 
     from ida_jax.anchors import check
     from ida_jax.anchors.coverage import coverage
+    from ida_jax.anchors.supported_weight import probe_support
 
     findings, report = [], {}
     faces, count = probes.embeddings, f"{len(probes.embeddings):,}"
@@ -334,6 +336,15 @@ def _against(
             "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"
         )
     names = probes.names or ()
+    support = probe_support(faces, anchors, people=_people_on(probes), threshold=threshold)
+    report["support"] = {**support._asdict(), "supported": support.supported._asdict()}
+    print(_support_line(support))
+    if support.harmful and not near.wrong_domain:
+        findings.append(
+            "the probes' own impostor pairs do not bear out the anchors' log F: the anchors are "
+            "of another domain, or few, and IDA can then be worse than the cosine: make them as "
+            "the probes, or take --method=ida_r_fallback"
+        )
     if probes.people is not None:
         known = check.known_leaks(faces, probes.people, anchors)
         given = np.asarray(probes.people)
@@ -362,6 +373,32 @@ def _against(
             "build the set without these anchors"
         )
     return findings, report
+
+
+def _people_on(probes: _Probes) -> "np.ndarray | None":
+    """Who is on each probe, by its labels or its names' folders; None where unknown."""
+    import numpy as np
+
+    from ida_jax.tables.identities import people_of_images
+
+    people = probes.people
+    if people is None and probes.names:
+        people = people_of_images(probes.names)
+    return None if people is None else np.asarray(people)
+
+
+def _support_line(support: "ProbeSupport") -> str:
+    found = support.supported
+    compared = (
+        f"support: {support.share_sparser:.0%} of the probes are sparser than the median anchor "
+        "(50 % is usual); "
+    )
+    if found.error == float("inf"):
+        return compared + f"{found.people:,} people are too few to weigh log F by"
+    return compared + (
+        f"the impostor pairs of {found.people:,} people support {found.weight:.2f} ± "
+        f"{found.error:.2f} of DAO's weight (IDA-R needs 0.5)"
+    )
 
 
 def _parser(command: str, description: str) -> Parser:
