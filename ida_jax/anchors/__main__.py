@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ida_jax.anchors.anchor_set import AnchorSet
     from ida_jax.anchors.check import Matches
-    from ida_jax.anchors.supported_weight import ProbeSupport
+    from ida_jax.anchors.supported_weight import ProbeGain
     from ida_jax.artefacts.face_model import FaceModel
 
 _BUILD = """Makes an anchor set, from exactly one of
@@ -319,7 +319,7 @@ def _against(
 
     from ida_jax.anchors import check
     from ida_jax.anchors.coverage import coverage
-    from ida_jax.anchors.supported_weight import probe_support
+    from ida_jax.anchors.supported_weight import probe_gain
 
     findings, report = [], {}
     faces, count = probes.embeddings, f"{len(probes.embeddings):,}"
@@ -336,12 +336,12 @@ def _against(
             "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"
         )
     names = probes.names or ()
-    support = probe_support(faces, anchors, people=_people_on(probes), threshold=threshold)
-    report["support"] = {**support._asdict(), "supported": support.supported._asdict()}
-    print(_support_line(support))
-    if support.harmful and not near.wrong_domain:
+    told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
+    report["gain"] = told._asdict()
+    print(_gain_line(told))
+    if told.harmful and not near.wrong_domain:
         findings.append(
-            "the probes' own impostor pairs do not bear out the anchors' log F: the anchors are "
+            "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
             "of another domain, or few, and IDA can then be worse than the cosine: make them as "
             "the probes, or take --method=ida_r_fallback"
         )
@@ -387,17 +387,17 @@ def _people_on(probes: _Probes) -> "np.ndarray | None":
     return None if people is None else np.asarray(people)
 
 
-def _support_line(support: "ProbeSupport") -> str:
-    found = support.supported
-    compared = (
-        f"support: {support.share_sparser:.0%} of the probes are sparser than the median anchor "
-        "(50 % is usual); "
+def _gain_line(told: "ProbeGain") -> str:
+    sparser = (
+        f"domain: {told.share_sparser:.0%} of the probes are sparser than the median anchor (50 % "
+        "is usual); "
     )
-    if found.error == float("inf"):
-        return compared + f"{found.people:,} people are too few to weigh log F by"
-    return compared + (
-        f"the impostor pairs of {found.people:,} people support {found.weight:.2f} ± "
-        f"{found.error:.2f} of DAO's weight (IDA-R needs 0.5)"
+    if told.error == float("inf"):
+        return f"{sparser}{told.people:,} people are too few to say what IDA-R does to them"
+    way = "lowers" if told.gain >= 0 else "raises"
+    return (
+        f"{sparser}IDA-R {way} the threshold at FAR 1e-3 by {abs(told.gain):.4f} ± "
+        f"{told.error:.4f} of cosine ({told.people:,} people)"
     )
 
 

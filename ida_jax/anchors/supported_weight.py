@@ -1,4 +1,4 @@
-"""What weight of log F the impostor pairs of some faces support, with its standard error.
+"""What weight of log F impostor pairs support, and whether it helps, with standard errors.
 
 Ours, not the paper's. DAO (Eq. 4) takes log F with one weight, whatever the anchors. Whether that
 helps is a matter of the impostor pairs' upper tail: with
@@ -20,8 +20,9 @@ gain, and loses only where among the probes ω is below a quarter of what it was
 
 The standard error is a bootstrap's over people: the pairs are not independent, the people are.
 
-`own_weight` takes the anchors as faces, for `ida_r_fallback`; `probe_support` takes probes, for
-`anchors check` (experiments/results/safe_anchors.md).
+`own_weight` takes the anchors as faces, for `ida_r_fallback`. `probe_gain` takes probes, for
+`anchors check`, and measures what the model above only approximates: where the threshold goes
+(experiments/results/safe_anchors.md).
 
 N faces, A anchors, D embedding, K support, P pairs, R resamples (0 is the sample itself).
 """
@@ -39,7 +40,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import log_density
 
 _TAIL, _FAR_TAIL = 1e-2, 1e-3
-_SPARE = 2  # pairs kept, in the tail's number: a resample's tail is another one
+_SPARE = 3  # pairs kept, in the tail's number: a resample's tail is another one
 _RESAMPLES = 50
 _FEWEST = 20  # people: 190 pairs, of which two are the tail
 _STEPS = 40
@@ -66,19 +67,23 @@ class SupportedWeight(NamedTuple):
     people: int
 
 
-class ProbeSupport(NamedTuple):
-    """Whether probes' impostor pairs bear out the anchors' log F.
+class ProbeGain(NamedTuple):
+    """What IDA-R does to the threshold among probes.
 
     Attributes:
-      supported: ω among the probes.
+      gain: by how much the cosine that a pair of average faces must reach falls at a FAR of 1/1000.
+      error: its standard error; infinite where there are too few people for any statement.
+      people: how many people's faces it comes from.
       share_sparser: the share of the probes that are less similar to their nearest anchors than
         the median anchor is to its; about 0.5 in the right domain.
       shifted: whether that is more than chance makes it: by three standard errors above 0.5.
-      harmful: whether IDA-R is likely to rank worse than the cosine: ω is below ½ by a one-sided
-        95 % interval or, where the probes are shifted, is not above ½ by one.
+      harmful: whether IDA-R is likely to rank worse than the cosine: the gain is below 0 by a
+        one-sided 95 % interval or, where the probes are shifted, is not above 0 by one.
     """
 
-    supported: SupportedWeight
+    gain: float
+    error: float
+    people: int
     share_sparser: float
     shifted: bool
     harmful: bool
@@ -127,7 +132,7 @@ def own_weight(
     )
 
 
-def probe_support(
+def probe_gain(
     probes: np.ndarray,
     anchors: AnchorSet,
     *,
@@ -135,8 +140,14 @@ def probe_support(
     threshold: float = 1.0,
     k: int | None = None,
     tau: float | None = None,
-) -> ProbeSupport:
-    """Whether the probes' impostor pairs bear out the anchors' log F, of at most 2,000 people.
+) -> ProbeGain:
+    """What IDA-R does to the threshold among the probes' impostor pairs, of at most 2,000 people.
+
+        gain = q(c) − (q(log DAO / τ) − mean (log F + ln 2)/τ)
+
+    with q the value that 1/1000 of the impostor pairs exceed. The mean is what the density term of
+    a genuine pair is on average. It needs no genuine pairs, and takes log F as independent of how
+    alike two images of a person are.
 
     Args:
       probes: float32 [N, D], unit rows.
@@ -144,7 +155,7 @@ def probe_support(
         person is taken.
       threshold: without `people`, a probe with this cosine to one taken before counts as the same
         person: `ida_jax.anchors.check.same_person_threshold`. Genuine pairs that are left look
-        like impostors, and blur ω.
+        like impostors.
       k: the support set's size; the anchor set's own default if None.
       tau: τ; the anchor set's own default if None.
 
@@ -165,25 +176,56 @@ def probe_support(
     if people is None:
         faces = faces[~np.any(np.triu(faces @ faces.T >= np.float32(threshold), 1), axis=0)]
 
-    def crowding(similarities: np.ndarray) -> np.ndarray:
-        return -np.asarray(log_density(similarities, tau=tau), np.float64) / tau
+    def log_f(similarities: np.ndarray) -> np.ndarray:
+        return np.asarray(log_density(similarities, tau=tau), np.float64) / tau
 
-    own = crowding(own_neighbours(anchors, k=k).similarities)
-    crowded = crowding(support_sets(faces, anchors, k=k).similarities)
-    supported = _supported_weight(
-        faces,
-        crowded,
-        np.arange(len(faces)),
-        lambda first, second: (crowded[first] + crowded[second]) / 2,
-    )
-    sparser = float(np.mean(crowded < np.median(own)))
-    shifted = sparser > 0.5 + _SHIFTED * math.sqrt(0.25 / crowded.size + 0.25 / own.size)
-    margin = _ONE_SIDED * supported.error
-    known = math.isfinite(supported.error)
-    harmful = known and (
-        supported.weight - margin <= 0.5 if shifted else supported.weight + margin < 0.5
-    )
-    return ProbeSupport(supported, sparser, shifted, bool(harmful))
+    own = log_f(own_neighbours(anchors, k=k).similarities)
+    probed = log_f(support_sets(faces, anchors, k=k).similarities)
+    sparser = float(np.mean(probed > np.median(own)))
+    shifted = sparser > 0.5 + _SHIFTED * math.sqrt(0.25 / probed.size + 0.25 / own.size)
+    gain, error = _threshold_gain(faces, probed, tau)
+    margin = _ONE_SIDED * error
+    harmful = math.isfinite(error) and (gain <= margin if shifted else gain < -margin)
+    return ProbeGain(gain, error, len(faces), sparser, shifted, harmful)
+
+
+def _threshold_gain(faces: np.ndarray, log_f: np.ndarray, tau: float) -> tuple[float, float]:
+    """The gain of `probe_gain` and its error, from unit rows [N, D] of N people and log F/τ [N]."""
+    count = len(faces)
+    if count < _FEWEST:
+        return 0.0, math.inf
+    first, second = np.triu_indices(count, 1)
+    cosines = (faces @ faces.T)[first, second].astype(np.float64)
+    aligned = cosines + np.logaddexp(tau * log_f[first], tau * log_f[second]) / tau
+    weights = _resampled(count)
+    total = (weights.sum(axis=1) ** 2 - np.sum(weights**2, axis=1)) / 2
+    falls = []
+    for scores in (cosines, aligned):
+        top = _highest(scores, _FAR_TAIL)
+        number = np.cumsum(weights[:, first[top]] * weights[:, second[top]], axis=1)
+        falls.append(scores[top[_ranks(number, _FAR_TAIL * total)]])
+    usual = (weights @ log_f) / weights.sum(axis=1) + math.log(2) / tau
+    gain = falls[0] - falls[1] + usual
+    return float(gain[0]), float(np.std(gain[1:]))
+
+
+def _resampled(count: int) -> np.ndarray:
+    """float64 [R, count]: how often each person comes; once in the sample itself, the first row."""
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+    return np.concatenate([np.ones((1, count)), drawn])
+
+
+def _highest(scores: np.ndarray, share: float) -> np.ndarray:
+    """The rows of the highest scores, descending: more than that share of them."""
+    kept = min(int(_SPARE * share * scores.size) + 50, scores.size)
+    top = np.argpartition(-scores, kept - 1)[:kept]
+    return top[np.argsort(-scores[top], kind="stable")]
+
+
+def _ranks(number: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """int [R]: where the cumulative numbers [R, P] reach those wanted [R]."""
+    found = [np.searchsorted(row, each) for row, each in zip(number, wanted, strict=True)]
+    return np.minimum(found, number.shape[1] - 1)
 
 
 def _supported_weight(
@@ -208,25 +250,16 @@ def _supported_weight(
     cosines = (faces @ faces.T)[first, second]
     differ = people[first] != people[second]
     first, second, cosines = first[differ], second[differ], cosines[differ]
-    kept = min(int(_SPARE * _TAIL * cosines.size) + 50, cosines.size)
-    top = np.argpartition(-cosines, kept - 1)[:kept]
-    top = top[np.argsort(-cosines[top], kind="stable")]
+    top = _highest(cosines, _TAIL)
     first, second, cosines = first[top], second[top], cosines[top].astype(np.float64)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    weights = np.concatenate([np.ones((1, count)), drawn])[:, people]
-    pairs = weights[:, first] * weights[:, second]
+    weights = _resampled(count)[:, people]
     of_people = np.stack([np.bincount(people, w, minlength=count) for w in weights])
-    total = (weights.sum(1) ** 2 - np.sum(of_people**2, 1)) / 2
+    total = (weights.sum(axis=1) ** 2 - np.sum(of_people**2, axis=1)) / 2
+    pairs = weights[:, first] * weights[:, second]
     number = np.cumsum(pairs, axis=1)
     crowded = np.cumsum(pairs * pair_crowding(first, second), axis=1)
     every = np.arange(len(weights))
-    ends = [
-        np.array(
-            [min(np.searchsorted(n, p * t), kept - 1) for n, t in zip(number, total, strict=True)]
-        )
-        for p in (_TAIL, _FAR_TAIL)
-    ]
+    ends = [_ranks(number, share * total) for share in (_TAIL, _FAR_TAIL)]
     rise = np.maximum(cosines[ends[1]] - cosines[ends[0]], 1e-6)
     steepness = math.log(_TAIL / _FAR_TAIL) / rise
     mean = crowded[every, ends[0]] / np.maximum(number[every, ends[0]], 1)

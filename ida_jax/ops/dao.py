@@ -24,6 +24,7 @@ import numpy as np
 # `fall_back`'s constants (experiments/safe_anchors.py).
 _USUAL = 0.80
 _CAUTION = 0.5
+_ONE_SIDED = 1.645  # standard errors: 95 % on one side
 _MOST = 1.5
 
 
@@ -133,14 +134,14 @@ def fall_back(
         log F̃ = m + w · min(log F − m, 0)
 
         m = the 80th percentile of the anchors' own log F
-        w = ½ · clip(ω − σ, 0, 1.5)
+        w = ½ · clip(ω − 1.645 σ, 0, 1.5)
 
     Anchors may lie elsewhere: then log F is the distance to them, above what is usual among them,
     and the minimum makes it one constant; pairs of two such faces rank by their cosine. Or there
     is nothing to be near to (random directions, few anchors): then the anchors' own impostor pairs
     support no weight of log F, and w takes it out. Or their domain overlaps the faces', and log F
     means less there than among the anchors, which nothing in the anchors shows: so w is half of
-    what they support. That keeps three quarters of the best gain in the right domain, and loses to
+    what they support, by the lower end of its one-sided 95 % interval. That keeps three quarters of the best gain in the right domain, and loses to
     the cosine only where the faces support less than a quarter
     (`ida_jax.anchors.supported_weight`).
 
@@ -155,7 +156,7 @@ def fall_back(
       float32 [N].
     """
     usual = np.quantile(own_log_density, _USUAL).astype(np.float32)
-    shrunk = np.float32(_CAUTION * min(max(weight - error, 0.0), _MOST))
+    shrunk = np.float32(_CAUTION * min(max(weight - _ONE_SIDED * error, 0.0), _MOST))
     return usual + shrunk * np.minimum(np.asarray(log_density, np.float32) - usual, 0)
 
 

@@ -9,7 +9,7 @@ import reference
 from ida_jax.anchors import supported_weight as module
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import coverage, own_neighbourhood
-from ida_jax.anchors.supported_weight import own_weight, probe_support
+from ida_jax.anchors.supported_weight import own_weight, probe_gain
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.ops.dao import fall_back
@@ -57,26 +57,24 @@ def test_the_anchors_weight_is_its_formula(kind, k):
     assert 0.01 < got.error < 10
 
 
-def test_the_error_is_the_bootstraps(monkeypatch):
-    monkeypatch.setattr(module, "_RESAMPLES", 7)
-    monkeypatch.setattr(module, "_SPARE", 100)
-    count, k = 43, 3
-    anchors = AnchorSet.from_embeddings(_crowd(200, 1), k=k, tau=1.0)
+@pytest.mark.parametrize("tau", [1.0, 20.0])
+def test_the_threshold_gain_and_its_error_are_their_formula(tau, monkeypatch):
+    monkeypatch.setattr(module, "_RESAMPLES", 5)
+    monkeypatch.setattr(module, "_SPARE", 400)
+    count, k = 53, 3
+    anchors = AnchorSet.from_embeddings(_crowd(200, 1), k=k, tau=tau)
     x = _crowd(count, 2)
-    crowding = [-float(each) for each in searched_log_density(x, anchors)]
-
-    def weight(copies):
-        mean = lambda i, j: (crowding[i] + crowding[j]) / 2  # noqa: E731
-        return reference.supported_weight(x, crowding, np.arange(count), mean, copies=copies)
-
+    log_f = np.asarray(searched_log_density(x, anchors), np.float64)
     # The faces are taken in an order of their own, which the resamples follow.
     order = np.random.default_rng(0).permutation(count)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=7)
-    copies = np.zeros((7, count), int)
-    copies[:, order] = drawn
-    got = probe_support(x, anchors, people=np.arange(count)).supported
-    assert got.weight == pytest.approx(weight(None), abs=2e-3)
-    assert got.error == pytest.approx(np.std([weight(each.tolist()) for each in copies]), abs=5e-3)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=5)
+    gains = [
+        reference.threshold_gain(x[order], log_f[order], tau, copies)
+        for copies in ([1] * count, *drawn.tolist())
+    ]
+    got = probe_gain(x, anchors, people=np.arange(count))
+    assert got.gain == pytest.approx(gains[0], abs=1e-5)
+    assert got.error == pytest.approx(np.std(gains[1:]), abs=1e-5)
 
 
 def test_chance_supports_nothing_and_a_domain_does():
@@ -86,43 +84,43 @@ def test_chance_supports_nothing_and_a_domain_does():
     assert domain.weight - 3 * domain.error > 0.5
 
 
-def test_probes_of_the_domain_bear_it_out_and_others_do_not():
+def test_probes_of_the_domain_gain_and_others_do_not():
     anchors = AnchorSet.from_embeddings(_crowd(600, 0))
-    same = probe_support(_crowd(700, 1), anchors, people=np.arange(700))
+    same = probe_gain(_crowd(500, 1), anchors, people=np.arange(500))
     assert not same.shifted
     assert not same.harmful
-    assert same.share_sparser == pytest.approx(0.5, abs=0.08)
+    assert same.gain > 2 * same.error
+    assert same.share_sparser == pytest.approx(0.5, abs=0.1)
     # Faces that crowd elsewhere: how near they are to the anchors says nothing of them.
-    other = probe_support(_crowd(700, 1, where=1), anchors, people=np.arange(700))
+    other = probe_gain(_crowd(500, 1, where=1), anchors, people=np.arange(500))
     assert other.shifted
     assert other.harmful
     assert other.share_sparser > 0.8
-    assert other.supported.weight < 0.4
+    assert other.gain < 0
 
 
 def test_one_face_a_person_by_name_by_number_and_by_likeness():
     anchors = AnchorSet.from_embeddings(_crowd(300, 0))
-    people = _crowd(90, 1)
     rng = np.random.default_rng(0)
-    faces = unit_embeddings(np.repeat(people, 4, axis=0) + 1e-3 * rng.normal(size=(360, WIDTH)))
+    people = np.repeat(_crowd(90, 1), 4, axis=0)
+    faces = unit_embeddings(people + 1e-3 * rng.normal(size=(360, WIDTH)))
     numbers = np.repeat(np.arange(90), 4)
-    named = probe_support(faces, anchors, people=np.array([f"p{n}" for n in numbers]))
-    numbered = probe_support(faces, anchors, people=numbers)
-    alike = probe_support(faces, anchors, threshold=0.99)
-    for found in (named, numbered, alike):
-        assert found.supported.people == 90
-    assert named.supported.weight == pytest.approx(alike.supported.weight, abs=0.2)
+    named = probe_gain(faces, anchors, people=np.array([f"p{n}" for n in numbers]))
+    numbered = probe_gain(faces, anchors, people=numbers)
+    alike = probe_gain(faces, anchors, threshold=0.99)
+    assert named.people == numbered.people == alike.people == 90
+    assert named.gain == pytest.approx(alike.gain, abs=2e-3)
     # Whoever is unknown counts as a person.
     unknown = np.where(numbers < 80, numbers, -1)
-    assert probe_support(faces, anchors, people=unknown).supported.people == 80 + 40
+    assert probe_gain(faces, anchors, people=unknown).people == 80 + 40
 
 
 @pytest.mark.parametrize("count", [1, 19])
 def test_few_people_support_no_statement(count):
-    found = probe_support(_crowd(count, 5, where=1), AnchorSet.from_embeddings(_crowd(300, 0)))
-    assert found.supported == (0.0, math.inf, count)
+    found = probe_gain(_crowd(count, 5, where=1), AnchorSet.from_embeddings(_crowd(300, 0)))
+    assert (found.gain, found.error, found.people) == (0.0, math.inf, count)
     assert not found.harmful
-    few = own_weight(AnchorSet.from_embeddings(_crowd(count + 1, 0)[:19]), k=1, tau=1.0)
+    few = own_weight(AnchorSet.from_embeddings(_crowd(19, 0)), k=1, tau=1.0)
     assert few.error == math.inf
     same = own_weight(AnchorSet.from_embeddings(np.eye(30, dtype=np.float32)), k=3, tau=1.0)
     assert same.error == math.inf
@@ -131,7 +129,7 @@ def test_few_people_support_no_statement(count):
 def test_nothing_to_look_at():
     anchors = AnchorSet.from_embeddings(_crowd(30, 0), k=4)
     with pytest.raises(UserError, match="0 probes"):
-        probe_support(_crowd(30, 1)[:0], anchors)
+        probe_gain(_crowd(30, 1)[:0], anchors)
     with pytest.raises(UserError, match=r"k = 30 neighbours"):
         own_weight(anchors, k=30, tau=1.0)
 
@@ -158,14 +156,14 @@ def _half_of(x):
 
 def test_a_shift_of_the_bulk_is_seen_on_real_faces(lfw):
     faces, probes, people = lfw
-    right = probe_support(probes, AnchorSet.from_embeddings(faces), people=people)
+    right = probe_gain(probes, AnchorSet.from_embeddings(faces), people=people)
     assert not right.harmful
     assert not right.shifted
-    assert 0.7 < right.supported.weight < 1.0
+    assert right.gain > 2 * right.error
     half = AnchorSet.from_embeddings(_half_of(faces))
-    wrong = probe_support(probes, half, people=people)
-    assert wrong.shifted != right.shifted
-    assert wrong.supported.weight < right.supported.weight - 0.2
+    wrong = probe_gain(probes, half, people=people)
+    assert wrong.shifted
+    assert wrong.harmful
     # The tail does not show it.
     assert coverage(probes, half).share_uncovered < 0.2
 
