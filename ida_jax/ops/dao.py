@@ -141,9 +141,9 @@ def fall_back(
     is nothing to be near to (random directions, few anchors): then the anchors' own impostor pairs
     support no weight of log F, and w takes it out. Or their domain overlaps the faces', and log F
     means less there than among the anchors, which nothing in the anchors shows: so w is half of
-    what they support, by the lower end of its one-sided 95 % interval. That keeps three quarters of the best gain in the right domain, and loses to
-    the cosine only where the faces support less than a quarter
-    (`ida_jax.anchors.supported_weight`).
+    what they support, by the lower end of its one-sided 95 % interval. In theory half of the best
+    weight has three quarters of the best gain, and loses to the cosine only where the faces
+    support less than a quarter of it (`ida_jax.anchors.supported_weight`).
 
     Args:
       log_density: [N], log F of each face.
