@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # `fall_back`'s constants (experiments/safe_anchors.py).
-_USUAL = 0.80
+_USUAL = 0.5
 _CAUTION = 0.5
 _ONE_SIDED = 1.645  # standard errors: 95 % on one side
 _MOST = 1.5
@@ -133,11 +133,12 @@ def fall_back(
 
         log F̃ = m + w · min(log F − m, 0)
 
-        m = the 80th percentile of the anchors' own log F
+        m = the median of the anchors' own log F
         w = ½ · clip(ω − 1.645 σ, 0, 1.5)
 
     Anchors may lie elsewhere: then log F is the distance to them, above what is usual among them,
-    and the minimum makes it one constant; pairs of two such faces rank by their cosine. Or there
+    and the minimum makes it one constant; pairs of two such faces rank by their cosine. It also
+    bounds what bad images gain that crowd where no anchor is. Or there
     is nothing to be near to (random directions, few anchors): then the anchors' own impostor pairs
     support no weight of log F, and w takes it out. Or their domain overlaps the faces', and log F
     means less there than among the anchors, which nothing in the anchors shows: so w is half of
