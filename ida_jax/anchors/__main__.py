@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from ida_jax.anchors.anchor_set import AnchorSet
     from ida_jax.anchors.check import Matches
-    from ida_jax.anchors.supported_weight import ProbeGain
     from ida_jax.artefacts.face_model import FaceModel
 
 _BUILD = """Makes an anchor set, from exactly one of
@@ -338,7 +337,7 @@ def _against(
     names = probes.names or ()
     told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
     report["gain"] = told._asdict()
-    print(_gain_line(told))
+    print(told.described())
     if told.harmful and not near.wrong_domain:
         findings.append(
             "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
@@ -385,20 +384,6 @@ def _people_on(probes: _Probes) -> "np.ndarray | None":
     if people is None and probes.names:
         people = people_of_images(probes.names)
     return None if people is None else np.asarray(people)
-
-
-def _gain_line(told: "ProbeGain") -> str:
-    sparser = (
-        f"domain: {told.share_sparser:.0%} of the probes are sparser than the median anchor (50 % "
-        "is usual); "
-    )
-    if told.error == float("inf"):
-        return f"{sparser}{told.people:,} people are too few to say what IDA-R does to them"
-    way = "lowers" if told.gain >= 0 else "raises"
-    return (
-        f"{sparser}IDA-R {way} the threshold at FAR 1e-3 by {abs(told.gain):.4f} ± "
-        f"{told.error:.4f} of cosine ({told.people:,} people)"
-    )
 
 
 def _parser(command: str, description: str) -> Parser:

@@ -88,6 +88,20 @@ class ProbeGain(NamedTuple):
     shifted: bool
     harmful: bool
 
+    def described(self) -> str:
+        """In a line: how sparse the probes are, and what happens to the threshold."""
+        sparser = (
+            f"domain: {self.share_sparser:.0%} of the probes are sparser than the median anchor "
+            "(50 % is usual); "
+        )
+        if math.isinf(self.error):
+            return f"{sparser}{self.people:,} people are too few to say what IDA-R does to them"
+        way = "lowers" if self.gain >= 0 else "raises"
+        return (
+            f"{sparser}IDA-R {way} the threshold at FAR 1e-3 by {abs(self.gain):.4f} ± "
+            f"{self.error:.4f} of cosine ({self.people:,} people)"
+        )
+
 
 def own_weight(
     anchors: AnchorSet, *, k: int, tau: float, searcher: str = "auto"
