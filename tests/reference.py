@@ -1,6 +1,7 @@
 """Slow float64 NumPy transcriptions of the paper, row by row."""
 
 import numpy as np
+import scipy.optimize
 
 
 def top_k(queries, anchors, k, query_labels=None, anchor_labels=None):
@@ -376,3 +377,47 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
         ratio = rates[high] / rates[low] if rates[low] else None
         whole["ratio"].append((high, low, ratio, list(ends(of_draws))))
     return whole
+
+
+def supported_weight(faces, crowding, people, pair_crowding, *, copies=None):
+    """ω of `ida_jax.anchors.supported_weight`, pair by pair, each face `copies` times (once).
+
+    Copies of one person's faces are no pairs. The tail are the 1/100 highest pairs, rounded up,
+    with all copies of the last.
+    """
+    rows = [i for i, count in enumerate(copies or [1] * len(faces)) for _ in range(count)]
+    x = np.asarray(faces, np.float64)
+    pairs = sorted(
+        (
+            (float(x[i] @ x[j]), pair_crowding(i, j))
+            for n, i in enumerate(rows)
+            for j in rows[n + 1 :]
+            if people[i] != people[j]
+        ),
+        key=lambda pair: -pair[0],
+    )
+    tail, far = int(np.ceil(len(pairs) / 100)) - 1, int(np.ceil(len(pairs) / 1000)) - 1
+    steepness = np.log(10) / (pairs[far][0] - pairs[tail][0])
+    mean = np.mean([h for c, h in pairs if c >= pairs[tail][0]])
+    h = np.array([crowding[i] for i in rows], np.float64)
+
+    def excess(theta):
+        tilted = np.exp(theta * (h - h.mean()))
+        return (h @ tilted) / tilted.sum() - mean
+
+    return 2 * scipy.optimize.brentq(excess, -400, 400) / steepness
+
+
+def threshold_gain(faces, log_f, tau, copies):
+    """The gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
+    rows = [i for i, count in enumerate(copies) for _ in range(count)]
+    x = np.asarray(faces, np.float64)
+    cosines, aligned = [], []
+    for n, i in enumerate(rows):
+        for j in rows[n + 1 :]:
+            if i != j:
+                cosines.append(float(x[i] @ x[j]))
+                aligned.append(cosines[-1] + np.log(np.exp(log_f[i]) + np.exp(log_f[j])) / tau)
+    rank = int(np.ceil(len(cosines) / 1000)) - 1
+    of_genuine = np.mean([np.log(2 * np.exp(log_f[i])) for i in rows]) / tau
+    return sorted(cosines)[::-1][rank] - (sorted(aligned)[::-1][rank] - of_genuine)

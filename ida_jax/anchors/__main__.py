@@ -318,6 +318,7 @@ def _against(
 
     from ida_jax.anchors import check
     from ida_jax.anchors.coverage import coverage
+    from ida_jax.anchors.supported_weight import probe_gain
 
     findings, report = [], {}
     faces, count = probes.embeddings, f"{len(probes.embeddings):,}"
@@ -334,6 +335,15 @@ def _against(
             "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"
         )
     names = probes.names or ()
+    told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
+    report["gain"] = told._asdict()
+    print(told.described())
+    if told.harmful and not near.wrong_domain:
+        findings.append(
+            "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
+            "of another domain, or few, and IDA can then be worse than the cosine: make them as "
+            "the probes, or take --method=ida_r_fallback"
+        )
     if probes.people is not None:
         known = check.known_leaks(faces, probes.people, anchors)
         given = np.asarray(probes.people)
@@ -362,6 +372,18 @@ def _against(
             "build the set without these anchors"
         )
     return findings, report
+
+
+def _people_on(probes: _Probes) -> "np.ndarray | None":
+    """Who is on each probe, by its labels or its names' folders; None where unknown."""
+    import numpy as np
+
+    from ida_jax.tables.identities import people_of_images
+
+    people = probes.people
+    if people is None and probes.names:
+        people = people_of_images(probes.names)
+    return None if people is None else np.asarray(people)
 
 
 def _parser(command: str, description: str) -> Parser:

@@ -121,9 +121,9 @@ def _column(numbers: np.ndarray) -> np.ndarray:
 
 
 def _fallen_back(scorer: "Rescorer", _: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    own = scorer.own_neighbourhood
-    log_density = log_density_of(nearest, tau=scorer.tau)
-    return _column(fall_back(log_density, own.log_density, reliability=own.reliability))
+    log_density, own = log_density_of(nearest, tau=scorer.tau), scorer.own_weight
+    usual = scorer.own_neighbourhood.log_density
+    return _column(fall_back(log_density, usual, weight=own.weight, error=own.error))
 
 
 def _whole_cohort(scorer: "Rescorer", faces: np.ndarray, _: None) -> np.ndarray:
@@ -157,8 +157,8 @@ METHODS: dict[str, Method] = {
     "ida_r_fallback": Method(
         "IDA-R fallback",
         "IDA-R, except that faces which the anchors do not cover get one constant F, so that their "
-        "pairs rank by their cosine, and that all of F fades towards it where other anchors of the "
-        "same domain would give another F. Ours, not the paper’s.",
+        "pairs rank by their cosine, and that F counts half as much as the anchors’ own impostor "
+        "pairs support: the anchors may be of another domain. Ours, not the paper’s.",
         rule="dao",
         needs=("anchors",),
         neighbours=_support,

@@ -21,6 +21,7 @@ from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch, largest_identity
 from ida_jax.anchors.sources import read_anchors
+from ida_jax.anchors.supported_weight import SupportedWeight, own_weight
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
@@ -327,6 +328,11 @@ class Rescorer:
     def own_neighbourhood(self) -> Neighbourhood:
         """The anchors' support sets among themselves, searched when first asked for."""
         return own_neighbourhood(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
+
+    @cached_property
+    def own_weight(self) -> SupportedWeight:
+        """What weight of log F the anchors' own pairs support, computed when first asked for."""
+        return own_weight(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
 
 
 def _loaded(name: str, given: Any, kind: type[_Artefact]) -> _Artefact | None:

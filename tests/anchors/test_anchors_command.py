@@ -242,10 +242,14 @@ def test_check_against_probes(tmp_path, capsys):
     assert report["leaked"]["known_leaks"]["first"] == [300]
     assert len(report["leaked"]["findings"]) == 2
     assert report["elsewhere"]["coverage"]["wrong_domain"]
+    assert report["elsewhere"]["gain"]["harmful"]
+    assert not report["strangers"]["gain"]["harmful"]
     assert not report["leaked"]["coverage"]["wrong_domain"]
     told = capsys.readouterr().out
     assert "probe 300 (anchor 5/1)  anchor 5 (anchor 5)" in told
     assert "warning: the anchors are not of the probes' domain" in told
+    assert "100% of the probes are sparser than the median anchor" in told
+    assert "of cosine (300 people)" in told
 
 
 def test_check_by_integer_labels(built, tmp_path):
