@@ -89,7 +89,7 @@ def own_neighbours(
             f"k = {k} neighbours of an anchor among the others were asked for, in a set of {a}: "
             "lower k or take more anchors"
         )
-    labels = _identities(anchors)
+    labels = anchors.people()
     rows = np.sort(np.random.default_rng(seed).choice(a, min(sample, a), replace=False))
     return support_sets(
         np.asarray(anchors.embeddings[rows]),
@@ -98,16 +98,6 @@ def own_neighbours(
         labels=labels[rows],
         searcher=searcher,
     )
-
-
-def _identities(anchors: AnchorSet) -> np.ndarray:
-    """int32 [A]: the labels, with one of its own for each anchor without a known identity."""
-    if anchors.labels is None:
-        return np.arange(len(anchors), dtype=np.int32)
-    labels = np.array(anchors.labels, np.int32)
-    unknown = np.flatnonzero(labels < 0)
-    labels[unknown] = labels.max(initial=-1) + 1 + np.arange(unknown.size, dtype=np.int32)
-    return labels
 
 
 def own_neighbourhood(
@@ -136,7 +126,7 @@ def own_neighbourhood(
     Raises:
       UserError: fewer than k anchors of other identities.
     """
-    _, codes, images = np.unique(_identities(anchors), return_inverse=True, return_counts=True)
+    _, codes, images = np.unique(anchors.people(), return_inverse=True, return_counts=True)
     others = len(anchors) - int(images.max())
     neighbours = own_neighbours(
         anchors, k=max(k, min(_DEPTH * k, others)), sample=sample, seed=seed, searcher=searcher
