@@ -28,7 +28,8 @@ _BUILD = """Makes an anchor set, from exactly one of
 
   --embeddings=E [--labels=L]    embeddings, with their model's fingerprint: all, or one a person
   --model=M --class_weights      the weights of a model's margin head
-  --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model
+  --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model;
+                                 with --degrade also degraded copies of some
 
 An existing output is replaced whole or not at all."""
 
@@ -37,21 +38,22 @@ another; how many may show one person twice."""
 
 _CHECK = """Looks for pairs of anchors that may show one person twice. With --against, the faces
 that the anchors will score, also for leaks (probes who are among the anchors, which lowers their
-scores) and for anchors of the wrong domain, with which IDA can be worse than the cosine. With
---groups, also for anchors that are denser around one group of people than around another, whose
-false accept rate then is higher.
+scores) and for anchors of the wrong domain, or not as varied as the probes, with which IDA can be
+worse than the cosine. With --groups, also for anchors that are denser around one group of people
+than around another, whose false accept rate then is higher.
 
-exit code: 0 nothing found; 1 leaks, the wrong domain or uneven groups; 2 a mistake in the call or
-in a file. Near-duplicates are listed, and do not change it."""
+exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes or uneven groups; 2 a mistake
+in the call or in a file. Near-duplicates are listed, and do not change it."""
 
 # The exact count takes A² · D operations: a minute for these on two cores.
 _MOST_COUNTED = 100_000
 
 
 class _Probes(NamedTuple):
-    """Unit embeddings [N, D], their rows' names and who is on each, None where unknown."""
+    """Unit embeddings [N, D] of these norms; their names and people, None where unknown."""
 
     embeddings: "np.ndarray"
+    norms: "np.ndarray"
     names: "Sequence[str] | None"
     people: "Sequence[str] | np.ndarray | None"
 
@@ -70,6 +72,7 @@ def main(argv: list[str]) -> bool:
 
 def _build(argv: list[str]) -> None:
     from ida_jax.anchors.balance import balance_option
+    from ida_jax.anchors.degraded import add_degrade_flags
 
     parser = _parser("build", _BUILD)
     add = parser.add_argument
@@ -90,10 +93,11 @@ def _build(argv: list[str]) -> None:
         "of the smallest: a list of person or image and group, .csv, .tsv or .txt; one group a row "
         "of E; or clusters:N, of the embeddings",
     )
-    add("--size", type=int, default=50_000, help="at most this many anchors (50,000, the paper's)")
+    add("--size", type=int, default=50_000, help="at most this many images (50,000, the paper's)")
     add("--seed", type=int, default=0, help="of the draw where there are more (0)")
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
+    add_degrade_flags(parser)
     options = parser.parse_args(argv)
     _check_build(options)
     from ida_jax.common.outputs import writing
@@ -110,6 +114,7 @@ def _build(argv: list[str]) -> None:
 def _build_set(options: Any) -> None:
     from ida_jax.anchors import sources
     from ida_jax.anchors.balance import names_of_rows, requested_balance
+    from ida_jax.anchors.degraded import asked_degradation
     from ida_jax.data.sources.image_names import hidden_note
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import read_people
@@ -147,6 +152,7 @@ def _build_set(options: Any) -> None:
             per_identity=options.per_identity,
             balance=requested_balance(options.balance, names, len(names)),
             flip=options.flip,
+            degrade=asked_degradation(options),
             **common,
         )
     if options.k > len(anchors):
@@ -158,6 +164,8 @@ def _build_set(options: Any) -> None:
 
 
 def _check_build(options: Any) -> None:
+    from ida_jax.anchors.degraded import asked_degradation
+
     given = [options.embeddings is not None, options.class_weights, options.images is not None]
     if sum(given) != 1:
         raise UserError("expected exactly one of --embeddings, --class_weights, --images")
@@ -169,6 +177,9 @@ def _check_build(options: Any) -> None:
         raise UserError("--balance goes with --embeddings or --images: classes have no names")
     if options.flip and not given[2]:
         raise UserError("--flip goes with --images")
+    if options.degrade and not given[2]:
+        raise UserError("--degrade goes with --images: embeddings and weights have none to degrade")
+    asked_degradation(options)
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if options.size < 1 or options.per_identity < 1:
@@ -318,6 +329,7 @@ def _against(
 
     from ida_jax.anchors import check
     from ida_jax.anchors.coverage import coverage
+    from ida_jax.anchors.crowding import reported_crowding
     from ida_jax.anchors.supported_weight import probe_gain
 
     findings, report = [], {}
@@ -334,6 +346,10 @@ def _against(
             "the anchors are not of the probes' domain, or not of their model, and IDA can then be "
             "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"
         )
+    crowd = reported_crowding(faces, probes.people, anchors, norms=probes.norms)
+    print(crowd.line)
+    report["crowding"] = crowd.json
+    findings += crowd.warnings
     names = probes.names or ()
     told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
     report["gain"] = told._asdict()
@@ -398,6 +414,8 @@ def _model(path: Path) -> "FaceModel":
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
+    import numpy as np
+
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import people_of_images, read_people
@@ -413,7 +431,9 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
             people = people_of_images(people.tolist()) or people
     elif anchors.names and table.names:
         people = people_of_images(table.names)
-    return _Probes(unit_embeddings(table.embeddings, what="probes"), table.names, people)
+    faces = unit_embeddings(table.embeddings, what="probes")
+    norms = np.linalg.norm(np.asarray(table.embeddings), axis=1)
+    return _Probes(faces, norms, table.names, people)
 
 
 def _list(

@@ -25,8 +25,10 @@ class AnchorSet:
 
     Attributes:
       embeddings: float32 [A, D], unit rows; memory-mapped where the set was loaded.
-      labels: int32 [A], each anchor's identity in the numbering of the set it was taken from, -1
-        where unknown; None where no anchor has one. Needed to exclude a face's own identity.
+      labels: int32 [A], each anchor's identity in the numbering of the set it was taken from,
+        negative where unknown; None where no anchor has one. Needed to exclude a face's own
+        identity. In a set with degraded copies a number below -1 is shared by the copies of a face
+        of unknown identity.
       source: where the anchors come from: "class_weights", "real_db", "fake_db" (Table 4) or
         "embeddings" for a plain array.
       fingerprint: the fingerprint of the model that made the embeddings; "" where unknown.
@@ -97,13 +99,37 @@ class AnchorSet:
         """D, the embedding's width."""
         return self.embeddings.shape[1]
 
+    @property
+    def degraded(self) -> int:
+        """How many of the anchors are degraded copies of others, by the provenance."""
+        return int(self.provenance.get("degraded", {}).get("anchors", 0))
+
+    def people(self) -> np.ndarray:
+        """int32 [A]: the labels, with a number of its own for each person of unknown identity.
+
+        An anchor of unknown identity is a person of its own, together with its degraded copies.
+        """
+        if self.labels is None:
+            return np.arange(len(self), dtype=np.int32)
+        labels = np.array(self.labels, np.int32)
+        unknown = np.flatnonzero(labels < 0)
+        groups = np.arange(unknown.size)
+        if self.degraded:
+            own = labels[unknown]
+            shared = np.where(own < -1, own.astype(np.int64), groups)
+            _, groups = np.unique(shared, return_inverse=True)
+        labels[unknown] = labels.max(initial=-1) + 1 + groups
+        return labels
+
     def described(self) -> str:
         """The set in one line."""
         people = "unlabelled"
-        if self.labels is not None:
+        if self.labels is not None and not (self.degraded and self.labels.max(initial=-1) < 0):
             known = np.unique(self.labels)
             people = f"of {np.count_nonzero(known >= 0):,} identities"
             people += " with names" if self.names else ""
+        if self.degraded:
+            people += f", {self.degraded:,} of them degraded copies"
         return (
             f"{len(self):,} anchors {people}, {self.width} wide, from {self.source}, "
             f"model {self.fingerprint or 'unknown'}, k = {self.k}, tau = {self.tau:g}"
@@ -150,6 +176,8 @@ class AnchorSet:
             require_types(loaded)
             if not isinstance(loaded.provenance, dict):
                 raise ValueError("its provenance is no object")
+            if loaded.degraded < 0:
+                raise ValueError(f"{loaded.degraded} anchors are degraded copies")
             require_tau(loaded.tau, what=f"{path}: tau")
             for what, rows in (("labels", loaded.labels), ("names", loaded.names or None)):
                 if rows is not None and np.shape(rows) != (len(loaded),):

@@ -82,7 +82,7 @@ def own_neighbours(
             f"k = {k} neighbours of an anchor among the others were asked for, in a set of {a}: "
             "lower k or take more anchors"
         )
-    labels = identities_of(anchors)
+    labels = anchors.people()
     rows = sampled_rows(anchors, sample=sample, seed=seed)
     return support_sets(
         np.asarray(anchors.embeddings[rows]),
@@ -97,16 +97,6 @@ def sampled_rows(anchors: AnchorSet, *, sample: int = _SAMPLE, seed: int = 0) ->
     """int [S], ascending: the anchors that `own_neighbours` examines with the same arguments."""
     a = len(anchors)
     return np.sort(np.random.default_rng(seed).choice(a, min(sample, a), replace=False))
-
-
-def identities_of(anchors: AnchorSet) -> np.ndarray:
-    """int32 [A]: the labels, with one of its own for each anchor without a known identity."""
-    if anchors.labels is None:
-        return np.arange(len(anchors), dtype=np.int32)
-    labels = np.array(anchors.labels, np.int32)
-    unknown = np.flatnonzero(labels < 0)
-    labels[unknown] = labels.max(initial=-1) + 1 + np.arange(unknown.size, dtype=np.int32)
-    return labels
 
 
 def own_neighbourhood(

@@ -12,10 +12,12 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.balance import Balance, balanced
+from ida_jax.anchors.degraded import copy_labels, degraded_provenance
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.data.dataset import LazyImages
+from ida_jax.data.degrade import Degradation, with_degraded
 from ida_jax.data.sources.image_files import decode, read_image
 from ida_jax.data.sources.image_names import SUFFIXES, is_hidden, is_image, sayable
 from ida_jax.tables.embeddings import read_embeddings
@@ -171,15 +173,18 @@ def image_anchors(
     flip: bool = False,
     k: int = 10,
     tau: float = 1.0,
+    degrade: Degradation | None = None,
 ) -> AnchorSet:
     """Anchors from a folder of aligned crops, "real-db" in Table 4, embedded with a progress bar.
 
     Args:
       folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
-      size: at most this many anchors, drawn without replacement from `seed`.
+      size: at most this many images, drawn without replacement from `seed`.
       per_identity: at most this many images of a person's folder, the first by name.
       balance: as many anchors of each group (`ida_jax.anchors.balance`); what it does is printed.
       flip: f(x) + f(mirrored x), as the faces to be compared are embedded.
+      degrade: degraded copies of some of these images are further anchors, by the images' numbers
+        in the folder.
 
     Raises:
       UserError: as `find_images`; an image that cannot be decoded or is of another size.
@@ -194,31 +199,34 @@ def image_anchors(
     if k > len(rows):  # before they are embedded
         raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
 
-    def embedded(rows: np.ndarray) -> np.ndarray:
+    def crops(rows: np.ndarray) -> LazyImages:
         def crop(index: int) -> np.ndarray:
             file = images.files[rows[index]]
             image = decode(read_image(file), where=str(file))
             model.preprocessing.check(image, what=str(file))
             return image
 
-        return model.embed(LazyImages(len(rows), crop), flip=flip, progress="embed the anchors")
+        return LazyImages(len(rows), crop)
 
-    provenance = None
+    def embedded(images: Sequence[np.ndarray]) -> np.ndarray:
+        return model.embed(images, flip=flip, progress="embed the anchors")
+
+    provenance: dict[str, Any] = {}
     if balance is not None:
         every = rows
         rows, provenance = balanced_rows_of(
-            rows, balance, size=size, seed=seed, k=k, embeddings=lambda: embedded(every)
+            rows, balance, size=size, seed=seed, k=k, embeddings=lambda: embedded(crops(every))
         )
-    names = tuple(images.people[row] for row in rows) if images.people else ()
+    faces, of = with_degraded(crops(rows), degrade, numbers=rows)
     return AnchorSet.from_embeddings(
-        embedded(rows),
-        labels=None if labels is None else labels[rows],
+        embedded(faces),
+        labels=copy_labels(of) if labels is None else labels[rows[of]],
         source="real_db",
         fingerprint=model.fingerprint,
         k=k,
         tau=tau,
-        names=names,
-        provenance=provenance,
+        names=[images.people[row] for row in rows[of]] if images.people else (),
+        provenance={**provenance, **degraded_provenance(degrade, of)},
     )
 
 

@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.coverage import identities_of, own_neighbours, sampled_rows
+from ida_jax.anchors.coverage import own_neighbours, sampled_rows
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import log_density
@@ -119,7 +119,7 @@ def own_weight(
     Raises:
       UserError: as `own_neighbours`.
     """
-    rows, people = sampled_rows(anchors), identities_of(anchors)
+    rows, people = sampled_rows(anchors), anchors.people()
     others = len(anchors) - int(np.unique(people, return_counts=True)[1].max())
     near = own_neighbours(anchors, k=max(k, min(_DEPTH * k, others)), searcher=searcher)
     similarities = np.asarray(near.similarities, np.float64)

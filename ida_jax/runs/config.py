@@ -67,7 +67,13 @@ def run_section(title: str) -> ConfigDict:
     c.anchors.generator = placeholder(str)
     c.anchors.truncation = 1.0
     c.anchors.align = False
+    # Degraded copies of some images, as further anchors and as further faces of the SSR module, for
+    # probes of varied quality: "varied", or see ida_jax.data.degrade.degradation; "": none.
+    c.anchors.degrade = ""
+    c.anchors.degrade_share, c.anchors.degrade_copies = 0.5, 1
     c.ssr = ssr_section()
+    c.ssr.degrade = ""
+    c.ssr.degrade_share, c.ssr.degrade_copies = 0.5, 1
     c.pfe = pfe_section()
     c.gan = gan_section()
     c.csn = ConfigDict({"top_n": placeholder(int), "degree": 3})  # 100, if the anchors allow

@@ -16,6 +16,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.common.validation import require_tau
 from ida_jax.data.augment import augmentation
+from ida_jax.data.degrade import Degradation, degradation
 from ida_jax.data.load import check_section
 from ida_jax.models.margin_head import MARGIN_LOSSES
 from ida_jax.rescoring.method_table import METHODS, methods_with
@@ -53,7 +54,15 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         raise UserError(
             "imported weights come without class weights: set anchors.source to real_db"
         )
+    for section in ("anchors", "ssr"):
+        if section in unfinished:
+            section_degradation(c, section)
     if "anchors" in unfinished:
+        if c.anchors.get("degrade") and c.anchors.source == "class_weights":
+            raise UserError(
+                "anchors.degrade takes images, and class weights have none: set anchors.source to "
+                "real_db"
+            )
         _one_of("anchors.source", c.anchors.source, ANCHOR_SOURCES)
         _at_least_1(c, "anchors.size")
         if c.anchors.get("balance") is not None:
@@ -121,6 +130,24 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         for key in ("folds", "resamples"):
             if c.evaluate[key] < 2:
                 raise UserError(f"evaluate.{key} is {c.evaluate[key]}: expected 2 or more")
+
+
+def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
+    """The degraded copies that a run's section asks for; None without.
+
+    Raises:
+      UserError: as `degradation`.
+    """
+    own = config[section]
+    if not own.get("degrade"):  # a section from before there was the entry
+        return None
+    return degradation(
+        own.degrade,
+        share=own.degrade_share,
+        copies=own.degrade_copies,
+        seed=config.seed,
+        what=f"{section}.degrade",
+    )
 
 
 def check_embedding_config(config: ConfigDict) -> None:
