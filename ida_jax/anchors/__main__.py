@@ -297,7 +297,9 @@ def _check_set(options: Any) -> bool:
         level = threshold(len(against.embeddings))
         findings, report = _against(against, anchors, level, options.limit)
         if options.groups is not None:
-            uneven = check_listed_groups(options.groups, *against, anchors)
+            uneven = check_listed_groups(
+                options.groups, against.embeddings, against.names, against.people, anchors
+            )
             print(*map(printable, uneven.lines), sep="\n")
             report["groups"] = uneven.found.json()
             findings += uneven.findings

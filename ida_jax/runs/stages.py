@@ -381,11 +381,11 @@ def _ssr(run: Run) -> None:
     if (degrade := section_degradation(c, "ssr")) is not None:
         rows, copies = run.degraded_embeddings(degrade)
         faces, labels = np.concatenate([faces, copies]), np.concatenate([labels, labels[rows]])
+    people = labels
     if run.anchors.labels is None:
         labels = None  # nobody's anchors
     options = {"k": c.k, "tau": c.tau, "fingerprint": run.model.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
-    people = run.train_faces.labels
     if chooses(c.ssr, len(faces), len(np.unique(people))):
         ssr = train_chosen_ssr(
             faces, people, labels, run.anchors, c.ssr, searcher=c.searcher, **options
