@@ -3,9 +3,11 @@
 A anchors, D embedding.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from ida_jax.tables.identities import labels_among, name_among
 from ida_jax.tables.text import name_fault
 
 _KIND = "anchor_set"
+# Beyond, a digest is of some rows: to read all of a memory-mapped set would take seconds.
+_LARGE, _SAMPLED = 256 << 20, 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,21 @@ class AnchorSet:
     def width(self) -> int:
         """D, the embedding's width."""
         return self.embeddings.shape[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of a hash of the embeddings: what calibrations and fits know the set by.
+
+        Of a set of more than 256 MiB of 1,024 of its rows, spread evenly, and of its size. Order
+        counts; labels, names and defaults do not. Plain embeddings are made unit rows when they are
+        read, whose last bits may differ on another processor; a saved set's do not.
+        """
+        rows = self.embeddings
+        if rows.nbytes > _LARGE:
+            rows = rows[np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(int))]
+        digest = hashlib.blake2b(f"{len(self)} {self.width}".encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(rows, "<f4").data)
+        return digest.hexdigest()
 
     def described(self) -> str:
         """The set in one line."""
@@ -199,9 +218,20 @@ class AnchorSet:
         )  # fmt: skip
 
     def check_fit(
-        self, what: str, command: str, *, fingerprint: str, width: int, anchors: int
+        self,
+        what: str,
+        command: str,
+        *,
+        fingerprint: str,
+        width: int,
+        anchors: int,
+        digest: str,
     ) -> None:
-        """Refuses a fit (`what`) that was made with anchors of another model, width or number.
+        """Refuses a fit (`what`) that was made with other anchors, or those of another model.
+
+        Args:
+          anchors: their number.
+          digest: their `digest`; "" where unknown, as in fits of older versions, and not compared.
 
         Raises:
           UserError: it names the command that fits again.
@@ -214,4 +244,9 @@ class AnchorSet:
             raise UserError(
                 f"the {what} was fitted with {anchors} anchors, {len(self)} were given: use the "
                 f"same anchor set, or fit again (python -m ida_jax.fit {command})"
+            )
+        if digest and digest != self.digest:
+            raise UserError(
+                f"the {what} was fitted with another set of {anchors} anchors ({digest}, not "
+                f"{self.digest}): use that set, or fit again (python -m ida_jax.fit {command})"
             )

@@ -44,6 +44,8 @@ class SSRModule:
       k: the support set's size that it was trained to replace.
       tau: the τ of F.
       fingerprint: of the model whose embeddings it takes; "" where unknown.
+      anchors_digest: `ida_jax.anchors.anchor_set.AnchorSet.digest` of the anchors that its targets
+        were searched in; "" where unknown.
     """
 
     params: Mapping[str, Mapping[str, np.ndarray]]
@@ -54,6 +56,7 @@ class SSRModule:
     k: int
     tau: float
     fingerprint: str = ""
+    anchors_digest: str = ""
 
     @property
     def width(self) -> int:
@@ -90,7 +93,7 @@ class SSRModule:
             for layer, leaves in self.params.items()
             for name, value in leaves.items()
         }
-        metadata = {name: getattr(self, name) for name in _METADATA}
+        metadata = {name: getattr(self, name) for name in (*_METADATA, "anchors_digest")}
         save_tensors(path, tensors, kind=_KIND, metadata=metadata)
 
     @classmethod
@@ -106,7 +109,8 @@ class SSRModule:
                 layer: {leaf: tensors[f"{layer}/{leaf}"] for leaf in ("kernel", "bias")}
                 for layer in ("hidden_fc", "output_fc")
             }
-            loaded = cls(params, *(metadata[name] for name in _METADATA))
+            digest = metadata.get("anchors_digest", "")  # older modules have none
+            loaded = cls(params, *(metadata[name] for name in _METADATA), digest)
             require_types(loaded)
             hidden = params["hidden_fc"]["kernel"].shape[-1]
             require_variables(

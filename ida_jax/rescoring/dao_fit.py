@@ -66,6 +66,7 @@ class DaoFit:
       identities: the number of people in the development faces.
       genuine: the number of genuine pairs that it was fitted on.
       impostor: the number of impostor pairs, of which only the highest were considered.
+      anchors_digest: `AnchorSet.digest` of that set; "" in fits of older versions.
     """
 
     tau: float
@@ -79,6 +80,7 @@ class DaoFit:
     identities: int = 0
     genuine: int = 0
     impostor: int = 0
+    anchors_digest: str = ""
 
     @property
     def neighbours(self) -> int:
@@ -119,10 +121,11 @@ class DaoFit:
         return FaceTerms("dao", log_f[:, None], np.float32([self.cosine_tau]))
 
     def check_anchors(self, anchors: AnchorSet) -> None:
-        """Refuses, by UserError, anchors of another model, width or number."""
+        """Refuses, by UserError, other anchors than those that it was fitted with."""
         anchors.check_fit(
             "DAO fit", "dao",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+            digest=self.anchors_digest,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -234,6 +237,7 @@ def fit_dao(
     fit = partial(
         DaoFit, softness=softness, width=anchors.width, anchors=len(anchors),
         fingerprint=anchors.fingerprint, far=far, identities=len(identities),
+        anchors_digest=anchors.digest,
     )  # fmt: skip
     paper = fit(**_PAPER)
     most = min(most_support, len(anchors) - 2 * largest)

@@ -54,6 +54,10 @@ ARTEFACTS = {
 }
 
 
+# What a scorer is set to.
+SETTINGS = ("k", "tau", "top_n", "ddof")
+
+
 @dataclass(frozen=True)
 class Method:
     """A scoring method.
@@ -69,6 +73,8 @@ class Method:
         a search.
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
+      settings: the scorer's attributes that its scores depend on beside faces, anchors and
+        artefacts; all of `SETTINGS` where nobody said.
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
@@ -83,6 +89,7 @@ class Method:
     neighbours: "Callable[[Rescorer], tuple[str, int]] | None" = None
     constants: "Callable[[Rescorer], tuple[float, ...]]" = lambda scorer: ()
     own_constants: bool = False
+    settings: tuple[str, ...] = SETTINGS
     usual: bool = True
     style: tuple | None = None
     score_name: str = ""
@@ -119,6 +126,7 @@ METHODS: dict[str, Method] = {
         values=lambda scorer, faces, _: np.empty((len(faces), 0), np.float32),
         style=("#222222", "--", "o"),
         fused="pfe_fusion",
+        settings=(),
     ),
     "ida_r": Method(
         "IDA-R",
@@ -134,6 +142,7 @@ METHODS: dict[str, Method] = {
         constants=_tau,
         style=("#0072B2", "-", "s"),
         fused="pfe_ida_r",
+        settings=("k", "tau"),
     ),
     "ida_r_fallback": Method(
         "IDA-R fallback",
@@ -146,6 +155,7 @@ METHODS: dict[str, Method] = {
         values=_fallen_back,
         constants=_tau,
         style=("#56B4E9", "--", "X"),
+        settings=("k", "tau"),
     ),
     "ida_r_fitted": Method(
         "IDA-R fitted",
@@ -158,6 +168,7 @@ METHODS: dict[str, Method] = {
         constants=lambda scorer: (scorer.dao_fit.cosine_tau,),
         own_constants=True,
         style=("#1B4B8A", ":", "*"),
+        settings=(),
     ),
     "ida_l": Method(
         "IDA-L",
@@ -170,6 +181,7 @@ METHODS: dict[str, Method] = {
         own_constants=True,
         style=("#D55E00", "-.", "^"),
         fused="pfe_ida_l",
+        settings=(),
     ),
     "pfe_fusion": Method(
         "PFE fusion",
@@ -219,6 +231,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         usual=False,
+        settings=("ddof",),
     ),
     "t_norm": Method(
         "T-norm",
@@ -227,6 +240,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         usual=False,
+        settings=("ddof",),
     ),
     "s_norm": Method(
         "S-norm",
@@ -236,6 +250,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         style=("#999999", ":", "<"),
+        settings=("ddof",),
     ),
     "as_norm": Method(
         "AS-norm",
@@ -248,6 +263,7 @@ METHODS: dict[str, Method] = {
             nearest_statistics(nearest, ddof=scorer.ddof), axis=1
         ),
         style=("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+        settings=("top_n", "ddof"),
     ),
     "csn": Method(
         "CSN",
@@ -259,6 +275,7 @@ METHODS: dict[str, Method] = {
         values=lambda scorer, _, nearest: _column(scorer.csn.face_term(nearest)),
         constants=lambda scorer: (scorer.csn.weight, scorer.csn.bias),
         style=("#8C6D1F", "-.", ">"),
+        settings=(),
     ),
 }
 

@@ -24,6 +24,7 @@ from ida_jax.anchors.sources import read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
+from ida_jax.common.fingerprints import content_fingerprint
 from ida_jax.common.validation import require_tau, unit_embeddings
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
@@ -32,6 +33,7 @@ from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.score_origin import ScoreOrigin
 
 _Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit)
 
@@ -276,11 +278,41 @@ class Rescorer:
             may be among the anchors: a face's own identity is left out of its support set or
             cohort. Not for z_norm, t_norm and s_norm, whose cohort is the whole anchor set.
         """
+        return self.searched_terms(faces, labels=labels)[0]
+
+    def searched_terms(
+        self, faces: np.ndarray, *, labels: np.ndarray | None = None
+    ) -> tuple[FaceTerms, np.ndarray | None]:
+        """`terms`, and each face's cosine to its nearest anchor, float32 [N]: None without a search."""
         nearest = None
         if self._search is not None:
             nearest = self._search(faces, labels).similarities[:, : self.neighbours]
         values = METHODS[self.method].values(self, faces, nearest)
-        return FaceTerms(self.rule, values, self.constants)
+        terms = FaceTerms(self.rule, values, self.constants)
+        return terms, None if nearest is None else nearest[:, 0]
+
+    def origin(self, *, model: str = "") -> ScoreOrigin:
+        """What this scorer's scores are made with: a calibration of them is valid for no others.
+
+        `Calibration.check_scores` compares it.
+
+        Args:
+          model: the fingerprint of the model that made the faces' embeddings; that of the anchors
+            or artefacts if "".
+        """
+        entry = METHODS[self.method]
+        needed = {need: getattr(self, need) for need in entry.needs}
+        for artefact in needed.values():
+            model = model or artefact.fingerprint
+        anchors = needed.pop("anchors", None)
+        return ScoreOrigin(
+            self.method,
+            settings={name: np.asarray(getattr(self, name)).item() for name in entry.settings},
+            model=model,
+            anchors="" if anchors is None else anchors.digest,
+            anchor_count=0 if anchors is None else len(anchors),
+            artefacts={need: content_fingerprint(value) for need, value in needed.items()},
+        )
 
     @cached_property
     def cohort_moments(self) -> CohortMoments:

@@ -24,6 +24,7 @@ and the trainings refuse the config. N faces, D embedding.
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -383,7 +384,7 @@ def _ssr(run: Run) -> None:
         )
         log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
         ssr = train_ssr(faces, log_density, c.ssr, **options)
-    ssr.save(run.workdir / SSR)
+    replace(ssr, anchors_digest=run.anchors.digest).save(run.workdir / SSR)
 
 
 def _pfe(run: Run) -> None:
