@@ -51,18 +51,30 @@ def usual_cohort(anchors: AnchorSet) -> int:
 
 
 def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know where `usual_cohort` had to lower as_norm's top_n.
+    """What a reader must know of anchors: a cohort that `usual_cohort` had to lower, another set.
 
     Args:
       scorers: of any methods.
       top_n: what was asked for; None for nothing.
     """
-    return tuple(
-        f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set has only "
-        f"{len(scorer.anchors)} anchors"
-        for scorer in scorers
-        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT
-    )
+    notes = []
+    for scorer in scorers:
+        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT:
+            notes.append(
+                f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
+                f"has only {len(scorer.anchors)} anchors"
+            )
+        if scorer.method == "ida_l" and scorer.anchors is not None:
+            if scorer.ssr.anchors_digest not in ("", scorer.anchors.digest):
+                notes.append("ida_l: the SSR module was trained with another anchor set than this")
+        needed = [need for need in METHODS[scorer.method].needs if need != "ssr"]
+        for need, artefact in ((need, getattr(scorer, need)) for need in needed):
+            if getattr(artefact, "anchors_digest", None) == "":
+                notes.append(
+                    f"{scorer.method}: --{need} does not say which anchors it was fitted with (an "
+                    "older version's): their number alone was compared; fit it again"
+                )
+    return tuple(notes)
 
 
 class Rescorer:
@@ -283,7 +295,7 @@ class Rescorer:
     def searched_terms(
         self, faces: np.ndarray, *, labels: np.ndarray | None = None
     ) -> tuple[FaceTerms, np.ndarray | None]:
-        """`terms`, and each face's cosine to its nearest anchor, float32 [N]: None without a search."""
+        """`terms`, and each face's cosine to its nearest anchor, [N]; None without a search."""
         nearest = None
         if self._search is not None:
             nearest = self._search(faces, labels).similarities[:, : self.neighbours]
