@@ -58,6 +58,8 @@ from ida_jax.tables.score_origin import ScoreOrigin
 from ida_jax.tables.score_output import check_output, write_scores
 
 _FACE_SLAB = 4096
+# Of the parts: those of another layout are not continued.
+_LAYOUT = 2
 
 
 class JobFiles(NamedTuple):
@@ -147,7 +149,7 @@ def rescore_files(
         listed = PairFile(inputs.pairs)
         listed.check(len(faces))
     files = [stamp(path) for path in inputs if path is not None]
-    key = key_of([[*settings, skip_bad, chunk], files])
+    key = key_of([[*settings, skip_bad, chunk], files, _LAYOUT])
     folder = folder_beside(output, key)
     try:
         if listed is None:

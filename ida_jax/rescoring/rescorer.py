@@ -65,8 +65,9 @@ def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str,
                 f"has only {len(scorer.anchors)} anchors"
             )
         if scorer.method == "ida_l" and scorer.anchors is not None:
-            if scorer.ssr.anchors_digest not in ("", scorer.anchors.digest):
-                notes.append("ida_l: the SSR module was trained with another anchor set than this")
+            own = scorer.ssr.anchors_digest
+            if own and own != scorer.anchors.digest:
+                notes.append("ida_l: the SSR module was trained with other anchors than these")
         needed = [need for need in METHODS[scorer.method].needs if need != "ssr"]
         for need, artefact in ((need, getattr(scorer, need)) for need in needed):
             if getattr(artefact, "anchors_digest", None) == "":

@@ -132,7 +132,7 @@ def test_an_ssr_module_of_other_anchors_is_noted(scorers):
         ssr = dataclasses.replace(module, anchors_digest=digest)
         notes = cohort_notes([Rescorer(ANCHORS, method="ida_l", ssr=ssr)], None)
         assert len(notes) == noted
-        assert all("trained with another anchor set" in note for note in notes)
+        assert all("trained with other anchors than these" in note for note in notes)
         assert cohort_notes([Rescorer(None, method="ida_l", ssr=ssr)], None) == ()
 
 
