@@ -3,7 +3,6 @@
 A anchors, D embedding.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,12 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
+from ida_jax.common.fingerprints import same_sketch, sketch_of
 from ida_jax.common.validation import require_same_model, require_tau, unit_embeddings
 from ida_jax.tables.identities import labels_among, name_among
 from ida_jax.tables.text import name_fault
 
 _KIND = "anchor_set"
-# Beyond, a digest is of some rows: to read all of a memory-mapped set would take seconds.
-_LARGE, _SAMPLED = 256 << 20, 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,19 +100,9 @@ class AnchorSet:
         return self.embeddings.shape[1]
 
     @cached_property
-    def digest(self) -> str:
-        """16 hex digits of a hash of the embeddings: what calibrations and fits know the set by.
-
-        Of a set of more than 256 MiB of 1,024 of its rows, spread evenly, and of its size. Order
-        counts; labels, names and defaults do not. Plain embeddings are made unit rows when they are
-        read, whose last bits may differ on another processor; a saved set's do not.
-        """
-        rows = self.embeddings
-        if rows.nbytes > _LARGE:
-            rows = rows[np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(int))]
-        digest = hashlib.blake2b(f"{len(self)} {self.width}".encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(rows, "<f4").data)
-        return digest.hexdigest()
+    def sketch(self) -> str:
+        """What calibrations and fits know the embeddings by (`sketch_of`)."""
+        return sketch_of(self.embeddings)
 
     def described(self) -> str:
         """The set in one line."""
@@ -225,13 +213,13 @@ class AnchorSet:
         fingerprint: str,
         width: int,
         anchors: int,
-        digest: str,
+        sketch: str,
     ) -> None:
         """Refuses a fit (`what`) that was made with other anchors, or those of another model.
 
         Args:
           anchors: their number.
-          digest: their `digest`; "" where unknown, as in fits of older versions, and not compared.
+          sketch: their `sketch`; "" where unknown, as in fits of older versions, and not compared.
 
         Raises:
           UserError: it names the command that fits again.
@@ -245,8 +233,8 @@ class AnchorSet:
                 f"the {what} was fitted with {anchors} anchors, {len(self)} were given: use the "
                 f"same anchor set, or fit again (python -m ida_jax.fit {command})"
             )
-        if digest and digest != self.digest:
+        if sketch and not same_sketch(sketch, self.sketch):
             raise UserError(
-                f"the {what} was fitted with another set of {anchors} anchors ({digest}, not "
-                f"{self.digest}): use that set, or fit again (python -m ida_jax.fit {command})"
+                f"the {what} was fitted with another set of {anchors} anchors than the one given: "
+                f"use the same set, or fit again (python -m ida_jax.fit {command})"
             )

@@ -44,7 +44,7 @@ class SSRModule:
       k: the support set's size that it was trained to replace.
       tau: the τ of F.
       fingerprint: of the model whose embeddings it takes; "" where unknown.
-      anchors_digest: `ida_jax.anchors.anchor_set.AnchorSet.digest` of the anchors that its targets
+      anchors_sketch: `ida_jax.anchors.anchor_set.AnchorSet.sketch` of the anchors that its targets
         were searched in; "" where unknown.
     """
 
@@ -56,7 +56,7 @@ class SSRModule:
     k: int
     tau: float
     fingerprint: str = ""
-    anchors_digest: str = ""
+    anchors_sketch: str = ""
 
     @property
     def width(self) -> int:
@@ -93,7 +93,7 @@ class SSRModule:
             for layer, leaves in self.params.items()
             for name, value in leaves.items()
         }
-        metadata = {name: getattr(self, name) for name in (*_METADATA, "anchors_digest")}
+        metadata = {name: getattr(self, name) for name in (*_METADATA, "anchors_sketch")}
         save_tensors(path, tensors, kind=_KIND, metadata=metadata)
 
     @classmethod
@@ -109,8 +109,8 @@ class SSRModule:
                 layer: {leaf: tensors[f"{layer}/{leaf}"] for leaf in ("kernel", "bias")}
                 for layer in ("hidden_fc", "output_fc")
             }
-            digest = metadata.get("anchors_digest", "")  # older modules have none
-            loaded = cls(params, *(metadata[name] for name in _METADATA), digest)
+            sketch = metadata.get("anchors_sketch", "")  # older modules have none
+            loaded = cls(params, *(metadata[name] for name in _METADATA), sketch)
             require_types(loaded)
             hidden = params["hidden_fc"]["kernel"].shape[-1]
             require_variables(

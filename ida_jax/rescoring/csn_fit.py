@@ -50,7 +50,7 @@ class Csn:
       identities: the number of people in the fitted pairs.
       genuine: the number of genuine pairs that it was fitted on.
       impostor: the number of impostor pairs.
-      anchors_digest: `AnchorSet.digest` of the cohort; "" in classifiers of older versions.
+      anchors_sketch: `AnchorSet.sketch` of the cohort; "" in classifiers of older versions.
     """
 
     coefficient_weights: np.ndarray
@@ -64,7 +64,7 @@ class Csn:
     identities: int
     genuine: int
     impostor: int
-    anchors_digest: str = ""
+    anchors_sketch: str = ""
 
     @property
     def degree(self) -> int:
@@ -96,7 +96,7 @@ class Csn:
         anchors.check_fit(
             "CSN classifier", "csn",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
-            digest=self.anchors_digest,
+            sketch=self.anchors_sketch,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -260,7 +260,7 @@ def fit_csn(
         identities=identities,
         genuine=genuine,
         impostor=len(pairs.same) - genuine,
-        anchors_digest=anchors.digest,
+        anchors_sketch=anchors.sketch,
     )
 
 

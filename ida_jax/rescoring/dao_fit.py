@@ -66,7 +66,7 @@ class DaoFit:
       identities: the number of people in the development faces.
       genuine: the number of genuine pairs that it was fitted on.
       impostor: the number of impostor pairs, of which only the highest were considered.
-      anchors_digest: `AnchorSet.digest` of that set; "" in fits of older versions.
+      anchors_sketch: `AnchorSet.sketch` of that set; "" in fits of older versions.
     """
 
     tau: float
@@ -80,7 +80,7 @@ class DaoFit:
     identities: int = 0
     genuine: int = 0
     impostor: int = 0
-    anchors_digest: str = ""
+    anchors_sketch: str = ""
 
     @property
     def neighbours(self) -> int:
@@ -125,7 +125,7 @@ class DaoFit:
         anchors.check_fit(
             "DAO fit", "dao",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
-            digest=self.anchors_digest,
+            sketch=self.anchors_sketch,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -237,7 +237,7 @@ def fit_dao(
     fit = partial(
         DaoFit, softness=softness, width=anchors.width, anchors=len(anchors),
         fingerprint=anchors.fingerprint, far=far, identities=len(identities),
-        anchors_digest=anchors.digest,
+        anchors_sketch=anchors.sketch,
     )  # fmt: skip
     paper = fit(**_PAPER)
     most = min(most_support, len(anchors) - 2 * largest)

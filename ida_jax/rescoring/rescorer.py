@@ -24,7 +24,7 @@ from ida_jax.anchors.sources import read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
-from ida_jax.common.fingerprints import content_fingerprint
+from ida_jax.common.fingerprints import content_fingerprint, same_sketch
 from ida_jax.common.validation import require_tau, unit_embeddings
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
@@ -65,12 +65,12 @@ def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str,
                 f"has only {len(scorer.anchors)} anchors"
             )
         if scorer.method == "ida_l" and scorer.anchors is not None:
-            own = scorer.ssr.anchors_digest
-            if own and own != scorer.anchors.digest:
+            own = scorer.ssr.anchors_sketch
+            if own and not same_sketch(own, scorer.anchors.sketch):
                 notes.append("ida_l: the SSR module was trained with other anchors than these")
         needed = [need for need in METHODS[scorer.method].needs if need != "ssr"]
         for need, artefact in ((need, getattr(scorer, need)) for need in needed):
-            if getattr(artefact, "anchors_digest", None) == "":
+            if getattr(artefact, "anchors_sketch", None) == "":
                 notes.append(
                     f"{scorer.method}: --{need} does not say which anchors it was fitted with (an "
                     "older version's): their number alone was compared; fit it again"
@@ -322,7 +322,7 @@ class Rescorer:
             self.method,
             settings={name: np.asarray(getattr(self, name)).item() for name in entry.settings},
             model=model,
-            anchors="" if anchors is None else anchors.digest,
+            anchors="" if anchors is None else anchors.sketch,
             anchor_count=0 if anchors is None else len(anchors),
             artefacts={need: content_fingerprint(value) for need, value in needed.items()},
         )

@@ -232,7 +232,7 @@ def _ssr(run: EmbeddingRun) -> None:
     else:
         faces = run.copied_faces.embeddings
         ssr = train_ssr(faces, run.training_log_density, c.ssr, **options)
-    replace(ssr, anchors_digest=run.inputs.anchors.digest).save(run.workdir / SSR)
+    replace(ssr, anchors_sketch=run.inputs.anchors.sketch).save(run.workdir / SSR)
 
 
 def _evaluate(run: EmbeddingRun) -> None:

@@ -384,7 +384,7 @@ def _ssr(run: Run) -> None:
         )
         log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
         ssr = train_ssr(faces, log_density, c.ssr, **options)
-    replace(ssr, anchors_digest=run.anchors.digest).save(run.workdir / SSR)
+    replace(ssr, anchors_sketch=run.anchors.sketch).save(run.workdir / SSR)
 
 
 def _pfe(run: Run) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.fingerprints import same_sketch
 from ida_jax.tables.blocks import parquet_layout
 from ida_jax.tables.embeddings import file_stamp
 
@@ -79,9 +80,9 @@ class ScoreOrigin:
       scale: "log", "dao", "llr" or "percent".
       settings: {"k": 10, …}, those that the method's scores depend on.
       model: the fingerprint of the model that made the embeddings; "" where unknown.
-      anchors: `AnchorSet.digest` of the anchors; "" for a method without.
+      anchors: `AnchorSet.sketch` of the anchors; "" for a method without.
       anchor_count: their number.
-      artefacts: {"ssr": `ida_jax.common.files.content_fingerprint`, …}, of what the method needs.
+      artefacts: {"ssr": its `content_fingerprint`, …}, of what else the method needs.
       shared: people who are among the anchors; None where nobody looked.
     """
 
@@ -123,8 +124,8 @@ class ScoreOrigin:
         """In one line."""
         parts = [self.method, *(f"{name} = {value:g}" for name, value in self.settings.items())]
         if self.anchors:
-            parts.append(f"{self.anchor_count:,} anchors ({self.anchors})")
-        parts += [f"{name} {digest}" for name, digest in self.artefacts.items()]
+            parts.append(f"{self.anchor_count:,} anchors")
+        parts += [f"{name} {made}" for name, made in self.artefacts.items()]
         return ", ".join([*parts, f"model {self.model or 'unknown'}"])
 
 
@@ -149,8 +150,8 @@ def differences(fitted: ScoreOrigin, given: ScoreOrigin) -> list[str]:
             found.append(f"{name} = {of[0]}, not {of[1]}")
     if fitted.anchor_count != given.anchor_count:
         found.append(f"{fitted.anchor_count:,} anchors, not {given.anchor_count:,}")
-    elif fitted.anchors != given.anchors:
-        found.append(f"other anchors ({fitted.anchors}, not {given.anchors})")
+    elif not same_sketch(fitted.anchors, given.anchors):
+        found.append(f"another set of {fitted.anchor_count:,} anchors")
     if fitted.model and given.model and fitted.model != given.model:
         found.append(f"model {fitted.model}, not {given.model}")
     for name in sorted({*fitted.artefacts, *given.artefacts}):

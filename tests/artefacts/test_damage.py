@@ -58,7 +58,7 @@ _ARTEFACTS = {
     ),
     "ssr": SSRModule(
         {"hidden_fc": _layer(4, 7), "output_fc": _layer(7, 1)}, "log", 1.0, 0.5, 1e-3, 10, 2.0,
-        anchors_digest="0123456789abcdef",
+        anchors_sketch="0123456789abcdef",
     ),
     "csn": Csn(np.arange(1.0, 5), 2.0, -1.0, 9, 4, 11, "", 1e-3, 5, 6, 7),
     "dao": DaoFit(1.5, 0.75, 9.5, 1.0, 4, 11, "0123456789abcdef", 1e-4, 5, 6, 7),

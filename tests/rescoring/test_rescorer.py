@@ -114,7 +114,7 @@ def test_the_origin_names_what_was_trained(scorers):
     for method, scorer in scorers.items():
         origin, needs = scorer.origin(model="abc"), set(METHODS[method].needs)
         assert (origin.method, origin.model, origin.scale) == (method, "abc", "log")
-        assert origin.anchors == (whole.digest if "anchors" in needs else "")
+        assert origin.anchors == (whole.sketch if "anchors" in needs else "")
         assert origin.anchor_count == (60 if "anchors" in needs else 0)
         assert set(origin.artefacts) == needs - {"anchors"}
     module = scorers["ida_l"].ssr
@@ -128,8 +128,8 @@ def test_the_origin_names_what_was_trained(scorers):
 
 def test_an_ssr_module_of_other_anchors_is_noted(scorers):
     module = scorers["ida_l"].ssr
-    for digest, noted in (("", 0), (AnchorSet.from_embeddings(ANCHORS).digest, 0), ("0" * 16, 1)):
-        ssr = dataclasses.replace(module, anchors_digest=digest)
+    for sketch, noted in (("", 0), (AnchorSet.from_embeddings(ANCHORS).sketch, 0), ("0" * 16, 1)):
+        ssr = dataclasses.replace(module, anchors_sketch=sketch)
         notes = cohort_notes([Rescorer(ANCHORS, method="ida_l", ssr=ssr)], None)
         assert len(notes) == noted
         assert all("trained with other anchors than these" in note for note in notes)

@@ -21,7 +21,7 @@ ORIGIN = ScoreOrigin(
     "ida_r_fitted",
     settings={"k": 10, "tau": 1.5},
     model="0123456789abcdef",
-    anchors="fedcba9876543210",
+    anchors="0.5 -0.1",
     anchor_count=60,
     artefacts={"dao_fit": "00ff00ff00ff00ff"},
     shared=Shared(90, left_out=3, known=2, likely=1, threshold=0.625),
@@ -98,7 +98,8 @@ def test_a_damaged_record_is_none_or_an_origin(tmp_path_factory, key, value):
         ({"settings": {"k": 10}}, "tau = 1.5, not none"),
         ({"settings": {"k": 10, "tau": 1.5, "ddof": 0}}, "ddof = none, not 0"),
         ({"anchor_count": 61, "anchors": "0"}, "60 anchors, not 61"),
-        ({"anchors": "0"}, r"other anchors (fedcba9876543210, not 0)"),
+        ({"anchors": "0.5 0.1"}, "another set of 60 anchors"),
+        ({"anchors": "0.5 -0.100002"}, "another set of 60 anchors"),
         ({"model": "f" * 16}, "model 0123456789abcdef, not ffffffffffffffff"),
         ({"artefacts": {"dao_fit": "1"}}, "dao_fit 00ff00ff00ff00ff, not 1"),
         ({"artefacts": {}}, "dao_fit 00ff00ff00ff00ff, not none"),
@@ -110,6 +111,7 @@ def test_every_difference_is_named(change, said):
 
 def test_no_difference():
     assert differences(ORIGIN, replace(ORIGIN, shared=None)) == []
+    assert differences(ORIGIN, replace(ORIGIN, anchors="0.4999999 -0.1000001")) == []
     for unknown in (replace(ORIGIN, model=""), ORIGIN):
         assert differences(unknown, ORIGIN) == differences(ORIGIN, unknown) == []
 
