@@ -102,7 +102,8 @@ def _rescore(options: Any) -> None:
                 f"{summary.bad_faces} faces are zero, NaN or infinite; {summary.unmatched:,} pairs "
                 "with them have the score NaN, which never counts as a match"
             )
-        if shared := summary.origin.shared:
+        shared = summary.origin.shared
+        if shared is not None and (shared.left_out or shared.likely):
             print(shared.summary())
 
 

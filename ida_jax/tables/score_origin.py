@@ -166,10 +166,9 @@ def origin_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.origin.json")
 
 
-def write_origin(written: Path, scores: Path, origin: ScoreOrigin) -> None:
-    """Writes the file that goes beside an .npy or .csv (`origin_file`), tied to its content."""
-    record = {**origin.to_json(), **file_stamp(scores)}
-    written.write_text(json.dumps(record) + "\n", encoding="utf-8")
+def origin_record(origin: ScoreOrigin, scores: Path) -> bytes:
+    """The content of `origin_file`, tied to that of the scores' file."""
+    return (json.dumps({**origin.to_json(), **file_stamp(scores)}) + "\n").encode()
 
 
 def read_origin(path: Path) -> ScoreOrigin | None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import written_together
+from ida_jax.common.files import written_whole
 from ida_jax.tables.blocks import known_suffix
-from ida_jax.tables.score_origin import KEY, ScoreOrigin, origin_file, write_origin
+from ida_jax.tables.score_origin import KEY, ScoreOrigin, origin_file, origin_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,18 +72,24 @@ def write_scores(
     """
     path = Path(path)
     suffix = known_suffix(path, _SUFFIXES, what="scores")
-    with written_together(path, *files_beside(path)) as (temporary, *beside):
+    with written_whole(path) as temporary:
         with temporary.open("wb") as file:
             if suffix == ".parquet":
                 _write_parquet(file, _blocks(chunks, count), origin)
             else:
                 write = {".npy": _write_npy, ".csv": _write_csv}[suffix]
                 write(file, _blocks(chunks, count), count)
-        for written in beside:
-            if origin is None:
-                written.unlink()
-            else:
-                write_origin(written, temporary, origin)
+        # Before the scores: older ones that a kill leaves are of unknown origin, not of this one.
+        for beside in files_beside(path):
+            _write_beside(beside, None if origin is None else origin_record(origin, temporary))
+
+
+def _write_beside(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_bytes() != content:
+        with written_whole(path) as written:
+            written.write_bytes(content)
 
 
 def _blocks(chunks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
