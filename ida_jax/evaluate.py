@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ida_jax.tables.labelled_scores import Identities
+    from ida_jax.tables.score_origin import ScoreOrigin
 
 _LEVEL = 0.95
 
@@ -95,8 +96,10 @@ def _parser() -> Parser:
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     add("--fit", choices=("logistic", "isotonic"), help="fit a calibration of S")
     add("--calibration", type=Path, metavar="OUT", help="the fitted calibration, .safetensors")
-    add("--method", default="", help="the method of S, such as ida_r, kept with the calibration, "
-        "which rescore then refuses for other methods")
+    add("--method", default="", help="the method of S, such as ida_r, where S was not written by "
+        "rescore: kept with the calibration, which rescore then refuses for other methods")
+    add("--allow_shared", action="store_true",
+        help="fit though people of S seem to be among the anchors, where they are not")
     add("--json", type=Path, metavar="OUT", help="all figures and curves")
     add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
     # fmt: on
@@ -113,6 +116,8 @@ def _check(options: Any) -> None:
         raise UserError(
             "--ignore_identity_pairs needs --identities=I, which says whose faces the pairs are of"
         )
+    if options.allow_shared and options.fit is None:
+        raise UserError("--allow_shared goes with --fit")
     if options.resamples < 0 or options.resamples == 1 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected 0 (no bootstrap) or "
@@ -159,6 +164,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         named = read_named_identities(options.identities)
         _require_length(options.identities, named.codes, options.labels, same)
     groups = None if options.groups is None else _pair_groups(options, named)
+    origin = _origin(options)
     if groups is not None:
         _require_length(options.groups, groups.codes, options.labels, same)
     identities = None if named is None else named.codes
@@ -203,7 +209,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         results |= _bootstrap(options, scores, same, identities, results)
     if options.fit is not None:  # last, so that a mistake found above leaves no file behind
         split = split_scores(scores["scores"], same)
-        results["calibration"] = _calibrate(options, split)
+        results["calibration"] = _calibrate(options, split, origin)
     return results
 
 
@@ -296,16 +302,53 @@ def _bootstrap(
     return entries
 
 
-def _calibrate(options: Any, split: Any) -> dict[str, Any]:
+def _origin(options: Any) -> "ScoreOrigin | None":
+    """What S was made with; what a reader or a calibration must know of it is said or refused."""
+    from dataclasses import replace
+
+    from ida_jax.tables.score_origin import MOST_SHARED, read_origin
+
+    origin = read_origin(options.scores)
+    if origin is None:
+        if options.fit is not None:
+            print(
+                f"warning: {options.scores} does not say what made it (rescore's files do): the "
+                "calibration cannot be checked against the anchors and settings it is used with",
+                file=sys.stderr,
+            )
+        return None
+    if options.method not in ("", origin.method):
+        raise UserError(
+            f"{options.scores} holds scores of {origin.method}, not of {options.method}: leave "
+            "--method out"
+        )
+    shared = origin.shared
+    if shared is not None and shared.share > MOST_SHARED and not options.allow_shared:
+        if options.fit is not None:
+            raise UserError(
+                f"{options.scores}: {shared.described()}, and a calibration of their scores is too "
+                "lax for others: rescore with --labels, or other people; if nobody is, "
+                "--allow_shared"
+            )
+        print(
+            f"warning: {options.scores}: {shared.described()}: their scores are lower, and these "
+            "thresholds too lax for others",
+            file=sys.stderr,
+        )
+    return replace(origin, shared=None) if options.allow_shared else origin
+
+
+def _calibrate(options: Any, split: Any, origin: "ScoreOrigin | None") -> dict[str, Any]:
     """Fits and writes the calibration of S; its entries."""
     from ida_jax.artefacts.calibration import fit_calibration
     from ida_jax.metrics.likelihood_ratios import cllr
 
-    calibration = fit_calibration(*split, kind=options.fit, method=options.method)
+    calibration = fit_calibration(*split, kind=options.fit, method=options.method, origin=origin)
     calibration.save(options.calibration)
     return {
         "kind": options.fit,
         "file": str(options.calibration),
+        "origin": None if origin is None else origin.to_json(),
         "cllr": cllr(*(calibration.llr(kind) for kind in split)),
     }
 

@@ -420,17 +420,14 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
 
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import names_beside, read_embeddings
-    from ida_jax.tables.identities import people_of_images, read_people
+    from ida_jax.tables.identities import people_of_images, read_people_or_images
 
     table = read_embeddings(options.against, names=names_beside(options.against, None))
     path = str(options.against)
     anchors.check_model(fingerprint=table.fingerprint, width=table.width, whose=path)
     people = None
     if options.labels is not None:
-        people = read_people(options.labels, len(table.embeddings))
-        if people.dtype.kind == "U" and not set(people.tolist()) & set(anchors.names):
-            # A list of images, as E.names.txt is one; anchors may bear such names themselves.
-            people = people_of_images(people.tolist()) or people
+        people = read_people_or_images(options.labels, len(table.embeddings), among=anchors.names)
     elif anchors.names and table.names:
         people = people_of_images(table.names)
     faces = unit_embeddings(table.embeddings, what="probes")

@@ -6,12 +6,14 @@ A anchors, D embedding.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
+from ida_jax.common.fingerprints import same_sketch, sketch_of
 from ida_jax.common.validation import require_same_model, require_tau, unit_embeddings
 from ida_jax.tables.identities import labels_among, name_among
 from ida_jax.tables.text import name_fault
@@ -121,6 +123,11 @@ class AnchorSet:
         labels[unknown] = labels.max(initial=-1) + 1 + groups
         return labels
 
+    @cached_property
+    def sketch(self) -> str:
+        """What calibrations and fits know the embeddings by (`sketch_of`)."""
+        return sketch_of(self.embeddings)
+
     def described(self) -> str:
         """The set in one line."""
         people = "unlabelled"
@@ -227,9 +234,20 @@ class AnchorSet:
         )  # fmt: skip
 
     def check_fit(
-        self, what: str, command: str, *, fingerprint: str, width: int, anchors: int
+        self,
+        what: str,
+        command: str,
+        *,
+        fingerprint: str,
+        width: int,
+        anchors: int,
+        sketch: str,
     ) -> None:
-        """Refuses a fit (`what`) that was made with anchors of another model, width or number.
+        """Refuses a fit (`what`) that was made with other anchors, or those of another model.
+
+        Args:
+          anchors: their number.
+          sketch: their `sketch`; "" where unknown, as in fits of older versions, and not compared.
 
         Raises:
           UserError: it names the command that fits again.
@@ -242,4 +260,9 @@ class AnchorSet:
             raise UserError(
                 f"the {what} was fitted with {anchors} anchors, {len(self)} were given: use the "
                 f"same anchor set, or fit again (python -m ida_jax.fit {command})"
+            )
+        if sketch and not same_sketch(sketch, self.sketch):
+            raise UserError(
+                f"the {what} was fitted with another set of {anchors} anchors than the one given: "
+                f"use the same set, or fit again (python -m ida_jax.fit {command})"
             )

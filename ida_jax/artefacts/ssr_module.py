@@ -28,6 +28,7 @@ _KIND = "ssr_module"
 _METADATA = ("target", "mean", "std", "floor", "k", "tau", "fingerprint")
 # Of a module that was judged on held-out people; another's file has none of them.
 _JUDGED = ("slope", "intercept", "held_out")
+_FURTHER = (*_JUDGED, "anchors_sketch")
 _BLOCKS = (64, 4096)
 
 TARGETS = ("standardised", "log", "paper")
@@ -95,6 +96,8 @@ class SSRModule:
       slope, intercept: of the calibration, log F = intercept + slope · the network's. At slope 0
         every face has the same F, and pairs rank by their cosine.
       held_out: how held-out people judged it; None where they did not.
+      anchors_sketch: `ida_jax.anchors.anchor_set.AnchorSet.sketch` of the anchors that its targets
+        were searched in; "" where unknown.
     """
 
     params: Mapping[str, Mapping[str, np.ndarray]]
@@ -108,6 +111,7 @@ class SSRModule:
     slope: float = 1.0
     intercept: float = 0.0
     held_out: HeldOut | None = None
+    anchors_sketch: str = ""
 
     @property
     def width(self) -> int:
@@ -163,6 +167,8 @@ class SSRModule:
             for name, value in leaves.items()
         }
         metadata: dict[str, Any] = {name: getattr(self, name) for name in _METADATA}
+        if self.anchors_sketch:
+            metadata["anchors_sketch"] = self.anchors_sketch
         if self.held_out is not None or self.calibrated:
             judged = None if self.held_out is None else asdict(self.held_out)
             metadata |= dict(zip(_JUDGED, (self.slope, self.intercept, judged), strict=True))
@@ -181,11 +187,12 @@ class SSRModule:
                 layer: {leaf: tensors[f"{layer}/{leaf}"] for leaf in ("kernel", "bias")}
                 for layer in ("hidden_fc", "output_fc")
             }
-            judged = {name: metadata[name] for name in _JUDGED if name in metadata}
-            if judged.get("held_out") is not None:
-                judged["held_out"] = HeldOut(**judged["held_out"])
-                require_types(judged["held_out"])
-            loaded = cls(params, *(metadata[name] for name in _METADATA), **judged)
+            # Older modules have none of these.
+            further = {name: metadata[name] for name in _FURTHER if name in metadata}
+            if further.get("held_out") is not None:
+                further["held_out"] = HeldOut(**further["held_out"])
+                require_types(further["held_out"])
+            loaded = cls(params, *(metadata[name] for name in _METADATA), **further)
             require_types(loaded)
             hidden = params["hidden_fc"]["kernel"].shape[-1]
             require_variables(

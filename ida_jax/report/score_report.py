@@ -23,6 +23,7 @@ from ida_jax.report.style import (
     method_styles,
     new_figure,
 )
+from ida_jax.tables.score_origin import ScoreOrigin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,6 +143,13 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"Calibration ({fitted['kind']}) in {fitted['file']}; its Cllr is on the pairs that it "
             "was fitted on"
+        )
+        made = fitted.get("origin")
+        notes.append(
+            f"Made of scores by {ScoreOrigin.from_json(made).described()}: rescore refuses it for "
+            "others"
+            if made
+            else "Made of scores that do not say what made them: rescore cannot check it"
         )
     return notes
 

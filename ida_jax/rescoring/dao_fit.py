@@ -65,6 +65,7 @@ class DaoFit:
       identities: the number of people in the development faces.
       genuine: the number of genuine pairs that it was fitted on.
       impostor: the number of impostor pairs, of which only the highest were considered.
+      anchors_sketch: `AnchorSet.sketch` of that set; "" in fits of older versions.
     """
 
     tau: float
@@ -78,6 +79,7 @@ class DaoFit:
     identities: int = 0
     genuine: int = 0
     impostor: int = 0
+    anchors_sketch: str = ""
 
     @property
     def neighbours(self) -> int:
@@ -118,10 +120,11 @@ class DaoFit:
         return FaceTerms("dao", log_f[:, None], np.float32([self.cosine_tau]))
 
     def check_anchors(self, anchors: AnchorSet) -> None:
-        """Refuses, by UserError, anchors of another model, width or number."""
+        """Refuses, by UserError, other anchors than those that it was fitted with."""
         anchors.check_fit(
             "DAO fit", "dao",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+            sketch=self.anchors_sketch,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -219,6 +222,7 @@ def fit_dao(
     fit = partial(
         DaoFit, softness=softness, width=anchors.width, anchors=len(anchors),
         fingerprint=anchors.fingerprint, far=far, identities=given.identities,
+        anchors_sketch=anchors.sketch,
     )  # fmt: skip
     paper = fit(**_PAPER)
     most = min(most_support, given.most_neighbours)

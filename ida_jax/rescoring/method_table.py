@@ -64,6 +64,10 @@ ARTEFACTS = {
 _LABEL_FREE_SUPPORT, _LABEL_FREE_NORM_WEIGHT = 30, 0.06
 
 
+# What a scorer is set to.
+SETTINGS = ("k", "tau", "top_n", "ddof")
+
+
 @dataclass(frozen=True)
 class Method:
     """A scoring method.
@@ -81,6 +85,8 @@ class Method:
         beside `values`; None for what takes unit rows alone.
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
+      settings: the scorer's attributes that its scores depend on beside faces, anchors and
+        artefacts; all of `SETTINGS` where nobody said.
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
@@ -96,6 +102,7 @@ class Method:
     log_norm: "Callable[[Rescorer, np.ndarray], np.ndarray] | None" = None
     constants: "Callable[[Rescorer], tuple[float, ...]]" = lambda scorer: ()
     own_constants: bool = False
+    settings: tuple[str, ...] = SETTINGS
     usual: bool = True
     style: tuple | None = None
     score_name: str = ""
@@ -138,6 +145,7 @@ METHODS: dict[str, Method] = {
         values=lambda scorer, faces, _: np.empty((len(faces), 0), np.float32),
         style=("#222222", "--", "o"),
         fused="pfe_fusion",
+        settings=(),
     ),
     "ida_r": Method(
         "IDA-R",
@@ -153,6 +161,7 @@ METHODS: dict[str, Method] = {
         constants=_tau,
         style=("#0072B2", "-", "s"),
         fused="pfe_ida_r",
+        settings=("k", "tau"),
     ),
     "ida_r_fallback": Method(
         "IDA-R fallback",
@@ -165,6 +174,7 @@ METHODS: dict[str, Method] = {
         values=_fallen_back,
         constants=_tau,
         style=("#56B4E9", "--", "X"),
+        settings=("k", "tau"),
     ),
     "ida_r_fitted": Method(
         "IDA-R fitted",
@@ -177,6 +187,7 @@ METHODS: dict[str, Method] = {
         constants=lambda scorer: (scorer.dao_fit.cosine_tau,),
         own_constants=True,
         style=("#1B4B8A", ":", "*"),
+        settings=(),
     ),
     "ida_l": Method(
         "IDA-L",
@@ -189,6 +200,7 @@ METHODS: dict[str, Method] = {
         own_constants=True,
         style=("#D55E00", "-.", "^"),
         fused="pfe_ida_l",
+        settings=(),
     ),
     "ida_q": Method(
         "IDA-Q",
@@ -206,6 +218,7 @@ METHODS: dict[str, Method] = {
         log_norm=lambda scorer, log_norms: scorer.quality_fit.clipped(log_norms),
         constants=lambda scorer: scorer.quality_fit.constants,
         own_constants=True,
+        settings=(),
         style=("#7B3294", "-", "p"),
     ),
     # Not usual: it refuses embeddings that were normalised.
@@ -220,6 +233,7 @@ METHODS: dict[str, Method] = {
         log_norm=lambda scorer, log_norms: log_norms,
         constants=lambda scorer: (1.0, _LABEL_FREE_NORM_WEIGHT),
         own_constants=True,
+        settings=(),
         usual=False,
         style=("#C2A5CF", "--", "d"),
     ),
@@ -271,6 +285,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         usual=False,
+        settings=("ddof",),
     ),
     "t_norm": Method(
         "T-norm",
@@ -279,6 +294,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         usual=False,
+        settings=("ddof",),
     ),
     "s_norm": Method(
         "S-norm",
@@ -288,6 +304,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         style=("#999999", ":", "<"),
+        settings=("ddof",),
     ),
     "as_norm": Method(
         "AS-norm",
@@ -300,6 +317,7 @@ METHODS: dict[str, Method] = {
             nearest_statistics(nearest, ddof=scorer.ddof), axis=1
         ),
         style=("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+        settings=("top_n", "ddof"),
     ),
     "csn": Method(
         "CSN",
@@ -311,6 +329,7 @@ METHODS: dict[str, Method] = {
         values=lambda scorer, _, nearest: _column(scorer.csn.face_term(nearest)),
         constants=lambda scorer: (scorer.csn.weight, scorer.csn.bias),
         style=("#8C6D1F", "-.", ">"),
+        settings=(),
     ),
 }
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, fingerprint_of, load_tensors, require_types, save_tensors
+from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.validation import require_unit
 from ida_jax.metrics.resampling import genuine_rows, impostor_rows
 from ida_jax.metrics.roc import accepted_impostors
@@ -64,7 +64,7 @@ class QualityFit:
       k: the support set's size for u.
       width: D.
       anchors: how many anchors it was fitted with.
-      anchors_digest: `anchors_digest` of them.
+      anchors_sketch: `AnchorSet.sketch` of them.
       fingerprint: of the model whose embeddings it takes; "" where unknown.
       form: of `FORMS`.
       people: those with a genuine pair.
@@ -84,7 +84,7 @@ class QualityFit:
     k: int
     width: int
     anchors: int
-    anchors_digest: str
+    anchors_sketch: str
     fingerprint: str = ""
     form: str = "fitted"
     people: int = 0
@@ -105,12 +105,8 @@ class QualityFit:
         anchors.check_fit(
             "quality fit", "quality",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+            sketch=self.anchors_sketch,
         )  # fmt: skip
-        if anchors_digest(anchors) != self.anchors_digest:
-            raise UserError(
-                f"the quality fit was made with {self.anchors:,} other anchors: use these again, "
-                "or fit again (python -m ida_jax.fit quality)"
-            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fit as one safetensors file, whole or not at all."""
@@ -228,7 +224,7 @@ def fit_quality(
     return QualityFit(
         float(rate), *map(float, weights), *map(float, line),
         *np.quantile(log_norm, _RANGE).tolist(), tuple(np.quantile(log_norm, percents).tolist()),
-        k=k, width=anchors.width, anchors=len(anchors), anchors_digest=anchors_digest(anchors),
+        k=k, width=anchors.width, anchors=len(anchors), anchors_sketch=anchors.sketch,
         fingerprint=anchors.fingerprint, form=form, people=people,
         genuine=cosines.genuine.size, impostor=impostors.size,
     )  # fmt: skip
@@ -325,9 +321,3 @@ def _at_far(impostors: np.ndarray, far: float) -> float:
     """The threshold at a FAR: the highest impostor that is not accepted."""
     place = impostors.size - 1 - accepted_impostors(far, impostors.size)
     return float(np.partition(impostors, place)[place])
-
-
-def anchors_digest(anchors: AnchorSet) -> str:
-    """What tells these anchors from others: of up to 4,096 of their rows, evenly spaced."""
-    rows = np.linspace(0, len(anchors) - 1, min(len(anchors), _DIGESTED)).astype(int)
-    return fingerprint_of(len(anchors), {"embeddings": anchors.embeddings[rows]})

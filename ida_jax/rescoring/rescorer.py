@@ -25,6 +25,7 @@ from ida_jax.anchors.supported_weight import SupportedWeight, own_weight
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
+from ida_jax.common.fingerprints import content_fingerprint, same_sketch
 from ida_jax.common.validation import require_tau, unit_embeddings, unit_rows
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
@@ -35,6 +36,7 @@ from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_m
 from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
 from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.score_origin import ScoreOrigin
 
 _Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
 
@@ -52,25 +54,34 @@ def usual_cohort(anchors: AnchorSet) -> int:
 
 
 def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know: where `usual_cohort` had to lower as_norm's top_n, and how held-out
-    people judged ida_l's SSR module, if they did.
+    """What a reader must know: where `usual_cohort` had to lower as_norm's top_n, anchors other
+    than a module's or fit's, and how held-out people judged ida_l's SSR module, if they did.
 
     Args:
       scorers: of any methods.
       top_n: what was asked for; None for nothing.
     """
-    scorers = tuple(scorers)
-    judged = {
-        scorer.ssr.held_out
-        for scorer in scorers
-        if "ssr" in METHODS[scorer.method].needs and scorer.ssr.held_out is not None
-    }
-    return tuple(
-        f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set has only "
-        f"{len(scorer.anchors)} anchors"
-        for scorer in scorers
-        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT
-    ) + tuple(held_out.note() for held_out in judged)
+    notes = []
+    for scorer in scorers:
+        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT:
+            notes.append(
+                f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
+                f"has only {len(scorer.anchors)} anchors"
+            )
+        needs = METHODS[scorer.method].needs
+        if "ssr" in needs:
+            own = scorer.ssr.anchors_sketch
+            if own and scorer.anchors is not None and not same_sketch(own, scorer.anchors.sketch):
+                notes.append("ida_l: the SSR module was trained with other anchors than these")
+            if scorer.ssr.held_out is not None:
+                notes.append(scorer.ssr.held_out.note())
+        for need in (need for need in needs if need != "ssr"):
+            if getattr(getattr(scorer, need), "anchors_sketch", None) == "":
+                notes.append(
+                    f"{scorer.method}: --{need} does not say which anchors it was fitted with (an "
+                    "older version's): their number alone was compared; fit it again"
+                )
+    return tuple(dict.fromkeys(notes))
 
 
 class Rescorer:
@@ -309,6 +320,16 @@ class Rescorer:
         Raises:
           UserError: such a method without norms, or with those of normalised embeddings.
         """
+        return self.searched_terms(faces, labels=labels, norms=norms)[0]
+
+    def searched_terms(
+        self,
+        faces: np.ndarray,
+        *,
+        labels: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
+    ) -> tuple[FaceTerms, np.ndarray | None]:
+        """`terms`, and each face's cosine to its nearest anchor, [N]; None without a search."""
         entry = METHODS[self.method]
         nearest = None
         if self._search is not None:
@@ -317,7 +338,31 @@ class Rescorer:
         if entry.log_norm is not None:
             own = entry.log_norm(self, log_norms(norms, method=self.method))
             values = np.concatenate([values, own[:, None]], axis=1)
-        return FaceTerms(self.rule, values, self.constants)
+        terms = FaceTerms(self.rule, values, self.constants)
+        return terms, None if nearest is None else nearest[:, 0]
+
+    def origin(self, *, model: str = "") -> ScoreOrigin:
+        """What this scorer's scores are made with: a calibration of them is valid for no others.
+
+        `Calibration.check_scores` compares it.
+
+        Args:
+          model: the fingerprint of the model that made the faces' embeddings; that of the anchors
+            or artefacts if "".
+        """
+        entry = METHODS[self.method]
+        needed = {need: getattr(self, need) for need in entry.needs}
+        for artefact in needed.values():
+            model = model or artefact.fingerprint
+        anchors = needed.pop("anchors", None)
+        return ScoreOrigin(
+            self.method,
+            settings={name: np.asarray(getattr(self, name)).item() for name in entry.settings},
+            model=model,
+            anchors="" if anchors is None else anchors.sketch,
+            anchor_count=0 if anchors is None else len(anchors),
+            artefacts={need: content_fingerprint(value) for need, value in needed.items()},
+        )
 
     @cached_property
     def cohort_moments(self) -> CohortMoments:

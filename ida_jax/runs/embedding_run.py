@@ -272,7 +272,7 @@ def _ssr(run: EmbeddingRun) -> None:
     else:
         faces = run.copied_faces.embeddings
         ssr = train_ssr(faces, run.training_log_density, c.ssr, **options)
-    ssr.save(run.workdir / SSR)
+    replace(ssr, anchors_sketch=run.inputs.anchors.sketch).save(run.workdir / SSR)
 
 
 def _evaluate(run: EmbeddingRun) -> None:

@@ -25,6 +25,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -400,7 +401,7 @@ def _ssr(run: Run) -> None:
         )
         log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
         ssr = train_ssr(faces, log_density, c.ssr, **options)
-    ssr.save(run.workdir / SSR)
+    replace(ssr, anchors_sketch=run.anchors.sketch).save(run.workdir / SSR)
 
 
 def _pfe(run: Run) -> None:

@@ -35,10 +35,15 @@ def _read_anchor_set(path: Path) -> None:
 
 def _calibration() -> list[bytes]:
     from ida_jax.artefacts.calibration import fit_calibration
+    from ida_jax.tables.score_origin import ScoreOrigin, Shared
 
+    origin = ScoreOrigin(
+        "ida_r", settings={"k": 10}, anchors="ab", artefacts={"ssr": "cd"},
+        shared=Shared(9, 1, 2, 3, 0.5),
+    )  # fmt: skip
     genuine, impostor = np.linspace(-0.5, 1, 40), np.linspace(-1, 0.5, 40)
     return [
-        saved(fit_calibration(genuine, impostor, kind=kind).save, "c.safetensors")
+        saved(fit_calibration(genuine, impostor, kind=kind, origin=origin).save, "c.safetensors")
         for kind in ("logistic", "isotonic")
     ]
 
@@ -46,7 +51,9 @@ def _calibration() -> list[bytes]:
 def _read_calibration(path: Path) -> None:
     from ida_jax.artefacts.calibration import Calibration
 
-    Calibration.load(path).llr(np.float32([0, 1]))
+    calibration = Calibration.load(path)
+    calibration.llr(np.float32([0, 1]))
+    calibration.check_scores(calibration.origin)
 
 
 def _ssr() -> bytes:

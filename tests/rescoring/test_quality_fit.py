@@ -58,7 +58,7 @@ def _fit(**changes):
     made = {
         "rate": 30.0, "density_weight": 12.0, "norm_weight": 0.2, "intercept": -1.0, "slope": 0.3,
         "deviation": 0.1, "lowest": 1.5, "highest": 2.9, "percentiles": (1.8, 2.0, 2.5), "k": K,
-        "width": 24, "anchors": 120, "anchors_digest": "",
+        "width": 24, "anchors": 120, "anchors_sketch": "",
     }  # fmt: skip
     return QualityFit(**(made | changes))
 
