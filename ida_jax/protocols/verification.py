@@ -49,6 +49,7 @@ from ida_jax.metrics.resampling import (
     tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
+from ida_jax.metrics.threshold_curve import threshold_curve
 from ida_jax.protocols.group_figures import with_group_rates
 from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
@@ -371,7 +372,7 @@ def kfold_figures(
             figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
     for name, entries in mean_intervals(intervals).items():
         figures[name] |= {f"accuracy_{kind}": entry for kind, entry in entries.items()}
-    return Evaluation(figures, pairs.curves, note_of_few_units(figures, "accuracy", over=over))
+    return pairs._replace(figures=figures, notes=note_of_few_units(figures, "accuracy", over=over))
 
 
 def band_fars(impostors: int) -> tuple[float, ...]:
@@ -431,7 +432,11 @@ def _figures_and_curves(
         for name, split in splits.items()
     }
     notes = notes_of_few(figures) + note_of_few_units(figures, "tar@far", over=bootstrap.over)
-    return Evaluation(figures, roc_bands(splits, bootstrap), notes)
+    thresholds = {
+        name: threshold_curve(split, fars=fars, intervals=bootstrap.methods.get(name, ()))
+        for name, split in splits.items()
+    }
+    return Evaluation(figures, roc_bands(splits, bootstrap), notes, thresholds)
 
 
 def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:

@@ -1,0 +1,108 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from ida_jax.protocols.verification import evaluate_labelled_pairs
+from ida_jax.report.page import write_report
+from ida_jax.report.picker import picker_section
+
+HOSTILE = '</script><script>document.title="bad"</script>"\'\x1b[31m&' + "x" * 500
+FARS = (1e-2, 1e-3)
+CHROMIUM = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with")
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    """50 people; the hostile method is the better one."""
+    rng = np.random.default_rng(0)
+    same = np.repeat([True, False], [301, 12_003])
+    first = rng.integers(0, 50, same.size)
+    second = np.where(same, first, (first + rng.integers(1, 50, same.size)) % 50)
+    cosine = np.where(same, 2.0, 0.0) + rng.normal(size=same.size)
+    scores = {"cosine": cosine, HOSTILE: 3 * same + rng.normal(size=same.size)}
+    people = np.stack([first, second], axis=1)
+    return evaluate_labelled_pairs(scores, same, people, fars=FARS, resamples=20)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, evaluated):
+    path = tmp_path_factory.mktemp("picker") / "report.html"
+    picker = picker_section({"pairs": evaluated, HOSTILE: evaluated}, method=HOSTILE)
+    write_report(path, title="T", settings={}, results={}, figures={}, picker=picker)
+    return path
+
+
+def test_no_thresholds_no_section(evaluated):
+    assert picker_section({}) == ""
+    assert picker_section({"search": evaluated._replace(thresholds={})}) == ""
+
+
+def test_names_end_no_element(report):
+    page = report.read_text(encoding="utf-8")
+    assert page.count("<script") == page.count("</script>") == 2
+    assert "\x1b" not in page
+    data = json.loads(re.search(r'id="thresholds">(.*?)</script>', page, re.DOTALL)[1])
+    assert len(data["variants"][1]["name"]) == 80
+    assert page.index("<section id=") < page.index("hidden>") < page.index("Choose a threshold")
+
+
+def opened(report, folder, fragment):
+    """{method: {column: text}} of the table, and the whole page, as Chromium shows them."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--disable-sync", "--no-first-run", f"--user-data-dir={folder}"]  # fmt: skip
+    shown = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", f"{report.as_uri()}#{fragment}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    rows = {}
+    for method, row in re.findall(r'<tr data-method="(.*?)">(.*?)</tr>', shown):
+        cells = re.findall(r'data-name="(\w+)">(.*?)</td>', row)
+        texts = {
+            name: re.sub(r"<small>", " ", cell).replace("</small>", "") for name, cell in cells
+        }
+        rows[html.unescape(method)] = texts
+    row = html.unescape(re.search(r'id="picker-row".*?>(.*?)</pre>', shown)[1])
+    return rows, json.loads(row), shown
+
+
+def check_row(shown, figures, key):
+    far, tar = figures["realised_far"][key], figures["tar@far"][key]
+    low, high = figures["tar_interval@far"][key]
+    counts = figures["false_accepts"][key], figures["impostor"]
+    few = " †" if counts[0] < 10 else ""
+    assert shown["false_accepts"] == f"{counts[0]:,}{few} of {counts[1]:,}"
+    assert shown["tar"] == f"{100 * tar:.2f} % {100 * low:.2f}–{100 * high:.2f}"
+    assert float(shown["far"].replace("−", "-")) == pytest.approx(far, rel=0.006)
+    threshold = shown["threshold"].split()[0].replace("−", "-")
+    assert float(threshold) == pytest.approx(figures["threshold@far"][key], abs=6e-5)
+
+
+@needs_browser
+@pytest.mark.parametrize("key", ["0.01", "0.001"])
+def test_a_far_gives_the_figures_of_results_json(report, evaluated, tmp_path, key):
+    rows, row, shown = opened(report, tmp_path, f"far={key}")
+    assert "hidden" not in re.search(r'<section id="picker".*?>', shown)[0]
+    assert "<title>bad" not in shown
+    own, base = rows.values()
+    check_row(own, evaluated.figures[HOSTILE], key)
+    check_row(base, evaluated.figures["cosine"], key)
+    assert row["far"] == key
+    entry = row["threshold"][key]
+    assert entry["threshold"] == evaluated.figures[HOSTILE]["threshold@far"][key]
+    assert entry["false_accepts"] == evaluated.figures[HOSTILE]["false_accepts"][key]
+
+
+@needs_browser
+def test_the_slider_gives_the_figures_of_results_json(report, evaluated, tmp_path):
+    figures = evaluated.figures["cosine"]
+    threshold = figures["threshold@far"]["0.01"]
+    rows, row, _ = opened(report, tmp_path, f"method=cosine&score={threshold!r}")
+    assert list(rows) == ["cosine"]
+    check_row(rows["cosine"], figures, "0.01")
+    assert row["threshold"][row["far"]]["threshold"] == threshold
