@@ -1,18 +1,26 @@
 """What a threshold does, at enough of them to choose one: counts, and the rates' intervals.
 
-G genuine and n impostor scores, F thresholds. `roc`'s rule holds: a pair is accepted strictly
-above the threshold, and a FAR that is asked for is never exceeded.
+G genuine and n impostor scores, F thresholds, Q groups of pairs. `roc`'s rule holds: a pair is
+accepted strictly above the threshold, and a FAR that is asked for is never exceeded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from ida_jax.metrics.bootstrap import BootstrapPoint
+from ida_jax.metrics.bootstrap import Bootstrap, BootstrapPoint
 from ida_jax.metrics.roc import SplitScores, accepted_impostors, as_scores, ascending
 
 _POINTS = 200
+
+
+class GroupPart(NamedTuple):
+    """One group's impostor pairs, and int64 [F], how many are above each threshold."""
+
+    impostor: int
+    false_accepts: np.ndarray
 
 
 class ThresholdCurve(NamedTuple):
@@ -26,6 +34,7 @@ class ThresholdCurve(NamedTuple):
       true_accepts: int64 [F], genuine scores above it.
       tar_interval: float64 [F, 2], of the TAR at the threshold's FAR; NaN where there is none.
       threshold_interval: float64 [F, 2], of the threshold that has this FAR; NaN likewise.
+      groups: {group of pairs: its part}, where groups are known.
     """
 
     genuine: int
@@ -35,6 +44,7 @@ class ThresholdCurve(NamedTuple):
     true_accepts: np.ndarray
     tar_interval: np.ndarray
     threshold_interval: np.ndarray
+    groups: Mapping[str, GroupPart] = MappingProxyType({})
 
 
 def threshold_curve(
@@ -82,6 +92,37 @@ def threshold_curve(
         _between(at, bootstrapped, [point.tar for point in intervals]),
         _between(at, bootstrapped, [point.threshold for point in intervals]),
     )
+
+
+def threshold_curves(
+    splits: Mapping[str, SplitScores], bootstrap: Bootstrap, fars: Sequence[float]
+) -> dict[str, ThresholdCurve]:
+    """{method: its curve}, with the intervals of its bootstrap where it has any."""
+    return {
+        name: threshold_curve(split, fars=fars, intervals=bootstrap.methods.get(name, ()))
+        for name, split in splits.items()
+    }
+
+
+def with_groups(
+    curve: ThresholdCurve, impostor: np.ndarray, codes: np.ndarray, names: Sequence[str]
+) -> ThresholdCurve:
+    """The curve with each group's part; groups without impostor pairs are left out.
+
+    Args:
+      impostor: [n] scores, in any order.
+      codes: int [n], each pair's group among the Q names; negative for none.
+    """
+    known = codes >= 0
+    scores = np.where(np.isnan(impostor[known]), -np.inf, impostor[known]).astype(np.float64)
+    # How many thresholds, from the lowest, are below the score.
+    passed = np.searchsorted(curve.threshold[::-1], scores, side="left")
+    size = len(curve.threshold) + 1
+    cells = np.bincount(codes[known].astype(np.int64) * size + passed, minlength=len(names) * size)
+    counts = cells.reshape(len(names), size)
+    above = np.cumsum(counts[:, :0:-1], axis=1)
+    parts = zip(names, counts.sum(axis=1).tolist(), above, strict=True)
+    return curve._replace(groups={name: GroupPart(n, of) for name, n, of in parts if n})
 
 
 def _between(

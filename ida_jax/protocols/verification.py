@@ -49,7 +49,7 @@ from ida_jax.metrics.resampling import (
     tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
-from ida_jax.metrics.threshold_curve import threshold_curve
+from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curves, with_groups
 from ida_jax.protocols.group_figures import with_group_rates
 from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
@@ -199,10 +199,16 @@ def evaluate_all_pairs(
         progress=_PROGRESS,
     )
     rates: dict[str, dict[str, Any]] = {}
+    grouped: dict[str, ThresholdCurve] = {}
     if groups is not None:
+        of_pairs = groups_of_all_pairs(groups, units, genuine, left_out=removed)
+        grouped = {
+            name: with_groups(curve, scores[name].impostor, of_pairs.impostor, of_pairs.names)
+            for name, curve in threshold_curves(scores, bootstrap, fars).items()
+        }
         rates = group_rates(
             scores,
-            groups_of_all_pairs(groups, units, genuine, left_out=removed),
+            of_pairs,
             Sides(np.repeat(of_genuine, 2, axis=1), impostor_units, identities.size, total),
             fars=fars,
             own_thresholds=group_thresholds,
@@ -216,7 +222,7 @@ def evaluate_all_pairs(
             kind.sort()
     evaluated = _figures_and_curves(scores, bootstrap, fars)
     if groups is not None:
-        evaluated = with_group_rates(evaluated, rates, groups.notes)
+        evaluated = with_group_rates(evaluated, rates, groups.notes, grouped)
     return AllPairs(evaluated, scores, changed, changed_far, removed.size)
 
 
@@ -432,11 +438,9 @@ def _figures_and_curves(
         for name, split in splits.items()
     }
     notes = notes_of_few(figures) + note_of_few_units(figures, "tar@far", over=bootstrap.over)
-    thresholds = {
-        name: threshold_curve(split, fars=fars, intervals=bootstrap.methods.get(name, ()))
-        for name, split in splits.items()
-    }
-    return Evaluation(figures, roc_bands(splits, bootstrap), notes, thresholds)
+    return Evaluation(
+        figures, roc_bands(splits, bootstrap), notes, threshold_curves(splits, bootstrap, fars)
+    )
 
 
 def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:

@@ -78,6 +78,7 @@
   const sliderText = element("span");
   const presets = element("span", { class: "presets" });
   const rows = element("tbody");
+  const groups = element("table", { class: "results", id: "picker-groups" });
   const notes = element("p", { class: "soft", id: "picker-notes", "aria-live": "polite" });
   const plot = element("svg", {
     viewBox: "0 -10 640 240", role: "img", "aria-label": "TAR against FAR, and the chosen threshold",
@@ -152,6 +153,7 @@
     const shown = [[method, point]];
     if (other && other !== method) shown.push([other, pointOfFar(other, asked())]);
     rows.replaceChildren(...shown.map(([of, at]) => resultRow(of, at)));
+    groups.replaceChildren(...groupRows(shown));
     notes.textContent = remarks(shown);
     row.textContent = configRow(method, point);
     draw(shown);
@@ -176,9 +178,27 @@
         `of ${count(method.genuine)}`, "false_rejects"));
   }
 
+  // Each group's FAR at the one threshold, of the methods shown.
+  function groupRows(shown) {
+    if (!chosen().groups.length) return [];
+    const names = ["FAR in group", ...shown.map(([method]) => method.title)];
+    const cell = ([method, at], i) => {
+      const group = method.groups[i];
+      const wrong = group.false_accepts[at];
+      return element("td", { "data-group": group.name }, farText(wrong / group.impostor),
+        element("small", {}, `${count(wrong)}${wrong < data.fewest ? " †" : ""} of ${count(group.impostor)}`));
+    };
+    return [
+      element("thead", {}, element("tr", {}, ...names.map((n) => element("th", { scope: "col" }, n)))),
+      element("tbody", {}, ...chosen().groups.map((group, i) => element("tr", {},
+        element("th", { scope: "row" }, group.name), ...shown.map((of) => cell(of, i))))),
+    ];
+  }
+
   function remarks(shown) {
     const said = [];
-    const few = shown.some(([method, point]) => method.false_accepts[point] < data.fewest);
+    const few = shown.some(([method, point]) => [method, ...method.groups].some((of) =>
+      of.false_accepts[point] < data.fewest));
     if (few) said.push(`† Fewer than ${data.fewest} false accepts: conclude nothing from it.`);
     if (shown.length > 1) said.push("The second row is the cosine at the same FAR.");
     const known = shown.some(([method, point]) => method.tar_interval[point]);
@@ -248,7 +268,7 @@
     element("div", { class: "wide" }, element("table", { class: "results" },
       element("thead", {}, element("tr", {},
         ...head.map((name) => element("th", { scope: "col" }, name)))), rows)),
-    plot, notes,
+    element("div", { class: "wide" }, groups), plot, notes,
     element("p", { class: "soft" }, "For a config, as in deploy.json: ", copy), row);
 
   // report.html#far=1e-4&method=ida_r&variant=all_pairs, or #score=0.31

@@ -19,6 +19,7 @@ from ida_jax.metrics.threshold_curve import ThresholdCurve
 from ida_jax.report.style import in_order, method_name, score_name
 from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 
+_MOST_GROUPS = 20
 _SCRIPT = Path(__file__).with_name("page.js")
 
 
@@ -62,6 +63,14 @@ def _methods(thresholds: Mapping[str, ThresholdCurve]) -> list[dict[str, Any]]:
             "true_accepts": curve.true_accepts.tolist(),
             "tar_interval": _rounded(curve.tar_interval),
             "threshold_interval": _rounded(curve.threshold_interval),
+            "groups": [
+                {
+                    "name": _shown(group),
+                    "impostor": of.impostor,
+                    "false_accepts": of.false_accepts.tolist(),
+                }
+                for group, of in list(curve.groups.items())[:_MOST_GROUPS]
+            ],
         }
         for name, curve in in_order(thresholds).items()
         if curve.threshold.size

@@ -4,7 +4,7 @@ import pytest
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.bootstrap import BootstrapPoint
 from ida_jax.metrics.roc import Interval, SplitScores, tar_at_far
-from ida_jax.metrics.threshold_curve import threshold_curve
+from ida_jax.metrics.threshold_curve import threshold_curve, with_groups
 
 RNG = np.random.default_rng(0)
 
@@ -70,3 +70,17 @@ def test_missing_scores_are_never_a_match():
     assert none.threshold.size == 0
     with pytest.raises(UserError, match="expected one above 0"):
         threshold_curve(split, fars=[0.0])
+
+
+@pytest.mark.parametrize("decimals", [1, 9])
+def test_a_groups_false_accepts_are_those_above_the_thresholds(decimals):
+    split = scores(30, 2001, decimals)
+    split.impostor[:5] = np.nan
+    codes = RNG.integers(-1, 3, 2001).astype(np.int16)
+    curve = with_groups(threshold_curve(split), split.impostor, codes, ("a", "b", "c", "nobody"))
+    assert list(curve.groups) == ["a", "b", "c"]
+    for code, of in enumerate(curve.groups.values()):
+        mine = split.impostor[codes == code]
+        assert of.impostor == mine.size
+        expected = [np.count_nonzero(mine > threshold) for threshold in curve.threshold]
+        np.testing.assert_array_equal(of.false_accepts, expected)

@@ -7,6 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
+from ida_jax.metrics.groups import FaceGroups, named_cells
+from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.verification import evaluate_labelled_pairs
 from ida_jax.report.page import write_report
 from ida_jax.report.picker import picker_section
@@ -27,7 +29,12 @@ def evaluated():
     cosine = np.where(same, 2.0, 0.0) + rng.normal(size=same.size)
     scores = {"cosine": cosine, HOSTILE: 3 * same + rng.normal(size=same.size)}
     people = np.stack([first, second], axis=1)
-    return evaluate_labelled_pairs(scores, same, people, fars=FARS, resamples=20)
+    evaluated = evaluate_labelled_pairs(scores, same, people, fars=FARS, resamples=20)
+    groups = FaceGroups(np.arange(50) % 2, named_cells(("<b>even", "odd")))
+    return with_listed_groups(
+        evaluated, scores, same, people, groups.of_pairs(first, second),
+        groups=groups, group_thresholds=False, fars=FARS, resamples=0, seed=0,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,18 @@ def check_row(shown, figures, key):
 @pytest.mark.parametrize("key", ["0.01", "0.001"])
 def test_a_far_gives_the_figures_of_results_json(report, evaluated, tmp_path, key):
     rows, row, shown = opened(report, tmp_path, f"far={key}")
+    cells = re.findall(r'data-group="(.*?)">.*?<small>(.*?) of (.*?)<', shown)
+    expected = [
+        (html.escape(name), own["groups"][name])
+        for name in evaluated.figures["cosine"]["groups"]
+        for own in (evaluated.figures[HOSTILE], evaluated.figures["cosine"])
+    ]
+    assert len(cells) == len(expected) == 6
+    for (name, wrong, impostor), (group, figures) in zip(cells, expected, strict=True):
+        assert name in (group, html.unescape(group))
+        count = figures["false_accepts"][key]
+        assert wrong == f"{count:,}" + " †" * (count < 10)
+        assert impostor == f"{figures['impostor']:,}"
     assert "hidden" not in re.search(r'<section id="picker".*?>', shown)[0]
     assert "<title>bad" not in shown
     own, base = rows.values()
