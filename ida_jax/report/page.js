@@ -200,10 +200,10 @@
     const few = shown.some(([method, point]) => [method, ...method.groups].some((of) =>
       of.false_accepts[point] < data.fewest));
     if (few) said.push(`† Fewer than ${data.fewest} false accepts: conclude nothing from it.`);
-    if (shown.length > 1) said.push("The second row is the cosine at the same FAR.");
+    if (shown.length > 1) said.push("The second row, dashed in the figure, is the cosine at the same FAR.");
     const known = shown.some(([method, point]) => method.tar_interval[point]);
     said.push(known
-      ? "Small ranges are 95 % intervals, between the FARs that were resampled linear in log FAR."
+      ? "Small ranges are 95 % intervals, interpolated between the FARs that were resampled."
       : "No interval is known here.");
     said.push("A pair is accepted above the threshold. The rates are those of these pairs: "
       + "other cameras, ages or people have others.");

@@ -143,6 +143,7 @@ summary { cursor: pointer; font-weight: 600; } details dl { margin-top: .9rem; }
 #picker .base { stroke: var(--ink); } #picker path.base { stroke-dasharray: 6 4; }
 #picker circle { fill: var(--card); stroke-width: 2; } #picker circle.own { fill: var(--best); }
 #picker .at { stroke: var(--soft); stroke-dasharray: 2 3; }
+#picker-groups:not(:empty) { margin-top: 1.2rem; }
 #picker pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; margin: 0;
   padding: .7rem .8rem; background: var(--page); border: 1px solid var(--line);
   border-radius: 6px; }
@@ -202,8 +203,8 @@ def write_report(
         title,
         _verdict(results),
         _results(results),
-        groups,
         picker,
+        groups,
         _methods(results),
         "<h2>Figures</h2>" if pictures else "",
         *pictures,
