@@ -125,3 +125,32 @@ def test_the_slider_gives_the_figures_of_results_json(report, evaluated, tmp_pat
     assert list(rows) == ["cosine"]
     check_row(rows["cosine"], figures, "0.01")
     assert row["threshold"][row["far"]]["threshold"] == threshold
+
+
+_ACTS = """<script>
+const at = (id) => document.getElementById("picker-" + id), said = [];
+const threshold = () => Object.values(JSON.parse(at("row").textContent).threshold)[0].threshold;
+const input = (id, value) => { at(id).value = value; at(id).dispatchEvent(new Event("input")); };
+const press = (key) => at("score").dispatchEvent(new KeyboardEvent("keydown", { key }));
+input("far", "0.01"); said.push(threshold());
+input("far", "two"); said.push(threshold(), at("far").getAttribute("aria-invalid"));
+input("score", at("score").max); said.push(threshold());
+press("ArrowRight"); said.push(threshold());
+press("ArrowLeft"); said.push(threshold());
+at("method").value = 0; at("method").dispatchEvent(new Event("change")); said.push(threshold());
+at("row").insertAdjacentHTML("afterend", "<i id=said></i>");
+document.getElementById("said").textContent = JSON.stringify(said);
+</script></main>"""
+
+
+@needs_browser
+def test_slider_box_and_keys(report, evaluated, tmp_path):
+    page = report.read_text(encoding="utf-8").replace("</main>", _ACTS)
+    acted = tmp_path / "acted.html"
+    acted.write_text(page, encoding="utf-8")
+    _, _, shown = opened(acted, tmp_path / "profile", "variant=pairs")
+    said = json.loads(html.unescape(re.search(r'<i id="said">(.*?)</i>', shown)[1]))
+    own, cosine = (evaluated.thresholds[name].threshold for name in (HOSTILE, "cosine"))
+    wanted = evaluated.figures[HOSTILE]["threshold@far"]["0.01"]
+    # A FAR that is none changes nothing; no key goes beyond the strictest threshold.
+    assert said == [wanted, wanted, "true", own[0], own[0], own[1], cosine[1]]
