@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from ida_jax.metrics.decisions import Failure
 from ida_jax.metrics.likelihood_ratios import cllr, min_cllr
 from ida_jax.metrics.roc import (
     SplitScores,
@@ -52,12 +53,14 @@ class Evaluation(NamedTuple):
         accepts decide, say).
       thresholds: {method: what its thresholds do}, for the report's choice of one; empty where the
         protocol has none.
+      failures: pairs to look at, by method and kind.
     """
 
     figures: dict[str, dict[str, Any]]
     curves: dict[str, Band]
     notes: tuple[str, ...] = ()
     thresholds: Mapping[str, ThresholdCurve] = MappingProxyType({})
+    failures: tuple[Failure, ...] = ()
 
 
 def with_notes(evaluated: Mapping[str, Evaluation], notes: Sequence[str]) -> dict[str, Evaluation]:

@@ -5,8 +5,9 @@
 N faces, P pairs, D embedding, G genuine and n impostor pairs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from ida_jax.metrics.bootstrap import (
     bootstrap_means,
     bootstrap_tar,
 )
-from ida_jax.metrics.decisions import Changed, Kind, changed_decisions
+from ida_jax.metrics.decisions import Changed, Kind
 from ida_jax.metrics.evaluation import (
     FEWEST_FALSE_ACCEPTS,
     Band,
@@ -50,8 +51,9 @@ from ida_jax.metrics.resampling import (
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curves, with_groups
+from ida_jax.protocols.failures import changed_pairs_of_all, worst_pairs_of_all
 from ida_jax.protocols.group_figures import with_group_rates
-from ida_jax.rescoring.method_table import BASELINE, HEADLINE
+from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import checked_labels
@@ -73,6 +75,7 @@ class AllPairs(NamedTuple):
         baseline decide differently at `changed_far`, by kind; None without either method or FAR.
       changed_far: the lowest FAR at which both have at least 10 false accepts.
       ignored: the number of impostor pairs that were left out.
+      worst: {method: {whether genuine: int64 [≤ 20, 2], rows of faces, the worst first}}.
     """
 
     evaluated: Evaluation
@@ -80,6 +83,7 @@ class AllPairs(NamedTuple):
     changed: dict[Kind, Changed] | None
     changed_far: float | None
     ignored: int = 0
+    worst: Mapping[str, Mapping[bool, np.ndarray]] = MappingProxyType({})
 
 
 def evaluate_kfold(
@@ -216,49 +220,15 @@ def evaluate_all_pairs(
             seed=seed,
             progress=_PROGRESS,
         )
-    changed_far, changed = _changed(scores, units, rows_of_impostors, fars)
+    changed_far, changed = changed_pairs_of_all(scores, units, rows_of_impostors, fars)
+    worst = worst_pairs_of_all(scores, units, rows_of_impostors)
     for split in scores.values():
         for kind in split:
             kind.sort()
     evaluated = _figures_and_curves(scores, bootstrap, fars)
     if groups is not None:
         evaluated = with_group_rates(evaluated, rates, groups.notes, grouped)
-    return AllPairs(evaluated, scores, changed, changed_far, removed.size)
-
-
-def _changed(
-    scores: Mapping[str, SplitScores],
-    labels: np.ndarray,
-    rows_of_impostors: Callable[[np.ndarray], np.ndarray],
-    fars: Sequence[float],
-) -> tuple[float | None, dict[Kind, Changed] | None]:
-    """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
-    if BASELINE not in scores or HEADLINE not in scores:
-        return None, None
-    base, other = scores[BASELINE], scores[HEADLINE]
-    wanted = sorted(set(fars))
-    points = zip(tar_at_far(*base, wanted), tar_at_far(*other, wanted), strict=True)
-    firm = [pair for pair in points if min(p.false_accepts for p in pair) >= FEWEST_FALSE_ACCEPTS]
-    if not firm:
-        return None, None
-    at_base, at_other = firm[0]
-    genuine, impostors = base.genuine.size, base.impostor.size
-    changed = changed_decisions(
-        np.concatenate(base),
-        np.concatenate(other),
-        np.repeat([True, False], [genuine, impostors]),
-        base_threshold=at_base.threshold,
-        other_threshold=at_other.threshold,
-    )
-    for kind, (places, total) in changed.items():
-        _, is_genuine = kind
-        rows = (
-            np.stack(genuine_rows(labels, places), axis=1)
-            if is_genuine
-            else rows_of_impostors(places - genuine)
-        )
-        changed[kind] = Changed(rows, total)
-    return at_base.far, changed
+    return AllPairs(evaluated, scores, changed, changed_far, removed.size, worst)
 
 
 def evaluate_labelled_pairs(

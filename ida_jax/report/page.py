@@ -124,6 +124,9 @@ figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .plot { background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: .9rem; }
 figcaption { margin-top: .5rem; font-size: .925rem; }
+.failures { padding: .7rem 1.25rem; margin-bottom: .5rem; }
+.failures small { color: var(--soft); font-weight: 400; }
+.failures tbody th { font-weight: 400; line-height: 1.35; } .failures .wide { margin-top: .6rem; }
 summary { cursor: pointer; font-weight: 600; } details dl { margin-top: .9rem; }
 #picker .controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: end; }
 #picker label span { display: block; font-size: .85rem; font-weight: 600; color: var(--soft); }
@@ -167,6 +170,7 @@ def write_report(
     contact_sheet: np.ndarray | None = None,
     pairs: str = "",
     groups: str = "",
+    failures: str = "",
     picker: str = "",
 ) -> None:
     """Writes the report, and each picture as a PNG beside it.
@@ -183,6 +187,7 @@ def write_report(
       contact_sheet: uint8 [H, W, 3] RGB, one image of many faces; None for none.
       pairs: the section of pairs whose decision changed (`ida_jax.report.pair_cards`), as HTML.
       groups: the section of figures by group (`ida_jax.report.group_tables`), as HTML.
+      failures: the section of pairs to look at (`ida_jax.report.failures`), as HTML.
       picker: the section where a threshold is chosen (`ida_jax.report.picker`), as HTML.
     """
     path = Path(path)
@@ -208,6 +213,7 @@ def write_report(
         _methods(results),
         "<h2>Figures</h2>" if pictures else "",
         *pictures,
+        failures,
         pairs,
         faces,
         _origin(results, settings),

@@ -117,6 +117,7 @@ def _write(
     **page: Any,
 ) -> None:
     """The report with the variants' curves before the other figures, and its tables."""
+    from ida_jax.report.failures import failure_section
     from ida_jax.report.group_tables import group_figure, group_section
     from ida_jax.report.page import write_report
     from ida_jax.report.picker import picker_section
@@ -135,6 +136,7 @@ def _write(
         figures=curves | figures,
         picker=picker_section(evaluated, method=method),
         groups=group_section(results),
+        failures=failure_section(evaluated),
         **page,
     )
     write_tables(Path(path).parent, results)
