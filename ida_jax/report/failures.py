@@ -40,7 +40,10 @@ def failure_section(evaluated: Mapping[str, Evaluation]) -> str:
         "Each list opens by a click or by Enter. The worst first: look there for wrong labels, bad "
         "images and look-alikes. Names of people are personal data."
     )
-    return f'<h2>Pairs to look at</h2>\n<p class="soft">{reading}</p>\n' + "\n".join(parts)
+    return (
+        f'<section id="failures"><h2>Pairs to look at</h2>\n<p class="soft">{reading}</p>\n'
+        '<div class="controls"></div>\n' + "\n".join(parts) + "\n</section>"
+    )
 
 
 def _details(method: str, kind: tuple[str, bool], failures: list[Failure]) -> str:
@@ -48,14 +51,14 @@ def _details(method: str, kind: tuple[str, bool], failures: list[Failure]) -> st
     shown = [0, 1, 2, 3, 4] if any(f.log_density for f in failures) else [0, 1, 4]
     if method == "cosine":
         shown = [0, 1]
-    cells = "".join(f'<th scope="col">{html.escape(head[i])}</th>' for i in shown)
+    cells = "".join(f'<th scope="col">{html.escape(printable(head[i]))}</th>' for i in shown)
     rows = (
         (_names(failure.names), "".join(f"<td>{_values(failure)[i]}</td>" for i in shown[1:]))
         for failure in failures
     )
-    title = f"{method_name(method)}, {_TITLES[kind]}"
+    name, title = html.escape(printable(method_name(method))), _TITLES[kind]
     return (
-        f'<details class="card failures"><summary>{html.escape(printable(title))} '
+        f'<details class="card" data-method="{name}" data-kind="{title}"><summary>{name}, {title} '
         f"<small>{len(failures)}</small></summary>{html_table(cells, rows)}</details>"
     )
 

@@ -1,13 +1,11 @@
 // Choosing a threshold on the report: what a score, or the FAR that it gives, would do.
-// The counts are those of the tested pairs; every shown threshold is one of the table inside the page.
+// Counts are those of the tested pairs; every threshold is one of the table inside the page.
 "use strict";
-(() => {
+addEventListener("DOMContentLoaded", () => {
   const data = JSON.parse(document.getElementById("thresholds").textContent);
   const section = document.getElementById("picker");
   const card = section.querySelector(".card");
   const state = { variant: 0, method: 0, point: 0, far: null };
-
-  // ---- numbers
 
   const minus = (text) => text.replace(/-/g, "−");
   const percent = (rate) => `${(100 * rate).toFixed(2)} %`;
@@ -15,7 +13,7 @@
   const score = (value) => minus(value.toFixed(4));
   // As Python's :g, the key of a FAR in results.json and deploy.json.
   const farKey = (far) =>
-    String(Number(far.toPrecision(6))).replace(/e([+-])(\d)$/, "e$10$2").replace("e+", "e+");
+    String(Number(far.toPrecision(6))).replace(/e([+-])(\d)$/, "e$10$2");
   const farText = (rate) => (rate && rate < 1e-3
     ? minus(rate.toExponential(2)) : String(Number(rate.toPrecision(3))));
   const far = (method, point) => method.false_accepts[point] / method.impostor;
@@ -126,8 +124,6 @@
       presets.append(button);
     }
   }
-
-  // ---- what is shown
 
   function choose(wanted, source) {
     state.point = pointOfFar(chosen(), wanted);
@@ -256,8 +252,6 @@
     plot.replaceChildren(...made);
   }
 
-  // ---- the start
-
   const head = ["Method", "Threshold", "FAR", "False accepts", "TAR", "False rejects"];
   const many = data.variants.length > 1;
   card.append(
@@ -270,6 +264,19 @@
         ...head.map((name) => element("th", { scope: "col" }, name)))), rows)),
     element("div", { class: "wide" }, groups), plot, notes,
     element("p", { class: "soft" }, "For a config, as in deploy.json: ", copy), row);
+
+  // The lists of pairs below: those of one method, of one kind.
+  const lists = [...document.querySelectorAll("#failures details")], wanted = {};
+  for (const key of lists.length ? ["method", "kind"] : []) {
+    const names = [...new Set(lists.map((list) => list.dataset[key]))];
+    const box = select(`failures-${key}`, ["all", ...names], (value) => {
+      wanted[key] = names[value - 1];
+      for (const list of lists) {
+        list.hidden = Object.entries(wanted).some(([k, name]) => name && list.dataset[k] !== name);
+      }
+    });
+    document.querySelector("#failures .controls").append(labelled(key[0].toUpperCase() + key.slice(1), box));
+  }
 
   // report.html#far=1e-4&method=ida_r&variant=all_pairs, or #score=0.31
   function fromAddress() {
@@ -288,4 +295,4 @@
   fromAddress();
   addEventListener("hashchange", fromAddress);
   section.hidden = false;
-})();
+});

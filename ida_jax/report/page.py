@@ -124,15 +124,18 @@ figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .plot { background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: .9rem; }
 figcaption { margin-top: .5rem; font-size: .925rem; }
-.failures { padding: .7rem 1.25rem; margin-bottom: .5rem; }
-.failures small { color: var(--soft); font-weight: 400; }
-.failures tbody th { font-weight: 400; line-height: 1.35; } .failures .wide { margin-top: .6rem; }
+#failures details { padding: .7rem 1.25rem; margin-bottom: .5rem; }
+#failures .controls { margin-bottom: .8rem; }
+#failures small { color: var(--soft); font-weight: 400; }
+#failures tbody th { font-weight: 400; line-height: 1.35; }
+#failures .wide { margin-top: .6rem; }
 summary { cursor: pointer; font-weight: 600; } details dl { margin-top: .9rem; }
-#picker .controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: end; }
-#picker label span { display: block; font-size: .85rem; font-weight: 600; color: var(--soft); }
-#picker :is(select, button, input[type=text]) { font: inherit; color: inherit; max-width: 18rem;
-  min-height: 2.2rem; padding: .2rem .55rem; border: 1px solid var(--soft); border-radius: 6px;
-  background: var(--page); }
+.controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: end; }
+:is(#picker, #failures) label span { display: block; font-size: .85rem;
+  font-weight: 600; color: var(--soft); }
+:is(#picker, #failures) :is(select, button, input[type=text]) { font: inherit; color: inherit;
+  max-width: 24rem; min-height: 2.2rem; padding: .2rem .55rem; border: 1px solid var(--soft);
+  border-radius: 6px; background: var(--page); }
 #picker button { font-size: .875rem; cursor: pointer; }
 #picker .presets { display: flex; flex-wrap: wrap; gap: .3rem; }
 #picker [aria-invalid=true] { border: 2px dashed var(--few); }

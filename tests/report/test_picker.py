@@ -7,9 +7,11 @@ import subprocess
 import numpy as np
 import pytest
 
+from ida_jax.metrics.decisions import Failure
 from ida_jax.metrics.groups import FaceGroups, named_cells
 from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.verification import evaluate_labelled_pairs
+from ida_jax.report.failures import failure_section
 from ida_jax.report.page import write_report
 from ida_jax.report.picker import picker_section
 
@@ -41,7 +43,14 @@ def evaluated():
 def report(tmp_path_factory, evaluated):
     path = tmp_path_factory.mktemp("picker") / "report.html"
     picker = picker_section({"pairs": evaluated, HOSTILE: evaluated}, method=HOSTILE)
-    write_report(path, title="T", settings={}, results={}, figures={}, picker=picker)
+    listed = [
+        Failure(method, "worst", False, (HOSTILE, "b"), 0.5, None, 0.5)
+        for method in (HOSTILE, "cosine")
+    ]
+    failures = failure_section({"pairs": evaluated._replace(failures=tuple(listed))})
+    write_report(
+        path, title="T", settings={}, results={}, figures={}, picker=picker, failures=failures
+    )
     return path
 
 
@@ -128,6 +137,7 @@ def test_the_slider_gives_the_figures_of_results_json(report, evaluated, tmp_pat
 
 
 _ACTS = """<script>
+addEventListener("DOMContentLoaded", () => {
 const at = (id) => document.getElementById("picker-" + id), said = [];
 const threshold = () => Object.values(JSON.parse(at("row").textContent).threshold)[0].threshold;
 const input = (id, value) => { at(id).value = value; at(id).dispatchEvent(new Event("input")); };
@@ -138,8 +148,12 @@ input("score", at("score").max); said.push(threshold());
 press("ArrowRight"); said.push(threshold());
 press("ArrowLeft"); said.push(threshold());
 at("method").value = 0; at("method").dispatchEvent(new Event("change")); said.push(threshold());
+const box = document.getElementById("failures-method");
+box.value = 1; box.dispatchEvent(new Event("change"));
+said.push([...document.querySelectorAll("#failures details")].map((list) => list.hidden));
 at("row").insertAdjacentHTML("afterend", "<i id=said></i>");
 document.getElementById("said").textContent = JSON.stringify(said);
+});
 </script></main>"""
 
 
@@ -153,4 +167,4 @@ def test_slider_box_and_keys(report, evaluated, tmp_path):
     own, cosine = (evaluated.thresholds[name].threshold for name in (HOSTILE, "cosine"))
     wanted = evaluated.figures[HOSTILE]["threshold@far"]["0.01"]
     # A FAR that is none changes nothing; no key goes beyond the strictest threshold.
-    assert said == [wanted, wanted, "true", own[0], own[0], own[1], cosine[1]]
+    assert said == [wanted, wanted, "true", own[0], own[0], own[1], cosine[1], [False, True]]
