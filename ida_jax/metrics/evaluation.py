@@ -5,12 +5,14 @@ is accepted strictly above the threshold, FARs are never exceeded, and NaN is ne
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from ida_jax.metrics.decisions import Failure
 from ida_jax.metrics.likelihood_ratios import cllr, min_cllr
 from ida_jax.metrics.roc import (
     SplitScores,
@@ -19,6 +21,7 @@ from ida_jax.metrics.roc import (
     tar_at_far,
     threshold_interval,
 )
+from ida_jax.metrics.threshold_curve import ThresholdCurve
 
 # With fewer false accepts behind it, a figure says little: its relative deviation is over a third.
 FEWEST_FALSE_ACCEPTS = 10
@@ -48,11 +51,16 @@ class Evaluation(NamedTuple):
       curves: {method: its curve}; empty where the protocol has none.
       notes: sentences that a reader of the figures must know (a figure that fewer than ten false
         accepts decide, say).
+      thresholds: {method: what its thresholds do}, for the report's choice of one; empty where the
+        protocol has none.
+      failures: pairs to look at, by method and kind.
     """
 
     figures: dict[str, dict[str, Any]]
     curves: dict[str, Band]
     notes: tuple[str, ...] = ()
+    thresholds: Mapping[str, ThresholdCurve] = MappingProxyType({})
+    failures: tuple[Failure, ...] = ()
 
 
 def with_notes(evaluated: Mapping[str, Evaluation], notes: Sequence[str]) -> dict[str, Evaluation]:

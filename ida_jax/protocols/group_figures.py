@@ -17,6 +17,7 @@ from ida_jax.metrics.group_rates import Sides, few_errors, group_rates
 from ida_jax.metrics.groups import FaceGroups, groups_of_listed_pairs, named_cells
 from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
+from ida_jax.metrics.threshold_curve import ThresholdCurve, with_groups
 from ida_jax.tables.groups import read_face_groups, without_group
 
 _PROGRESS = partial(progress_bar, desc="groups", unit="resample", delay=2, leave=False)
@@ -42,16 +43,20 @@ def face_groups(
 
 
 def with_group_rates(
-    evaluated: Evaluation, rates: Mapping[str, Mapping[str, Any]], notes: Sequence[str]
+    evaluated: Evaluation,
+    rates: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str],
+    thresholds: Mapping[str, ThresholdCurve],
 ) -> Evaluation:
     """The evaluation with `group_rates`' entries, and their notes after its own.
 
     Args:
       notes: of the groups themselves.
+      thresholds: with the groups' parts.
     """
     figures = {name: of | rates.get(name, {}) for name, of in evaluated.figures.items()}
     notes = (*evaluated.notes, *notes, *few_errors(rates))
-    return evaluated._replace(figures=figures, notes=notes)
+    return evaluated._replace(figures=figures, notes=notes, thresholds=thresholds)
 
 
 def with_listed_groups(
@@ -82,7 +87,12 @@ def with_listed_groups(
         own_thresholds=group_thresholds, fars=fars, resamples=resamples, seed=seed,
     )  # fmt: skip
     notes = groups.notes if identities is not None else (*groups.notes, NO_PEOPLE)
-    return with_group_rates(evaluated, rates, notes)
+    of_impostors = codes[~np.asarray(same, bool)]
+    thresholds = {
+        name: with_groups(curve, scores[name][~same], of_impostors, groups.cells.names)
+        for name, curve in evaluated.thresholds.items()
+    }
+    return with_group_rates(evaluated, rates, notes, thresholds)
 
 
 def listed_group_rates(

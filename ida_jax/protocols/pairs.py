@@ -17,6 +17,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.failures import described
 from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.table import (
     FARS,
@@ -125,13 +126,14 @@ def _evaluate_listed(
 
 
 class _People(NamedTuple):
-    """The good faces, unit rows, their norms, people and groups, and the number of bad ones.
+    """The good faces, unit rows, their norms, names, people and groups, and how many are bad.
 
     And the people who are one person under two names, if the request lists them.
     """
 
     faces: np.ndarray
     norms: np.ndarray
+    names: list[str]
     people: np.ndarray
     groups: FaceGroups | None
     left_out: int
@@ -157,7 +159,8 @@ def _read_people(request: Request, options: FarOptions) -> _People:
         )
     known = None if request.one_person is None else pairs_among(request.one_person, identities)
     groups = None if request.groups is None else request.groups.rows(~bad)
-    return _People(faces[~bad], norms[~bad], people, groups, int(bad.sum()), known)
+    good = [names[row] for row in np.flatnonzero(~bad)]
+    return _People(faces[~bad], norms[~bad], good, people, groups, int(bad.sum()), known)
 
 
 def _evaluate_all(
@@ -179,7 +182,8 @@ def _evaluate_all(
     notes = evaluated.notes
     if data.left_out:
         notes = (f"{data.left_out:,} faces without an embedding were left out", *notes)
-    return {"all_pairs": evaluated._replace(notes=notes)}
+    failures = described(everything.worst, everything.changed, data.faces, data.names, methods)
+    return {"all_pairs": evaluated._replace(notes=notes, failures=failures)}
 
 
 register(

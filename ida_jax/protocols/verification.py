@@ -5,8 +5,9 @@
 N faces, P pairs, D embedding, G genuine and n impostor pairs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from ida_jax.metrics.bootstrap import (
     bootstrap_means,
     bootstrap_tar,
 )
-from ida_jax.metrics.decisions import Changed, Kind, changed_decisions
+from ida_jax.metrics.decisions import Changed, Kind
 from ida_jax.metrics.evaluation import (
     FEWEST_FALSE_ACCEPTS,
     Band,
@@ -49,8 +50,10 @@ from ida_jax.metrics.resampling import (
     tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
+from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curves, with_groups
+from ida_jax.protocols.failures import changed_pairs_of_all, worst_pairs_of_all
 from ida_jax.protocols.group_figures import with_group_rates
-from ida_jax.rescoring.method_table import BASELINE, HEADLINE
+from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import checked_labels
@@ -72,6 +75,7 @@ class AllPairs(NamedTuple):
         baseline decide differently at `changed_far`, by kind; None without either method or FAR.
       changed_far: the lowest FAR at which both have at least 10 false accepts.
       ignored: the number of impostor pairs that were left out.
+      worst: {method: {whether genuine: int64 [≤ 20, 2], rows of faces, the worst first}}.
     """
 
     evaluated: Evaluation
@@ -79,6 +83,7 @@ class AllPairs(NamedTuple):
     changed: dict[Kind, Changed] | None
     changed_far: float | None
     ignored: int = 0
+    worst: Mapping[str, Mapping[bool, np.ndarray]] = MappingProxyType({})
 
 
 def evaluate_kfold(
@@ -198,10 +203,16 @@ def evaluate_all_pairs(
         progress=_PROGRESS,
     )
     rates: dict[str, dict[str, Any]] = {}
+    grouped: dict[str, ThresholdCurve] = {}
     if groups is not None:
+        of_pairs = groups_of_all_pairs(groups, units, genuine, left_out=removed)
+        grouped = {
+            name: with_groups(curve, scores[name].impostor, of_pairs.impostor, of_pairs.names)
+            for name, curve in threshold_curves(scores, bootstrap, fars).items()
+        }
         rates = group_rates(
             scores,
-            groups_of_all_pairs(groups, units, genuine, left_out=removed),
+            of_pairs,
             Sides(np.repeat(of_genuine, 2, axis=1), impostor_units, identities.size, total),
             fars=fars,
             own_thresholds=group_thresholds,
@@ -209,49 +220,15 @@ def evaluate_all_pairs(
             seed=seed,
             progress=_PROGRESS,
         )
-    changed_far, changed = _changed(scores, units, rows_of_impostors, fars)
+    changed_far, changed = changed_pairs_of_all(scores, units, rows_of_impostors, fars)
+    worst = worst_pairs_of_all(scores, units, rows_of_impostors)
     for split in scores.values():
         for kind in split:
             kind.sort()
     evaluated = _figures_and_curves(scores, bootstrap, fars)
     if groups is not None:
-        evaluated = with_group_rates(evaluated, rates, groups.notes)
-    return AllPairs(evaluated, scores, changed, changed_far, removed.size)
-
-
-def _changed(
-    scores: Mapping[str, SplitScores],
-    labels: np.ndarray,
-    rows_of_impostors: Callable[[np.ndarray], np.ndarray],
-    fars: Sequence[float],
-) -> tuple[float | None, dict[Kind, Changed] | None]:
-    """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
-    if BASELINE not in scores or HEADLINE not in scores:
-        return None, None
-    base, other = scores[BASELINE], scores[HEADLINE]
-    wanted = sorted(set(fars))
-    points = zip(tar_at_far(*base, wanted), tar_at_far(*other, wanted), strict=True)
-    firm = [pair for pair in points if min(p.false_accepts for p in pair) >= FEWEST_FALSE_ACCEPTS]
-    if not firm:
-        return None, None
-    at_base, at_other = firm[0]
-    genuine, impostors = base.genuine.size, base.impostor.size
-    changed = changed_decisions(
-        np.concatenate(base),
-        np.concatenate(other),
-        np.repeat([True, False], [genuine, impostors]),
-        base_threshold=at_base.threshold,
-        other_threshold=at_other.threshold,
-    )
-    for kind, (places, total) in changed.items():
-        _, is_genuine = kind
-        rows = (
-            np.stack(genuine_rows(labels, places), axis=1)
-            if is_genuine
-            else rows_of_impostors(places - genuine)
-        )
-        changed[kind] = Changed(rows, total)
-    return at_base.far, changed
+        evaluated = with_group_rates(evaluated, rates, groups.notes, grouped)
+    return AllPairs(evaluated, scores, changed, changed_far, removed.size, worst)
 
 
 def evaluate_labelled_pairs(
@@ -371,7 +348,7 @@ def kfold_figures(
             figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
     for name, entries in mean_intervals(intervals).items():
         figures[name] |= {f"accuracy_{kind}": entry for kind, entry in entries.items()}
-    return Evaluation(figures, pairs.curves, note_of_few_units(figures, "accuracy", over=over))
+    return pairs._replace(figures=figures, notes=note_of_few_units(figures, "accuracy", over=over))
 
 
 def band_fars(impostors: int) -> tuple[float, ...]:
@@ -431,7 +408,9 @@ def _figures_and_curves(
         for name, split in splits.items()
     }
     notes = notes_of_few(figures) + note_of_few_units(figures, "tar@far", over=bootstrap.over)
-    return Evaluation(figures, roc_bands(splits, bootstrap), notes)
+    return Evaluation(
+        figures, roc_bands(splits, bootstrap), notes, threshold_curves(splits, bootstrap, fars)
+    )
 
 
 def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:

@@ -124,7 +124,35 @@ figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .plot { background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: .9rem; }
 figcaption { margin-top: .5rem; font-size: .925rem; }
+#failures details { padding: .7rem 1.25rem; margin-bottom: .5rem; }
+#failures .controls { margin-bottom: .8rem; }
+#failures small { color: var(--soft); font-weight: 400; }
+#failures tbody th { font-weight: 400; line-height: 1.35; }
+#failures .wide { margin-top: .6rem; }
 summary { cursor: pointer; font-weight: 600; } details dl { margin-top: .9rem; }
+.controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: end; }
+:is(#picker, #failures) label span { display: block; font-size: .85rem;
+  font-weight: 600; color: var(--soft); }
+:is(#picker, #failures) :is(select, button, input[type=text]) { font: inherit; color: inherit;
+  max-width: 24rem; min-height: 2.2rem; padding: .2rem .55rem; border: 1px solid var(--soft);
+  border-radius: 6px; background: var(--page); }
+#picker button { font-size: .875rem; cursor: pointer; }
+#picker .presets { display: flex; flex-wrap: wrap; gap: .3rem; }
+#picker [aria-invalid=true] { border: 2px dashed var(--few); }
+#picker :focus-visible { outline: 3px solid var(--best); outline-offset: 2px; }
+#picker .slider { display: block; margin: 1rem 0; }
+#picker .slider input { width: 100%; margin: .3rem 0; accent-color: var(--best); }
+#picker svg { display: block; width: 100%; max-width: 46rem; margin: 1rem auto .5rem;
+  font-size: 12px; }
+#picker svg text { fill: var(--soft); } #picker .grid { stroke: var(--line); }
+#picker path { fill: none; stroke-width: 2; } #picker .own { stroke: var(--best); }
+#picker .base { stroke: var(--ink); } #picker path.base { stroke-dasharray: 6 4; }
+#picker circle { fill: var(--card); stroke-width: 2; } #picker circle.own { fill: var(--best); }
+#picker .at { stroke: var(--soft); stroke-dasharray: 2 3; }
+#picker-groups:not(:empty) { margin-top: 1.2rem; }
+#picker pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; margin: 0;
+  padding: .7rem .8rem; background: var(--page); border: 1px solid var(--line);
+  border-radius: 6px; }
 sup, sub { line-height: 0; font-size: .75em; }
 .formula { display: block; margin: .3rem 0; color: var(--ink); font-size: 1.1em;
   font-family: Cambria, Georgia, serif; overflow-x: auto; white-space: nowrap; }
@@ -145,6 +173,8 @@ def write_report(
     contact_sheet: np.ndarray | None = None,
     pairs: str = "",
     groups: str = "",
+    failures: str = "",
+    picker: str = "",
 ) -> None:
     """Writes the report, and each picture as a PNG beside it.
 
@@ -160,6 +190,8 @@ def write_report(
       contact_sheet: uint8 [H, W, 3] RGB, one image of many faces; None for none.
       pairs: the section of pairs whose decision changed (`ida_jax.report.pair_cards`), as HTML.
       groups: the section of figures by group (`ida_jax.report.group_tables`), as HTML.
+      failures: the section of pairs to look at (`ida_jax.report.failures`), as HTML.
+      picker: the section where a threshold is chosen (`ida_jax.report.picker`), as HTML.
     """
     path = Path(path)
     files = {caption: _file_name(caption) for caption in figures}
@@ -179,10 +211,12 @@ def write_report(
         title,
         _verdict(results),
         _results(results),
+        picker,
         groups,
         _methods(results),
         "<h2>Figures</h2>" if pictures else "",
         *pictures,
+        failures,
         pairs,
         faces,
         _origin(results, settings),

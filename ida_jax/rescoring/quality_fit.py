@@ -40,7 +40,7 @@ _FARS = (1e-2, 1e-3, 1e-4)
 _FEWEST_ABOVE, _ENOUGH_ABOVE = 5, 50
 # With 10 people the genuine side's line is an accident (experiments/ida_q.py).
 FEWEST_PEOPLE = 30
-_MOST_ANCHORS, _DIGESTED = 30_000, 4096
+_MOST_ANCHORS = 30_000
 _RANGE = (0.001, 0.999)
 # 95 % efficient for normal residuals (Huber 1964).
 _HUBER, _ROUNDS = 1.345, 50

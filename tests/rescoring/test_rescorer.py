@@ -108,12 +108,12 @@ def test_scores_depend_on_the_settings_that_the_method_names(scorers, method, se
     assert set(scorer.origin().settings) == set(METHODS[method].settings)
     if METHODS[method].own_constants and setting in ("k", "tau"):
         return  # they come from the artefact, of which the origin has the fingerprint
-    given = {"csn": scorer.csn, "ssr": scorer.ssr, "dao_fit": scorer.dao_fit}
+    given = {need: getattr(scorer, need) for need in METHODS[method].needs if need != "anchors"}
     given |= {"top_n": scorer.top_n, "ddof": scorer.ddof, "k": scorer.k, "tau": scorer.tau}
     if METHODS[method].own_constants:
         del given["k"], given["tau"]
     other = Rescorer(scorer.anchors, method=method, **(given | {setting: _OTHER[setting]}))
-    scores = [each.score_pairs(FACES, PAIRS) for each in (scorer, other)]
+    scores = [each.score_pairs(RAW, PAIRS) for each in (scorer, other)]
     assert (setting in METHODS[method].settings) != np.allclose(*scores, rtol=1e-6, atol=1e-6)
     differing = differences(scorer.origin(), other.origin())
     assert bool(differing) == (setting in METHODS[method].settings)
