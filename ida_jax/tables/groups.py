@@ -64,8 +64,8 @@ def read_group_list(path: Path) -> dict[str, str] | None:
                 if path.suffix.lower() == ".txt" and delimiter.encode() not in line:
                     delimiter = " "
                 fields = _fields(path, number, line, delimiter)
-                if not _is_named(fields):
-                    return None
+                if not _is_named(fields) or fields[0].lower() == "group":
+                    return None  # `read_groups` finds the column
                 if fields[1].lower() == "group":
                     continue
             fields = _fields(path, number, line, delimiter)

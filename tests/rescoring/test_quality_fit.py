@@ -158,7 +158,7 @@ def test_round_trip(fit, tmp_path):
     for anchors, message in (
         (AnchorSet.from_embeddings(RAW[3::3]), "fitted with 120 anchors, 119 were given"),
         (AnchorSet.from_embeddings(RAW[::3], fingerprint="xyz"), "fingerprint is xyz"),
-        (others, "made with 120 other anchors"),
+        (others, "with another set of 120 anchors"),
     ):
         with pytest.raises(UserError, match=message):
             fit.check_anchors(anchors)
