@@ -16,6 +16,8 @@ import numpy as np
 
 from ida_jax.common.provenance import provenance
 from ida_jax.metrics.bootstrap import bootstrap_tails
+from ida_jax.metrics.few_units import tail_share
+from ida_jax.metrics.rate_intervals import percentile_intervals
 from ida_jax.metrics.resampling import Tail, pair_list_total, tail
 from ida_jax.metrics.roc import accepted_impostors
 
@@ -63,8 +65,10 @@ def main() -> None:
     begin = time.perf_counter()
     tars = _plain(whole, options.templates, fars, tenth)
     times["plain loop, a tenth"] = time.perf_counter() - begin
-    ends = np.quantile(tars, [0.025, 0.975], axis=0, method="nearest")
-    mine = np.array([point.tar for point in ours.methods["method 0"]]).T
+    points = ours.methods["method 0"]
+    shares = np.array([tail_share(0.95, point.units) for point in points])
+    ends = np.array(percentile_intervals(tars, shares))
+    mine = np.array([point.tar for point in points])
     result = {
         "pairs": options.pairs,
         "templates": options.templates,

@@ -25,6 +25,7 @@ _PUBLIC = {
     ),
     "rescoring.csn_fit": ("Csn", "fit_csn"),
     "rescoring.dao_fit": ("DaoFit", "fit_dao"),
+    "rescoring.quality_fit": ("QualityFit", "fit_quality"),
     "rescoring.density": ("searched_log_density",),
     "rescoring.likelihood": (
         "score_all_pairs_mls",

@@ -25,6 +25,7 @@ COMMANDS = {
     "rescore": ("rescore", "scores a list of pairs by IDA or another method"),
     "anchors": ("anchors.__main__", "builds, describes and checks anchor sets"),
     "evaluate": ("evaluate", "TAR@FAR, thresholds, calibration, protocols, reports"),
+    "check_labels": ("check_labels", "one person under two names: candidates, to judge by eye"),
     "fit": ("fit", "fits what some methods need"),
     "embed": ("embed", "embeddings of images by a model"),
     "prepare": ("prepare", "data sets from foreign formats"),

@@ -14,6 +14,9 @@ output appears whole or not at all.
      and modules of another model
   P  the model's uncertainty module (PFE), pfe.safetensors of a run's stage pfe; log σ² of each
      image and dimension, float32 [N, D], then lies in E.log_variances.npy
+
+--degrade embeds a degraded copy in place of every image: behind the images' own embeddings, anchors
+and the SSR module's training faces that are as varied as poor probes.
 """
 
 import hashlib
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
+    from ida_jax.data.degrade import Degradation
     from ida_jax.data.sources.image_files import ImageFiles
 
 # Images a part, the most that a kill costs.
@@ -72,6 +76,7 @@ def _embed(options: Any) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
     from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
+    from ida_jax.data.degrade import degradation
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.image_names import hidden_note
     from ida_jax.data.sources.verification_bin import open_bin
@@ -85,7 +90,8 @@ def _embed(options: Any) -> None:
     else:
         files = open_images(options.images, root=options.root)
     points = None if options.landmarks is None else _points(options, files)
-    source = _Source(files, model.preprocessing.image_size, points, options.skip_bad)
+    how = degradation(options.degrade, seed=options.degrade_seed, what="--degrade")
+    source = _Source(files, model.preprocessing.image_size, points, options.skip_bad, how)
     output = options.output
     uncertainty = None
     if options.pfe is not None:
@@ -123,6 +129,9 @@ def _parser() -> Parser:
     add("--output", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--flip", action="store_true", help="adds the embedding of the mirror image")
     add("--pfe", type=Path, metavar="P", help="the uncertainty module: log-variances too")
+    add("--degrade", nargs="?", const="varied", default="", metavar="SPEC",
+        help="embed degraded copies: varied (if no SPEC is given), or as in anchors build")
+    add("--degrade_seed", type=int, default=0, help="another seed, another copy (0)")
     add("--batch_size", type=int, default=128, help="images at once (128)")
     add("--skip_bad", action="store_true", help="an image that cannot be decoded, aligned or "
         "embedded becomes NaN and is listed in E.skipped.txt, instead of ending the run")
@@ -134,6 +143,11 @@ def _check(options: Any) -> None:
     from ida_jax.tables.embedding_output import check_output
 
     check_output(options.output)
+    from ida_jax.data.degrade import degradation
+
+    degradation(options.degrade, what="--degrade")
+    if options.degrade_seed < 0:
+        raise UserError(f"--degrade_seed={options.degrade_seed}: expected 0 or more")
     if options.batch_size < 1:
         raise UserError(f"--batch_size={options.batch_size}: expected 1 or more")
     if not options.model.is_dir() and options.model.suffix != ".safetensors":
@@ -144,12 +158,13 @@ def _check(options: Any) -> None:
 
 
 class _Source(NamedTuple):
-    """Where crops come from: images, the model's size, each image's points (if aligned)."""
+    """Where crops come from: images, the model's size, each's points, and how they degrade."""
 
     files: "ImageFiles"
     size: int
     points: "list[np.ndarray | None] | None"
     skip_bad: bool
+    degrade: "Degradation | None" = None
 
 
 class _Crops(Sequence["np.ndarray"]):
@@ -166,7 +181,9 @@ class _Crops(Sequence["np.ndarray"]):
     def __getitem__(self, index: int) -> "np.ndarray":
         import numpy as np
 
-        row, (files, size, points, skip_bad) = self._rows[index], self._source
+        from ida_jax.data.degrade import degraded
+
+        row, (files, size, points, skip_bad, how) = self._rows[index], self._source
         try:
             image = _crop(files, row, size, points)
         except UserError as error:
@@ -182,7 +199,7 @@ class _Crops(Sequence["np.ndarray"]):
             )
         with self._lock:
             self._tick()
-        return image
+        return image if how is None else degraded(image, how, number=row)
 
 
 def _crop(
@@ -359,6 +376,8 @@ def _key(options: Any, model: "FaceModel", files: "ImageFiles") -> str:
     from ida_jax.common.parts import key_of, stamp
 
     described = [model.fingerprint, options.flip, options.batch_size, files.stamp()]
+    if options.degrade:
+        described += [options.degrade, options.degrade_seed]
     if options.pfe is not None:
         described.append(hashlib.sha256(options.pfe.read_bytes()).hexdigest())
     described.append(str(options.images.resolve()))

@@ -7,11 +7,15 @@ log-likelihood ratios for python -m ida_jax.rescore --calibration.
 
   S, S0  scores, higher meaning more alike; NaN is never a match, and counts
   L      1 for a pair of one person, 0 for a pair of two (or true, false)
-  G      the pair's group, a name or an integer
+  G      the pair's group, a name or an integer; or a list of people and their groups (.csv, .tsv or
+         .txt of person and group), which goes with --identities
   I      two columns: the identities of the pair's two sides, names or integers
 
 All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
 columns those named score, label, group, identity_1 and identity_2 are read.
+
+Of I's people some may be one under two names, which makes most false accepts at the lowest FARs:
+python -m ida_jax.check_labels proposes them as a list for --ignore_identity_pairs.
 
 A protocol's own files, with embeddings and all methods at once; the help lists the protocols:
 python -m ida_jax.evaluate --protocol=lfw --help
@@ -19,13 +23,16 @@ python -m ida_jax.evaluate --protocol=lfw --help
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ida_jax.tables.labelled_scores import Identities
+    from ida_jax.tables.score_origin import ScoreOrigin
 
 _LEVEL = 0.95
 
@@ -41,7 +48,7 @@ def main(argv: list[str]) -> None:
     _check(options)
     from ida_jax.common.outputs import writing
 
-    read = ("scores", "labels", "baseline", "identities", "groups")
+    read = ("scores", "labels", "baseline", "identities", "groups", "ignore_identity_pairs")
     outputs, reading = (
         {f"--{name}": getattr(options, name) for name in names}
         for names in (("calibration", "json", "plot"), read)
@@ -78,15 +85,21 @@ def _parser() -> Parser:
     add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
     add("--baseline", type=Path, metavar="S0", help="a second method's scores")
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
-    add("--groups", type=Path, metavar="G", help="one group a pair")
+    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
+        "person, two a line: the pairs between them count neither way; with --identities")
+    add("--groups", type=Path, metavar="G", help="one group a pair, or a person")
+    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
+        "group, which holds the FAR in each; they are in --json")
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
         help="false accept rates (1e-3,1e-4,1e-5)")
     add("--resamples", type=int, default=1000, help="of the bootstrap; 0 leaves it out (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     add("--fit", choices=("logistic", "isotonic"), help="fit a calibration of S")
     add("--calibration", type=Path, metavar="OUT", help="the fitted calibration, .safetensors")
-    add("--method", default="", help="the method of S, such as ida_r, kept with the calibration, "
-        "which rescore then refuses for other methods")
+    add("--method", default="", help="the method of S, such as ida_r, where S was not written by "
+        "rescore: kept with the calibration, which rescore then refuses for other methods")
+    add("--allow_shared", action="store_true",
+        help="fit though people of S seem to be among the anchors, where they are not")
     add("--json", type=Path, metavar="OUT", help="all figures and curves")
     add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
     # fmt: on
@@ -95,8 +108,16 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """What is wrong with the flags themselves, before anything is read."""
+    if options.group_thresholds and options.groups is None:
+        raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
     if (options.fit is None) != (options.calibration is None):
         raise UserError("--fit and --calibration go together: the kind, and the file that it gets")
+    if options.ignore_identity_pairs is not None and options.identities is None:
+        raise UserError(
+            "--ignore_identity_pairs needs --identities=I, which says whose faces the pairs are of"
+        )
+    if options.allow_shared and options.fit is None:
+        raise UserError("--allow_shared goes with --fit")
     if options.resamples < 0 or options.resamples == 1 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected 0 (no bootstrap) or "
@@ -117,15 +138,13 @@ def _evaluate(options: Any) -> dict[str, Any]:
     import numpy as np
 
     from ida_jax.metrics.evaluation import (
-        group_figures,
         score_figures,
         split_scores,
         wrong_way,
     )
     from ida_jax.tables.labelled_scores import (
-        read_groups,
-        read_identities,
         read_labels,
+        read_named_identities,
         read_scores,
     )  # fmt: skip
 
@@ -140,15 +159,23 @@ def _evaluate(options: Any) -> dict[str, Any]:
             f"{options.labels}: all {same.size} labels are {int(same.any())}, expected pairs of "
             "one person (1) and of two (0)"
         )
-    groups = None if options.groups is None else read_groups(options.groups)
+    named, ignored = None, {}
+    if options.identities is not None:
+        named = read_named_identities(options.identities)
+        _require_length(options.identities, named.codes, options.labels, same)
+    groups = None if options.groups is None else _pair_groups(options, named)
+    origin = _origin(options)
     if groups is not None:
         _require_length(options.groups, groups.codes, options.labels, same)
-    identities = None
-    if options.identities is not None:
-        identities = read_identities(options.identities)
-        _require_length(options.identities, identities, options.labels, same)
+    identities = None if named is None else named.codes
+    if options.ignore_identity_pairs is not None:
+        kept, ignored = _kept_pairs(options.ignore_identity_pairs, named)
+        scores = {role: of[kept] for role, of in scores.items()}
+        same, identities = same[kept], identities[kept]
+        groups = groups and groups._replace(codes=groups.codes[kept])
 
     results: dict[str, Any] = {
+        **ignored,
         "labels": str(options.labels),
         "genuine": int(np.count_nonzero(same)),
         "impostor": int(np.count_nonzero(~same)),
@@ -164,21 +191,66 @@ def _evaluate(options: Any) -> dict[str, Any]:
             print(f"warning: {path}: {wrong}", file=sys.stderr)
         figures = {"name": _name(role, files), "file": str(path)}
         figures |= score_figures(split, fars=results["fars"])
-        if groups is not None:
-            figures["groups"] = group_figures(
-                scores[role],
-                same,
-                groups=groups.codes,
-                names=groups.names,
-                thresholds=figures["threshold@far"],
-            )
         results["methods"][role] = figures
+    if groups is not None:
+        from ida_jax.metrics.group_rates import few_errors
+        from ida_jax.protocols.group_figures import NO_PEOPLE, listed_group_rates
+
+        rates = listed_group_rates(
+            scores, same, identities, groups.codes, names=groups.names, compared=groups.compared,
+            own_thresholds=options.group_thresholds, fars=results["fars"], level=_LEVEL,
+            resamples=options.resamples, seed=options.seed,
+        )  # fmt: skip
+        for role, figures in results["methods"].items():
+            figures |= rates[role]
+        no_people = (NO_PEOPLE,) if options.resamples and identities is None else ()
+        results["group_notes"] = [*groups.notes, *no_people, *few_errors(rates)]
     if options.resamples:
         results |= _bootstrap(options, scores, same, identities, results)
     if options.fit is not None:  # last, so that a mistake found above leaves no file behind
         split = split_scores(scores["scores"], same)
-        results["calibration"] = _calibrate(options, split)
+        results["calibration"] = _calibrate(options, split, origin)
     return results
+
+
+def _kept_pairs(path: Path, named: "Identities") -> "tuple[np.ndarray, dict[str, Any]]":
+    """bool [P], the pairs that count; and the results' entries on the others."""
+    from ida_jax.tables.identity_pairs import ignored_rows, read_identity_pairs
+
+    known, out = ignored_rows(read_identity_pairs(path), named)
+    count = int(out.sum())
+    return ~out, {"ignored_pairs": count, "ignored_note": known.note(count)}
+
+
+class _PairGroups(NamedTuple):
+    """Each pair's group, int [P], the groups, how many of them are compared, and notes."""
+
+    codes: "np.ndarray"
+    names: tuple[str, ...]
+    compared: int
+    notes: tuple[str, ...] = ()
+
+
+def _pair_groups(options: Any, identities: "Identities | None") -> _PairGroups:
+    """One group a pair, or by a list of the people of both sides."""
+    from ida_jax.metrics.groups import FaceGroups, named_cells
+    from ida_jax.tables.groups import groups_of_names, read_group_list, without_group
+    from ida_jax.tables.labelled_scores import read_groups
+
+    listed = read_group_list(options.groups)
+    if listed is None:
+        codes, names = read_groups(options.groups)
+        return _PairGroups(codes, names, len(names))
+    if identities is None:
+        raise UserError(
+            f"{options.groups} lists people and their groups, and who is on a pair is not known: "
+            "give --identities=I, or one group a pair"
+        )
+    sides, people = identities.named()
+    grouped = groups_of_names(options.groups, listed, people)
+    cells = named_cells(grouped.groups)
+    codes = FaceGroups(grouped.codes, cells).of_pairs(*sides.T)
+    return _PairGroups(codes, cells.names, cells.compared, without_group(grouped, "people"))
 
 
 def _bootstrap(
@@ -209,6 +281,7 @@ def _bootstrap(
     for role, points in found.methods.items():
         figures = results["methods"][role]
         figures["tar_interval@far"] = {far_key(p.far): list(p.tar) for p in points}
+        figures["tar_units@far"] = {far_key(p.far): p.units for p in points}
         if identities is not None:
             figures["threshold_interval@far"] = {far_key(p.far): list(p.threshold) for p in points}
     entries = {
@@ -229,16 +302,53 @@ def _bootstrap(
     return entries
 
 
-def _calibrate(options: Any, split: Any) -> dict[str, Any]:
+def _origin(options: Any) -> "ScoreOrigin | None":
+    """What S was made with; what a reader or a calibration must know of it is said or refused."""
+    from dataclasses import replace
+
+    from ida_jax.tables.score_origin import MOST_SHARED, read_origin
+
+    origin = read_origin(options.scores)
+    if origin is None:
+        if options.fit is not None:
+            print(
+                f"warning: {options.scores} does not say what made it (rescore's files do): the "
+                "calibration cannot be checked against the anchors and settings it is used with",
+                file=sys.stderr,
+            )
+        return None
+    if options.method not in ("", origin.method):
+        raise UserError(
+            f"{options.scores} holds scores of {origin.method}, not of {options.method}: leave "
+            "--method out"
+        )
+    shared = origin.shared
+    if shared is not None and shared.share > MOST_SHARED and not options.allow_shared:
+        if options.fit is not None:
+            raise UserError(
+                f"{options.scores}: {shared.described()}, and a calibration of their scores is too "
+                "lax for others: rescore with --labels, or other people; if nobody is, "
+                "--allow_shared"
+            )
+        print(
+            f"warning: {options.scores}: {shared.described()}: their scores are lower, and these "
+            "thresholds too lax for others",
+            file=sys.stderr,
+        )
+    return replace(origin, shared=None) if options.allow_shared else origin
+
+
+def _calibrate(options: Any, split: Any, origin: "ScoreOrigin | None") -> dict[str, Any]:
     """Fits and writes the calibration of S; its entries."""
     from ida_jax.artefacts.calibration import fit_calibration
     from ida_jax.metrics.likelihood_ratios import cllr
 
-    calibration = fit_calibration(*split, kind=options.fit, method=options.method)
+    calibration = fit_calibration(*split, kind=options.fit, method=options.method, origin=origin)
     calibration.save(options.calibration)
     return {
         "kind": options.fit,
         "file": str(options.calibration),
+        "origin": None if origin is None else origin.to_json(),
         "cllr": cllr(*(calibration.llr(kind) for kind in split)),
     }
 

@@ -1,7 +1,8 @@
-"""python -m ida_jax.export --model=FILE|DIR --output=X.onnx|X.stablehlo [--ssr=FILE] [--input=…]
+"""python -m ida_jax.export --model=FILE|DIR --output=X.onnx|X.stablehlo [--ssr=FILE] [--norm] …
 
 Writes a face model as one graph: crops in, unit embeddings out; with --ssr the log-density of
-IDA-L beside them. The batch is free, the weights are inside, the arithmetic is float32.
+IDA-L beside them, with --norm the norms that the embeddings had, for IDA-Q. The batch is free, the
+weights are inside, the arithmetic is float32.
 
   X.onnx         for onnxruntime, TensorRT, OpenVINO, …
   X.stablehlo    jax.export, for CPU, GPU and TPU; X.stablehlo.json says what is in it
@@ -73,6 +74,7 @@ def _parser() -> Parser:
     add("--model", type=Path, required=True, metavar="FILE|DIR", help="the face model")
     add("--output", type=Path, metavar="X", help="what to write; its suffix is the format")
     add("--ssr", type=Path, metavar="FILE", help="the model's SSR module: adds log_density")
+    add("--norm", action="store_true", help="adds norm, that of the raw embedding (IDA-Q)")
     add("--input", default="uint8", choices=("uint8", "float_nchw"), help="uint8 (default)")
     add("--info", action="store_true", help="only print what the model is and takes")
     return parser
@@ -89,8 +91,9 @@ def _check(options: Any) -> None:
         )
     if not options.output.absolute().parent.is_dir():
         raise UserError(f"--output={options.output}: its folder does not exist; make it first")
-    if options.ssr is not None and options.output.suffix == ".safetensors":
-        raise UserError("--ssr is for graphs, .onnx and .stablehlo")
+    if options.output.suffix == ".safetensors" and (options.ssr is not None or options.norm):
+        flag = "--norm" if options.ssr is None else "--ssr"
+        raise UserError(f"{flag} is for graphs, .onnx and .stablehlo")
 
 
 def _read_model(path: Path) -> "FaceModel":
@@ -120,9 +123,10 @@ def _write_graph(model: "FaceModel", options: Any) -> None:
         from ida_jax.interop.stablehlo_export import stablehlo_graph as to_graph
 
     ssr = None if options.ssr is None else SSRModule.load(options.ssr)
-    facts = description(model, input=options.input, ssr=ssr)
-    data = to_bytes(model, input=options.input, ssr=ssr)
-    difference = largest_difference(to_graph(data), model, input=options.input, ssr=ssr)
+    given = {"input": options.input, "ssr": ssr, "norm": options.norm}
+    facts = description(model, **given)
+    data = to_bytes(model, **given)
+    difference = largest_difference(to_graph(data), model, **given)
     if not difference <= _LARGEST_DIFFERENCE:
         raise RuntimeError(f"the graph differs from JAX by {difference:.1e}; nothing was written")
     described = _described(options.output)

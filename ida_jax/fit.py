@@ -1,16 +1,18 @@
-"""python -m ida_jax.fit csn|dao --embeddings=E --labels=L --anchors=A --output=F.safetensors
+"""python -m ida_jax.fit csn|dao|quality --embeddings=E --labels=L --anchors=A --output=F
 
-  csn   the classifier of discriminative cohort score normalisation, for
-        python -m ida_jax.rescore --method=csn --csn=F
-  dao   IDA-R's constants, the densities' weight and the support set's size, for
-        python -m ida_jax.rescore --method=ida_r_fitted --dao_fit=F
+  csn      the classifier of discriminative cohort score normalisation, for
+           python -m ida_jax.rescore --method=csn --csn=F
+  dao      IDA-R's constants, the densities' weight and the support set's size, for
+           python -m ida_jax.rescore --method=ida_r_fitted --dao_fit=F
+  quality  IDA-Q's constants, by which an embedding's norm counts beside the density, for
+           python -m ida_jax.rescore --method=ida_q --quality_fit=F
 
 `python -m ida_jax.fit csn --help` and so on say more.
 """
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code
@@ -32,15 +34,19 @@ _CSN = "Fits the classifier of discriminative cohort score normalisation (rescor
 _DAO = """Fits IDA-R's constants: the densities' weight and the support set's size
 (rescore --method=ida_r_fitted --dao_fit=F).
 """
+_QUALITY = """Fits IDA-Q's constants: what density, norm and a genuine pair's expected cosine weigh
+(rescore --method=ida_q --quality_fit=F). E must be as the model gave it, not normalised, and of
+faces of the same kind and quality as those to be scored.
+"""
 
 
 def main(argv: list[str]) -> None:
-    """Fits one of the two."""
-    commands = {"csn": _csn, "dao": _dao}
+    """Fits one of the three."""
+    commands = {"csn": _csn, "dao": _dao, "quality": _quality}
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
     elif argv[0] not in commands:
-        raise UserError(f"unknown fit '{argv[0]}': expected csn or dao; see --help")
+        raise UserError(f"unknown fit '{argv[0]}': expected csn, dao or quality; see --help")
     else:
         commands[argv[0]](argv[1:])
 
@@ -63,8 +69,11 @@ def _csn(argv: list[str]) -> None:
 def _fit_csn(options: Any) -> None:
     from ida_jax.rescoring.csn_fit import USUAL_COHORT, fit_csn
 
+    given = _read(options)
     csn = fit_csn(
-        *_read(options),
+        given.faces,
+        given.labels,
+        given.anchors,
         top_n=options.top_n,
         degree=options.degree,
         prior=options.prior,
@@ -98,8 +107,11 @@ def _dao(argv: list[str]) -> None:
 def _fit_dao(options: Any) -> None:
     from ida_jax.rescoring.dao_fit import fit_dao
 
+    given = _read(options)
     fit = fit_dao(
-        *_read(options),
+        given.faces,
+        given.labels,
+        given.anchors,
         far=options.far,
         most_support=options.most_support,
         exclude_own=not options.keep_own,
@@ -112,6 +124,62 @@ def _fit_dao(options: Any) -> None:
         f"{fit.impostor:,} impostor pairs of {fit.identities:,} identities, with {fit.anchors:,} "
         "anchors"
     )
+
+
+def _quality(argv: list[str]) -> None:
+    parser = _parser("quality", _QUALITY)
+    add = parser.add_argument
+    add("--k", type=int, default=30, help="the nearest anchors whose mean cosine counts (30)")
+    add(
+        "--form",
+        default="fitted",
+        help="fitted (default), or base: the density weighs what it does in DAO, and the norm "
+        "counts for the genuine side alone",
+    )
+    options = parser.parse_args(argv)
+    with _writing(options):
+        _fit_quality(options)
+
+
+def _fit_quality(options: Any) -> None:
+    import numpy as np
+
+    from ida_jax.rescoring.quality_fit import fit_quality
+
+    given = _read(options)
+    fit = fit_quality(
+        given.faces,
+        given.norms,
+        given.labels,
+        given.anchors,
+        k=options.k,
+        form=options.form,
+        exclude_own=not options.keep_own,
+        searcher=options.searcher,
+    )
+    fit.save(options.output)
+    low, high = np.exp([fit.lowest, fit.highest])
+    print(
+        f"{options.output}: T {fit.rate:.3g}, theta_u {fit.density_weight:.3g}, theta_l "
+        f"{fit.norm_weight:.3g}; a genuine pair's cosine {fit.intercept:.3g} + {fit.slope:.3g} "
+        f"(l1 + l2), deviation {fit.deviation:.3g}; norms {low:.3g} … {high:.3g}; fitted on "
+        f"{fit.genuine:,} genuine pairs of {fit.people:,} people and {fit.impostor:,} impostor "
+        f"pairs, with the {fit.k} nearest of {fit.anchors:,} anchors"
+    )
+    if fit.form != options.form:
+        print(
+            "the form is base: the faces have too few impostor pairs for the other, and T is that "
+            "of their pairs with the anchors"
+        )
+
+
+class _Given(NamedTuple):
+    """Unit rows, the norms that they had, identities in the anchors' numbering, the anchors."""
+
+    faces: "np.ndarray"
+    norms: "np.ndarray"
+    labels: "np.ndarray"
+    anchors: "AnchorSet"
 
 
 def _parser(kind: str, description: str) -> Parser:
@@ -137,12 +205,11 @@ def _writing(options: Any) -> "AbstractContextManager[None]":
     return writing({"--output": options.output}, reading=reading)
 
 
-def _read(options: Any) -> "tuple[np.ndarray, np.ndarray, AnchorSet]":
-    """The faces, unit rows; their identities in the anchors' numbering; the anchors."""
+def _read(options: Any) -> _Given:
     import numpy as np
 
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.common.validation import unit_embeddings
+    from ida_jax.common.validation import unit_rows
     from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.tables.identities import numbered, read_people
 
@@ -157,7 +224,8 @@ def _read(options: Any) -> "tuple[np.ndarray, np.ndarray, AnchorSet]":
         # People who are not among the anchors are numbered above those who are.
         others = labels + int(anchors.labels.max(initial=0)) + 1
         labels = others if own is None else np.where(own >= 0, own, others)
-    return unit_embeddings(faces.embeddings), labels, anchors
+    rows, _, norms = unit_rows(faces.embeddings)
+    return _Given(rows, norms, labels, anchors)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ the list; killed in the middle, the same command continues; the output appears w
   E  .npy, .npz or .parquet: embeddings [N, D] of any model, of any norm
   P  .npy, .csv, .tsv or .parquet: two columns, rows of E from 0, or names
   A  an anchor set (python -m ida_jax.anchors build), or embeddings as E
-  S  .npy, .csv or .parquet: one score a pair, in P's order
+  S  .npy, .csv or .parquet: one score a pair, in P's order; what made them is in a .parquet, or
+     in S.origin.json beside it, for the calibration that is fitted to them
 
 Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work through the folder
 of S, which all of them must see, and make the same file.
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ida_jax.artefacts.calibration import Calibration
     from ida_jax.rescoring.rescorer import Rescorer
+    from ida_jax.tables.score_origin import ScoreOrigin
 
 _SCALES = ("log", "dao", "llr", "percent")
 
@@ -40,13 +43,16 @@ def main(argv: list[str]) -> None:
 
     join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
     from ida_jax.rescoring.method_table import ARTEFACTS
+    from ida_jax.tables.score_output import files_beside
 
-    files = ("embeddings", "pairs", "names", *ARTEFACTS, "calibration")
+    files = ("embeddings", "pairs", "names", "labels", *ARTEFACTS, "calibration")
     reading = {f"--{name}": getattr(options, name) for name in files}
+    outputs = {f"--output (with {path.name})": path for path in files_beside(options.output)}
+    outputs = {"--output": options.output, **outputs}
     with contextlib.ExitStack() as held:
         with all_or_none():
             if is_first():
-                held.enter_context(writing({"--output": options.output}, reading=reading))
+                held.enter_context(writing(outputs, reading=reading))
         _rescore(options)
 
 
@@ -57,6 +63,15 @@ def _rescore(options: Any) -> None:
     from ida_jax.rescoring.method_table import ARTEFACTS
 
     _give_memory_back()
+    calibration = _calibration(options)
+
+    def check_origin(origin: "ScoreOrigin") -> None:
+        if calibration is None:
+            return
+        warning = calibration.check_scores(origin, name=str(options.calibration))
+        if warning and is_first():
+            print(f"warning: {warning}", file=sys.stderr)
+
     files = [getattr(options, flag) for flag in (*ARTEFACTS, "calibration")]
     files = [path for path in files if path is not None]
     for path in files:
@@ -66,11 +81,13 @@ def _rescore(options: Any) -> None:
         [[str(path.resolve()), path.stat().st_mtime_ns] for path in files],
     ]
     summary = rescore_files(
-        JobFiles(options.embeddings, options.pairs, options.names),
+        JobFiles(options.embeddings, options.pairs, options.names, options.labels),
         options.output,
         partial(_scorer, options),
         settings=settings,
-        finish=_finish(options),
+        finish=_finish(options, calibration),
+        scale=options.scale,
+        check_origin=check_origin,
         skip_bad=options.skip_bad,
         chunk=options.chunk,
     )
@@ -85,6 +102,11 @@ def _rescore(options: Any) -> None:
                 f"{summary.bad_faces} faces are zero, NaN or infinite; {summary.unmatched:,} pairs "
                 "with them have the score NaN, which never counts as a match"
             )
+        for note in summary.notes:
+            print(note)
+        shared = summary.origin.shared
+        if shared is not None and (shared.left_out or shared.likely):
+            print(shared.summary())
 
 
 def _give_memory_back() -> None:
@@ -103,7 +125,8 @@ def _give_memory_back() -> None:
 
 # What does not change the scores.
 _NO_SETTINGS = (
-    "output", "coordinator", "processes", "process", "embeddings", "pairs", "names", "verify",
+    "output", "coordinator", "processes", "process", "embeddings", "pairs", "names", "labels",
+    "verify",
 )  # fmt: skip
 
 
@@ -125,6 +148,13 @@ def _parser() -> Parser:
         help=f"{', '.join(scoring_methods())} (default: ida_r)",
     )
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
+    add(
+        "--labels",
+        type=Path,
+        metavar="L",
+        help="who is on each row of E, names or integers as the anchors': leaves a face's own "
+        "identity out of its support set or cohort",
+    )
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add(
@@ -176,6 +206,11 @@ def _check(options: Any) -> None:
     for need in scoring_methods()[options.method].needs:
         if getattr(options, need) is None and need != "anchors":
             raise UserError(f"--method={options.method} needs --{need}=FILE")
+    if options.labels is not None and scoring_methods()[options.method].neighbours is None:
+        raise UserError(
+            "--labels leaves a face's own identity out of its support set or cohort, and "
+            f"{options.method} searches none: leave it out"
+        )
     if options.scale == "dao" and not is_dao(options.method):
         raise UserError(f"--scale=dao is for the IDA methods, not for {options.method}")
     if options.scale in ("llr", "percent") and options.calibration is None:
@@ -199,6 +234,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.common.processes import is_first
     from ida_jax.rescoring.csn_fit import Csn
     from ida_jax.rescoring.dao_fit import DaoFit
+    from ida_jax.rescoring.quality_fit import QualityFit
     from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
     anchors = None
@@ -218,6 +254,7 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         ssr=None if options.ssr is None else SSRModule.load(options.ssr),
         csn=None if options.csn is None else Csn.load(options.csn),
         dao_fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
+        quality_fit=None if options.quality_fit is None else QualityFit.load(options.quality_fit),
         expected_faces=faces,
     )
     if is_first():
@@ -226,14 +263,10 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
     return scorer
 
 
-def _finish(options: Any) -> "Callable[[np.ndarray], np.ndarray] | None":
-    """The map from a method's scores to the scale that is written."""
-    if options.scale == "log":
+def _calibration(options: Any) -> "Calibration | None":
+    """The calibration, if there is one; what its scores were made with is checked later."""
+    if options.calibration is None:
         return None
-    if options.scale == "dao":
-        from ida_jax.ops.dao import saturating_exp
-
-        return saturating_exp
     from ida_jax.artefacts.calibration import Calibration
 
     calibration = Calibration.load(options.calibration)
@@ -247,6 +280,19 @@ def _finish(options: Any) -> "Callable[[np.ndarray], np.ndarray] | None":
             f"{options.calibration} was fitted to scores of {calibration.method}, not of "
             f"{options.method}: fit one to these"
         )
+    return calibration
+
+
+def _finish(
+    options: Any, calibration: "Calibration | None"
+) -> "Callable[[np.ndarray], np.ndarray] | None":
+    """The map from a method's scores to the scale that is written."""
+    if options.scale == "dao":
+        from ida_jax.ops.dao import saturating_exp
+
+        return saturating_exp
+    if calibration is None:
+        return None
     return calibration.llr if options.scale == "llr" else calibration.percent
 
 

@@ -88,6 +88,7 @@ def _check(options: Any) -> None:
 
 def _try(options: Any) -> None:
     from ida_jax.common.provenance import provenance
+    from ida_jax.metrics.evaluation import Evaluation
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
     from ida_jax.runs.workdir import REPORT, RESULTS, figures_and_notes, write_results
@@ -123,6 +124,8 @@ def _try(options: Any) -> None:
         "identities": trial.identities,
         "faces": len(data.faces),
     }
+    # Its thresholds are those of deploy.json, unlike those of the pooled, cross-fitted scores.
+    shown = evaluated | {"deployed": Evaluation({}, {}, thresholds=trial.curves)}
     title = f"Trial of {options.model_name}" if options.model_name else "Trial"
     write_results(
         options.output,
@@ -130,7 +133,7 @@ def _try(options: Any) -> None:
         write_protocol_report,
         title=title,
         settings=settings,
-        evaluated=evaluated,
+        evaluated=shown,
     )
     print(printable(results_table(results)))
     for note in trial.evaluated.notes:

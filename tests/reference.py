@@ -1,6 +1,7 @@
 """Slow float64 NumPy transcriptions of the paper, row by row."""
 
 import numpy as np
+import scipy.optimize
 
 
 def top_k(queries, anchors, k, query_labels=None, anchor_labels=None):
@@ -292,3 +293,131 @@ def stylegan_discriminator(params, images, group):
         x = leaky(equalised(params["block_4_fc"], x))
         logits.append(equalised(params["output_fc"], x)[0])
     return np.array(logits)
+
+
+def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamples, seed):
+    """FAR and TAR by group, and at a threshold a group, each pair written out in every resample.
+
+    A pair of units a and b is written w_a · w_b times, of one unit w_a times; in each list the
+    threshold of a FAR f is the ⌊f·n⌋-th highest impostor score. Intervals are percentiles, the
+    nearest sample.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
+
+    def threshold(impostors, far):
+        ordered = np.sort(impostors)[::-1]
+        rank = int(np.floor(far * len(ordered) + 1e-9))
+        return ordered[rank] if rank < len(ordered) else -np.inf
+
+    def share(accepted, of):
+        return np.count_nonzero(accepted & of) / np.count_nonzero(of) if of.any() else np.nan
+
+    def measured(times):
+        s, genuine, code = (np.repeat(values, times) for values in (scores, same, codes))
+        out = {name: np.full((groups, len(fars)), np.nan) for name in ("far", "tar", "wrong")}
+        out["threshold"] = np.empty((groups + 1, len(fars)))
+        out["own_tar"], out["one_tar"] = np.empty(len(fars)), np.empty(len(fars))
+        for f, far in enumerate(fars):
+            overall = threshold(s[~genuine], far)
+            own = np.full(len(s), overall)
+            out["threshold"][-1, f] = overall
+            for q in range(groups):
+                mine = code == q
+                out["wrong"][q, f] = np.count_nonzero((s > overall) & mine & ~genuine)
+                out["far"][q, f] = share(s > overall, mine & ~genuine)
+                out["tar"][q, f] = share(s > overall, mine & genuine)
+                if (mine & ~genuine).any():
+                    own[mine] = threshold(s[mine & ~genuine], far)
+                    out["threshold"][q, f] = threshold(s[mine & ~genuine], far)
+                else:
+                    out["threshold"][q, f] = overall
+            out["own_tar"][f] = share(s > own, genuine)
+            out["one_tar"][f] = share(s > overall, genuine)
+        return out
+
+    whole = measured(np.ones(len(scores), int))
+    rng, count = np.random.default_rng(seed), units.max() + 1
+    drawn = []
+    for _ in range(resamples):
+        w = np.bincount(rng.integers(count, size=count), minlength=count)
+        alone = units[:, 0] == units[:, 1]
+        drawn.append(measured(np.where(alone, w[units[:, 0]], w[units[:, 0]] * w[units[:, 1]])))
+
+    def ends(samples):
+        samples = samples[~np.isnan(samples)]
+        return (
+            np.quantile(samples, [0.025, 0.975], method="nearest")
+            if len(samples) > 1
+            else [np.nan] * 2
+        )
+
+    def all_ends(samples):
+        flat = samples.reshape(len(samples), -1)
+        return np.stack([ends(column) for column in flat.T], axis=1).reshape(2, *samples.shape[1:])
+
+    stacked = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
+    whole |= {
+        "genuine": [np.count_nonzero(same & (codes == q)) for q in range(groups)],
+        "impostor": [np.count_nonzero(~same & (codes == q)) for q in range(groups)],
+        "far_ends": all_ends(stacked["far"]),
+        "tar_ends": all_ends(stacked["tar"]),
+        "own_tar_ends": all_ends(stacked["own_tar"]),
+        "gain_ends": all_ends(stacked["own_tar"] - stacked["one_tar"]),
+        "ratio": [],
+    }
+    for f in range(len(fars)):
+        rates = whole["far"][:compared, f]
+        known = [q for q in range(compared) if not np.isnan(rates[q])]
+        if len(known) < 2 or not rates[known].any():
+            whole["ratio"].append(None)
+            continue
+        high, low = max(known, key=lambda q: rates[q]), min(known, key=lambda q: rates[q])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_draws = stacked["far"][:, high, f] / stacked["far"][:, low, f]
+        ratio = rates[high] / rates[low] if rates[low] else None
+        whole["ratio"].append((high, low, ratio, list(ends(of_draws))))
+    return whole
+
+
+def supported_weight(faces, crowding, people, pair_crowding, *, copies=None):
+    """ω of `ida_jax.anchors.supported_weight`, pair by pair, each face `copies` times (once).
+
+    Copies of one person's faces are no pairs. The tail are the 1/100 highest pairs, rounded up,
+    with all copies of the last.
+    """
+    rows = [i for i, count in enumerate(copies or [1] * len(faces)) for _ in range(count)]
+    x = np.asarray(faces, np.float64)
+    pairs = sorted(
+        (
+            (float(x[i] @ x[j]), pair_crowding(i, j))
+            for n, i in enumerate(rows)
+            for j in rows[n + 1 :]
+            if people[i] != people[j]
+        ),
+        key=lambda pair: -pair[0],
+    )
+    tail, far = int(np.ceil(len(pairs) / 100)) - 1, int(np.ceil(len(pairs) / 1000)) - 1
+    steepness = np.log(10) / (pairs[far][0] - pairs[tail][0])
+    mean = np.mean([h for c, h in pairs if c >= pairs[tail][0]])
+    h = np.array([crowding[i] for i in rows], np.float64)
+
+    def excess(theta):
+        tilted = np.exp(theta * (h - h.mean()))
+        return (h @ tilted) / tilted.sum() - mean
+
+    return 2 * scipy.optimize.brentq(excess, -400, 400) / steepness
+
+
+def threshold_gain(faces, log_f, tau, copies):
+    """The gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
+    rows = [i for i, count in enumerate(copies) for _ in range(count)]
+    x = np.asarray(faces, np.float64)
+    cosines, aligned = [], []
+    for n, i in enumerate(rows):
+        for j in rows[n + 1 :]:
+            if i != j:
+                cosines.append(float(x[i] @ x[j]))
+                aligned.append(cosines[-1] + np.log(np.exp(log_f[i]) + np.exp(log_f[j])) / tau)
+    rank = int(np.ceil(len(cosines) / 1000)) - 1
+    of_genuine = np.mean([np.log(2 * np.exp(log_f[i])) for i in rows]) / tau
+    return sorted(cosines)[::-1][rank] - (sorted(aligned)[::-1][rank] - of_genuine)

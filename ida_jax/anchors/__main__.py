@@ -28,7 +28,8 @@ _BUILD = """Makes an anchor set, from exactly one of
 
   --embeddings=E [--labels=L]    embeddings, with their model's fingerprint: all, or one a person
   --model=M --class_weights      the weights of a model's margin head
-  --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model
+  --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model;
+                                 with --degrade also degraded copies of some
 
 An existing output is replaced whole or not at all."""
 
@@ -37,19 +38,22 @@ another; how many may show one person twice."""
 
 _CHECK = """Looks for pairs of anchors that may show one person twice. With --against, the faces
 that the anchors will score, also for leaks (probes who are among the anchors, which lowers their
-scores) and for anchors of the wrong domain, with which IDA can be worse than the cosine.
+scores) and for anchors of the wrong domain, or not as varied as the probes, with which IDA can be
+worse than the cosine. With --groups, also for anchors that are denser around one group of people
+than around another, whose false accept rate then is higher.
 
-exit code: 0 nothing found; 1 leaks or the wrong domain; 2 a mistake in the call or in a file.
-Near-duplicates are listed, and do not change it."""
+exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes or uneven groups; 2 a mistake
+in the call or in a file. Near-duplicates are listed, and do not change it."""
 
 # The exact count takes A² · D operations: a minute for these on two cores.
 _MOST_COUNTED = 100_000
 
 
 class _Probes(NamedTuple):
-    """Unit embeddings [N, D], their rows' names and who is on each, None where unknown."""
+    """Unit embeddings [N, D] of these norms; their names and people, None where unknown."""
 
     embeddings: "np.ndarray"
+    norms: "np.ndarray"
     names: "Sequence[str] | None"
     people: "Sequence[str] | np.ndarray | None"
 
@@ -67,6 +71,9 @@ def main(argv: list[str]) -> bool:
 
 
 def _build(argv: list[str]) -> None:
+    from ida_jax.anchors.balance import balance_option
+    from ida_jax.anchors.degraded import add_degrade_flags
+
     parser = _parser("build", _BUILD)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
@@ -78,16 +85,27 @@ def _build(argv: list[str]) -> None:
     add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
     add("--flip", action="store_true", help="with --images: add the mirrored crop's embedding")
     add("--per_identity", type=int, default=1, help="anchors of one identity, its first (1)")
-    add("--size", type=int, default=50_000, help="at most this many anchors (50,000, the paper's)")
+    add(
+        "--balance",
+        type=balance_option,
+        metavar="GROUPS",
+        help="as many anchors of each group as "
+        "of the smallest: a list of person or image and group, .csv, .tsv or .txt; one group a row "
+        "of E; or clusters:N, of the embeddings",
+    )
+    add("--size", type=int, default=50_000, help="at most this many images (50,000, the paper's)")
     add("--seed", type=int, default=0, help="of the draw where there are more (0)")
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
+    add_degrade_flags(parser)
     options = parser.parse_args(argv)
     _check_build(options)
     from ida_jax.common.outputs import writing
     from ida_jax.runs.workdir import MODEL, file_inside
 
     reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "images")}
+    if isinstance(options.balance, Path):
+        reading["--balance"] = options.balance
     reading["--model"] = None if options.model is None else file_inside(options.model, MODEL)
     with writing({"--output": options.output}, reading=reading):
         _build_set(options)
@@ -95,18 +113,24 @@ def _build(argv: list[str]) -> None:
 
 def _build_set(options: Any) -> None:
     from ida_jax.anchors import sources
+    from ida_jax.anchors.balance import names_of_rows, requested_balance
+    from ida_jax.anchors.degraded import asked_degradation
     from ida_jax.data.sources.image_names import hidden_note
-    from ida_jax.tables.embeddings import read_embeddings
+    from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import read_people
 
     common = {"size": options.size, "seed": options.seed, "k": options.k, "tau": options.tau}
     if options.embeddings is not None:
         people = None if options.labels is None else read_people(options.labels)
-        table = read_embeddings(options.embeddings)
+        names = None if options.balance is None else names_beside(options.embeddings, None)
+        table = read_embeddings(options.embeddings, names=names)
         anchors = sources.embedding_anchors(
             table.embeddings,
             people=people,
             per_identity=options.per_identity,
+            balance=requested_balance(
+                options.balance, names_of_rows(table.names, people), len(table.embeddings)
+            ),
             fingerprint=table.fingerprint,
             **common,
         )
@@ -121,11 +145,14 @@ def _build_set(options: Any) -> None:
         found = sources.find_images(options.images)  # its mistakes before the model is read
         if found.hidden:
             print(hidden_note(found.hidden))
+        names = [f"{file.parent.name}/{file.name}" for file in found.files]
         anchors = sources.image_anchors(
             options.images,
             _model(options.model),
             per_identity=options.per_identity,
+            balance=requested_balance(options.balance, names, len(names)),
             flip=options.flip,
+            degrade=asked_degradation(options),
             **common,
         )
     if options.k > len(anchors):
@@ -137,6 +164,8 @@ def _build_set(options: Any) -> None:
 
 
 def _check_build(options: Any) -> None:
+    from ida_jax.anchors.degraded import asked_degradation
+
     given = [options.embeddings is not None, options.class_weights, options.images is not None]
     if sum(given) != 1:
         raise UserError("expected exactly one of --embeddings, --class_weights, --images")
@@ -144,8 +173,13 @@ def _check_build(options: Any) -> None:
         raise UserError("--model=M goes with --class_weights or --images, and they need it")
     if options.labels is not None and not given[0]:
         raise UserError("--labels goes with --embeddings: images are labelled by their folders")
+    if options.balance is not None and options.class_weights:
+        raise UserError("--balance goes with --embeddings or --images: classes have no names")
     if options.flip and not given[2]:
         raise UserError("--flip goes with --images")
+    if options.degrade and not given[2]:
+        raise UserError("--degrade goes with --images: embeddings and weights have none to degrade")
+    asked_degradation(options)
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")
     if options.size < 1 or options.per_identity < 1:
@@ -184,6 +218,10 @@ def _info(argv: list[str]) -> None:
         with complete(options.anchors):
             made_of = provenance_line(anchors.provenance)
         print(f"made of: {printable(made_of)}")
+    if balance := anchors.provenance.get("balance"):
+        with complete(options.anchors):
+            made = f"{balance['each']:,} anchors of each of {', '.join(balance['groups'])}"
+        print(f"balanced: {printable(made)}")
     try:
         own = own_neighbourhood(anchors, k=anchors.k, tau=anchors.tau)
     except UserError as error:  # of too few anchors, but still a set
@@ -211,6 +249,8 @@ def _check(argv: list[str]) -> bool:
     add("--against", type=Path, metavar="E", help="the probes: .npy, .npz or .parquet")
     people = "who is on each probe, as in build, or PERSON/IMAGE; without it, E's own such names"
     add("--labels", type=Path, metavar="L", help=people)
+    groups = "the probes' groups: a list of person or image and group, .csv, .tsv or .txt"
+    add("--groups", type=Path, metavar="GROUPS", help=groups)
     add(
         "--threshold",
         type=float,
@@ -223,13 +263,16 @@ def _check(argv: list[str]) -> bool:
     options = parser.parse_args(argv)
     if options.labels is not None and options.against is None:
         raise UserError("--labels goes with --against=E: they say who is on E's rows")
+    if options.groups is not None and options.against is None:
+        raise UserError("--groups goes with --against=E: the groups are of E's people")
     if options.limit < 0:
         raise UserError(f"--limit is {options.limit}: expected at least 0")
     if options.threshold is not None and not -1 <= options.threshold <= 1:
         raise UserError(f"--threshold is {options.threshold}: expected a cosine from -1 to 1")
     from ida_jax.common.outputs import writing
 
-    reading = {f"--{name}": getattr(options, name) for name in ("anchors", "against", "labels")}
+    read = ("anchors", "against", "labels", "groups")
+    reading = {f"--{name}": getattr(options, name) for name in read}
     with writing({"--json": options.json}, reading=reading):
         return _check_set(options)
 
@@ -237,6 +280,7 @@ def _check(argv: list[str]) -> bool:
 def _check_set(options: Any) -> bool:
     from ida_jax.anchors import check
     from ida_jax.anchors.anchor_set import AnchorSet
+    from ida_jax.anchors.group_check import check_listed_groups
 
     anchors = AnchorSet.load(options.anchors, verify=True)
     against = None if options.against is None else _probes(options, anchors)
@@ -252,6 +296,13 @@ def _check_set(options: Any) -> bool:
     if against is not None:
         level = threshold(len(against.embeddings))
         findings, report = _against(against, anchors, level, options.limit)
+        if options.groups is not None:
+            uneven = check_listed_groups(
+                options.groups, against.embeddings, against.names, against.people, anchors
+            )
+            print(*map(printable, uneven.lines), sep="\n")
+            report["groups"] = uneven.found.json()
+            findings += uneven.findings
     level = threshold(len(anchors))
     duplicates = check.near_duplicates(anchors, level, limit=max(options.limit, 1000))
     print(
@@ -280,6 +331,8 @@ def _against(
 
     from ida_jax.anchors import check
     from ida_jax.anchors.coverage import coverage
+    from ida_jax.anchors.crowding import reported_crowding
+    from ida_jax.anchors.supported_weight import probe_gain
 
     findings, report = [], {}
     faces, count = probes.embeddings, f"{len(probes.embeddings):,}"
@@ -295,7 +348,20 @@ def _against(
             "the anchors are not of the probes' domain, or not of their model, and IDA can then be "
             "worse than the cosine: make them as the probes, or take --method=ida_r_fallback"
         )
+    crowd = reported_crowding(faces, probes.people, anchors, norms=probes.norms)
+    print(crowd.line)
+    report["crowding"] = crowd.json
+    findings += crowd.warnings
     names = probes.names or ()
+    told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
+    report["gain"] = told._asdict()
+    print(told.described())
+    if told.harmful and not near.wrong_domain:
+        findings.append(
+            "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
+            "of another domain, or few, and IDA can then be worse than the cosine: make them as "
+            "the probes, or take --method=ida_r_fallback"
+        )
     if probes.people is not None:
         known = check.known_leaks(faces, probes.people, anchors)
         given = np.asarray(probes.people)
@@ -326,6 +392,18 @@ def _against(
     return findings, report
 
 
+def _people_on(probes: _Probes) -> "np.ndarray | None":
+    """Who is on each probe, by its labels or its names' folders; None where unknown."""
+    import numpy as np
+
+    from ida_jax.tables.identities import people_of_images
+
+    people = probes.people
+    if people is None and probes.names:
+        people = people_of_images(probes.names)
+    return None if people is None else np.asarray(people)
+
+
 def _parser(command: str, description: str) -> Parser:
     return Parser(f"anchors {command}", description=description)
 
@@ -338,22 +416,23 @@ def _model(path: Path) -> "FaceModel":
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
+    import numpy as np
+
     from ida_jax.common.validation import unit_embeddings
     from ida_jax.tables.embeddings import names_beside, read_embeddings
-    from ida_jax.tables.identities import people_of_images, read_people
+    from ida_jax.tables.identities import people_of_images, read_people_or_images
 
     table = read_embeddings(options.against, names=names_beside(options.against, None))
     path = str(options.against)
     anchors.check_model(fingerprint=table.fingerprint, width=table.width, whose=path)
     people = None
     if options.labels is not None:
-        people = read_people(options.labels, len(table.embeddings))
-        if people.dtype.kind == "U" and not set(people.tolist()) & set(anchors.names):
-            # A list of images, as E.names.txt is one; anchors may bear such names themselves.
-            people = people_of_images(people.tolist()) or people
+        people = read_people_or_images(options.labels, len(table.embeddings), among=anchors.names)
     elif anchors.names and table.names:
         people = people_of_images(table.names)
-    return _Probes(unit_embeddings(table.embeddings, what="probes"), table.names, people)
+    faces = unit_embeddings(table.embeddings, what="probes")
+    norms = np.linalg.norm(np.asarray(table.embeddings), axis=1)
+    return _Probes(faces, norms, table.names, people)
 
 
 def _list(

@@ -6,12 +6,14 @@ A anchors, D embedding.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
+from ida_jax.common.fingerprints import same_sketch, sketch_of
 from ida_jax.common.validation import require_same_model, require_tau, unit_embeddings
 from ida_jax.tables.identities import labels_among, name_among
 from ida_jax.tables.text import name_fault
@@ -25,8 +27,10 @@ class AnchorSet:
 
     Attributes:
       embeddings: float32 [A, D], unit rows; memory-mapped where the set was loaded.
-      labels: int32 [A], each anchor's identity in the numbering of the set it was taken from, -1
-        where unknown; None where no anchor has one. Needed to exclude a face's own identity.
+      labels: int32 [A], each anchor's identity in the numbering of the set it was taken from,
+        negative where unknown; None where no anchor has one. Needed to exclude a face's own
+        identity. In a set with degraded copies a number below -1 is shared by the copies of a face
+        of unknown identity.
       source: where the anchors come from: "class_weights", "real_db", "fake_db" (Table 4) or
         "embeddings" for a plain array.
       fingerprint: the fingerprint of the model that made the embeddings; "" where unknown.
@@ -97,13 +101,42 @@ class AnchorSet:
         """D, the embedding's width."""
         return self.embeddings.shape[1]
 
+    @property
+    def degraded(self) -> int:
+        """How many of the anchors are degraded copies of others, by the provenance."""
+        return int(self.provenance.get("degraded", {}).get("anchors", 0))
+
+    def people(self) -> np.ndarray:
+        """int32 [A]: the labels, with a number of its own for each person of unknown identity.
+
+        An anchor of unknown identity is a person of its own, together with its degraded copies.
+        """
+        if self.labels is None:
+            return np.arange(len(self), dtype=np.int32)
+        labels = np.array(self.labels, np.int32)
+        unknown = np.flatnonzero(labels < 0)
+        groups = np.arange(unknown.size)
+        if self.degraded:
+            own = labels[unknown]
+            shared = np.where(own < -1, own.astype(np.int64), groups)
+            _, groups = np.unique(shared, return_inverse=True)
+        labels[unknown] = labels.max(initial=-1) + 1 + groups
+        return labels
+
+    @cached_property
+    def sketch(self) -> str:
+        """What calibrations and fits know the embeddings by (`sketch_of`)."""
+        return sketch_of(self.embeddings)
+
     def described(self) -> str:
         """The set in one line."""
         people = "unlabelled"
-        if self.labels is not None:
+        if self.labels is not None and not (self.degraded and self.labels.max(initial=-1) < 0):
             known = np.unique(self.labels)
             people = f"of {np.count_nonzero(known >= 0):,} identities"
             people += " with names" if self.names else ""
+        if self.degraded:
+            people += f", {self.degraded:,} of them degraded copies"
         return (
             f"{len(self):,} anchors {people}, {self.width} wide, from {self.source}, "
             f"model {self.fingerprint or 'unknown'}, k = {self.k}, tau = {self.tau:g}"
@@ -150,6 +183,8 @@ class AnchorSet:
             require_types(loaded)
             if not isinstance(loaded.provenance, dict):
                 raise ValueError("its provenance is no object")
+            if loaded.degraded < 0:
+                raise ValueError(f"{loaded.degraded} anchors are degraded copies")
             require_tau(loaded.tau, what=f"{path}: tau")
             for what, rows in (("labels", loaded.labels), ("names", loaded.names or None)):
                 if rows is not None and np.shape(rows) != (len(loaded),):
@@ -199,9 +234,20 @@ class AnchorSet:
         )  # fmt: skip
 
     def check_fit(
-        self, what: str, command: str, *, fingerprint: str, width: int, anchors: int
+        self,
+        what: str,
+        command: str,
+        *,
+        fingerprint: str,
+        width: int,
+        anchors: int,
+        sketch: str,
     ) -> None:
-        """Refuses a fit (`what`) that was made with anchors of another model, width or number.
+        """Refuses a fit (`what`) that was made with other anchors, or those of another model.
+
+        Args:
+          anchors: their number.
+          sketch: their `sketch`; "" where unknown, as in fits of older versions, and not compared.
 
         Raises:
           UserError: it names the command that fits again.
@@ -214,4 +260,9 @@ class AnchorSet:
             raise UserError(
                 f"the {what} was fitted with {anchors} anchors, {len(self)} were given: use the "
                 f"same anchor set, or fit again (python -m ida_jax.fit {command})"
+            )
+        if sketch and not same_sketch(sketch, self.sketch):
+            raise UserError(
+                f"the {what} was fitted with another set of {anchors} anchors than the one given: "
+                f"use the same set, or fit again (python -m ida_jax.fit {command})"
             )

@@ -5,6 +5,7 @@ N faces, H height, W width, D embedding.
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from ida_jax.anchors.sources import find_images
 from ida_jax.common.errors import UserError
 from ida_jax.common.parts import Parts, cut, key_of
-from ida_jax.common.validation import unit_rows
-from ida_jax.data.dataset import LazyImages
+from ida_jax.common.validation import unit_embeddings, unit_rows
+from ida_jax.data.dataset import LazyImages, image_subset
+from ida_jax.data.degrade import Degradation, copies_of, degraded_rows
 from ida_jax.data.sources.image_files import decode, read_image
 
 if TYPE_CHECKING:
@@ -204,3 +206,48 @@ def embedded_chunks(
         chunks = Parts(folder, whole, _CHUNK).values(embed)
     for first, faces in zip(range(0, whole, _CHUNK), chunks, strict=True):
         yield faces[: end - first]
+
+
+def degraded_copies(
+    candidates: CandidateFaces,
+    numbers: np.ndarray,
+    model: "FaceModel",
+    how: Degradation,
+    *,
+    flip: bool = False,
+    parts: Path | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit embeddings of degraded copies of some of the candidates `numbers`, float32 [C, D].
+
+    Args:
+      numbers: int64 [A], candidates, ascending.
+      how: chooses among them and makes the copies.
+      flip, parts: as in `embedded_chunks`.
+
+    Returns:
+      The embeddings, and int64 [C], the row in `numbers` of each one's face.
+    """
+    available = sys.maxsize if candidates.available is None else candidates.available
+    cuts = cut(int(numbers[-1]) + 1, _CHUNK)
+    ends = np.searchsorted(numbers, [rows.stop for rows in cuts])
+    chunks = np.split(np.arange(len(numbers)), ends[:-1])
+    chosen = [rows[degraded_rows(how, numbers[rows])] for rows in chunks]
+
+    def embed(number: int) -> np.ndarray:
+        start, mine = cuts[number].start, numbers[chosen[number]]
+        if not mine.size:
+            return np.empty((0, model.width), np.float32)
+        # Whole chunks, as they were drawn before: one compiled shape.
+        faces = candidates.draw(start, min(_CHUNK, available - start))
+        copies = copies_of(image_subset(faces, mine - start), how, numbers=mine)
+        return unit_embeddings(model.raw_embeddings(copies, flip=flip), what="degraded copies")
+
+    of = np.concatenate([np.tile(rows, how.copies) for rows in chosen])
+    jobs = range(len(chunks))
+    if parts is None:
+        return np.concatenate([embed(number) for number in jobs]), of
+    described = [candidates.provenance, model.fingerprint, flip, _CHUNK, how, numbers.tolist()]
+    folder = parts / key_of(described, digits=16)
+    folder.mkdir(parents=True, exist_ok=True)
+    each = Parts(folder, len(chunks), 1).values(lambda rows: embed(rows.start))
+    return np.concatenate(list(each)), of

@@ -93,8 +93,7 @@ def near_duplicates(anchors: AnchorSet, threshold: float, *, limit: int = 1000) 
     a = len(anchors)
     block = min(_BLOCK, a)
     embeddings = jax.device_put(np.asarray(anchors.embeddings))
-    labels = np.full(a, -1, np.int32) if anchors.labels is None else np.asarray(anchors.labels)
-    labels = jax.device_put(labels)
+    labels = jax.device_put(anchors.people())
     total, best = 0, _none()
     starts = [(r, c) for r in range(0, a, block) for c in range(r, a, block)]
     for row, column in progress_bar(
@@ -234,7 +233,7 @@ def _tile(
     rows = top + jnp.arange(block, dtype=jnp.int32)[:, None]
     columns = left + jnp.arange(block, dtype=jnp.int32)[None, :]
     wanted = (rows < columns) & (rows >= row) & (columns >= column)
-    wanted &= (own != others) | (own < 0)
+    wanted &= own != others
     similarities = jnp.where(wanted, similarities, -2.0)
     return similarities, jnp.count_nonzero(similarities >= threshold)
 

@@ -1,16 +1,12 @@
-"""Whether anchors are of the faces' domain, and how much of log F is signal among them.
+"""Whether anchors are of the faces' domain: the faces' support sets beside the anchors' own.
 
 Ours, not the paper's: it takes anchors of the right domain for granted. Among anchors of another
 one log F measures how far a face lies from that domain, and IDA can rank worse than the cosine
-does. The anchors' neighbourhoods among themselves say how near a covered face's support set is, and
-how much of log F is more than the chance of which anchors were drawn.
+does. The anchors' neighbourhoods among themselves say how near a covered face's support set is.
+`coverage` looks at the tail: faces that lie outside. Anchors of another domain that overlaps the
+faces' shift the bulk instead, which `ida_jax.anchors.supported_weight` judges.
 
-`anchors check` compares the probes' support sets with the anchors' own among themselves, and
-`ida_r_fallback` (`ida_jax.ops.dao.fall_back`) cuts log F off at what is usual among the anchors and
-shrinks it by its split-half reliability there. Both take their measure from the anchors alone
-(experiments/results/domain_safe.md).
-
-N faces, A anchors, D embedding, K support, S sampled anchors, M neighbours.
+N faces, A anchors, D embedding, K support, S sampled anchors.
 """
 
 from dataclasses import replace
@@ -24,7 +20,6 @@ from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import log_density as log_density_of
 from ida_jax.ops.hypersphere import Neighbours
 
-_DEPTH, _SPLITS = 4, 10  # neighbours searched for the halves, in k; random halves averaged over
 _UNCOVERED = 0.01
 _SAMPLE = 1000  # anchors, or probes, that are examined
 # Of faces from the anchors' domain 1 % lie below the 1st percentile. On LFW: 0.6 %, 1.5 % with 300
@@ -42,12 +37,10 @@ class Neighbourhood(NamedTuple):
     Attributes:
       similarity: float32 [S], the mean cosine of each one's k neighbours.
       log_density: float32 [S], log F of each.
-      reliability: ρ of log F in 0 … 1, see `own_neighbourhood`.
     """
 
     similarity: np.ndarray
     log_density: np.ndarray
-    reliability: float
 
 
 class Coverage(NamedTuple):
@@ -89,8 +82,8 @@ def own_neighbours(
             f"k = {k} neighbours of an anchor among the others were asked for, in a set of {a}: "
             "lower k or take more anchors"
         )
-    labels = _identities(anchors)
-    rows = np.sort(np.random.default_rng(seed).choice(a, min(sample, a), replace=False))
+    labels = anchors.people()
+    rows = sampled_rows(anchors, sample=sample, seed=seed)
     return support_sets(
         np.asarray(anchors.embeddings[rows]),
         replace(anchors, labels=labels),
@@ -100,14 +93,10 @@ def own_neighbours(
     )
 
 
-def _identities(anchors: AnchorSet) -> np.ndarray:
-    """int32 [A]: the labels, with one of its own for each anchor without a known identity."""
-    if anchors.labels is None:
-        return np.arange(len(anchors), dtype=np.int32)
-    labels = np.array(anchors.labels, np.int32)
-    unknown = np.flatnonzero(labels < 0)
-    labels[unknown] = labels.max(initial=-1) + 1 + np.arange(unknown.size, dtype=np.int32)
-    return labels
+def sampled_rows(anchors: AnchorSet, *, sample: int = _SAMPLE, seed: int = 0) -> np.ndarray:
+    """int [S], ascending: the anchors that `own_neighbours` examines with the same arguments."""
+    a = len(anchors)
+    return np.sort(np.random.default_rng(seed).choice(a, min(sample, a), replace=False))
 
 
 def own_neighbourhood(
@@ -121,58 +110,14 @@ def own_neighbourhood(
 ) -> Neighbourhood:
     """The in-domain reference: how near anchors lie to the anchors of other identities.
 
-    The reliability of log F is that of a test of two halves: the anchors' identities are split in
-    two at random, log F of each sampled anchor is taken from its ⌈k/2⌉ nearest in either half, and
-    with r the correlation of the two over the sampled anchors, averaged over 10 splits,
-
-        ρ = 2r / (1 + r)  (Spearman-Brown), 0 where r < 0.
-
-    It is the share of the variance of log F that other anchors of the same domain would give
-    again. It is 0 among random directions and 0.56 among LFW's 2,870 anchors.
-
     Args: as in `own_neighbours`.
       tau: τ of log F.
 
     Raises:
       UserError: fewer than k anchors of other identities.
     """
-    _, codes, images = np.unique(_identities(anchors), return_inverse=True, return_counts=True)
-    others = len(anchors) - int(images.max())
-    neighbours = own_neighbours(
-        anchors, k=max(k, min(_DEPTH * k, others)), sample=sample, seed=seed, searcher=searcher
-    )
-    nearest = neighbours.similarities[:, :k]
-    return Neighbourhood(
-        np.mean(nearest, axis=1),
-        np.asarray(log_density_of(nearest, tau=tau)),
-        _reliability(
-            neighbours.similarities, codes[neighbours.indices], people=images.size, k=k, tau=tau
-        ),
-    )
-
-
-def _reliability(
-    similarities: np.ndarray, codes: np.ndarray, *, people: int, k: int, tau: float
-) -> float:
-    """ρ of `own_neighbourhood`, from neighbours [S, M], descending, and their identities' codes."""
-    size = -(-k // 2)
-    scaled = tau * np.asarray(similarities, np.float64)
-    rng = np.random.default_rng(0)
-    correlations = []
-    for _ in range(_SPLITS):
-        second = (rng.permutation(people) % 2 == 1)[codes]
-        halves = []
-        for mine in (~second, second):
-            used = mine & (np.cumsum(mine, axis=1) <= size)
-            total = np.logaddexp.reduce(np.where(used, scaled, -np.inf), axis=1)
-            halves.append(np.where(used.sum(axis=1) == size, -total, np.nan))
-        both = np.stack(halves)
-        both = both[:, np.isfinite(both).all(axis=0)]
-        # Of fewer than three, or of equal ones, no correlation is defined.
-        flat = both.shape[1] < 3 or np.ptp(both, axis=1).min() == 0
-        correlations.append(0.0 if flat else np.corrcoef(both)[0, 1])
-    r = max(float(np.mean(correlations)), 0.0)
-    return 2 * r / (1 + r)
+    nearest = own_neighbours(anchors, k=k, sample=sample, seed=seed, searcher=searcher).similarities
+    return Neighbourhood(np.mean(nearest, axis=1), np.asarray(log_density_of(nearest, tau=tau)))
 
 
 def coverage(

@@ -8,8 +8,9 @@ N candidates in their order, A anchors, T training faces, P people, D embedding.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.candidates import CandidateFaces, embedded_chunks
+from ida_jax.anchors.candidates import CandidateFaces, degraded_copies, embedded_chunks
 from ida_jax.anchors.check import HIGHEST_THRESHOLD, same_person_threshold
 from ida_jax.anchors.coverage import coverage
+from ida_jax.anchors.degraded import copy_labels, degraded_provenance
 from ida_jax.anchors.fake_rules import (
     DUPLICATE,
     IMPLAUSIBLE,
@@ -37,6 +39,7 @@ from ida_jax.anchors.moments import Moments, fewest_faces, matched, moments
 from ida_jax.common.errors import UserError
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.provenance import provenance as this_process
+from ida_jax.data.degrade import Degradation
 
 if TYPE_CHECKING:
     from ida_jax.artefacts.face_model import FaceModel
@@ -85,6 +88,7 @@ def fake_anchors(
     most_drawn: int | None = None,
     parts: Path | None = None,
     align: bool = False,
+    degrade: Degradation | None = None,
     progress: str | None = "fake-db",
 ) -> tuple[AnchorSet, FakeReport]:
     """The first `count` plausible candidates, none of a training person, no duplicates.
@@ -125,6 +129,8 @@ def fake_anchors(
       parts: a folder for embeddings by chunks, with which a killed call continues (see
         `embedded_chunks`).
       align: whether moments are matched; it takes training faces.
+      degrade: degraded copies of some of the anchors' faces are further anchors, behind the A, by
+        the candidates' numbers. No rule drops a copy: implausible is what it is meant to be.
       progress: the title of a progress bar; none if None.
 
     Returns:
@@ -168,8 +174,9 @@ def fake_anchors(
         chunks = _counted(
             embedded_chunks(candidates, model, stop=drawn, flip=flip, parts=parts), bar
         )
+        match = None
         if align:
-            chunks = _aligned(chunks, moments(rules.people.anchors.embeddings))
+            chunks, match = _aligned(chunks, moments(rules.people.anchors.embeddings))
         if rules.duplicate is None:
             chunks, threshold = _own_threshold(chunks, count)
             rules = rules._replace(duplicate=threshold)
@@ -187,6 +194,14 @@ def fake_anchors(
                 + ("take --align, train" if alignable else "train")
                 + " the generator for longer, or rescore with --method=ida_r_fallback"
             )
+    embeddings, of = chosen.embeddings, np.arange(count)
+    if degrade is not None:
+        numbers = np.flatnonzero(chosen.verdicts == KEPT)
+        copies, of_copies = degraded_copies(
+            candidates, numbers, model, degrade, flip=flip, parts=parts
+        )
+        copies = copies if match is None else match(copies)
+        embeddings, of = np.concatenate([embeddings, copies]), np.concatenate([of, of_copies])
     described = {
         "candidates": candidates.provenance,
         "model": model.fingerprint,
@@ -200,11 +215,12 @@ def fake_anchors(
         },
         **privacy_record(chosen, rules, training),
         "coverage_of_training_people": None if domain is None else domain._asdict(),
+        **degraded_provenance(degrade, of),
         "run": this_process(),
     }
     anchors = AnchorSet.from_embeddings(
-        chosen.embeddings, source="fake_db", fingerprint=model.fingerprint, k=k, tau=tau,
-        provenance=described,
+        embeddings, labels=copy_labels(of), source="fake_db", fingerprint=model.fingerprint, k=k,
+        tau=tau, provenance=described,
     )  # fmt: skip
     strangers = np.empty(0, np.float32) if rules.strangers is None else rules.strangers
     report = FakeReport(chosen.verdicts, chosen.nearest, strangers, tuple(warnings), described)
@@ -263,11 +279,13 @@ def _counted(chunks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
         yield chunk
 
 
-def _aligned(chunks: Iterator[np.ndarray], target: Moments) -> Iterator[np.ndarray]:
-    """All chunks with the target's moments; their own are those of the first 4,096 faces."""
+def _aligned(
+    chunks: Iterator[np.ndarray], target: Moments
+) -> tuple[Iterator[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    """All chunks with the target's moments, and what gives these; their own are of 4,096 faces."""
     faces, chunks = _first(chunks, _PILOT)
-    own = moments(faces)
-    return (matched(chunk, own=own, target=target) for chunk in chunks)
+    match = partial(matched, own=moments(faces), target=target)
+    return map(match, chunks), match
 
 
 def _own_threshold(chunks: Iterator[np.ndarray], count: int) -> tuple[Iterator[np.ndarray], float]:

@@ -6,15 +6,18 @@ A anchors, C classes, N faces, D embedding.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.balance import Balance, balanced
+from ida_jax.anchors.degraded import copy_labels, degraded_provenance
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_rows
+from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.data.dataset import LazyImages
+from ida_jax.data.degrade import Degradation, with_degraded
 from ida_jax.data.sources.image_files import decode, read_image
 from ida_jax.data.sources.image_names import SUFFIXES, is_hidden, is_image, sayable
 from ida_jax.tables.embeddings import read_embeddings
@@ -109,6 +112,7 @@ def embedding_anchors(
     size: int,
     people: Sequence[str] | np.ndarray | None = None,
     per_identity: int = 1,
+    balance: Balance | None = None,
     seed: int = 0,
     fingerprint: str = "",
     k: int = 10,
@@ -121,6 +125,7 @@ def embedding_anchors(
       size: at most this many anchors, drawn without replacement from `seed`.
       people: N identities, as integers or as names; every row is an anchor if None.
       per_identity: with `people`, anchors of one identity.
+      balance: as many anchors of each group (`ida_jax.anchors.balance`); what it does is printed.
       fingerprint: of the model that made the embeddings; "" where unknown.
 
     Raises:
@@ -128,11 +133,19 @@ def embedding_anchors(
         zero, NaN or infinite, by its number in `embeddings`; as `AnchorSet.from_embeddings`.
     """
     labels, names = (None, ()) if people is None else _numbered(people, len(embeddings))
+    drawn = {"size": size if balance is None else len(embeddings), "seed": seed}
     if labels is None:
-        rows = sampled_rows(len(embeddings), size=size, seed=seed)
+        rows = sampled_rows(len(embeddings), **drawn)
     else:
-        rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
-    chosen, bad = unit_rows(embeddings[rows], skip_bad=True, what="anchors")
+        rows = real_db_rows(labels, per_identity=per_identity, **drawn)
+    provenance = None
+    if balance is not None:
+        every = rows
+        rows, provenance = balanced_rows_of(
+            rows, balance, size=size, seed=seed, k=k,
+            embeddings=lambda: unit_embeddings(embeddings[every], what="anchors"),
+        )  # fmt: skip
+    chosen, bad, _ = unit_rows(embeddings[rows], skip_bad=True, what="anchors")
     if bad.any():
         raise UserError(
             f"{int(bad.sum())} of the {len(rows)} rows taken as anchors are zero, NaN or infinite, "
@@ -145,6 +158,7 @@ def embedding_anchors(
         k=k,
         tau=tau,
         names=[names[row] for row in rows] if names else (),
+        provenance=provenance,
     )
 
 
@@ -154,47 +168,65 @@ def image_anchors(
     *,
     size: int,
     per_identity: int = 1,
+    balance: Balance | None = None,
     seed: int = 0,
     flip: bool = False,
     k: int = 10,
     tau: float = 1.0,
+    degrade: Degradation | None = None,
 ) -> AnchorSet:
     """Anchors from a folder of aligned crops, "real-db" in Table 4, embedded with a progress bar.
 
     Args:
       folder: FOLDER/PERSON/IMAGE, or FOLDER/IMAGE, in which every image is an anchor.
-      size: at most this many anchors, drawn without replacement from `seed`.
+      size: at most this many images, drawn without replacement from `seed`.
       per_identity: at most this many images of a person's folder, the first by name.
+      balance: as many anchors of each group (`ida_jax.anchors.balance`); what it does is printed.
       flip: f(x) + f(mirrored x), as the faces to be compared are embedded.
+      degrade: degraded copies of some of these images are further anchors, by the images' numbers
+        in the folder.
 
     Raises:
       UserError: as `find_images`; an image that cannot be decoded or is of another size.
     """
     images = find_images(folder)
-    names: tuple[str, ...] = ()
+    drawn = {"size": size if balance is None else len(images.files), "seed": seed}
     if images.people:
         _, labels = np.unique(images.people, return_inverse=True)
-        rows = real_db_rows(labels, size=size, seed=seed, per_identity=per_identity)
-        names = tuple(images.people[row] for row in rows)
+        rows = real_db_rows(labels, per_identity=per_identity, **drawn)
     else:
-        labels, rows = None, sampled_rows(len(images.files), size=size, seed=seed)
+        labels, rows = None, sampled_rows(len(images.files), **drawn)
     if k > len(rows):  # before they are embedded
         raise UserError(f"k = {k} is more than the {len(rows)} anchors in {folder}: lower k")
 
-    def crop(index: int) -> np.ndarray:
-        file = images.files[rows[index]]
-        image = decode(read_image(file), where=str(file))
-        model.preprocessing.check(image, what=str(file))
-        return image
+    def crops(rows: np.ndarray) -> LazyImages:
+        def crop(index: int) -> np.ndarray:
+            file = images.files[rows[index]]
+            image = decode(read_image(file), where=str(file))
+            model.preprocessing.check(image, what=str(file))
+            return image
 
+        return LazyImages(len(rows), crop)
+
+    def embedded(images: Sequence[np.ndarray]) -> np.ndarray:
+        return model.embed(images, flip=flip, progress="embed the anchors")
+
+    provenance: dict[str, Any] = {}
+    if balance is not None:
+        every = rows
+        rows, provenance = balanced_rows_of(
+            rows, balance, size=size, seed=seed, k=k, embeddings=lambda: embedded(crops(every))
+        )
+    faces, of = with_degraded(crops(rows), degrade, numbers=rows)
     return AnchorSet.from_embeddings(
-        model.embed(LazyImages(len(rows), crop), flip=flip, progress="embed the anchors"),
-        labels=None if labels is None else labels[rows],
+        embedded(faces),
+        labels=copy_labels(of) if labels is None else labels[rows[of]],
         source="real_db",
         fingerprint=model.fingerprint,
         k=k,
         tau=tau,
-        names=names,
+        names=[images.people[row] for row in rows[of]] if images.people else (),
+        provenance={**provenance, **degraded_provenance(degrade, of)},
     )
 
 
@@ -235,6 +267,21 @@ def sampled_rows(available: int, *, size: int, seed: int = 0) -> np.ndarray:
     if size >= available:
         return np.arange(available)
     return np.sort(np.random.default_rng(seed).choice(available, size, replace=False))
+
+
+def balanced_rows_of(
+    rows: np.ndarray, balance: Balance, **options: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows of a balanced set and its provenance; what was done is printed.
+
+    Args:
+      rows: the candidates' rows.
+      balance: groups or clusters.
+      **options: `ida_jax.anchors.balance.balanced`'s.
+    """
+    found = balanced(rows, balance, **options)
+    print(*found.said, sep="\n")
+    return rows[found.places], found.provenance
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:

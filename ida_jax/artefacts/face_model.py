@@ -22,7 +22,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.common.devices import batch_sharding, local_mesh, pad_batch, replicated
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, fingerprint_of, load_tensors, save_tensors
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.fingerprints import fingerprint_of
 from ida_jax.common.validation import require_variables, unit_embeddings
 from ida_jax.models import mobilefacenet, resnet
 

@@ -17,7 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.common.devices import batch_sharding, local_mesh, replicated
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import complete, fingerprint_of, load_tensors, save_tensors
+from ida_jax.common.files import complete, load_tensors, save_tensors
+from ida_jax.common.fingerprints import fingerprint_of
 from ida_jax.common.validation import require_variables
 from ida_jax.models.stylegan import GeneratorNetwork, draw_noise, num_styles
 from ida_jax.ops.resample import to_crops

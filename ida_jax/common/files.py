@@ -264,30 +264,6 @@ def _check_rows(path: Path, name: str, array: np.ndarray, *, unit: bool, whole: 
             )
 
 
-def fingerprint_of(described: Any, variables: Mapping[str, Any]) -> str:
-    """16 hex digits of a SHA-256 over a JSON-able description and every array, by its name.
-
-    Args:
-      described: what is not in the arrays: a network's name and options.
-      variables: nested, of arrays.
-    """
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name, value in sorted(_flat(variables).items()):
-        value = np.ascontiguousarray(value)
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _flat(variables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"params/conv/kernel": array}."""
-    flat = {}
-    for name, value in variables.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}/") if nested else {f"{prefix}{name}": value}
-    return flat
-
-
 def kind_of(path: str | os.PathLike[str]) -> str | None:
     """The kind of an artefact's file; None for any other file, or if there is no file."""
     from safetensors import SafetensorError, safe_open

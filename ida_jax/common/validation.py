@@ -41,10 +41,12 @@ class UnitRows(NamedTuple):
     Attributes:
       embeddings: float32 [N, D]; a bad row is NaN.
       bad: bool [N], rows that were zero, NaN or infinite.
+      norms: float64 [N], what each row's norm was; NaN of a bad row.
     """
 
     embeddings: np.ndarray
     bad: np.ndarray
+    norms: np.ndarray
 
 
 def unit_embeddings(embeddings: ArrayLike, *, what: str = "embeddings") -> np.ndarray:
@@ -78,27 +80,29 @@ def unit_rows(
     """
     embeddings = _floating(embeddings, what)
     out = np.empty(embeddings.shape, np.float32)
-    bad = np.zeros(len(out), bool)
+    bad, norms = np.zeros(len(out), bool), np.empty(len(out))
     step = max(1, _BLOCK // max(1, out.shape[1]))
     for start in range(0, len(out), step):
         rows = slice(start, start + step)
-        out[rows], bad[rows] = _unit_block(embeddings[rows])
+        out[rows], bad[rows], norms[rows] = _unit_block(embeddings[rows])
     if bad.any() and not skip_bad:
         raise UserError(
             f"{what}: {_rows(np.flatnonzero(bad))} zero, NaN or infinite; such a face cannot "
             "match: leave it out or embed it again"
         )
-    return UnitRows(out, bad)
+    return UnitRows(out, bad, norms)
 
 
-def _unit_block(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _unit_block(block: np.ndarray) -> UnitRows:
     block = block.astype(np.result_type(block, np.float32), copy=False)
     # Scaled by the largest entry first, so that squares neither over- nor underflow.
     largest = np.max(np.abs(block), axis=1, initial=0.0)
     bad = ~np.isfinite(largest) | (largest == 0)
     with np.errstate(divide="ignore", invalid="ignore"):  # a bad row becomes NaN by its largest
         scaled = (block / largest[:, None]).astype(np.float32, copy=False)
-        return scaled / np.linalg.norm(scaled, axis=1, keepdims=True), bad
+        length = np.linalg.norm(scaled, axis=1, keepdims=True)
+        norms = np.where(bad, np.nan, largest.astype(np.float64) * length[:, 0])
+        return UnitRows(scaled / length, bad, norms)
 
 
 def require_same_model(

@@ -3,6 +3,7 @@
 A graph takes a batch of any size B and gives
 
     embedding    float32 [B, D], unit rows
+    norm         float32 [B], the raw embedding's norm (for IDA-Q), where it is asked for
     log_density  float32 [B], log F (IDA-L), where an SSR module is exported too
 
 so that a pair's score is log DAO = τ · ⟨f₁, f₂⟩ + logaddexp(log F₁, log F₂) (Eq. 4's logarithm).
@@ -21,6 +22,7 @@ import numpy as np
 from ida_jax.artefacts.face_model import FaceModel, build_network
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_rows
 from ida_jax.models.ssr_network import SSRNetwork
 from ida_jax.ops.hypersphere import normalize
 
@@ -36,8 +38,9 @@ class Deployable(NamedTuple):
 
     Attributes:
       variables: {"network": …, "ssr": …}, a pytree of arrays; "ssr" only with an SSR module.
-      apply: (variables, images) → {"embedding": float32 [B, D], "log_density": float32 [B]},
-        without "log_density" where there is no SSR module.
+      apply: (variables, images) → {"embedding": float32 [B, D], "norm": float32 [B],
+        "log_density": float32 [B]}, without "norm" unless it was asked for, and without
+        "log_density" where there is no SSR module.
     """
 
     variables: dict[str, Any]
@@ -49,6 +52,7 @@ def deployable(
     ssr: SSRModule | None = None,
     *,
     input: str = "uint8",
+    norm: bool = False,
     float32: bool = False,
 ) -> Deployable:
     """From crops x to f = N(x) / ‖N(x)‖ and log F(f), for use inside one's own `jax.jit`.
@@ -65,12 +69,13 @@ def deployable(
       ssr: its SSR module.
       input: "uint8", images are RGB crops [B, H, W, 3] as read; "float_nchw", float32
         [B, 3, H, W], RGB and normalised already.
+      norm: gives ‖N(x)‖ too.
       float32: convolutions in float32, as in exports, instead of in the model's own dtype.
 
     Raises:
       UserError: an unknown input, or an SSR module for another model.
     """
-    description(model, input=input, ssr=ssr)
+    description(model, input=input, ssr=ssr, norm=norm)
     model = in_float32(model) if float32 else model
     network = build_network(model.network, model.network_options)
     nhwc = model.preprocessing if input == "uint8" else _nhwc
@@ -79,11 +84,13 @@ def deployable(
         variables["ssr"] = ssr.params
 
     def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        embedding = normalize(network.apply(variables["network"], nhwc(images), train=False))
-        if ssr is None:
-            return {"embedding": embedding}
-        log_density = _log_density(ssr, variables["ssr"], embedding)
-        return {"embedding": embedding, "log_density": log_density}
+        raw = network.apply(variables["network"], nhwc(images), train=False)
+        out = {"embedding": normalize(raw)}
+        if norm:
+            out["norm"] = jnp.linalg.norm(raw, axis=1)
+        if ssr is not None:
+            out["log_density"] = _log_density(ssr, variables["ssr"], out["embedding"])
+        return out
 
     return Deployable(variables, apply)
 
@@ -102,7 +109,9 @@ def input_shape(model: FaceModel, input: str) -> tuple[int, int, int]:
     return (side, side, 3) if input == "uint8" else (3, side, side)
 
 
-def description(model: FaceModel, *, input: str, ssr: SSRModule | None) -> dict[str, Any]:
+def description(
+    model: FaceModel, *, input: str, ssr: SSRModule | None, norm: bool = False
+) -> dict[str, Any]:
     """What a graph's user must know: input, normalisation, width, fingerprint, JSON-able.
 
     Raises:
@@ -123,6 +132,8 @@ def description(model: FaceModel, *, input: str, ssr: SSRModule | None) -> dict[
         "embedding_dim": model.width,
         "embedding": "unit length",
     }
+    if norm:
+        facts["norm"] = "of the embedding before it was brought to unit length"
     if ssr is not None:
         ssr.check_model(fingerprint=model.fingerprint, width=model.width)
         facts |= {
@@ -139,30 +150,37 @@ def largest_difference(
     *,
     input: str,
     ssr: SSRModule | None,
+    norm: bool = False,
     batch: int = 3,
     seed: int = 0,
 ) -> float:
     """Runs a graph and the model in float32 on random images; the largest difference of any output.
+
+    A norm's is relative.
 
     Args:
       graph: from an input batch to the outputs by name.
       model: what was exported.
       input: what the graph takes.
       ssr: what was exported with it.
+      norm: whether the norms were.
       batch: B.
       seed: of the images.
     """
     rng = np.random.default_rng(seed)
     side = model.preprocessing.image_size
     images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
-    expected = {"embedding": in_float32(model).embed(images)}
+    embeddings, _, norms = unit_rows(in_float32(model).raw_embeddings(images))
+    expected = {"embedding": embeddings}
     if ssr is not None:
         expected["log_density"] = ssr.log_density(expected["embedding"])
     if input == "float_nchw":
         inputs = np.asarray(model.preprocessing(images)).transpose(0, 3, 1, 2)
     else:
         inputs = images
-    actual = graph(np.ascontiguousarray(inputs))
+    actual = dict(graph(np.ascontiguousarray(inputs)))
+    if norm:
+        actual["norm"], expected["norm"] = actual["norm"] / norms, np.ones(batch)
     return max(float(np.max(np.abs(actual[name] - value))) for name, value in expected.items())
 
 
@@ -176,4 +194,6 @@ def _log_density(ssr: SSRModule, params: Any, embedding: jax.Array) -> jax.Array
         {"params": params}, embedding
     )
     out = jnp.float32(ssr.mean) + jnp.float32(ssr.std) * out
-    return out if ssr.target == "log" else jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))
+    if ssr.target != "log":
+        out = jnp.log(jnp.maximum(out, jnp.float32(ssr.floor)))
+    return jnp.float32(ssr.intercept) + jnp.float32(ssr.slope) * out if ssr.calibrated else out

@@ -27,17 +27,20 @@ from ida_jax.models.resnet import IResNet
 _OPSET, _IR_VERSION = 17, 8
 
 
-def onnx_bytes(model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None) -> bytes:
+def onnx_bytes(
+    model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None, norm: bool = False
+) -> bytes:
     """The ONNX file of a face model, float32, for any batch.
 
-    Input `images`, outputs `embedding` and, with an SSR module, `log_density`: see
-    `ida_jax.interop.exported`. The file's `metadata_props` say colour order, normalisation,
-    fingerprint, width, k and τ.
+    Input `images`, outputs `embedding`, where asked for `norm`, and, with an SSR module,
+    `log_density`: see `ida_jax.interop.exported`. The file's `metadata_props` say colour order,
+    normalisation, fingerprint, width, k and τ.
 
     Args:
       model: a bfloat16 one is written as float32.
       input: "uint8" or "float_nchw".
       ssr: its SSR module.
+      norm: gives the raw embeddings' norms too.
 
     Raises:
       UserError: onnx is not installed, an unknown input, an SSR module for another model.
@@ -47,7 +50,7 @@ def onnx_bytes(model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None 
         from onnx import TensorProto, helper
     except ImportError as error:
         raise UserError("ONNX files need onnx: pip install 'ida_jax[interop]'") from error
-    facts = description(model, input=input, ssr=ssr)
+    facts = description(model, input=input, ssr=ssr, norm=norm)
     model = in_float32(model)
     graph = _Layers(model.variables)
     x = graph.preprocessed("images", model.preprocessing) if input == "uint8" else "images"
@@ -56,10 +59,13 @@ def onnx_bytes(model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None 
         x = _iresnet(graph, x, network)
     else:
         x = _mobilefacenet(graph, x, model.preprocessing.image_size)
-    norm = graph.node("ReduceL2", [x], axes=[1], keepdims=1)
-    norm = graph.node("Max", [norm, graph.constant(np.float32(1e-12))])
-    graph.node("Div", [x, norm], output="embedding")
+    length = graph.node("ReduceL2", [x], axes=[1], keepdims=1)
+    length = graph.node("Max", [length, graph.constant(np.float32(1e-12))])
+    graph.node("Div", [x, length], output="embedding")
     outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", model.width])]
+    if norm:
+        graph.node("ReduceL2", [x], axes=[1], keepdims=0, output="norm")
+        outputs.append(helper.make_tensor_value_info("norm", TensorProto.FLOAT, ["B"]))
     if ssr is not None:
         _log_density(graph, ssr)
         outputs.append(helper.make_tensor_value_info("log_density", TensorProto.FLOAT, ["B"]))
@@ -242,9 +248,13 @@ def _log_density(graph: _Layers, ssr: SSRModule) -> None:
     x = graph.node("Squeeze", [x, graph.constant(np.int64([1]))])
     x = graph.node("Mul", [x, graph.constant(np.float32(ssr.std))])
     mean = graph.constant(np.float32(ssr.mean))
+    of_network = None if ssr.calibrated else "log_density"
     if ssr.target == "log":
-        graph.node("Add", [x, mean], output="log_density")
-        return
-    x = graph.node("Add", [x, mean])
-    floor = graph.constant(np.float32(ssr.floor))
-    graph.node("Log", [graph.node("Max", [x, floor])], output="log_density")
+        x = graph.node("Add", [x, mean], output=of_network)
+    else:
+        floor = graph.constant(np.float32(ssr.floor))
+        x = graph.node("Max", [graph.node("Add", [x, mean]), floor])
+        x = graph.node("Log", [x], output=of_network)
+    if ssr.calibrated:
+        x = graph.node("Mul", [x, graph.constant(np.float32(ssr.slope))])
+        graph.node("Add", [x, graph.constant(np.float32(ssr.intercept))], output="log_density")

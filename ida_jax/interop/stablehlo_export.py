@@ -27,11 +27,12 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def stablehlo_bytes(
-    model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None
+    model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None, norm: bool = False
 ) -> bytes:
     """The serialised `jax.export.Exported` of a face model, float32, for any batch.
 
-    One argument, the images; it returns {"embedding": …} and, with an SSR module, "log_density":
+    One argument, the images; it returns {"embedding": …}, with `norm` also "norm", and, with an SSR
+    module, "log_density":
     `ida_jax.interop.exported.deployable` with its weights in it. That module's `description`
     belongs beside the file.
 
@@ -39,6 +40,7 @@ def stablehlo_bytes(
       model: a bfloat16 one is written as float32.
       input: "uint8" or "float_nchw".
       ssr: its SSR module.
+      norm: gives the raw embeddings' norms too.
 
     Raises:
       UserError: flatbuffers is not installed, an unknown input, an SSR module for another model.
@@ -47,7 +49,7 @@ def stablehlo_bytes(
         import flatbuffers  # noqa: F401, jax's serialize needs it
     except ImportError as error:
         raise UserError("StableHLO needs flatbuffers: pip install 'ida_jax[interop]'") from error
-    variables, apply = deployable(model, ssr, input=input, float32=True)
+    variables, apply = deployable(model, ssr, input=input, norm=norm, float32=True)
     variables = jax.tree.map(np.asarray, variables)
 
     def graph(images: jax.Array) -> dict[str, jax.Array]:

@@ -12,7 +12,11 @@ that the intervals account for their dependence.
 Over pairs, where identities are not known: G genuine and n impostor pairs are drawn with
 replacement. That treats pairs as independent, so that intervals come out too narrow.
 
-All methods are scored on the same resamples, so that their difference has an interval of its own.
+All methods are scored on the same resamples, so that their difference has an interval of its own,
+and that several can be compared at once (comparison.py). interval_figures.py names the results.
+
+Intervals of rates hold the middle of the resamples: 95 % of them where many units have errors, more
+where few do (few_units.py). Those of thresholds are always the middle 95 %.
 Resamples depend on the seed and on I alone.
 """
 
@@ -23,10 +27,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluation import far_key
+from ida_jax.metrics.comparison import Compared
+from ida_jax.metrics.few_units import units_behind
+from ida_jax.metrics.rate_intervals import percentile_intervals, rate_intervals
 from ida_jax.metrics.resampling import (
     Draw,
-    Ranked,
     ShortTail,
     Tail,
     Total,
@@ -46,11 +51,16 @@ from ida_jax.metrics.roc import Interval, accepted_impostors
 
 
 class BootstrapPoint(NamedTuple):
-    """The intervals of one method's TAR and threshold at one FAR."""
+    """The intervals of one method's TAR and threshold at one FAR.
+
+    Attributes:
+      units: the effective number of units behind the TAR (`few_units.units_behind`).
+    """
 
     far: float
     tar: Interval
     threshold: Interval
+    units: float
 
 
 class BootstrapDifference(NamedTuple):
@@ -75,6 +85,7 @@ class Bootstrap(NamedTuple):
       resamples: how many count; one without genuine or impostor pairs does not.
       methods: {method: a point for each FAR}.
       differences: {method: a difference for each FAR}, of all methods but the baseline.
+      compared: {method: one for each FAR}, all methods compared at once; empty for a single one.
     """
 
     over: str
@@ -82,6 +93,7 @@ class Bootstrap(NamedTuple):
     resamples: int
     methods: dict[str, tuple[BootstrapPoint, ...]]
     differences: dict[str, tuple[BootstrapDifference, ...]]
+    compared: dict[str, tuple[Compared, ...]]
 
 
 class MeanBootstrap(NamedTuple):
@@ -91,6 +103,8 @@ class MeanBootstrap(NamedTuple):
       resamples: how many count; one without pairs does not.
       methods: {method: interval of its mean}.
       differences: {method: interval of its mean minus the baseline's}.
+      compared: {method: its comparison}, all methods at once; empty for a single one.
+      behind: {method: the effective number of units behind its mean}.
     """
 
     over: str
@@ -98,6 +112,26 @@ class MeanBootstrap(NamedTuple):
     resamples: int
     methods: dict[str, Interval]
     differences: dict[str, Interval]
+    compared: dict[str, Compared]
+    behind: dict[str, float]
+
+
+class Resampled(NamedTuple):
+    """Rates of M methods at F FARs in R resamples.
+
+    Attributes:
+      names: of the methods.
+      tars: float64 [R, M, F].
+      thresholds: float64 [R, M, F].
+      observed: float64 [M, F], the TARs of the pairs as they are.
+      behind: float64 [M, F], the effective number of units behind these.
+    """
+
+    names: tuple[str, ...]
+    tars: np.ndarray
+    thresholds: np.ndarray
+    observed: np.ndarray
+    behind: np.ndarray
 
 
 def bootstrap_tails(
@@ -137,7 +171,7 @@ def bootstrap_tails(
     ones = np.ones(units, np.int32)
     whole = Draw(ones, ones, next(iter(tails.values())).impostors)
     return _bootstrap(
-        {name: rank_tail(method) for name, method in tails.items()},
+        tails,
         whole,
         draws_of_units(np.random.default_rng(seed), units, total),
         fars=fars, over=over, units=units, baseline=baseline, resamples=resamples, level=level,
@@ -233,7 +267,7 @@ def bootstrap_means(
     at fixed thresholds it is an accuracy; with hits it is a rank-k rate.
 
     Args:
-      outcomes: {method: float or bool [P]}.
+      outcomes: {method: float or bool [P], between 0 and 1}.
       units: int [P, U], each pair's units.
       count: I.
       over: what the units are, for the result.
@@ -257,7 +291,7 @@ def bootstrap_means(
     require_units(units, len(units), count=count)
     _require_resamples(resamples)
     if not resamples:
-        return MeanBootstrap(over, count, 0, {}, {})
+        return MeanBootstrap(over, count, 0, {}, {}, {}, {})
     # The last row gives each resample's weight.
     stacked = np.stack([*values.values(), np.ones(len(units))])
     sums, batches = [], unit_weights(np.random.default_rng(seed), count)
@@ -276,46 +310,14 @@ def bootstrap_means(
     drawn = drawn[drawn[:, -1] > 0]
     if not len(drawn):
         raise UserError(f"none of {resamples} resamples of {count} {over} has pairs: expected more")
-    means = dict(zip(values, (drawn[:, :-1] / drawn[:, -1:]).T, strict=True))
-
-    def interval(samples: np.ndarray) -> Interval:
-        return _percentile_intervals(samples[:, None], level)[0]
-
-    differences = {}
-    if baseline in means:
-        base = means[baseline]
-        differences = {name: interval(m - base) for name, m in means.items() if name != baseline}
-    methods = {name: interval(mean) for name, mean in means.items()}
-    return MeanBootstrap(over, count, len(drawn), methods, differences)
-
-
-def tar_intervals(
-    bootstrap: Bootstrap, *, fars: Sequence[float] | None = None
-) -> dict[str, dict[str, Any]]:
-    """{method: entries for its figures}, by the FARs' keys.
-
-    They are `tar_interval@far`, and of a method with a difference `tar_gain@far` and
-    `tar_gain_interval@far`.
-
-    Args:
-      bootstrap: the result of `bootstrap_tails` or `bootstrap_tar`.
-      fars: those to take of the bootstrap's FARs, in this order; all where None.
-    """
-    entries: dict[str, dict[str, Any]] = {}
-    for name, points in bootstrap.methods.items():
-        kept = _at(points, fars)
-        entries[name] = {"tar_interval@far": {far_key(p.far): list(p.tar) for p in kept}}
-    for name, gains in bootstrap.differences.items():
-        kept = _at(gains, fars)
-        entries[name]["tar_gain@far"] = {far_key(d.far): d.gain for d in kept}
-        entries[name]["tar_gain_interval@far"] = {far_key(d.far): list(d.tar) for d in kept}
-    return entries
-
-
-def _at(points: Sequence[Any], fars: Sequence[float] | None) -> list[Any]:
-    """The points at the FARs, in their order; all where None."""
-    by_far = {point.far: point for point in points}
-    return list(points) if fars is None else [by_far[float(far)] for far in fars]
+    means = (drawn[:, :-1] / drawn[:, -1:])[:, :, None]
+    observed = np.array([[given.mean()] for given in values.values()])
+    behind = [units_behind(given, units) for given in values.values()]
+    summary = rate_intervals(
+        tuple(values), means, observed, np.array(behind)[:, None], baseline=baseline, level=level
+    )
+    firsts = ({name: of[0] for name, of in part.items()} for part in summary)
+    return MeanBootstrap(over, count, len(drawn), *firsts, dict(zip(values, behind, strict=True)))
 
 
 def _over_pairs(
@@ -332,12 +334,10 @@ def _over_pairs(
     }
     depth = min(impostors, depth_of_pairs(accepted_impostors(highest, impostors)))
     drawn = np.unique(np.concatenate([t.impostor_units[:depth, 0] for t in tails.values()]))
-    ranked = {
-        name: rank_tail(
-            method._replace(
-                impostor=method.impostor[:depth],
-                impostor_units=np.searchsorted(drawn, method.impostor_units[:depth]),
-            )
+    short = {
+        name: method._replace(
+            impostor=method.impostor[:depth],
+            impostor_units=np.searchsorted(drawn, method.impostor_units[:depth]),
         )
         for name, method in tails.items()
     }
@@ -345,11 +345,43 @@ def _over_pairs(
         np.random.default_rng(seed), genuine=genuine, kept=drawn.size, impostors=impostors
     )
     whole = Draw(np.ones(genuine, np.int64), np.ones(drawn.size, np.int64), impostors)
-    return _bootstrap(ranked, whole, draws, over="pairs", units=same.size, **options)
+    return _bootstrap(short, whole, draws, over="pairs", units=same.size, **options)
+
+
+def resample(
+    tails: Mapping[str, Tail],
+    whole: Draw,
+    draws: Iterator[Draw],
+    *,
+    fars: Sequence[float],
+    over: str,
+    units: int,
+    resamples: int,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Resampled:
+    """The methods' rates in the draws that have pairs of both kinds, and in `whole`."""
+    methods = tuple(map(rank_tail, tails.values()))
+    points = [
+        at_fars
+        for _, draw in zip(progress(range(resamples)), draws, strict=False)
+        if (at_fars := operating_points(methods, draw, fars)) is not None
+    ]
+    if not points:
+        raise UserError(
+            f"none of {resamples} resamples has pairs of both kinds: expected more units"
+        )
+    tars, thresholds = np.moveaxis(np.array(points, np.float64), 2, 0)
+    observed = operating_points(methods, whole, fars)
+    behind = [
+        [units_behind(of.genuine > t, of.genuine_units) for t in at.threshold]
+        for of, at in zip(tails.values(), observed, strict=True)
+    ]
+    seen = np.array([at.tar for at in observed])
+    return Resampled(tuple(tails), tars, thresholds, seen, np.array(behind))
 
 
 def _bootstrap(
-    ranked: Mapping[str, Ranked],
+    tails: Mapping[str, Tail],
     whole: Draw,
     draws: Iterator[Draw],
     *,
@@ -364,43 +396,30 @@ def _bootstrap(
     """The intervals from the draws; `whole` is the pairs as they are."""
     _require_resamples(resamples)
     if not resamples:
-        return Bootstrap(over, units, 0, {}, {})
-    names, methods = tuple(ranked), tuple(ranked.values())
-    points = [
-        at_fars
-        for _, draw in zip(progress(range(resamples)), draws, strict=False)
-        if (at_fars := operating_points(methods, draw, fars)) is not None
-    ]
-    if not points:
-        raise UserError(
-            f"none of {resamples} resamples of {units} {over} has pairs of both kinds: expected "
-            "more of them"
-        )
-    tars, thresholds = np.moveaxis(np.array(points, np.float64), 2, 0)
-    observed = operating_points(methods, whole, fars)
+        return Bootstrap(over, units, 0, {}, {}, {})
+    drawn = resample(
+        tails, whole, draws, fars=fars, over=over, units=units, resamples=resamples,
+        progress=progress,
+    )  # fmt: skip
+    names, tars, seen = drawn.names, drawn.tars, drawn.observed
+    intervals, gains, compared = rate_intervals(
+        names, tars, seen, drawn.behind, baseline=baseline, level=level
+    )
     at = tuple(map(float, fars))
+    shares = np.full(len(at), (1 - level) / 2)
     summaries, differences = {}, {}
     for m, name in enumerate(names):
-        intervals = (_percentile_intervals(of[:, m], level) for of in (tars, thresholds))
-        summaries[name] = tuple(map(BootstrapPoint, at, *intervals))
-        if baseline in ranked and name != baseline:
+        ends = percentile_intervals(drawn.thresholds[:, m], shares)
+        parts = intervals[name], ends, drawn.behind[m].tolist()
+        summaries[name] = tuple(map(BootstrapPoint, at, *parts))
+        if name in gains:
             base = names.index(baseline)
-            gain = tars[:, m] - tars[:, base]
-            shares = np.mean(gain > 0, axis=0).tolist()
-            gains = (observed[m].tar - observed[base].tar).tolist()
-            fields = _percentile_intervals(gain, level), shares, gains
-            differences[name] = tuple(map(BootstrapDifference, at, *fields))
-    return Bootstrap(over, units, len(points), summaries, differences)
+            above = np.mean(tars[:, m] > tars[:, base], axis=0).tolist()
+            parts = gains[name], above, (seen[m] - seen[base]).tolist()
+            differences[name] = tuple(map(BootstrapDifference, at, *parts))
+    return Bootstrap(over, units, len(tars), summaries, differences, compared)
 
 
 def _require_resamples(resamples: int) -> None:
     if resamples < 0 or resamples == 1:
         raise UserError(f"{resamples} resamples were requested, expected at least 2, or 0 for none")
-
-
-def _percentile_intervals(samples: np.ndarray, level: float) -> list[Interval]:
-    """The percentile interval of each column of samples [R, F]."""
-    tail_share = (1 - level) / 2
-    # The nearest sample: between −∞ and a score there is nothing to interpolate.
-    ends = np.quantile(samples, [tail_share, 1 - tail_share], axis=0, method="nearest")
-    return [Interval(float(low), float(high)) for low, high in ends.T]

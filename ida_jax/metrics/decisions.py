@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
+from ida_jax.metrics.roc import SplitScores
 
 # A kind of pair: which method is right (the other corrects the base, or breaks it), and whether the
 # pair is genuine.
@@ -28,6 +29,40 @@ class Changed(NamedTuple):
 
     pairs: np.ndarray
     total: int
+
+
+class Failure(NamedTuple):
+    """A pair to look at.
+
+    Attributes:
+      kind: "worst" of the method's genuine or impostor pairs, or "corrected" or "broken" by it.
+      names: both faces'.
+      log_density: log F of both faces, where the method has one.
+      score: the method's.
+    """
+
+    method: str
+    kind: str
+    genuine: bool
+    names: tuple[str, str]
+    cosine: float
+    log_density: tuple[float, float] | None
+    score: float
+
+
+def worst_places(split: SplitScores, *, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of the lowest genuine and of the highest impostor scores, the worst first.
+
+    NaN stands for −∞. At most `most` of a kind; of equal scores some, in their order.
+    """
+    places = []
+    for scores, sign in zip(split, (1, -1), strict=True):
+        keys = sign * np.where(np.isnan(scores), -np.inf, scores)
+        few = np.arange(keys.size)
+        if keys.size > most:
+            few = np.sort(np.argpartition(keys, most)[:most])
+        places.append(few[np.argsort(keys[few], kind="stable")])
+    return places[0], places[1]
 
 
 def changed_decisions(

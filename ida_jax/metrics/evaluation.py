@@ -5,12 +5,14 @@ is accepted strictly above the threshold, FARs are never exceeded, and NaN is ne
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from ida_jax.metrics.decisions import Failure
 from ida_jax.metrics.likelihood_ratios import cllr, min_cllr
 from ida_jax.metrics.roc import (
     SplitScores,
@@ -19,6 +21,7 @@ from ida_jax.metrics.roc import (
     tar_at_far,
     threshold_interval,
 )
+from ida_jax.metrics.threshold_curve import ThresholdCurve
 
 # With fewer false accepts behind it, a figure says little: its relative deviation is over a third.
 FEWEST_FALSE_ACCEPTS = 10
@@ -48,16 +51,27 @@ class Evaluation(NamedTuple):
       curves: {method: its curve}; empty where the protocol has none.
       notes: sentences that a reader of the figures must know (a figure that fewer than ten false
         accepts decide, say).
+      thresholds: {method: what its thresholds do}, for the report's choice of one; empty where the
+        protocol has none.
+      failures: pairs to look at, by method and kind.
     """
 
     figures: dict[str, dict[str, Any]]
     curves: dict[str, Band]
     notes: tuple[str, ...] = ()
+    thresholds: Mapping[str, ThresholdCurve] = MappingProxyType({})
+    failures: tuple[Failure, ...] = ()
 
 
 def with_notes(evaluated: Mapping[str, Evaluation], notes: Sequence[str]) -> dict[str, Evaluation]:
     """The variants of {variant: Evaluation} with these notes before their own."""
     return {name: of._replace(notes=(*notes, *of.notes)) for name, of in evaluated.items()}
+
+
+def with_ignored(evaluation: Evaluation, *, pairs: int, note: str) -> Evaluation:
+    """The evaluation with the number of pairs that were left out of it, and the note first."""
+    figures = {name: {**of, "ignored_pairs": pairs} for name, of in evaluation.figures.items()}
+    return evaluation._replace(figures=figures, notes=(note, *evaluation.notes))
 
 
 class RegressionQuality(NamedTuple):
@@ -159,44 +173,6 @@ def wrong_way(genuine: np.ndarray, impostor: np.ndarray) -> str | None:
         f"{area:.1%} of comparisons), as distances do: scores must be higher for pairs that are "
         "more alike; give the distances' negatives"
     )
-
-
-def group_figures(
-    scores: np.ndarray,
-    same: np.ndarray,
-    *,
-    groups: np.ndarray,
-    names: Sequence[str],
-    thresholds: Mapping[str, float],
-) -> dict[str, dict[str, Any]]:
-    """{group: counts, and TAR and realised FAR at each threshold, the same for all groups}.
-
-    A group without impostor (genuine) pairs has no FAR (TAR): None.
-
-    Args:
-      scores: [P].
-      same: bool [P].
-      groups: int [P], the group of each pair, a place in `names`.
-      thresholds: a threshold for each FAR's key, as in `score_figures`.
-    """
-    count = {
-        kind: np.bincount(groups[wanted], minlength=len(names)).tolist()
-        for kind, wanted in (("genuine", same), ("impostor", ~same))
-    }
-    figures = {
-        name: {"genuine": count["genuine"][i], "impostor": count["impostor"][i]}
-        | {"tar@far": {}, "realised_far": {}, "false_accepts": {}}
-        for i, name in enumerate(names)
-    }
-    for far, threshold in thresholds.items():
-        accepted = scores > threshold
-        right = np.bincount(groups[accepted & same], minlength=len(names)).tolist()
-        wrong = np.bincount(groups[accepted & ~same], minlength=len(names)).tolist()
-        for group, true, false in zip(figures.values(), right, wrong, strict=True):
-            group["false_accepts"][far] = false
-            group["tar@far"][far] = true / group["genuine"] if group["genuine"] else None
-            group["realised_far"][far] = false / group["impostor"] if group["impostor"] else None
-    return figures
 
 
 def regression_quality(predicted: ArrayLike, target: ArrayLike) -> RegressionQuality:

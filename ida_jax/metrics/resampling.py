@@ -113,11 +113,11 @@ def split_tail(
     for kind, given in (("genuine", genuine), ("impostor", impostor)):
         if not given.size:
             raise UserError(f"0 {kind} pairs were given, at least 1 is needed: check the labels")
-    kept = _highest(impostor, tail_depth(highest_far, impostor.size))
+    kept = highest_places(impostor, tail_depth(highest_far, impostor.size))
     return Tail(
-        _without_nan(genuine),
+        without_nan(genuine),
         genuine_units.astype(np.int32),
-        _without_nan(impostor[kept]),
+        without_nan(impostor[kept]),
         impostor_units(kept).astype(np.int32),
         impostor.size,
     )
@@ -199,7 +199,7 @@ def impostor_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
       positions: int [P], places in that order of the pairs of two labels.
     """
     positions = np.asarray(positions)
-    order, group, rank, starts = _by_label(labels)
+    order, group, rank, starts = by_label(labels)
     n = order.size
     later_mates = np.bincount(group)[group] - 1 - rank
     ends = np.cumsum(n - 1 - np.arange(n) - later_mates)
@@ -216,7 +216,7 @@ def impostor_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
 def genuine_rows(labels: ArrayLike, positions: ArrayLike) -> Rows:
     """`impostor_rows` of the pairs of one label."""
     positions = np.asarray(positions)
-    order, group, rank, starts = _by_label(labels)
+    order, group, rank, starts = by_label(labels)
     later_mates = np.bincount(group)[group] - 1 - rank
     ends = np.cumsum(later_mates)
     first = np.searchsorted(ends, positions, side="right")
@@ -239,7 +239,7 @@ def require_units(units: np.ndarray, pairs: int, *, count: int | None = None) ->
         )
 
 
-def _by_label(labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def by_label(labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The faces in order of label; their labels, from 0; their ranks within; the labels' starts."""
     _, group = np.unique(np.asarray(labels), return_inverse=True)
     order = np.argsort(group, kind="stable")
@@ -249,11 +249,11 @@ def _by_label(labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     return order, group, rank, starts
 
 
-def _highest(scores: np.ndarray, depth: int) -> np.ndarray:
+def highest_places(scores: np.ndarray, depth: int) -> np.ndarray:
     """The places of the `depth` highest scores, descending, NaN the lowest."""
     if depth == scores.size:
-        return np.argsort(-_without_nan(scores), kind="stable")
-    scores = _without_nan(scores)
+        return np.argsort(-without_nan(scores), kind="stable")
+    scores = without_nan(scores)
     lowest = np.partition(scores, scores.size - depth)[scores.size - depth]
     above = np.flatnonzero(scores > lowest)
     level = np.flatnonzero(scores == lowest)[: depth - above.size]
@@ -261,7 +261,7 @@ def _highest(scores: np.ndarray, depth: int) -> np.ndarray:
     return kept[np.argsort(-scores[kept], kind="stable")]
 
 
-def _without_nan(scores: np.ndarray) -> np.ndarray:
+def without_nan(scores: np.ndarray) -> np.ndarray:
     """Floating scores with −∞ for NaN; the array itself where it has none."""
     if not np.issubdtype(scores.dtype, np.floating):
         scores = scores.astype(np.float64)
@@ -419,14 +419,14 @@ def operating_points(
         running = np.cumsum(method.genuine_weights(draw.genuine, 0, None), dtype=np.int64)
         if not running[-1]:
             return None
-        threshold = _thresholds(method, draw, ranks)
+        threshold = thresholds_at_ranks(method, draw, ranks)
         places = np.searchsorted(method.genuine, threshold, side="right")
         rejected = np.where(places > 0, running[places - 1], 0)
         points.append(Operating((running[-1] - rejected) / running[-1], threshold))
     return points
 
 
-def _thresholds(method: Ranked, draw: Draw, ranks: np.ndarray) -> np.ndarray:
+def thresholds_at_ranks(method: Ranked, draw: Draw, ranks: np.ndarray) -> np.ndarray:
     """[F]: the impostor scores at the ranks (from 0) of the list written out; −∞ past its end."""
     thresholds = np.full(len(ranks), -np.inf, method.impostor.dtype)
     wanted = ranks < draw.impostors

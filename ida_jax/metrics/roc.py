@@ -122,7 +122,7 @@ def roc_curve(genuine: ArrayLike, impostor: ArrayLike, *, points: int = 400) -> 
     Raises:
       UserError: no genuine or no impostor scores, or Booleans in place of scores.
     """
-    genuine, impostor = (_ascending(scores) for scores in as_scores(genuine, impostor))
+    genuine, impostor = (ascending(scores) for scores in as_scores(genuine, impostor))
     n = impostor.size
     accepted = np.unique(np.rint(np.geomspace(1, n, points)).astype(np.int64))
     # At r = n the index is −1, a stand-in: there is no n-th highest score, and −inf is taken.
@@ -145,7 +145,7 @@ def equal_error_rate(genuine: ArrayLike, impostor: ArrayLike) -> float:
     Raises:
       UserError: no genuine or no impostor scores, or Booleans in place of scores.
     """
-    genuine, impostor = (_ascending(scores) for scores in as_scores(genuine, impostor))
+    genuine, impostor = (ascending(scores) for scores in as_scores(genuine, impostor))
 
     def rates(threshold: np.floating) -> tuple[float, float]:
         far = 1 - np.searchsorted(impostor, threshold, side="right") / impostor.size
@@ -225,7 +225,7 @@ def as_scores(genuine: ArrayLike, impostor: ArrayLike) -> tuple[np.ndarray, np.n
     return checked[0].astype(dtype, copy=False), checked[1].astype(dtype, copy=False)
 
 
-def _ascending(scores: np.ndarray) -> np.ndarray:
+def ascending(scores: np.ndarray) -> np.ndarray:
     """Scores from lowest to highest, NaN as −inf; the array itself where it is sorted already."""
     if np.all(scores[:-1] <= scores[1:]) and not np.isnan(scores[0]):
         return scores

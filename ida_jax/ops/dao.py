@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# `fall_back`'s constants, chosen on the eval half of LFW and confirmed on the other
-# (experiments/domain_safe.py).
-_USUAL = 0.80
-_RELIABLE = 0.5
+# `fall_back`'s constants (experiments/safe_anchors.py).
+_USUAL = 0.5
+_CAUTION = 0.5
+_ONE_SIDED = 1.645  # standard errors: 95 % on one side
+_MOST = 1.5
 
 
 def log_density(
@@ -126,39 +127,38 @@ def soft_log_density(
 
 
 def fall_back(
-    log_density: np.ndarray, own_log_density: np.ndarray, *, reliability: float
+    log_density: np.ndarray, own_log_density: np.ndarray, *, weight: float, error: float
 ) -> np.ndarray:
     """log F that falls back to a constant, and the score to the cosine, where log F says nothing.
 
         log F̃ = m + w · min(log F − m, 0)
 
-        m = the 80th percentile of the anchors' own log F      w = min(ρ / 0.5, 1)
+        m = the median of the anchors' own log F
+        w = ½ · clip(ω − 1.645 σ, 0, 1.5)
 
-    Two things make anchors harmful. They lie elsewhere: then log F is the distance to them, above
-    what is usual among them, and the minimum makes it one constant; pairs of two such faces rank by
-    their cosine. Or there is nothing to be near to (random directions, few or far-flung anchors):
-    then log F is chance, its reliability ρ is low, and w takes it out.
-
-    TAR at FAR 1e-4 on LFW above the cosine's .97044, in points, by log F and by log F̃: right
-    anchors +.18, +.17; rendered ones -2.57, 0; upside-down ones -4.70, 0; another model's -.26, 0;
-    a tenth of the domain, by a principal direction, -.83, +.10; random directions -.14, -.03. The
-    price is paid by few anchors of the right domain: with 300 of them +.16 becomes +.04. What stays
-    harmful is a mixture of random directions with faces that lie close together: ρ is high there,
-    since it distinguishes the two kinds, and -.71 becomes -.64
-    (experiments/results/domain_safe.md).
+    Anchors may lie elsewhere: then log F is the distance to them, above what is usual among them,
+    and the minimum makes it one constant; pairs of two such faces rank by their cosine. It also
+    bounds what bad images gain that crowd where no anchor is. Or there
+    is nothing to be near to (random directions, few anchors): then the anchors' own impostor pairs
+    support no weight of log F, and w takes it out. Or their domain overlaps the faces', and log F
+    means less there than among the anchors, which nothing in the anchors shows: so w is half of
+    what they support, by the lower end of its one-sided 95 % interval. In theory half of the best
+    weight has three quarters of the best gain, and loses to the cosine only where the faces
+    support less than a quarter of it (`ida_jax.anchors.supported_weight`).
 
     Args:
       log_density: [N], log F of each face.
       own_log_density: [S], log F of anchors among the other anchors, with the same k and τ.
-      reliability: ρ of log F among the anchors, 0 … 1
-        (`ida_jax.anchors.coverage.own_neighbourhood` gives both).
+      weight: ω, the weight that the anchors' own impostor pairs support, 1 for DAO's own
+        (`ida_jax.anchors.supported_weight.own_weight`).
+      error: σ, its standard error; infinite where nothing is known.
 
     Returns:
       float32 [N].
     """
     usual = np.quantile(own_log_density, _USUAL).astype(np.float32)
-    weight = np.float32(min(reliability / _RELIABLE, 1.0))
-    return usual + weight * np.minimum(np.asarray(log_density, np.float32) - usual, 0)
+    shrunk = np.float32(_CAUTION * min(max(weight - _ONE_SIDED * error, 0.0), _MOST))
+    return usual + shrunk * np.minimum(np.asarray(log_density, np.float32) - usual, 0)
 
 
 class PairSimilarities(NamedTuple):

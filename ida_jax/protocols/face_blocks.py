@@ -26,12 +26,14 @@ class FaceBlock(NamedTuple):
       good: bool [n], which rows are faces.
       bad: the numbers of zero, NaN and infinite rows, from the block's first.
       count: how many faces the block holds.
+      norms: float64 [n], those of the faces as they were given; NaN of bad rows and of the rest.
     """
 
     faces: np.ndarray
     good: np.ndarray
     bad: np.ndarray
     count: int
+    norms: np.ndarray
 
 
 def filled_up(faces: np.ndarray, block: int) -> np.ndarray:
@@ -52,6 +54,7 @@ def fixed_blocks(
       what: how an error names them.
     """
     faces, bad, count, left = _no_faces(block, width), np.zeros(block, bool), 0, reach
+    norms = np.full(block, np.nan)
     for rows in blocks:
         if np.ndim(rows) != 2 or np.shape(rows)[1] != width:
             raise UserError(
@@ -64,17 +67,18 @@ def fixed_blocks(
                 taken = min(len(some.bad), block - count, left)
                 here = slice(count, count + taken)
                 faces[here][~some.bad[:taken]] = some.embeddings[:taken][~some.bad[:taken]]
-                bad[here] = some.bad[:taken]
+                bad[here], norms[here] = some.bad[:taken], some.norms[:taken]
                 count, left = count + taken, left - taken
-                some = UnitRows(some.embeddings[taken:], some.bad[taken:])
+                some = UnitRows(*(values[taken:] for values in some))
                 if count == block:
-                    yield FaceBlock(faces, ~bad, np.flatnonzero(bad), count)
+                    yield FaceBlock(faces, ~bad, np.flatnonzero(bad), count, norms)
                     faces, bad, count = _no_faces(block, width), np.zeros(block, bool), 0
+                    norms = np.full(block, np.nan)
         if not left:
             break
     if count:
         good = ~bad & (np.arange(block) < count)
-        yield FaceBlock(faces, good, np.flatnonzero(bad), count)
+        yield FaceBlock(faces, good, np.flatnonzero(bad), count, norms)
 
 
 def _no_faces(count: int, width: int) -> np.ndarray:

@@ -11,19 +11,29 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols.ijb_files import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
 from ida_jax.protocols.ijb_search import evaluate_searches
 from ida_jax.protocols.pfe_methods import ImageVariances, pfe_scores
-from ida_jax.protocols.table import FarOptions, Protocol, Request, option, register
+from ida_jax.protocols.table import (
+    FarOptions,
+    LeftOut,
+    Protocol,
+    Request,
+    left_out,
+    option,
+    register,
+)
 from ida_jax.protocols.verification import evaluate_scored_pairs
+from ida_jax.rescoring.method_table import METHODS
 from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.blocks import open_npy
 from ida_jax.tables.embeddings import EmbeddingFile
+from ida_jax.tables.identity_pairs import IdentityPairs
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -49,6 +59,7 @@ def evaluate_ijb(
     densities: str = "template",
     skip_bad: bool = False,
     variances: ImageVariances | None = None,
+    one_person: IdentityPairs | None = None,
     fars: Sequence[float] = FARS,
     resamples: int = 1000,
     seed: int = 0,
@@ -62,7 +73,8 @@ def evaluate_ijb(
 
     IDA on templates: with densities="template" support sets are those of the pooled embedding; with
     "images", F of a template is the mean of its images' F by the weights w_i / n_m of the pooling
-    (methods without densities see the template alone).
+    (methods without densities see the template alone). IDA-Q takes the norm of the pooled raw
+    embeddings, Σ w_i e_i / n_m over Σ w_i / n_m, whatever `norm` says.
 
     Args:
       embeddings: floating point [N, D], of any norm, in the lists' order; may be memory-mapped.
@@ -75,10 +87,13 @@ def evaluate_ijb(
       densities: "template" or "images".
       skip_bad: leaves out and counts images whose embeddings are zero, NaN or infinite.
       variances: of PFE, whose methods they add to 1:1; or None.
+      one_person: subjects whose pairs count neither way, by their ids; in 1:N the one's entry is
+        hidden from the other's probes.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
-      UserError: an unknown choice, a different number of embeddings, or bad ones.
+      UserError: an unknown choice, a different number of embeddings, or bad ones; subjects to be
+        left out where the lists give none, or not these.
     """
     for name, given, known in (("flip", flip, FLIPS), ("densities", densities, DENSITIES)):
         if given not in known:
@@ -90,6 +105,16 @@ def evaluate_ijb(
             f"{len(embeddings)} embeddings for the lists' {meta.templates.size} images: expected "
             "one for each image, in the lists' order"
         )
+    subjects = None if galleries is None else _subjects(galleries, meta)
+    if one_person is not None and subjects is None:
+        raise UserError(
+            "--ignore_identity_pairs names subjects, which the 1:N lists (ijb*_1N_*.csv) give, for "
+            "each template of the pairs: put them into the release's meta folder"
+        )
+    out = LeftOut(None, np.ones(meta.same.size, bool))
+    if one_person is not None:
+        out = left_out(one_person, subjects, meta.pairs)
+        meta = meta._replace(pairs=meta.pairs[out.kept], same=meta.same[out.kept])
     weights = meta.detector if detector else None
     rows = _good_rows(embeddings) if skip_bad else np.arange(meta.templates.size)
     images_of = np.bincount(meta.templates[rows], minlength=meta.template_ids.size)
@@ -102,8 +127,12 @@ def evaluate_ijb(
         meta.templates[rows], meta.media[rows], weights=None if weights is None else weights[rows]
     )
     pooled = pool_templates(matrix, embeddings, norm=norm, halves=flip == "halves", rows=rows)
-    faces = unit_embeddings(pooled, what="templates")
-    terms = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    faces, _, norms = unit_rows(pooled, what="templates")
+    if norm != "keep" and any(METHODS[each.method].log_norm for each in scorers.values()):
+        raw = pool_templates(matrix, embeddings, halves=flip == "halves", rows=rows)
+        norms = np.linalg.norm(raw, axis=1)
+    norms /= matrix.sum(axis=1)
+    terms = {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()}
     pooled_densities = densities == "images" and any(t.rule == "dao" for t in terms.values())
     if pooled_densities:
         terms |= _pooled_terms(
@@ -112,30 +141,35 @@ def evaluate_ijb(
 
     variant = "_flip" * (flip != "none") + ("_norm" if norm == "keep" else "_unit")
     variant += "_detector" * (weights is not None) + "_image_densities" * pooled_densities
-    subjects = None if galleries is None else _subjects(galleries, meta)
-    units = np.arange(meta.template_ids.size) if subjects is None else subjects
+    units = np.arange(meta.template_ids.size)
+    if subjects is not None:
+        units = np.unique(subjects, return_inverse=True)[1]
     scores = pair_scores(faces, meta.pairs, terms)
     if variances is not None:
         scores |= pfe_scores(
             embeddings, variances, meta.templates[rows], meta.pairs, scorers, rows=rows
         )
     evaluated = {
-        f"{subset}_1to1{variant}": evaluate_scored_pairs(
-            scores,
-            meta.same,
-            units[meta.pairs],
-            over="templates" if subjects is None else "identities",
-            fars=fars,
-            resamples=resamples,
-            seed=seed,
+        f"{subset}_1to1{variant}": out.noted(
+            evaluate_scored_pairs(
+                scores,
+                meta.same,
+                units[meta.pairs],
+                over="templates" if subjects is None else "identities",
+                fars=fars,
+                resamples=resamples,
+                seed=seed,
+            )
         )
     }
     if galleries is not None:
-        searched = evaluate_searches(faces, terms, galleries, resamples=resamples, seed=seed)
+        searched = evaluate_searches(
+            faces, terms, galleries, one_person=one_person, resamples=resamples, seed=seed
+        )
         evaluated |= {f"{subset}_{name}{variant}": of for name, of in searched.items()}
     notes = (*meta.notes, _RULE)
-    if left_out := meta.templates.size - rows.size:
-        notes += (f"{left_out:,} images without an embedding were left out of their templates",)
+    if lost := meta.templates.size - rows.size:
+        notes += (f"{lost:,} images without an embedding were left out of their templates",)
     return {name: of._replace(notes=(*notes, *of.notes)) for name, of in evaluated.items()}
 
 
@@ -179,13 +213,13 @@ def _pooled_terms(
 
 
 def _subjects(galleries: Galleries, meta: IjbMeta) -> np.ndarray | None:
-    """int64 [T], templates' subjects from 0; None if a listed pair's template has none."""
+    """int64 [T], templates' subjects, −1 for none; None if a listed pair's template has none."""
     subjects = np.full(meta.template_ids.size, -1, np.int64)
     for enrolled in (*galleries.galleries.values(), galleries.probes):
         subjects[enrolled.rows] = enrolled.subjects
     if (subjects[meta.pairs] < 0).any():
         return None
-    return np.unique(subjects, return_inverse=True)[1]
+    return subjects
 
 
 @dataclass(frozen=True)
@@ -301,6 +335,7 @@ def _evaluate(
         densities=options.densities,
         skip_bad=request.skip_bad,
         variances=data.variances,
+        one_person=request.one_person,
         fars=options.fars or FARS,
         **request.bootstrap,
     )
@@ -312,6 +347,7 @@ for _subset in SUBSETS:
             _subset,
             files="the release's folder, with meta/",
             rows="images of meta/*_face_tid_mid.txt",
+            identities="subjects, SUBJECT_ID of the 1:N lists",
             flags=IjbOptions,
             read=_read,
             evaluate=_evaluate,

@@ -10,17 +10,20 @@ import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.bootstrap import bootstrap_deepening, bootstrap_means, tar_intervals
+from ida_jax.metrics.bootstrap import bootstrap_deepening, bootstrap_means
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
+from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
 from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.protocols.ijb_files import Enrolled, Galleries
+from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import band_fars, notes_of_few, roc_bands
-from ida_jax.rescoring.gallery import Gallery, identify
+from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.identity_pairs import IdentityPairs, pairs_among
 
 _INTERVALS_OF_MEANS = (
     "figures are the means of the two galleries', and so are their intervals' ends: no shorter "
@@ -33,6 +36,7 @@ def evaluate_searches(
     terms: Mapping[str, FaceTerms],
     galleries: Galleries,
     *,
+    one_person: IdentityPairs | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
@@ -44,20 +48,62 @@ def evaluate_searches(
     Args:
       faces: float32 [T, D], unit rows.
       terms: {method: its numbers of the T templates}.
+      one_person: subjects that show one person: the one's entry is hidden from the other's probes,
+        for whom it would be neither right nor wrong.
       resamples: of the bootstrap over the probes' subjects; 0 leaves the intervals out.
 
     Raises:
       UserError: a gallery without mated or without non-mated probes.
     """
+    enrolled = [*galleries.galleries.values(), galleries.probes]
+    subjects = np.unique(np.concatenate([each.subjects for each in enrolled]))
+    known = None if one_person is None else pairs_among(one_person, subjects)
+    apart = np.empty((0, 2), np.int64) if known is None else subjects[known.codes]
+    hidden = {
+        name: _hidden(gallery, galleries.probes, apart)
+        for name, gallery in galleries.galleries.items()
+    }
     each = {
-        f"1toN_{name}": _evaluate_gallery(
-            faces, terms, gallery, galleries.probes, name, resamples, seed
+        f"1toN_{name}": noted(
+            _evaluate_gallery(
+                faces, terms, gallery, galleries.probes, hidden[name], name, resamples, seed
+            ),
+            known,
+            len(hidden[name]),
         )
         for name, gallery in galleries.galleries.items()
     }
     first, second = (evaluated.figures for evaluated in each.values())
     means = {name: _mean(first[name], second[name]) for name in first}
-    return {"1toN": Evaluation(means, {}, (_INTERVALS_OF_MEANS,)), **each}
+    both = Evaluation(means, {}, (_INTERVALS_OF_MEANS,))
+    return {"1toN": noted(both, known, sum(map(len, hidden.values()))), **each}
+
+
+def _hidden(gallery: Enrolled, probes: Enrolled, apart: np.ndarray) -> np.ndarray:
+    """Places of probes and of the gallery's templates of subjects that are one person, [h, 2]."""
+    places = [
+        np.stack(np.meshgrid(*map(np.flatnonzero, of), indexing="ij"), axis=-1).reshape(-1, 2)
+        for pair in apart
+        for one, other in (pair, pair[::-1])
+        for of in [(probes.subjects == one, gallery.subjects == other)]
+    ]
+    return np.unique(np.concatenate([np.empty((0, 2), np.int64), *places]), axis=0)
+
+
+def without_hidden(found: Candidates, hidden: np.ndarray, *, top: int) -> Candidates:
+    """Each probe's `top` best candidates that are not hidden from it; row −1 where there are none.
+
+    Args:
+      found: of M probes, as many more as are hidden from any of them, or all.
+      hidden: int [h, 2], places of probes and of the gallery's faces.
+    """
+    rows, scores = np.array(found.rows), np.array(found.scores)
+    for probe in np.unique(hidden[:, 0]):
+        away = np.isin(rows[probe], hidden[hidden[:, 0] == probe, 1])
+        order = np.argsort(away, kind="stable")
+        rows[probe] = np.where(away, -1, rows[probe])[order]
+        scores[probe] = np.where(away, -np.inf, scores[probe])[order]
+    return Candidates(scores[:, :top], rows[:, :top])
 
 
 def _evaluate_gallery(
@@ -65,6 +111,7 @@ def _evaluate_gallery(
     terms: Mapping[str, FaceTerms],
     gallery: Enrolled,
     probes: Enrolled,
+    hidden: np.ndarray,
     name: str,
     resamples: int,
     seed: int,
@@ -79,13 +126,16 @@ def _evaluate_gallery(
     mates = mates[mated]
     pairs = np.stack([gallery.rows[mates], probes.rows[mated]], axis=1)
     enrolled, top = jax.device_put(faces[gallery.rows]), min(max(RANKS), gallery.rows.size)
+    most = int(np.bincount(hidden[:, 0]).max(initial=0))
     searches = {}
     for method, scores in pair_scores(faces, pairs, terms).items():
         sides = (gallery.rows, probes.rows)
         of_gallery, own = (
             terms[method]._replace(values=terms[method].values[rows]) for rows in sides
         )
-        found = identify(faces[probes.rows], own, Gallery(enrolled, of_gallery), top=top)
+        deep = min(top + most, gallery.rows.size)
+        found = identify(faces[probes.rows], own, Gallery(enrolled, of_gallery), top=deep)
+        found = without_hidden(found, hidden, top=top)
         ranks = mate_ranks(found.rows[mated], mates)
         searches[method] = Searches(scores, ranks, found.scores[~mated, 0])
     _, units = np.unique(probes.subjects, return_inverse=True)
@@ -113,17 +163,18 @@ def _evaluate_gallery(
     for k in RANKS:
         hits = {method: found.rank <= k for method, found in searches.items()}
         means = bootstrap_means(hits, units[mated][:, None], count=int(units.max()) + 1, **options)
-        for method, interval in means.methods.items():
-            figures[method].setdefault("rank_interval", {})[str(k)] = list(interval)
-        for method, interval in means.differences.items():
+        for method in means.differences:
             gain = figures[method]["rank"][str(k)] - figures[BASELINE]["rank"][str(k)]
             figures[method].setdefault("rank_gain", {})[str(k)] = gain
-            figures[method].setdefault("rank_gain_interval", {})[str(k)] = list(interval)
+        for method, entries in mean_intervals(means).items():
+            for kind, entry in entries.items():
+                figures[method].setdefault(f"rank_{kind}", {})[str(k)] = entry
     splits = {
         method: SplitScores(np.sort(found.mate), np.sort(found.highest))
         for method, found in searches.items()
     }
     few = notes_of_few(figures, counts="false_alarms", rate="FPIR", decided="TPIR")
+    few += note_of_few_units(figures, "tpir@fpir", over=bootstrap.over)
     return Evaluation(figures, roc_bands(splits, bootstrap), few)
 
 
@@ -138,4 +189,8 @@ def _mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
         return (one + other) / 2
 
     kinds = ("tpir", "rank")
-    return {key: mean(entry, second[key]) for key, entry in first.items() if key.startswith(kinds)}
+    return {
+        key: mean(entry, second[key])
+        for key, entry in first.items()
+        if key.startswith(kinds) and "_among_best" not in key and "_units" not in key
+    }

@@ -24,10 +24,12 @@ from ida_jax.data.sources.verification_bin import read_verification_bin
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.table import (
     Faces,
+    LeftOut,
     NoOptions,
     Protocol,
     Request,
     file_inside,
+    left_out,
     register,
     required_names,
     terms_of_people,
@@ -41,11 +43,12 @@ _FOLDS = 10
 
 
 class _Listed(NamedTuple):
-    """Unit faces, the person of each face, and the list."""
+    """Unit faces, the person of each face, and the list, without the pairs left out of it."""
 
     faces: Faces
     people: list[str]
     pair_list: PairList
+    left_out: LeftOut
 
 
 def _read(request: Request, options: NoOptions) -> _Listed:
@@ -58,20 +61,23 @@ def _read(request: Request, options: NoOptions) -> _Listed:
         pair_list = read_calfw_pairs(path, names)
     # A person is one unit of the bootstrap, whatever folder the image is in.
     people = [_person(name.rsplit("/", 1)[-1]) for name in names]
-    return _Listed(unit_faces(request), people, pair_list)
+    out = left_out(request.one_person, people, pair_list.pairs)
+    pair_list = PairList(*(of_pairs[out.kept] for of_pairs in pair_list))
+    return _Listed(unit_faces(request), people, pair_list, out)
 
 
 def _evaluate(
     request: Request, options: NoOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
-    faces, bad, notes = data.faces
+    faces, bad, norms, notes = data.faces
     _, labels = np.unique(data.people, return_inverse=True)
-    methods = terms_of_people(faces, data.people, scorers)
+    methods = terms_of_people(faces, norms, data.people, scorers)
     folds = int(data.pair_list.fold.max()) + 1
     evaluated = evaluate_kfold(
         faces, data.pair_list, methods, labels=labels, bad=bad, **request.bootstrap
     )
-    return {f"{request.protocol}_{folds}fold": evaluated._replace(notes=notes)}
+    evaluated = data.left_out.noted(evaluated._replace(notes=notes))
+    return {f"{request.protocol}_{folds}fold": evaluated}
 
 
 def _person(image: str) -> str:
@@ -101,11 +107,11 @@ def _evaluate_bin(
     data: tuple[Faces, np.ndarray],
     scorers: Mapping[str, Rescorer],
 ) -> dict[str, Evaluation]:
-    (faces, bad, notes), same = data
+    (faces, bad, norms, notes), same = data
     evaluated = evaluate_kfold(
         faces,
         consecutive_pairs(same, folds=_FOLDS),
-        {name: scorer.terms(faces) for name, scorer in scorers.items()},
+        {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()},
         # The set has no identities: each pair is a unit of its own.
         labels=np.repeat(np.arange(same.size), 2),
         bad=bad,
@@ -121,6 +127,7 @@ for _name, _file in _LISTS.items():
             _name,
             files=_file,
             rows=f"images, named {'A/' * (_name == 'lfw')}A_0001.jpg",
+            identities="people, A of A_0001.jpg",
             read=_read,
             evaluate=_evaluate,
         )
@@ -130,6 +137,7 @@ register(
         "bin",
         files="a verification set, X.bin",
         rows="its images: embed --images=X.bin",
+        no_identities="a verification set says of pairs, not of images, whose they are",
         read=_read_bin,
         evaluate=_evaluate_bin,
     )

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.progress import progress_bar
-from ida_jax.common.validation import require_same_model, unit_embeddings
+from ida_jax.common.validation import require_same_model, unit_rows
 from ida_jax.metrics.bootstrap import bootstrap_means
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation
 from ida_jax.metrics.identification import (
@@ -34,6 +34,7 @@ from ida_jax.metrics.identification import (
     prefix_sets,
     rank1,
 )
+from ida_jax.metrics.interval_figures import mean_intervals
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import filled_up, fixed_blocks
 from ida_jax.protocols.megaface_files import Megaface, find_lists, load_megaface
@@ -83,14 +84,17 @@ def evaluate_megaface(
       UserError: bad rows, named; widths that differ; fewer distractors than the sets reach; no
         identity with two images.
     """
-    faces = unit_embeddings(probes, what="probes")
+    faces, _, norms = unit_rows(probes, what="probes")
     found = distractor_searches(probe_labels)
     if len(probe_labels) != len(faces):
         raise UserError(f"{len(probe_labels)} labels for {len(faces)} probes: expected one each")
     members = _members(prefix_sets(sizes) if sets is None else sets)
     reach = next(iter(members.values())).size
     block = block_size(face_blocks.SIZES, max(len(faces), reach))
-    own = [_block(faces[i : i + block], scorers, block) for i in range(0, len(faces), block)]
+    own = [
+        _block(faces[i : i + block], norms[i : i + block], scorers, block)
+        for i in range(0, len(faces), block)
+    ]
     blocks = _probe_blocks(faces, own, block)
     mates = _mate_scores(blocks, own, found, block)
 
@@ -110,7 +114,7 @@ def evaluate_megaface(
                     "nobody: leave it out, or embed it again"
                 )
             masks = {place: part.good & rows for place, rows in enumerate(inside) if rows.any()}
-            _raise_highest(highest, blocks, _block(part.faces, scorers, block), masks)
+            _raise_highest(highest, blocks, _block(part.faces, part.norms, scorers, block), masks)
             start += part.count
             progress.update(part.count)
     if start < reach:
@@ -134,10 +138,14 @@ def _members(sets: Mapping[int, ArrayLike]) -> dict[int, np.ndarray]:
     return members
 
 
-def _block(faces: np.ndarray, scorers: Mapping[str, Rescorer], block: int) -> Side:
+def _block(
+    faces: np.ndarray, norms: np.ndarray, scorers: Mapping[str, Rescorer], block: int
+) -> Side:
     """Faces filled up to a block, with each method's numbers, on the device."""
     filled = filled_up(faces, block)
-    return jax.device_put(Side(filled, {n: each.terms(filled) for n, each in scorers.items()}))
+    norms = np.append(norms, np.full(block - len(norms), np.nan))
+    terms = {name: each.terms(filled, norms=norms) for name, each in scorers.items()}
+    return jax.device_put(Side(filled, terms))
 
 
 def _probe_blocks(faces: np.ndarray, own: Sequence[Side], block: int) -> list[Side]:
@@ -216,13 +224,12 @@ def _figures(
             resamples=resamples,
             seed=seed,
         )
-        for name, interval in sure.methods.items():
-            figures[name].setdefault("rank1_interval@distractors", {})[key] = list(interval)
-        for name, interval in sure.differences.items():
+        for name in sure.differences:
             gain = float(ranks[name].rate[place] - ranks[BASELINE].rate[place])
-            of = figures[name]
-            of.setdefault("rank1_gain@distractors", {})[key] = gain
-            of.setdefault("rank1_gain_interval@distractors", {})[key] = list(interval)
+            figures[name].setdefault("rank1_gain@distractors", {})[key] = gain
+        for name, entries in mean_intervals(sure).items():
+            for kind, entry in entries.items():
+                figures[name].setdefault(f"rank1_{kind}@distractors", {})[key] = entry
     return figures
 
 
@@ -306,6 +313,8 @@ register(
         files="a folder with the devkit's and the noise lists",
         rows="FaceScrub's; --distractors=D",
         needs=("files", "distractors"),
+        no_identities="a probe meets its mates and distractors, and no other of the list's people; "
+        "name images in the noise lists",
         flags=MegafaceOptions,
         read=_read,
         evaluate=_evaluate,

@@ -16,12 +16,17 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Evaluation
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.failures import described
+from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.table import (
     FARS,
     Faces,
     FarOptions,
+    LeftOut,
     Protocol,
     Request,
+    noted,
     option,
     register,
     required_names,
@@ -31,7 +36,8 @@ from ida_jax.protocols.table import (
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_labelled_pairs
 from ida_jax.rescoring.pairs import pair_scores
 from ida_jax.rescoring.rescorer import Rescorer
-from ida_jax.tables.labelled_scores import read_identities, read_labels
+from ida_jax.tables.identity_pairs import KnownPairs, ignored_rows, pairs_among
+from ida_jax.tables.labelled_scores import Identities, read_labels, read_named_identities
 from ida_jax.tables.pair_lists import PairFile, convert_pairs
 
 
@@ -46,12 +52,16 @@ class PairListOptions(FarOptions):
 
 
 class _Listed(NamedTuple):
-    """Faces, their pairs int [P, 2], bool [P], and both sides' identities [P, 2] if known."""
+    """Faces, their pairs int [P, 2], bool [P], and both sides' identities [P, 2] if known.
+
+    Without the pairs that are left out.
+    """
 
     faces: Faces
     pairs: np.ndarray
     same: np.ndarray
     identities: np.ndarray | None
+    left_out: LeftOut
 
 
 def _read_listed(request: Request, options: PairListOptions) -> _Listed:
@@ -70,36 +80,64 @@ def _read_listed(request: Request, options: PairListOptions) -> _Listed:
         listed = PairFile(path)
         pairs = np.array(listed.read(0, listed.count))
     same = read_labels(options.labels)
-    identities = None if options.identities is None else read_identities(options.identities)
-    for file, rows in ((options.labels, same), (options.identities, identities)):
+    identities = None if options.identities is None else read_named_identities(options.identities)
+    codes = None if identities is None else identities.codes
+    for file, rows in ((options.labels, same), (options.identities, codes)):
         if rows is not None and len(rows) != len(pairs):
             raise UserError(
                 f"{file} has {len(rows)} rows and {request.files} has {len(pairs)} pairs: expected "
                 "one a pair"
             )
-    return _Listed(faces, pairs, same, identities)
+    out = _left_out(request, identities, len(pairs))
+    kept = out.kept
+    return _Listed(faces, pairs[kept], same[kept], None if codes is None else codes[kept], out)
+
+
+def _left_out(request: Request, identities: Identities | None, pairs: int) -> LeftOut:
+    if request.one_person is None:
+        return LeftOut(None, np.ones(pairs, bool))
+    if identities is None:
+        raise UserError(
+            "--ignore_identity_pairs needs --identities=I, which says whose faces the pairs are of"
+        )
+    known, out = ignored_rows(request.one_person, identities)
+    return LeftOut(known, ~out)
 
 
 def _evaluate_listed(
     request: Request, options: PairListOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
-    faces, bad, notes = data.faces
-    terms = {name: scorer.terms(faces) for name, scorer in scorers.items()}
+    faces, bad, norms, notes = data.faces
+    terms = {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()}
     scores = pair_scores(faces, data.pairs, terms)
     for of_method in scores.values():
         of_method[bad[data.pairs].any(axis=1)] = np.nan
+    fars = options.fars or FARS
     evaluated = evaluate_labelled_pairs(
-        scores, data.same, data.identities, fars=options.fars or FARS, **request.bootstrap
+        scores, data.same, data.identities, fars=fars, **request.bootstrap
     )
-    return {"pairs": evaluated._replace(notes=(*notes, *evaluated.notes))}
+    if request.groups is not None:
+        evaluated = with_listed_groups(
+            evaluated, scores, data.same, data.identities, request.groups.of_pairs(*data.pairs.T),
+            groups=request.groups, group_thresholds=request.group_thresholds, fars=fars,
+            **request.bootstrap,
+        )  # fmt: skip
+    return {"pairs": data.left_out.noted(evaluated._replace(notes=(*notes, *evaluated.notes)))}
 
 
 class _People(NamedTuple):
-    """The good faces, unit rows, the person of each face, and the number of bad ones."""
+    """The good faces, unit rows, their norms, names, people and groups, and how many are bad.
+
+    And the people who are one person under two names, if the request lists them.
+    """
 
     faces: np.ndarray
+    norms: np.ndarray
+    names: list[str]
     people: np.ndarray
+    groups: FaceGroups | None
     left_out: int
+    one_person: KnownPairs | None
 
 
 def _read_people(request: Request, options: FarOptions) -> _People:
@@ -110,7 +148,7 @@ def _read_people(request: Request, options: FarOptions) -> _People:
                 f"row {row} of {request.path} is named {name}: expected PERSON/IMAGE, which "
                 "says whose face it is"
             )
-    faces, bad, _ = unit_faces(request)
+    faces, bad, norms, _ = unit_faces(request)
     people = np.array([name.split("/")[0] for name in names])[~bad]
     identities = np.unique(people)
     if not 1 < identities.size < people.size:
@@ -119,21 +157,33 @@ def _read_people(request: Request, options: FarOptions) -> _People:
             f"names, PERSON/IMAGE, such as {names[0]}: expected several people, and several images "
             "of one"
         )
-    return _People(faces[~bad], people, int(bad.sum()))
+    known = None if request.one_person is None else pairs_among(request.one_person, identities)
+    groups = None if request.groups is None else request.groups.rows(~bad)
+    good = [names[row] for row in np.flatnonzero(~bad)]
+    return _People(faces[~bad], norms[~bad], good, people, groups, int(bad.sum()), known)
 
 
 def _evaluate_all(
     request: Request, options: FarOptions, data: _People, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
     _, labels = np.unique(data.people, return_inverse=True)
-    methods = terms_of_people(data.faces, data.people.tolist(), scorers)
-    evaluated = evaluate_all_pairs(
-        data.faces, labels, methods, fars=options.fars or FARS, **request.bootstrap
-    ).evaluated
+    methods = terms_of_people(data.faces, data.norms, data.people.tolist(), scorers)
+    everything = evaluate_all_pairs(
+        data.faces,
+        labels,
+        methods,
+        fars=options.fars or FARS,
+        ignored=None if data.one_person is None else data.one_person.codes,
+        groups=data.groups,
+        group_thresholds=request.group_thresholds,
+        **request.bootstrap,
+    )
+    evaluated = noted(everything.evaluated, data.one_person, everything.ignored)
     notes = evaluated.notes
     if data.left_out:
         notes = (f"{data.left_out:,} faces without an embedding were left out", *notes)
-    return {"all_pairs": evaluated._replace(notes=notes)}
+    failures = described(everything.worst, everything.changed, data.faces, data.names, methods)
+    return {"all_pairs": evaluated._replace(notes=notes, failures=failures)}
 
 
 register(
@@ -141,8 +191,10 @@ register(
         "pairs",
         files="a pair list, rows of E or names (--labels)",
         rows="faces",
+        identities="those of --identities",
         needs=("files", "labels"),
         flags=PairListOptions,
+        grouped=True,
         read=_read_listed,
         evaluate=_evaluate_listed,
     )
@@ -152,8 +204,10 @@ register(
         "all_pairs",
         files="none: every pair of E",
         rows="faces, named PERSON/IMAGE",
+        identities="people, PERSON of PERSON/IMAGE",
         needs=(),
         flags=FarOptions,
+        grouped=True,
         read=_read_people,
         evaluate=_evaluate_all,
     )

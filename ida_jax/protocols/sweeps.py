@@ -21,6 +21,7 @@ from ida_jax.anchors.search import SupportSearch
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_tau
 from ida_jax.metrics.evaluation import far_key
+from ida_jax.metrics.ignored import ignored_positions, labels_as_units
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms, dao_terms
@@ -44,6 +45,7 @@ def sweep(
     ks: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
     taus: Sequence[float] = (0.25, 0.5, 1, 2, 4, 8, 16),
     sizes: Sequence[int] | None = None,
+    ignored: ArrayLike | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """IDA-R's TAR over all pairs, one of k, τ and |A| changed at a time.
@@ -58,6 +60,7 @@ def sweep(
       ks: those above A are left out.
       sizes: numbers of anchors, nested subsets in an order that the seed draws; those below the
         set's k or above A are left out. 10, 20, 50, 100, … and A if None.
+      ignored: as in `evaluate_all_pairs`.
 
     Returns:
       {"k": {"values": [1, 2], "tar@far": {"0.001": [0.90, 0.91]}, "cosine": {"0.001": 0.89}},
@@ -87,7 +90,10 @@ def sweep(
         setting: dao_terms(log_density, tau=setting.tau)
         for setting, log_density in _log_densities(faces, anchors, settings, seed).items()
     }
-    cosine, *found = _tars(faces, labels, [cosine_terms(len(faces)), *terms.values()], fars)
+    identities, units = np.unique(labels, return_inverse=True)
+    removed = ignored_positions(units, labels_as_units(ignored, identities))
+    methods = [cosine_terms(len(faces)), *terms.values()]
+    cosine, *found = _tars(faces, labels, methods, fars, removed)
     tars = dict(zip(terms, found, strict=True))
     keys = [far_key(far) for far in fars]
     return {
@@ -135,10 +141,18 @@ def _log_densities(
 
 
 def _tars(
-    faces: np.ndarray, labels: np.ndarray, methods: Sequence[FaceTerms], fars: Sequence[float]
+    faces: np.ndarray,
+    labels: np.ndarray,
+    methods: Sequence[FaceTerms],
+    fars: Sequence[float],
+    removed: np.ndarray,
 ) -> list[list[float]]:
-    """TAR at each FAR (`metrics.roc`'s rule) by each method, over all pairs (i, j), i < j."""
+    """TAR at each FAR (`metrics.roc`'s rule) by each method, over all pairs (i, j), i < j.
+
+    `removed` are the places of the impostor pairs that are left out, ascending.
+    """
     genuine, impostors = pair_counts(labels)
+    impostors -= removed.size
     for kind, count in (("genuine", genuine), ("impostor", impostors)):
         if not count:
             raise UserError(
@@ -149,9 +163,14 @@ def _tars(
     of_genuine: list[list[np.ndarray]] = [[] for _ in methods]
     highest = [np.empty(0, np.float32) for _ in methods]
     floors = [-np.inf for _ in methods]
+    done = 0
     for tile in all_pair_tiles(
         partial(cosine_rows, jax.device_put(faces)), labels, dict(enumerate(methods))
     ):
+        places = np.flatnonzero(tile.impostor)
+        here = removed[slice(*np.searchsorted(removed, (done, done + places.size)))]
+        tile.impostor.flat[places[here - done]] = False
+        done += places.size
         for i, scores in tile.scores:
             of_genuine[i].append(scores.ravel()[tile.genuine])
             above = scores[tile.impostor & (scores > floors[i])]

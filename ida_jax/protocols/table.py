@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ida_jax import protocols
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
-from ida_jax.metrics.evaluation import Evaluation
+from ida_jax.metrics.evaluation import Evaluation, with_ignored
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.metrics.ignored import between
 from ida_jax.rescoring.methods import labels_among_anchors
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.embeddings import EmbeddingFile
+from ida_jax.tables.identity_pairs import IdentityPairs, KnownPairs, pairs_among
 
 FARS = (1e-3, 1e-4, 1e-5)
 
@@ -38,6 +42,9 @@ class Request(NamedTuple):
       names: the file of names, or None.
       anchors: the folder of the anchors if they are a workdir's, or None.
       skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
+      one_person: the identities whose pairs count neither way, or None.
+      groups: the faces' groups, or None.
+      group_thresholds: whether figures at a threshold a group are wanted too.
     """
 
     protocol: str
@@ -47,6 +54,9 @@ class Request(NamedTuple):
     names: Path | None = None
     anchors: Path | None = None
     skip_bad: bool = False
+    one_person: IdentityPairs | None = None
+    groups: FaceGroups | None = None
+    group_thresholds: bool = False
     resamples: int = 1000
     seed: int = 0
 
@@ -72,6 +82,9 @@ class Protocol(NamedTuple):
       evaluate: (request, its options, data, {method: Rescorer}) to {variant: figures}.
       needs: the options that are required, the command's or its own.
       flags: a frozen dataclass of its own options, each an `option`.
+      identities: what --ignore_identity_pairs names in it; "" where the flag is refused.
+      no_identities: why, then.
+      grouped: whether it gives FAR and TAR by the faces' groups (`Request.groups`).
     """
 
     name: str
@@ -81,6 +94,9 @@ class Protocol(NamedTuple):
     evaluate: Callable[[Request, Any, Any, Mapping[str, Rescorer]], dict[str, Evaluation]]
     needs: tuple[str, ...] = ("files",)
     flags: type = NoOptions
+    identities: str = ""
+    no_identities: str = "it does not know whose faces it compares"
+    grouped: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {}
@@ -135,22 +151,25 @@ class Faces(NamedTuple):
     Attributes:
       embeddings: float32 [N, D], with a stand-in for each bad one.
       bad: bool [N].
+      norms: float64 [N], those of the embeddings as they were given; NaN of a bad one.
       notes: how many are bad, if any.
     """
 
     embeddings: np.ndarray
     bad: np.ndarray
+    norms: np.ndarray
     notes: tuple[str, ...]
 
 
 def unit_faces(request: Request) -> Faces:
     """The request's embeddings as unit rows."""
     what = f"embeddings in {request.path}"
-    faces, bad = unit_rows(request.embeddings.embeddings, skip_bad=request.skip_bad, what=what)
+    given = request.embeddings.embeddings
+    faces, bad, norms = unit_rows(given, skip_bad=request.skip_bad, what=what)
     if not bad.any():
-        return Faces(faces, bad, ())
+        return Faces(faces, bad, norms, ())
     faces[bad] = np.eye(1, faces.shape[1], dtype=np.float32)
-    return Faces(faces, bad, (f"{int(bad.sum()):,} faces without an embedding never match",))
+    return Faces(faces, bad, norms, (f"{int(bad.sum()):,} faces without an embedding never match",))
 
 
 def required_names(request: Request) -> Sequence[str]:
@@ -164,11 +183,55 @@ def required_names(request: Request) -> Sequence[str]:
 
 
 def terms_of_people(
-    faces: np.ndarray, people: Sequence[str], scorers: Mapping[str, Rescorer]
+    faces: np.ndarray, norms: np.ndarray, people: Sequence[str], scorers: Mapping[str, Rescorer]
 ) -> dict[str, FaceTerms]:
     """Every method's terms; people among named anchors are left out of their own support sets."""
     own = labels_among_anchors(people, scorers)
-    return {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+    return {name: each.terms(faces, labels=own, norms=norms) for name, each in scorers.items()}
+
+
+class LeftOut(NamedTuple):
+    """Which pairs of a list count.
+
+    Attributes:
+      known: the identities whose pairs do not, by their places among the distinct ones; None where
+        all do.
+      kept: bool [P], the pairs that do.
+    """
+
+    known: KnownPairs | None
+    kept: np.ndarray
+
+    def noted(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation of the other pairs, with the number of those left out."""
+        return noted(evaluation, self.known, int(np.count_nonzero(~self.kept)))
+
+
+def left_out(
+    one_person: IdentityPairs | None, people: Sequence[str] | np.ndarray, pairs: ArrayLike
+) -> LeftOut:
+    """Which pairs of a list count.
+
+    Args:
+      one_person: the identities whose pairs do not.
+      people: whose the N faces are, names or integers.
+      pairs: int [P, 2], rows of the faces.
+
+    Raises:
+      UserError: the identities are none of these.
+    """
+    if one_person is None:
+        return LeftOut(None, np.ones(len(pairs), bool))
+    identities, labels = np.unique(np.asarray(people), return_inverse=True)
+    known = pairs_among(one_person, identities)
+    return LeftOut(known, ~between(labels[np.asarray(pairs)], known.codes))
+
+
+def noted(evaluation: Evaluation, known: KnownPairs | None, pairs: int) -> Evaluation:
+    """The evaluation, saying that so many pairs were left out of it; itself without a list."""
+    if known is None:
+        return evaluation
+    return with_ignored(evaluation, pairs=pairs, note=known.note(pairs))
 
 
 def file_inside(path: Path, name: str) -> Path:

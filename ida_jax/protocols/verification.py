@@ -7,6 +7,7 @@ N faces, P pairs, D embedding, G genuine and n impostor pairs.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +20,8 @@ from ida_jax.metrics.bootstrap import (
     bootstrap_deepening,
     bootstrap_means,
     bootstrap_tar,
-    tar_intervals,
 )
-from ida_jax.metrics.decisions import Changed, Kind, changed_decisions
+from ida_jax.metrics.decisions import Changed, Kind
 from ida_jax.metrics.evaluation import (
     FEWEST_FALSE_ACCEPTS,
     Band,
@@ -29,6 +29,15 @@ from ida_jax.metrics.evaluation import (
     split_scores,
     verification_figures,
 )
+from ida_jax.metrics.group_rates import Sides, group_rates
+from ida_jax.metrics.groups import FaceGroups, groups_of_all_pairs
+from ida_jax.metrics.ignored import (
+    ignored_positions,
+    labels_as_units,
+    total_without,
+    whole_positions,
+)
+from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.metrics.resampling import (
     Tail,
@@ -41,7 +50,10 @@ from ida_jax.metrics.resampling import (
     tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
-from ida_jax.rescoring.method_table import BASELINE, HEADLINE
+from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curves, with_groups
+from ida_jax.protocols.failures import changed_pairs_of_all, worst_pairs_of_all
+from ida_jax.protocols.group_figures import with_group_rates
+from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import checked_labels
@@ -62,12 +74,16 @@ class AllPairs(NamedTuple):
       changed: the pairs, int64 [≤ 24, 2] rows of faces, on which the headline method and the
         baseline decide differently at `changed_far`, by kind; None without either method or FAR.
       changed_far: the lowest FAR at which both have at least 10 false accepts.
+      ignored: the number of impostor pairs that were left out.
+      worst: {method: {whether genuine: int64 [≤ 20, 2], rows of faces, the worst first}}.
     """
 
     evaluated: Evaluation
     scores: dict[str, SplitScores]
     changed: dict[Kind, Changed] | None
     changed_far: float | None
+    ignored: int = 0
+    worst: Mapping[str, Mapping[bool, np.ndarray]] = MappingProxyType({})
 
 
 def evaluate_kfold(
@@ -121,6 +137,9 @@ def evaluate_all_pairs(
     *,
     fars: Sequence[float],
     scored: Mapping[str, SplitScores] | None = None,
+    ignored: ArrayLike | None = None,
+    groups: FaceGroups | None = None,
+    group_thresholds: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> AllPairs:
@@ -133,20 +152,32 @@ def evaluate_all_pairs(
       labels: int [N], the faces' identities.
       methods: {name in the results: the faces' terms}.
       scored: {further method: scores in `score_all_pairs`' order}; sorted in place.
+      ignored: int [M, 2], pairs of labels that show one person: the pairs of faces between them are
+        left out, and all else is as it was, the bootstrap's identities too.
+      groups: the N faces' groups, for figures by group (`metrics.group_rates`).
+      group_thresholds: whether they are at a threshold a group too.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
       UserError: a different number of labels, more pairs than are kept in memory, no pairs of a
-        kind, or a FAR outside (0, 1].
+        kind, a FAR outside (0, 1], or an ignored label that no face has.
     """
     labels = checked_labels(labels, len(faces))
     identities, units = np.unique(labels, return_inverse=True)
+    one_person = labels_as_units(ignored, identities)
+    removed = ignored_positions(units, one_person)
     scores = all_pair_scores(faces, labels, methods) | (scored or {})
+    if removed.size:
+        for name, split in scores.items():
+            scores[name] = split._replace(impostor=np.delete(split.impostor, removed))
     genuine, impostors = (kind.size for kind in next(iter(scores.values())))
     of_genuine = units[genuine_rows(units, np.arange(genuine)).first][:, None]
 
+    def rows_of_impostors(positions: np.ndarray) -> np.ndarray:
+        return np.stack(impostor_rows(units, whole_positions(positions, removed)), axis=1)
+
     def impostor_units(positions: np.ndarray) -> np.ndarray:
-        return units[np.stack(impostor_rows(units, positions), axis=1)]
+        return units[rows_of_impostors(positions)]
 
     def tails(highest_far: float) -> dict[str, Tail]:
         # A genuine pair lies within one identity: two equal sides.
@@ -160,51 +191,44 @@ def evaluate_all_pairs(
             for name, split in scores.items()
         }
 
+    total = total_without(all_pairs_total(units), units, one_person)
     bootstrap = bootstrap_deepening(
         tails,
         fars=_all_fars(fars, impostors),
         units=identities.size,
-        total=all_pairs_total(units),
+        total=total,
         baseline=BASELINE,
         resamples=resamples,
         seed=seed,
         progress=_PROGRESS,
     )
-    changed_far, changed = _changed(scores, units, fars)
+    rates: dict[str, dict[str, Any]] = {}
+    grouped: dict[str, ThresholdCurve] = {}
+    if groups is not None:
+        of_pairs = groups_of_all_pairs(groups, units, genuine, left_out=removed)
+        grouped = {
+            name: with_groups(curve, scores[name].impostor, of_pairs.impostor, of_pairs.names)
+            for name, curve in threshold_curves(scores, bootstrap, fars).items()
+        }
+        rates = group_rates(
+            scores,
+            of_pairs,
+            Sides(np.repeat(of_genuine, 2, axis=1), impostor_units, identities.size, total),
+            fars=fars,
+            own_thresholds=group_thresholds,
+            resamples=resamples,
+            seed=seed,
+            progress=_PROGRESS,
+        )
+    changed_far, changed = changed_pairs_of_all(scores, units, rows_of_impostors, fars)
+    worst = worst_pairs_of_all(scores, units, rows_of_impostors)
     for split in scores.values():
         for kind in split:
             kind.sort()
-    return AllPairs(_figures_and_curves(scores, bootstrap, fars), scores, changed, changed_far)
-
-
-def _changed(
-    scores: Mapping[str, SplitScores], labels: np.ndarray, fars: Sequence[float]
-) -> tuple[float | None, dict[Kind, Changed] | None]:
-    """The FAR and the pairs of `AllPairs`, from scores in `score_all_pairs`' order."""
-    if BASELINE not in scores or HEADLINE not in scores:
-        return None, None
-    base, other = scores[BASELINE], scores[HEADLINE]
-    wanted = sorted(set(fars))
-    points = zip(tar_at_far(*base, wanted), tar_at_far(*other, wanted), strict=True)
-    firm = [pair for pair in points if min(p.false_accepts for p in pair) >= FEWEST_FALSE_ACCEPTS]
-    if not firm:
-        return None, None
-    at_base, at_other = firm[0]
-    genuine, impostors = base.genuine.size, base.impostor.size
-    changed = changed_decisions(
-        np.concatenate(base),
-        np.concatenate(other),
-        np.repeat([True, False], [genuine, impostors]),
-        base_threshold=at_base.threshold,
-        other_threshold=at_other.threshold,
-    )
-    for kind, (places, total) in changed.items():
-        _, is_genuine = kind
-        rows = (
-            genuine_rows(labels, places) if is_genuine else impostor_rows(labels, places - genuine)
-        )
-        changed[kind] = Changed(np.stack(rows, axis=1), total)
-    return at_base.far, changed
+    evaluated = _figures_and_curves(scores, bootstrap, fars)
+    if groups is not None:
+        evaluated = with_group_rates(evaluated, rates, groups.notes, grouped)
+    return AllPairs(evaluated, scores, changed, changed_far, removed.size, worst)
 
 
 def evaluate_labelled_pairs(
@@ -320,12 +344,11 @@ def kfold_figures(
             "pairs": same.size,
             **{key: pairs.figures[name][key] for key in ("genuine", "impostor", "eer")},
         }
-        if name in intervals.methods:
-            figures[name]["accuracy_interval"] = list(intervals.methods[name])
         if name in intervals.differences:
             figures[name]["accuracy_gain"] = accuracy.mean - accuracies[BASELINE].mean
-            figures[name]["accuracy_gain_interval"] = list(intervals.differences[name])
-    return Evaluation(figures, pairs.curves)
+    for name, entries in mean_intervals(intervals).items():
+        figures[name] |= {f"accuracy_{kind}": entry for kind, entry in entries.items()}
+    return pairs._replace(figures=figures, notes=note_of_few_units(figures, "accuracy", over=over))
 
 
 def band_fars(impostors: int) -> tuple[float, ...]:
@@ -384,7 +407,10 @@ def _figures_and_curves(
         name: verification_figures(split, fars=fars) | intervals.get(name, {})
         for name, split in splits.items()
     }
-    return Evaluation(figures, roc_bands(splits, bootstrap), notes_of_few(figures))
+    notes = notes_of_few(figures) + note_of_few_units(figures, "tar@far", over=bootstrap.over)
+    return Evaluation(
+        figures, roc_bands(splits, bootstrap), notes, threshold_curves(splits, bootstrap, fars)
+    )
 
 
 def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:

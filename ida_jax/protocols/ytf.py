@@ -1,7 +1,7 @@
 """YouTube Faces: 10-fold accuracy of every method on pairs of videos, in two modes.
 
 - ytf_mean_feature: a video is the mean of all its frames' unit embeddings, normalised. IDA takes
-  the density of that mean.
+  the density of that mean, IDA-Q the norm of the mean of the frames' raw embeddings.
 - ytf_first100_pairs: the mean score over all pairs of the first 100 frames of either video. IDA
   scores each pair of frames by their own densities.
 
@@ -31,10 +31,12 @@ from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols import face_blocks
 from ida_jax.protocols.face_blocks import fixed_blocks
 from ida_jax.protocols.table import (
+    LeftOut,
     NoOptions,
     Protocol,
     Request,
     file_inside,
+    left_out,
     register,
     required_names,
 )
@@ -90,10 +92,13 @@ class _Videos(NamedTuple):
 
     Attributes:
       means: float32 [V, D], unit rows.
+      norms: float64 [V], that of the mean of a video's frames as they were given, not normalised:
+        the scale on which a face's norm is.
       first: the rows of each video's first frames.
     """
 
     means: np.ndarray
+    norms: np.ndarray
     first: list[np.ndarray]
     skipped: int
 
@@ -126,7 +131,7 @@ def evaluate_ytf(
     """
     videos = _videos(embeddings, frames, listed.videos, skip_bad)
     own = labels_among_anchors([video.split("/")[0] for video in listed.videos], scorers)
-    terms = _terms([videos.means], *videos.means.shape, scorers, own)
+    terms = _terms([videos.means], *videos.means.shape, scorers, own, videos.norms)
     scores = {
         "ytf_mean_feature": pair_scores(videos.means, listed.pairs, terms),
         "ytf_first100_pairs": _frame_scores(embeddings, videos.first, listed.pairs, scorers, own),
@@ -154,7 +159,7 @@ def _videos(
     embeddings: np.ndarray, frames: Frames, names: Sequence[str], skip_bad: bool
 ) -> _Videos:
     means = np.empty((len(names), embeddings.shape[1]), np.float32)
-    first, skipped = [], 0
+    raw_norms, first, skipped = np.empty(len(names)), [], 0
     for video in progress_bar(range(len(names)), desc="videos", unit="video", delay=2, leave=False):
         rows = frames.of(video)
         unit = unit_rows(embeddings[rows], skip_bad=True, what="frames")
@@ -172,8 +177,9 @@ def _videos(
                 "can't be scored; embed it again"
             )
         means[video] = np.mean(good, axis=0) / norm
+        raw_norms[video] = np.linalg.norm(unit.norms[~unit.bad] @ good / len(good))
         first.append(rows[~unit.bad][:_FIRST])
-    return _Videos(means, first, skipped)
+    return _Videos(means, raw_norms, first, skipped)
 
 
 def _terms(
@@ -182,10 +188,12 @@ def _terms(
     width: int,
     scorers: Mapping[str, Rescorer],
     own: np.ndarray | None,
+    norms: np.ndarray | None = None,
 ) -> dict[str, FaceTerms]:
     """Each method's terms of all faces of the blocks, rows of any norm.
 
-    `own` has each face's label among the anchors, which are then left out.
+    `own` has each face's label among the anchors, which are then left out; `norms` the norms that
+    count in place of the rows' own.
     """
     block = block_size(face_blocks.SIZES, count)
     values: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
@@ -196,8 +204,12 @@ def _terms(
             if own is not None:
                 labels = np.full(len(each.faces), -1, np.int32)
                 labels[: each.count] = own[done : done + each.count]
+            block_norms = each.norms
+            if norms is not None:
+                block_norms[: each.count] = norms[done : done + each.count]
             for name, scorer in scorers.items():
-                values[name].append(scorer.terms(each.faces, labels=labels).values[: each.count])
+                terms = scorer.terms(each.faces, labels=labels, norms=block_norms)
+                values[name].append(terms.values[: each.count])
             done += each.count
             progress.update(each.count)
     return {
@@ -252,9 +264,21 @@ def _mean_scores(first: Side, second: Side, counts: jax.Array) -> dict[str, jax.
     }
 
 
-def _read(request: Request, options: NoOptions) -> tuple[Frames, VideoPairs]:
+class _Listed(NamedTuple):
+    """The videos' frames, the list without the pairs left out of it, and those."""
+
+    frames: Frames
+    listed: VideoPairs
+    left_out: LeftOut
+
+
+def _read(request: Request, options: NoOptions) -> _Listed:
     listed = read_ytf_splits(file_inside(request.files, "splits.txt"))
-    return group_frames(required_names(request), listed.videos), listed
+    people = [video.split("/")[0] for video in listed.videos]
+    out = left_out(request.one_person, people, listed.pairs)
+    kept = {name: getattr(listed, name)[out.kept] for name in ("pairs", "same", "fold")}
+    frames = group_frames(required_names(request), listed.videos)
+    return _Listed(frames, listed._replace(**kept), out)
 
 
 def read_ytf_splits(path: str | os.PathLike[str]) -> VideoPairs:
@@ -347,11 +371,18 @@ def _natural(name: str) -> tuple:
 def _evaluate(
     request: Request,
     options: NoOptions,
-    data: tuple[Frames, VideoPairs],
+    data: _Listed,
     scorers: Mapping[str, Rescorer],
 ) -> dict[str, Evaluation]:
-    rows = request.embeddings.embeddings
-    return evaluate_ytf(rows, *data, scorers, skip_bad=request.skip_bad, **request.bootstrap)
+    evaluated = evaluate_ytf(
+        request.embeddings.embeddings,
+        data.frames,
+        data.listed,
+        scorers,
+        skip_bad=request.skip_bad,
+        **request.bootstrap,
+    )
+    return {mode: data.left_out.noted(of) for mode, of in evaluated.items()}
 
 
 register(
@@ -359,6 +390,7 @@ register(
         "ytf",
         files="splits.txt",
         rows="frames, named PERSON/VIDEO/FRAME",
+        identities="people, PERSON of PERSON/VIDEO",
         read=_read,
         evaluate=_evaluate,
     )

@@ -3,15 +3,17 @@
 `results["protocols"]` is {VARIANT: {METHOD: FIGURES}}, rates as fractions of 1. A method's figures:
 
 - "accuracy", "accuracy_deviation"; "tar@far" {FAR: TAR}, "false_accepts" {FAR: count}; "eer";
-  "genuine", "impostor"
+  "genuine", "impostor", and "ignored_pairs" where pairs were left out
 - of a 1:N search: "tpir@fpir", "false_alarms"; "rank" {k: rate}; "mated_probes", "nonmated_probes",
   "gallery"
 - of MegaFace: "rank1@distractors" {size: rate}, "faults@distractors" {size: count}; "probes"
 
 A 95 % interval [low, high] stands under "NAME_interval" with the same places of FAR, k or size
-("tar_interval@far"), a gain over cosine under "NAME_gain" and its interval under
-"NAME_gain_interval". Any key may be missing: its place shows "–", and a column that no method has
-is left out. `results["notes"]` is {VARIANT: sentences}.
+("tar_interval@far"), a gain over cosine under "NAME_gain", its interval under "NAME_gain_interval",
+the one that holds together with all other methods' under "NAME_gain_simultaneous_interval", and
+whether the method may be the best under "NAME_among_best" (`ida_jax.metrics.comparison`). Any key
+may be missing: its place shows "–", and a column that no method has is left out.
+`results["notes"]` is {VARIANT: sentences}.
 """
 
 import math
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS
 from ida_jax.report.style import MISSING, far_name, in_order, method_name
 
-GAIN, LOSS, FEW = "▲", "▼", "†"
+GAIN, LOSS, FEW, TIED = "▲", "▼", "†", "≈"
 
 
 class Cell(NamedTuple):
@@ -34,6 +36,7 @@ class Cell(NamedTuple):
       count: the number that decides the figure (of false accepts, say), where methods differ in it.
       change: GAIN or LOSS where the interval of the gain over cosine excludes 0, else "".
       few: fewer than ten decide the figure.
+      tied: not the best value, but chance alone may have put it below.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Cell(NamedTuple):
     count: str = ""
     change: str = ""
     few: bool = False
+    tied: bool = False
 
 
 class Column(NamedTuple):
@@ -54,12 +58,14 @@ class Column(NamedTuple):
       cells: one per method.
       change: one per method: (value − cosine's, the gain's interval or None), in percentage points;
         None for cosine and for missing values.
+      simultaneous: the gains' intervals hold all at once.
     """
 
     title: str
     basis: str
     cells: tuple[Cell, ...]
     change: tuple[tuple[float, tuple[float, float] | None] | None, ...]
+    simultaneous: bool = False
 
 
 class ProtocolTable(NamedTuple):
@@ -132,11 +138,16 @@ def ssr_note(results: Mapping[str, Any]) -> str | None:
 
 def legend(tables: tuple[ProtocolTable, ...]) -> tuple[tuple[str, str], ...]:
     """The marks in the tables' cells, with their meanings."""
-    cells = [cell for table in tables for column in table.columns for cell in column.cells]
+    columns = [column for table in tables for column in table.columns]
+    cells = [cell for column in columns for cell in column.cells]
     changes = {cell.change for cell in cells}
+    at_once = ", all methods taken together," if any(c.simultaneous for c in columns) else ""
     entries = (
-        (GAIN, "above cosine: the 95 % interval of the difference excludes 0", GAIN in changes),
+        (GAIN, f"above cosine: the 95 % interval of the difference{at_once} excludes 0",
+         GAIN in changes),
         (LOSS, "below cosine, likewise", LOSS in changes),
+        (TIED, "may be the best as well: of all methods compared at once, none is above it by more "
+         "than chance (95 %)", any(cell.tied for cell in cells)),
         (FEW, f"fewer than {FEWEST_FALSE_ACCEPTS} decide it: conclude nothing from it",
          any(cell.few for cell in cells)),
     )  # fmt: skip
@@ -184,9 +195,12 @@ def _column(figure: _Figure, place: str, methods: Mapping[str, Mapping[str, Any]
     best = min if figure.lower_is_better else max
     winner = best(shown.values(), key=float) if firm and len(set(shown.values())) > 1 else None
     base = values.get("cosine")
-    changes, cells = [], []
+    changes, cells, simultaneous = [], [], False
     for name, method in methods.items():
-        gain = _interval(method, figure.key, "_gain_interval", place)
+        gain = _interval(method, figure.key, "_gain_simultaneous_interval", place)
+        simultaneous |= gain is not None
+        if gain is None:
+            gain = _interval(method, figure.key, "_gain_interval", place)
         compared = name in shown and base is not None and name != "cosine"
         changes.append((100 * (values[name] - base), gain) if compared else None)
         if name not in shown:
@@ -203,13 +217,15 @@ def _column(figure: _Figure, place: str, methods: Mapping[str, Mapping[str, Any]
                 count="" if count is None or shared else f"{count:,.0f}",
                 change=change if firm else "",
                 few=count is not None and count < FEWEST_FALSE_ACCEPTS,
+                tied=winner not in (None, shown[name])
+                and _at(method, _beside(figure.key, "_among_best"), place) is True,
             )
         )
     basis = figure.counted if counts else ""
     if shared:
         (count,) = set(counts.values())
         basis = f"{count:,.0f} {basis.removesuffix('s') if count == 1 else basis}"
-    return Column(figure.title(place), basis, tuple(cells), tuple(changes))
+    return Column(figure.title(place), basis, tuple(cells), tuple(changes), simultaneous)
 
 
 def _at(method: Mapping[str, Any], key: str, place: str) -> Any:
@@ -220,12 +236,17 @@ def _at(method: Mapping[str, Any], key: str, place: str) -> Any:
     return next((value for k, value in figure.items() if float(k) == float(place)), None)
 
 
+def _beside(key: str, kind: str) -> str:
+    """An entry's key beside a figure's: of "tar@far", "_interval" stands at "tar_interval@far"."""
+    name, at, suffix = key.partition("@")
+    return f"{name}{kind}{at}{suffix}"
+
+
 def _interval(
     method: Mapping[str, Any], key: str, kind: str, place: str
 ) -> tuple[float, float] | None:
-    """An interval in percent: of "tar@far", "_interval" stands under "tar_interval@far"."""
-    name, at, suffix = key.partition("@")
-    ends = _at(method, f"{name}{kind}{at}{suffix}", place)
+    """An interval in percent; None where it is missing or has an unknown end."""
+    ends = _at(method, _beside(key, kind), place)
     if ends is None or any(_number(end) is None for end in ends):
         return None
     low, high = ends
@@ -282,7 +303,8 @@ def _gain_note(names: Sequence[str], columns: Mapping[tuple[str, str], Column]) 
             )
             if interval is None:
                 return note + "."
-            ends = f"95 % interval {interval[0]:+.2f} to {interval[1]:+.2f}"
+            together = ", all methods taken together," if column.simultaneous else ""
+            ends = f"95 % interval{together} {interval[0]:+.2f} to {interval[1]:+.2f}"
             if interval[0] <= 0 <= interval[1]:
                 ends += ", which includes 0: no difference is shown"
             return f"{note} ({ends})."

@@ -22,6 +22,7 @@ from ida_jax.report.cells import (
     FEW,
     GAIN,
     LOSS,
+    TIED,
     Cell,
     ProtocolTable,
     legend,
@@ -45,6 +46,7 @@ _ORIGIN = {
 _MARKS = {
     GAIN: '<span class="mark" title="above cosine">▲</span>',
     LOSS: '<span class="mark" title="below cosine">▼</span>',
+    TIED: '<span class="mark tied" title="may be the best as well">≈</span>',
     FEW: '<sup title="fewer than 10 decide it">†</sup>',
 }
 # How to read a table, by how the titles of the columns begin that a sentence is about.
@@ -59,7 +61,8 @@ _READINGS = {
     "Accuracy": "Accuracy is the mean over folds ± their deviation, each fold scored with the "
     "threshold that is best on the others.",
     "": "Small ranges are 95 % intervals. The best value of a column is bold and framed; a frame "
-    "alone says nothing of chance.",
+    "alone says nothing of chance; where methods are compared at once, ≈ marks those that may be "
+    "as good.",
 }
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --soft: #57606a;
@@ -98,7 +101,7 @@ td strong { color: var(--best); background: var(--mark); border-radius: 4px; pad
 td .value { position: relative; display: inline-block; }
 td .mark, td sup { position: absolute; left: calc(100% + .15rem); color: var(--ink); }
 td .mark { font-size: .7rem; left: calc(100% + .45rem); top: .18rem; } td sup { top: .7rem; }
-td .mark + sup { left: calc(100% + 1.2rem); }
+td .mark.tied { top: .7rem; } td .mark + sup { left: calc(100% + 1.2rem); }
 td small, th small { display: block; color: var(--soft); font-weight: 400; font-size: .76rem; }
 h3 small { color: var(--soft); font-weight: 400; margin-left: .3rem; }
 td.few { color: var(--few); } td.few strong { color: inherit; }
@@ -107,6 +110,8 @@ td.few { color: var(--few); } td.few strong { color: inherit; }
 .pair { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
 .pair div { display: flex; gap: .3rem; justify-content: center; }
 .pair img { width: 50%; max-width: 7rem; height: auto; border-radius: 4px; }
+.pair .others { justify-content: space-between; margin-top: .4rem; }
+.pair .others img { width: 2.1rem; margin: 0 .1rem; }
 .pair figcaption { text-align: center; font-size: .8rem; line-height: 1.3; }
 .pair table { font-size: .8rem; margin-top: .3rem; }
 .pair th, .pair td { padding: .15rem .2rem; } .pair th { font-weight: 400; }
@@ -119,7 +124,35 @@ figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .plot { background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: .9rem; }
 figcaption { margin-top: .5rem; font-size: .925rem; }
+#failures details { padding: .7rem 1.25rem; margin-bottom: .5rem; }
+#failures .controls { margin-bottom: .8rem; }
+#failures small { color: var(--soft); font-weight: 400; }
+#failures tbody th { font-weight: 400; line-height: 1.35; }
+#failures .wide { margin-top: .6rem; }
 summary { cursor: pointer; font-weight: 600; } details dl { margin-top: .9rem; }
+.controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: end; }
+:is(#picker, #failures) label span { display: block; font-size: .85rem;
+  font-weight: 600; color: var(--soft); }
+:is(#picker, #failures) :is(select, button, input[type=text]) { font: inherit; color: inherit;
+  max-width: 24rem; min-height: 2.2rem; padding: .2rem .55rem; border: 1px solid var(--soft);
+  border-radius: 6px; background: var(--page); }
+#picker button { font-size: .875rem; cursor: pointer; }
+#picker .presets { display: flex; flex-wrap: wrap; gap: .3rem; }
+#picker [aria-invalid=true] { border: 2px dashed var(--few); }
+#picker :focus-visible { outline: 3px solid var(--best); outline-offset: 2px; }
+#picker .slider { display: block; margin: 1rem 0; }
+#picker .slider input { width: 100%; margin: .3rem 0; accent-color: var(--best); }
+#picker svg { display: block; width: 100%; max-width: 46rem; margin: 1rem auto .5rem;
+  font-size: 12px; }
+#picker svg text { fill: var(--soft); } #picker .grid { stroke: var(--line); }
+#picker path { fill: none; stroke-width: 2; } #picker .own { stroke: var(--best); }
+#picker .base { stroke: var(--ink); } #picker path.base { stroke-dasharray: 6 4; }
+#picker circle { fill: var(--card); stroke-width: 2; } #picker circle.own { fill: var(--best); }
+#picker .at { stroke: var(--soft); stroke-dasharray: 2 3; }
+#picker-groups:not(:empty) { margin-top: 1.2rem; }
+#picker pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; margin: 0;
+  padding: .7rem .8rem; background: var(--page); border: 1px solid var(--line);
+  border-radius: 6px; }
 sup, sub { line-height: 0; font-size: .75em; }
 .formula { display: block; margin: .3rem 0; color: var(--ink); font-size: 1.1em;
   font-family: Cambria, Georgia, serif; overflow-x: auto; white-space: nowrap; }
@@ -139,6 +172,9 @@ def write_report(
     settings: Mapping[str, Any],
     contact_sheet: np.ndarray | None = None,
     pairs: str = "",
+    groups: str = "",
+    failures: str = "",
+    picker: str = "",
 ) -> None:
     """Writes the report, and each picture as a PNG beside it.
 
@@ -153,6 +189,9 @@ def write_report(
         commit, hardware and versions stand apart.
       contact_sheet: uint8 [H, W, 3] RGB, one image of many faces; None for none.
       pairs: the section of pairs whose decision changed (`ida_jax.report.pair_cards`), as HTML.
+      groups: the section of figures by group (`ida_jax.report.group_tables`), as HTML.
+      failures: the section of pairs to look at (`ida_jax.report.failures`), as HTML.
+      picker: the section where a threshold is chosen (`ida_jax.report.picker`), as HTML.
     """
     path = Path(path)
     files = {caption: _file_name(caption) for caption in figures}
@@ -172,9 +211,12 @@ def write_report(
         title,
         _verdict(results),
         _results(results),
+        picker,
+        groups,
         _methods(results),
         "<h2>Figures</h2>" if pictures else "",
         *pictures,
+        failures,
         pairs,
         faces,
         _origin(results, settings),
@@ -343,7 +385,7 @@ def _table(table: ProtocolTable) -> str:
 def _cell(cell: Cell) -> str:
     text = html.escape(cell.text)
     value = f"<strong>{text}</strong>" if cell.best else text
-    mark = _MARKS.get(cell.change, "") + (_MARKS[FEW] if cell.few else "")
+    mark = _MARKS.get(cell.change, "") + _MARKS[TIED] * cell.tied + _MARKS[FEW] * cell.few
     below = [cell.interval, f"({cell.count})" if cell.count else ""]
     small = f"<small>{html.escape(' '.join(filter(None, below)))}</small>" if any(below) else ""
     few = " class=few" if cell.few else ""

@@ -150,7 +150,7 @@ def _group(
             for method, scores, threshold, right in methods
         )
         names = [people[row] for row in pair if people]
-        cards.append(_card([images[row] for row in pair], names, rows))
+        cards.append(pair_card([images[row] for row in pair], names, rows))
     title = _TITLES[group.kind, group.genuine]
     title = title.replace("cosine", method_name(changed.base).lower())
     shown = f"{len(pairs)} of {group.total:,}" if len(pairs) < group.total else f"all {len(pairs)}"
@@ -162,7 +162,17 @@ def _group(
     )
 
 
-def _card(faces: Sequence[np.ndarray], people: Sequence[str], rows: str) -> str:
+def pair_card(
+    faces: Sequence[np.ndarray], people: Sequence[str], rows: str, *, below: str = ""
+) -> str:
+    """Two faces side by side.
+
+    Args:
+      faces: uint8 [H, W, 3] RGB each.
+      people: their names; empty where unknown.
+      rows: of the table, as HTML.
+      below: more, as HTML.
+    """
     pictures = "".join(
         f'<img alt="{html.escape(people[side] if people else f"face {side + 1}")}" '
         f'src="data:image/jpeg;base64,{base64.b64encode(jpeg(face)).decode()}">'
@@ -170,7 +180,8 @@ def _card(faces: Sequence[np.ndarray], people: Sequence[str], rows: str) -> str:
     )
     names = dict.fromkeys(html.escape(name.replace("_", " ")) for name in people)
     caption = f"<figcaption>{'<br>'.join(names)}</figcaption>" if names else ""
-    return f'<figure class="pair"><div>{pictures}</div>{caption}<table>{rows}</table></figure>'
+    table = f"<table>{rows}</table>{below}"
+    return f'<figure class="pair"><div>{pictures}</div>{caption}{table}</figure>'
 
 
 def _score(method: str, score: float, threshold: float, *, right: bool, genuine: bool) -> str:

@@ -16,6 +16,7 @@ from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.roc import SplitScores
+from ida_jax.rescoring.method_table import HEADLINE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,12 +117,28 @@ def _write(
     **page: Any,
 ) -> None:
     """The report with the variants' curves before the other figures, and its tables."""
+    from ida_jax.report.failures import failure_section
+    from ida_jax.report.group_tables import group_figure, group_section
     from ida_jax.report.page import write_report
+    from ida_jax.report.picker import picker_section
     from ida_jax.report.tables import write_tables
 
     notes = {variant: evaluation.notes for variant, evaluation in evaluated.items()}
     results = {**results, "notes": notes}
-    write_report(path, results=results, figures=_curves(evaluated) | figures, **page)
+    curves = _curves(evaluated)
+    for variant, (methods, *_) in evaluated.items():
+        if (drawn := group_figure(methods)) is not None:
+            curves[f"FAR by group, {variant}"] = drawn
+    method = results.get("trial", {}).get("method_to_use", HEADLINE)
+    write_report(
+        path,
+        results=results,
+        figures=curves | figures,
+        picker=picker_section(evaluated, method=method),
+        groups=group_section(results),
+        failures=failure_section(evaluated),
+        **page,
+    )
     write_tables(Path(path).parent, results)
 
 
@@ -130,7 +147,7 @@ def _curves(evaluated: Mapping[str, Evaluation]) -> dict[str, Figure]:
     from ida_jax.report.rate_plots import det_figure, distractors_figure, roc_figure, tpir_figure
 
     figures = {}
-    for variant, (methods, curves, _) in evaluated.items():
+    for variant, (methods, curves, *_) in evaluated.items():
         keys = set().union(*methods.values())
         if curves and "tpir@fpir" in keys:
             figures[f"TPIR against FPIR, {variant}"] = tpir_figure(curves, figures=methods)

@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.common.errors import printable
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, far_key
+from ida_jax.metrics.interval_figures import note_of_few_units
+from ida_jax.report.group_tables import aligned_text, group_tables, printable_lines, text_of
 from ida_jax.report.rate_plots import draw_det
 from ida_jax.report.style import (
     MISSING,
@@ -22,6 +23,7 @@ from ida_jax.report.style import (
     method_styles,
     new_figure,
 )
+from ida_jax.tables.score_origin import ScoreOrigin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +42,9 @@ def score_text(results: Mapping[str, Any]) -> str:
     if "difference" in results:
         parts.append(_differences(results))
     if "groups" in results["methods"]["scores"]:
-        parts += [_groups(results, far_key(far)) for far in results["fars"]]
+        parts += _groups(results)
     text = "\n\n".join([*parts, "\n".join(_notes(results))])
-    return "\n".join(map(printable, text.split("\n")))
+    return printable_lines(text)
 
 
 def _rates(results: Mapping[str, Any]) -> str:
@@ -61,7 +63,7 @@ def _rates(results: Mapping[str, Any]) -> str:
         for key in map(far_key, results["fars"])
         for figures in results["methods"].values()
     ]
-    return _table(head, rows)
+    return aligned_text(head, rows)
 
 
 def _qualities(results: Mapping[str, Any]) -> str:
@@ -71,7 +73,7 @@ def _qualities(results: Mapping[str, Any]) -> str:
         bits = [figures["min_cllr"], figures["cllr"], *([fitted["cllr"]] if fitted else [])]
         row = [figures["name"], f"{100 * figures['eer']:.3f}", *(f"{cost:.5f}" for cost in bits)]
         rows.append(row if fitted else [*row, MISSING])
-    return _table(["method", "EER %", "min-Cllr", "Cllr as given", "Cllr calibrated"], rows)
+    return aligned_text(["method", "EER %", "min-Cllr", "Cllr as given", "Cllr calibrated"], rows)
 
 
 def _differences(results: Mapping[str, Any]) -> str:
@@ -89,40 +91,27 @@ def _differences(results: Mapping[str, Any]) -> str:
         f"TAR of {methods['scores']['name']} minus {methods['baseline']['name']}, percentage points"
     )
     percent = f"{100 * results['level']:g} %"
-    return f"{title}\n{_table(['FAR', 'gain', percent, 'resamples above 0'], rows)}"
+    return f"{title}\n{aligned_text(['FAR', 'gain', percent, 'resamples above 0'], rows)}"
 
 
-def _groups(results: Mapping[str, Any], key: str) -> str:
-    methods = list(results["methods"].values())
-    names = list(methods[0]["groups"])
-    head = ["group", "genuine", "impostor"]
-    head += [f"FAR {m['name']}" for m in methods] + [f"TAR % {m['name']}" for m in methods]
-    rows = []
-    for name in names[:_MOST_GROUPS]:
-        figures = [method["groups"][name] for method in methods]
-        row = [name, f"{figures[0]['genuine']:,}", f"{figures[0]['impostor']:,}"]
-        fars = [(f["realised_far"][key], f["false_accepts"][key]) for f in figures]
-        row += [MISSING if far is None else f"{far:.2e} ({_count(n)})" for far, n in fars]
-        tars = [f["tar@far"][key] for f in figures]
-        rows.append(row + [MISSING if tar is None else f"{100 * tar:.2f}" for tar in tars])
-    lines = [
-        f"Groups at the one threshold of FAR {far_name(key)} (false accepts in parentheses)",
-        _table(head, rows),
-    ]
-    if len(names) > _MOST_GROUPS:
-        lines.append(f"{len(names) - _MOST_GROUPS} more groups are in --json")
-    for method in methods:
-        fars = {n: g["realised_far"][key] or 0.0 for n, g in method["groups"].items()}
-        worst = max(fars, key=fars.get)
-        if fars[worst]:
-            ratio = fars[worst] / method["realised_far"][key]
-            lines.append(f"{method['name']}: group {worst} has {ratio:.1f} times the FAR of all")
-    return "\n".join(lines)
+def _groups(results: Mapping[str, Any]) -> list[str]:
+    methods = {figures["name"]: figures for figures in results["methods"].values()}
+    lines = []
+    for table, far in zip(group_tables(methods), results["fars"], strict=True):
+        lines.append(text_of(table))
+        for name, method in methods.items():
+            fars = {n: g["realised_far"][far_key(far)] or 0.0 for n, g in method["groups"].items()}
+            worst = max(fars, key=fars.get)
+            if fars[worst]:
+                ratio = fars[worst] / method["realised_far"][far_key(far)]
+                lines[-1] += f"\n{name}: group {worst} has {ratio:.1f} times the FAR of all"
+    return lines
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     methods = results["methods"].values()
-    notes = [
+    notes = [results["ignored_note"]] if "ignored_note" in results else []
+    notes += [
         f"{figures['name']}: {figures['nan']:,} scores are NaN: never a match"
         for figures in methods
         if figures["nan"]
@@ -142,8 +131,10 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(f"Intervals: {counts} {bootstrap['over']}")
         if bootstrap["over"] == "pairs":
             notes[-1] += ", as if these were independent, so too narrow; give --identities"
+        notes += note_of_few_units(results["methods"], "tar@far", over=bootstrap["over"])
     else:
         notes.append("Threshold intervals: order statistics, as if pairs were independent")
+    notes += results.get("group_notes", [])
     notes.append(
         "Cllr (bits) as given takes the scores for natural-log likelihood ratios, which they are "
         "only once calibrated"
@@ -152,6 +143,13 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"Calibration ({fitted['kind']}) in {fitted['file']}; its Cllr is on the pairs that it "
             "was fitted on"
+        )
+        made = fitted.get("origin")
+        notes.append(
+            f"Made of scores by {ScoreOrigin.from_json(made).described()}: rescore refuses it for "
+            "others"
+            if made
+            else "Made of scores that do not say what made them: rescore cannot check it"
         )
     return notes
 
@@ -220,12 +218,3 @@ def _interval(ends: Sequence[float] | None, factor: float, form: str) -> str:
 
 def _count(count: int) -> str:
     return f"{count:,}" + ("*" if count < FEWEST_FALSE_ACCEPTS else "")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for name, *cells in (head, *rows):
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
-    return "\n".join(lines)

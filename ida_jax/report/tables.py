@@ -14,6 +14,7 @@ from ida_jax.report.cells import (
     FEW,
     GAIN,
     LOSS,
+    TIED,
     Cell,
     Column,
     ProtocolTable,
@@ -21,6 +22,7 @@ from ida_jax.report.cells import (
     protocol_tables,
     ssr_note,
 )
+from ida_jax.report.group_tables import group_markdown, group_text
 
 _TERMINAL_WIDTH = 120
 _LATEX = {
@@ -29,7 +31,7 @@ _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 _DAGGER = r"$^\dagger$"
-_LATEX_CHANGES = {"": "", GAIN: r"$^\uparrow$", LOSS: r"$^\downarrow$"}
+_LATEX_CHANGES = {"": "", GAIN: r"$^\uparrow$", LOSS: r"$^\downarrow$", TIED: r"$^\approx$"}
 
 
 def write_tables(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
@@ -56,6 +58,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         marks.append("in brackets: 95 % intervals")
     if marks:
         parts.append("\n".join(marks))
+    if groups := group_text(results):
+        parts.append(groups)
     return "\n\n".join(parts)
 
 
@@ -88,7 +92,7 @@ def _terminal_column(column: Column) -> list[str]:
 
     The figures end at the same place, whatever marks follow them.
     """
-    marks = [("*" if c.best else "") + c.change + (FEW if c.few else "") for c in column.cells]
+    marks = ["*" * c.best + TIED * c.tied + c.change + FEW * c.few for c in column.cells]
     behind = max(map(len, marks))
     lines = [column.title + " " * behind, column.basis + " " * behind]
     for cell, mark in zip(column.cells, marks, strict=True):
@@ -117,13 +121,14 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         parts.append("; ".join(f"{mark} {meaning}" for mark, meaning in marks) + ".")
     if any(cell.interval for t in tables for column in t.columns for cell in column.cells):
         parts.append("In brackets: 95 % intervals.")
+    parts += group_markdown(results)
     return "\n\n".join(parts)
 
 
 def _markdown_cell(cell: Cell) -> str:
     value = f"**{cell.text}**" if cell.best else cell.text
     parts = [
-        value + " " * bool(cell.change) + cell.change + FEW * cell.few,
+        " ".join(filter(None, (value, TIED * cell.tied + cell.change))) + FEW * cell.few,
         f"[{cell.interval}]" if cell.interval else "",
         f"({cell.count})" if cell.count else "",
     ]
@@ -183,7 +188,7 @@ def _latex_cell(cell: Cell) -> str:
         text += f" {_small(f'({cell.count})')}"
     if cell.few:
         text = rf"\textcolor{{gray}}{{{text}}}{_DAGGER}"
-    return text + _LATEX_CHANGES[cell.change]
+    return text + _LATEX_CHANGES[TIED * cell.tied] + _LATEX_CHANGES[cell.change]
 
 
 def _small(text: str) -> str:

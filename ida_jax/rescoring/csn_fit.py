@@ -50,6 +50,7 @@ class Csn:
       identities: the number of people in the fitted pairs.
       genuine: the number of genuine pairs that it was fitted on.
       impostor: the number of impostor pairs.
+      anchors_sketch: `AnchorSet.sketch` of the cohort; "" in classifiers of older versions.
     """
 
     coefficient_weights: np.ndarray
@@ -63,6 +64,7 @@ class Csn:
     identities: int
     genuine: int
     impostor: int
+    anchors_sketch: str = ""
 
     @property
     def degree(self) -> int:
@@ -90,10 +92,11 @@ class Csn:
         return (similarities.astype(np.float64) @ by_rank).astype(np.float32)
 
     def check_anchors(self, anchors: AnchorSet) -> None:
-        """Refuses, by UserError, anchors of another model, width or number."""
+        """Refuses, by UserError, other anchors than those that it was fitted with."""
         anchors.check_fit(
             "CSN classifier", "csn",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+            sketch=self.anchors_sketch,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -257,6 +260,7 @@ def fit_csn(
         identities=identities,
         genuine=genuine,
         impostor=len(pairs.same) - genuine,
+        anchors_sketch=anchors.sketch,
     )
 
 

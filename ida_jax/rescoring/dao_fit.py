@@ -28,8 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.check import refuse_self_matches
-from ida_jax.anchors.search import largest_identity, support_sets
 from ida_jax.common.devices import by_blocks
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
@@ -37,6 +35,7 @@ from ida_jax.common.validation import require_unit
 from ida_jax.metrics.resampling import genuine_rows, impostor_rows
 from ida_jax.metrics.roc import accepted_impostors
 from ida_jax.ops.dao import PairSimilarities, smooth_tar, soft_log_density
+from ida_jax.rescoring.development import Support, development
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms
 
@@ -66,6 +65,7 @@ class DaoFit:
       identities: the number of people in the development faces.
       genuine: the number of genuine pairs that it was fitted on.
       impostor: the number of impostor pairs, of which only the highest were considered.
+      anchors_sketch: `AnchorSet.sketch` of that set; "" in fits of older versions.
     """
 
     tau: float
@@ -79,6 +79,7 @@ class DaoFit:
     identities: int = 0
     genuine: int = 0
     impostor: int = 0
+    anchors_sketch: str = ""
 
     @property
     def neighbours(self) -> int:
@@ -119,10 +120,11 @@ class DaoFit:
         return FaceTerms("dao", log_f[:, None], np.float32([self.cosine_tau]))
 
     def check_anchors(self, anchors: AnchorSet) -> None:
-        """Refuses, by UserError, anchors of another model, width or number."""
+        """Refuses, by UserError, other anchors than those that it was fitted with."""
         anchors.check_fit(
             "DAO fit", "dao",
             fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
+            sketch=self.anchors_sketch,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -177,9 +179,8 @@ def fit_dao(
     selected from all pairs by the cosine, by IDA-R and by a first fit. τ keeps the paper's value
     unless named in `fitted`: fitting it gained nothing on LFW (experiments/fit_dao.py).
 
-    In use neither person of a pair is among the anchors. Where development people are, both
-    identities of a pair are left out of its two support sets: otherwise the partner of an impostor
-    pair with a high cosine is at the top of the support set, which gives the pair away.
+    Both identities of a pair are left out of its two support sets
+    (`ida_jax.rescoring.development`).
 
     Args:
       faces: float32 [N, D], unit rows: development faces, never those under test.
@@ -200,16 +201,10 @@ def fit_dao(
         or without a genuine pair; options out of range; too few impostor pairs for the FAR; too few
         anchors.
     """
-    labels = np.asarray(labels)
     faces = require_unit(faces)
-    if labels.shape != faces.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"labels are {labels.dtype} {list(labels.shape)} for {len(faces)} faces: "
-            "expected one integer for each face"
-        )
-    people = np.unique(labels[labels >= 0]).size
-    if people < 2:
-        raise UserError(f"the labels name {people} identities: expected at least 2")
+    given = development(
+        faces, labels, anchors, images_per_identity=images_per_identity, exclude_own=exclude_own
+    )
     if not 0 < far < 0.5:
         raise UserError(f"far is {far:g}: expected a rate between 0 and 0.5, say 0.0001")
     unknown = [name for name in fitted if name not in CONSTANTS]
@@ -223,20 +218,14 @@ def fit_dao(
             f"temperature = {temperature:g}, softness = {softness:g} and ridge = {ridge:g} were "
             "given: expected finite numbers, the first two above 0, the ridge 0 or more"
         )
-    if images_per_identity < 2:
-        raise UserError(f"images_per_identity is {images_per_identity}: expected at least 2")
-    rows = _first_rows(labels, images_per_identity)
-    faces = faces[rows]
-    identities, labels = np.unique(labels[rows], return_inverse=True)
-    known = exclude_own and anchors.labels is not None
-    of_anchors = _renumbered(np.asarray(anchors.labels), identities) if known else None
-    largest = largest_identity(of_anchors) if known else 0
+    faces, labels = faces[given.rows], given.labels
     fit = partial(
         DaoFit, softness=softness, width=anchors.width, anchors=len(anchors),
-        fingerprint=anchors.fingerprint, far=far, identities=len(identities),
+        fingerprint=anchors.fingerprint, far=far, identities=given.identities,
+        anchors_sketch=anchors.sketch,
     )  # fmt: skip
     paper = fit(**_PAPER)
-    most = min(most_support, len(anchors) - 2 * largest)
+    most = min(most_support, given.most_neighbours)
     # Also where there are fewer anchors: the bounds of κ could not hold the paper's 10.
     needed = int(np.ceil(paper.support + _REACH * softness))
     if most < needed:
@@ -245,20 +234,14 @@ def fit_dao(
             f"a face, and softness = {softness:g} needs at least {needed}: raise "
             "most_support, or take more anchors"
         )
-    searched = AnchorSet(anchors.embeddings, of_anchors, fingerprint=anchors.fingerprint)
-    neighbours = support_sets(
-        faces, searched, k=most + largest, labels=labels if known else None, searcher=searcher
-    )
-    owners = of_anchors[neighbours.indices] if known else np.full(neighbours.indices.shape, -1)
-    refuse_self_matches(neighbours.similarities)
-    data = _Development(faces, labels, neighbours.similarities, owners, most)
+    data = _Development(faces, labels, given.support(faces, most, searcher=searcher))
 
     cosines = score_all_pairs(faces, labels)
     genuine, impostor = cosines.genuine.size, cosines.impostor.size
     rank = accepted_impostors(far, impostor)
     if not genuine or rank < _FEWEST:
         raise UserError(
-            f"{genuine:,} genuine and {impostor:,} impostor pairs of {len(identities):,} "
+            f"{genuine:,} genuine and {impostor:,} impostor pairs of {given.identities:,} "
             f"identities, {rank} impostors at FAR {far:g}: expected genuine pairs and at least "
             f"{_FEWEST}; raise the FAR or give more faces"
         )
@@ -278,30 +261,19 @@ def fit_dao(
 
 
 class _Development(NamedTuple):
-    """Faces [N, D], labels [N], their neighbours' similarities and owners [N, K + spare], and K."""
+    """Faces [N, D], labels [N], and their nearest anchors."""
 
     faces: np.ndarray
     labels: np.ndarray
-    similarities: np.ndarray
-    owners: np.ndarray
-    most: int
+    support: Support
 
     def terms(self, fit: DaoFit) -> FaceTerms:
-        return fit.terms(self.similarities[:, : fit.neighbours])
+        return fit.terms(self.support.similarities[:, : fit.neighbours])
 
     def pairs(self, rows: tuple[np.ndarray, np.ndarray]) -> PairSimilarities:
         cosine = score_pairs(self.faces, np.stack(rows, axis=1))
-        sides = (self._without(*rows), self._without(*rows[::-1]))
+        sides = (self.support.without(*rows), self.support.without(*rows[::-1]))
         return PairSimilarities(*map(jnp.asarray, (cosine, *sides)))
-
-    def _without(self, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
-        """[P, K] similarities of faces, their partners' identities left out."""
-        out = self.similarities[own, : self.most]
-        partners = self.owners[own] == self.labels[partner][:, None]
-        hit = np.flatnonzero(partners.any(axis=1))
-        others = np.argsort(partners[hit], axis=1, kind="stable")[:, : self.most]
-        out[hit] = np.take_along_axis(self.similarities[own[hit]], others, axis=1)
-        return out
 
 
 @partial(jax.jit, static_argnames=("rank",))
@@ -361,17 +333,3 @@ def _maximised(
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` highest scores, in any order."""
     return np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-
-
-def _first_rows(labels: np.ndarray, most: int) -> np.ndarray:
-    """Rows of known identity, at most the first `most` of each, ascending."""
-    rows = np.flatnonzero(labels >= 0)
-    order = rows[np.argsort(labels[rows], kind="stable")]
-    number_within = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
-    return np.sort(order[number_within < most])
-
-
-def _renumbered(labels: np.ndarray, identities: np.ndarray) -> np.ndarray:
-    """The anchors' labels in the numbering of the ascending identities, −1 for all others."""
-    place = np.minimum(np.searchsorted(identities, labels), len(identities) - 1)
-    return np.where(identities[place] == labels, place, -1).astype(np.int32)

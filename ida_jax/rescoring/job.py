@@ -2,7 +2,7 @@
 
 The work is cut into parts, one file each, in a hidden folder beside the output:
 
-    faces-00000.npy    the method's numbers of a slab of faces
+    faces-00000.npy    the method's numbers of a slab of faces, and their nearest anchors' cosines
     pairs.npy          a text or Parquet pair list as rows
     scores-00000.npy   the scores of a chunk of pairs
 
@@ -19,6 +19,7 @@ P pairs, N faces, S numbers of a face.
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,16 +41,26 @@ from ida_jax.common.parts import (
 from ida_jax.common.processes import OthersFailed, agree, is_first
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import unit_rows
+from ida_jax.rescoring.log_norms import norm_notes
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.shared_people import (
+    known_people,
+    own_labels,
+    shared_people,
+    shared_warning,
+)
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.blocks import open_npy
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.pair_lists import PairFile, convert_pairs
+from ida_jax.tables.score_origin import ScoreOrigin
 from ida_jax.tables.score_output import check_output, write_scores
 
 _FACE_SLAB = 4096
+# Of the parts: those of another layout are not continued.
+_LAYOUT = 2
 
 
 class JobFiles(NamedTuple):
@@ -60,11 +71,14 @@ class JobFiles(NamedTuple):
       pairs: [P, 2], .npy, .csv, .tsv or .parquet, rows of the embeddings or names.
       names: one name per line, in the embeddings' order; None where pairs are rows, or where the
         embeddings' file has names.
+      labels: who is on each face, .npy or text of N integers or names; None where unknown. A face's
+        own identity is left out of its support set or cohort.
     """
 
     embeddings: Path
     pairs: Path
     names: Path | None = None
+    labels: Path | None = None
 
 
 class Summary(NamedTuple):
@@ -74,12 +88,17 @@ class Summary(NamedTuple):
       unmatched: the number of pairs whose score is NaN because of a bad face.
       bad_faces: the number of faces that were zero, NaN or infinite.
       seconds: of the whole job in this process.
+      notes: what a reader must know of the norms (`ida_jax.rescoring.log_norms`).
+      origin: what the scores were made with, as it is written beside them; None but in the first
+        process.
     """
 
     pairs: int
     unmatched: int
     bad_faces: int
     seconds: float
+    notes: tuple[str, ...]
+    origin: ScoreOrigin | None = None
 
 
 def rescore_files(
@@ -89,6 +108,8 @@ def rescore_files(
     *,
     settings: Sequence[object],
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
+    scale: str = "log",
+    check_origin: Callable[[ScoreOrigin], None] | None = None,
     skip_bad: bool = False,
     chunk: int = CHUNK,
 ) -> Summary:
@@ -100,8 +121,12 @@ def rescore_files(
       settings: JSON-able, everything else that the scores depend on (the method's options, the
         files that the scorer was read from): an interrupted job continues only with the same ones.
       finish: maps a chunk's scores to the scale that is written.
+      scale: that scale's name.
+      check_origin: called before the work with what the scores, before `finish`, will be made with.
       skip_bad: gives NaN to pairs with a zero, NaN or infinite embedding instead of refusing them.
       chunk: pairs scored at once; it changes the last bits of scores.
+
+    Warns on standard error where the faces' people seem to be among the anchors.
 
     Raises:
       UserError: a mistake in a file, named; embeddings of another model than the scorer's; an
@@ -111,16 +136,23 @@ def rescore_files(
     check_output(output)
     require_file(inputs.pairs, what="pairs")
     embeddings, names, fingerprint = read_embeddings(inputs.embeddings, names=inputs.names)
-    faces, bad = unit_rows(embeddings, skip_bad=skip_bad)
+    faces, bad, norms = unit_rows(embeddings, skip_bad=skip_bad)
     del embeddings
     scorer = make_scorer(len(faces))
     require_same_models(inputs.embeddings, fingerprint, [scorer])
+    origin = scorer.origin(model=fingerprint)
+    if check_origin is not None:
+        check_origin(origin)
+    origin = replace(origin, scale=scale)
+    own = None
+    if inputs.labels is not None:
+        own = own_labels(inputs.labels, scorer.anchors, len(faces))
     listed = None
     if not _needs_conversion(inputs.pairs, names):
         listed = PairFile(inputs.pairs)
         listed.check(len(faces))
     files = [stamp(path) for path in inputs if path is not None]
-    key = key_of([[*settings, skip_bad, chunk], files])
+    key = key_of([[*settings, skip_bad, chunk], files, _LAYOUT])
     folder = folder_beside(output, key)
     try:
         if listed is None:
@@ -135,7 +167,15 @@ def rescore_files(
                 seal(path)
             agree()
             listed = PairFile(path)
-        terms = _face_terms(folder, faces, bad, scorer)
+        terms, nearest = _face_terms(folder, faces, bad, norms, scorer, own)
+        if is_first() and nearest is not None:
+            known = np.zeros(0, bool)
+            if inputs.labels is None:
+                known = known_people(inputs.embeddings, names, scorer.anchors)
+            shared = shared_people(nearest, scorer.anchors, labels=own, known=known)
+            origin = replace(origin, shared=shared)
+            if warning := shared_warning(shared, scorer.anchors):
+                print(f"warning: {inputs.embeddings}: {warning}", file=sys.stderr)
         on_device = jax.device_put(faces)
         del faces
         parts = Parts(folder, listed.count, chunk, name="scores-{number:05d}.npy")
@@ -157,7 +197,7 @@ def rescore_files(
                 yield scores
 
         if is_first():
-            write_scores(output, finished(), listed.count)
+            write_scores(output, finished(), listed.count, origin)
             remove_parts(output)
         agree()
     except Exception as error:
@@ -165,10 +205,29 @@ def rescore_files(
         if not isinstance(error, OthersFailed):
             agree(ok=False)
         raise
-    return Summary(listed.count, unmatched, int(np.sum(bad)), time.perf_counter() - start)
+    return Summary(
+        listed.count,
+        unmatched,
+        int(np.sum(bad)),
+        time.perf_counter() - start,
+        norm_notes([scorer], norms),
+        origin if is_first() else None,
+    )
 
 
-def _face_terms(folder: Path, faces: np.ndarray, bad: np.ndarray, scorer: Rescorer) -> FaceTerms:
+def _face_terms(
+    folder: Path,
+    faces: np.ndarray,
+    bad: np.ndarray,
+    norms: np.ndarray,
+    scorer: Rescorer,
+    own: np.ndarray | None,
+) -> tuple[FaceTerms, np.ndarray | None]:
+    """The faces' terms, and their cosines to the nearest anchor, [N]; None without a search.
+
+    Args:
+      own: int [N], the identities that are left out of the search; None for none.
+    """
     parts = Parts(folder, len(faces), _FACE_SLAB, name="faces-{number:05d}.npy")
     left = parts.left(jax.process_index(), jax.process_count())
     # A bad face never matches, so that any unit vector can take its place in the search.
@@ -177,14 +236,24 @@ def _face_terms(folder: Path, faces: np.ndarray, bad: np.ndarray, scorer: Rescor
     with _bar(sum(len(part.rows) for part in left), "faces", "face") as bar:
         for rows, path in left:
             slab, slab_bad = (values[rows.start : rows.stop] for values in (faces, bad))
+            labels = None
+            if own is not None:
+                labels = np.where(slab_bad, -1, own[rows.start : rows.stop])
             if np.any(slab_bad):
                 slab = np.where(slab_bad[:, None], stand_in, slab)
-            parts.write(path, scorer.terms(slab).values)
+            terms, nearest = scorer.searched_terms(
+                slab, labels=labels, norms=norms[rows.start : rows.stop]
+            )
+            columns = [terms.values] if nearest is None else [terms.values, nearest[:, None]]
+            parts.write(path, np.concatenate(columns, axis=1))
             bar.update(len(slab))
     agree()
     values = np.concatenate(list(parts.values()))
     values[bad] = np.nan
-    return FaceTerms(scorer.rule, values, scorer.constants)
+    nearest = None
+    if scorer.neighbours:
+        values, nearest = np.ascontiguousarray(values[:, :-1]), values[:, -1].copy()
+    return FaceTerms(scorer.rule, values, scorer.constants), nearest
 
 
 def _needs_conversion(pairs: Path, names: Sequence[str] | None) -> bool:

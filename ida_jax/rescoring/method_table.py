@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.search import largest_identity
 from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.cohort_scores import cohort_statistics, nearest_statistics
 from ida_jax.rescoring.density import log_density_of
@@ -51,7 +53,19 @@ ARTEFACTS = {
         "make them with ida_jax.fit_dao",
         "the fitted constants (python -m ida_jax.fit dao)",
     ),
+    "quality_fit": Artefact(
+        "its constants",
+        "make them with ida_jax.fit_quality",
+        "the fitted constants (python -m ida_jax.fit quality)",
+    ),
 }
+
+# The label-free IDA-Q's, found by hand with three models on faces of half of LFW's people.
+_LABEL_FREE_SUPPORT, _LABEL_FREE_NORM_WEIGHT = 30, 0.06
+
+
+# What a scorer is set to.
+SETTINGS = ("k", "tau", "top_n", "ddof")
 
 
 @dataclass(frozen=True)
@@ -67,8 +81,12 @@ class Method:
         float32 [N, S]; None for what other modules score (PFE's), which a report only names.
       neighbours: the anchors searched for each face, and what their number is called; None without
         a search.
+      log_norm: (scorer, l = ln ‖x‖ of the raw embeddings, float32 [N]) to a face's last number,
+        beside `values`; None for what takes unit rows alone.
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
+      settings: the scorer's attributes that its scores depend on beside faces, anchors and
+        artefacts; all of `SETTINGS` where nobody said.
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
@@ -81,8 +99,10 @@ class Method:
     needs: tuple[str, ...] = ()
     values: "Callable[[Rescorer, np.ndarray, np.ndarray | None], np.ndarray] | None" = None
     neighbours: "Callable[[Rescorer], tuple[str, int]] | None" = None
+    log_norm: "Callable[[Rescorer, np.ndarray], np.ndarray] | None" = None
     constants: "Callable[[Rescorer], tuple[float, ...]]" = lambda scorer: ()
     own_constants: bool = False
+    settings: tuple[str, ...] = SETTINGS
     usual: bool = True
     style: tuple | None = None
     score_name: str = ""
@@ -97,14 +117,20 @@ def _tau(scorer: "Rescorer") -> tuple[float, ...]:
     return (scorer.tau,)
 
 
+def _label_free_support(anchors: AnchorSet) -> int:
+    """30, or as many as a small set has for every face, its own identity left out."""
+    own = 0 if anchors.labels is None else largest_identity(anchors.labels)
+    return max(1, min(_LABEL_FREE_SUPPORT, len(anchors) - own))
+
+
 def _column(numbers: np.ndarray) -> np.ndarray:
     return numbers[:, None]
 
 
 def _fallen_back(scorer: "Rescorer", _: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    own = scorer.own_neighbourhood
-    log_density = log_density_of(nearest, tau=scorer.tau)
-    return _column(fall_back(log_density, own.log_density, reliability=own.reliability))
+    log_density, own = log_density_of(nearest, tau=scorer.tau), scorer.own_weight
+    usual = scorer.own_neighbourhood.log_density
+    return _column(fall_back(log_density, usual, weight=own.weight, error=own.error))
 
 
 def _whole_cohort(scorer: "Rescorer", faces: np.ndarray, _: None) -> np.ndarray:
@@ -119,6 +145,7 @@ METHODS: dict[str, Method] = {
         values=lambda scorer, faces, _: np.empty((len(faces), 0), np.float32),
         style=("#222222", "--", "o"),
         fused="pfe_fusion",
+        settings=(),
     ),
     "ida_r": Method(
         "IDA-R",
@@ -134,18 +161,20 @@ METHODS: dict[str, Method] = {
         constants=_tau,
         style=("#0072B2", "-", "s"),
         fused="pfe_ida_r",
+        settings=("k", "tau"),
     ),
     "ida_r_fallback": Method(
         "IDA-R fallback",
         "IDA-R, except that faces which the anchors do not cover get one constant F, so that their "
-        "pairs rank by their cosine, and that all of F fades towards it where other anchors of the "
-        "same domain would give another F. Ours, not the paper’s.",
+        "pairs rank by their cosine, and that F counts half as much as the anchors’ own impostor "
+        "pairs support: the anchors may be of another domain. Ours, not the paper’s.",
         rule="dao",
         needs=("anchors",),
         neighbours=_support,
         values=_fallen_back,
         constants=_tau,
         style=("#56B4E9", "--", "X"),
+        settings=("k", "tau"),
     ),
     "ida_r_fitted": Method(
         "IDA-R fitted",
@@ -158,6 +187,7 @@ METHODS: dict[str, Method] = {
         constants=lambda scorer: (scorer.dao_fit.cosine_tau,),
         own_constants=True,
         style=("#1B4B8A", ":", "*"),
+        settings=(),
     ),
     "ida_l": Method(
         "IDA-L",
@@ -170,6 +200,42 @@ METHODS: dict[str, Method] = {
         own_constants=True,
         style=("#D55E00", "-.", "^"),
         fused="pfe_ida_l",
+        settings=(),
+    ),
+    "ida_q": Method(
+        "IDA-Q",
+        "The cosine, set against how crowded each face’s surroundings are, and against the quality "
+        "of its image as the norm of its raw embedding tells it: "
+        '<span class="formula">T c − θ<sub>u</sub>(u₁ + u₂) − θ<sub>l</sub>(l₁ + l₂) − '
+        "max(0, a + b(l₁ + l₂) − c)² / 2σ²</span>"
+        "where c is the cosine, u the mean inner product of a face with its nearest anchors and l "
+        "the logarithm of the norm; the constants were fitted on development faces. Ours, not the "
+        "paper’s.",
+        rule="quality",
+        needs=("anchors", "quality_fit"),
+        neighbours=lambda scorer: ("the quality fit's support set", scorer.k),
+        values=lambda scorer, _, nearest: _column(nearest.mean(axis=1)),
+        log_norm=lambda scorer, log_norms: scorer.quality_fit.clipped(log_norms),
+        constants=lambda scorer: scorer.quality_fit.constants,
+        own_constants=True,
+        settings=(),
+        style=("#7B3294", "-", "p"),
+    ),
+    # Not usual: it refuses embeddings that were normalised.
+    "ida_q_label_free": Method(
+        "IDA-Q label-free",
+        "DAO by the mean inner product u with each face’s 30 nearest anchors, less 0.06 for each "
+        "unit of the logarithms of the two raw embeddings’ norms. Ours, not the paper’s.",
+        rule="dao_norm",
+        needs=("anchors",),
+        neighbours=lambda scorer: ("k", _label_free_support(scorer.anchors)),
+        values=lambda scorer, _, nearest: _column(-nearest.mean(axis=1)),
+        log_norm=lambda scorer, log_norms: log_norms,
+        constants=lambda scorer: (1.0, _LABEL_FREE_NORM_WEIGHT),
+        own_constants=True,
+        settings=(),
+        usual=False,
+        style=("#C2A5CF", "--", "d"),
     ),
     "pfe_fusion": Method(
         "PFE fusion",
@@ -219,6 +285,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         usual=False,
+        settings=("ddof",),
     ),
     "t_norm": Method(
         "T-norm",
@@ -227,6 +294,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         usual=False,
+        settings=("ddof",),
     ),
     "s_norm": Method(
         "S-norm",
@@ -236,6 +304,7 @@ METHODS: dict[str, Method] = {
         needs=("anchors",),
         values=_whole_cohort,
         style=("#999999", ":", "<"),
+        settings=("ddof",),
     ),
     "as_norm": Method(
         "AS-norm",
@@ -248,6 +317,7 @@ METHODS: dict[str, Method] = {
             nearest_statistics(nearest, ddof=scorer.ddof), axis=1
         ),
         style=("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+        settings=("top_n", "ddof"),
     ),
     "csn": Method(
         "CSN",
@@ -259,6 +329,7 @@ METHODS: dict[str, Method] = {
         values=lambda scorer, _, nearest: _column(scorer.csn.face_term(nearest)),
         constants=lambda scorer: (scorer.csn.weight, scorer.csn.bias),
         style=("#8C6D1F", "-.", ">"),
+        settings=(),
     ),
 }
 

@@ -18,6 +18,7 @@ from ida_jax.ops.hypersphere import Neighbours
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.rescorer import Rescorer
 
 
@@ -50,6 +51,7 @@ def make_scorers(
     ssr: SSRModule | None = None,
     csn: Csn | None = None,
     dao_fit: DaoFit | None = None,
+    quality_fit: QualityFit | None = None,
     expected_faces: int | None = None,
 ) -> dict[str, Rescorer]:
     """{method: its Rescorer}; those that search the anchors share one search, by the largest k.
@@ -77,6 +79,7 @@ def make_scorers(
             ssr=ssr if "ssr" in needs else None,
             csn=csn if "csn" in needs else None,
             dao_fit=dao_fit if "dao_fit" in needs else None,
+            quality_fit=quality_fit if "quality_fit" in needs else None,
             expected_faces=expected_faces,
             search=search,
         )
@@ -126,6 +129,7 @@ def require_same_models(
             "SSR module": scorer.ssr,
             "CSN classifier": scorer.csn,
             "DAO fit": scorer.dao_fit,
+            "quality fit": scorer.quality_fit,
         }
         for what, artefact in made.items():
             if artefact is not None:
@@ -142,6 +146,7 @@ def load_scorers(
     ssr: str | os.PathLike[str] | None = None,
     csn: str | os.PathLike[str] | None = None,
     dao_fit: str | os.PathLike[str] | None = None,
+    quality_fit: str | os.PathLike[str] | None = None,
     embeddings: str | os.PathLike[str] | None = None,
     k: int | None = None,
     tau: float | None = None,
@@ -169,5 +174,6 @@ def load_scorers(
         ssr=None if ssr is None else SSRModule.load(ssr),
         csn=None if csn is None else Csn.load(csn),
         dao_fit=None if dao_fit is None else DaoFit.load(dao_fit),
+        quality_fit=None if quality_fit is None else QualityFit.load(quality_fit),
         expected_faces=expected_faces,
     )

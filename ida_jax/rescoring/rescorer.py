@@ -21,19 +21,24 @@ from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch, largest_identity
 from ida_jax.anchors.sources import read_anchors
+from ida_jax.anchors.supported_weight import SupportedWeight, own_weight
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
-from ida_jax.common.validation import require_tau, unit_embeddings
+from ida_jax.common.fingerprints import content_fingerprint, same_sketch
+from ida_jax.common.validation import require_tau, unit_embeddings, unit_rows
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
+from ida_jax.rescoring.log_norms import log_norms
 from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
+from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.score_origin import ScoreOrigin
 
-_Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit)
+_Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
 
 # The cohort of a face in AS-norm where nobody chose one.
 USUAL_COHORT = 300
@@ -49,18 +54,34 @@ def usual_cohort(anchors: AnchorSet) -> int:
 
 
 def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know where `usual_cohort` had to lower as_norm's top_n.
+    """What a reader must know: where `usual_cohort` had to lower as_norm's top_n, anchors other
+    than a module's or fit's, and how held-out people judged ida_l's SSR module, if they did.
 
     Args:
       scorers: of any methods.
       top_n: what was asked for; None for nothing.
     """
-    return tuple(
-        f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set has only "
-        f"{len(scorer.anchors)} anchors"
-        for scorer in scorers
-        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT
-    )
+    notes = []
+    for scorer in scorers:
+        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT:
+            notes.append(
+                f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
+                f"has only {len(scorer.anchors)} anchors"
+            )
+        needs = METHODS[scorer.method].needs
+        if "ssr" in needs:
+            own = scorer.ssr.anchors_sketch
+            if own and scorer.anchors is not None and not same_sketch(own, scorer.anchors.sketch):
+                notes.append("ida_l: the SSR module was trained with other anchors than these")
+            if scorer.ssr.held_out is not None:
+                notes.append(scorer.ssr.held_out.note())
+        for need in (need for need in needs if need != "ssr"):
+            if getattr(getattr(scorer, need), "anchors_sketch", None) == "":
+                notes.append(
+                    f"{scorer.method}: --{need} does not say which anchors it was fitted with (an "
+                    "older version's): their number alone was compared; fit it again"
+                )
+    return tuple(dict.fromkeys(notes))
 
 
 class Rescorer:
@@ -86,6 +107,7 @@ class Rescorer:
         ssr: SSRModule | str | os.PathLike[str] | None = None,
         csn: Csn | str | os.PathLike[str] | None = None,
         dao_fit: DaoFit | str | os.PathLike[str] | None = None,
+        quality_fit: QualityFit | str | os.PathLike[str] | None = None,
         expected_faces: int | None = None,
         search: Search | None = None,
     ) -> None:
@@ -103,6 +125,7 @@ class Rescorer:
           ssr: the SSR module of ida_l, or its file.
           csn: the trained classifier of csn, or its file.
           dao_fit: the constants of ida_r_fitted, which has no k and τ beside them, or their file.
+          quality_fit: the constants of ida_q, which has no k and τ beside them, or their file.
           expected_faces: how many will be searched in all, for searcher="auto"; few if None.
           search: a search of the same anchors by as many neighbours or more, which several methods
             share (`ida_jax.rescoring.methods`); one of its own if None.
@@ -122,16 +145,25 @@ class Rescorer:
         ssr = _loaded("ssr", ssr, SSRModule)
         csn = _loaded("csn", csn, Csn)
         dao_fit = _loaded("dao_fit", dao_fit, DaoFit)
-        given = {"anchors": anchors, "ssr": ssr, "csn": csn, "dao_fit": dao_fit}
+        quality_fit = _loaded("quality_fit", quality_fit, QualityFit)
+        given = {
+            "anchors": anchors, "ssr": ssr, "csn": csn, "dao_fit": dao_fit,
+            "quality_fit": quality_fit,
+        }  # fmt: skip
         for need in entry.needs:
             if given[need] is None:
                 artefact = ARTEFACTS[need]
                 raise UserError(f"{method} needs {artefact.name}: {artefact.advice}")
+        if entry.own_constants and "ssr" not in entry.needs and not k is tau is None:
+            fitted = len(entry.needs) > 1
+            source = "takes its k and tau from its fit" if fitted else "has its own k and tau"
+            raise UserError(f"{method} {source}: leave them out")
         if "dao_fit" in entry.needs:
-            if k is not None or tau is not None:
-                raise UserError(f"{method} takes its k and tau from its fit: leave them out")
             dao_fit.check_anchors(anchors)
             k, tau = dao_fit.neighbours, dao_fit.tau
+        if "quality_fit" in entry.needs:
+            quality_fit.check_anchors(anchors)
+            k = quality_fit.k
         trained = ssr if "ssr" in entry.needs else anchors
         self.anchors = anchors
         self.method = method
@@ -140,7 +172,7 @@ class Rescorer:
         if top_n is None and anchors is not None:
             top_n = usual_cohort(anchors)
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
-        self.ssr, self.csn, self.dao_fit = ssr, csn, dao_fit
+        self.ssr, self.csn, self.dao_fit, self.quality_fit = ssr, csn, dao_fit, quality_fit
         if ssr is not None and (self.k, self.tau) != (ssr.k, ssr.tau):
             raise UserError(
                 f"k = {self.k} and tau = {self.tau:g} were asked for, but the SSR module was "
@@ -189,8 +221,8 @@ class Rescorer:
           UserError: shapes that differ; zero, NaN or infinite rows; a width other than the
             anchors'.
         """
-        first = unit_embeddings(first, what="first faces")
-        second = unit_embeddings(second, what="second faces")
+        first, _, norms = unit_rows(first, what="first faces")
+        second, _, others = unit_rows(second, what="second faces")
         if first.shape != second.shape:
             raise UserError(
                 f"the first faces are {list(first.shape)}, the second {list(second.shape)}: "
@@ -199,7 +231,8 @@ class Rescorer:
         faces = np.concatenate([first, second])
         rows = np.arange(len(first), dtype=np.int32)
         pairs = np.stack([rows, rows + len(first)], axis=1)
-        return score_chunk(jax.device_put(filled(faces)), pairs, self.terms(faces))
+        terms = self.terms(faces, norms=np.concatenate([norms, others]))
+        return score_chunk(jax.device_put(filled(faces)), pairs, terms)
 
     def score_pairs(self, embeddings: ArrayLike, pairs: ArrayLike) -> np.ndarray:
         """Scores of pairs of rows of one array, float32 [P]; each face's density is computed once.
@@ -211,9 +244,9 @@ class Rescorer:
         Raises:
           UserError: bad rows, named; pairs outside the N faces; a width other than the anchors'.
         """
-        faces = unit_embeddings(embeddings)
+        faces, _, norms = unit_rows(embeddings)
         pairs = checked_pairs(pairs, len(faces))
-        return pair_scores(faces, pairs, {"": self.terms(faces)})[""]
+        return pair_scores(faces, pairs, {"": self.terms(faces, norms=norms)})[""]
 
     def log_densities(self, faces: ArrayLike) -> np.ndarray:
         """log F of each face, float32 [N], of embeddings [N, D] of any norm.
@@ -236,8 +269,8 @@ class Rescorer:
         Args:
           embeddings: [G, D], rows of any norm.
         """
-        faces = unit_embeddings(embeddings, what="gallery")
-        return Gallery(jax.device_put(faces), self.terms(faces))
+        faces, _, norms = unit_rows(embeddings, what="gallery")
+        return Gallery(jax.device_put(faces), self.terms(faces, norms=norms))
 
     def identify(
         self, probes: ArrayLike, gallery: ArrayLike | Gallery, *, top: int = 10
@@ -254,8 +287,8 @@ class Rescorer:
         """
         if not isinstance(gallery, Gallery):
             gallery = self.gallery(gallery)
-        faces = unit_embeddings(probes, what="probes")
-        return identify(faces, self.terms(faces), gallery, top=top)
+        faces, _, norms = unit_rows(probes, what="probes")
+        return identify(faces, self.terms(faces, norms=norms), gallery, top=top)
 
     @property
     def rule(self) -> str:
@@ -267,7 +300,13 @@ class Rescorer:
         """The rule's constants, float32 [C]."""
         return np.float32(METHODS[self.method].constants(self))
 
-    def terms(self, faces: np.ndarray, *, labels: np.ndarray | None = None) -> FaceTerms:
+    def terms(
+        self,
+        faces: np.ndarray,
+        *,
+        labels: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
+    ) -> FaceTerms:
         """The method's numbers of unit rows [N, D]: all that `score_pairs` needs beside them.
 
         Args:
@@ -275,12 +314,55 @@ class Rescorer:
           labels: int [N], identities in the numbering of the anchors' labels, where the same people
             may be among the anchors: a face's own identity is left out of its support set or
             cohort. Not for z_norm, t_norm and s_norm, whose cohort is the whole anchor set.
+          norms: [N], those of the embeddings as the model gave them (`unit_rows`); NaN where there
+            is no face. Only the methods with a `log_norm` need them.
+
+        Raises:
+          UserError: such a method without norms, or with those of normalised embeddings.
         """
+        return self.searched_terms(faces, labels=labels, norms=norms)[0]
+
+    def searched_terms(
+        self,
+        faces: np.ndarray,
+        *,
+        labels: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
+    ) -> tuple[FaceTerms, np.ndarray | None]:
+        """`terms`, and each face's cosine to its nearest anchor, [N]; None without a search."""
+        entry = METHODS[self.method]
         nearest = None
         if self._search is not None:
             nearest = self._search(faces, labels).similarities[:, : self.neighbours]
-        values = METHODS[self.method].values(self, faces, nearest)
-        return FaceTerms(self.rule, values, self.constants)
+        values = entry.values(self, faces, nearest)
+        if entry.log_norm is not None:
+            own = entry.log_norm(self, log_norms(norms, method=self.method))
+            values = np.concatenate([values, own[:, None]], axis=1)
+        terms = FaceTerms(self.rule, values, self.constants)
+        return terms, None if nearest is None else nearest[:, 0]
+
+    def origin(self, *, model: str = "") -> ScoreOrigin:
+        """What this scorer's scores are made with: a calibration of them is valid for no others.
+
+        `Calibration.check_scores` compares it.
+
+        Args:
+          model: the fingerprint of the model that made the faces' embeddings; that of the anchors
+            or artefacts if "".
+        """
+        entry = METHODS[self.method]
+        needed = {need: getattr(self, need) for need in entry.needs}
+        for artefact in needed.values():
+            model = model or artefact.fingerprint
+        anchors = needed.pop("anchors", None)
+        return ScoreOrigin(
+            self.method,
+            settings={name: np.asarray(getattr(self, name)).item() for name in entry.settings},
+            model=model,
+            anchors="" if anchors is None else anchors.sketch,
+            anchor_count=0 if anchors is None else len(anchors),
+            artefacts={need: content_fingerprint(value) for need, value in needed.items()},
+        )
 
     @cached_property
     def cohort_moments(self) -> CohortMoments:
@@ -291,6 +373,11 @@ class Rescorer:
     def own_neighbourhood(self) -> Neighbourhood:
         """The anchors' support sets among themselves, searched when first asked for."""
         return own_neighbourhood(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
+
+    @cached_property
+    def own_weight(self) -> SupportedWeight:
+        """What weight of log F the anchors' own pairs support, computed when first asked for."""
+        return own_weight(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
 
 
 def _loaded(name: str, given: Any, kind: type[_Artefact]) -> _Artefact | None:

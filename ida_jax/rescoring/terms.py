@@ -12,6 +12,9 @@ P pairs, N faces, S numbers of a face.
     t_norm    μ, σ                          none        (c − μ₂) / σ₂
     s_norm    μ, σ                          none        ½ (c − μ₁)/σ₁ + ½ (c − μ₂)/σ₂
     csn       g                             w₀, b       w₀ c + g₁ + g₂ + b
+    quality   u, l = ln ‖x‖                 T, θ_u, θ_l, a, b, σ
+                                                        IDA-Q's (`ida_jax.ops.quality`)
+    dao_norm  log F, l                      τ, w        τ c + log(F₁ + F₂) − w (l₁ + l₂)
 """
 
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_tau
 from ida_jax.ops.cohort import csn_score, s_norm, t_norm, z_norm
 from ida_jax.ops.dao import log_dao
+from ida_jax.ops.quality import log_dao_less_norms, quality_score
 
 
 class Rule(NamedTuple):
@@ -40,6 +44,19 @@ class Rule(NamedTuple):
     score: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+def _quality(c: jax.Array, f: jax.Array, g: jax.Array, w: jax.Array) -> jax.Array:
+    return quality_score(
+        c, f[..., 0], f[..., 1], g[..., 0], g[..., 1],
+        rate=w[0], density_weight=w[1], norm_weight=w[2],
+        intercept=w[3], slope=w[4], deviation=w[5],
+    )  # fmt: skip
+
+
+def _dao_norm(c: jax.Array, f: jax.Array, g: jax.Array, w: jax.Array) -> jax.Array:
+    faces = (f[..., 0], f[..., 1], g[..., 0], g[..., 1])
+    return log_dao_less_norms(c, *faces, tau=w[0], norm_weight=w[1])
+
+
 RULES = {
     "cosine": Rule(0, 0, lambda c, f, g, w: c),
     "dao": Rule(1, 1, lambda c, f, g, w: log_dao(c, f[..., 0], g[..., 0], tau=w[0])),
@@ -49,6 +66,8 @@ RULES = {
     "csn": Rule(
         1, 2, lambda c, f, g, w: csn_score(c, f[..., 0], g[..., 0], weight=w[0], bias=w[1])
     ),
+    "quality": Rule(2, 6, _quality),
+    "dao_norm": Rule(2, 2, _dao_norm),
 }
 
 

@@ -22,7 +22,10 @@ from ida_jax.rescoring.method_table import methods_with
 from ida_jax.runs.workdir import METHOD_FILES
 
 # The entries that are paths, in either kind of config.
-_PATHS = ("data_dir", "embeddings", "labels", "anchors", "anchors.generator", "model.weights")
+_PATHS = (
+    "data_dir", "embeddings", "labels", "anchors", "anchors.generator", "anchors.balance",
+    "evaluate.groups", "evaluate.ignore_identity_pairs", "model.weights",
+)  # fmt: skip
 # Beside the package in a checkout, inside it in a wheel.
 _CONFIGS = tuple(Path(__file__).parents[up] / "configs" for up in (1, 2))
 _DATA_FLAG = re.compile(r"--config\.(train_data|eval_data|verify_data)\.(\w+)")
@@ -57,12 +60,20 @@ def run_section(title: str) -> ConfigDict:
 
     c.train = train_section()
     c.anchors = ConfigDict({"source": "real_db", "size": 50_000})  # or class_weights, fake_db
+    # real_db: as many anchors of each group of people, by a list of person and group, or clusters:N
+    c.anchors.balance = placeholder(str)
     # fake_db: a generator's file, in place of the stage gan's; its truncation ψ; whether its faces'
     # embeddings are brought to the mean and covariance of real ones, where they lie apart.
     c.anchors.generator = placeholder(str)
     c.anchors.truncation = 1.0
     c.anchors.align = False
+    # Degraded copies of some images, as further anchors and as further faces of the SSR module, for
+    # probes of varied quality: "varied", or see ida_jax.data.degrade.degradation; "": none.
+    c.anchors.degrade = ""
+    c.anchors.degrade_share, c.anchors.degrade_copies = 0.5, 1
     c.ssr = ssr_section()
+    c.ssr.degrade = ""
+    c.ssr.degrade_share, c.ssr.degrade_copies = 0.5, 1
     c.pfe = pfe_section()
     c.gan = gan_section()
     c.csn = ConfigDict({"top_n": placeholder(int), "degree": 3})  # 100, if the anchors allow
@@ -72,11 +83,16 @@ def run_section(title: str) -> ConfigDict:
     c.evaluate.methods = methods_with(METHOD_FILES, usual=True)
     c.evaluate.top_n = placeholder(int)  # of as_norm: 300, or as many as the anchors allow
     c.evaluate.fars = (1e-3, 1e-4, 1e-5, 1e-6)
+    # A list of people that are one person, as evaluate's: the pairs between them count neither way.
+    c.evaluate.ignore_identity_pairs = placeholder(str)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
     # Also verification of templates of this many images each, by mean pooling and, where the stage
     # pfe is run, by PFE's fusion; 0: none.
     c.evaluate.template_size = 0
+    # FAR and TAR of all pairs by group: a list of person and group; also at a threshold a group.
+    c.evaluate.groups = placeholder(str)
+    c.evaluate.group_thresholds = False
     c.evaluate.resamples = 1000  # of the bootstrap over identities
     c.evaluate.sweeps = True  # TAR against k, τ and the anchors' number (Fig. 6 and 7)
     return c
@@ -129,12 +145,19 @@ def train_section() -> ConfigDict:
 def ssr_section() -> ConfigDict:
     """Training of the SSR module (IDA-L)."""
     c = ConfigDict()
+    # given: the settings below. held_out: those chosen on held-out people, log F calibrated on
+    # others, and falls back to the cosine where these see nothing in it (`training.ssr_choice`);
+    # target is kept, and steps are the most. auto: held_out for 50 people or more with at most
+    # 50,000 faces.
+    c.choose = "given"
     # searched: once for each face, before the training; on_the_fly: by each step for its batch, on
     # a GPU or TPU.
     c.targets = "searched"
     c.hidden = 256
     c.target = "standardised"  # or log, or paper: F itself
-    c.input = "unit"  # or scaled: times √D, entries of unit size, which learns faster
+    # Or scaled: times √D, entries of unit size, which learns faster; or centred: those of the
+    # faces' differences from their mean.
+    c.input = "unit"
     # Made-up faces for each one, by mixing and noise, with targets searched as for any face: for
     # small training sets, whose faces the module would learn by heart.
     c.copies = 0

@@ -1,17 +1,22 @@
 """A config's own mistakes, found before anything runs: ranges, choices, combinations."""
 
 import math
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ida_jax.anchors.balance import balance_option
 from ida_jax.anchors.search import SEARCHERS, has_scann
 from ida_jax.artefacts.face_model import build_network
 from ida_jax.artefacts.ssr_module import TARGETS
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.common.validation import require_tau
 from ida_jax.data.augment import augmentation
+from ida_jax.data.degrade import Degradation, degradation
 from ida_jax.data.load import check_section
 from ida_jax.models.margin_head import MARGIN_LOSSES
 from ida_jax.rescoring.method_table import METHODS, methods_with
@@ -21,7 +26,8 @@ from ida_jax.training.optimizer import SCHEDULES
 
 ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
 PAIR_LISTS = ("drawn", "lfw")
-INPUTS = ("unit", "scaled")
+INPUTS = ("unit", "scaled", "centred")
+SSR_CHOICES = ("given", "held_out", "auto")
 _ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data", "eval_data")
 _SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
 
@@ -48,9 +54,24 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         raise UserError(
             "imported weights come without class weights: set anchors.source to real_db"
         )
+    for section in ("anchors", "ssr"):
+        if section in unfinished:
+            section_degradation(c, section)
     if "anchors" in unfinished:
+        if c.anchors.get("degrade") and c.anchors.source == "class_weights":
+            raise UserError(
+                "anchors.degrade takes images, and class weights have none: set anchors.source to "
+                "real_db"
+            )
         _one_of("anchors.source", c.anchors.source, ANCHOR_SOURCES)
         _at_least_1(c, "anchors.size")
+        if c.anchors.get("balance") is not None:
+            if c.anchors.source != "real_db":
+                raise UserError(
+                    f"anchors.balance is given and anchors.source is {c.anchors.source}: only "
+                    "real_db has people who could be of a group"
+                )
+            _option("anchors.balance", c.anchors.balance, balance_option)
         if c.anchors.source == "fake_db":
             if "gan" in c.stages and c.anchors.generator:
                 raise UserError(
@@ -96,6 +117,10 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         if c.evaluate.top_n is not None and c.evaluate.top_n < 2:
             raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
+        if c.evaluate.get("groups") is not None:
+            require_file(Path(c.evaluate.groups), what="groups (evaluate.groups)")
+        elif c.evaluate.get("group_thresholds"):
+            raise UserError("evaluate.group_thresholds goes with evaluate.groups: name the list")
         _check_fars(c)
         if c.evaluate.template_size < 0:
             raise UserError(
@@ -105,6 +130,24 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         for key in ("folds", "resamples"):
             if c.evaluate[key] < 2:
                 raise UserError(f"evaluate.{key} is {c.evaluate[key]}: expected 2 or more")
+
+
+def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
+    """The degraded copies that a run's section asks for; None without.
+
+    Raises:
+      UserError: as `degradation`.
+    """
+    own = config[section]
+    if not own.get("degrade"):  # a section from before there was the entry
+        return None
+    return degradation(
+        own.degrade,
+        share=own.degrade_share,
+        copies=own.degrade_copies,
+        seed=config.seed,
+        what=f"{section}.degrade",
+    )
 
 
 def check_embedding_config(config: ConfigDict) -> None:
@@ -119,6 +162,8 @@ def check_embedding_config(config: ConfigDict) -> None:
     if not 0 < c.held_out < 1:
         raise UserError(f"held_out is {c.held_out}: expected a share between 0 and 1, say 0.1")
     _check_fars(c)
+    for method in c.evaluate.get("further", ()):
+        _one_of("evaluate.further", method, methods_with({"anchors"}))
     if c.evaluate.most_faces < 2:
         raise UserError(f"evaluate.most_faces is {c.evaluate.most_faces}: expected 2 or more")
     if c.evaluate.resamples < 2:
@@ -193,6 +238,13 @@ def _check_gan(c: ConfigDict) -> None:
 
 def _check_ssr(c: ConfigDict) -> None:
     _one_of("ssr.targets", c.ssr.targets, ("searched", "on_the_fly"))
+    choose = c.ssr.get("choose", "given")  # a section from before there was the entry
+    _one_of("ssr.choose", choose, SSR_CHOICES)
+    if choose == "held_out" and c.ssr.targets == "on_the_fly":
+        raise UserError(
+            "ssr.choose is held_out, which searches its targets, and ssr.targets is on_the_fly: "
+            "set it to searched, or ssr.choose to given"
+        )
     _one_of("ssr.target", c.ssr.target, TARGETS)
     _one_of("ssr.input", c.ssr.input, INPUTS)
     for key in ("copies", "mix", "noise"):
@@ -283,6 +335,16 @@ def check_training(c: ConfigDict) -> None:
     # The head knows which margins its kind takes.
     margin_head(train, num_classes=1)
     augmentation(train.augment)
+
+
+def _option(key: str, given: Any, parse: Callable[[str], Path | int]) -> None:
+    """Refuses what a command's flag would refuse, and a file that is not there."""
+    try:
+        asked = parse(given)
+    except ArgumentTypeError as error:
+        raise UserError(f"{key} is {error}") from error
+    if isinstance(asked, Path):
+        require_file(asked, what=key)
 
 
 def _value(config: ConfigDict, key: str) -> float:

@@ -25,22 +25,38 @@ from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.anchors.sources import embedding_anchors, read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import UserError, printable
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.parts import Parts
 from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import require_same_model, unit_embeddings
+from ida_jax.common.validation import require_same_model, unit_rows
 from ida_jax.metrics.evaluation import regression_quality
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.group_figures import face_groups
+from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
+from ida_jax.rescoring.log_norms import log_norms
+from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.methods import make_scorers
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
 from ida_jax.runs.run import Stage
-from ida_jax.runs.workdir import RESULTS, SSR, TARGETS, figures_and_notes, write_results
+from ida_jax.runs.workdir import (
+    RESULTS,
+    SSR,
+    TARGETS,
+    figures_and_notes,
+    ignored_list,
+    write_results,
+)
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.identities import numbered, read_people
+from ida_jax.tables.identity_pairs import KnownPairs, pairs_among, read_identity_pairs
 from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
+from ida_jax.training.ssr_choice import chooses, train_chosen_ssr
 
 _SYNTHETIC = "synthetic"
 _PROTOCOL = "held_out_all_pairs"
@@ -53,19 +69,24 @@ class Inputs(NamedTuple):
 
     Attributes:
       faces: float32 [N, D], unit rows.
+      norms: float64 [N], those of the embeddings as they were given.
       people: int64 [N], identities in a numbering of their own, -1 where unknown; None without
         labels.
       own: int32 [N], the same in the numbering of the anchors' labels, -1 for those not among them;
         None where no person is in both sets.
       anchors: where support sets are searched.
       fingerprint: of the model that made the embeddings; "" where unknown.
+      identities: the distinct people as the labels have them, names or integers, in the order of
+        their numbers; None without labels.
     """
 
     faces: np.ndarray
+    norms: np.ndarray
     people: np.ndarray | None
     own: np.ndarray | None
     anchors: AnchorSet
     fingerprint: str
+    identities: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +112,31 @@ class EmbeddingRun:
         return self.files._replace(anchors=anchors_of_others(self.files, self.held))
 
     @cached_property
+    def one_person(self) -> KnownPairs | None:
+        """The held-out people whose pairs count neither way, as numbers in `Inputs.people`."""
+        path = ignored_list(self.config)
+        if path is None:
+            return None
+        if self.files.people is None:
+            raise UserError("evaluate.ignore_identity_pairs names people: add --config.labels=L")
+        values = self.files.identities
+        known = pairs_among(read_identity_pairs(path), values, what="people")
+        pairs = known.codes if values.dtype.kind == "U" else values[known.codes]
+        held = np.isin(pairs, self.files.people[self.held]).all(axis=1)
+        return known._replace(codes=pairs[held], unknown=known.unknown + int(np.sum(~held)))
+
+    @cached_property
+    def groups(self) -> FaceGroups | None:
+        """The groups of all faces, by the list `evaluate.groups` of people."""
+        c = self.config
+        if c.evaluate.get("groups") is None:
+            return None
+        if c.labels is None:
+            raise UserError("evaluate.groups are of people: add --config.labels=L")
+        people = [str(person) for person in read_people(c.labels).tolist()]
+        return face_groups(c.evaluate.groups, people)
+
+    @cached_property
     def digest(self) -> str:
         """A hash of all that the targets depend on, so that other targets are not used."""
         digest = hashlib.blake2b(digest_size=16)
@@ -104,6 +150,19 @@ class EmbeddingRun:
         """The faces that are not held out, and their identities among the anchors, if any."""
         labels = None if self.inputs.own is None else self.inputs.own[~self.held]
         return LabelledFaces(self.inputs.faces[~self.held], labels)
+
+    @property
+    def training_people(self) -> np.ndarray | None:
+        """Of `training_faces`, in a numbering of their own."""
+        return None if self.inputs.people is None else self.inputs.people[~self.held]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the SSR module's settings are left to held-out people."""
+        faces, people = np.count_nonzero(~self.held), self.training_people
+        # Without labels there is nobody to hold out.
+        known = 0 if people is None else len(np.unique(people[people >= 0]))
+        return chooses(self.config.ssr, faces, known)
 
     @cached_property
     def copied_faces(self) -> LabelledFaces:
@@ -172,11 +231,23 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
     if tuple(run.config.stages) != tuple(EMBEDDING_STAGES):
         raise UserError(f"stages is {run.config.stages}: expected {', '.join(EMBEDDING_STAGES)}")
     _check_k(run.config.k, run.inputs)
+    _ = run.one_person
+    _ = run.groups
+    for method in _further(run):
+        if METHODS[method].log_norm is not None:
+            log_norms(run.inputs.norms, method=method)
+
+
+def _further(run: EmbeddingRun) -> dict[str, Rescorer]:
+    """The methods that are evaluated beside the usual three."""
+    c = run.config
+    methods, options = c.evaluate.get("further", ()), {"k": c.k, "tau": c.tau}
+    return make_scorers(methods, run.inputs.anchors, searcher=c.searcher, **options)
 
 
 def _targets(run: EmbeddingRun) -> None:
     _ = run.held_out_log_density
-    if run.config.ssr.targets != "on_the_fly":
+    if run.config.ssr.targets != "on_the_fly" and not run.chooses:
         _ = run.training_log_density
 
 
@@ -184,14 +255,24 @@ def _ssr(run: EmbeddingRun) -> None:
     c = run.config
     options = {"k": c.k, "tau": c.tau, "fingerprint": run.inputs.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
-    if c.ssr.targets == "on_the_fly":
+    if run.chooses:
+        ssr = train_chosen_ssr(
+            run.training_faces.embeddings,
+            run.training_people,
+            run.training_faces.labels,
+            run.inputs.anchors,
+            c.ssr,
+            searcher=c.searcher,
+            **options,
+        )
+    elif c.ssr.targets == "on_the_fly":
         ssr = train_ssr_on_the_fly(
             *run.training_faces, run.inputs.anchors, c.ssr, searcher=c.searcher, **options
         )
     else:
         faces = run.copied_faces.embeddings
         ssr = train_ssr(faces, run.training_log_density, c.ssr, **options)
-    ssr.save(run.workdir / SSR)
+    replace(ssr, anchors_sketch=run.inputs.anchors.sketch).save(run.workdir / SSR)
 
 
 def _evaluate(run: EmbeddingRun) -> None:
@@ -208,34 +289,45 @@ def _evaluate(run: EmbeddingRun) -> None:
             "size": len(inputs.anchors),
             "fingerprint": inputs.anchors.fingerprint,
         },
-        "ssr": regression_quality(np.exp(regressed), np.exp(searched))._asdict(),
+        "ssr": regression_quality(np.exp(regressed), np.exp(searched))._asdict() | ssr.judgement(),
         "held_out": {"faces": len(faces), "training_faces": len(inputs.faces) - len(faces)},
         "protocols": {},
         "notes": {},
     }
     evaluated = {}
+    judged = () if ssr.held_out is None else (ssr.held_out.note(),)
     if inputs.people is None:
         results["notes"]["held_out"] = [
             "Without labels faces were held out, not identities: other faces of the same people "
-            "may have been trained on, and no TAR can be given."
+            "may have been trained on, and no TAR can be given.",
+            *judged,
         ]
         print(*results["notes"]["held_out"])
     else:
-        people = inputs.people[run.held]
+        people, norms = inputs.people[run.held], inputs.norms[run.held]
         results["held_out"]["identities"] = len(np.unique(people))
-        held_out = evaluate_all_pairs(
+        known = run.one_person
+        found = evaluate_all_pairs(
             faces,
             people,
             {
                 "cosine": cosine_terms(len(faces)),
                 "ida_r": dao_terms(searched, tau=c.tau),
                 "ida_l": dao_terms(regressed, tau=c.tau),
+                **{name: each.terms(faces, norms=norms) for name, each in _further(run).items()},
             },
             fars=c.evaluate.fars,
+            ignored=None if known is None else known.codes,
+            groups=None if run.groups is None else run.groups.rows(run.held),
+            group_thresholds=c.evaluate.get("group_thresholds", False),
             resamples=c.evaluate.resamples,
             seed=c.seed,
-        ).evaluated
-        evaluated = {_PROTOCOL: held_out._replace(notes=(*held_out.notes, *_notes(run, people)))}
+        )
+        if known is not None:
+            print(printable(known.note(found.ignored)))
+        held_out = noted(found.evaluated, known, found.ignored)
+        notes = (*held_out.notes, *_notes(run, people), *judged)
+        evaluated = {_PROTOCOL: held_out._replace(notes=notes)}
         results |= figures_and_notes(evaluated)
     results["provenance"] = provenance()
     write_results(
@@ -289,7 +381,7 @@ def read_inputs(config: ConfigDict) -> Inputs:
                 "embeddings is 'synthetic', which makes anchors and labels too: leave anchors and "
                 "labels out, or give a file of embeddings"
             )
-        faces, people, anchors = _synthetic(c)
+        faces, norms, people, anchors = _synthetic(c)
         fingerprint = ""
     else:
         for key, what in (("embeddings", "E.npy"), ("anchors", "A.safetensors")):
@@ -304,7 +396,7 @@ def read_inputs(config: ConfigDict) -> Inputs:
         )  # fmt: skip
         people = None if c.labels is None else read_people(c.labels, len(file.embeddings))
         _check_exclusion(c, people is not None, anchors)
-        faces = unit_embeddings(file.embeddings, what=str(c.embeddings))
+        faces, _, norms = unit_rows(file.embeddings, what=str(c.embeddings))
     own = None if c.disjoint or people is None else anchors.labels_of(people)
     if people is not None and not c.disjoint and own is None:
         raise UserError(
@@ -312,8 +404,10 @@ def read_inputs(config: ConfigDict) -> Inputs:
             "as the anchors have them, or add --config.disjoint=True where the anchors are of "
             "other people"
         )
-    identities = None if people is None else numbered(people)
-    return Inputs(faces, identities, own, anchors, fingerprint or anchors.fingerprint)
+    numbers = None if people is None else numbered(people)
+    identities = None if people is None else np.unique(people)
+    fingerprint = fingerprint or anchors.fingerprint
+    return Inputs(faces, norms, numbers, own, anchors, fingerprint, identities)
 
 
 def held_out_rows(inputs: Inputs, config: ConfigDict) -> np.ndarray:
@@ -403,14 +497,14 @@ def _check_k(k: int, inputs: Inputs) -> None:
         )
 
 
-def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, AnchorSet]:
-    """Synthetic faces of identities around a few groups' centres, and their anchors."""
+def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, np.ndarray, AnchorSet]:
+    """Synthetic faces of identities around a few groups' centres, their norms, and anchors."""
     rng = np.random.default_rng(config.seed)
     identities, images, width = 200, 5, 32
     groups = rng.standard_normal((8, width))[rng.integers(0, 8, identities)]
     centres = groups + rng.uniform(0.4, 1.2, (identities, 1)) * rng.standard_normal(groups.shape)
     people = np.repeat(np.arange(identities), images)
     faces = centres[people] + 0.3 * rng.standard_normal((len(people), width))
-    faces = unit_embeddings(faces.astype(np.float32))
+    faces, _, norms = unit_rows(faces.astype(np.float32))
     anchors = embedding_anchors(faces, people=people, size=identities, k=config.k, tau=config.tau)
-    return faces, people, anchors
+    return faces, norms, people, anchors

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings
+from ida_jax.common.errors import printable
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import require_log_variances, unit_embeddings, unit_rows
+from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.metrics.ignored import between
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
+from ida_jax.protocols.group_figures import face_groups as groups_of_faces
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
     LikelihoodMethods,
@@ -21,6 +26,7 @@ from ida_jax.protocols.pfe_methods import (
     likelihood_of_pairs,
 )
 from ida_jax.protocols.sweeps import sweep
+from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
@@ -43,8 +49,14 @@ def evaluate_run(run: Run) -> None:
     data = run.eval_faces
     title, uncertain = "embed the evaluation set", None
     if "pfe" in c.stages:
-        uncertain = run.uncertainty.embed(run.model, data.images, flip=c.flip, progress=title)
-    faces = run.embed(data.images, title) if uncertain is None else uncertain.means
+        raw, log_variances = run.uncertainty.raw_embeddings(
+            run.model, data.images, flip=c.flip, progress=title
+        )
+        faces, _, norms = unit_rows(raw, what="the model's embeddings")
+        uncertain = ProbabilisticEmbeddings(faces, require_log_variances(log_variances))
+    else:
+        raw = run.model.raw_embeddings(data.images, flip=c.flip, progress=title)
+        faces, _, norms = unit_rows(raw, what="the model's embeddings")
     own = _own_labels(run)
     needs = {need for method in c.evaluate.methods for need in METHODS[method].needs}
     scorers = make_scorers(
@@ -57,7 +69,9 @@ def evaluate_run(run: Run) -> None:
         ssr=run.ssr if "ssr" in needs else None,
         csn=Csn.load(run.workdir / CSN) if "csn" in needs else None,
     )
-    methods = {name: scorer.terms(faces, labels=own) for name, scorer in scorers.items()}
+    methods = {
+        name: scorer.terms(faces, labels=own, norms=norms) for name, scorer in scorers.items()
+    }
     results: dict[str, Any] = {
         "model": {"fingerprint": run.model.fingerprint, "network": run.model.network},
         "anchors": {
@@ -75,34 +89,52 @@ def evaluate_run(run: Run) -> None:
     if "ssr" in needs:
         regressed = run.ssr.log_density(faces)
         results["ssr"] = regression_quality(np.exp(regressed), np.exp(searched))._asdict()
+        results["ssr"] |= run.ssr.judgement()
 
     # The variant is in the name: mirrored crops added or not, LFW's own list or a drawn one.
     name = c.eval_data.name + ("_flip" if c.flip else "")
     kfold = f"{name}_{'' if c.evaluate.pairs == 'lfw' else 'drawn_'}{c.evaluate.folds}fold"
     bootstrap = {"resamples": c.evaluate.resamples, "seed": c.seed}
-    listed, every = {}, {}
+    listed, every, kept = {}, {}, _kept_pairs(run)
     if uncertain is not None:
         by_likelihood = _by_likelihood(run, uncertain, own)
-        listed = likelihood_of_pairs(uncertain, run.pair_list.pairs, by_likelihood)
+        listed = likelihood_of_pairs(uncertain, run.pair_list.pairs[kept], by_likelihood)
         every = likelihood_of_all_pairs(uncertain, data.labels, by_likelihood)
+    known = run.one_person
+    ignored = None if known is None else known.codes
     everything = evaluate_all_pairs(
-        faces, data.labels, methods, fars=c.evaluate.fars, scored=every, **bootstrap
+        faces,
+        data.labels,
+        methods,
+        fars=c.evaluate.fars,
+        scored=every,
+        ignored=ignored,
+        groups=face_groups(run),
+        group_thresholds=c.evaluate.get("group_thresholds", False),
+        **bootstrap,
     )
+    if known is not None:
+        print(printable(known.note(everything.ignored)))
+    pairs = PairList(*(of_pairs[kept] for of_pairs in run.pair_list))
+    of_list = evaluate_kfold(faces, pairs, methods, labels=data.labels, scored=listed, **bootstrap)
     evaluated = {
-        kfold: evaluate_kfold(
-            faces, run.pair_list, methods, labels=data.labels, scored=listed, **bootstrap
-        ),
-        f"{name}_all_pairs": everything.evaluated,
+        kfold: noted(of_list, known, int(np.count_nonzero(~kept))),
+        f"{name}_all_pairs": noted(everything.evaluated, known, everything.ignored),
     }
     if c.evaluate.template_size:
         variant = f"{name}_templates{c.evaluate.template_size}_all_pairs"
-        evaluated[variant] = evaluate_templates(run, faces, uncertain, own, scorers)
+        evaluated[variant] = evaluate_templates(run, faces, norms, uncertain, own, scorers)
     evaluated = with_notes(evaluated, cohort_notes(scorers.values(), c.evaluate.top_n))
     results |= figures_and_notes(evaluated)
     # A sweep does not leave out a face's own person, who should not be among the anchors.
     if c.evaluate.sweeps and own is None:
         results["sweeps"] = sweep(
-            faces, data.labels, run.anchors, fars=c.evaluate.fars, seed=c.seed
+            faces,
+            data.labels,
+            run.anchors,
+            fars=c.evaluate.fars,
+            ignored=ignored,
+            seed=c.seed,
         )
     results["provenance"] = provenance()
     write_results(
@@ -124,20 +156,27 @@ def evaluate_run(run: Run) -> None:
 def evaluate_templates(
     run: Run,
     faces: np.ndarray,
+    norms: np.ndarray,
     uncertain: ProbabilisticEmbeddings | None,
     own: np.ndarray | None,
     scorers: Mapping[str, Rescorer],
 ) -> Evaluation:
-    """All pairs of templates: every method on mean pooled embeddings, and PFE on fused ones."""
+    """All pairs of templates: every method on mean pooled embeddings, and PFE on fused ones.
+
+    Unit embeddings are pooled; IDA-Q takes the norm of the mean of the raw ones.
+    """
     c = run.config
     templates, labels = dealt_templates(run.eval_faces.labels, size=c.evaluate.template_size)
     # Each image is a medium of its own.
-    pooled = unit_embeddings(
-        pool_templates(pooling_matrix(templates, np.arange(len(faces))), faces)
-    )
+    matrix = pooling_matrix(templates, np.arange(len(faces)))
+    pooled = unit_embeddings(pool_templates(matrix, faces))
+    raw = pool_templates(matrix, faces * norms[:, None])
+    of_pooled = np.linalg.norm(raw, axis=1) / matrix.sum(axis=1)
     if own is not None:
         own = own[np.unique(templates, return_index=True)[1]]
-    methods = {name: scorer.terms(pooled, labels=own) for name, scorer in scorers.items()}
+    methods = {
+        name: scorer.terms(pooled, labels=own, norms=of_pooled) for name, scorer in scorers.items()
+    }
     scored = {}
     if uncertain is not None:
         fused = ProbabilisticEmbeddings(*fuse(*uncertain, templates))
@@ -146,15 +185,26 @@ def evaluate_templates(
                 terms = scorers[method].terms(fused.means, labels=own)
                 scored[name] = score_all_pairs(fused.means, labels, terms)
         scored |= likelihood_of_all_pairs(fused, labels, _by_likelihood(run, fused, own))
-    return evaluate_all_pairs(
+    known = run.one_person
+    found = evaluate_all_pairs(
         pooled,
         labels,
         methods,
         fars=c.evaluate.fars,
         scored=scored,
+        ignored=None if known is None else known.codes,
         resamples=c.evaluate.resamples,
         seed=c.seed,
-    ).evaluated
+    )
+    return noted(found.evaluated, known, found.ignored)
+
+
+def _kept_pairs(run: Run) -> np.ndarray:
+    """bool [P], the pairs of the run's list that count."""
+    listed = run.pair_list.pairs
+    if run.one_person is None:
+        return np.ones(len(listed), bool)
+    return ~between(run.eval_faces.labels[listed], run.one_person.codes)
 
 
 def _by_likelihood(
@@ -170,6 +220,15 @@ def _by_likelihood(
         anchor_labels=run.anchors.labels,
         ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
     )
+
+
+def face_groups(run: Run) -> FaceGroups | None:
+    """The groups of the evaluation's faces, by the list `evaluate.groups` of people."""
+    path, data = run.config.evaluate.get("groups"), run.eval_faces
+    if path is None:
+        return None
+    people = [data.identities[label] for label in data.labels]
+    return groups_of_faces(path, people)
 
 
 def _own_labels(run: Run) -> np.ndarray | None:

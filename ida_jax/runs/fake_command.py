@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ida_jax.anchors.degraded import add_degrade_flags, asked_degradation
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError
 from ida_jax.runs.workdir import GENERATOR, LABELS, MODEL, file_inside, training_embeddings
@@ -73,6 +74,7 @@ def _make(options: Any) -> None:
             most_drawn=options.most_drawn,
             parts=parts,
             align=options.align,
+            degrade=asked_degradation(options),
         )
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -119,6 +121,7 @@ def _parser() -> Parser:
     add("--skip_bad", action="store_true",
         help="with --images: an image that cannot be decoded is dropped, instead of ending the run")
     # fmt: on
+    add_degrade_flags(parser)
     return parser
 
 
@@ -133,6 +136,7 @@ def _check(options: Any) -> None:
         raise UserError(f"--seed is {options.seed}: expected 0 or more, below 2³²")
     from ida_jax.common.validation import require_tau
 
+    asked_degradation(options)
     require_tau(options.tau, what="--tau")
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output is {options.output}: expected a name that ends in .safetensors")

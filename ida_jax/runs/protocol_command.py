@@ -33,6 +33,7 @@ from ida_jax.runs.workdir import (
 )
 
 if TYPE_CHECKING:
+    from ida_jax.metrics.groups import FaceGroups
     from ida_jax.report.run_report import Groups
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
@@ -45,6 +46,7 @@ _PARSERS = {
     float: float,
     tuple[float, ...]: numbers(float),
 }
+_SLAB = 8192
 # What a report is.
 _WRITTEN = ("results.json", "report.html", "results.md", "results.tex")
 
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     table = all_protocols()
     options = _parser(table, _protocol_of(argv)).parse_args(argv)
     own = _own_options(options, table)
-    _check(options)
+    _check(options, table[options.protocol])
     files, methods = _artefacts(options)
     with _writing(options, own, files):
         _run(table[options.protocol], options, own, files, methods)
@@ -73,11 +75,13 @@ def _run(
     from ida_jax.report.tables import results_table
     from ida_jax.rescoring.rescorer import cohort_notes
 
-    request = _request(options)
+    request = _request(protocol, options)
     scorers = _scorers(options, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
-    evaluated = with_notes(evaluated, cohort_notes(scorers.values(), options.top_n))
+    notes = cohort_notes(scorers.values(), options.top_n)
+    notes += _norm_notes(own, request.embeddings, scorers)
+    evaluated = with_notes(evaluated, notes)
     results: dict[str, Any] = {
         **figures_and_notes(evaluated),
         "settings": _settings(options, own, files, scorers),
@@ -91,7 +95,7 @@ def _run(
         title=options.title or options.protocol,
         settings=results["settings"],
         evaluated=evaluated,
-        groups=_groups(options, request.embeddings, scorers),
+        groups=_densities(protocol, request, scorers),
     )
     print(printable(results_table(results)))
     for name, notes in results["notes"].items():
@@ -105,7 +109,8 @@ def _writing(
 ) -> contextlib.AbstractContextManager[None]:
     from ida_jax.common.outputs import writing
 
-    read = {name: getattr(options, name) for name in ("files", "embeddings", "names", "groups")}
+    named = ("files", "embeddings", "names", "groups", "ignore_identity_pairs")
+    read = {name: getattr(options, name) for name in named}
     read |= {**files, **dataclasses.asdict(own)}
     reading = {f"--{name}": path for name, path in read.items() if isinstance(path, Path)}
     outputs = {f"--output ({name})": options.output / name for name in _WRITTEN}
@@ -131,8 +136,13 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--files", type=Path, metavar="F", help="the protocol's files")
     add("--embeddings", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
-    add("--groups", type=Path, metavar="G", help="one group a row of E: the report shows the log F "
-        "of each")
+    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
+        f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
+    add("--groups", type=_groups_option, metavar="G", help="FAR and TAR by group: a list of person "
+        "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
+        "embeddings' norms. With anchors the report shows the groups' log F too")
+    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
+        "group, which holds the FAR in each; they are in results.json")
     add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
         "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
@@ -165,6 +175,15 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
         else:
             group.add_argument(f"--{name}", type=_PARSERS[kind], **shown)
     return parser
+
+
+def _named(protocol: Protocol | None) -> str:
+    """What the list of identities names, for the help."""
+    if protocol is None:
+        return ""
+    if not protocol.identities:
+        return f" (not for {protocol.name}: {protocol.no_identities})"
+    return f" ({protocol.identities})"
 
 
 def _flags(protocol: Protocol) -> dict[str, tuple[dataclasses.Field, Any]]:
@@ -214,8 +233,24 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _check(options: Any) -> None:
+def _groups_option(text: str) -> Path | str:
+    """A file of groups, or "norms:N" itself."""
+    from ida_jax.tables.groups import norm_levels
+
+    try:
+        return user_path(text) if norm_levels(text) is None else text
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _check(options: Any, protocol: Protocol) -> None:
     """Finds mistakes in the flags themselves, before anything is read."""
+    if options.ignore_identity_pairs is not None and not protocol.identities:
+        raise UserError(
+            f"--ignore_identity_pairs is not for {protocol.name}: {protocol.no_identities}"
+        )
+    if options.group_thresholds and options.groups is None:
+        raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -266,18 +301,25 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     return files, options.methods
 
 
-def _request(options: Any) -> Request:
+def _request(protocol: Protocol, options: Any) -> Request:
     from ida_jax.tables.embeddings import names_beside, read_embeddings
+    from ida_jax.tables.identity_pairs import read_identity_pairs
 
+    ignored = options.ignore_identity_pairs
     from_workdir = options.run is not None and options.anchors is None
+    names = names_beside(options.embeddings, options.names)
+    embeddings = read_embeddings(options.embeddings, names=names)
     return Request(
         options.protocol,
         options.embeddings,
-        read_embeddings(options.embeddings, names=names_beside(options.embeddings, options.names)),
+        embeddings,
+        groups=_face_groups(protocol, options, embeddings),
+        group_thresholds=options.group_thresholds,
         files=options.files,
         names=options.names,
         anchors=(options.run / ANCHORS).parent if from_workdir else None,
         skip_bad=options.skip_bad,
+        one_person=None if ignored is None else read_identity_pairs(ignored),
         resamples=options.resamples,
         seed=options.seed,
     )
@@ -305,25 +347,63 @@ def _scorers(
     return scorers
 
 
-def _groups(
-    options: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
-) -> "Groups | None":
-    """log F of each row of E with its group, for the report's figure."""
+def _face_groups(
+    protocol: Protocol, options: Any, embeddings: "EmbeddingFile"
+) -> "FaceGroups | None":
+    """The groups of E's rows."""
     if options.groups is None:
         return None
+    from ida_jax.metrics.groups import norm_groups
+    from ida_jax.protocols.group_figures import face_groups
+    from ida_jax.tables.groups import norm_levels
+
+    if options.group_thresholds and not protocol.grouped:
+        listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
+        raise UserError(f"--group_thresholds is for {listed}, not for {protocol.name}")
+    if isinstance(options.groups, str):
+        levels = norm_levels(options.groups)
+        return norm_groups(
+            embeddings.embeddings, levels, what=f"embeddings in {options.embeddings}"
+        )
+    return face_groups(options.groups, embeddings.names, len(embeddings.embeddings))
+
+
+def _densities(
+    protocol: Protocol, request: Request, scorers: "Mapping[str, Rescorer]"
+) -> "Groups | None":
+    """log F of each row of E that has a group, for the report's figure."""
+    if request.groups is None:
+        return None
     from ida_jax.report.run_report import Groups
-    from ida_jax.tables.labelled_scores import read_groups
 
     if "ida_r" not in scorers:
+        if protocol.grouped:
+            return None
         raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
-    groups = read_groups(options.groups)
-    if len(groups.codes) != len(embeddings.embeddings):
-        raise UserError(
-            f"{options.groups} has {len(groups.codes)} rows and {options.embeddings} "
-            f"{len(embeddings.embeddings)}: expected one group a row of E"
-        )
-    log_density = scorers["ida_r"].log_densities(embeddings.embeddings)
-    return Groups(log_density, groups.codes, groups.names)
+    codes, cells, _ = request.groups
+    log_density = scorers["ida_r"].log_densities(request.embeddings.embeddings)
+    known = codes >= 0
+    return Groups(log_density[known], codes[known], cells.names[: cells.compared])
+
+
+def _norm_notes(
+    own: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
+) -> tuple[str, ...]:
+    """`norm_notes` of the rows of E, whatever the protocol makes of them."""
+    import numpy as np
+
+    from ida_jax.rescoring.log_norms import norm_notes
+
+    if all(scorer.quality_fit is None for scorer in scorers.values()):
+        return ()
+    norms, rows = [], embeddings.embeddings
+    for start in range(0, len(rows), _SLAB):
+        slab = np.asarray(rows[start : start + _SLAB], np.float64)
+        if getattr(own, "flip", "") == "halves":
+            slab = sum(np.split(slab, 2, axis=1))
+        norms.append(np.linalg.norm(slab, axis=1))
+    norms = np.concatenate(norms)
+    return norm_notes(scorers.values(), norms[norms > 0])
 
 
 def _settings(

@@ -20,6 +20,7 @@ from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings, Uncerta
 from ida_jax.common.parts import Parts, write_npy
 from ida_jax.common.validation import require_log_variances
 from ida_jax.data.dataset import FaceDataset, image_subset
+from ida_jax.data.degrade import Degradation, copies_of, degraded_rows
 from ida_jax.data.labelled_pairs import (
     PairList,
     consecutive_pairs,
@@ -36,9 +37,12 @@ from ida_jax.runs.workdir import (
     MODEL,
     PFE,
     SSR,
+    degraded_training_embeddings,
+    ignored_list,
     training_embeddings,
 )
 from ida_jax.tables.blocks import open_npy
+from ida_jax.tables.identity_pairs import KnownPairs, pairs_among, read_identity_pairs
 
 # Faces a file of embeddings: on a CPU the work of half an hour.
 _PART = 65_536
@@ -107,6 +111,14 @@ class Run:
         pairs = _pairs(c, c.verify_data.name, faces, folds=c.evaluate.folds)
         return Verification(faces.images, pairs)
 
+    @cached_property
+    def one_person(self) -> KnownPairs | None:
+        """The evaluated people whose pairs count neither way, by their labels."""
+        path = ignored_list(self.config)
+        if path is None:
+            return None
+        return pairs_among(read_identity_pairs(path), self.eval_faces.identities, what="people")
+
     @property
     def model_preprocessing(self) -> Preprocessing:
         c = self.config.model
@@ -160,6 +172,26 @@ class Run:
             return self.embed(image_subset(images, np.arange(rows.start, rows.stop)), title)
 
         return Parts(folder, len(images), _PART).whole(part, (self.model.width,))
+
+    def degraded_embeddings(self, how: Degradation) -> tuple[np.ndarray, np.ndarray]:
+        """Degraded copies of some training faces: their rows int64 [C], and float32 [C, D].
+
+        Embedded in parts: an interrupted pass continues.
+        """
+        faces = self.train_faces
+        chosen = np.flatnonzero(degraded_rows(how, np.arange(len(faces.labels))))
+        images = copies_of(image_subset(faces.images, chosen), how, numbers=chosen)
+        folder = degraded_training_embeddings(
+            self.workdir, self.model.fingerprint, flip=self.config.flip, how=how.described()
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def part(rows: range) -> np.ndarray:
+            title = f"embed degraded copies, {rows.start} … {rows[-1]} of {len(images)}"
+            return self.embed(image_subset(images, np.arange(rows.start, rows.stop)), title)
+
+        copies = Parts(folder, len(images), _PART).whole(part, (self.model.width,))
+        return np.tile(chosen, how.copies), copies
 
     def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
         # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.

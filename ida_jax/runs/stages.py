@@ -24,6 +24,8 @@ and the trainings refuse the config. N faces, D embedding.
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,9 @@ from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.balance import Balance, balance_option, requested_balance
 from ida_jax.anchors.candidates import generated_candidates
+from ida_jax.anchors.degraded import degraded_provenance
 from ida_jax.anchors.fake import fake_anchors
 from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.anchors.moments import fewest_faces
@@ -46,15 +50,16 @@ from ida_jax.common.parts import write_npy
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import image_subset
+from ida_jax.data.degrade import with_degraded
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.metrics.frechet import frechet_distance, precision_recall
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.runs.config_check import check_config
+from ida_jax.runs.config_check import check_config, section_degradation
 from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
-from ida_jax.runs.evaluate_stage import evaluate_run
+from ida_jax.runs.evaluate_stage import evaluate_run, face_groups
 from ida_jax.runs.run import Run, Stage
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
@@ -76,6 +81,7 @@ from ida_jax.training.train_step import check_batch
 
 # What whatever takes the training set's embeddings depends on.
 _ON_FACES = ("seed", "train_data", "flip")
+_DEGRADED = ("anchors.degrade", "anchors.degrade_share", "anchors.degrade_copies")
 # No fake-db is drawn from it by default.
 _FIGURES_SEED = 2**31
 
@@ -130,6 +136,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
         require_faces(c.train_data, data_dir=c.data_dir)
     if "evaluate" in unfinished:
         require_faces(c.eval_data, data_dir=c.data_dir)
+        _ = run.one_person
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
     if "gan" in unfinished:
@@ -156,6 +163,8 @@ def _check(run: Run, unfinished: list[str]) -> None:
         anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
         if c.anchors.source == "fake_db":
             _check_fake_db(run)
+        if "anchors" in unfinished:
+            _ = _balance(run)
         if not 1 <= c.k <= anchors:
             raise UserError(
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
@@ -167,6 +176,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
         _ = run.pair_list  # draws or reads it
+        _ = face_groups(run)
 
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
@@ -260,21 +270,50 @@ def _anchors(run: Run) -> None:
                 run.model.class_weights, size=c.size, seed=run.config.seed, **options
             )
         case "real_db":
-            faces = run.train_faces
-            rows = sources.real_db_rows(faces.labels, size=c.size, seed=run.config.seed)
-            embeddings = run.embed(image_subset(faces.images, rows), "anchors")
+            faces, (images, rows, provenance) = run.train_faces, _real_db_images(run)
             labels = faces.labels[rows]
             anchors = AnchorSet.from_embeddings(
-                embeddings,
+                run.embed(images, "anchors"),
                 labels=labels,
                 source="real_db",
                 names=[faces.identities[label] for label in labels],
+                provenance=provenance,
                 **options,
             )
         case "fake_db":
             anchors = _fake_db(run)
     anchors.save(run.workdir / ANCHORS)
     shutil.rmtree(run.workdir / FAKES, ignore_errors=True)
+
+
+def _balance(run: Run) -> Balance | None:
+    """What `anchors.balance` asks for, of the training faces."""
+    asked, faces = run.config.anchors.get("balance"), run.train_faces
+    if asked is None:
+        return None
+    names = [faces.identities[label] for label in faces.labels]
+    return requested_balance(balance_option(asked), names, len(names))
+
+
+def _balanced_rows(run: Run) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows of a real-db balanced over `anchors.balance`, and its provenance."""
+    c, faces, balance = run.config, run.train_faces, _balance(run)
+    every = sources.real_db_rows(faces.labels, size=len(faces.labels))
+    return sources.balanced_rows_of(
+        every, balance, size=c.anchors.size, seed=c.seed, k=c.k,
+        embeddings=lambda: run.embed(image_subset(faces.images, every), "anchors to choose from"),
+    )  # fmt: skip
+
+
+def _real_db_images(run: Run) -> tuple[Sequence[np.ndarray], np.ndarray, dict[str, Any]]:
+    """The real-db's images, degraded copies behind them; their training rows; the provenance."""
+    c, faces, provenance = run.config, run.train_faces, {}
+    rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
+    if c.anchors.get("balance") is not None:
+        rows, provenance = _balanced_rows(run)
+    degrade = section_degradation(c, "anchors")
+    images, of = with_degraded(image_subset(faces.images, rows), degrade, numbers=rows)
+    return images, rows[of], {**provenance, **degraded_provenance(degrade, of)}
 
 
 def _fake_db(run: Run) -> AnchorSet:
@@ -292,6 +331,7 @@ def _fake_db(run: Run) -> AnchorSet:
     anchors, report = fake_anchors(
         candidates, run.model, count=c.anchors.size, training=training, flip=c.flip, k=c.k,
         tau=c.tau, parts=run.workdir / FAKES, align=c.anchors.align,
+        degrade=section_degradation(c, "anchors"),
     )  # fmt: skip
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -335,14 +375,23 @@ def _generator_figures(generator: FaceGenerator, run: Run, real: np.ndarray) -> 
 
 def _ssr(run: Run) -> None:
     from ida_jax.training.ssr import train_ssr, train_ssr_on_the_fly, with_copies
+    from ida_jax.training.ssr_choice import chooses, train_chosen_ssr
 
     c = run.config
     faces, labels = run.train_embeddings, run.train_faces.labels
+    if (degrade := section_degradation(c, "ssr")) is not None:
+        rows, copies = run.degraded_embeddings(degrade)
+        faces, labels = np.concatenate([faces, copies]), np.concatenate([labels, labels[rows]])
+    people = labels
     if run.anchors.labels is None:
         labels = None  # nobody's anchors
     options = {"k": c.k, "tau": c.tau, "fingerprint": run.model.fingerprint}
     options |= {"workdir": run.workdir, "seed": c.seed}
-    if c.ssr.targets == "on_the_fly":
+    if chooses(c.ssr, len(faces), len(np.unique(people))):
+        ssr = train_chosen_ssr(
+            faces, people, labels, run.anchors, c.ssr, searcher=c.searcher, **options
+        )
+    elif c.ssr.targets == "on_the_fly":
         ssr = train_ssr_on_the_fly(
             faces, labels, run.anchors, c.ssr, searcher=c.searcher, **options
         )
@@ -352,7 +401,7 @@ def _ssr(run: Run) -> None:
         )
         log_density = searched_log_density(faces, run.anchors, labels=labels, searcher=c.searcher)
         ssr = train_ssr(faces, log_density, c.ssr, **options)
-    ssr.save(run.workdir / SSR)
+    replace(ssr, anchors_sketch=run.anchors.sketch).save(run.workdir / SSR)
 
 
 def _pfe(run: Run) -> None:
@@ -364,10 +413,8 @@ def _pfe(run: Run) -> None:
         return
     # Class weights have no images, and so no variances.
     if "anchors" in c.stages and c.anchors.source == "real_db":
-        rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
-        anchors = trained.embed(
-            run.model, image_subset(faces.images, rows), flip=c.flip, progress="anchors' variances"
-        )
+        images, _, _ = _real_db_images(run)
+        anchors = trained.embed(run.model, images, flip=c.flip, progress="anchors' variances")
         write_npy(run.workdir / ANCHOR_VARIANCES, anchors.log_variances)
     trained.save(run.workdir / PFE)
 
@@ -402,7 +449,8 @@ STAGES = {
     # Its variances of the anchors are of those that the config draws.
     "pfe": Stage(
         _pfe, PFE, by_all=True, remade=False, parts=("pfe_checkpoints",),
-        depends_on=(*_ON_FACES, "anchors.source", "anchors.size", "pfe"),
+        depends_on=(*_ON_FACES, "anchors.source", "anchors.size", "anchors.balance", *_DEGRADED,
+                    "pfe"),
     ),
     "csn": Stage(_csn, CSN, after=("anchors",), depends_on=(*_ON_FACES, "searcher", "csn")),
     "evaluate": Stage(evaluate_run, RESULTS, after=("anchors", "ssr", "csn")),

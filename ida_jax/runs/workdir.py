@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ida_jax.common.errors import Damaged, UserError
 from ida_jax.common.files import json_text, read_json, written_whole
 from ida_jax.common.outputs import writing
+from ida_jax.common.parts import key_of
 from ida_jax.common.processes import all_or_none, is_first
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ METHOD_FILES = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
 # model and flip, by which their folders are named.
 EMBEDDINGS = "embeddings"
 _EMBEDDED = ("seed", "train_data")
+# Entries that configs of earlier versions lack, whose values here leave everything as it was.
+_ADDED = {"degrade": "", "degrade_share": 0.5, "degrade_copies": 1}
 # Beside the parts of the training set's embeddings: their identities, int [N].
 LABELS = "labels.npy"
 # What stages end in, by the stage; the rest is written by every run.
@@ -83,17 +86,37 @@ def _inputs(config: "ConfigDict") -> dict[str, Path]:
     """The single files that a config names."""
     if "embeddings" in config:
         named = {key: config.get(key) for key in ("embeddings", "labels", "anchors")}
+        named["evaluate.groups"] = config.get("evaluate", {}).get("groups")
     else:
         generator = config.get("anchors", {}).get("generator")
         weights = config.get("model", {}).get("weights") if "import" in config.stages else None
         weights = weights and Path(config.data_dir) / weights
         named = {"anchors.generator": generator, "model.weights": weights}
+        named["evaluate.groups"] = config.get("evaluate", {}).get("groups")
+        balance = config.get("anchors", {}).get("balance")
+        if balance is not None and balance.partition(":")[0] != "clusters":
+            named["anchors.balance"] = balance
+    named["evaluate.ignore_identity_pairs"] = ignored_list(config)
     return {f"--config.{key}": Path(path) for key, path in named.items() if path is not None}
+
+
+def ignored_list(config: "ConfigDict") -> str | None:
+    """The config's list of people that are one person, if its stages evaluate."""
+    # A config from before has no such entry.
+    return config.get("evaluate", {}).get("ignore_identity_pairs")
 
 
 def training_embeddings(workdir: Path, fingerprint: str, *, flip: bool) -> Path:
     """The folder of the training set's embeddings by the model of that fingerprint."""
     return workdir / EMBEDDINGS / f"train-{fingerprint}{'-flip' if flip else ''}"
+
+
+def degraded_training_embeddings(
+    workdir: Path, fingerprint: str, *, flip: bool, how: Mapping[str, Any]
+) -> Path:
+    """The folder of the embeddings of its degraded copies, named by how they are degraded."""
+    folder = training_embeddings(workdir, fingerprint, flip=flip)
+    return folder.with_name(f"degraded-{folder.name}-{key_of(how)}")
 
 
 def file_inside(path: Path, name: str) -> Path:
@@ -248,7 +271,10 @@ def _difference(
         above = any(k.startswith(f"{key}.") for k in keys)
         if key in skipped or not (inside or above):
             continue
-        old, new = before.get(name, "absent"), now.get(name, "absent")
+        absent = _ADDED.get(name, "absent")
+        old, new = before.get(name, absent), now.get(name, absent)
+        if old == "absent" and new in (None, False):
+            continue  # an option of later versions, which is not used
         if isinstance(old, dict) and isinstance(new, dict):
             if text := _difference(old, new, keys, skipped=skipped, prefix=f"{key}."):
                 return text

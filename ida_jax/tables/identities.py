@@ -40,6 +40,21 @@ def read_people(path: str | os.PathLike[str], rows: int | None = None) -> np.nda
     return people
 
 
+def read_people_or_images(
+    path: str | os.PathLike[str], rows: int, *, among: Sequence[str]
+) -> np.ndarray:
+    """As `read_people`; of a list of images' names, PERSON/IMAGE, the people.
+
+    Args:
+      among: names that may bear a stroke themselves: a list with one of these is one of people.
+    """
+    people = read_people(path, rows)
+    if people.dtype.kind == "U" and not set(people.tolist()) & set(among):
+        # A list of images, as E.names.txt is one.
+        people = np.array(people_of_images(people.tolist()) or people)
+    return people
+
+
 def people_of_images(names: Sequence[str]) -> list[str] | None:
     """Who is on each image by its name, PERSON/IMAGE: the folder, as in a folder of crops.
 

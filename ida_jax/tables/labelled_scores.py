@@ -44,6 +44,26 @@ class Groups(NamedTuple):
     names: tuple[str, ...]
 
 
+class Identities(NamedTuple):
+    """The identities of both sides of pairs.
+
+    Attributes:
+      codes: int [P, 2].
+      names: the identities' names, of which a code is the place; None where the codes are the
+        identities that the file holds.
+    """
+
+    codes: np.ndarray
+    names: list[str] | None
+
+    def named(self) -> tuple[np.ndarray, list[str]]:
+        """Codes from 0 and the names of all identities, numbers as text."""
+        if self.names is not None:
+            return self.codes, self.names
+        values, codes = np.unique(self.codes, return_inverse=True)
+        return codes.reshape(-1, 2), [str(value) for value in values.tolist()]
+
+
 def read_scores(path: str | os.PathLike[str]) -> np.ndarray:
     """Floating point [P] from a column `score`; a missing one is NaN.
 
@@ -100,6 +120,15 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
 def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
     """int [P, 2]: the identities of both sides of each pair; names are numbered.
 
+    Raises:
+      UserError: as `read_named_identities`.
+    """
+    return read_named_identities(path).codes
+
+
+def read_named_identities(path: str | os.PathLike[str]) -> Identities:
+    """The identities of both sides of each pair, and their names where they have any.
+
     The columns are the file's only two, or those named `identity_1` and `identity_2`.
 
     Raises:
@@ -117,7 +146,7 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
                 "both sides of each pair"
             )
         if np.issubdtype(array.dtype, np.integer):
-            return array
+            return Identities(array, None)
         sides = [_chunked(np.ascontiguousarray(array[:, side]), path) for side in (0, 1)]
     else:
         table = _table(path, suffix, what="identities")
@@ -134,11 +163,12 @@ def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
         if _is_float(side):
             raise UserError(f"{path} holds {side.type} values: expected names or integers")
     if all(pa.types.is_integer(side.type) for side in sides):
-        return np.stack([side.to_numpy() for side in sides], axis=1)
+        return Identities(np.stack([side.to_numpy() for side in sides], axis=1), None)
     encoded = [_encoded(side, pa.string()) for side in sides]
     chunks = [chunk for side in encoded for chunk in side.chunks]
     both = pa.chunked_array(chunks, type=encoded[0].type)
-    return np.ascontiguousarray(_numbered(both).codes.reshape(2, -1).T)
+    names, codes = _numbered(both)
+    return Identities(np.ascontiguousarray(codes.reshape(2, -1).T), [str(name) for name in names])
 
 
 class _Numbered(NamedTuple):

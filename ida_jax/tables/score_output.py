@@ -3,6 +3,7 @@
 P pairs.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
 from ida_jax.tables.blocks import known_suffix
+from ida_jax.tables.score_origin import KEY, ScoreOrigin, origin_file, origin_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,16 +41,29 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
 
 
-def write_scores(path: str | os.PathLike[str], chunks: Iterable[np.ndarray], count: int) -> None:
+def files_beside(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """What `write_scores` writes beside a path: the scores' origin, for .npy and .csv alone."""
+    path = Path(path)
+    return () if path.suffix.lower() == ".parquet" else (origin_file(path),)
+
+
+def write_scores(
+    path: str | os.PathLike[str],
+    chunks: Iterable[np.ndarray],
+    count: int,
+    origin: ScoreOrigin | None = None,
+) -> None:
     """Writes scores as float32, whole or not at all, holding one chunk and one block in memory.
 
-    The bytes depend on the scores alone, not on how they are cut into chunks.
+    The bytes depend on the scores and their origin alone, not on how they are cut into chunks.
 
     Args:
       path: .npy, float32 [P]; .csv, the header `score` and one score a line in the fewest digits
         that give it back, NaN as nan; .parquet, one column `score`.
       chunks: [n] each, P in all.
       count: P.
+      origin: what the scores were made with; it goes into a .parquet's metadata, and into
+        `files_beside` of the others. None where unknown: a former file beside goes.
 
     Raises:
       UserError: another suffix, or a file that cannot be written (a full disk, say); what was there
@@ -57,9 +72,24 @@ def write_scores(path: str | os.PathLike[str], chunks: Iterable[np.ndarray], cou
     """
     path = Path(path)
     suffix = known_suffix(path, _SUFFIXES, what="scores")
-    write = {".npy": _write_npy, ".csv": _write_csv, ".parquet": _write_parquet}[suffix]
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        write(file, _blocks(chunks, count), count)
+    with written_whole(path) as temporary:
+        with temporary.open("wb") as file:
+            if suffix == ".parquet":
+                _write_parquet(file, _blocks(chunks, count), origin)
+            else:
+                write = {".npy": _write_npy, ".csv": _write_csv}[suffix]
+                write(file, _blocks(chunks, count), count)
+        # Before the scores: older ones that a kill leaves are of unknown origin, not of this one.
+        for beside in files_beside(path):
+            _write_beside(beside, None if origin is None else origin_record(origin, temporary))
+
+
+def _write_beside(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_bytes() != content:
+        with written_whole(path) as written:
+            written.write_bytes(content)
 
 
 def _blocks(chunks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
@@ -103,14 +133,19 @@ def _write_csv(file: BinaryIO, blocks: Iterator[np.ndarray], count: int) -> None
             writer.write(pa.record_batch([pa.array(block)], schema=_schema()))
 
 
-def _write_parquet(file: BinaryIO, blocks: Iterator[np.ndarray], count: int) -> None:
+def _write_parquet(
+    file: BinaryIO, blocks: Iterator[np.ndarray], origin: ScoreOrigin | None
+) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
+    schema = _schema()
+    if origin is not None:
+        schema = schema.with_metadata({KEY: json.dumps(origin.to_json())})
     # Scores hardly repeat and hardly compress.
-    with parquet.ParquetWriter(file, _schema(), compression="none", use_dictionary=False) as writer:
+    with parquet.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
         for block in blocks:
-            writer.write_batch(pa.record_batch([pa.array(block)], schema=_schema()))
+            writer.write_batch(pa.record_batch([pa.array(block)], schema=schema))
 
 
 def _schema() -> "pa.Schema":

@@ -203,17 +203,16 @@ def train_pfe(
                     )
 
             def is_logged(step: int) -> bool:
-                # The first step was compiled, which says nothing about the speed.
-                return step > first_step + 1 and (step % c.log_every == 0 or step == c.steps)
+                return step % c.log_every == 0 or step == c.steps
 
             def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
-                speed = steps_per_second * batch_size
                 values["learning_rate"] = float(schedule(step - 1))
-                values["images_per_second"] = speed
+                if step > first_step + 1:  # that step was compiled: no speed
+                    values["images_per_second"] = steps_per_second * batch_size
                 write(step, values)
                 return (
                     f"loss {values['loss']:.5g}, log σ² {values['mean_log_variance']:.3g}, "
-                    f"{speed:.4g} images/s"
+                    f"{values.get('images_per_second', float('nan')):.4g} images/s"
                 )
 
             for _, batch in training_steps(

@@ -133,6 +133,7 @@ def train_ssr(
     fingerprint: str = "",
     workdir: str | os.PathLike[str],
     seed: int,
+    steps: int | None = None,
 ) -> SSRModule:
     """Fits M_SSR to the searched densities; the backbone is frozen, so embeddings are all it sees.
 
@@ -141,20 +142,26 @@ def train_ssr(
       log_density: float32 [N], their log F, each one's identity excluded from its support set.
       config: hidden, target, input, batch_size, steps, learning_rate, decay_steps, decay_factor,
         momentum, weight_decay.
+      steps: where the config's schedule is stopped; None for its end.
 
     Raises:
       UserError: an unknown target, densities or a loss that are not finite.
     """
     target = make_target(log_density, config.target)
-
-    def draw(key: jax.Array, data: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rows = jax.random.randint(key, (config.batch_size,), 0, len(faces))
-        return data[0][rows], data[1][rows]
-
-    data = np.asarray(faces), target.values
-    params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
+    draw, data = rows_of(config.batch_size, len(faces)), (np.asarray(faces), target.values)
+    params = _fit(draw, data, config, workdir=workdir, seed=seed, steps=steps)
     constants = target.mean, target.std, target.floor
     return SSRModule(params, config.target, *constants, k, tau, fingerprint)
+
+
+def rows_of(size: int, count: int) -> _Draw:
+    """Draws so many of `count` rows of the faces and their targets."""
+
+    def draw(key: jax.Array, data: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rows = jax.random.randint(key, (size,), 0, count)
+        return data[0][rows], data[1][rows]
+
+    return draw
 
 
 def train_ssr_on_the_fly(
@@ -207,7 +214,7 @@ def train_ssr_on_the_fly(
         raw = log_f if config.target == "log" else jnp.exp(log_f)
         return batch, (raw - target.mean) / target.std
 
-    params = _fit(draw, data, config, width=faces.shape[1], workdir=workdir, seed=seed)
+    params = _fit(draw, data, config, workdir=workdir, seed=seed)
     constants = target.mean, target.std, target.floor
     return SSRModule(params, config.target, *constants, k, tau, fingerprint)
 
@@ -261,20 +268,77 @@ def _fit(
     data: Any,
     config: ConfigDict,
     *,
-    width: int,
     workdir: str | os.PathLike[str],
     seed: int,
+    steps: int | None = None,
 ) -> dict[str, Any]:
-    """The module's parameters after the config's steps on drawn batches; it takes unit rows."""
-    module = SSRNetwork(hidden=config.hidden)
-    scale = np.float32(np.sqrt(width) if config.input == "scaled" else 1)
-    schedule, optimizer = learning_rate_schedule(config), sgd(config)
+    """The module's parameters after so many steps (the config's) on drawn batches."""
+    training, schedule = (
+        network_training(draw, data, config, seed=seed),
+        learning_rate_schedule(config),
+    )
+    progress = Progress(0, training.state)
+
+    def check(step: int, values: dict[str, float]) -> None:
+        if not np.isfinite(values["loss"]):
+            raise UserError(
+                f"the SSR loss is {values['loss']} by step {step}: begin another --workdir with a "
+                "lower ssr.learning_rate"
+            )
+
+    def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
+        start = (step - 1) // _STEPS_A_CALL * _STEPS_A_CALL
+        write(step, {**values, "learning_rate": float(schedule(start))})
+        return f"loss={values['loss']:.4g}"
+
+    with open_metrics(workdir, stage="ssr") as write:
+        for last, _ in training_steps(
+            progress,
+            repeat(None),
+            stage="ssr",
+            steps=config.steps if steps is None else steps,
+            check=check,
+            record=record,
+            is_logged=lambda step: True,
+            stride=_STEPS_A_CALL,
+        ):
+            progress.state, loss = training.run(progress.state, last - progress.step)
+            progress.metrics = {"loss": loss}
+    return training.module_params(progress.state)
+
+
+class NetworkTraining(NamedTuple):
+    """A training of M_SSR that has not begun.
+
+    Attributes:
+      state: before the first step.
+      run: (state, steps) → the state after so many steps more, and their mean loss.
+      module_params: (state) → the module's parameters, which take unit rows.
+    """
+
+    state: Any
+    run: Callable[[Any, int], tuple[Any, jax.Array]]
+    module_params: Callable[[Any], dict[str, Any]]
+
+
+def network_training(draw: _Draw, data: Any, config: ConfigDict, *, seed: int) -> NetworkTraining:
+    """The training of a network on drawn batches, which takes its input as `ssr.input` says.
+
+    Args:
+      draw: takes a step's batch from the data.
+      data: the faces float32 [N, D] first, and what `draw` needs beside them.
+    """
+    module, width = SSRNetwork(hidden=config.hidden), data[0].shape[1]
+    centre, scale = _input_map(config.input, np.asarray(data[0]))
+    optimizer = sgd(config)
     init_key, order_key = jax.random.split(jax.random.key(seed))
     params = module.init(init_key, jnp.zeros((1, width), jnp.float32))["params"]
-    state = _State(jnp.int32(0), params, optimizer.init(params))
+    data = jax.device_put(data)
 
     def step(state: _State, data: Any) -> tuple[_State, jax.Array]:
         faces, target = draw(jax.random.fold_in(order_key, state.step), data)
+        if centre is not None:
+            faces = faces - centre[None]
 
         def loss_fn(params: Any) -> jax.Array:
             predicted = module.apply({"params": params}, scale * faces)
@@ -291,33 +355,29 @@ def _fit(
         state, losses = lax.scan(lambda s, _: step(s, data), state, length=steps)
         return state, jnp.mean(losses)
 
-    def check(step: int, values: dict[str, float]) -> None:
-        if not np.isfinite(values["loss"]):
-            raise UserError(
-                f"the SSR loss is {values['loss']} by step {step}: begin another --workdir with a "
-                "lower ssr.learning_rate"
-            )
+    def module_params(state: _State) -> dict[str, Any]:
+        params = jax.tree.map(np.asarray, state.params)
+        hidden = params["hidden_fc"]
+        hidden["kernel"] = scale * hidden["kernel"]
+        if centre is not None:
+            hidden["bias"] = hidden["bias"] - centre @ hidden["kernel"]
+        return params
 
-    def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
-        start = (step - 1) // _STEPS_A_CALL * _STEPS_A_CALL
-        write(step, {**values, "learning_rate": float(schedule(start))})
-        return f"loss={values['loss']:.4g}"
+    initial = _State(jnp.int32(0), params, optimizer.init(params))
+    return NetworkTraining(initial, lambda state, steps: run(state, data, steps), module_params)
 
-    data, progress = jax.device_put(data), Progress(0, state)
-    with open_metrics(workdir, stage="ssr") as write:
-        for last, _ in training_steps(
-            progress,
-            repeat(None),
-            stage="ssr",
-            steps=config.steps,
-            check=check,
-            record=record,
-            is_logged=lambda step: True,
-            stride=_STEPS_A_CALL,
-        ):
-            progress.state, loss = run(progress.state, data, last - progress.step)
-            progress.metrics = {"loss": loss}
-    params = jax.tree.map(np.asarray, progress.state.params)
-    # The module takes unit embeddings, whatever it was trained on.
-    params["hidden_fc"]["kernel"] = scale * params["hidden_fc"]["kernel"]
-    return params
+
+def spread(faces: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mean of faces [N, D], float32 [D]; the root of their mean squared distance from it."""
+    mean = np.mean(faces, axis=0, dtype=np.float64)
+    squares = np.mean(np.sum(np.square(faces, dtype=np.float64), axis=1)) - mean @ mean
+    return mean.astype(np.float32), float(np.sqrt(max(squares, 0))) or 1.0
+
+
+def _input_map(kind: str, faces: np.ndarray) -> tuple[np.ndarray | None, np.float32]:
+    """(centre [D] or None, scale) of the network's input, scale · (f − centre)."""
+    root = float(np.sqrt(faces.shape[1]))
+    if kind == "centred":
+        centre, wide = spread(faces)
+        return centre, np.float32(root / wide)
+    return None, np.float32(root if kind == "scaled" else 1)

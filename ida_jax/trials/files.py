@@ -62,11 +62,11 @@ def write_files(
     kept = {name: f"{name}.safetensors" for name in {"anchors", *entry.needs}}
     for name, file in sorted(kept.items()):
         artefacts[name].save(folder / file)
+    scorer = trial.deployed.scorers[method]
     calibration = fit_calibration(
-        *trial.held.split(method), kind="logistic", method=method, scale="log"
+        *trial.held.split(method), kind="logistic", origin=scorer.origin()
     )
     calibration.save(folder / CALIBRATION)
-    scorer = trial.deployed.scorers[method]
     used = {name: kept[name] for name in entry.needs}
     line = ["ida-jax", "rescore", "--embeddings=E", "--pairs=P", f"--method={method}"]
     line += [f"--{name}={folder / file}" for name, file in used.items()]

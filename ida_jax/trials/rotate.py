@@ -3,6 +3,7 @@
 N faces, P pairs, D embedding.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ def _ssr(fit: Labelled, others: Labelled, anchors: AnchorSet, far: float, seed: 
     k, tau = anchors.k, anchors.tau
     target = searched_log_density(copied.embeddings, anchors, k=k, tau=tau, labels=copied.labels)
     with tempfile.TemporaryDirectory() as folder:
-        return train_ssr(
+        ssr = train_ssr(
             copied.embeddings,
             target,
             config,
@@ -142,6 +143,7 @@ def _ssr(fit: Labelled, others: Labelled, anchors: AnchorSet, far: float, seed: 
             workdir=folder,
             seed=seed,
         )
+    return dataclasses.replace(ssr, anchors_sketch=anchors.sketch)
 
 
 # What a trial fits for methods that need it, by the entry of `method_table.ARTEFACTS`.

@@ -15,9 +15,10 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import identity_leaks, same_person_threshold
 from ida_jax.anchors.coverage import coverage
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.bootstrap import bootstrap_tar
+from ida_jax.metrics.bootstrap import Bootstrap, bootstrap_tar
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation, far_key
 from ida_jax.metrics.roc import Interval, tar_at_far
+from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curve
 from ida_jax.protocols.verification import evaluate_scored_pairs
 from ida_jax.rescoring.method_table import BASELINE, METHODS
 from ida_jax.trials.rotate import (
@@ -47,6 +48,7 @@ class Trial(NamedTuple):
       deployed: the rotation whose anchors and fits are kept; none of those in `held` is in it.
       held: the pairs, of the method to use and the cosine, that give thresholds and calibration.
       thresholds: {FAR: the threshold and its interval} of the method to use.
+      curves: {method: what its thresholds do on the pairs in `held`}.
       identities: the people with known labels.
     """
 
@@ -56,6 +58,7 @@ class Trial(NamedTuple):
     deployed: Trained
     held: Scored
     thresholds: dict[str, dict[str, Any]]
+    curves: dict[str, ThresholdCurve]
     identities: int
 
     @property
@@ -142,7 +145,17 @@ def run_trial(
         np.union1d(planned[0].test, planned[0].choose),
         {name: first.scorers[name] for name in {method, BASELINE}},
     )
-    thresholds = _thresholds(held, method, [*fars, tested_far], resamples=resamples, seed=seed)
+    wanted = sorted({*fars, tested_far})
+    between = np.geomspace(wanted[0], wanted[-1], 9)[1:-1].tolist()
+    bootstrap = bootstrap_tar(
+        held.scores,
+        held.same,
+        fars=sorted({*wanted, *between}),
+        identities=held.units,
+        resamples=resamples,
+        seed=seed,
+    )
+    thresholds = _thresholds(held, method, wanted, bootstrap)
     at = thresholds[key]
     rates = {n: tar_at_far(*whole.split(n), [tested_far])[0].tar for n in (favourite, BASELINE)}
     finding = Finding(
@@ -158,9 +171,14 @@ def run_trial(
         at["threshold"],
         Interval(*at["interval"]),
     )
-    evaluated = evaluated._replace(notes=(*notes, *evaluated.notes))
+    # The pooled scores' common scale is not that of the deployed files.
+    evaluated = evaluated._replace(notes=(*notes, *evaluated.notes), thresholds={})
     people = len(np.unique(data.people[data.people >= 0]))
-    return Trial(finding, verdict(finding), evaluated, first, held, thresholds, people)
+    curves = {
+        name: threshold_curve(held.split(name), fars=wanted, intervals=bootstrap.methods[name])
+        for name in held.scores
+    }
+    return Trial(finding, verdict(finding), evaluated, first, held, thresholds, curves, people)
 
 
 def require_distinct(data: Labelled) -> None:
@@ -196,28 +214,18 @@ def _favourite(choosing: list[Scored], far: float) -> str:
 
 
 def _thresholds(
-    held: Scored, method: str, fars: list[float], *, resamples: int, seed: int
+    held: Scored, method: str, fars: list[float], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
     impostors = int(np.count_nonzero(~held.same))
-    fars = sorted(set(fars), reverse=True)
-    bootstrap = bootstrap_tar(
-        {method: held.scores[method]},
-        held.same,
-        fars=fars,
-        identities=held.units,
-        resamples=resamples,
-        seed=seed,
-    )
+    points = {point.far: point for point in bootstrap.methods[method]}
     return {
-        far_key(point.far): {
+        far_key(at.far): {
             "threshold": float(at.threshold),
-            "interval": list(point.threshold),
+            "interval": list(points[at.far].threshold),
             "false_accepts": int(at.false_accepts),
             "impostor_pairs": impostors,
         }
-        for point, at in zip(
-            bootstrap.methods[method], tar_at_far(*held.split(method), fars), strict=True
-        )
+        for at in tar_at_far(*held.split(method), sorted(fars, reverse=True))
     }
 
 

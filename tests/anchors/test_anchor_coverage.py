@@ -13,8 +13,6 @@ from ida_jax.anchors.coverage import coverage, own_neighbourhood
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.ops.dao import fall_back
-from ida_jax.rescoring.density import searched_log_density
 
 
 def _set(count=60, width=16, **options):
@@ -59,68 +57,6 @@ def test_too_few_other_anchors():
         own_neighbourhood(_set(5), k=5, tau=1.0)
     with pytest.raises(UserError, match="anchors are left"):
         own_neighbourhood(_set(5, labels=np.zeros(5, int)), k=2, tau=1.0)
-
-
-@pytest.mark.parametrize("k", [1, 4, 5])
-@pytest.mark.parametrize("labelled", [False, True])
-def test_the_reliability_is_its_formula(k, labelled):
-    tau = 2.0
-    anchors = _set(labels=np.arange(60) // 2 if labelled else None)
-    own = np.arange(60) // (2 if labelled else 1)
-    x = anchors.embeddings.astype(np.float64)
-    rng = np.random.default_rng(0)
-    correlations = []
-    for _ in range(10):
-        half_of = rng.permutation(own.max() + 1) % 2
-        halves, deep = [], []
-        for half in (0, 1):
-            nearest = [_nearest(x, i, (half_of[own] == half) & (own != own[i])) for i in range(60)]
-            nearest = [each[: -(-k // 2)] for each in nearest]
-            halves.append([np.log(reference.density(each, tau)) for each in nearest])
-            # No deeper than the 4k nearest of all.
-            last = [_nearest(x, i, own != own[i])[: 4 * k][-1] for i in range(60)]
-            deep.append([each[-1] < limit for each, limit in zip(nearest, last, strict=True)])
-        halves = np.array(halves)[:, ~np.any(deep, axis=0)]
-        correlations.append(np.corrcoef(halves)[0, 1])
-    r = max(np.mean(correlations), 0)
-    found = own_neighbourhood(anchors, k=k, tau=tau).reliability
-    assert found == pytest.approx(2 * r / (1 + r), abs=1e-4)
-    assert 0.2 < found < 1
-
-
-def _fallen_back(log_f, own):
-    return fall_back(log_f, own.log_density, reliability=own.reliability)
-
-
-def _nearest(x, i, allowed):
-    return np.sort(x[allowed] @ x[i])[::-1]
-
-
-def test_the_reliability_tells_chance_from_a_domain():
-    rng = np.random.default_rng(0)
-    random = AnchorSet.from_embeddings(reference.unit((800, 64), 0))
-    assert own_neighbourhood(random, k=10, tau=1.0).reliability < 0.15
-    # Faces around one centre, some near to it and some far.
-    reach = rng.uniform(0.2, 2, size=(800, 1))
-    domain = unit_embeddings(rng.normal(size=64) + reach * rng.normal(size=(800, 64)))
-    assert own_neighbourhood(AnchorSet.from_embeddings(domain), k=10, tau=1.0).reliability > 0.8
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_the_reliability_of_hardly_any_anchors_is_none(count):
-    # Among two or three no anchor has a neighbour in either half, or too few have.
-    assert own_neighbourhood(_set(count), k=1, tau=1.0).reliability == 0
-
-
-def test_labels_of_any_size_and_equal_anchors():
-    far = _set(labels=np.arange(60) + 2**30)
-    assert own_neighbourhood(far, k=4, tau=1.0).reliability == pytest.approx(
-        own_neighbourhood(_set(), k=4, tau=1.0).reliability
-    )
-    same = AnchorSet.from_embeddings(np.eye(20, dtype=np.float32))
-    own = own_neighbourhood(same, k=3, tau=1.0)
-    assert own.reliability == 0
-    np.testing.assert_allclose(_fallen_back(np.float32([-2, 0, 5]), own), own.log_density[0])
 
 
 def test_synthetic_domains():
@@ -295,23 +231,3 @@ def test_real_people_among_the_anchors_are_found(lfw):
     right = np.array(anchors.names)[found.second] == people[found.first]
     assert right.mean() > 0.98
     assert check.known_leaks(others, people.tolist(), anchors).total == len(others)
-
-
-def test_falling_back_on_real_faces(lfw):
-    anchors, _, _, probes = lfw
-    own = own_neighbourhood(anchors, k=10, tau=1.0)
-    assert 0.5 < own.reliability < 0.6
-    log_f = searched_log_density(probes, anchors)
-    fallen = _fallen_back(log_f, own)
-    kept = fallen < np.max(fallen)
-    assert 0.75 < kept.mean() < 0.85
-    np.testing.assert_allclose(fallen[kept], log_f[kept], atol=1e-6)
-    # Another model's space, and random directions.
-    rng = np.random.default_rng(0)
-    rotation = np.linalg.qr(rng.normal(size=(128, 128)))[0].astype(np.float32)
-    rotated = AnchorSet.from_embeddings(anchors.embeddings @ rotation)
-    random = AnchorSet.from_embeddings(reference.unit((2870, 128), 0))
-    for wrong, left in ((rotated, 0.1), (random, 0.2)):
-        searched = searched_log_density(probes, wrong)
-        fallen = _fallen_back(searched, own_neighbourhood(wrong, k=10, tau=1.0))
-        assert np.std(fallen) < left * np.std(searched)

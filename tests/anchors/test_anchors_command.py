@@ -242,10 +242,14 @@ def test_check_against_probes(tmp_path, capsys):
     assert report["leaked"]["known_leaks"]["first"] == [300]
     assert len(report["leaked"]["findings"]) == 2
     assert report["elsewhere"]["coverage"]["wrong_domain"]
+    assert report["elsewhere"]["gain"]["harmful"]
+    assert not report["strangers"]["gain"]["harmful"]
     assert not report["leaked"]["coverage"]["wrong_domain"]
     told = capsys.readouterr().out
     assert "probe 300 (anchor 5/1)  anchor 5 (anchor 5)" in told
     assert "warning: the anchors are not of the probes' domain" in told
+    assert "100% of the probes are sparser than the median anchor" in told
+    assert "of cosine (300 people)" in told
 
 
 def test_check_by_integer_labels(built, tmp_path):
@@ -304,7 +308,10 @@ def test_help_says_the_exit_codes_and_loads_nothing_heavy():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, loaded = told.stdout.split("loaded:")
-    assert "exit code: 0 nothing found; 1 leaks or the wrong domain; 2 a mistake" in text
+    assert (
+        "exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes or uneven groups; 2"
+        in text
+    )
     assert "ida_jax.anchors.__main__" in loaded.split()
     assert not heavy & set(loaded.split())
 

@@ -23,6 +23,8 @@ from ida_jax.models.stylegan import GeneratorNetwork, draw_noise
 from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
+from ida_jax.rescoring.quality_fit import QualityFit
+from ida_jax.tables.score_origin import ScoreOrigin, Shared
 
 _RNG = np.random.default_rng(0)
 
@@ -56,12 +58,19 @@ _ARTEFACTS = {
         fingerprint="0123456789abcdef", provenance={"seed": 1},
     ),
     "ssr": SSRModule(
-        {"hidden_fc": _layer(4, 7), "output_fc": _layer(7, 1)}, "log", 1.0, 0.5, 1e-3, 10, 2.0
+        {"hidden_fc": _layer(4, 7), "output_fc": _layer(7, 1)}, "log", 1.0, 0.5, 1e-3, 10, 2.0,
+        anchors_sketch="0123456789abcdef",
     ),
     "csn": Csn(np.arange(1.0, 5), 2.0, -1.0, 9, 4, 11, "", 1e-3, 5, 6, 7),
     "dao": DaoFit(1.5, 0.75, 9.5, 1.0, 4, 11, "0123456789abcdef", 1e-4, 5, 6, 7),
+    "quality": QualityFit(
+        30.0, 12.0, 0.2, -1.0, 0.3, 0.1, 2.0, 3.0, (2.2, 2.5, 2.8), 9, 4, 11, "0123456789abcdef"
+    ),
     "logistic": Calibration("logistic", AffineMap(2.0, -1.0), "ida_r", "log", 5, 6),
-    "isotonic": Calibration("isotonic", IsotonicMap(np.arange(4.0), np.arange(4.0) / 3)),
+    "isotonic": Calibration(
+        "isotonic", IsotonicMap(np.arange(4.0), np.arange(4.0) / 3),
+        origin=ScoreOrigin("ida_r", settings={"k": 3}, shared=Shared(9, 1, 2, 3, 0.5)),
+    ),
     "model": FaceModel("iresnet_nano", _NANO, Preprocessing(16), _BACKBONE),
     "generator": FaceGenerator(_SIZES, _GENERATOR, _drawn(6), 16, {"faces": 3}),
     "uncertainty": UncertaintyModel(_UNCERTAINTY, "0123456789abcdef"),

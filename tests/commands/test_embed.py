@@ -17,6 +17,7 @@ from ida_jax.artefacts.uncertainty_model import UncertaintyModel
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.alignment import ARCFACE_POINTS, align
+from ida_jax.data.degrade import degradation, degraded
 from ida_jax.embed import main
 from ida_jax.interop.weights import import_model
 from ida_jax.models.uncertainty_network import UncertaintyNetwork
@@ -432,3 +433,19 @@ def test_the_module_of_another_model_is_refused(model_dir, uncertainty, crops, t
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "crops", "other.safetensors", "pfe.safetensors"
     ]  # fmt: skip
+
+
+def test_degraded_copies(tmp_path, model, model_dir, crops):
+    flags = ("--degrade=blur:strong,jpeg", "--degrade_seed=4", "--batch_size=4")
+    found = read_embeddings(_embed(tmp_path, model_dir, *flags))
+    how = degradation("blur:strong,jpeg", seed=4)
+    images = [degraded(crops[name], how, number=row) for row, name in enumerate(sorted(crops))]
+    np.testing.assert_allclose(found.embeddings, model.raw_embeddings(images), atol=1e-5)
+    other = read_embeddings(_embed(tmp_path, model_dir, *flags[:1], output="F.npy"))
+    assert np.abs(other.embeddings - found.embeddings).max() > 1e-3
+    for flags, message in (
+        (("--degrade=fog",), "--degrade is 'fog', in which 'fog' is not understood"),
+        (("--degrade", "--degrade_seed=-1"), "--degrade_seed=-1: expected 0 or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            _embed(tmp_path, model_dir, *flags, output="G.npy")

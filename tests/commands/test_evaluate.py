@@ -78,6 +78,7 @@ def test_everything_at_once(folder, capsys):
             assert figures["false_accepts"][far] == point.false_accepts
             assert figures["realised_far"][far] == point.realised_far
             assert figures["tar_interval@far"][far] == list(interval.tar)
+            assert figures["tar_units@far"][far] == interval.units
             assert figures["threshold_interval@far"][far] == list(interval.threshold)
             for group in range(3):
                 inside = figures["groups"][str(group)]
@@ -209,6 +210,10 @@ def test_all_formats_give_the_same(folder, suffix, capsys):
         # Names are numbered by appearance, so that other people are drawn.
         del results["methods"]["scores"]["tar_interval@far"]
         del results["methods"]["scores"]["threshold_interval@far"]
+        for group in results["methods"]["scores"]["groups"].values():
+            del group["tar_interval@far"], group["realised_far_interval"]
+        for ratio in results["methods"]["scores"]["far_ratio"].values():
+            ratio.pop("interval", None)
     assert one == other
 
 
@@ -308,3 +313,53 @@ def test_names_of_groups_are_harmless(folder, capsys):
     said = capsys.readouterr().out
     assert "price $10_$20" in said
     assert "\x1b" not in said
+
+
+def test_groups_of_people(folder, capsys):
+    same, identities = loaded("labels", "identities")
+    names = np.array([f"p{i}" for i in range(PEOPLE)])
+    table = pa.table({f"identity_{side + 1}": names[identities[:, side]] for side in (0, 1)})
+    csv.write_csv(table, "people.csv")
+    (folder / "groups.csv").write_text(
+        "person,group\n" + "".join(f"p{i},{'FM'[i % 2]}\n" for i in range(2, PEOPLE))
+    )
+    run("--groups=groups.csv", "--identities=people.csv", "--fars=0.1", "--json=out.json",
+        "--resamples=20", "--group_thresholds", "--plot=out.png")  # fmt: skip
+    results = json.loads((folder / "out.json").read_text())
+    (scores,) = loaded("ida_r")
+    figures = results["methods"]["scores"]
+    known = (identities >= 2).all(axis=1)
+    parity = identities % 2
+    cells = {"F": known & (parity == 0).all(axis=1), "M": known & (parity == 1).all(axis=1),
+             "across groups": known & (parity[:, 0] != parity[:, 1])}  # fmt: skip
+    held = figures["group_thresholds"]["0.1"]
+    right = scores[same & ~known] > figures["threshold@far"]["0.1"]
+    accepted = np.count_nonzero(right)
+    for name, inside in cells.items():
+        group = figures["groups"][name]
+        assert group["genuine"] == np.count_nonzero(inside & same)
+        assert group["impostor"] == np.count_nonzero(inside & ~same)
+        (point,) = (
+            tar_at_far(scores[inside & same], scores[inside & ~same], [0.1])
+            if (inside & same).any()
+            else (None,)
+        )
+        if point is not None:
+            assert held["threshold"][name] == point.threshold
+            accepted += np.count_nonzero(scores[inside & same] > point.threshold)
+    assert held["tar"] == pytest.approx(accepted / np.count_nonzero(same))
+    text = capsys.readouterr().out
+    assert "2 of 15 people have no group" in text
+    assert "a threshold a group" in text
+
+
+def test_people_in_groups_need_identities(folder):
+    (folder / "groups.csv").write_text("person,group\n1,a\n2,b\n")
+    with pytest.raises(UserError, match="give --identities=I"):
+        run("--groups=groups.csv")
+    run("--groups=groups.csv", "--identities=identities.npy", "--resamples=0")
+    with pytest.raises(UserError, match="--group_thresholds goes with --groups"):
+        run("--group_thresholds")
+    (folder / "groups.csv").write_text("person,group\nnobody,a\n")
+    with pytest.raises(UserError, match="none of the 15 names, such as '0', is among the 1"):
+        run("--groups=groups.csv", "--identities=identities.npy")

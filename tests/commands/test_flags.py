@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ida_jax import embed, evaluate, export, fit, main, plan, prepare, rescore
+from ida_jax import check_labels, embed, evaluate, export, fit, main, plan, prepare, rescore
 from ida_jax.anchors import __main__ as anchors
 from ida_jax.common.command_line import Parser, underscored
 from ida_jax.common.errors import UserError
@@ -19,6 +19,7 @@ COMMANDS = {
     "rescore": (rescore, []),
     "evaluate": (evaluate, []),
     "evaluate --protocol": (evaluate, ["--protocol=pairs"]),
+    "check_labels": (check_labels, []),
     "embed": (embed, []),
     "prepare": (prepare, []),
     "prepare recordio": (prepare, ["recordio"]),

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ida_jax import embed, evaluate, export, fit, plan, prepare, rescore
+from ida_jax import check_labels, embed, evaluate, export, fit, plan, prepare, rescore
 from ida_jax.anchors.__main__ import main as anchors_main
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
@@ -54,14 +54,18 @@ CASES = [
     ("evaluate", f"{_SCORES} --identities=E.npy", "--json", ["E.npy"]),
     ("evaluate", f"{_SCORES} --fit=logistic --json=new", "--calibration", ["new"]),
     ("evaluate", f"{_LISTED} --groups=W/results.md", "--output", ["W"]),
+    ("evaluate", f"{_SCORES} --identities=E.npy --ignore_identity_pairs=N.csv", "--json",
+     ["N.csv"]),
+    ("evaluate", f"{_LISTED} --ignore_identity_pairs=W/results.md", "--output", ["W"]),
+    ("check_labels", "--embeddings=E.npy --labels=W/candidates.html", "--output", ["W"]),
     ("plan", "--topology=cpu:1 --config=T.report.html", "--json", ["T.report.html"]),
     ("plan", "--topology=cpu:1 --config=./N.csv:smoke", "--json", ["N.csv"]),
     ("fit csn", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
     ("fit dao", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
 ]  # fmt: skip
-_MAINS = {"rescore": rescore.main, "embed": embed.main, "prepare": prepare.main,
-          "anchors": anchors_main, "export": export.main, "evaluate": evaluate.main,
-          "fit": fit.main, "plan": plan.main}  # fmt: skip
+_MAINS = {"rescore": rescore.main, "check_labels": check_labels.main, "embed": embed.main,
+          "prepare": prepare.main, "anchors": anchors_main, "export": export.main,
+          "evaluate": evaluate.main, "fit": fit.main, "plan": plan.main}  # fmt: skip
 
 
 @pytest.fixture
@@ -81,7 +85,8 @@ def files(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "I/ann/a.png")
     for name in ("M.safetensors", "G.safetensors", "T.safetensors", "T.report.html", "I.tar",
-                 "W/model.safetensors", "W/results.md", "G.stablehlo.json", "G.png", "N.csv",
+                 "W/model.safetensors", "W/results.md", "W/candidates.html", "G.stablehlo.json",
+                 "G.png", "N.csv",
                  "E.names.txt", "pairs.csv", "D/y/incomplete/train.rec",
                  "D/y/incomplete/train.idx", "D/y/incomplete/y.bin"):  # fmt: skip
         (tmp_path / name).write_text(f"{name}\n")

@@ -125,10 +125,110 @@ def test_groups_are_shown(lfw, anchors):
     groups = f"--groups={lfw / 'groups.npy'}"
     _run(lfw, *flags, f"--anchors={anchors}", "--top_n=9", groups)
     assert (lfw / "out" / "log-f-by-group.png").stat().st_size
-    for more, message in (([], "give --anchors"), ([f"--anchors={anchors}"], "has 35 rows")):
-        np.save(lfw / "groups.npy", np.arange(35) % 2)
-        with pytest.raises(UserError, match=message):
-            evaluate.main([*flags, groups, *more, "--top_n=9", f"--output={lfw / 'other'}"])
+    bad = [*flags, groups, "--top_n=9", f"--output={lfw / 'other'}"]
+    with pytest.raises(UserError, match="give --anchors"):  # a protocol of accuracies shows log F
+        evaluate.main(["--protocol=lfw", f"--files={lfw}", bad[1], groups, bad[-1]])
+    np.save(lfw / "groups.npy", np.arange(35) % 2)
+    with pytest.raises(UserError, match="has 35 rows"):
+        evaluate.main(bad)
+
+
+def _group_list(lfw):
+    (lfw / "groups.csv").write_text(
+        "person,group\n"
+        + "".join(f"{person},{'FM'[i % 2]}\n" for i, person in enumerate(PEOPLE[1:]))
+    )
+    return f"--groups={lfw / 'groups.csv'}", {p: "FM"[i % 2] for i, p in enumerate(PEOPLE[1:])}
+
+
+def test_rates_by_group_of_all_pairs(lfw, capsys):
+    flag, group_of = _group_list(lfw)
+    flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1,0.02"]
+    protocols, results = _run(lfw, *flags, flag, "--group_thresholds")
+    figures = protocols["all_pairs"]["cosine"]
+    faces = unit_embeddings(np.load(lfw / "E.npy"))
+    people = np.repeat(PEOPLE, 3)
+    first, second = np.triu_indices(36, 1)
+    cosines, same = (faces @ faces.T)[first, second], people[first] == people[second]
+    groups = np.array([group_of.get(person, "") for person in people])
+    for name in ("F", "M", "across groups"):
+        pair = np.char.add(groups[first], groups[second])
+        inside = pair == name * 2 if len(name) == 1 else (pair == "FM") | (pair == "MF")
+        group = figures["groups"][name]
+        assert group["impostor"] == np.count_nonzero(inside & ~same)
+        threshold = figures["threshold@far"]["0.1"]
+        assert (
+            abs(
+                np.count_nonzero(cosines[inside & ~same] > threshold)
+                - group["false_accepts"]["0.1"]
+            )
+            <= 1
+        )  # the last bit of a cosine
+        low, high = group["realised_far_interval"]["0.1"]
+        assert low <= high
+    assert set(figures["group_thresholds"]["0.02"]["threshold"]) == {
+        "F", "M", "across groups", "no group"
+    }  # fmt: skip
+    assert any("3 of 36 faces have no group" in note for note in results["notes"]["all_pairs"])
+    assert (lfw / "out" / "far-by-group-all_pairs.png").stat().st_size
+    for file in ("report.html", "results.md"):
+        assert "a threshold a group" in (lfw / "out" / file).read_text()
+    assert "Groups at the one threshold of FAR 1e-1" in capsys.readouterr().out
+
+
+def test_rates_by_group_of_listed_pairs(lfw):
+    flag, _ = _group_list(lfw)
+    rng = np.random.default_rng(0)
+    pairs = np.array([rng.choice(36, 2, replace=False) for _ in range(200)])
+    people = np.repeat(PEOPLE, 3)[pairs]
+    np.save(lfw / "pairs.npy", pairs)
+    np.save(lfw / "labels.npy", people[:, 0] == people[:, 1])
+    np.save(lfw / "people.npy", np.unique(people, return_inverse=True)[1].reshape(-1, 2))
+    flags = ["--protocol=pairs", f"--embeddings={lfw / 'E.npy'}", f"--files={lfw / 'pairs.npy'}",
+             f"--labels={lfw / 'labels.npy'}", "--fars=0.1", flag]  # fmt: skip
+    protocols, results = _run(lfw, *flags)
+    group = protocols["pairs"]["cosine"]["groups"]["F"]
+    assert "realised_far_interval" not in group
+    assert any("no intervals" in note for note in results["notes"]["pairs"])
+    (lfw / "out" / "results.json").unlink()
+    protocols, _ = _run(lfw, *flags, f"--identities={lfw / 'people.npy'}")
+    with_intervals = protocols["pairs"]["cosine"]["groups"]["F"]
+    assert len(with_intervals.pop("realised_far_interval")["0.1"]) == 2
+    assert with_intervals.pop("tar_interval@far")
+    assert with_intervals == group
+
+
+def test_levels_of_norms(lfw):
+    flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1"]
+    protocols, results = _run(lfw, *flags, "--groups=norms:4")
+    counts = [
+        g["genuine"] + g["impostor"] for g in protocols["all_pairs"]["cosine"]["groups"].values()
+    ]
+    assert len(counts) == 4
+    assert sum(counts) == 36 * 35 // 2
+    assert any("levels of the embeddings' norms" in note for note in results["notes"]["all_pairs"])
+    assert results["settings"]["groups"] == "norms:4"
+    np.save(lfw / "E.npy", unit_embeddings(np.load(lfw / "E.npy")))
+    (lfw / "out" / "results.json").unlink()
+    with pytest.raises(UserError, match="norms that are all alike"):
+        _run(lfw, *flags, "--groups=norms:4")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--groups=norms:1"], "expected norms:N"),
+        (["--group_thresholds"], "--group_thresholds goes with --groups"),
+        (["--groups=absent.csv"], "no groups at absent.csv"),
+        (["--protocol=lfw", "--groups=norms:3", "--group_thresholds", "--files=x"],
+         "is for pairs, all_pairs, not for lfw"),
+    ],
+)  # fmt: skip
+def test_groups_that_cannot_be(lfw, flags, said):
+    protocol = [] if flags[0].startswith("--protocol") else ["--protocol=all_pairs"]
+    with pytest.raises(UserError, match=said):
+        _run(lfw, *protocol, f"--embeddings={lfw / 'E.npy'}", *flags)
+    assert not (lfw / "out" / "results.json").exists()
 
 
 def test_calfw(lfw):

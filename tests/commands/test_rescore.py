@@ -15,6 +15,7 @@ from ida_jax import rescore
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.rescoring import job
 from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.tables.score_origin import read_origin
 
 FACES = 7 * reference.unit((90, 16), 1, clusters=5)
 ANCHORS = 3 * reference.unit((60, 16), 0, clusters=5)
@@ -51,7 +52,7 @@ def test_one_command(files, capsys):
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, _expected(), atol=1e-6)
     assert "101 scores by ida_r" in capsys.readouterr().out
-    assert _listing(files) == sorted([*before, "scores.npy"])
+    assert _listing(files) == sorted([*before, "scores.npy", "scores.npy.origin.json"])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
@@ -214,6 +215,7 @@ def test_killed_in_ten_places_and_continued_to_the_same_bytes(files, monkeypatch
     rescore.main(flags)
     undisturbed = (files / "scores.npy").read_bytes()
     (files / "scores.npy").write_bytes(b"an earlier one")
+    (files / "scores.npy.origin.json").unlink()
 
     kills = 0
     while True:
@@ -223,8 +225,10 @@ def test_killed_in_ten_places_and_continued_to_the_same_bytes(files, monkeypatch
         assert run.returncode == -signal.SIGKILL
         assert (files / "scores.npy").read_bytes() == b"an earlier one"
         kills += 1
-    # pairs.npy, 3 slabs of faces, 7 chunks and the output: a run makes one and dies at the next.
-    assert kills == 11
+    # pairs.npy, 3 slabs of faces, 7 chunks, the origin and the output: a run makes one and dies at
+    # the next.
+    assert kills == 12
+    assert read_origin(files / "scores.npy").method == "ida_r"
     assert (files / "scores.npy").read_bytes() == undisturbed
     assert not [name for name in _listing(files) if name.startswith(".")]
 

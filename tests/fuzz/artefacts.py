@@ -35,10 +35,15 @@ def _read_anchor_set(path: Path) -> None:
 
 def _calibration() -> list[bytes]:
     from ida_jax.artefacts.calibration import fit_calibration
+    from ida_jax.tables.score_origin import ScoreOrigin, Shared
 
+    origin = ScoreOrigin(
+        "ida_r", settings={"k": 10}, anchors="ab", artefacts={"ssr": "cd"},
+        shared=Shared(9, 1, 2, 3, 0.5),
+    )  # fmt: skip
     genuine, impostor = np.linspace(-0.5, 1, 40), np.linspace(-1, 0.5, 40)
     return [
-        saved(fit_calibration(genuine, impostor, kind=kind).save, "c.safetensors")
+        saved(fit_calibration(genuine, impostor, kind=kind, origin=origin).save, "c.safetensors")
         for kind in ("logistic", "isotonic")
     ]
 
@@ -46,11 +51,13 @@ def _calibration() -> list[bytes]:
 def _read_calibration(path: Path) -> None:
     from ida_jax.artefacts.calibration import Calibration
 
-    Calibration.load(path).llr(np.float32([0, 1]))
+    calibration = Calibration.load(path)
+    calibration.llr(np.float32([0, 1]))
+    calibration.check_scores(calibration.origin)
 
 
 def _ssr() -> bytes:
-    from ida_jax.artefacts.ssr_module import SSRModule
+    from ida_jax.artefacts.ssr_module import HeldOut, SSRModule
 
     rng = np.random.default_rng(0)
     params = {
@@ -61,7 +68,9 @@ def _ssr() -> bytes:
         layer: {name: value.astype(np.float32) for name, value in of.items()}
         for layer, of in params.items()
     }
-    module = SSRModule(params, "standardised", 0.05, 0.01, 0.001, 10, 1.0)
+    judged = HeldOut(80, 64, 8, 0.5, 0.03, 900, 0.5, 0.4, 0.6, 0.1, 0.9, 0.5, 0.0, "")
+    constants = "standardised", 0.05, 0.01, 0.001, 10, 1.0
+    module = SSRModule(params, *constants, slope=0.9, intercept=-0.1, held_out=judged)
     return saved(module.save, "s.safetensors")
 
 
@@ -69,6 +78,8 @@ def _read_ssr(path: Path) -> None:
     from ida_jax.artefacts.ssr_module import SSRModule
 
     module = SSRModule.load(path)
+    if module.held_out is not None:
+        module.held_out.note()
     if module.width < _MOST:
         module.log_density(unit(3, module.width))
 
@@ -100,6 +111,19 @@ def _read_fitted(path: Path) -> None:
     fit = DaoFit.load(path)
     if fit.neighbours < 1 << 20:
         fit.log_density(np.zeros((2, fit.neighbours), np.float32))
+
+
+def _quality() -> bytes:
+    from ida_jax.rescoring.quality_fit import QualityFit
+
+    fit = QualityFit(30.0, 12.0, 0.2, -1.0, 0.3, 0.1, 2.0, 3.0, (2.2, 2.8), 9, 4, 11, "ab")
+    return saved(fit.save, "q.safetensors")
+
+
+def _read_quality(path: Path) -> None:
+    from ida_jax.rescoring.quality_fit import QualityFit
+
+    QualityFit.load(path).clipped(np.zeros(2, np.float32))
 
 
 def _drawn(shapes: dict) -> dict:
@@ -262,6 +286,7 @@ READERS = {
     "ssr": Reader("s.safetensors", lambda: [_ssr()], _read_ssr, ARTEFACT),
     "csn": Reader("c.safetensors", lambda: [_csn()], _read_csn, ARTEFACT),
     "fitted_dao": Reader("d.safetensors", lambda: [_fitted()], _read_fitted, ARTEFACT),
+    "fitted_quality": Reader("q.safetensors", lambda: [_quality()], _read_quality, ARTEFACT),
     "face_model": Reader(
         "f.safetensors", lambda: [saved(_model().save, "f")], _read_face_model, ARTEFACT
     ),

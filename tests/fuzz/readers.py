@@ -99,6 +99,18 @@ def _people(path: Path) -> None:
     read_people(path)
 
 
+def _identity_pairs(path: Path) -> None:
+    from ida_jax.tables.identity_pairs import read_identity_pairs
+
+    read_identity_pairs(path)
+
+
+def _group_list(path: Path) -> None:
+    from ida_jax.tables.groups import read_face_groups
+
+    read_face_groups(path, ["a/a_0001", "b/b_0001"], 2)
+
+
 # Images and data sets -----------------------------------------------------------------------------
 
 
@@ -287,11 +299,20 @@ READERS = {
     "labels_npy": Reader("l.npy", lambda: [npy(np.array([0, 1]))], _labelled("read_labels")),
     "labels_csv": Reader("l.csv", lambda: [b"same\n0\n1\n"], _labelled("read_labels")),
     "groups": Reader("g.csv", lambda: [b"group\na\nb\n"], _labelled("read_groups")),
+    "group_list": Reader(
+        "g.csv", lambda: [b"person,group\na,x\nb,y\n", b"a,x\nb,y\n"], _group_list
+    ),
+    "group_list_txt": Reader("g.txt", lambda: [b"a x\nb y\n", b"a\tx\nb\ty\n"], _group_list),
     "identities_csv": Reader(
         "i.csv", lambda: [b"identity1,identity2\na,b\nc,d\n"], _labelled("read_identities")
     ),
     "identities_npy": Reader(
         "i.npy", lambda: [npy(np.array([[0, 1], [2, 3]]))], _labelled("read_identities")
+    ),
+    "identity_pairs": Reader(
+        "p.csv",
+        lambda: [b"# x\nA B\nC D\n", b'identity_1,identity_2,decision\n"A",B,same\nC,D,\n'],
+        _identity_pairs,
     ),
     "people_text": Reader("l.txt", lambda: _LABELS, _people),
     "people_npy": Reader("l.npy", lambda: [npy(np.array([0, 1])), npy(np.array(["a"]))], _people),

@@ -68,7 +68,7 @@ def artefact(seed: bytes, other: bytes, rng: random.Random) -> bytes:
 def _fingerprint(kind: str, metadata: dict, tensors: dict[str, np.ndarray]) -> None:
     from flax.traverse_util import unflatten_dict
 
-    from ida_jax.common.files import fingerprint_of
+    from ida_jax.common.fingerprints import fingerprint_of
 
     variables = {k: v for k, v in tensors.items() if k not in ("mean_style", "class_weights")}
     try:

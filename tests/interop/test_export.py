@@ -89,6 +89,19 @@ def test_graphs_give_the_models_embeddings(name, input, batches, nano, small_mob
             assert largest_difference(graph, model, input=input, ssr=ssr, batch=batch) < 1e-5
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_norms_are_those_of_the_raw_embeddings(name, nano):
+    to_bytes, to_graph = FORMATS[name]
+    images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    graph = to_graph(to_bytes(nano, norm=True))
+    found = graph(images)
+    assert set(found) == {"embedding", "norm"}
+    np.testing.assert_allclose(
+        found["norm"], np.linalg.norm(nano.raw_embeddings(images), axis=1), rtol=1e-4
+    )
+    assert largest_difference(graph, nano, input="uint8", ssr=None, norm=True) < 1e-5
+
+
 def test_outputs_and_their_shapes(nano):
     images = np.zeros((5, 32, 32, 3), np.uint8)
     images[1:] = 255
@@ -112,10 +125,10 @@ def test_log_density_of_every_target(name, target, nano):
     if target != "log":
         # A floor that some faces reach and others do not.
         ssr = replace(ssr, floor=float(np.exp(np.median(ssr.log_density(embeddings)))))
-    expected = ssr.log_density(embeddings)
-    assert np.ptp(expected) > 1e-4
-    found = to_graph(to_bytes(nano, ssr=ssr))(images)["log_density"]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(ssr.log_density(embeddings)) > 1e-4
+    for module in (ssr, replace(ssr, slope=0.7, intercept=-0.4), replace(ssr, slope=0.0)):
+        found = to_graph(to_bytes(nano, ssr=module))(images)["log_density"]
+        np.testing.assert_allclose(found, module.log_density(embeddings), atol=1e-5)
 
 
 @pytest.mark.parametrize("input", ["uint8", "float_nchw"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resamples import drawn_counts, summarised, times
+from resamples import behind, drawn_counts, summarised, times
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics import resampling as depths
@@ -13,8 +13,8 @@ from ida_jax.metrics.bootstrap import (
     bootstrap_means,
     bootstrap_tails,
     bootstrap_tar,
-    tar_intervals,
 )
+from ida_jax.metrics.interval_figures import tar_intervals
 from ida_jax.metrics.resampling import ShortTail, pair_list_total, tail
 from ida_jax.metrics.roc import tar_at_far, threshold_interval
 
@@ -46,19 +46,33 @@ def written_out(scores, same, identities, counts):
     return genuine, impostor
 
 
-def check(found, points):
-    """Compares with the oracle's points: {method: [R][F] operating points}."""
+def check(found, points, methods, same, pairs):
+    """Compares with the oracle's points: {method: [R][F] operating points}.
+
+    Args:
+      methods, same, pairs: the scores, labels and units of the pairs as they are.
+    """
+    units = {
+        name: [
+            behind(np.nan_to_num(s[same], nan=-np.inf) > point.threshold, np.array(pairs)[same])
+            for point in tar_at_far(s[same], s[~same], FARS)
+        ]
+        for name, s in methods.items()
+    }
     tars = {name: [[p.tar for p in row] for row in rows] for name, rows in points.items()}
     for name, rows in points.items():
         thresholds = summarised([[p.threshold for p in row] for row in rows])
         for k, point in enumerate(found.methods[name]):
             assert point.far == FARS[k]
-            assert point.tar == pytest.approx(summarised(tars[name])[k], abs=1e-12)
+            assert point.units == pytest.approx(units[name][k])
+            expected = summarised(tars[name], units[name])[k]
+            assert point.tar == pytest.approx(expected, abs=1e-12)
             assert point.threshold == thresholds[k]
     gains = np.array(tars["ida_r"]) - np.array(tars["cosine"])
     assert list(found.differences) == ["ida_r"]
     for k, difference in enumerate(found.differences["ida_r"]):
-        assert difference.tar == pytest.approx(summarised(gains)[k], abs=1e-12)
+        expected = summarised(gains, np.maximum(units["cosine"], units["ida_r"]))[k]
+        assert difference.tar == pytest.approx(expected, abs=1e-12)
         assert difference.share_above_0 == pytest.approx(np.mean(gains[:, k] > 0))
 
 
@@ -90,7 +104,7 @@ def test_over_identities_matches_written_out_resamples(people, count, seed, bloc
                 points[name].append(tar_at_far(*split, FARS))
     assert found.resamples == len(points["cosine"]) > 0
     assert (found.over, found.units) == ("identities", present.size)
-    check(found, points)
+    check(found, points, methods, same, identities)
 
 
 @pytest.mark.parametrize(("people", "count"), [(2, 7), (4, 120)])
@@ -106,7 +120,7 @@ def test_over_pairs_matches_written_out_resamples(people, count):
         for name, scores in methods.items():
             points[name].append(tar_at_far(scores[same][own], scores[~same][others], FARS))
     assert (found.over, found.units, found.resamples) == ("pairs", count, 30)
-    check(found, points)
+    check(found, points, methods, same, np.arange(count)[:, None])
 
 
 def test_over_many_pairs_agrees_with_the_order_statistics():
@@ -211,7 +225,7 @@ def test_over_templates_matches_written_out_resamples(sides, units, count):
                 points[name].append(tar_at_far(*split, FARS))
     assert (found.over, found.units) == ("templates", units)
     assert found.resamples == len(points["cosine"]) > 0
-    check(found, points)
+    check(found, points, methods, same, listed)
     for k, gain in enumerate(found.differences["ida_r"]):
         tars = [tar_at_far(s[same], s[~same], FARS)[k].tar for s in methods.values()]
         assert gain.gain == pytest.approx(tars[1] - tars[0], abs=1e-12)
@@ -273,8 +287,10 @@ def test_intervals_as_figures():
     )
     figures = tar_intervals(found)
     assert set(figures) == {"cosine", "ida_r"}
-    assert set(figures["cosine"]) == {"tar_interval@far"}
-    assert set(figures["ida_r"]) == {"tar_interval@far", "tar_gain@far", "tar_gain_interval@far"}
+    common = {"tar_interval@far", "tar_units@far", "tar_among_best@far"}
+    gains = {"tar_gain@far", "tar_gain_interval@far", "tar_gain_simultaneous_interval@far"}
+    assert set(figures["cosine"]) == common
+    assert set(figures["ida_r"]) == common | gains
     for entries in figures["ida_r"].values():
         assert list(entries) == ["0.1", "1e-05"]
     low, high = figures["ida_r"]["tar_gain_interval@far"]["0.1"]

@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
-from resamples import drawn_counts, summarised, times
+from resamples import behind, drawn_counts, summarised, times
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.bootstrap import bootstrap_means
 
 
 @pytest.mark.parametrize("sides", [1, 2])
-@pytest.mark.parametrize(("units", "count", "resamples"), [(1, 1, 2), (4, 30, 65), (9, 100, 64)])
+@pytest.mark.parametrize(
+    ("units", "count", "resamples"), [(1, 1, 2), (4, 30, 65), (9, 100, 64), (300, 400, 200)]
+)
 def test_means_match_written_out_resamples(sides, units, count, resamples):
     rng = np.random.default_rng(count)
     listed = rng.integers(units, size=(count, sides))
@@ -20,12 +22,16 @@ def test_means_match_written_out_resamples(sides, units, count, resamples):
             for name, each in outcomes.items():
                 means[name].append([np.mean(np.repeat(each, often))])
     assert (found.over, found.units, found.resamples) == ("identities", units, len(means["a"]))
+    number = {}
     for name, samples in means.items():
-        assert found.methods[name] == pytest.approx(summarised(samples)[0])
+        number[name] = behind(outcomes[name], listed)
+        assert found.behind[name] == pytest.approx(number[name])
+        assert found.methods[name] == pytest.approx(summarised(samples, [number[name]])[0])
     assert set(found.differences) == {"a", "b"}
     for name, interval in found.differences.items():
         gains = np.array(means[name]) - np.array(means["cosine"])
-        assert interval == pytest.approx(summarised(gains)[0])
+        either = max(number[name], number["cosine"])
+        assert interval == pytest.approx(summarised(gains, [either])[0])
 
 
 def test_means_are_paired_and_seeded():

@@ -121,15 +121,18 @@ def test_gradients_in_embeddings_and_tau(tau):
 def test_falling_back_follows_its_formula():
     own = -np.linspace(0, 2, 101, dtype=np.float32)
     log_f = np.array([3.0, -0.4, -0.5, -1.9], np.float32)
-    # m, the 80th percentile of log F, is -0.4; w = 1, 1, 1/2, 0.
-    for reliability, expected in {
-        0.8: [-0.4, -0.4, -0.5, -1.9],
-        0.5: [-0.4, -0.4, -0.5, -1.9],
-        0.25: [-0.4, -0.4, -0.45, -1.15],
-        0.0: [-0.4, -0.4, -0.4, -0.4],
+    # m, the median of log F, is -1; w = 3/4, 3/4, 1/2, 1/4, 0, 0, 0.
+    for (weight, error), last in {
+        (2.0, 0.1): -1.675,
+        (1.5, 0.0): -1.675,
+        (1.329, 0.2): -1.45,
+        (0.5, 0.0): -1.225,
+        (0.1, 0.07): -1,
+        (-1.0, 0.1): -1,
+        (0.0, np.inf): -1,
     }.items():
-        got = ops.fall_back(log_f, own, reliability=reliability)
-        np.testing.assert_allclose(got, expected, atol=1e-6)
+        got = ops.fall_back(log_f, own, weight=weight, error=error)
+        np.testing.assert_allclose(got, [-1, -1, -1, last], atol=1e-6)
         assert got.dtype == np.float32
 
 

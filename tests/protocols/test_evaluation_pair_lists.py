@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from resamples import behind, summarised
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.labelled_pairs import PairList
@@ -34,8 +35,11 @@ def some_faces(rng, labels, width=6):
     return faces, {"cosine": cosine_terms(len(faces)), "ida_r": made_up}
 
 
-def listed_scores(faces, labels, methods):
-    """All pairs (i, j), i < j, written out: their rows, answers, and scores by method."""
+def listed_scores(faces, labels, methods, ignored=()):
+    """All pairs (i, j), i < j, written out: their rows, answers, and scores by method.
+
+    Those between ignored identities are simply deleted.
+    """
     rows = np.array(list(itertools.combinations(range(len(faces)), 2)))
     same = labels[rows[:, 0]] == labels[rows[:, 1]]
     scores = {}
@@ -46,16 +50,25 @@ def listed_scores(faces, labels, methods):
         scores[name][same], scores[name][~same] = split
         expected = score_pairs(faces, rows, terms)
         np.testing.assert_allclose(scores[name], expected, rtol=1e-5, atol=1e-5)
-    return rows, same, scores
+    apart = {frozenset(pair) for pair in ignored}
+    kept = np.array([frozenset(pair) not in apart for pair in labels[rows].tolist()])
+    return rows[kept], same[kept], {name: of[kept] for name, of in scores.items()}
 
 
-@pytest.fixture(scope="module")
-def everything():
+# Twice the same pair, in either order; one person under three names; a single image.
+@pytest.fixture(scope="module", params=[(), ((3, 0), (2, 1), (0, 3)), ((3, 1), (1, 2), (4, 2))])
+def everything(request):
     rng = np.random.default_rng(0)
     labels = np.array([3, 0, 1, 1, 2, 3, 3, 0, 4, 1, 2, 3, 0, 4, 1, 0, 2])
     faces, methods = some_faces(rng, labels)
-    found = evaluate_all_pairs(faces, labels * 10 - 7, methods, fars=FARS, resamples=40, seed=1)
-    return labels, found, listed_scores(faces, labels, methods)
+    ignored = np.array(request.param, np.int64).reshape(-1, 2)
+    found = evaluate_all_pairs(
+        faces, labels * 10 - 7, methods, fars=FARS, ignored=ignored * 10 - 7, resamples=40, seed=1
+    )
+    listed = listed_scores(faces, labels, methods, request.param)
+    assert found.ignored == len(labels) * (len(labels) - 1) // 2 - len(listed[0])
+    assert (found.ignored > 0) == (len(request.param) > 0)
+    return labels, found, listed
 
 
 def test_all_pairs_have_the_figures_of_the_list(everything):
@@ -122,6 +135,18 @@ def test_changed_pairs_are_rows_of_faces(everything):
     assert found.changed["corrected", False].total > 0
 
 
+def test_ignored_labels_must_be_faces_and_two():
+    labels = np.array([0, 0, 1, 1, 2])
+    faces, methods = some_faces(np.random.default_rng(1), labels)
+    for ignored, message in (([[0, 3]], "0 and 3"), ([[-1, 1]], "-1 and 1"), ([[2, 2]], "twice")):
+        with pytest.raises(UserError, match=message):
+            evaluate_all_pairs(faces, labels, methods, fars=[0.5], ignored=ignored)
+    with pytest.raises(UserError, match="0 impostor pairs"):
+        evaluate_all_pairs(
+            faces, labels, methods, fars=[0.5], ignored=[[0, 1], [1, 2], [0, 2]], resamples=0
+        )
+
+
 def test_no_decisions_change_without_a_second_method_or_ten_false_accepts():
     labels = np.array([0, 0, 1, 1, 2])
     faces, methods = some_faces(np.random.default_rng(1), labels)
@@ -171,8 +196,15 @@ def test_labelled_pairs_over_identities_and_over_pairs(everything):
 
 def test_notes_of_few_are_noted(everything):
     _, found, _ = everything
-    (note,) = found.evaluated.notes
-    assert note.startswith("at FAR 0.02 the TAR rests on 2 false accepts")
+    few, *others = found.evaluated.notes
+    count = found.evaluated.figures["cosine"]["false_accepts"]["0.02"]
+    assert 1 <= count <= 2
+    assert few.startswith(f"at FAR 0.02 the TAR rests on {count} false accepts")
+    units = [of["tar_units@far"].items() for of in found.evaluated.figures.values()]
+    wanted = sorted({far for of in units for far, number in of if number < 5}, key=float)
+    assert len(others) == bool(wanted)
+    for note in others:
+        assert note.startswith(f"TAR at FAR {', '.join(reversed(wanted))}: the errors of a method")
     counts = {"a": {"false_accepts": {"0.1": 10}}, "b": {"false_accepts": {"0.1": 9}}}
     assert "9 to 10 false accepts" in notes_of_few(counts)[0]
     assert notes_of_few({"a": counts["a"]}) == ()
@@ -203,21 +235,23 @@ def test_kfold_accuracy_and_its_intervals(pairs):
         counts = np.bincount(draw.integers(present.size, size=present.size), minlength=99)
         often = np.where(units[:, 0] == units[:, 1], 1, counts[units[:, 1]]) * counts[units[:, 0]]
         for name, accuracy in accuracies.items():
-            means[name].append(np.mean(np.repeat(accuracy.correct, often)))
+            means[name].append([np.mean(np.repeat(accuracy.correct, often))])
+    number = {name: behind(of.correct, units) for name, of in accuracies.items()}
     for name, accuracy in accuracies.items():
         figures = found.figures[name]
         assert figures["accuracy"] == accuracy.mean
         assert figures["accuracy_deviation"] == accuracy.deviation
         assert figures["pairs"] == pairs
-        expected = np.quantile(means[name], [0.025, 0.975], method="nearest")
+        (expected,) = summarised(means[name], [number[name]])
         np.testing.assert_allclose(figures["accuracy_interval"], expected)
+        assert figures["accuracy_units"] == pytest.approx(number[name])
         curve = found.curves[name]
         assert np.all(curve.low <= curve.high)
     gain = found.figures["ida_r"]
     expected = accuracies["ida_r"].mean - accuracies["cosine"].mean
     assert gain["accuracy_gain"] == pytest.approx(expected)
     differences = np.array(means["ida_r"]) - np.array(means["cosine"])
-    expected = np.quantile(differences, [0.025, 0.975], method="nearest")
+    (expected,) = summarised(differences, [max(number.values())])
     np.testing.assert_allclose(gain["accuracy_gain_interval"], expected)
     assert "accuracy_gain" not in found.figures["cosine"]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols import ijb
 from ida_jax.protocols.ijb import evaluate_ijb
 from ida_jax.protocols.ijb_files import read_galleries, read_ijb
+from ida_jax.protocols.ijb_search import without_hidden
+from ida_jax.rescoring.gallery import Candidates
 from ida_jax.rescoring.methods import make_scorers
+from ida_jax.tables.identity_pairs import IdentityPairs
 
 SIZE = Size(images=210, templates=60, subjects=20, pairs=700, genuine=40, width=16)
 
@@ -205,14 +209,25 @@ def test_searches_by_hand():
     assert mate_ranks(np.array([[3, 1], [0, 2]]), np.array([1, 1])).tolist() == [2, 3]
 
 
-def test_evaluation_against_slow_scores(written, scorers):
+# Two of one gallery; one of either; twice a person with others; one who is not there.
+ONE_PERSON = (("1000", "1001"), ("1015", "1003"), ("1003", "1004"), ("1002", "7"))
+
+
+@pytest.mark.parametrize("one_person", [(), ONE_PERSON])
+def test_evaluation_against_slow_scores(written, scorers, one_person):
     meta = read_ijb(written, subset="ijbc")
     galleries = read_galleries(written, subset="ijbc", template_ids=meta.template_ids)
     embeddings = np.load(written / "embeddings.npy")
     evaluated = evaluate_ijb(
         embeddings, meta, scorers, subset="ijbc", galleries=galleries, fars=(0.01, 0.1),
+        one_person=IdentityPairs(Path("list"), one_person, 0) if one_person else None,
         resamples=30,
     )  # fmt: skip
+    subjects = np.full(60, -1)
+    for enrolled in (*galleries.galleries.values(), galleries.probes):
+        subjects[enrolled.rows] = enrolled.subjects
+    apart = {frozenset(map(int, pair)) for pair in one_person}
+    hidden = np.array([[frozenset((int(a), int(b))) in apart for b in subjects] for a in subjects])
     assert set(evaluated) == {
         "ijbc_1to1_norm_detector", "ijbc_1toN_norm_detector", "ijbc_1toN_g1_norm_detector",
         "ijbc_1toN_g2_norm_detector",
@@ -224,17 +239,23 @@ def test_evaluation_against_slow_scores(written, scorers):
     cosine = slow @ slow.T
     scores = {"cosine": cosine, "ida_r": cosine + np.logaddexp(log_f[:, None], log_f[None, :])}
     for method, every in scores.items():
-        of_pairs = every[meta.pairs[:, 0], meta.pairs[:, 1]]
+        kept = ~hidden[meta.pairs[:, 0], meta.pairs[:, 1]]
+        assert kept.all() == (not one_person)
+        of_pairs, same = every[meta.pairs[:, 0], meta.pairs[:, 1]][kept], meta.same[kept]
         figures = evaluated["ijbc_1to1_norm_detector"].figures[method]
+        assert figures.get("ignored_pairs", 0) == np.count_nonzero(~kept)
         for far in (0.01, 0.1):
-            threshold = np.sort(of_pairs[~meta.same])[::-1][int(far * 660)]
-            expected = np.mean(of_pairs[meta.same] > threshold)
+            threshold = np.sort(of_pairs[~same])[::-1][int(far * np.count_nonzero(~same))]
+            expected = np.mean(of_pairs[same] > threshold)
             assert figures["tar@far"][f"{far:g}"] == pytest.approx(expected)
             low, high = figures["tar_interval@far"][f"{far:g}"]
             assert low <= expected <= high
         for name, gallery in galleries.galleries.items():
             figures = evaluated[f"ijbc_1toN_{name}_norm_detector"].figures[method]
-            table = every[galleries.probes.rows][:, gallery.rows]
+            away = hidden[galleries.probes.rows][:, gallery.rows]
+            table = np.where(away, -np.inf, every[galleries.probes.rows][:, gallery.rows])
+            assert figures.get("ignored_pairs", 0) == away.sum()
+            assert away.any() == (len(one_person) > 0)
             is_mate = galleries.probes.subjects[:, None] == gallery.subjects[None, :]
             mated = is_mate.any(axis=1)
             mates = table[is_mate]
@@ -250,8 +271,34 @@ def test_evaluation_against_slow_scores(written, scorers):
     assert mean["rank"]["1"] == pytest.approx((both[0]["rank"]["1"] + both[1]["rank"]["1"]) / 2)
     ends = [of["tpir_interval@fpir"]["0.1"] for of in both]
     assert mean["tpir_interval@fpir"]["0.1"] == pytest.approx(np.mean(ends, axis=0))
+    assert mean.get("ignored_pairs", 0) == sum(of.get("ignored_pairs", 0) for of in both)
     # No gallery of both was searched.
     assert not {"gallery", "mated_probes", "false_alarms"} & set(mean)
+
+
+def test_subjects_must_be_there_to_be_left_out(written, scorers):
+    meta = read_ijb(written, subset="ijbc")
+    galleries = read_galleries(written, subset="ijbc", template_ids=meta.template_ids)
+    embeddings = np.load(written / "embeddings.npy")
+    for of, pair, message in (
+        (None, ("1000", "1001"), "names subjects, which the 1:N lists"),
+        (galleries, ("Ann", "Bea"), "names none of the 20 identities"),
+    ):
+        listed = IdentityPairs(Path("list"), (pair,), 0)
+        with pytest.raises(UserError, match=message):
+            evaluate_ijb(embeddings, meta, scorers, subset="ijbc", galleries=of, one_person=listed)
+
+
+def test_hidden_candidates_by_hand():
+    found = Candidates(
+        scores=np.float32([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4], [0.3, 0.2, 0.1]]),
+        rows=np.int32([[2, 0, 1], [1, 2, 0], [0, 1, 2]]),
+    )
+    shown = without_hidden(found, np.array([[0, 2], [1, 0], [2, 0], [2, 1]]), top=2)
+    assert shown.rows.tolist() == [[0, 1], [1, 2], [2, -1]]
+    np.testing.assert_array_equal(
+        shown.scores, np.float32([[0.8, 0.7], [0.6, 0.5], [0.1, -np.inf]])
+    )
 
 
 @pytest.mark.parametrize("flip", ["none", "halves"])

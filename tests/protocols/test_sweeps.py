@@ -56,6 +56,29 @@ def test_equals_rescoring_one_by_one(rng, monkeypatch, rows):
     assert len({tuple(each) for each in expected["tau"] + expected["anchors"]}) > 2
 
 
+@pytest.mark.parametrize("rows", [1, 7, 512])
+def test_ignored_pairs_are_deleted(rng, monkeypatch, rows):
+    monkeypatch.setattr(tiles, "_ROWS", rows)
+    faces, labels = _people(rng, 20, 3)
+    # The first ten people are the other ten: only their pairs are accepted at the low FAR.
+    faces[30:], order = faces[:30], rng.permutation(60)
+    faces, labels = faces[order], labels[order]
+    ignored = np.stack([np.arange(10), np.arange(10, 20)], axis=1)
+    anchors = AnchorSet.from_embeddings(_people(rng, 47, 1)[0], k=3)
+    found, dirty = (
+        sweep(faces, labels, anchors, fars=FARS, ks=(3,), taus=(), sizes=(), ignored=pairs)
+        for pairs in (ignored, None)
+    )
+    scores = faces.astype(np.float64) @ faces.T
+    apart = labels[:, None] != labels[None, :]
+    kept = apart & ((labels[:, None] - labels[None, :]) % 10 != 0)
+    upper = np.triu(np.ones((60, 60), bool), 1)
+    for got, impostors in ((found, kept), (dirty, apart)):
+        points = tar_at_far(scores[upper & ~apart], scores[upper & impostors], FARS)
+        assert list(got["k"]["cosine"].values()) == [point.tar for point in points]
+    assert found["k"]["cosine"]["0.01"] > dirty["k"]["cosine"]["0.01"]
+
+
 def test_the_highest_impostors_are_kept_over_many_tiles(rng, monkeypatch):
     monkeypatch.setattr(tiles, "_ROWS", 5)
     faces, labels = _people(rng, 150, 2)

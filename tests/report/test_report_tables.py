@@ -2,6 +2,7 @@ import pytest
 
 from ida_jax.common.errors import UserError
 from ida_jax.report.cells import Cell, legend, protocol_tables
+from ida_jax.report.page import write_report
 from ida_jax.report.style import far_name
 from ida_jax.report.tables import latex_table, markdown_table, results_table, write_tables
 
@@ -133,6 +134,50 @@ def test_an_interval_that_touches_0_is_no_gain():
 
     changes = [change(*e) for e in [(0.0, 0.1), (0.001, 0.1), (-0.1, 0.0), (-0.1, -0.001)]]
     assert changes == ["", "▲", "", "▼"]
+
+
+def test_several_methods_are_judged_at_once(tmp_path):
+    """A gain of its own 95 % interval is none where the simultaneous one includes 0."""
+    names = ("cosine", "ida_r", "ida_l", "as_norm", "csn")
+    tars = dict(zip(names, (0.9, 0.95, 0.94, 0.93, 0.8), strict=True))
+    methods = {
+        name: {"tar@far": {"1e-3": tar}, "tar_among_best@far": {"0.001": tar > 0.92}}
+        for name, tar in tars.items()
+    }
+    for name, alone, at_once in (
+        ("ida_r", [0.04, 0.06], [0.03, 0.07]),
+        ("ida_l", [0.01, 0.07], [-0.001, 0.081]),
+        ("as_norm", [0.02, 0.04], None),
+        ("csn", [-0.12, -0.08], [-0.15, -0.05]),
+    ):
+        methods[name]["tar_gain_interval@far"] = {"1e-3": alone}
+        if at_once is not None:
+            methods[name]["tar_gain_simultaneous_interval@far"] = {"1e-3": at_once}
+    rows, table = cells(methods)
+    marks = {name: (row["TAR@1e-3 %"].change, row["TAR@1e-3 %"].tied) for name, row in rows.items()}
+    assert list(marks.values()) == [
+        ("", False), ("▲", False), ("", True), ("▲", True), ("▼", False)
+    ]  # fmt: skip
+    assert table.notes[0].endswith(
+        "+5.00 percentage points (95 % interval, all methods taken together, +3.00 to +7.00)."
+    )
+    results = {"protocols": {"P": methods}}
+    (gain, _, tied) = legend(protocol_tables(results))
+    assert gain[1].startswith(
+        "above cosine: the 95 % interval of the difference, all methods taken"
+    )
+    assert tied[0] == "≈"
+    assert "94.00≈" in results_table(results)
+    assert "| 93.00 ≈▲ |" in markdown_table(results)
+    assert r"93.00$^\approx$$^\uparrow$" in latex_table(results)
+    write_report(tmp_path / "page.html", title="P", results=results, figures={}, settings={})
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('<span class="value">94.00<span class="mark tied"') == 1
+    # Where nine false accepts decide, nothing is compared.
+    for of in methods.values():
+        of["false_accepts"] = {"1e-3": 9}
+    rows, _ = cells(methods)
+    assert not any(row["TAR@1e-3 %"].tied or row["TAR@1e-3 %"].change for row in rows.values())
 
 
 def test_the_gain_is_told_only_where_ten_false_accepts_decide():

@@ -131,6 +131,7 @@ def test_run_report_has_everything(found, tmp_path):
     assert "Said aloud." in page
     assert "Said aloud." in (tmp_path / "full" / "results.md").read_text(encoding="utf-8")
     assert page.count('class="pair"') >= 4
+    assert '<section id="picker" hidden>' in page
     assert len(page) < 3_000_000
     # A run may lack much of it.
     write_run_report(tmp_path / "bare" / "report.html", **arguments)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -190,6 +192,10 @@ def test_csn_refuses_another_cohort(csn):
     other = AnchorSet.from_embeddings(PEOPLE[::3], fingerprint="xyz")
     with pytest.raises(UserError, match="fingerprint is xyz"):
         csn.check_anchors(other)
+    same_size = AnchorSet.from_embeddings(PEOPLE[1::3], fingerprint="abc")
+    with pytest.raises(UserError, match="another set of 120 anchors than the one given"):
+        csn.check_anchors(same_size)
+    replace(csn, anchors_sketch="").check_anchors(same_size)  # of an older version
     csn.check_anchors(COHORT)
     with pytest.raises(UserError, match=r"are \[7, 19\]: expected \[N, 20\]"):
         csn.face_term(np.zeros((7, 19), np.float32))

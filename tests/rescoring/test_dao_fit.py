@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,10 @@ def test_round_trip(fit, tmp_path):
         ida_jax.Csn.load(tmp_path / "f.safetensors")
     with pytest.raises(UserError, match="fitted with 120 anchors, 119 were given"):
         fit.check_anchors(AnchorSet.from_embeddings(PEOPLE[3::3]))
+    with pytest.raises(UserError, match="another set of 120 anchors than the one given"):
+        fit.check_anchors(AnchorSet.from_embeddings(PEOPLE[1::3]))
+    # A fit of an older version does not know its anchors.
+    replace(fit, anchors_sketch="").check_anchors(AnchorSet.from_embeddings(PEOPLE[1::3]))
     with pytest.raises(UserError, match="fingerprint is xyz"):
         fit.check_anchors(AnchorSet.from_embeddings(PEOPLE[::3], fingerprint="xyz"))
     with pytest.raises(UserError, match=r"are \[2, 3\]: expected \[N, "):

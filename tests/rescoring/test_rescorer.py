@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,13 +7,18 @@ import pytest
 import reference
 
 import ida_jax
+from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.rescoring.method_table import scoring_methods
+from ida_jax.rescoring.method_table import METHODS, scoring_methods
+from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
+from ida_jax.tables.score_origin import differences
 
 K, TAU, TOP_N = 4, 2.0, 12
 FACES = reference.unit((30, 16), 1, clusters=5)
 ANCHORS = reference.unit((60, 16), 0, clusters=5)
+# As a model gives them, for the methods that take the norm too.
+RAW = FACES * np.random.default_rng(7).uniform(5, 20, (30, 1)).astype(np.float32)
 PAIRS = np.random.default_rng(0).integers(30, size=(25, 2))
 
 
@@ -30,6 +37,12 @@ def scorers(tmp_path_factory):
     made = {m: {} for m in scoring_methods()} | {"as_norm": {"top_n": TOP_N}, "csn": {"csn": csn}}
     fit = ida_jax.DaoFit(TAU, 1.5, 3.0, 0.1, width=16, anchors=60)
     made["ida_r_fitted"] = {"dao_fit": fit, "k": None, "tau": None}
+    quality = QualityFit(
+        30.0, 12.0, 0.2, -1.0, 0.3, 0.1, 1.8, 2.9, (2.0, 2.5), K, 16, 60,
+        ida_jax.AnchorSet.from_embeddings(ANCHORS).sketch,
+    )  # fmt: skip
+    made["ida_q"] = {"quality_fit": quality, "k": None, "tau": None}
+    made["ida_q_label_free"] = {"k": None, "tau": None}
     scorers = {
         method: Rescorer(ANCHORS, method=method, **({"k": K, "tau": TAU} | options))
         for method, options in made.items()
@@ -63,24 +76,80 @@ def test_score_pairs_of_embeddings_of_any_norm(scorers, method):
 @pytest.mark.parametrize("method", scoring_methods())
 def test_pairs_of_rows_and_pairs_of_a_list_agree(scorers, method):
     scorer = scorers[method]
-    whole = scorer.score_pairs(FACES, PAIRS)
-    rows = scorer.score(3 * FACES[PAIRS[:, 0]], FACES[PAIRS[:, 1]])
+    whole = scorer.score_pairs(RAW, PAIRS)
+    factor = 1 if METHODS[method].log_norm else 3
+    rows = scorer.score(factor * RAW[PAIRS[:, 0]], RAW[PAIRS[:, 1]])
     np.testing.assert_allclose(rows, whole, rtol=2e-5, atol=2e-5)
-    one_by_one = [scorer.score(FACES[[i]], FACES[[j]])[0] for i, j in PAIRS[:5]]
+    one_by_one = [scorer.score(RAW[[i]], RAW[[j]])[0] for i, j in PAIRS[:5]]
     np.testing.assert_allclose(one_by_one, whole[:5], rtol=2e-5, atol=2e-5)
-    assert scorer.score(FACES[:0], FACES[:0]).shape == (0,)
+    assert scorer.score(RAW[:0], RAW[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("method", scoring_methods())
 def test_identify_ranks_as_the_pairs_scores(scorers, method):
     scorer = scorers[method]
-    gallery = scorer.gallery(FACES[:20])
-    got = scorer.identify(2 * FACES[20:], gallery, top=5)
+    gallery = scorer.gallery(RAW[:20])
+    got = scorer.identify(RAW[20:], gallery, top=5)
     pairs = np.stack(np.meshgrid(np.arange(20), np.arange(20, 30)), axis=-1).reshape(-1, 2)
-    scores = scorer.score_pairs(FACES, pairs).reshape(10, 20)  # [probe, gallery]
+    scores = scorer.score_pairs(RAW, pairs).reshape(10, 20)  # [probe, gallery]
     np.testing.assert_allclose(got.scores, -np.sort(-scores, axis=1)[:, :5], rtol=1e-4, atol=1e-4)
-    again = scorer.identify(2 * FACES[20:], FACES[:20], top=5)
+    again = scorer.identify(RAW[20:], RAW[:20], top=5)
     np.testing.assert_array_equal(got.rows, again.rows)
+
+
+_OTHER = {"k": K + 1, "tau": TAU + 1, "top_n": TOP_N + 1, "ddof": 1}
+
+
+@pytest.mark.parametrize("setting", _OTHER)
+@pytest.mark.parametrize("method", scoring_methods())
+def test_scores_depend_on_the_settings_that_the_method_names(scorers, method, setting):
+    """The origin of scores holds these, and a calibration refuses others."""
+    scorer = scorers[method]
+    assert set(scorer.origin().settings) == set(METHODS[method].settings)
+    if METHODS[method].own_constants and setting in ("k", "tau"):
+        return  # they come from the artefact, of which the origin has the fingerprint
+    given = {need: getattr(scorer, need) for need in METHODS[method].needs if need != "anchors"}
+    given |= {"top_n": scorer.top_n, "ddof": scorer.ddof, "k": scorer.k, "tau": scorer.tau}
+    if METHODS[method].own_constants:
+        del given["k"], given["tau"]
+    other = Rescorer(scorer.anchors, method=method, **(given | {setting: _OTHER[setting]}))
+    scores = [each.score_pairs(RAW, PAIRS) for each in (scorer, other)]
+    assert (setting in METHODS[method].settings) != np.allclose(*scores, rtol=1e-6, atol=1e-6)
+    differing = differences(scorer.origin(), other.origin())
+    assert bool(differing) == (setting in METHODS[method].settings)
+
+
+def test_the_origin_names_what_was_trained(scorers):
+    whole = AnchorSet.from_embeddings(ANCHORS)
+    for method, scorer in scorers.items():
+        origin, needs = scorer.origin(model="abc"), set(METHODS[method].needs)
+        assert (origin.method, origin.model, origin.scale) == (method, "abc", "log")
+        assert origin.anchors == (whole.sketch if "anchors" in needs else "")
+        assert origin.anchor_count == (60 if "anchors" in needs else 0)
+        assert set(origin.artefacts) == needs - {"anchors"}
+    module = scorers["ida_l"].ssr
+    retrained = dataclasses.replace(
+        module, params=jax.tree.map(lambda x: x * np.float32(2), module.params)
+    )
+    origin = Rescorer(None, method="ida_l", ssr=retrained).origin()
+    (said,) = differences(scorers["ida_l"].origin(), origin)
+    assert said.startswith("ssr ")
+
+
+def test_an_ssr_module_of_other_anchors_is_noted(scorers):
+    module = scorers["ida_l"].ssr
+    for sketch, noted in (("", 0), (AnchorSet.from_embeddings(ANCHORS).sketch, 0), ("0" * 16, 1)):
+        ssr = dataclasses.replace(module, anchors_sketch=sketch)
+        notes = cohort_notes([Rescorer(ANCHORS, method="ida_l", ssr=ssr)], None)
+        assert len(notes) == noted
+        assert all("trained with other anchors than these" in note for note in notes)
+        assert cohort_notes([Rescorer(None, method="ida_l", ssr=ssr)], None) == ()
+
+
+def test_a_fit_that_does_not_know_its_anchors_is_noted(scorers):
+    (note,) = cohort_notes([scorers["ida_r_fitted"]], None)
+    assert note.startswith("ida_r_fitted: --dao_fit does not say which anchors")
+    assert cohort_notes([scorers["csn"]], None) == ()
 
 
 @pytest.mark.parametrize("method", ["ida_r", "ida_r_fallback", "ida_l"])

@@ -1,5 +1,6 @@
 """A config, its file and the flags that change it: each mistake is one line and exit code 2."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from ida_jax import main
 from ida_jax.common.errors import exit_code
 from ida_jax.runs.config import config_file, parse_config
+from ida_jax.runs.stages import STAGES
+from ida_jax.runs.workdir import CONFIG, outdated_stages
 
 # ml_collections loads config files by a method that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -51,6 +54,12 @@ def _main(monkeypatch, capsys, *flags):
         (["--config.train_data.name=rendered", "--config.train_data.identities=x"],
          "--config.train_data.identities=x: expected an integer"),
         (["--config.no_data.name=lfw"], "no_data"),
+        (["--config.anchors.balance=absent.csv"], "no anchors.balance at absent.csv"),
+        (["--config.anchors.balance=clusters:1"], "anchors.balance is 'clusters:1': expected"),
+        (["--config.anchors.balance=clusters", "--config.anchors.source=class_weights"],
+         "anchors.source is class_weights: only real_db"),
+        (["--config.evaluate.groups=absent.csv"], "no groups (evaluate.groups) at absent.csv"),
+        (["--config.evaluate.group_thresholds=True"], "goes with evaluate.groups"),
     ],
 )  # fmt: skip
 def test_a_flag_that_cannot_be(tmp_path, monkeypatch, capsys, flags, message):
@@ -128,3 +137,17 @@ def test_the_same_name_again_changes_nothing(capsys):
     config, _ = parse_config([SMOKE, "--config.train_data.name=rendered"])
     assert config.train_data == parse_config([SMOKE])[0].train_data
     assert capsys.readouterr().err == ""
+
+
+def test_an_option_of_later_versions_that_is_not_used_changes_nothing(tmp_path):
+    config, _ = parse_config([SMOKE])
+    former = json.loads(config.to_json_best_effort())
+    del former["data_dir"], former["anchors"]["balance"], former["evaluate"]["group_thresholds"]
+    (tmp_path / CONFIG).write_text(json.dumps(former))
+    for stage in config.stages:
+        (tmp_path / STAGES[stage].result).parent.mkdir(exist_ok=True)
+        (tmp_path / STAGES[stage].result).touch()
+    assert outdated_stages(tmp_path, config, STAGES) == {}
+    config.anchors.balance = "clusters:2"
+    changed = outdated_stages(tmp_path, config, STAGES)
+    assert changed["anchors"] == "anchors.balance was absent, is now clusters:2"

@@ -21,6 +21,7 @@ from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs import embedding_run
 from ida_jax.runs.embedding_run import anchors_of_others, held_out_rows, read_inputs
 from ida_jax.runs.stages import run
+from ida_jax.training import ssr_choice
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ssr_from_embeddings.py"
 GET_CONFIG = runpy.run_path(str(CONFIG))["get_config"]
@@ -69,7 +70,8 @@ def _config(folder, **changes):
 
 
 def test_the_module_follows_the_search_on_identities_it_has_not_seen(files, tmp_path):
-    results = run(_config(files), tmp_path / "run")
+    further = ("ida_q_label_free",)
+    results = run(_config(files, evaluate__further=further), tmp_path / "run")
     assert results["model"]["fingerprint"] == "abc"
     assert set(results["ssr"]) == {"r2", "rank_correlation"}
     assert results["ssr"]["r2"] > 0.5
@@ -79,7 +81,7 @@ def test_the_module_follows_the_search_on_identities_it_has_not_seen(files, tmp_
     assert {"command", "commit", "devices", "versions"} <= set(results["provenance"])
     assert set(results["protocols"]) == {"held_out_all_pairs"}
     methods = results["protocols"]["held_out_all_pairs"]
-    assert set(methods) == {"cosine", "ida_r", "ida_l"}
+    assert set(methods) == {"cosine", "ida_r", "ida_l", *further}
     for figures in methods.values():
         assert (figures["genuine"], figures["impostor"]) == (150, 75 * 74 // 2 - 150)
         assert set(figures["tar@far"]) == {"0.01"}
@@ -91,6 +93,27 @@ def test_the_module_follows_the_search_on_identities_it_has_not_seen(files, tmp_
     rescorer = Rescorer.from_ssr(tmp_path / "run" / "ssr.safetensors")
     assert rescorer.score(faces[:7], faces[7:14]).shape == (7,)
     assert SSRModule.load(tmp_path / "run" / "ssr.safetensors").k == 4
+
+
+def test_settings_chosen_on_held_out_people(files, tmp_path, monkeypatch, capsys):
+    setting = ssr_choice.Setting(32, 1, 0.5, 5e-3)
+    monkeypatch.setattr(ssr_choice, "GRID", (setting,))
+    monkeypatch.setattr(ssr_choice, "FOLDS", 3)
+    config = _config(files, ssr__choose="auto", held_out=0.1)
+    results = run(config, tmp_path / "run")
+    module = SSRModule.load(tmp_path / "run" / "ssr.safetensors")
+    assert results["ssr"].items() >= module.judgement().items()
+    assert module.held_out.people == 36  # of 54 trained on; a third has chosen
+    assert (module.held_out.hidden, module.fingerprint) == (32, "abc")
+    assert module.held_out.note() in results["notes"]["held_out_all_pairs"]
+    printed = capsys.readouterr().out
+    assert "ssr: width 32, 1 copies" in printed
+    assert module.held_out.note() in printed
+    files = sorted(path.name for path in (tmp_path / "run" / "targets").iterdir())
+    assert files == ["held_out-from-000000000.safetensors"]
+    config.ssr.choose = "given"
+    assert set(run(config, tmp_path / "run")["ssr"]) == {"r2", "rank_correlation"}
+    assert "ssr.choose was auto, is now given" in capsys.readouterr().out
 
 
 def test_held_out_people_are_nowhere_else(files):
@@ -128,6 +151,31 @@ def test_a_fingerprint_of_the_embeddings_is_taken_over(files, tmp_path):
     results = run(_config(files, **given), tmp_path / "run")
     assert results["model"]["fingerprint"] == "xyz"
     assert SSRModule.load(tmp_path / "run" / "ssr.safetensors").fingerprint == "xyz"
+
+
+@pytest.mark.parametrize("labels", ["l.npy", "names.txt"])
+def test_people_who_are_one_person_are_left_out(files, tmp_path, labels):
+    config = _config(files, labels=str(files / labels))
+    held = np.unique(PEOPLE[held_out_rows(read_inputs(config), config)])
+    others = np.setdiff1d(np.arange(60), held)
+    pairs = [(held[3], held[0]), (held[1], others[0]), (held[2], 99)]
+    names = [str, lambda number: f"person {number:02}"][labels == "names.txt"]
+    lines = [f"{names(a)}\t{names(b)}" for a, b in pairs]
+    (files / "one.tsv").write_text("\n".join(lines))
+    config.evaluate.ignore_identity_pairs = str(files / "one.tsv")
+    results = run(config, tmp_path / "run")
+    for figures in results["protocols"]["held_out_all_pairs"].values():
+        assert figures["ignored_pairs"] == 25
+        assert (figures["genuine"], figures["impostor"]) == (150, 75 * 74 // 2 - 150 - 25)
+    note = results["notes"]["held_out_all_pairs"][0]
+    assert note.startswith("25 impostor pairs between 1 pairs of identities")
+    assert "2 pairs of the list have" in note
+    # The list is of the evaluation alone: without it nothing else is run again.
+    config.evaluate.ignore_identity_pairs = None
+    before = (tmp_path / "run" / "ssr.safetensors").stat().st_mtime_ns
+    methods = run(config, tmp_path / "run")["protocols"]["held_out_all_pairs"]
+    assert {of["impostor"] for of in methods.values()} == {75 * 74 // 2 - 150}
+    assert (tmp_path / "run" / "ssr.safetensors").stat().st_mtime_ns == before
 
 
 def test_unknown_people_are_trained_on_and_never_held_out(files, tmp_path):
@@ -286,18 +334,29 @@ def _write(folder):
         ({"evaluate__most_faces": 1}, "evaluate.most_faces is 1"),
         ({"evaluate__fars": (2.0,)}, "evaluate.fars is (2.0,)"),
         ({"evaluate__resamples": 1}, "evaluate.resamples is 1: expected 2 or more"),
+        ({"evaluate__further": ("ida_x",)}, "evaluate.further is 'ida_x': choose one of cosine"),
+        ({"evaluate__further": ("as_norm", "csn")}, "evaluate.further is 'csn'"),
         ({"ssr__targets": "guessed"}, "'guessed': choose one of searched, on_the_fly"),
         ({"ssr__target": "f"}, "ssr.target is 'f'"),
         ({"ssr__steps": 0}, "ssr.steps is 0: expected 1 or more"),
         ({"ssr__momentum": 1.0}, "ssr.momentum is 1.0: expected 0 ≤ momentum < 1"),
         ({"ssr__decay_steps": (9, 3)}, "ssr.decay_steps is (9, 3): expected ascending"),
         ({"stages": ("ssr",)}, "stages is ('ssr',): expected targets, ssr, evaluate"),
+        ({"evaluate__ignore_identity_pairs": "no list"}, "no identity pairs at no list"),
+        ({"evaluate__ignore_identity_pairs": "nobody"}, "names none of the 60 people ('0', …)"),
+        (
+            {"labels": None, "disjoint": True, "evaluate__ignore_identity_pairs": "nobody"},
+            "evaluate.ignore_identity_pairs names people: add --config.labels=L",
+        ),
         ({"embeddings": "synthetic"}, "'synthetic', which makes anchors and labels too"),
         ({"seed": -1}, "seed is -1: expected 0 or more"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(files, tmp_path, changes, message):
     _write(files)
+    if changes.get("evaluate__ignore_identity_pairs") == "nobody":
+        (files / "nobody.txt").write_text("Ann Bea")
+        changes = {**changes, "evaluate__ignore_identity_pairs": str(files / "nobody.txt")}
     for key in ("embeddings", "anchors", "labels"):
         if changes.get(key) not in (None, "synthetic"):
             changes = {**changes, key: str(files / changes[key])}
@@ -305,6 +364,14 @@ def test_a_mistake_is_one_line_before_any_work(files, tmp_path, changes, message
         run(_config(files, **changes), tmp_path / "run")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_norms_that_say_nothing_are_found_before_any_work(files, tmp_path):
+    faces = np.load(files / "e.npy")
+    np.save(files / "e.npy", faces / np.linalg.norm(faces, axis=1, keepdims=True))
+    with pytest.raises(UserError, match="ida_q_label_free has nothing to gain"):
+        run(_config(files, evaluate__further=("ida_q_label_free",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -333,3 +400,29 @@ def test_the_command(tmp_path):
 def test_placeholders_take_text():
     assert isinstance(GET_CONFIG(), ConfigDict)
     assert GET_CONFIG().labels is None
+
+
+def test_figures_by_group_of_people(files, tmp_path):
+    groups = tmp_path / "groups.csv"
+    groups.write_text("".join(f"{person},{'ab'[person % 2]}\n" for person in range(59)))
+    asked = {"evaluate__groups": str(groups), "evaluate__group_thresholds": True}
+    results = run(_config(files, **asked, ssr__steps=2), tmp_path / "run")
+    figures = results["protocols"]["held_out_all_pairs"]["ida_r"]
+    config = _config(files)
+    held = PEOPLE[held_out_rows(read_inputs(config), config)]
+    known = held[held < 59]
+    for group, parity in (("a", 0), ("b", 1)):
+        faces = np.count_nonzero(known % 2 == parity)
+        counts = figures["groups"][group]
+        assert counts["genuine"] == 2 * faces  # five images a person: ten pairs of five faces
+        assert counts["impostor"] == faces * (faces - 1) // 2 - 2 * faces
+    assert set(figures["group_thresholds"]["0.01"]["threshold"]) == {
+        "a", "b", "across groups", "no group"
+    }  # fmt: skip
+    mistakes = (
+        ({"labels": None, "disjoint": True}, "evaluate.groups are of people"),
+        ({"evaluate__groups": "absent.csv"}, "no groups at absent.csv"),
+    )
+    for changes, said in mistakes:
+        with pytest.raises(UserError, match=said):
+            run(_config(files, **(asked | changes)), tmp_path / "other")

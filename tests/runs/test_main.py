@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ida_jax import main
+from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
 from ida_jax.training.loop import read_metrics
@@ -86,6 +88,30 @@ def test_a_finished_run_is_not_run_again(finished):
     assert again.stdout.count("finished before") == 5
     assert again.stdout.endswith(output)
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+
+
+def test_people_who_are_one_person_are_left_out(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "one.txt").write_text("person_00017 person_00016\nperson_00020 nobody\n")
+    flag = f"--config.evaluate.ignore_identity_pairs={tmp_path}/one.txt"
+    done = _run(SMOKE, f"--workdir={workdir}", flag)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before") == 4
+    results = json.loads((workdir / "results.json").read_text())
+    figures = results["protocols"]["rendered_all_pairs"]["ida_l"]
+    assert figures["ignored_pairs"] == 4
+    assert figures["genuine"] + figures["impostor"] == 20 * 19 // 2 - 4
+    assert "4 impostor pairs between 1 pairs of identities" in done.stdout
+    former = json.loads((finished[0] / "results.json").read_text())["protocols"]
+    listed = results["protocols"]["rendered_drawn_5fold"]["cosine"]
+    before = former["rendered_drawn_5fold"]["cosine"]["pairs"]
+    assert listed["pairs"] == before - listed["ignored_pairs"]
+    # A list of other people is refused before anything is written.
+    (tmp_path / "one.txt").write_text("Ann Bea\n")
+    done = _run(SMOKE, f"--workdir={tmp_path}/other", flag)
+    assert done.returncode == 2
+    assert "names none of the 10 people" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_killed_in_training_it_ends_in_the_same_model(finished, tmp_path):
@@ -175,6 +201,34 @@ def test_stages_after_one_that_is_run_again_are_run_again_too(continued):
     assert output.count("finished before") == 1
     assert {"anchors/anchors.safetensors", "ssr.safetensors", "csn.safetensors"} <= changed
     assert "model.safetensors" not in changed
+
+
+def test_degraded_copies_among_anchors_and_training_faces(continued, finished, tmp_path):
+    output, changed = continued("--config.anchors.degrade=blur", "--config.ssr.degrade=varied")
+    assert "anchors: anchors.degrade was , is now blur: it is run again" in output
+    assert {"anchors/anchors.safetensors", "ssr.safetensors"} < changed
+    anchors, degraded = (
+        AnchorSet.load(workdir / "anchors" / "anchors.safetensors")
+        for workdir in (finished[0], tmp_path / "continued")
+    )
+    few = len(anchors)
+    np.testing.assert_allclose(degraded.embeddings[:few], anchors.embeddings, atol=1e-5)
+    assert 0 < degraded.degraded == len(degraded) - few < few
+    assert set(degraded.labels[few:].tolist()) < set(anchors.labels.tolist())
+    assert degraded.provenance["degraded"]["strengths"] == {"blur": "varied"}
+    assert len(list((tmp_path / "continued" / "embeddings").glob("degraded-*"))) == 1
+
+
+def test_a_workdir_from_before_degraded_copies_is_still_finished(continued, tmp_path):
+    path = tmp_path / "continued" / "config.json"
+    config = json.loads(path.read_text())
+    for section in ("anchors", "ssr"):
+        for name in ("degrade", "degrade_share", "degrade_copies"):
+            del config[section][name]
+    path.write_text(json.dumps(config))
+    output, changed = continued()
+    assert output.count("finished before") == 5
+    assert changed == {"config.json"}
 
 
 def test_a_training_in_place_of_another_ones_model_is_refused(finished, tmp_path):
@@ -281,6 +335,14 @@ def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
         ([GAN, "--workdir=W", "--config.gan.augment_target=2.0"], "gan.augment_target is 2.0"),
         ([GAN, "--workdir=W", "--config.gan.r1_weight=-1.0"], "gan.r1_weight is -1.0"),
         ([GAN, "--workdir=W", "--config.anchors.truncation=0.0"], "anchors.truncation is 0.0"),
+        (
+            [GAN, "--workdir=W", "--config.anchors.degrade=blr"],
+            "anchors.degrade is .blr., in which",
+        ),
+        (
+            [SMOKE, "--workdir=W", "--config.ssr.degrade_share=0.0", "--config.ssr.degrade=mild"],
+            "ssr.degrade_share is 0: expected",
+        ),
         ([GAN, "--workdir=W", "--config.k=33"], "k is 33, but anchors.size is 32"),
         ([GAN, "--workdir=W", "--config.train_data.identities=9"], "the training set has 9 people"),
         ([GAN, "--workdir=W", "--config.anchors.align=True"], "who are 60: expected 512 or more"),

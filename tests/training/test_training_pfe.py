@@ -57,7 +57,9 @@ def test_it_learns_and_resumes_to_the_same_module(model, faces, tmp_path, capsys
     assert "2 of 32 faces are left out: the only image of their identity" in capsys.readouterr().err
     assert straight.fingerprint == model.fingerprint
     losses = [r["loss"] for r in read_metrics(tmp_path / "a") if r["stage"] == "pfe"]
-    assert len(losses) == 5  # the first step compiles
+    assert len(losses) == 6
+    records = read_metrics(tmp_path / "a")
+    assert [r["step"] for r in records if "images_per_second" in r] == [2, 3, 4, 5, 6]
 
     train_pfe(faces, model, _config(steps=3), workdir=tmp_path / "b", seed=0)
     resumed = train_pfe(faces, model, _config(), workdir=tmp_path / "b", seed=0)
