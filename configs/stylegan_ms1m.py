@@ -5,7 +5,7 @@ the model of configs/ms1m_arcface.py. The generator is StyleGAN2 with adaptive a
 of StyleGAN, at 128 px, cut to the crops' 112.
 Needs: DATA/ms1m as for configs/ms1m_arcface.py, and that run's model.safetensors:
 --config.model.weights=PATH (from DATA, or absolute). WORKDIR/anchors/anchors.safetensors is then
-for `python -m ida_jax.rescore` and, with IJB-B, `evaluate`.
+for `ida-jax rescore` and, with IJB-B, `evaluate`.
 Hardware: 25 M images, which take StyleGAN2-ADA's authors 4 days at 128 px on one V100 and 30 hours
 on eight, "quite reasonable" after a fifth of it; not measured here on any GPU.
 Expected: in the paper's Table 4, IJB-B TAR@FAR 1e-5 of 87.89 with the fake-db, 87.86 with the

@@ -178,7 +178,7 @@ def scorers(run: Run, methods: Sequence[str] = METHODS) -> dict[str, Rescorer]:
 def evaluated(
     options: Any, run: Run, protocol: str, *, ending: str = "", **flags: str | Path
 ) -> dict[str, Any]:
-    """The figures {method: …} of a protocol by python -m ida_jax.evaluate, kept in the workdir.
+    """The figures {method: …} of a protocol by ida-jax evaluate, kept in the workdir.
 
     Embeddings are WORKDIR/NAME/PROTOCOL.npy (facescrub.npy and megaface.npy of MegaFace).
 
@@ -237,7 +237,7 @@ def protocol_files(options: Any, workdir: Path, protocol: str, *, flip: bool) ->
     path, what = lists[protocol]
     images = ("facescrub", "megaface") if protocol == "megaface" else (protocol,)
     model = workdir / MODEL
-    embed = f"python -m ida_jax.embed --model={model} --images={options.data_dir}/… "
+    embed = f"ida-jax embed --model={model} --images={options.data_dir}/… "
     if protocol in ("ijbb", "ijbc"):
         points = options.data_dir / protocol / "meta" / f"{protocol}_name_5pts_score.txt"
         embed += f"--landmarks={points} "

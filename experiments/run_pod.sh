@@ -8,7 +8,7 @@
 # repository in ~/ida_jax, installed with pip install -e '.[tpu]', and the data set under
 # --config.data_dir; and a bucket BUCKET in the slice's region, with hierarchical namespace (there a
 # checkpoint's folder is renamed in one step), which is mounted on ~/bucket. The run's files are in
-# its folder runs/ms1m_r100. Whether a config fits the slice, python -m ida_jax.plan says before.
+# its folder runs/ms1m_r100. Whether a config fits the slice, ida-jax plan says before.
 #
 # The workers train on when this ends or its connection breaks; it only shows the first one's log. To
 # stop them, with the state saved:

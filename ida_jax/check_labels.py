@@ -1,4 +1,4 @@
-"""python -m ida_jax.check_labels --embeddings=E --output=DIR [--images=I] [--second=E2]
+"""ida-jax check_labels --embeddings=E --output=DIR [--images=I] [--second=E2]
 
 One person under two names, and images under the wrong name: at low FARs they are most of what is
 accepted, and figures then measure the labels. The most similar pairs of images under two names are
@@ -9,7 +9,7 @@ gathered by their names here, the most similar first, to be judged by eye:
                        the one under the other's name), different or unsure
   DIR/candidates.html  the same with pictures, if I is given
 
-Once judged, python -m ida_jax.evaluate … --ignore_identity_pairs=DIR/candidates.csv leaves the
+Once judged, ida-jax evaluate … --ignore_identity_pairs=DIR/candidates.csv leaves the
 pairs of images between such names out of the figures.
 
   E   .npy, .npz or .parquet, of any model, with names PERSON/IMAGE (--names, or E.names.txt beside
@@ -122,7 +122,7 @@ def _run(options: Any) -> None:
     if len(every) > len(candidates):
         print(f"{len(every) - len(candidates):,} less similar pairs were left out (--most)")
     print(
-        f"judge each line of {options.output / CSV}, then: python -m ida_jax.evaluate … "
+        f"judge each line of {options.output / CSV}, then: ida-jax evaluate … "
         f"--ignore_identity_pairs={options.output / CSV}"
     )
 

@@ -1,4 +1,4 @@
-"""python -m ida_jax.csn: the former name of `python -m ida_jax.fit csn`."""
+"""python -m ida_jax.csn: the former name of `ida-jax fit csn`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from ida_jax.common.errors import exit_code
 
 def main(argv: list[str]) -> None:
     """Says the present name, and runs it."""
-    print("python -m ida_jax.csn is now python -m ida_jax.fit csn", file=sys.stderr)
+    print("python -m ida_jax.csn is now ida-jax fit csn", file=sys.stderr)
     fit.main(["csn", *argv])
 
 

@@ -1,10 +1,10 @@
-"""python -m ida_jax.embed --model=M --images=I --output=E [--landmarks=L] [--flip] [--pfe=P]
+"""ida-jax embed --model=M --images=I --output=E [--landmarks=L] [--flip] [--pfe=P]
 
 Embeddings of images by a model of ida_jax, float32 [N, D], as the network gives them: their norms
 are kept, and every command takes any norm. Killed in the middle, the same command continues; the
 output appears whole or not at all.
 
-  M  model.safetensors (python -m ida_jax.export makes one of .onnx or .pth), or a workdir
+  M  model.safetensors (ida-jax export makes one of .onnx or .pth), or a workdir
   I  a folder (its images sorted by path), a .tar, .tgz or .zip (likewise), or a text file, a path a
      line; a list of landmarks is one too; or a verification set (.bin), its images in their order
   L  five points an image, LFW's or IJB's form: images are aligned; without it they are crops of the
@@ -153,7 +153,7 @@ def _check(options: Any) -> None:
     if not options.model.is_dir() and options.model.suffix != ".safetensors":
         raise UserError(
             f"--model={options.model}: expected a workdir or a .safetensors file, as "
-            "python -m ida_jax.export --output=X.safetensors writes of other weights"
+            "ida-jax export --output=X.safetensors writes of other weights"
         )
 
 

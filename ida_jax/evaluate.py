@@ -1,9 +1,9 @@
-"""python -m ida_jax.evaluate --scores=S --labels=L [--baseline=S0] [--identities=I] [--groups=G]
+"""ida-jax evaluate --scores=S --labels=L [--baseline=S0] [--identities=I] [--groups=G]
 
 What the scores of labelled pairs are worth, from any method or software: TAR, threshold and their
 confidence intervals at each FAR, EER, Cllr and min-Cllr; the difference to a second method's scores
 of the same pairs; realised FAR by group at one threshold. With --fit, a calibration to
-log-likelihood ratios for python -m ida_jax.rescore --calibration.
+log-likelihood ratios for ida-jax rescore --calibration.
 
   S, S0  scores, higher meaning more alike; NaN is never a match, and counts
   L      1 for a pair of one person, 0 for a pair of two (or true, false)
@@ -15,10 +15,10 @@ All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file
 columns those named score, label, group, identity_1 and identity_2 are read.
 
 Of I's people some may be one under two names, which makes most false accepts at the lowest FARs:
-python -m ida_jax.check_labels proposes them as a list for --ignore_identity_pairs.
+ida-jax check_labels proposes them as a list for --ignore_identity_pairs.
 
 A protocol's own files, with embeddings and all methods at once; the help lists the protocols:
-python -m ida_jax.evaluate --protocol=lfw --help
+ida-jax evaluate --protocol=lfw --help
 """
 
 import sys

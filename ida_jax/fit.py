@@ -1,13 +1,13 @@
-"""python -m ida_jax.fit csn|dao|quality --embeddings=E --labels=L --anchors=A --output=F
+"""ida-jax fit csn|dao|quality --embeddings=E --labels=L --anchors=A --output=F
 
   csn      the classifier of discriminative cohort score normalisation, for
-           python -m ida_jax.rescore --method=csn --csn=F
+           ida-jax rescore --method=csn --csn=F
   dao      IDA-R's constants, the densities' weight and the support set's size, for
-           python -m ida_jax.rescore --method=ida_r_fitted --dao_fit=F
+           ida-jax rescore --method=ida_r_fitted --dao_fit=F
   quality  IDA-Q's constants, by which an embedding's norm counts beside the density, for
-           python -m ida_jax.rescore --method=ida_q --quality_fit=F
+           ida-jax rescore --method=ida_q --quality_fit=F
 
-`python -m ida_jax.fit csn --help` and so on say more.
+`ida-jax fit csn --help` and so on say more.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""python -m ida_jax.fit_dao: the former name of `python -m ida_jax.fit dao`."""
+"""python -m ida_jax.fit_dao: the former name of `ida-jax fit dao`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from ida_jax.common.errors import exit_code
 
 def main(argv: list[str]) -> None:
     """Says the present name, and runs it."""
-    print("python -m ida_jax.fit_dao is now python -m ida_jax.fit dao", file=sys.stderr)
+    print("python -m ida_jax.fit_dao is now ida-jax fit dao", file=sys.stderr)
     fit.main(["dao", *argv])
 
 

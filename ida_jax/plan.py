@@ -1,4 +1,4 @@
-"""python -m ida_jax.plan --config=FILE[:variant] --topology=v5e:16x16 [--classes=C] [--json=FILE]
+"""ida-jax plan --config=FILE[:variant] --topology=v5e:16x16 [--classes=C] [--json=FILE]
 
 Compiles a config's training step for a TPU slice, on any machine and without a TPU, and reports
 what it needs there: memory of each device against its limit, operations, memory traffic, bytes sent

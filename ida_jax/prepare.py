@@ -1,4 +1,4 @@
-"""python -m ida_jax.prepare recordio|folder|bin|lfw …
+"""ida-jax prepare recordio|folder|bin|lfw …
 
 Turns face images as people have them on disk into data sets that ida_jax reads.
 
@@ -7,7 +7,7 @@ Turns face images as people have them on disk into data sets that ida_jax reads.
   bin       a verification .bin file (lfw.bin, calfw.bin, …); or makes one of images and pairs
   lfw       LFW's or CALFW's images and pair list, aligned by five landmarks an image
 
-`python -m ida_jax.prepare recordio --help` and so on say more.
+`ida-jax prepare recordio --help` and so on say more.
 """
 
 import sys

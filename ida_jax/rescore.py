@@ -1,11 +1,11 @@
-"""python -m ida_jax.rescore --embeddings=E --pairs=P --anchors=A --output=S [--method=ida_r …]
+"""ida-jax rescore --embeddings=E --pairs=P --anchors=A --output=S [--method=ida_r …]
 
 Scores a list of pairs by IDA or by another method, from files to a file. Memory does not grow with
 the list; killed in the middle, the same command continues; the output appears whole or not at all.
 
   E  .npy, .npz or .parquet: embeddings [N, D] of any model, of any norm
   P  .npy, .csv, .tsv or .parquet: two columns, rows of E from 0, or names
-  A  an anchor set (python -m ida_jax.anchors build), or embeddings as E
+  A  an anchor set (ida-jax anchors build), or embeddings as E
   S  .npy, .csv or .parquet: one score a pair, in P's order; what made them is in a .parquet, or
      in S.origin.json beside it, for the calibration that is fitted to them
 
@@ -170,7 +170,7 @@ def _parser() -> Parser:
         help="log-DAO (default) or DAO; llr and percent by --calibration. Other methods have one "
         "scale of their own, written under log",
     )
-    add("--calibration", type=Path, metavar="FILE", help="from python -m ida_jax.evaluate --fit")
+    add("--calibration", type=Path, metavar="FILE", help="from ida-jax evaluate --fit")
     add(
         "--skip_bad",
         action="store_true",
@@ -216,7 +216,7 @@ def _check(options: Any) -> None:
     if options.scale in ("llr", "percent") and options.calibration is None:
         raise UserError(
             f"--scale={options.scale} needs --calibration=FILE: fit one with "
-            "python -m ida_jax.evaluate --fit=logistic --calibration=FILE"
+            "ida-jax evaluate --fit=logistic --calibration=FILE"
         )
     if options.scale in ("log", "dao") and options.calibration is not None:
         raise UserError("--calibration needs --scale=llr or --scale=percent")

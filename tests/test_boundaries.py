@@ -65,7 +65,7 @@ def test_every_folder_is_a_room_and_every_file_at_the_top_a_command():
 def test_no_arrow_runs_up(room):
     lower = {f"ida_jax.{each}" for each in ROOMS[: ROOMS.index(room) + 1]}
     for path in _files(room):
-        # `python -m ida_jax.anchors` is a command, as the files at the top.
+        # `ida-jax anchors` is a command, as the files at the top.
         if path.name != "__main__.py":
             ours = {name for name in _imports(path) if name.split(".")[0] == "ida_jax"}
             foreign = {name for name in ours if not _within(name, lower) and name != "ida_jax"}

@@ -1,6 +1,7 @@
-"""What the README shows is run, and what it names is there."""
+"""What the README and the pages under docs/ show is run, and what they name is there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -8,10 +9,25 @@ import numpy as np
 import pytest
 import reference
 
+from ida_jax.__main__ import COMMANDS, main
+from ida_jax.runs.config import config_file
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Every block of Python in the README is run by a test here.
-FIVE_LINES, SCORER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+# Every block of Python is run by a test here.
+(FIVE_LINES,), (SCORER,) = _blocks("README.md", "python"), _blocks("docs/export.md", "python")
+(IDENTIFICATION,) = _blocks("docs/identification.md", "python")
+
+
+def test_no_other_python_is_shown():
+    assert sum(len(_blocks(page, "python")) for page in PAGES) == 3
 
 
 def test_the_five_lines():
@@ -39,6 +55,53 @@ def test_the_five_lines():
     np.testing.assert_allclose(names["crowded"], density, rtol=1e-5)
     ranking = np.argsort([[-log_dao(i, j) for j in range(4, 30)] for i in range(4)], axis=1)
     np.testing.assert_array_equal(names["best"].rows, ranking[:, :10])
+
+
+def test_the_gallery(tmp_path, monkeypatch):
+    from ida_jax import AnchorSet
+
+    faces = reference.unit((30, 16), 1, clusters=5)
+    anchors = AnchorSet.from_embeddings(reference.unit((200, 16), 0, clusters=5))
+    anchors.save(tmp_path / "anchors.safetensors")
+    monkeypatch.chdir(tmp_path)
+    names = {"enrolled": faces[:20], "probes": faces[20:]}
+    exec(IDENTIFICATION, names)
+    expected = names["scorer"].identify(faces[20:], faces[:20], top=10)
+    np.testing.assert_array_equal(names["best"].rows, expected.rows)
+    assert names["best"].scores.shape == (10, 10)
+
+
+def _commands():
+    """(page, words) of every line of a shell block that calls ida-jax."""
+    found = []
+    for page in PAGES:
+        for block in _blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                for start in (i for i, word in enumerate(words) if word == "ida-jax"):
+                    stop = next((i for i, w in enumerate(words) if i > start and w == "&&"), None)
+                    found.append((page.name, words[start + 1 : stop]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: str(value)[:60])
+def test_the_commands_that_are_shown_have_these_flags(page, words, capsys):
+    command, *rest = words
+    assert command in COMMANDS
+    flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    if command in ("train", "plan"):
+        config = next(word for word in rest if word.startswith("--config="))
+        assert config_file([config]).is_file()
+        flags = [f for f in flags if f not in ("--config", "--workdir") and "--config." not in f]
+    if command == "train":
+        assert not flags
+        return
+    subcommand = [word for word in rest[:1] if not word.startswith("--")]
+    protocol = [word for word in rest if word.startswith("--protocol=")]
+    with pytest.raises(SystemExit):
+        main([command, *subcommand, *protocol, "--help"])
+    known = re.findall(r"--\w+", capsys.readouterr().out)
+    assert set(flags) <= set(known), page
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.5])
@@ -86,9 +149,9 @@ def test_the_scorer_of_an_exported_file(tau, tmp_path, monkeypatch):
 
 
 def test_every_file_that_the_documents_link_exists():
-    for document in ("README.md", "ARCHITECTURE.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-        assert links, document
-        missing = [link for link in links if not (ROOT / link).exists()]
-        assert not missing, f"{document} links {missing}"
+    for document in (*PAGES, ROOT / "ARCHITECTURE.md"):
+        text = document.read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+        missing = [link for link in links if not (document.parent / link).exists()]
+        assert not missing, f"{document.name} links {missing}"
+    assert "](docs/trial.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,11 +1,11 @@
-"""python -m ida_jax.anchors build|fake|info|check …
+"""ida-jax anchors build|fake|info|check …
 
   build   makes an anchor set from embeddings, a model's class weights, or a model and crops
   fake    makes one from a generator's faces, which it checks: the paper's fake-db
   info    describes a set
   check   looks for near-duplicates in a set, and for problems with the faces that it will score
 
-`python -m ida_jax.anchors build --help` and so on say more.
+`ida-jax anchors build --help` and so on say more.
 """
 
 import sys

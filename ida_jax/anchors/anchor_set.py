@@ -259,10 +259,10 @@ class AnchorSet:
         if len(self) != anchors:
             raise UserError(
                 f"the {what} was fitted with {anchors} anchors, {len(self)} were given: use the "
-                f"same anchor set, or fit again (python -m ida_jax.fit {command})"
+                f"same anchor set, or fit again (ida-jax fit {command})"
             )
         if sketch and not same_sketch(sketch, self.sketch):
             raise UserError(
                 f"the {what} was fitted with another set of {anchors} anchors than the one given: "
-                f"use the same set, or fit again (python -m ida_jax.fit {command})"
+                f"use the same set, or fit again (ida-jax fit {command})"
             )

@@ -102,7 +102,7 @@ class Calibration:
         if found := differences(self.origin, origin):
             raise UserError(
                 f"{name} was fitted to scores made with {'; '.join(found)}: fit one to scores like "
-                "these (python -m ida_jax.evaluate --fit)"
+                "these (ida-jax evaluate --fit)"
             )
         shared = self.origin.shared
         if shared is not None and shared.share > MOST_SHARED:

@@ -3,7 +3,7 @@
     import ida_jax.data.builders
     tfds.data_source("ms1m", split="train", data_dir=D)
 
-reads what `python -m ida_jax.prepare` wrote to D/ms1m. If nothing is there, it is prepared from the
+reads what `ida-jax prepare` wrote to D/ms1m. If nothing is there, it is prepared from the
 folder that `download_and_prepare_kwargs={"download_config": tfds.download.DownloadConfig(
 manual_dir=FOLDER)}` names. Files are ArrayRecord, written and read without TensorFlow.
 """

@@ -57,7 +57,7 @@ def deployable(
 ) -> Deployable:
     """From crops x to f = N(x) / ‖N(x)‖ and log F(f), for use inside one's own `jax.jit`.
 
-    The function that `python -m ida_jax.export` writes: nothing in it leaves JAX, so that it can be
+    The function that `ida-jax export` writes: nothing in it leaves JAX, so that it can be
     vmapped, differentiated and sharded. log F is the SSR module's M (section 3.2):
     mean + std · M(f) for the target "log", log max(mean + std · M(f), floor) for the others.
 

@@ -284,7 +284,7 @@ def _image_variances(request: Request, options: IjbOptions, names: Sequence[str]
     if log_variances.shape != shape:
         raise UserError(
             f"{path} is {list(log_variances.shape)} and {request.path} {list(shape)}: expected one "
-            "of each entry, from one python -m ida_jax.embed --pfe"
+            "of each entry, from one ida-jax embed --pfe"
         )
     if beside is None and request.anchors is not None:
         own = request.anchors / "log_variances.npy"

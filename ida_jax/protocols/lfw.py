@@ -92,7 +92,7 @@ def _read_bin(request: Request, options: NoOptions) -> tuple[Faces, np.ndarray]:
     if rows != 2 * same.size:
         raise UserError(
             f"{request.path} has {rows} embeddings and {request.files} {2 * same.size} images: "
-            f"expected those of python -m ida_jax.embed --images={request.files}"
+            f"expected those of ida-jax embed --images={request.files}"
         )
     if same.size < _FOLDS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The results of `python -m ida_jax.evaluate`, as text for the terminal and as a figure.
+"""The results of `ida-jax evaluate`, as text for the terminal and as a figure.
 
 `results` is what its JSON holds: `methods` by role ("scores", "baseline"), each with `name` and the
 figures of `ida_jax.metrics.evaluation`; `difference`, `bootstrap` and `calibration` where they

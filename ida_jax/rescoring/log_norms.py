@@ -48,7 +48,7 @@ def log_norms(norms: np.ndarray | None, *, method: str) -> np.ndarray:
             raise UserError(
                 f"{method} has nothing to gain: the norms of all {known.size:,} embeddings are "
                 f"{high:.4g}, so that they were normalised; give them as the model makes them "
-                "(python -m ida_jax.embed keeps the norms), or take ida_r"
+                "(ida-jax embed keeps the norms), or take ida_r"
             )
     return np.log(norms).astype(np.float32)
 

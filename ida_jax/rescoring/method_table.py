@@ -46,17 +46,17 @@ ARTEFACTS = {
     "csn": Artefact(
         "its trained classifier",
         "make one with ida_jax.fit_csn",
-        "the classifier (python -m ida_jax.fit csn)",
+        "the classifier (ida-jax fit csn)",
     ),
     "dao_fit": Artefact(
         "its constants",
         "make them with ida_jax.fit_dao",
-        "the fitted constants (python -m ida_jax.fit dao)",
+        "the fitted constants (ida-jax fit dao)",
     ),
     "quality_fit": Artefact(
         "its constants",
         "make them with ida_jax.fit_quality",
-        "the fitted constants (python -m ida_jax.fit quality)",
+        "the fitted constants (ida-jax fit quality)",
     ),
 }
 

@@ -49,7 +49,7 @@ def run_section(title: str) -> ConfigDict:
     c.train_data = ConfigDict({"name": "tfds", "dataset": "ms1m", "split": "train"})
     c.eval_data = ConfigDict({"name": "lfw"})
     # Held-out pairs, looked at during the training: InsightFace uses LFW's too. Also
-    # {"name": "pairs", "dataset": "agedb_30"}, from `python -m ida_jax.prepare bin`.
+    # {"name": "pairs", "dataset": "agedb_30"}, from `ida-jax prepare bin`.
     c.verify_data = ConfigDict({"name": "lfw"})
 
     c.model = ConfigDict()

@@ -478,7 +478,7 @@ def _check_exclusion(config: ConfigDict, labelled: bool, anchors: AnchorSet) -> 
     if anchors.labels is None:
         raise UserError(
             f"{config.anchors} has no labels, so that a face's own identity cannot be left out: "
-            "build it by `python -m ida_jax.anchors build --embeddings=E --labels=L`, or add "
+            "build it by `ida-jax anchors build --embeddings=E --labels=L`, or add "
             "--config.disjoint=True where the anchors are of other people"
         )
 

@@ -1,4 +1,4 @@
-"""python -m ida_jax.anchors fake: a generator's faces, checked, become an anchor set."""
+"""ida-jax anchors fake: a generator's faces, checked, become an anchor set."""
 
 import sys
 from pathlib import Path

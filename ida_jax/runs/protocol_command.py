@@ -1,7 +1,7 @@
-"""python -m ida_jax.evaluate --protocol=P --files=F --embeddings=E --output=DIR [--anchors=A …]
+"""ida-jax evaluate --protocol=P --files=F --embeddings=E --output=DIR [--anchors=A …]
 
 A protocol's figures for cosine, IDA and every other method at once, with confidence intervals:
-DIR/results.json, report.html, results.md and results.tex. E comes from python -m ida_jax.embed or
+DIR/results.json, report.html, results.md and results.tex. E comes from ida-jax embed or
 from any other model.
 
 Names are E's own (.npz, .parquet), those of --names, or of E.names.txt beside an .npy. --run takes
@@ -213,7 +213,7 @@ def _own_options(options: Any, table: Mapping[str, Protocol]) -> Any:
     for flag in protocol.needs:
         if getattr(options, flag) is None:
             raise UserError(
-                f"--protocol={options.protocol} needs --{flag}; see python -m ida_jax.evaluate "
+                f"--protocol={options.protocol} needs --{flag}; see ida-jax evaluate "
                 f"--protocol={options.protocol} --help"
             )
     given = {}

@@ -164,7 +164,7 @@ class Run:
         images = self.train_faces.images
         folder = training_embeddings(self.workdir, self.model.fingerprint, flip=self.config.flip)
         folder.mkdir(parents=True, exist_ok=True)
-        # Identities too: `python -m ida_jax.anchors fake` reads this folder alone.
+        # Identities too: `ida-jax anchors fake` reads this folder alone.
         write_npy(folder / LABELS, self.train_faces.labels)
 
         def part(rows: range) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A workdir: the names of its files, whose it is, the lock, and the one writer of results.json.
 
-A folder is a run's workdir, or what `python -m ida_jax.evaluate --protocol` writes, which has
+A folder is a run's workdir, or what `ida-jax evaluate --protocol` writes, which has
 `RESULTS` and `REPORT` alone. What a training keeps for itself (checkpoints, metrics.jsonl) is named
 in `ida_jax.training`.
 """

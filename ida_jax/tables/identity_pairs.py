@@ -4,7 +4,7 @@
     # a comment                      is passed over, like a blank line
 
 A first line that names columns `identity_1` and `identity_2` may have others beside them: the
-candidates of python -m ida_jax.check_labels, once judged, are such a file. With a column `decision`
+candidates of ida-jax check_labels, once judged, are such a file. With a column `decision`
 a line counts where it says same (one person) or mislabelled (an image of one under the other's
 name), and not where it says different, unsure or nothing yet.
 

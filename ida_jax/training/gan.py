@@ -212,7 +212,7 @@ def _warn_of_few(faces: int) -> None:
         print(
             f"warning: {faces:,} training faces are few for a generator: below about {_FEW:,} its "
             "discriminator knows them by heart even with gan.augment_target set, and its faces "
-            "come near theirs (see the privacy check of python -m ida_jax.anchors fake)",
+            "come near theirs (see the privacy check of ida-jax anchors fake)",
             file=sys.stderr,
         )
 

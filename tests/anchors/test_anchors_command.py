@@ -1,4 +1,4 @@
-"""python -m ida_jax.anchors: sets built from every source, told about, checked; and mistakes."""
+"""ida-jax anchors: sets built from every source, told about, checked; and mistakes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Mistakes in a call of python -m ida_jax.anchors: one line, and nothing is written."""
+"""Mistakes in a call of ida-jax anchors: one line, and nothing is written."""
 
 import numpy as np
 import pytest

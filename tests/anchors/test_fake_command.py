@@ -1,4 +1,4 @@
-"""python -m ida_jax.anchors fake: from a generator or its images to a set; and users' mistakes."""
+"""ida-jax anchors fake: from a generator or its images to a set; and users' mistakes."""
 
 import json
 import os

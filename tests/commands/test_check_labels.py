@@ -1,4 +1,4 @@
-"""python -m ida_jax.check_labels: candidates for one person under two names."""
+"""ida-jax check_labels: candidates for one person under two names."""
 
 import csv
 

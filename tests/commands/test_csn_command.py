@@ -116,7 +116,7 @@ def test_the_former_name_runs_and_says_the_present_one(files):
     flags += [f"--anchors={files}/a.safetensors", f"--output={files}/c.safetensors"]
     command = [sys.executable, "-m", "ida_jax.csn", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "python -m ida_jax.csn is now python -m ida_jax.fit csn" in done.stderr
+    assert "python -m ida_jax.csn is now ida-jax fit csn" in done.stderr
     assert (files / "c.safetensors").is_file()
 
 

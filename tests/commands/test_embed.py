@@ -1,4 +1,4 @@
-"""python -m ida_jax.embed: images in, embeddings out; resumed, aligned, and mistakes."""
+"""ida-jax embed: images in, embeddings out; resumed, aligned, and mistakes."""
 
 import os
 import signal

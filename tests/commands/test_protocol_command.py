@@ -1,4 +1,4 @@
-"""python -m ida_jax.evaluate --protocol=…, from files to results and report."""
+"""ida-jax evaluate --protocol=…, from files to results and report."""
 
 import json
 import pickle

@@ -356,7 +356,7 @@ def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
         ([SMOKE, "--workdir=W", "--config.stages=('tain',)"], "stage 'tain' is unknown"),
         (
             [f"--config={ROOT}/configs/ms1m_arcface.py", "--workdir=W", "--config.data_dir=D"],
-            r"ms1m is not at .*D/ms1m: prepare it there with python -m ida_jax.prepare folder",
+            r"ms1m is not at .*D/ms1m: prepare it there with ida-jax prepare folder",
         ),
         (
             [f"--config={ROOT}/configs/lfw_pretrained.py", "--workdir=W", "--config.data_dir=D"],
