@@ -153,7 +153,8 @@ def _data(options: Any) -> "tuple[Labelled, AnchorSet | None]":
         print("rendering 800 people and learning a small model of 300 of them")
         return demo_faces(seed=options.seed)[0], None
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.common.validation import unit_embeddings
+    from ida_jax.common.validation import unit_rows
+    from ida_jax.rescoring.log_norms import log_norms
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import numbered, people_of_images, read_people
 
@@ -185,8 +186,13 @@ def _data(options: Any) -> "tuple[Labelled, AnchorSet | None]":
                 f"anchors of {options.anchors}, which lowers their scores: leave --anchors out, or "
                 "take anchors of other people"
             )
-    faces = unit_embeddings(table.embeddings, what=str(options.embeddings))
-    return Labelled(faces, codes.astype(np.int64), table.fingerprint), anchors
+    faces, _, norms = unit_rows(table.embeddings, what=str(options.embeddings))
+    try:
+        log_norms(norms, method="IDA-Q")
+    except UserError as error:
+        print(printable(f"not tried: {error}"))
+        norms = None
+    return Labelled(faces, codes.astype(np.int64), table.fingerprint, norms), anchors
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.method_table import BASELINE, methods_with
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import all_pair_scores
+from ida_jax.rescoring.quality_fit import fit_quality
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.trials.split import Rotation
 
@@ -33,14 +34,19 @@ _SSR = {
 
 
 class Labelled(NamedTuple):
-    """Unit rows float32 [N, D], identities int [N], and the model's fingerprint."""
+    """Unit rows float32 [N, D], identities int [N], and the model's fingerprint.
+
+    And the norms [N] of the embeddings as the model gave them; None where they were normalised.
+    """
 
     faces: np.ndarray
     people: np.ndarray
     fingerprint: str = ""
+    norms: np.ndarray | None = None
 
     def at(self, rows: np.ndarray) -> "Labelled":
-        return self._replace(faces=self.faces[rows], people=self.people[rows])
+        norms = None if self.norms is None else self.norms[rows]
+        return self._replace(faces=self.faces[rows], people=self.people[rows], norms=norms)
 
 
 class Trained(NamedTuple):
@@ -95,6 +101,8 @@ def train(
     artefacts: dict[str, Any] = {"anchors": anchors}
     missing: dict[str, str] = {}
     for name, make in _FITS.items():
+        if name == "quality_fit" and data.norms is None:
+            continue
         try:
             artefacts[name] = make(fit, data.at(rotation.anchors), anchors, far, seed)
         except UserError as error:
@@ -114,6 +122,11 @@ def _dao(fit: Labelled, _: Labelled, anchors: AnchorSet, far: float, seed: int) 
     # A fit at a lower FAR than its pairs have would follow single ones.
     far = max(far, 10 * FEWEST_FALSE_ACCEPTS / max(impostors, 1))
     return fit_dao(fit.faces, fit.people, anchors, far=min(far, 0.1), exclude_own=False)
+
+
+def _quality(fit: Labelled, _: Labelled, anchors: AnchorSet, far: float, seed: int) -> Any:
+    k = min(30, len(anchors))
+    return fit_quality(fit.faces, fit.norms, fit.people, anchors, k=k, exclude_own=False)
 
 
 def _ssr(fit: Labelled, others: Labelled, anchors: AnchorSet, far: float, seed: int) -> Any:
@@ -150,6 +163,7 @@ def _ssr(fit: Labelled, others: Labelled, anchors: AnchorSet, far: float, seed: 
 _FITS: dict[str, Callable[[Labelled, Labelled, AnchorSet, float, int], Any]] = {
     "csn": _csn,
     "dao_fit": _dao,
+    "quality_fit": _quality,
     "ssr": _ssr,
 }
 
@@ -158,7 +172,7 @@ def score(data: Labelled, rows: np.ndarray, scorers: Mapping[str, Rescorer]) -> 
     """All pairs of the faces in `rows`, by every method."""
     faces = data.at(rows)
     _, labels = np.unique(faces.people, return_inverse=True)
-    terms = {name: scorer.terms(faces.faces) for name, scorer in scorers.items()}
+    terms = {name: scorer.terms(faces.faces, norms=faces.norms) for name, scorer in scorers.items()}
     splits = all_pair_scores(faces.faces, labels, terms)
     genuine, impostors = (kind.size for kind in next(iter(splits.values())))
     rows_of = [
