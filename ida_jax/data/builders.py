@@ -48,8 +48,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             return
         if download_config is None or download_config.manual_dir is None:
             raise UserError(
-                f"{self.name} is not at {self.data_path}: prepare it with python -m "
-                "ida_jax.prepare, or give download_config=tfds.download.DownloadConfig(manual_dir="
+                f"{self.name} is not at {self.data_path}: prepare it with "
+                "ida-jax prepare, or give download_config=tfds.download.DownloadConfig(manual_dir="
                 f"FOLDER), where {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             )
         faces = self.read(Path(download_config.manual_dir))

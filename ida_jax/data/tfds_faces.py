@@ -120,8 +120,8 @@ def find_tfds(
     )
     if not versions:
         raise UserError(
-            f"the data set {name} is not at {root}: prepare it there with python -m "
-            f"ida_jax.prepare {source} --name={name} --data_dir={data_dir}, or name the folder "
+            f"the data set {name} is not at {root}: prepare it there with "
+            f"ida-jax prepare {source} --name={name} --data_dir={data_dir}, or name the folder "
             "that holds it as data_dir (--config.data_dir)"
         )
     return versions[-1]

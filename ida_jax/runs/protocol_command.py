@@ -5,7 +5,7 @@ DIR/results.json, report.html, results.md and results.tex. E comes from ida-jax 
 from any other model.
 
 Names are E's own (.npz, .parquet), those of --names, or of E.names.txt beside an .npy. --run takes
-anchors and modules from a workdir of python -m ida_jax.main.
+anchors and modules from a workdir of ida-jax train.
 
   P          F                                              E, a row each
 """
@@ -275,7 +275,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
         if not options.run.is_dir():
-            raise UserError(f"no workdir at {options.run}: expected that of python -m ida_jax.main")
+            raise UserError(f"no workdir at {options.run}: expected that of ida-jax train")
         inside = {kind: options.run / name for kind, name in METHOD_FILES.items()}
         if not any(path.is_file() for path in inside.values()):
             raise UserError(

@@ -318,7 +318,7 @@ def test_mistakes(tmp_path, model_dir, crops):
         (model_dir, {"output": "folder.npy"}, "it is a folder"),
         (model_dir, {"images": "absent"}, "no images at"),
         (tmp_path, {}, r"no file at .*model.safetensors"),
-        (tmp_path / "w.onnx", {}, r"w.onnx: expected a workdir .*ida_jax.export"),
+        (tmp_path / "w.onnx", {}, r"w.onnx: expected a workdir .*ida-jax export"),
     ):
         with pytest.raises(UserError, match=message):
             _embed(tmp_path, model, **flags)

@@ -149,7 +149,7 @@ def test_help_and_exit_codes(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             prepare.main([source, "--help"])
         assert ended.value.code == 0
-        assert f"ida_jax.prepare {source}" in capsys.readouterr().out
+        assert f"ida-jax prepare {source}" in capsys.readouterr().out
     done = subprocess.run(
         [sys.executable, "-m", "ida_jax.prepare", "folder", "--from=absent", "--name=x"],
         capture_output=True, text=True, cwd=tmp_path, check=False,

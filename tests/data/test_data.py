@@ -92,7 +92,7 @@ def test_lfw_is_read_whole(shared_data):
 
 
 def test_an_absent_tfds_data_set(tmp_path):
-    with pytest.raises(UserError, match=r"ms1m is not at .*ida_jax.prepare folder"):
+    with pytest.raises(UserError, match=r"ms1m is not at .*ida-jax prepare folder"):
         load_tfds("ms1m", data_dir=tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_a_damaged_description_is_one_line(tmp_path, name, content):
 
 
 def test_absent_and_other_pairs(tmp_path):
-    with pytest.raises(UserError, match=r"pairs is not at .*ida_jax.prepare bin --from=X.bin"):
+    with pytest.raises(UserError, match=r"pairs is not at .*ida-jax prepare bin --from=X.bin"):
         load_pairs("pairs", data_dir=tmp_path)
     _write_tfds(tmp_path, "faces", [40, 80], [0, 1])
     with pytest.raises(UserError, match="lacks the feature first: it has image, label"):
