@@ -16,9 +16,9 @@ from ida_jax.common.errors import UserError
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, `UserError`; no flag may be abbreviated."""
 
-    def __init__(self, command: str, *, description: str | None) -> None:
+    def __init__(self, command: str = "", *, description: str | None) -> None:
         super().__init__(
-            prog=f"ida-jax {command}",
+            prog=f"ida-jax {command}" if command else None,  # a script has a name of its own
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -314,5 +314,5 @@ def test_mistakes_are_one_line(workdir, nano, monkeypatch):
     for package, name in (("onnx", "onnx"), ("onnxruntime", "onnx"), ("flatbuffers", "stablehlo")):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, package, None)
-            refused(r"pip install ida_jax\[interop\]", f"--output={workdir / 'x'}.{name}")
+            refused(r"pip install 'ida_jax\[interop\]'", f"--output={workdir / 'x'}.{name}")
     assert not list(workdir.glob("x*"))

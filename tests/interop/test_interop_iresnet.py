@@ -296,7 +296,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         import_model(tmp_path / "w.pth")
     for name, package in (("w.pth", "torch"), ("w.onnx", "onnx")):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(UserError, match=r"pip install ida_jax\[interop\]"):
+        with pytest.raises(UserError, match=r"pip install 'ida_jax\[interop\]'"):
             import_model(tmp_path / name)
 
 

@@ -270,7 +270,7 @@ def test_mistakes_are_one_line(command, tmp_path, flags, message):
 
 def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(UserError, match=r"pip install ida_jax\[tpu\]"):
+    with pytest.raises(UserError, match=r"pip install 'ida_jax\[tpu\]'"):
         open_topology("v5e:2x2")
 
 
