@@ -72,7 +72,7 @@ def test_lfw_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"no split at .*split.csv"):
         load_lfw(tmp_path / "lfw", role="eval")
     (tmp_path / "lfw" / "lfw_112.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match="not a whole .tar file"):
+    with pytest.raises(UserError, match=r"not a whole \.tar file"):
         load_lfw(tmp_path / "lfw")
 
 
