@@ -126,16 +126,21 @@ def run_trial(
             [part.scores[name] for part, name in zip(tested, chosen, strict=True)]
         ),
     }
+    favourite = _favourite(choosing, measured)
+    del tested, choosing  # some hundred MB each
     impostors = int(np.count_nonzero(~whole.same))
     tested_far = max(far, FEWEST_FALSE_ACCEPTS / impostors)
     options = {"over": "identities", "resamples": resamples, "seed": seed}
     gain = evaluate_scored_pairs(nested, whole.same, whole.units, fars=(tested_far,), **options)
+    del nested
     fars = [rate for rate in (10 * far, far, far / 10) if rate * impostors >= 1 and rate <= 0.5]
     say(f"intervals of {len(whole.scores)} methods over {whole.same.size:,} pairs")
     evaluated = evaluate_scored_pairs(
         whole.scores, whole.same, whole.units, fars=fars or (tested_far,), **options
     )
-    favourite = _favourite(choosing, measured)
+    rates = {n: tar_at_far(*whole.split(n), [tested_far])[0].tar for n in (favourite, BASELINE)}
+    tested_people = len(np.unique(whole.units))
+    del whole
     figures, key = gain.figures[_CHOSEN], far_key(tested_far)
     interval = Interval(*figures["tar_gain_interval@far"][key])
     shown = favourite != BASELINE and interval.low > 0
@@ -157,7 +162,6 @@ def run_trial(
     )
     thresholds = _thresholds(held, method, wanted, bootstrap)
     at = thresholds[key]
-    rates = {n: tar_at_far(*whole.split(n), [tested_far])[0].tar for n in (favourite, BASELINE)}
     finding = Finding(
         favourite,
         chosen,
@@ -165,7 +169,7 @@ def run_trial(
         measured,
         figures["tar_gain@far"][key],
         interval,
-        len(np.unique(whole.units)),
+        tested_people,
         rates[favourite],
         rates[BASELINE],
         at["threshold"],
