@@ -8,6 +8,7 @@ from typing import Any
 
 from ida_jax.artefacts.calibration import fit_calibration
 from ida_jax.common.files import json_text, written_whole
+from ida_jax.metrics.evaluation import far_key
 from ida_jax.rescoring.method_table import METHODS
 from ida_jax.trials.trial import Trial
 
@@ -77,7 +78,7 @@ def write_files(
         "verdict": trial.text,
         "k": scorer.k,
         "tau": scorer.tau,
-        "far": f"{trial.finding.far:g}",
+        "far": far_key(trial.finding.far),
         "threshold": trial.thresholds,
         "calibration": CALIBRATION,
         "files": used,

@@ -166,6 +166,7 @@ def run_trial(
         favourite,
         chosen,
         far,
+        tested_far,
         measured,
         figures["tar_gain@far"][key],
         interval,

@@ -17,8 +17,10 @@ class Finding(NamedTuple):
     Attributes:
       method: what the choice fell on.
       chosen: the method that each rotation chose.
-      far: the FAR that was asked for.
-      measured_far: the lowest FAR, not below it, that the choice could be made at.
+      asked_far: the FAR that was asked for.
+      far: the lowest FAR, not below it, with ten false accepts among the tested pairs; all figures
+        are at it.
+      measured_far: likewise of the pairs of a fold that chooses, where the choice was made.
       gain: TAR of the chosen method less the cosine's, on people neither choice nor fit has seen.
       interval: its 95 % interval over identities.
       identities: how many people were tested.
@@ -29,6 +31,7 @@ class Finding(NamedTuple):
 
     method: str
     chosen: Sequence[str]
+    asked_far: float
     far: float
     measured_far: float
     gain: float
@@ -76,12 +79,20 @@ def verdict(finding: Finding) -> str:
             said += "no method was better than it where one was to be chosen."
         else:
             needed = people_needed(finding)
-            said += f"{title}, which was the best of them, gained {gain} points of TAR on {tested}."
+            said += (
+                f"choosing a method as here gained {gain} points of TAR on {tested}; {title} was "
+                "the best where one was to be chosen."
+            )
             if needed is not None:
                 said += f" To show a gain of that size about {needed:,} people would be needed."
     used = "its" if finding.shown else "the cosine's"
     low, high = finding.threshold_interval
     said += f" For {far} {used} threshold is {finding.threshold:.4f} [{low:.4f}, {high:.4f}]."
+    if finding.far > finding.asked_far:
+        said += (
+            f" So few people cannot measure FAR {finding.asked_far:g}, which was asked for: the "
+            f"lowest with {_ENOUGH} false accepts stands here."
+        )
     if finding.measured_far > finding.far:
         said += (
             f" The choice was made at FAR {finding.measured_far:.2g}, the lowest with {_ENOUGH} "

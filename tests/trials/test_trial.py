@@ -86,7 +86,7 @@ def test_the_choice_and_the_common_scale():
 
 
 FINDING = Finding(
-    "ida_r", ("ida_r",) * 5, 1e-4, 1e-4, 0.01, Interval(0.004, 0.016), 400, 0.95, 0.94, -1.5,
+    "ida_r", ("ida_r",) * 5, 1e-4, 1e-4, 1e-4, 0.01, Interval(0.004, 0.016), 400, 0.95, 0.94, -1.5,
     Interval(-1.6, -1.4),
 )  # fmt: skip
 
