@@ -38,10 +38,17 @@ class Parser(argparse.ArgumentParser):
             names = [word.partition("=")[0] for word in words if word.startswith("--")]
             # Without a near one it may be another parser's, as --config= of plan is.
             for name in (name for name in names if name not in known):
-                if near := difflib.get_close_matches(name, known, 1):
-                    message = f"unknown flag '{name}': did you mean {near[0]}?"
+                if "did you mean" in (said := self._unknown(name)):
+                    message = said
                     break
+        elif message.startswith("unrecognized arguments: "):
+            message = self._unknown(message.removeprefix("unrecognized arguments: ").split(" ")[0])
         raise UserError(f"{message}; see --help")
+
+    def _unknown(self, word: str) -> str:
+        name = word.partition("=")[0]
+        near = difflib.get_close_matches(name, self._option_string_actions, 1)
+        return f"unknown flag '{name}'" + (f": did you mean {near[0]}?" if near else "")
 
 
 def user_path(text: str) -> Path:

@@ -114,7 +114,7 @@ def development(
         raise UserError(f"the labels name {people} identities: expected at least 2")
     if images_per_identity < 2:
         raise UserError(f"images_per_identity is {images_per_identity}: expected at least 2")
-    rows = _first_rows(labels, images_per_identity)
+    rows = first_rows(labels, images_per_identity)
     identities, labels = np.unique(labels[rows], return_inverse=True)
     known = exclude_own and anchors.labels is not None
     of_anchors = _renumbered(np.asarray(anchors.labels), identities) if known else None
@@ -123,7 +123,7 @@ def development(
     return Development(rows, labels, len(identities), searched, own)
 
 
-def _first_rows(labels: np.ndarray, most: int) -> np.ndarray:
+def first_rows(labels: np.ndarray, most: int) -> np.ndarray:
     """Rows of known identity, at most the first `most` of each, ascending."""
     rows = np.flatnonzero(labels >= 0)
     order = rows[np.argsort(labels[rows], kind="stable")]

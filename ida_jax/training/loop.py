@@ -185,11 +185,12 @@ def preemption() -> Iterator[Callable[[int], bool]]:
 
 @contextmanager
 def open_metrics(
-    workdir: str | os.PathLike[str], *, stage: str, first_step: int = 0
+    workdir: str | os.PathLike[str] | None, *, stage: str, first_step: int = 0
 ) -> Iterator[Write]:
     """Yields write(step, scalars), which appends a record of the stage; only process 0 writes.
 
     Args:
+      workdir: where; None keeps no records.
       stage: "train", "gan", "ssr" or "pfe"; it is in every record, and a run of its own in
         TensorBoard.
       first_step: where the run continues; the stage's records of later steps, which a killed run
@@ -198,7 +199,7 @@ def open_metrics(
     Raises:
       UserError: the files cannot be written (a full disk, say).
     """
-    if not is_first():
+    if workdir is None or not is_first():
         yield lambda step, scalars: None
         return
     path = Path(workdir) / "metrics.jsonl"

@@ -131,7 +131,7 @@ def train_ssr(
     k: int,
     tau: float,
     fingerprint: str = "",
-    workdir: str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None,
     seed: int,
     steps: int | None = None,
 ) -> SSRModule:
@@ -268,7 +268,7 @@ def _fit(
     data: Any,
     config: ConfigDict,
     *,
-    workdir: str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None,
     seed: int,
     steps: int | None = None,
 ) -> dict[str, Any]:

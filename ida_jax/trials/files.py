@@ -1,6 +1,5 @@
 """What a trial leaves for production: anchors, fits, calibration, deploy.json and score.py."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from ida_jax.trials.trial import Trial
 DEPLOY, SCORE, CALIBRATION = "deploy.json", "score.py", "calibration.safetensors"
 
 _HEAD = '''"""python score.py E.npy PAIRS.npy SCORES.npy: {title}, as ida-jax rescore scores it."""
-import json
 import sys
 from pathlib import Path
 
@@ -100,11 +98,6 @@ def score_script(method: str) -> str:
     if body is _PACKAGE:
         imports = "from ida_jax import Rescorer\n"
     return _HEAD.format(title=METHODS[method].title, imports=imports) + body + _TAIL
-
-
-def read_deploy(folder: Path) -> dict[str, Any]:
-    """The content of deploy.json."""
-    return json.loads((folder / DEPLOY).read_text(encoding="utf-8"))
 
 
 def _write(path: Path, text: str) -> None:

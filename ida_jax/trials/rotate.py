@@ -4,7 +4,6 @@ N faces, P pairs, D embedding.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -145,17 +144,16 @@ def _ssr(fit: Labelled, others: Labelled, anchors: AnchorSet, far: float, seed: 
     )
     k, tau = anchors.k, anchors.tau
     target = searched_log_density(copied.embeddings, anchors, k=k, tau=tau, labels=copied.labels)
-    with tempfile.TemporaryDirectory() as folder:
-        ssr = train_ssr(
-            copied.embeddings,
-            target,
-            config,
-            k=k,
-            tau=tau,
-            fingerprint=anchors.fingerprint,
-            workdir=folder,
-            seed=seed,
-        )
+    ssr = train_ssr(
+        copied.embeddings,
+        target,
+        config,
+        k=k,
+        tau=tau,
+        fingerprint=anchors.fingerprint,
+        workdir=None,
+        seed=seed,
+    )
     return dataclasses.replace(ssr, anchors_sketch=anchors.sketch)
 
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.rescoring.development import first_rows
 
 FOLDS = 5
 FEWEST_IDENTITIES = 20
 # People of whom a fold must have genuine pairs.
 FEWEST_GENUINE = 2
-# As in the paper's protocols, so that a few people with many images do not outweigh the rest.
+# A few people with many images must not outweigh the rest.
 IMAGES = 10
 # Faces of a fold that are compared: memory and time grow with the square.
 MOST_COMPARED = 2200
@@ -85,12 +86,7 @@ def rotations(people: np.ndarray, *, own_anchors: bool, seed: int) -> tuple[Rota
 
 def _images(rows: np.ndarray, people: np.ndarray) -> np.ndarray:
     """At most `IMAGES` faces of each identity, the first ones."""
-    order = np.argsort(people[rows], kind="stable")
-    sorted_people = people[rows][order]
-    starts = np.flatnonzero(np.r_[True, sorted_people[1:] != sorted_people[:-1]])
-    sizes = np.diff(np.r_[starts, len(rows)])
-    rank = np.arange(len(rows)) - np.repeat(starts, sizes)
-    return np.sort(rows[order[rank < IMAGES]])
+    return rows[first_rows(people[rows], IMAGES)]
 
 
 def _limited(rows: np.ndarray, people: np.ndarray, place: np.ndarray) -> np.ndarray:

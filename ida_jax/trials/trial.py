@@ -20,7 +20,7 @@ from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation, far_key
 from ida_jax.metrics.roc import Interval, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curve
 from ida_jax.protocols.verification import evaluate_scored_pairs
-from ida_jax.rescoring.method_table import BASELINE, METHODS
+from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.trials.rotate import (
     Labelled,
     Scored,
@@ -85,11 +85,8 @@ def run_trial(
       say: is told how far the trial is, in lines.
 
     Raises:
-      UserError: a FAR outside its range, too few people (`rotations`), one embedding under two
-        identities or twice.
+      UserError: too few people (`rotations`), an embedding that is there twice.
     """
-    if not 0 < far <= 0.1:
-        raise UserError(f"--far={far:g}: expected a rate above 0, at most 0.1")
     require_distinct(data)
     notes: list[str] = []
     tested: list[Scored] = []
@@ -261,8 +258,3 @@ def _checks(data: Labelled, test: np.ndarray, trained: Trained) -> list[str]:
             "person under two names?"
         )
     return notes
-
-
-def methods_tried(trial: Trial) -> list[str]:
-    """The titles of the methods that were compared."""
-    return [METHODS[name].title for name in trial.evaluated.figures]

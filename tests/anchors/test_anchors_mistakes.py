@@ -50,7 +50,7 @@ def _faces(count=40, width=16):
         (["build", "--output=B.safetensors", "--model=none", "--images=mixed"],
          "images .* and folders of images"),
         (["info", "--anchors=torn.safetensors"], "not a whole safetensors file"),
-        (["info", "--anchors=A.safetensors", "--limit=3"], "unrecognized arguments: --limit=3"),
+        (["info", "--anchors=A.safetensors", "--limit=3"], "unknown flag '--limit'"),
         (["check", "--anchors=A.safetensors", "--against=wide.npy"], "8 wide, the anchors' 16"),
         (["check", "--anchors=A.safetensors", "--against=nan.npy"], "rows 7, 30 are zero"),
         (["check", "--anchors=A.safetensors", "--labels=three.txt"], "--labels goes with"),

@@ -71,7 +71,7 @@ def test_plain_anchors_of_strangers(files, capsys):
         ({"anchors": "c.json"}, "ends in '.json'"),
         ({"more": ["--top_n=39"]}, "top_n = 39 of 40 anchors"),
         ({"more": ["--keep_own"]}, "are themselves among their anchors"),
-        ({"more": ["--degre=2"]}, "unrecognized arguments: --degre=2"),
+        ({"more": ["--degre=2"]}, "unknown flag '--degre': did you mean --degree"),
         ({"more": ["--prior=2"]}, "prior = 2"),
         ({"more": ["--output=/nowhere/c.safetensors"]}, "cannot write /nowhere/c.safetensors"),
     ],

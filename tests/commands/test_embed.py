@@ -326,7 +326,7 @@ def test_mistakes(tmp_path, model_dir, crops):
         ("--batch_size=0", "expected 1 or more"),
         ("--root=x", "--root=x is for lists"),
         ("--landmarks=absent.txt", "no landmarks at absent.txt"),
-        ("--flipp", "unrecognized arguments: --flipp"),
+        ("--flipp", "unknown flag '--flipp': did you mean --flip"),
     ):
         with pytest.raises(UserError, match=message):
             _embed(tmp_path, model_dir, flag)

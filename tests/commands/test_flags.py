@@ -124,7 +124,7 @@ def test_only_the_names_of_flags_are_respelled():
     parser = Parser("x", description=None)
     parser.add_argument("--top_n", type=int)
     assert parser.parse_args(["--top-n", "-5"]).top_n == -5
-    with pytest.raises(UserError, match="unrecognized arguments: --top"):
+    with pytest.raises(UserError, match="unknown flag '--top"):
         parser.parse_args(["--top", "5"])
 
 

@@ -115,7 +115,10 @@ def test_lfw(tmp_path, capsys):
     [
         (["folders"], "'folders' is unknown: expected recordio, folder, bin, lfw"),
         (["folder"], "the following arguments are required: --from, --name"),
-        (["folder", "--from=x", "--name=x", "--nam=y"], "unrecognized arguments: --nam=y"),
+        (
+            ["folder", "--from=x", "--name=x", "--nam=y"],
+            "unknown flag '--nam': did you mean --name",
+        ),
         (["folder", "--from=x", "--name=x", "--size=big"], "argument --size: invalid int"),
         (["folder", "--from=x", "--name=x", "--size=0"], "--size is 0: expected"),
         (["folder", "--from=absent", "--name=x"], "no folder at absent"),

@@ -14,7 +14,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics.roc import Interval
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.trials import split
-from ida_jax.trials.files import read_deploy, score_script
+from ida_jax.trials.files import score_script
 from ida_jax.trials.rotate import Labelled, Scored, choose, standardised, usable_far
 from ida_jax.trials.split import FOLDS, IMAGES, rotations
 from ida_jax.trials.trial import require_distinct
@@ -149,7 +149,7 @@ def done(files):
 
 
 def test_what_it_leaves_reproduces_its_scores(files, done, tmp_path):
-    deploy = read_deploy(done)
+    deploy = json.loads((done / "deploy.json").read_text())
     results = json.loads((done / "results.json").read_text())
     assert results["verdict"] == deploy["verdict"]
     assert results["trial"]["method_to_use"] == deploy["method"]
