@@ -14,6 +14,7 @@ from ida_jax.trials.trial import Trial
 DEPLOY, SCORE, CALIBRATION = "deploy.json", "score.py", "calibration.safetensors"
 
 _HEAD = '''"""python score.py E.npy PAIRS.npy SCORES.npy: {title}, as ida-jax rescore scores it."""
+import json
 import sys
 from pathlib import Path
 
