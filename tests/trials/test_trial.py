@@ -103,6 +103,9 @@ def test_the_verdict():
     assert people_needed(unsure) == round(400 * (0.02 / 0.01 * 2.8 / 1.96) ** 2)
     assert f"about {people_needed(unsure):,} people" in text
     assert "The choice was made at FAR 0.001" in text
+    few = verdict(FINDING._replace(asked_far=1e-6))
+    assert "At FAR 0.0001 it accepts" in few
+    assert "So few people cannot measure FAR 1e-06, which was asked for" in few
     worse = FINDING._replace(gain=-0.01, interval=Interval(-0.02, 0.0))
     assert people_needed(worse) is None
     assert "would be needed" not in verdict(worse)
