@@ -62,7 +62,7 @@ def people_needed(finding: Finding) -> int | None:
 
 def verdict(finding: Finding) -> str:
     """One paragraph."""
-    far = f"FAR {finding.far:g}"
+    far = f"FAR {finding.far:.2g}"
     gain = f"{_points(finding.gain)} [{', '.join(map(_points, finding.interval))}]"
     title = METHODS[finding.method].title
     tested = f"{finding.identities:,} people whom neither the choice nor any fit has seen"
