@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import signal
@@ -126,6 +127,16 @@ def exit_code(run: Callable[[], None]) -> int:
 def missing(module: str, extra: str) -> str:
     """What to do where an optional library is absent."""
     return f"this needs {module.split('.')[0]}: pip install 'ida_jax[{extra}]'"
+
+
+def require_module(name: str) -> None:
+    """Refuses, before any work, to go on without a library of an extra.
+
+    Raises:
+      UserError: it is not installed; the line says what to install.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise UserError(missing(name, _EXTRAS[name]))
 
 
 def _in_utf8() -> None:

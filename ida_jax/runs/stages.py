@@ -44,7 +44,7 @@ from ida_jax.anchors.moments import fewest_faces
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import training_mesh
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import UserError, require_module
 from ida_jax.common.files import require_file
 from ida_jax.common.parts import write_npy
 from ida_jax.common.processes import all_or_none, is_first
@@ -132,6 +132,8 @@ def _check(run: Run, unfinished: list[str]) -> None:
     """Finds mistakes that would stop a later stage, before hours are spent on the earlier ones."""
     c = run.config
     check_config(c, unfinished)
+    if {"train", "gan", "pfe"} & set(unfinished):
+        require_module("grain")  # which feeds the trainings
     if {"train", "gan", "anchors", "ssr", "pfe"} & set(unfinished):
         require_faces(c.train_data, data_dir=c.data_dir)
     if "evaluate" in unfinished:

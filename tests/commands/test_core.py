@@ -116,3 +116,4 @@ def test_what_else_is_needed_is_named(command, tmp_path, flags, extra):
     assert len(lines) == 1
     assert lines[0].endswith(f"pip install 'ida_jax[{extra}]'")
     assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
