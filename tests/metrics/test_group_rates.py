@@ -17,7 +17,7 @@ from ida_jax.metrics.groups import (
 )
 from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
-from tests.reference import rates_by_group
+from reference import rates_by_group
 
 FARS = (0.2, 0.03, 1e-3)
 
