@@ -117,7 +117,7 @@ def _run(options: Any) -> None:
     for candidate in candidates[:_PRINTED]:
         first, second = (faces.people[label] for label in candidate.identities)
         print(printable(f"  {candidate.cosines[0]:.3f}  {first}  {second}"))
-    if len(every) > _PRINTED:
+    if len(candidates) > _PRINTED:
         print(f"  … {len(candidates) - _PRINTED:,} more in the list")
     if len(every) > len(candidates):
         print(f"{len(every) - len(candidates):,} less similar pairs were left out (--most)")
