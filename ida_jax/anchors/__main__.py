@@ -416,9 +416,8 @@ def _model(path: Path) -> "FaceModel":
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
-    import numpy as np
 
-    from ida_jax.common.validation import unit_embeddings
+    from ida_jax.common.validation import unit_rows
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import people_of_images, read_people_or_images
 
@@ -430,8 +429,7 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
         people = read_people_or_images(options.labels, len(table.embeddings), among=anchors.names)
     elif anchors.names and table.names:
         people = people_of_images(table.names)
-    faces = unit_embeddings(table.embeddings, what="probes")
-    norms = np.linalg.norm(np.asarray(table.embeddings), axis=1)
+    faces, _, norms = unit_rows(table.embeddings, what="probes")
     return _Probes(faces, norms, table.names, people)
 
 

@@ -127,14 +127,14 @@ class EmbeddingRun:
 
     @cached_property
     def groups(self) -> FaceGroups | None:
-        """The groups of all faces, by the list `evaluate.groups` of people."""
-        c = self.config
-        if c.evaluate.get("groups") is None:
+        """Those of the held-out faces, by the list `evaluate.groups` of people."""
+        path, labels = self.config.evaluate.get("groups"), self.config.labels
+        if path is None:
             return None
-        if c.labels is None:
+        if labels is None:
             raise UserError("evaluate.groups are of people: add --config.labels=L")
-        people = [str(person) for person in read_people(c.labels).tolist()]
-        return face_groups(c.evaluate.groups, people)
+        people = read_people(labels)[self.held].tolist()
+        return face_groups(path, [str(person) for person in people])
 
     @cached_property
     def digest(self) -> str:
@@ -276,7 +276,7 @@ def _ssr(run: EmbeddingRun) -> None:
 
 
 def _evaluate(run: EmbeddingRun) -> None:
-    from ida_jax.report.run_report import Groups, write_protocol_report
+    from ida_jax.report.run_report import DensitiesByGroup, write_protocol_report
 
     c, inputs = run.config, run.inputs
     faces, searched = inputs.faces[run.held], run.held_out_log_density
@@ -318,7 +318,7 @@ def _evaluate(run: EmbeddingRun) -> None:
             },
             fars=c.evaluate.fars,
             ignored=None if known is None else known.codes,
-            groups=None if run.groups is None else run.groups.rows(run.held),
+            groups=run.groups,
             group_thresholds=c.evaluate.get("group_thresholds", False),
             resamples=c.evaluate.resamples,
             seed=c.seed,
@@ -337,7 +337,7 @@ def _evaluate(run: EmbeddingRun) -> None:
         title=c.title,
         settings={"config": c.to_dict()},
         evaluated=evaluated,
-        groups=Groups(searched, np.zeros(len(faces), np.int32), ("held-out faces",)),
+        groups=DensitiesByGroup(searched, np.zeros(len(faces), np.int32), ("held-out faces",)),
     )
 
 

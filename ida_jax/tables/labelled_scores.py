@@ -33,10 +33,10 @@ _SUFFIXES = (".npy", *_TEXTS, ".parquet")
 
 
 class Groups(NamedTuple):
-    """The group of each pair.
+    """The group of each pair, face or name.
 
     Attributes:
-      codes: int32 [P], places in `names`.
+      codes: int32 [N], places in `names`; −1 without a group.
       names: the groups' names, in ascending order.
     """
 
