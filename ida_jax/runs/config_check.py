@@ -148,7 +148,7 @@ def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
 
 
 def check_embedding_config(config: ConfigDict) -> None:
-    """Checks the sections of a run from a file of embeddings; the files, `embedding_run` does.
+    """Checks the sections of a run from a file of embeddings; the files, `embedding_inputs` does.
 
     Raises:
       UserError: a value out of its range, or an unknown choice.

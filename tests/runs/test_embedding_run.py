@@ -19,7 +19,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs import embedding_run
-from ida_jax.runs.embedding_run import anchors_of_others, held_out_rows, read_inputs
+from ida_jax.runs.embedding_inputs import anchors_of_others, held_out_rows, read_inputs
 from ida_jax.runs.stages import run
 from ida_jax.training import ssr_choice
 
