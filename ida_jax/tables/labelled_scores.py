@@ -117,15 +117,6 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
     return Groups(place[codes], tuple(str(values[i]) for i in order))
 
 
-def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
-    """int [P, 2]: the identities of both sides of each pair; names are numbered.
-
-    Raises:
-      UserError: as `read_named_identities`.
-    """
-    return read_named_identities(path).codes
-
-
 def read_named_identities(path: str | os.PathLike[str]) -> Identities:
     """The identities of both sides of each pair, and their names where they have any.
 
