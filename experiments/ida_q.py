@@ -38,12 +38,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from lfw_faces import HALVES, LfwFaces, lfw_embeddings, lfw_faces
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_rows
-from ida_jax.data.lfw_crops import load_lfw, read_split
+from ida_jax.data.lfw_crops import load_lfw
 from ida_jax.interop.weights import import_model
 from ida_jax.metrics.bootstrap import bootstrap_deepening
 from ida_jax.metrics.resampling import all_pairs_total, genuine_rows, impostor_rows, split_tail
@@ -58,7 +59,6 @@ from ida_jax.rescoring.terms import FaceTerms
 FARS = (1e-3, 1e-4, 1e-5)
 IMAGES, PERTURBED, LOWEST = 10, 0.15, 0.05
 PEOPLE, DRAWS = (10, 20, 40, 100), 4
-HALVES = ("anchor", "eval")
 GIVEN, DEGRADED = "MobileFaceNet", "half degraded"
 HALVED = "64 dimensions"
 MODELS = (GIVEN, "56 pixels", HALVED, "24 pixels", "perturbed weights")
@@ -161,10 +161,10 @@ def _perturbed(model: Any) -> Any:
     return replace(model, variables={**model.variables, "params": params})
 
 
-def _raw(name: str, names: list[str], place: np.ndarray, options: Any) -> np.ndarray:
+def _raw(name: str, lfw: LfwFaces, options: Any) -> np.ndarray:
     """Raw embeddings, float32 [13233, D]; rows that are not evaluated may be 0."""
     if name in (GIVEN, HALVED):
-        raw = np.load(options.data_dir / "lfw" / "mobilefacenet_embeddings.npy")
+        raw = lfw_embeddings(options.data_dir / "lfw")
         return raw[:, : raw.shape[1] // 2] if name == HALVED else raw
     options.cache.mkdir(parents=True, exist_ok=True)
     path = options.cache / f"{name}.npy"
@@ -173,10 +173,10 @@ def _raw(name: str, names: list[str], place: np.ndarray, options: Any) -> np.nda
         if name == "perturbed weights":
             model = _perturbed(model)
         faces = load_lfw(options.data_dir / "lfw")
-        assert list(faces.names) == names
-        rows = np.flatnonzero(place <= IMAGES)
+        assert list(faces.names) == lfw.names
+        rows = np.flatnonzero(lfw.number <= IMAGES)
         found = model.raw_embeddings(_Changed(faces.images, rows, name), progress=name)
-        raw = np.zeros((len(names), found.shape[1]), np.float32)
+        raw = np.zeros((len(lfw.names), found.shape[1]), np.float32)
         raw[rows] = found
         np.save(path, raw)
     return np.load(path)
@@ -184,17 +184,12 @@ def _raw(name: str, names: list[str], place: np.ndarray, options: Any) -> np.nda
 
 def _halves(options: Any, *names: str) -> dict[str, list[Faces]]:
     """{half: its faces by each model}."""
-    root = options.data_dir / "lfw"
-    images = (root / "names.txt").read_text().split()
-    roles = read_split(root / "split.csv")
-    people, labels = np.unique([name.split("/")[0] for name in images], return_inverse=True)
-    role = np.array([roles[person] for person in people])[labels]
-    place = np.array([int(name.rsplit("_", 1)[1]) for name in images])
-    raws = [_raw(name, images, place, options) for name in names]
+    lfw = lfw_faces(options.data_dir / "lfw")
+    raws = [_raw(name, lfw, options) for name in names]
     halves = {}
     for half in HALVES:
-        kept = (role == half) & (place <= IMAGES)
-        _, own = np.unique(labels[kept], return_inverse=True)
+        kept = lfw.rows(half, images=IMAGES)
+        _, own = np.unique(lfw.labels[kept], return_inverse=True)
         halves[half] = []
         for raw in raws:
             rows, _, norms = unit_rows(raw[kept])
