@@ -35,7 +35,7 @@ class LfwFaces(NamedTuple):
     half: np.ndarray
 
     def rows(self, half: str, *, images: int | None = None) -> np.ndarray:
-        """bool [N]: the faces of one half, of each person the first so many images, or all."""
+        """bool [N]: the faces of one half, of each person the first images, or all."""
         chosen = self.half == half
         return chosen if images is None else chosen & (self.number <= images)
 

@@ -317,7 +317,7 @@ def _origin(options: Any) -> "ScoreOrigin | None":
         if options.fit is not None:
             raise UserError(
                 f"{options.scores}: {shared.described()}, and a calibration of their scores is too "
-                "lax for others: rescore with --labels, or other people; if nobody is, "
+                "lax for others: rescore with --labels, or other people; if no one is, "
                 "--allow_shared"
             )
         print(

@@ -353,10 +353,10 @@ def _against(
     report["crowding"] = crowd.json
     findings += crowd.warnings
     names = probes.names or ()
-    told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
-    report["gain"] = told._asdict()
-    print(told.described())
-    if told.harmful and not near.wrong_domain:
+    gain = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
+    report["gain"] = gain._asdict()
+    print(gain.described())
+    if gain.harmful and not near.wrong_domain:
         findings.append(
             "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
             "of another domain, or few, and IDA can then be worse than the cosine: make them as "

@@ -36,8 +36,8 @@ class Cells(NamedTuple):
       names: Q names.
       of: int16 [F + 1, F + 1], the pair's group by its faces' F groups, −1 for none; the last row
         and column are of faces without a group, whose code is −1.
-      compared: the first so many of the Q groups are compared with each other; "across groups" is
-        not.
+      compared: how many of the Q groups, from the first, are compared with each other; "across
+        groups" is not.
     """
 
     names: tuple[str, ...]

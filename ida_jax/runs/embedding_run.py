@@ -134,7 +134,7 @@ class EmbeddingRun:
     def chooses(self) -> bool:
         """Whether the SSR module's settings are left to held-out people."""
         faces, people = np.count_nonzero(~self.held), self.training_people
-        # Without labels there is nobody to hold out.
+        # Without labels there are no people to hold out.
         known = 0 if people is None else len(np.unique(people[people >= 0]))
         return chooses(self.config.ssr, faces, known)
 

@@ -68,7 +68,7 @@ def read_group_list(path: Path) -> dict[str, str] | None:
                     f"{shown(groups[name])} before: expected one group a name"
                 )
     if not groups:
-        raise UserError(f"{path} lists nobody: expected a name and a group a line")
+        raise UserError(f"{path} lists no names: expected a name and a group a line")
     return groups
 
 
@@ -138,7 +138,7 @@ def norm_levels(text: str) -> int | None:
     """N of "norms:N", 20 of "norms": groups by the embeddings' norms; None of any other text.
 
     Raises:
-      UserError: an N that is no whole number of at least 2.
+      UserError: an N that is not a whole number of at least 2.
     """
     kind, colon, count = text.partition(":")
     if kind != "norms":

@@ -195,7 +195,7 @@ def test_home(monkeypatch, tmp_path):
     options = parser.parse_args(["--data_dir=~/x", "--names", "~/n"])
     assert (options.data_dir, options.names) == (tmp_path / "x", tmp_path / "n")
     assert parser.parse_args([]).data_dir == Path("data")
-    with pytest.raises(UserError, match="names the home folder of nobody"):
+    with pytest.raises(UserError, match="names the home folder of an unknown user"):
         parser.parse_args(["--data_dir=~nobody_here/x"])
 
 

@@ -73,7 +73,7 @@ def test_one_group_a_row(written, tmp_path):
     [
         ("A,x\nB\n", "line 2: 'B' is not a name and a group"),
         ("A,x\nB,\n", "line 2"),
-        ("person,group\n", "lists nobody"),
+        ("person,group\n", "lists no names"),
         ("A,x\nB,y\nA,y\n", "line 3: 'A' is in group 'y', and was in 'x'"),
         ("A,x\n" + "B,y,z\n", "line 2"),
         ('A,x\n"B,y\n', "line 2: a quote"),
