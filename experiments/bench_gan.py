@@ -282,7 +282,7 @@ def _options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--torch-compile-mode", default="none", help="torch.compile's")
     options = parser.parse_args(arguments)
     if options.steps % 16 or options.steps < 1:
-        parser.error(f"--steps: {options.steps} is no multiple of 16")
+        parser.error(f"--steps: {options.steps} is not a multiple of 16")
     return options
 
 

@@ -23,7 +23,7 @@ ida-jax evaluate --protocol=lfw --help
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError, exit_code, printable
@@ -31,6 +31,7 @@ from ida_jax.common.errors import UserError, exit_code, printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from ida_jax.metrics.groups import ListedGroups
     from ida_jax.tables.labelled_scores import Identities
     from ida_jax.tables.score_origin import ScoreOrigin
 
@@ -172,7 +173,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         kept, ignored = _kept_pairs(options.ignore_identity_pairs, named)
         scores = {role: of[kept] for role, of in scores.items()}
         same, identities = same[kept], identities[kept]
-        groups = groups and groups._replace(codes=groups.codes[kept])
+        groups = groups and groups.rows(kept)
 
     results: dict[str, Any] = {
         **ignored,
@@ -197,7 +198,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         from ida_jax.protocols.group_figures import NO_PEOPLE, listed_group_rates
 
         rates = listed_group_rates(
-            scores, same, identities, groups.codes, names=groups.names, compared=groups.compared,
+            scores, same, identities, groups,
             own_thresholds=options.group_thresholds, fars=results["fars"], level=_LEVEL,
             resamples=options.resamples, seed=options.seed,
         )  # fmt: skip
@@ -222,25 +223,15 @@ def _kept_pairs(path: Path, named: "Identities") -> "tuple[np.ndarray, dict[str,
     return ~out, {"ignored_pairs": count, "ignored_note": known.note(count)}
 
 
-class _PairGroups(NamedTuple):
-    """Each pair's group, int [P], the groups, how many of them are compared, and notes."""
-
-    codes: "np.ndarray"
-    names: tuple[str, ...]
-    compared: int
-    notes: tuple[str, ...] = ()
-
-
-def _pair_groups(options: Any, identities: "Identities | None") -> _PairGroups:
+def _pair_groups(options: Any, identities: "Identities | None") -> "ListedGroups":
     """One group a pair, or by a list of the people of both sides."""
-    from ida_jax.metrics.groups import FaceGroups, named_cells
+    from ida_jax.metrics.groups import FaceGroups, named_cells, one_group_a_pair
     from ida_jax.tables.groups import groups_of_names, read_group_list, without_group
     from ida_jax.tables.labelled_scores import read_groups
 
     listed = read_group_list(options.groups)
     if listed is None:
-        codes, names = read_groups(options.groups)
-        return _PairGroups(codes, names, len(names))
+        return one_group_a_pair(*read_groups(options.groups))
     if identities is None:
         raise UserError(
             f"{options.groups} lists people and their groups, and who is on a pair is not known: "
@@ -248,9 +239,8 @@ def _pair_groups(options: Any, identities: "Identities | None") -> _PairGroups:
         )
     sides, people = identities.named()
     grouped = groups_of_names(options.groups, listed, people)
-    cells = named_cells(grouped.groups)
-    codes = FaceGroups(grouped.codes, cells).of_pairs(*sides.T)
-    return _PairGroups(codes, cells.names, cells.compared, without_group(grouped, "people"))
+    notes = without_group(grouped, "people")
+    return FaceGroups(grouped.codes, named_cells(grouped.names), notes).listed(sides)
 
 
 def _bootstrap(
@@ -327,7 +317,7 @@ def _origin(options: Any) -> "ScoreOrigin | None":
         if options.fit is not None:
             raise UserError(
                 f"{options.scores}: {shared.described()}, and a calibration of their scores is too "
-                "lax for others: rescore with --labels, or other people; if nobody is, "
+                "lax for others: rescore with --labels, or other people; if no one is, "
                 "--allow_shared"
             )
         print(

@@ -353,10 +353,10 @@ def _against(
     report["crowding"] = crowd.json
     findings += crowd.warnings
     names = probes.names or ()
-    told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
-    report["gain"] = told._asdict()
-    print(told.described())
-    if told.harmful and not near.wrong_domain:
+    gain = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
+    report["gain"] = gain._asdict()
+    print(gain.described())
+    if gain.harmful and not near.wrong_domain:
         findings.append(
             "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
             "of another domain, or few, and IDA can then be worse than the cosine: make them as "
@@ -416,9 +416,8 @@ def _model(path: Path) -> "FaceModel":
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
-    import numpy as np
 
-    from ida_jax.common.validation import unit_embeddings
+    from ida_jax.common.validation import unit_rows
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import people_of_images, read_people_or_images
 
@@ -430,8 +429,7 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
         people = read_people_or_images(options.labels, len(table.embeddings), among=anchors.names)
     elif anchors.names and table.names:
         people = people_of_images(table.names)
-    faces = unit_embeddings(table.embeddings, what="probes")
-    norms = np.linalg.norm(np.asarray(table.embeddings), axis=1)
+    faces, _, norms = unit_rows(table.embeddings, what="probes")
     return _Probes(faces, norms, table.names, people)
 
 

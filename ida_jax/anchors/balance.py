@@ -56,7 +56,7 @@ def balance_option(text: str) -> Path | int:
     """An argparse type: a file of groups, or N of "clusters:N" (8 of "clusters").
 
     Raises:
-      argparse.ArgumentTypeError: an N that is no whole number of at least 2; an empty path.
+      argparse.ArgumentTypeError: an N that is not a whole number of at least 2; an empty path.
     """
     kind, colon, count = text.partition(":")
     if kind != "clusters":

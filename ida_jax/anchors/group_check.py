@@ -219,10 +219,10 @@ def check_listed_groups(
     if listed is None:
         raise UserError(f"{path}: expected a list of two columns, a person and a group")
     grouped = groups_of_names(path, listed, names_of_rows(names, np.asarray(people)))
-    place = {group: code for code, group in enumerate(grouped.groups)}
+    place = {group: code for code, group in enumerate(grouped.names)}
     of_anchors = np.array([place.get(listed.get(name, ""), -1) for name in anchors.names])
     found = check_groups(
-        probes, people, grouped.codes, grouped.groups, anchors,
+        probes, people, grouped.codes, grouped.names, anchors,
         anchor_codes=of_anchors if np.any(of_anchors >= 0) else None,
     )  # fmt: skip
     findings = []

@@ -57,7 +57,7 @@ def user_path(text: str) -> Path:
     A shell expands a ~ only at the beginning of a word, not in --data_dir=~/x.
 
     Raises:
-      argparse.ArgumentTypeError: an empty path; the home folder of nobody.
+      argparse.ArgumentTypeError: an empty path; the home folder of an unknown user.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty path: name a file or folder, or leave it out")
@@ -65,7 +65,7 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(
-            f"'{text}' names the home folder of nobody here: give the whole path"
+            f"'{text}' names the home folder of an unknown user: give the whole path"
         ) from error
 
 

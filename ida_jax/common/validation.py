@@ -93,6 +93,23 @@ def unit_rows(
     return UnitRows(out, bad, norms)
 
 
+def row_norms(embeddings: np.ndarray, *, halves: bool = False) -> np.ndarray:
+    """float64 [N]: ‖x‖ of each row, in blocks, so that a memory-mapped file is not held.
+
+    Args:
+      embeddings: [N, D], rows of any kind: the norm of a bad row is 0, NaN or infinite.
+      halves: takes the norm of the sum of a row's halves.
+    """
+    step = max(1, _BLOCK // max(1, embeddings.shape[1]))
+    norms = np.empty(len(embeddings))
+    for start in range(0, len(norms), step):
+        block = np.asarray(embeddings[start : start + step], np.float64)
+        if halves:
+            block = sum(np.split(block, 2, axis=1))
+        norms[start : start + step] = np.linalg.norm(block, axis=1)
+    return norms
+
+
 def _unit_block(block: np.ndarray) -> UnitRows:
     block = block.astype(np.result_type(block, np.float32), copy=False)
     # Scaled by the largest entry first, so that squares neither over- nor underflow.

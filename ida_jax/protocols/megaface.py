@@ -111,7 +111,7 @@ def evaluate_megaface(
             if bad and not skip_bad:
                 raise UserError(
                     f"distractors: row {bad[0]} is zero, NaN or infinite; such a face can match "
-                    "nobody: leave it out, or embed it again"
+                    "no one: leave it out, or embed it again"
                 )
             masks = {place: part.good & rows for place, rows in enumerate(inside) if rows.any()}
             _raise_highest(highest, blocks, _block(part.faces, part.norms, scorers, block), masks)

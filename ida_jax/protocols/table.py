@@ -228,7 +228,7 @@ def left_out(
 
 
 def noted(evaluation: Evaluation, known: KnownPairs | None, pairs: int) -> Evaluation:
-    """The evaluation, saying that so many pairs were left out of it; itself without a list."""
+    """The evaluation with a note on the pairs that were left out of it; itself without a list."""
     if known is None:
         return evaluation
     return with_ignored(evaluation, pairs=pairs, note=known.note(pairs))

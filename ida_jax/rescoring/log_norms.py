@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Rounding to bfloat16 moves the norm of a unit row of 128 numbers by less.
 _ROUNDING = 1e-3
-# So many equal norms are no coincidence, whatever their value.
+# This many equal norms are not a coincidence, whatever their value.
 _MANY = 10
 # A shift of a twentieth of the faces, beyond what a sample's own distribution differs by in 99 of
 # 100. The halves of LFW's people differ by 0.013, and with half of one degraded by 0.16

@@ -86,7 +86,7 @@ class Method:
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
       settings: the scorer's attributes that its scores depend on beside faces, anchors and
-        artefacts; all of `SETTINGS` where nobody said.
+        artefacts; all of `SETTINGS` by default.
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".

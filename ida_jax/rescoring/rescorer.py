@@ -40,7 +40,7 @@ from ida_jax.tables.score_origin import ScoreOrigin
 
 _Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
 
-# The cohort of a face in AS-norm where nobody chose one.
+# The default size of a face's cohort in AS-norm.
 USUAL_COHORT = 300
 
 
@@ -314,8 +314,8 @@ class Rescorer:
           labels: int [N], identities in the numbering of the anchors' labels, where the same people
             may be among the anchors: a face's own identity is left out of its support set or
             cohort. Not for z_norm, t_norm and s_norm, whose cohort is the whole anchor set.
-          norms: [N], those of the embeddings as the model gave them (`unit_rows`); NaN where there
-            is no face. Only the methods with a `log_norm` need them.
+          norms: [N], those of the embeddings as the model gave them (`unit_rows`); NaN of a bad
+            row. Only the methods with a `log_norm` need them.
 
         Raises:
           UserError: such a method without norms, or with those of normalised embeddings.

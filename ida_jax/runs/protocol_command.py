@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
@@ -34,7 +34,7 @@ from ida_jax.runs.workdir import (
 
 if TYPE_CHECKING:
     from ida_jax.metrics.groups import FaceGroups
-    from ida_jax.report.run_report import Groups
+    from ida_jax.report.run_report import DensitiesByGroup
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
 
@@ -46,7 +46,6 @@ _PARSERS = {
     float: float,
     tuple[float, ...]: numbers(float),
 }
-_SLAB = 8192
 # What a report is.
 _WRITTEN = ("results.json", "report.html", "results.md", "results.tex")
 
@@ -58,6 +57,8 @@ def main(argv: list[str]) -> None:
     own = _own_options(options, table)
     _check(options, table[options.protocol])
     files, methods = _artefacts(options)
+    if options.groups is not None and not table[options.protocol].grouped:
+        _check_log_f_by_group(methods)
     with _writing(options, own, files):
         _run(table[options.protocol], options, own, files, methods)
 
@@ -75,7 +76,7 @@ def _run(
     from ida_jax.report.tables import results_table
     from ida_jax.rescoring.rescorer import cohort_notes
 
-    request = _request(protocol, options)
+    request = _request(options)
     scorers = _scorers(options, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
@@ -95,7 +96,7 @@ def _run(
         title=options.title or options.protocol,
         settings=results["settings"],
         evaluated=evaluated,
-        groups=_densities(protocol, request, scorers),
+        groups=_log_f_by_group(request, scorers),
     )
     print(printable(results_table(results)))
     for name, notes in results["notes"].items():
@@ -251,6 +252,9 @@ def _check(options: Any, protocol: Protocol) -> None:
         )
     if options.group_thresholds and options.groups is None:
         raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
+    if options.group_thresholds and not protocol.grouped:
+        listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
+        raise UserError(f"--group_thresholds is for {listed}, not for {protocol.name}")
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -301,7 +305,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     return files, options.methods
 
 
-def _request(protocol: Protocol, options: Any) -> Request:
+def _request(options: Any) -> Request:
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identity_pairs import read_identity_pairs
 
@@ -313,7 +317,7 @@ def _request(protocol: Protocol, options: Any) -> Request:
         options.protocol,
         options.embeddings,
         embeddings,
-        groups=_face_groups(protocol, options, embeddings),
+        groups=_face_groups(options, embeddings),
         group_thresholds=options.group_thresholds,
         files=options.files,
         names=options.names,
@@ -347,9 +351,7 @@ def _scorers(
     return scorers
 
 
-def _face_groups(
-    protocol: Protocol, options: Any, embeddings: "EmbeddingFile"
-) -> "FaceGroups | None":
+def _face_groups(options: Any, embeddings: "EmbeddingFile") -> "FaceGroups | None":
     """The groups of E's rows."""
     if options.groups is None:
         return None
@@ -357,9 +359,6 @@ def _face_groups(
     from ida_jax.protocols.group_figures import face_groups
     from ida_jax.tables.groups import norm_levels
 
-    if options.group_thresholds and not protocol.grouped:
-        listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
-        raise UserError(f"--group_thresholds is for {listed}, not for {protocol.name}")
     if isinstance(options.groups, str):
         levels = norm_levels(options.groups)
         return norm_groups(
@@ -368,41 +367,37 @@ def _face_groups(
     return face_groups(options.groups, embeddings.names, len(embeddings.embeddings))
 
 
-def _densities(
-    protocol: Protocol, request: Request, scorers: "Mapping[str, Rescorer]"
-) -> "Groups | None":
-    """log F of each row of E that has a group, for the report's figure."""
-    if request.groups is None:
-        return None
-    from ida_jax.report.run_report import Groups
-
-    if "ida_r" not in scorers:
-        if protocol.grouped:
-            return None
+def _check_log_f_by_group(methods: Collection[str]) -> None:
+    """Of a protocol without rates by group the report shows the groups' log F alone."""
+    if "ida_r" not in methods:
         raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
-    codes, cells, _ = request.groups
-    log_density = scorers["ida_r"].log_densities(request.embeddings.embeddings)
-    known = codes >= 0
-    return Groups(log_density[known], codes[known], cells.names[: cells.compared])
+
+
+def _log_f_by_group(
+    request: Request, scorers: "Mapping[str, Rescorer]"
+) -> "DensitiesByGroup | None":
+    """log F of each row of E that has an embedding and a group, for the report's figure."""
+    if request.groups is None or "ida_r" not in scorers:
+        return None
+    from ida_jax.common.validation import unit_rows
+    from ida_jax.report.run_report import DensitiesByGroup
+
+    (codes, cells, _), rows = request.groups, request.embeddings.embeddings
+    known = (codes >= 0) & ~unit_rows(rows, skip_bad=True).bad
+    log_density = scorers["ida_r"].log_densities(rows[known])
+    return DensitiesByGroup(log_density, codes[known], cells.names[: cells.compared])
 
 
 def _norm_notes(
     own: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
 ) -> tuple[str, ...]:
     """`norm_notes` of the rows of E, whatever the protocol makes of them."""
-    import numpy as np
-
+    from ida_jax.common.validation import row_norms
     from ida_jax.rescoring.log_norms import norm_notes
 
     if all(scorer.quality_fit is None for scorer in scorers.values()):
         return ()
-    norms, rows = [], embeddings.embeddings
-    for start in range(0, len(rows), _SLAB):
-        slab = np.asarray(rows[start : start + _SLAB], np.float64)
-        if getattr(own, "flip", "") == "halves":
-            slab = sum(np.split(slab, 2, axis=1))
-        norms.append(np.linalg.norm(slab, axis=1))
-    norms = np.concatenate(norms)
+    norms = row_norms(embeddings.embeddings, halves=getattr(own, "flip", "") == "halves")
     return norm_notes(scorers.values(), norms[norms > 0])
 
 

@@ -59,7 +59,7 @@ from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config_check import check_config, section_degradation
 from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
-from ida_jax.runs.evaluate_stage import evaluate_run, face_groups
+from ida_jax.runs.evaluate_stage import evaluate_run
 from ida_jax.runs.run import Run, Stage
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
@@ -178,7 +178,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
         _ = run.pair_list  # draws or reads it
-        _ = face_groups(run)
+        _ = run.groups
 
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from ida_jax import check_labels, embed, evaluate, export, fit, main, plan, prepare, rescore
+from ida_jax import (
+    __main__,
+    check_labels,
+    embed,
+    evaluate,
+    export,
+    fit,
+    main,
+    plan,
+    prepare,
+    rescore,
+    trial,
+)
 from ida_jax.anchors import __main__ as anchors
 from ida_jax.common.command_line import Parser, underscored
 from ida_jax.common.errors import UserError
@@ -16,6 +28,7 @@ from ida_jax.common.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
 COMMANDS = {
+    "trial": (trial, []),
     "rescore": (rescore, []),
     "evaluate": (evaluate, []),
     "evaluate --protocol": (evaluate, ["--protocol=pairs"]),
@@ -31,18 +44,23 @@ COMMANDS = {
     "fit": (fit, []),
     "fit csn": (fit, ["csn"]),
     "fit dao": (fit, ["dao"]),
+    "fit quality": (fit, ["quality"]),
     "anchors": (anchors, []),
     "anchors build": (anchors, ["build"]),
     "anchors fake": (anchors, ["fake"]),
     "anchors info": (anchors, ["info"]),
     "anchors check": (anchors, ["check"]),
-    "main": (main, []),
+    "train": (main, []),
 }
+
+
+def test_no_command_is_left_out():
+    assert {command.split()[0] for command in COMMANDS} == set(__main__.COMMANDS)
 
 
 def _run(module, arguments, monkeypatch):
     if module is main:
-        monkeypatch.setattr(sys, "argv", ["main", *arguments])
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
         main.main(sys.argv[1:])
     else:
         module.main(arguments)
@@ -98,7 +116,19 @@ def test_the_help_has_one_spelling(command, monkeypatch, capsys):
             "--duplicate_cosine=.5 --privacy_cosine=.5 --skip_bad --count=0",
             "--count is 0",
         ),
-        ("main", "--workdir=W --config=CONFIG --config.train.batch_size=-3", "batch_size is -3"),
+        (
+            "anchors build",
+            "--output=A.safetensors --embeddings=no.npy --degrade=mild --degrade_copies=2",
+            "--degrade goes with --images",
+        ),
+        ("evaluate", "--scores=S --labels=L --group_thresholds", "goes with --groups"),
+        ("trial", "--output=W --model_name=M", "expected --embeddings=E"),
+        (
+            "fit quality",
+            "--embeddings=no.npy --labels=L --anchors=A --output=F --keep_own",
+            "no.npy",
+        ),
+        ("train", "--workdir=W --config=CONFIG --config.train.batch_size=-3", "batch_size is -3"),
     ],
 )
 def test_either_spelling_is_taken(command, flags, message, tmp_path, monkeypatch):
@@ -165,7 +195,7 @@ def test_home(monkeypatch, tmp_path):
     options = parser.parse_args(["--data_dir=~/x", "--names", "~/n"])
     assert (options.data_dir, options.names) == (tmp_path / "x", tmp_path / "n")
     assert parser.parse_args([]).data_dir == Path("data")
-    with pytest.raises(UserError, match="names the home folder of nobody"):
+    with pytest.raises(UserError, match="names the home folder of an unknown user"):
         parser.parse_args(["--data_dir=~nobody_here/x"])
 
 
