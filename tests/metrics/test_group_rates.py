@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from reference import rates_by_group
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.group_rates import Sides, few_errors, group_rates
@@ -17,7 +18,6 @@ from ida_jax.metrics.groups import (
 )
 from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
-from reference import rates_by_group
 
 FARS = (0.2, 0.03, 1e-3)
 
