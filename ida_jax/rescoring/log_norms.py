@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import rows_are
 
 if TYPE_CHECKING:
     from ida_jax.rescoring.quality_fit import QualityFit
@@ -24,15 +25,20 @@ _MANY = 10
 _SHIFT, _KOLMOGOROV = 0.05, 1.63
 
 
-def log_norms(norms: np.ndarray | None, *, method: str) -> np.ndarray:
+def log_norms(
+    norms: np.ndarray | None, faces: int, *, method: str, absent: bool = False
+) -> np.ndarray:
     """ln of the norms, float32 [N]; NaN of NaN.
 
     Args:
-      norms: [N], those of the embeddings as the model gave them; NaN where a face has none.
+      norms: [N], those of the embeddings as the model gave them.
+      faces: N.
       method: how an error names what needs them.
+      absent: NaN stands for no face, instead of being refused.
 
     Raises:
-      UserError: no norms, or embeddings that were normalised: all norms 1, or 10 and more of one
+      UserError: no norms, or of another number of faces; a norm that is zero, negative, infinite or
+        NaN, named by row; embeddings that were normalised: all norms 1, or 10 and more of one
         value, within 0.1 %.
     """
     if norms is None:
@@ -40,7 +46,16 @@ def log_norms(norms: np.ndarray | None, *, method: str) -> np.ndarray:
             f"{method} needs the norms of the embeddings as the model gave them: pass them as norms"
         )
     norms = np.asarray(norms, np.float64)
-    known = norms[np.isfinite(norms)]
+    if norms.shape != (faces,):
+        raise UserError(f"{method}: norms are {list(norms.shape)} for {faces} faces")
+    known = np.isfinite(norms) & (norms > 0)
+    bad = ~known & ~(np.isnan(norms) & absent)
+    if bad.any():
+        raise UserError(
+            f"{method}: {rows_are(np.flatnonzero(bad))} given a norm that is zero, negative, NaN "
+            "or infinite; such a face cannot match: leave it out or embed it again"
+        )
+    known = norms[known]
     if known.size:
         low, high = known.min(), known.max()
         one = max(abs(low - 1), abs(high - 1)) <= _ROUNDING

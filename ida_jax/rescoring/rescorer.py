@@ -318,7 +318,8 @@ class Rescorer:
             is no face. Only the methods with a `log_norm` need them.
 
         Raises:
-          UserError: such a method without norms, or with those of normalised embeddings.
+          UserError: such a method without norms, or with those of normalised embeddings; a norm
+            that is zero, negative or infinite, named by row.
         """
         return self.searched_terms(faces, labels=labels, norms=norms)[0]
 
@@ -336,7 +337,9 @@ class Rescorer:
             nearest = self._search(faces, labels).similarities[:, : self.neighbours]
         values = entry.values(self, faces, nearest)
         if entry.log_norm is not None:
-            own = entry.log_norm(self, log_norms(norms, method=self.method))
+            own = entry.log_norm(
+                self, log_norms(norms, len(faces), method=self.method, absent=True)
+            )
             values = np.concatenate([values, own[:, None]], axis=1)
         terms = FaceTerms(self.rule, values, self.constants)
         return terms, None if nearest is None else nearest[:, 0]

@@ -235,7 +235,7 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
     _ = run.groups
     for method in _further(run):
         if METHODS[method].log_norm is not None:
-            log_norms(run.inputs.norms, method=method)
+            log_norms(run.inputs.norms, len(run.inputs.norms), method=method)
 
 
 def _further(run: EmbeddingRun) -> dict[str, Rescorer]:
