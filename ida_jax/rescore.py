@@ -131,7 +131,12 @@ _NO_SETTINGS = (
 
 
 def _parser() -> Parser:
-    from ida_jax.rescoring.method_table import artefact_flags, scoring_methods
+    from ida_jax.rescoring.method_table import (
+        HEADLINE,
+        artefact_flags,
+        methods_set_by,
+        scoring_methods,
+    )
 
     parser = Parser("rescore", description=__doc__)
     add = parser.add_argument
@@ -143,9 +148,9 @@ def _parser() -> Parser:
         add(f"--{artefact}", type=Path, metavar=metavar, help=description)
     add(
         "--method",
-        default="ida_r",
+        default=HEADLINE,
         metavar="METHOD",
-        help=f"{', '.join(scoring_methods())} (default: ida_r)",
+        help=f"{', '.join(scoring_methods())} (default: {HEADLINE})",
     )
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
     add(
@@ -160,7 +165,8 @@ def _parser() -> Parser:
     add(
         "--top_n",
         type=int,
-        help="as_norm's cohort: each face's nearest anchors (300, or as many as the anchors allow)",
+        help=f"the cohort of {', '.join(methods_set_by('top_n'))}: each face's nearest anchors "
+        "(300, or as many as the anchors allow)",
     )
     add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
     add(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import rows_are
+from ida_jax.rescoring.method_table import HEADLINE
 
 if TYPE_CHECKING:
     from ida_jax.rescoring.quality_fit import QualityFit
@@ -63,7 +64,7 @@ def log_norms(
             raise UserError(
                 f"{method} has nothing to gain: the norms of all {known.size:,} embeddings are "
                 f"{high:.4g}, so that they were normalised; give them as the model makes them "
-                "(ida-jax embed keeps the norms), or take ida_r"
+                f"(ida-jax embed keeps the norms), or take {HEADLINE}"
             )
     return np.log(norms).astype(np.float32)
 
@@ -78,26 +79,27 @@ def norm_notes(scorers: "Iterable[Rescorer]", norms: np.ndarray) -> tuple[str, .
     Args:
       norms: [N], of the embeddings as the model gave them; NaN where a face has none.
     """
-    fit = next((s.quality_fit for s in scorers if s.quality_fit is not None), None)
+    scorer = next((s for s in scorers if s.quality_fit is not None), None)
     known = norms[np.isfinite(norms)]
-    if fit is None or not known.size:
+    if scorer is None or not known.size:
         return ()
+    fit = scorer.quality_fit
     found = np.log(known)
     outside = int(np.count_nonzero(fit.clipped(found) != found))
     notes = ()
     if outside:
         low, high = np.exp([fit.lowest, fit.highest])
         notes += (
-            f"ida_q: {outside:,} of {known.size:,} norms are outside {low:.3g} … {high:.3g}, where "
-            "99.8 % of the development faces' are, and count as its nearer end",
+            f"{scorer.method}: {outside:,} of {known.size:,} norms are outside {low:.3g} … "
+            f"{high:.3g}, where 99.8 % of the development faces' are, and count as its nearer end",
         )
     shift = norm_distance(fit, found)
     if shift.distance > _SHIFT + _KOLMOGOROV / np.sqrt(found.size):
         notes += (
-            "ida_q: the faces are of another quality than those that it was fitted on: "
+            f"{scorer.method}: the faces are of another quality than those that it was fitted on: "
             f"{100 * shift.below:.0f} % of their norms are below {np.exp(shift.log_norm):.3g}, "
             f"{100 * shift.expected:.0f} % of the development faces'; fit on faces like these, or "
-            "take ida_r",
+            f"take {HEADLINE}",
         )
     return notes
 

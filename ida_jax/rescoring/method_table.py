@@ -334,8 +334,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+# The paper's two: log F by a search among the anchors, and by the SSR module.
+SEARCHED, REGRESSED = "ida_r", "ida_l"
 # Gains are over the baseline; a report shows the pairs that the headline decides otherwise.
-BASELINE, HEADLINE = "cosine", "ida_r"
+BASELINE, HEADLINE = "cosine", SEARCHED
 
 
 def scoring_methods() -> dict[str, Method]:
@@ -354,6 +356,11 @@ def methods_with(artefacts: Collection[str], *, usual: bool = False) -> tuple[st
         for name, method in scoring_methods().items()
         if set(method.needs) <= set(artefacts) and (method.usual or not usual)
     )
+
+
+def methods_set_by(setting: str) -> tuple[str, ...]:
+    """The scoring methods whose scores depend on one of `SETTINGS`."""
+    return tuple(name for name, method in scoring_methods().items() if setting in method.settings)
 
 
 def artefact_flags() -> dict[str, str]:

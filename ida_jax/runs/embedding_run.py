@@ -38,7 +38,7 @@ from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.log_norms import log_norms
-from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.method_table import BASELINE, METHODS, REGRESSED, SEARCHED
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
@@ -311,9 +311,9 @@ def _evaluate(run: EmbeddingRun) -> None:
             faces,
             people,
             {
-                "cosine": cosine_terms(len(faces)),
-                "ida_r": dao_terms(searched, tau=c.tau),
-                "ida_l": dao_terms(regressed, tau=c.tau),
+                BASELINE: cosine_terms(len(faces)),
+                SEARCHED: dao_terms(searched, tau=c.tau),
+                REGRESSED: dao_terms(regressed, tau=c.tau),
                 **{name: each.terms(faces, norms=norms) for name, each in _further(run).items()},
             },
             fars=c.evaluate.fars,

@@ -22,7 +22,7 @@ from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
-from ida_jax.rescoring.method_table import artefact_flags
+from ida_jax.rescoring.method_table import SEARCHED, artefact_flags, methods_set_by
 from ida_jax.runs.workdir import (
     ANCHORS,
     METHOD_FILES,
@@ -154,7 +154,8 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add("--top_n", type=int, help="as_norm's cohort (300, or as many as the anchors allow)")
+    add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))} (300, or as "
+        "many as the anchors allow)")
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
@@ -376,12 +377,12 @@ def _densities(
         return None
     from ida_jax.report.run_report import Groups
 
-    if "ida_r" not in scorers:
+    if SEARCHED not in scorers:
         if protocol.grouped:
             return None
-        raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
+        raise UserError(f"--groups shows the groups' log F, which {SEARCHED} finds: give --anchors")
     codes, cells, _ = request.groups
-    log_density = scorers["ida_r"].log_densities(request.embeddings.embeddings)
+    log_density = scorers[SEARCHED].log_densities(request.embeddings.embeddings)
     known = codes >= 0
     return Groups(log_density[known], codes[known], cells.names[: cells.compared])
 

@@ -228,8 +228,8 @@ def test_normalised_embeddings_are_refused(fit):
 
 
 def test_notes_of_the_norms():
-    scorer = Rescorer(ANCHORS, method="cosine")
-    scorer.quality_fit = _fit(percentiles=tuple(np.linspace(1.6, 2.8, 99)))
+    fit = _fit(percentiles=tuple(np.linspace(1.6, 2.8, 99)), anchors_sketch=ANCHORS.sketch)
+    scorer = Rescorer(ANCHORS, method="ida_q", quality_fit=fit)
     alike = np.exp(np.random.default_rng(0).uniform(1.6, 2.8, 1000))
     assert norm_notes([scorer], alike) == ()
     assert norm_notes([Rescorer(None, method="cosine")], alike) == ()
