@@ -203,16 +203,13 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
-    from ida_jax.rescoring.method_table import is_dao, scoring_methods
+    from ida_jax.rescoring.method_table import is_dao, require_method
 
-    if options.method not in scoring_methods():
-        raise UserError(
-            f"method '{options.method}' is unknown: choose one of {', '.join(scoring_methods())}"
-        )
-    for need in scoring_methods()[options.method].needs:
+    method = require_method(options.method)
+    for need in method.needs:
         if getattr(options, need) is None and need != "anchors":
             raise UserError(f"--method={options.method} needs --{need}=FILE")
-    if options.labels is not None and scoring_methods()[options.method].neighbours is None:
+    if options.labels is not None and method.neighbours is None:
         raise UserError(
             "--labels leaves a face's own identity out of its support set or cohort, and "
             f"{options.method} searches none: leave it out"

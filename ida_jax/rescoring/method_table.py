@@ -15,6 +15,8 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import largest_identity
+from ida_jax.common.command_line import did_you_mean
+from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.cohort_scores import cohort_statistics, nearest_statistics
 from ida_jax.rescoring.density import log_density_of
@@ -343,6 +345,18 @@ BASELINE, HEADLINE = "cosine", SEARCHED
 def scoring_methods() -> dict[str, Method]:
     """The methods that score embeddings: what `Rescorer` and the commands take."""
     return {name: method for name, method in METHODS.items() if method.values is not None}
+
+
+def require_method(name: str) -> Method:
+    """A scoring method's entry.
+
+    Raises:
+      UserError: an unknown name, with the nearest one.
+    """
+    known = scoring_methods()
+    if name not in known:
+        raise UserError(f"method '{name}' is unknown: {did_you_mean(name, known)}")
+    return known[name]
 
 
 def methods_with(artefacts: Collection[str], *, usual: bool = False) -> tuple[str, ...]:

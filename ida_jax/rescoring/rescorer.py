@@ -39,6 +39,7 @@ from ida_jax.rescoring.method_table import (
     REGRESSED,
     is_dao,
     methods_set_by,
+    require_method,
     scoring_methods,
 )
 from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
@@ -142,11 +143,7 @@ class Rescorer:
         Raises:
           UserError: an unknown method, one without what it needs, k outside 1 … A, τ not positive.
         """
-        if method not in scoring_methods():
-            raise UserError(
-                f"method '{method}' is unknown: choose one of {', '.join(scoring_methods())}"
-            )
-        entry = METHODS[method]
+        entry = require_method(method)
         if isinstance(anchors, str | os.PathLike):
             anchors = read_anchors(anchors)
         elif anchors is not None and not isinstance(anchors, AnchorSet):

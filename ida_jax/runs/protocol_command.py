@@ -271,7 +271,7 @@ def _check(options: Any, protocol: Protocol) -> None:
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, scoring_methods
+    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, require_method
 
     files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
@@ -292,11 +292,8 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     given = [kind for kind, path in files.items() if path is not None]
     if options.methods is None:
         return files, methods_with(given, usual=True)
-    known = scoring_methods()
     for method in options.methods:
-        if method not in known:
-            raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(known)}")
-        for need in known[method].needs:
+        for need in require_method(method).needs:
             if need not in given:
                 raise UserError(f"--methods: {method} needs --{need}, or --run")
     return files, options.methods
