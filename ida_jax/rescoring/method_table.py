@@ -359,16 +359,21 @@ def require_method(name: str) -> Method:
     return known[name]
 
 
-def methods_with(artefacts: Collection[str], *, usual: bool = False) -> tuple[str, ...]:
+def methods_with(
+    artefacts: Collection[str], *, usual: bool = False, norms: bool = True
+) -> tuple[str, ...]:
     """The scoring methods that need no other artefacts than these.
 
     Args:
       usual: only those that an evaluation takes where no methods are named.
+      norms: whether the norms of the embeddings as the model gave them are known.
     """
     return tuple(
         name
         for name, method in scoring_methods().items()
-        if set(method.needs) <= set(artefacts) and (method.usual or not usual)
+        if set(method.needs) <= set(artefacts)
+        and (method.usual or not usual)
+        and (norms or method.log_norm is None)
     )
 
 

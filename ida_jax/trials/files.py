@@ -64,7 +64,7 @@ def write_files(
         artefacts[name].save(folder / file)
     scorer = trial.deployed.scorers[method]
     calibration = fit_calibration(
-        *trial.held.split(method), kind="logistic", origin=scorer.origin()
+        *trial.held.scores[method], kind="logistic", origin=scorer.origin()
     )
     calibration.save(folder / CALIBRATION)
     used = {name: kept[name] for name in entry.needs}
