@@ -131,7 +131,12 @@ _NO_SETTINGS = (
 
 
 def _parser() -> Parser:
-    from ida_jax.rescoring.method_table import artefact_flags, scoring_methods
+    from ida_jax.rescoring.method_table import (
+        HEADLINE,
+        artefact_flags,
+        methods_set_by,
+        scoring_methods,
+    )
 
     parser = Parser("rescore", description=__doc__)
     add = parser.add_argument
@@ -143,9 +148,9 @@ def _parser() -> Parser:
         add(f"--{artefact}", type=Path, metavar=metavar, help=description)
     add(
         "--method",
-        default="ida_r",
+        default=HEADLINE,
         metavar="METHOD",
-        help=f"{', '.join(scoring_methods())} (default: ida_r)",
+        help=f"{', '.join(scoring_methods())} (default: {HEADLINE})",
     )
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
     add(
@@ -160,7 +165,8 @@ def _parser() -> Parser:
     add(
         "--top_n",
         type=int,
-        help="as_norm's cohort: each face's nearest anchors (300, or as many as the anchors allow)",
+        help=f"the cohort of {', '.join(methods_set_by('top_n'))}: each face's nearest anchors "
+        "(300, or as many as the anchors allow)",
     )
     add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
     add(
@@ -197,16 +203,13 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
-    from ida_jax.rescoring.method_table import is_dao, scoring_methods
+    from ida_jax.rescoring.method_table import is_dao, require_method
 
-    if options.method not in scoring_methods():
-        raise UserError(
-            f"method '{options.method}' is unknown: choose one of {', '.join(scoring_methods())}"
-        )
-    for need in scoring_methods()[options.method].needs:
+    method = require_method(options.method)
+    for need in method.needs:
         if getattr(options, need) is None and need != "anchors":
             raise UserError(f"--method={options.method} needs --{need}=FILE")
-    if options.labels is not None and scoring_methods()[options.method].neighbours is None:
+    if options.labels is not None and method.neighbours is None:
         raise UserError(
             "--labels leaves a face's own identity out of its support set or cohort, and "
             f"{options.method} searches none: leave it out"

@@ -188,7 +188,7 @@ def _data(options: Any) -> "tuple[Labelled, AnchorSet | None]":
             )
     faces, _, norms = unit_rows(table.embeddings, what=str(options.embeddings))
     try:
-        log_norms(norms, method="IDA-Q")
+        log_norms(norms, len(norms), method="IDA-Q")
     except UserError as error:
         print(printable(f"not tried: {error}"))
         norms = None

@@ -87,7 +87,7 @@ def unit_rows(
         out[rows], bad[rows], norms[rows] = _unit_block(embeddings[rows])
     if bad.any() and not skip_bad:
         raise UserError(
-            f"{what}: {_rows(np.flatnonzero(bad))} zero, NaN or infinite; such a face cannot "
+            f"{what}: {rows_are(np.flatnonzero(bad))} zero, NaN or infinite; such a face cannot "
             "match: leave it out or embed it again"
         )
     return UnitRows(out, bad, norms)
@@ -217,7 +217,8 @@ def _floating(given: ArrayLike, what: str) -> np.ndarray:
     return array
 
 
-def _rows(rows: np.ndarray) -> str:
+def rows_are(rows: np.ndarray) -> str:
+    """Rows of an array in words, the first five by number: "rows 1, 5 are"."""
     if rows.size == 1:
         return f"row {rows[0]} is"
     shown = ", ".join(str(row) for row in rows[:5])

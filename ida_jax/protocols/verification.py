@@ -30,7 +30,7 @@ from ida_jax.metrics.evaluation import (
     verification_figures,
 )
 from ida_jax.metrics.group_rates import Sides, group_rates
-from ida_jax.metrics.groups import FaceGroups, groups_of_all_pairs
+from ida_jax.metrics.groups import FaceGroups, PairGroups, groups_of_all_pairs
 from ida_jax.metrics.ignored import (
     ignored_positions,
     labels_as_units,
@@ -47,7 +47,6 @@ from ida_jax.metrics.resampling import (
     impostor_rows,
     pair_list_total,
     split_tail,
-    tail,
 )
 from ida_jax.metrics.roc import SplitScores, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curves, with_groups
@@ -170,7 +169,7 @@ def evaluate_all_pairs(
     if removed.size:
         for name, split in scores.items():
             scores[name] = split._replace(impostor=np.delete(split.impostor, removed))
-    genuine, impostors = (kind.size for kind in next(iter(scores.values())))
+    genuine = next(iter(scores.values())).genuine.size
     of_genuine = units[genuine_rows(units, np.arange(genuine)).first][:, None]
 
     def rows_of_impostors(positions: np.ndarray) -> np.ndarray:
@@ -179,55 +178,28 @@ def evaluate_all_pairs(
     def impostor_units(positions: np.ndarray) -> np.ndarray:
         return units[rows_of_impostors(positions)]
 
-    def tails(highest_far: float) -> dict[str, Tail]:
-        # A genuine pair lies within one identity: two equal sides.
-        return {
-            name: split_tail(
-                *split,
-                genuine_units=np.repeat(of_genuine, 2, axis=1),
-                impostor_units=impostor_units,
-                highest_far=highest_far,
-            )
-            for name, split in scores.items()
-        }
-
-    total = total_without(all_pairs_total(units), units, one_person)
-    bootstrap = bootstrap_deepening(
-        tails,
-        fars=_all_fars(fars, impostors),
-        units=identities.size,
-        total=total,
-        baseline=BASELINE,
-        resamples=resamples,
-        seed=seed,
-        progress=_PROGRESS,
+    # A genuine pair lies within one identity: two equal sides.
+    sides = Sides(
+        np.repeat(of_genuine, 2, axis=1),
+        impostor_units,
+        identities.size,
+        total_without(all_pairs_total(units), units, one_person),
     )
-    rates: dict[str, dict[str, Any]] = {}
-    grouped: dict[str, ThresholdCurve] = {}
+    of_pairs = None
     if groups is not None:
         of_pairs = groups_of_all_pairs(groups, units, genuine, left_out=removed)
-        grouped = {
-            name: with_groups(curve, scores[name].impostor, of_pairs.impostor, of_pairs.names)
-            for name, curve in threshold_curves(scores, bootstrap, fars).items()
-        }
-        rates = group_rates(
-            scores,
-            of_pairs,
-            Sides(np.repeat(of_genuine, 2, axis=1), impostor_units, identities.size, total),
-            fars=fars,
-            own_thresholds=group_thresholds,
-            resamples=resamples,
-            seed=seed,
-            progress=_PROGRESS,
-        )
     changed_far, changed = changed_pairs_of_all(scores, units, rows_of_impostors, fars)
     worst = worst_pairs_of_all(scores, units, rows_of_impostors)
-    for split in scores.values():
-        for kind in split:
-            kind.sort()
-    evaluated = _figures_and_curves(scores, bootstrap, fars)
-    if groups is not None:
-        evaluated = with_group_rates(evaluated, rates, groups.notes, grouped)
+    evaluated = evaluate_split_pairs(
+        scores,
+        sides,
+        fars=fars,
+        groups=of_pairs,
+        group_notes=() if groups is None else groups.notes,
+        group_thresholds=group_thresholds,
+        resamples=resamples,
+        seed=seed,
+    )
     return AllPairs(evaluated, scores, changed, changed_far, removed.size, worst)
 
 
@@ -291,20 +263,104 @@ def evaluate_scored_pairs(
       over: what the units are.
       same, fars, resamples, seed: as `evaluate_labelled_pairs`.
     """
-    count = int(units.max()) + 1
-    bootstrap = bootstrap_deepening(
-        lambda far: {n: tail(s, same, units, highest_far=far) for n, s in scores.items()},
-        fars=_all_fars(fars, np.count_nonzero(~same)),
-        units=count,
-        total=pair_list_total(units[~same], count=count),
+    count, of_impostors = int(units.max()) + 1, units[~same]
+    return evaluate_split_pairs(
+        {name: SplitScores(values[same], values[~same]) for name, values in scores.items()},
+        Sides(
+            units[same],
+            lambda positions: of_impostors[positions],
+            count,
+            pair_list_total(of_impostors, count=count),
+        ),
+        fars=fars,
+        over=over,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def evaluate_split_pairs(
+    scores: Mapping[str, SplitScores],
+    sides: Sides,
+    *,
+    fars: Sequence[float],
+    over: str = "identities",
+    groups: PairGroups | None = None,
+    group_notes: Sequence[str] = (),
+    group_thresholds: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """`evaluate_scored_pairs` of scores by kind, which are sorted in place: none is copied.
+
+    Args:
+      scores: {method: its scores}, float32 [G] and [n].
+      sides: the pairs' units.
+      over: what the units are.
+      groups: the pairs' groups, for figures by group.
+      group_notes: what a reader must know of the groups.
+      group_thresholds: whether these figures are at a threshold a group too.
+      fars, resamples, seed: as `evaluate_labelled_pairs`.
+    """
+    impostors = next(iter(scores.values())).impostor.size
+    bootstrap = bootstrap_split_pairs(
+        scores,
+        sides,
+        fars=_all_fars(fars, impostors),
         over=over,
         baseline=BASELINE,
         resamples=resamples,
         seed=seed,
-        progress=_PROGRESS,
     )
-    splits = {name: split_scores(values, same) for name, values in scores.items()}
-    return _figures_and_curves(splits, bootstrap, fars)
+    rates: dict[str, dict[str, Any]] = {}
+    grouped: dict[str, ThresholdCurve] = {}
+    if groups is not None:
+        grouped = {
+            name: with_groups(curve, scores[name].impostor, groups.impostor, groups.names)
+            for name, curve in threshold_curves(scores, bootstrap, fars).items()
+        }
+        rates = group_rates(
+            scores,
+            groups,
+            sides,
+            fars=fars,
+            own_thresholds=group_thresholds,
+            resamples=resamples,
+            seed=seed,
+            progress=_PROGRESS,
+        )
+    for split in scores.values():
+        for kind in split:
+            kind.sort()
+    evaluated = _figures_and_curves(scores, bootstrap, fars)
+    return evaluated if groups is None else with_group_rates(evaluated, rates, group_notes, grouped)
+
+
+def bootstrap_split_pairs(
+    scores: Mapping[str, SplitScores], sides: Sides, *, fars: Sequence[float], **options: Any
+) -> Bootstrap:
+    """`bootstrap_deepening` of scores by kind, in any order.
+
+    Args:
+      scores, sides: as `evaluate_split_pairs`.
+      fars: rates in (0, 1].
+      **options: those of `bootstrap_tails`.
+    """
+
+    def tails(highest_far: float) -> dict[str, Tail]:
+        return {
+            name: split_tail(
+                *split,
+                genuine_units=sides.genuine,
+                impostor_units=sides.impostor,
+                highest_far=highest_far,
+            )
+            for name, split in scores.items()
+        }
+
+    return bootstrap_deepening(
+        tails, fars=fars, units=sides.count, total=sides.total, progress=_PROGRESS, **options
+    )
 
 
 def kfold_figures(

@@ -32,7 +32,7 @@ from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.log_norms import log_norms
-from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.method_table import BASELINE, METHODS, REGRESSED, SEARCHED
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
@@ -209,7 +209,7 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
     _ = run.groups
     for method in _further(run):
         if METHODS[method].log_norm is not None:
-            log_norms(run.inputs.norms, method=method)
+            log_norms(run.inputs.norms, len(run.inputs.norms), method=method)
 
 
 def _further(run: EmbeddingRun) -> dict[str, Rescorer]:
@@ -285,9 +285,9 @@ def _evaluate(run: EmbeddingRun) -> None:
             faces,
             people,
             {
-                "cosine": cosine_terms(len(faces)),
-                "ida_r": dao_terms(searched, tau=c.tau),
-                "ida_l": dao_terms(regressed, tau=c.tau),
+                BASELINE: cosine_terms(len(faces)),
+                SEARCHED: dao_terms(searched, tau=c.tau),
+                REGRESSED: dao_terms(regressed, tau=c.tau),
                 **{name: each.terms(faces, norms=norms) for name, each in _further(run).items()},
             },
             fars=c.evaluate.fars,

@@ -28,7 +28,7 @@ from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.method_table import METHODS, REGRESSED, SEARCHED
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
@@ -78,8 +78,8 @@ def evaluate_run(run: Run) -> None:
             "fingerprint": run.anchors.fingerprint,
         },
     }
-    if "ida_r" in methods:
-        searched = methods["ida_r"].values[:, 0]
+    if SEARCHED in methods:
+        searched = methods[SEARCHED].values[:, 0]
     else:
         searched = searched_log_density(
             faces, run.anchors, k=c.k, tau=c.tau, labels=own, searcher=c.searcher
@@ -211,12 +211,12 @@ def _by_likelihood(
     c = run.config
     return likelihood_methods(
         faces,
-        run.uncertain_anchors if "ida_r" in c.evaluate.methods else None,
+        run.uncertain_anchors if SEARCHED in c.evaluate.methods else None,
         k=c.k,
         tau=c.tau,
         labels=own,
         anchor_labels=run.anchors.labels,
-        ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
+        ssr=run.ssr if REGRESSED in c.evaluate.methods else None,
     )
 
 

@@ -22,7 +22,7 @@ from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
-from ida_jax.rescoring.method_table import artefact_flags
+from ida_jax.rescoring.method_table import SEARCHED, artefact_flags, methods_set_by
 from ida_jax.runs.workdir import (
     ANCHORS,
     METHOD_FILES,
@@ -155,7 +155,8 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add("--top_n", type=int, help="as_norm's cohort (300, or as many as the anchors allow)")
+    add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))} (300, or as "
+        "many as the anchors allow)")
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
@@ -274,7 +275,7 @@ def _check(options: Any, protocol: Protocol) -> None:
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, scoring_methods
+    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, require_method
 
     files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
@@ -295,11 +296,8 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     given = [kind for kind, path in files.items() if path is not None]
     if options.methods is None:
         return files, methods_with(given, usual=True)
-    known = scoring_methods()
     for method in options.methods:
-        if method not in known:
-            raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(known)}")
-        for need in known[method].needs:
+        for need in require_method(method).needs:
             if need not in given:
                 raise UserError(f"--methods: {method} needs --{need}, or --run")
     return files, options.methods
@@ -369,22 +367,22 @@ def _face_groups(options: Any, embeddings: "EmbeddingFile") -> "FaceGroups | Non
 
 def _check_log_f_by_group(methods: Collection[str]) -> None:
     """Of a protocol without rates by group the report shows the groups' log F alone."""
-    if "ida_r" not in methods:
-        raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
+    if SEARCHED not in methods:
+        raise UserError(f"--groups shows the groups' log F, which {SEARCHED} finds: give --anchors")
 
 
 def _log_f_by_group(
     request: Request, scorers: "Mapping[str, Rescorer]"
 ) -> "DensitiesByGroup | None":
     """log F of each row of E that has an embedding and a group, for the report's figure."""
-    if request.groups is None or "ida_r" not in scorers:
+    if request.groups is None or SEARCHED not in scorers:
         return None
     from ida_jax.common.validation import unit_rows
     from ida_jax.report.run_report import DensitiesByGroup
 
     (codes, cells, _), rows = request.groups, request.embeddings.embeddings
     known = (codes >= 0) & ~unit_rows(rows, skip_bad=True).bad
-    log_density = scorers["ida_r"].log_densities(rows[known])
+    log_density = scorers[SEARCHED].log_densities(rows[known])
     return DensitiesByGroup(log_density, codes[known], cells.names[: cells.compared])
 
 

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from ida_jax import rescore, trial
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.roc import Interval
+from ida_jax.metrics.evaluation import measurable_far
+from ida_jax.metrics.groups import FaceGroups, named_cells
+from ida_jax.metrics.roc import Interval, SplitScores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.trials import split
 from ida_jax.trials.files import score_script
-from ida_jax.trials.rotate import Labelled, Scored, choose, standardised, usable_far
+from ida_jax.trials.pool import groups_of, pooled, sides_of
+from ida_jax.trials.rotate import Labelled, Scored, choose, operating_points, standardise
 from ida_jax.trials.split import FOLDS, IMAGES, rotations
 from ida_jax.trials.trial import require_distinct
 from ida_jax.trials.verdict import Finding, people_needed, verdict
@@ -68,21 +71,62 @@ def test_too_few_people(people, fault):
 
 
 def _scored(**scores):
-    same = np.array([True, True, False, False, False, False])
-    units = np.array([[0, 0], [1, 1], [0, 1], [0, 2], [1, 2], [2, 3]])
-    return Scored({n: np.float32(s) for n, s in scores.items()}, same, units)
+    """Two genuine pairs, then four impostor ones."""
+    split = {n: SplitScores(np.float32(s[:2]), np.float32(s[2:])) for n, s in scores.items()}
+    return Scored(split, *(np.arange(0),) * 3)
 
 
 def test_the_choice_and_the_common_scale():
     part = _scored(cosine=[3, 1, 2, 0, 0, 0], ida_r=[3, 2.5, 2, 0, 0, 0], csn=[3, 2.5, 2, 1, 0, 0])
-    assert choose(part, 0.25) == "cosine"  # one false accept each: 2 of 2 by all
-    assert choose(part, 0.1) == "ida_r"  # the first of the two that are above it
-    assert usable_far([part], 1e-4) == 0.5
-    scaled = standardised(
-        _scored(cosine=[7, 5, 6, 4, 2, 1]), _scored(cosine=[9, 9, 6, 4, 2, 1]), 0.1
-    )
+
+    def chosen(far):
+        return choose({name: at.tar for name, (at, _) in operating_points(part, far).items()})
+
+    assert chosen(0.25) == "cosine"  # one false accept each: 2 of 2 by all
+    assert chosen(0.1) == "ida_r"  # the first of the two that are above it
+    assert measurable_far(1e-4, 4) == 0.5
+    points = operating_points(_scored(cosine=[9, 9, 6, 4, 2, 1]), 0.1)
+    scaled = standardise(_scored(cosine=[7, 5, 6, 4, 2, 1]), points).scores["cosine"]
     # Thresholds 6 at FAR 0.1, 2 at FAR 0.5.
-    np.testing.assert_allclose(scaled.scores["cosine"], (np.array([7, 5, 6, 4, 2, 1]) - 6) / 4)
+    np.testing.assert_allclose(scaled.genuine, (np.array([7, 5]) - 6) / 4)
+    np.testing.assert_allclose(scaled.impostor, (np.array([6, 4, 2, 1]) - 6) / 4)
+
+
+def test_pooled_pairs_know_their_people_and_groups():
+    """Against all pairs of all faces, written out one by one."""
+    rng = np.random.default_rng(0)
+    people = np.array([7, 2, 7, 4, 2, 2, 9, 5, 9, 0, 5, 5])
+    groups = FaceGroups(rng.integers(-1, 3, 12), named_cells(["a", "b", "c"]))
+    folds, listed = [np.array([0, 1, 2, 3, 4, 5]), np.array([6, 7, 8, 9, 10, 11])], ([], [])
+    parts = []
+    for rows in folds:
+        pairs = [(a, b) for a in rows for b in rows if a < b]
+        split = [[p for p in pairs if (people[p[0]] == people[p[1]]) == same] for same in (1, 0)]
+        for all_of_kind, kind in zip(listed, split, strict=True):
+            all_of_kind += kind
+        scores = SplitScores(*(np.float32([10 * a + b for a, b in kind]) for kind in split))
+        ids, labels = np.unique(people[rows], return_inverse=True)
+        parts.append(Scored({"cosine": scores, "other": scores}, rows, ids, labels))
+    del parts[1].scores["other"]
+    sides, of_pairs = sides_of(parts), groups_of(parts, groups)
+    whole = pooled(parts)
+    assert list(whole) == ["cosine"]
+    assert parts[0].scores.keys() == {"other"}
+    for kind, codes, pairs in zip(
+        whole["cosine"], (of_pairs.genuine, of_pairs.impostor), listed, strict=True
+    ):
+        np.testing.assert_array_equal(kind, [10 * a + b for a, b in pairs])
+        np.testing.assert_array_equal(codes, groups.of_pairs(*np.array(pairs).T))
+    genuine, impostor = (people[np.array(kind)] for kind in listed)
+    np.testing.assert_array_equal(sides.genuine, genuine)
+    some = rng.permutation(len(impostor))[:9]
+    np.testing.assert_array_equal(sides.impostor(some), impostor[some])
+    weights = rng.integers(0, 4, (10, 3)).astype(float)
+    drawn = weights[impostor[:, 0]] * weights[impostor[:, 1]]
+    assert sides.count == 10
+    np.testing.assert_allclose(sides.total(weights), drawn.sum(axis=0))
+    by_group = [drawn[of_pairs.impostor == q].sum(axis=0) for q in range(len(of_pairs.names))]
+    np.testing.assert_allclose(of_pairs.total(weights), by_group)
 
 
 FINDING = Finding(
