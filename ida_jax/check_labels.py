@@ -17,6 +17,9 @@ pairs of images between such names out of the figures.
   E2  the same faces by a second model: only what both find similar is shown, which leaves fewer
       lookalikes of either
   I   the images by E's names: a folder, a .tar or .tgz, or a list of paths
+
+examples:
+  ida-jax check_labels --embeddings=faces.npy --images=crops --output=labels
 """
 
 import csv

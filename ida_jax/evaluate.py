@@ -19,6 +19,13 @@ ida-jax check_labels proposes them as a list for --ignore_identity_pairs.
 
 A protocol's own files, with embeddings and all methods at once; the help lists the protocols:
 ida-jax evaluate --protocol=lfw --help
+
+examples:
+  ida-jax evaluate --scores=scores.npy --labels=labels.npy
+  ida-jax evaluate --scores=scores.npy --baseline=cosine.npy --labels=labels.npy \\
+      --identities=people.csv --json=figures.json
+  ida-jax evaluate --scores=dev_scores.npy --labels=dev_same.npy --identities=dev_people.csv \\
+      --fit=logistic --calibration=calibration.safetensors
 """
 
 import sys
@@ -80,29 +87,32 @@ def _write(options: Any) -> None:
 
 def _parser() -> Parser:
     parser = Parser("evaluate", description=__doc__)
-    add = parser.add_argument
     # fmt: off
+    add = parser.add_argument_group("pairs").add_argument
     add("--scores", type=Path, required=True, metavar="S", help="one score a pair")
     add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
     add("--baseline", type=Path, metavar="S0", help="a second method's scores")
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
         "person, two a line: the pairs between them count neither way; with --identities")
+    add = parser.add_argument_group("groups").add_argument
     add("--groups", type=Path, metavar="G", help="one group a pair, or a person")
     add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
         "group, which holds the FAR in each; they are in --json")
+    add = parser.add_argument_group("figures").add_argument
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
         help="false accept rates (1e-3,1e-4,1e-5)")
     add("--resamples", type=int, default=1000, help="of the bootstrap; 0 leaves it out (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    add("--json", type=Path, metavar="OUT", help="all figures and curves")
+    add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
+    add = parser.add_argument_group("calibration").add_argument
     add("--fit", choices=("logistic", "isotonic"), help="fit a calibration of S")
     add("--calibration", type=Path, metavar="OUT", help="the fitted calibration, .safetensors")
     add("--method", default="", help="the method of S, such as ida_r, where S was not written by "
         "rescore: kept with the calibration, which rescore then refuses for other methods")
     add("--allow_shared", action="store_true",
         help="fit though people of S seem to be among the anchors, where they are not")
-    add("--json", type=Path, metavar="OUT", help="all figures and curves")
-    add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
     # fmt: on
     return parser
 

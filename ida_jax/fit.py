@@ -30,6 +30,11 @@ _FILES = """
   A  the anchor set to rescore with (.safetensors), or embeddings as E. Its labels, where it has
      them, are in L's numbering, or L has its names: a face's own identity is then left out of its
      support set or cohort."""
+_EXAMPLE = """
+
+examples:
+  ida-jax fit {kind} --embeddings=dev.npy --labels=dev_labels.npy --anchors=anchors.safetensors \\
+      --output={kind}.safetensors"""
 _CSN = "Fits the classifier of discriminative cohort score normalisation (rescore --csn=F).\n"
 _DAO = """Fits IDA-R's constants: the densities' weight and the support set's size
 (rescore --method=ida_r_fitted --dao_fit=F).
@@ -55,7 +60,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unknown fit '{kind}': {did_you_mean(kind, _FITS)}; see --help")
     fit = _FITS[kind]
     parser = _parser(kind, fit.description)
-    fit.flags(parser.add_argument)
+    fit.flags(parser.add_argument_group("the fit").add_argument)
     options = parser.parse_args(rest)
     reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "anchors")}
     with writing({"--output": options.output}, reading=reading):
@@ -195,9 +200,9 @@ class _Given(NamedTuple):
 
 
 def _parser(kind: str, description: str) -> Parser:
-    parser = Parser(f"fit {kind}", description=description + _FILES)
-    add = parser.add_argument
+    parser = Parser(f"fit {kind}", description=description + _FILES + _EXAMPLE.format(kind=kind))
     # fmt: off
+    add = parser.add_argument_group("files").add_argument
     add("--embeddings", type=Path, required=True, metavar="E", help="the development faces")
     add("--labels", type=Path, required=True, metavar="L", help="their identities")
     add("--anchors", type=Path, required=True, metavar="A", help="the anchors, or the cohort")

@@ -11,6 +11,12 @@ the list; killed in the middle, the same command continues; the output appears w
 
 Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work through the folder
 of S, which all of them must see, and make the same file.
+
+examples:
+  ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
+      --output=scores.npy
+  ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
+      --calibration=calibration.safetensors --scale=percent --output=percent.csv
 """
 
 import contextlib
@@ -139,10 +145,11 @@ def _parser() -> Parser:
     )
 
     parser = Parser("rescore", description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("files").add_argument
     add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
     add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")
     add("--output", type=Path, required=True, metavar="S", help="where the scores go")
+    add = parser.add_argument_group("the method").add_argument
     for artefact, description in artefact_flags().items():
         metavar = "A" if artefact == "anchors" else "FILE"
         add(f"--{artefact}", type=Path, metavar=metavar, help=description)
@@ -151,14 +158,6 @@ def _parser() -> Parser:
         default=HEADLINE,
         metavar="METHOD",
         help=f"{', '.join(scoring_methods())} (default: {HEADLINE})",
-    )
-    add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
-    add(
-        "--labels",
-        type=Path,
-        metavar="L",
-        help="who is on each row of E, names or integers as the anchors': leaves a face's own "
-        "identity out of its support set or cohort",
     )
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
@@ -169,6 +168,22 @@ def _parser() -> Parser:
         "(300, or as many as the anchors allow)",
     )
     add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
+    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--tolerance",
+        type=float,
+        default=0.02,
+        help="error in log F, over its spread, up to which an approximate search is taken (0.02)",
+    )
+    add = parser.add_argument_group("faces and scores").add_argument
+    add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
+    add(
+        "--labels",
+        type=Path,
+        metavar="L",
+        help="who is on each row of E, names or integers as the anchors': leaves a face's own "
+        "identity out of its support set or cohort",
+    )
     add(
         "--scale",
         choices=_SCALES,
@@ -187,13 +202,7 @@ def _parser() -> Parser:
         action="store_true",
         help="compare all of an anchor set of more than 256 MiB with its checksum",
     )
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
-    add(
-        "--tolerance",
-        type=float,
-        default=0.02,
-        help="error in log F, over its spread, up to which an approximate search is taken (0.02)",
-    )
+    add = parser.add_argument_group("work shared out").add_argument
     add("--chunk", type=int, default=1 << 24, help="pairs at once (16,777,216)")
     add("--coordinator", metavar="HOST:PORT", help="process 0's, with --processes and --process")
     add("--processes", type=int, help="how many processes")

@@ -49,6 +49,11 @@ _PARSERS = {
 # What a report is.
 _WRITTEN = ("results.json", "report.html", "results.md", "results.tex")
 
+_EXAMPLE = """
+examples:
+  ida-jax evaluate --protocol=lfw --files=pairs.txt --embeddings=faces.npy \\
+      --anchors=anchors.safetensors --output=runs/lfw"""
+
 
 def main(argv: list[str]) -> None:
     """Parses flags, evaluates, prints the tables, writes DIR."""
@@ -130,24 +135,16 @@ def _protocol_of(argv: list[str]) -> str:
 
 def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     lines = [f"  {entry.name:<11}{entry.files:<47}{entry.rows}" for entry in table.values()]
-    parser = Parser("evaluate", description="\n".join([__doc__.rstrip(), *lines]))
-    add = parser.add_argument
+    parser = Parser("evaluate", description="\n".join([__doc__.rstrip(), *lines, _EXAMPLE]))
     # fmt: off
+    add = parser.add_argument_group("files").add_argument
     add("--protocol", required=True, choices=tuple(table), help="one of the table above")
     add("--files", type=Path, metavar="F", help="the protocol's files")
     add("--embeddings", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
-    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
-        f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
-    add("--groups", type=_groups_option, metavar="G", help="FAR and TAR by group: a list of person "
-        "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
-        "embeddings' norms. With anchors the report shows the groups' log F too")
-    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
-        "group, which holds the FAR in each; they are in results.json")
-    add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
-        "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
+    add = parser.add_argument_group("the methods").add_argument
     add("--run", type=Path, metavar="W", help=f"a workdir: its {', '.join(METHOD_FILES)}")
     for artefact, description in artefact_flags().items():
         metavar = "A" if artefact == "anchors" else "FILE"
@@ -158,6 +155,16 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))} (300, or as "
         "many as the anchors allow)")
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add = parser.add_argument_group("what counts").add_argument
+    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
+        f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
+    add("--groups", type=_groups_option, metavar="G", help="FAR and TAR by group: a list of person "
+        "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
+        "embeddings' norms. With anchors the report shows the groups' log F too")
+    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
+        "group, which holds the FAR in each; they are in results.json")
+    add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
+        "match, or are left out of their template, video or crowd, and are counted")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     # fmt: on

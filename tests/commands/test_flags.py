@@ -53,6 +53,9 @@ COMMANDS = {
     "train": (main, []),
 }
 
+# Their help lists commands.
+OVERVIEWS = ("prepare", "fit", "anchors")
+
 
 def test_no_command_is_left_out():
     assert {command.split()[0] for command in COMMANDS} == set(__main__.COMMANDS)
@@ -74,6 +77,24 @@ def test_the_help_has_one_spelling(command, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert len(text) > 100
     assert not re.findall(r"--\w+-\w+", text)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in OVERVIEWS])
+def test_the_help_has_examples_and_groups_of_flags(command, monkeypatch, capsys):
+    module, words = COMMANDS[command]
+    with contextlib.suppress(SystemExit):
+        _run(module, [*words, "--help"], monkeypatch)
+    text, examples = capsys.readouterr().out.split("examples:\n")
+    examples, *groups = re.split(r"\n\n(?=\S)", examples)
+    flags = [re.findall(r"^  (--\w+)", group, re.MULTILINE) for group in groups]
+    # -h stands alone where there are so many that they need titles.
+    assert max(map(len, flags), default=0) <= 12
+    shown = set(re.findall(r"(?<= )--\w+(?=[=\s]|$)", examples))
+    assert shown
+    known = {flag for group in flags for flag in group} or set(re.findall(r"--\w+", text))
+    others = {"--config", "--workdir"} if command in ("train", "plan") else set()
+    assert shown <= known | others
+    assert "python -m" in examples or f"ida-jax {command.split(' --')[0]}" in examples
 
 
 @pytest.mark.parametrize(
