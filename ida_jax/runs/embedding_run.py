@@ -288,7 +288,7 @@ def _evaluate(run: EmbeddingRun) -> None:
                 "cosine": cosine_terms(len(faces)),
                 "ida_r": dao_terms(searched, tau=c.tau),
                 "ida_l": dao_terms(regressed, tau=c.tau),
-                **{name: each.terms(faces, norms=norms) for name, each in _further(run).items()},
+                **{name: more.terms(faces, norms=norms) for name, more in _further(run).items()},
             },
             fars=c.evaluate.fars,
             ignored=None if known is None else known.codes,
