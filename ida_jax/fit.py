@@ -18,6 +18,7 @@ from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -42,18 +43,25 @@ faces of the same kind and quality as those to be scored.
 
 def main(argv: list[str]) -> None:
     """Fits one of the three."""
-    commands = {"csn": _csn, "dao": _dao, "quality": _quality}
+    commands = {
+        "csn": (_CSN, _csn_flags, _fit_csn),
+        "dao": (_DAO, _dao_flags, _fit_dao),
+        "quality": (_QUALITY, _quality_flags, _fit_quality),
+    }
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
     elif argv[0] not in commands:
         raise UserError(f"unknown fit '{argv[0]}': expected csn, dao or quality; see --help")
     else:
-        commands[argv[0]](argv[1:])
+        description, add_flags, fit = commands[argv[0]]
+        parser = _parser(argv[0], description)
+        add_flags(parser.add_argument)
+        options = parser.parse_args(argv[1:])
+        with _writing(options):
+            fit(options, _read(options))
 
 
-def _csn(argv: list[str]) -> None:
-    parser = _parser("csn", _CSN)
-    add = parser.add_argument
+def _csn_flags(add: "Callable[..., Any]") -> None:
     # fmt: off
     add("--top_n", type=int, help="cohort scores a face (100, or as many as the anchors allow)")
     add("--degree", type=int, default=3, help="the polynomial's degree (3)")
@@ -61,15 +69,11 @@ def _csn(argv: list[str]) -> None:
         help="share of genuine pairs that the fit is weighted to; low for low FARs (0.001)")
     add("--seed", type=int, default=0, help="of the pairs' draw (0)")
     # fmt: on
-    options = parser.parse_args(argv)
-    with _writing(options):
-        _fit_csn(options)
 
 
-def _fit_csn(options: Any) -> None:
+def _fit_csn(options: Any, given: "_Given") -> None:
     from ida_jax.rescoring.csn_fit import USUAL_COHORT, fit_csn
 
-    given = _read(options)
     csn = fit_csn(
         given.faces,
         given.labels,
@@ -77,8 +81,7 @@ def _fit_csn(options: Any) -> None:
         top_n=options.top_n,
         degree=options.degree,
         prior=options.prior,
-        exclude_own=not options.keep_own,
-        searcher=options.searcher,
+        **_search(options),
         seed=options.seed,
     )
     csn.save(options.output)
@@ -94,28 +97,21 @@ def _fit_csn(options: Any) -> None:
     )
 
 
-def _dao(argv: list[str]) -> None:
-    parser = _parser("dao", _DAO)
-    add = parser.add_argument
+def _dao_flags(add: "Callable[..., Any]") -> None:
     add("--far", type=float, default=1e-4, help="the FAR to fit at (0.0001)")
     add("--most_support", type=int, default=128, help="the most neighbours looked at (128)")
-    options = parser.parse_args(argv)
-    with _writing(options):
-        _fit_dao(options)
 
 
-def _fit_dao(options: Any) -> None:
+def _fit_dao(options: Any, given: "_Given") -> None:
     from ida_jax.rescoring.dao_fit import fit_dao
 
-    given = _read(options)
     fit = fit_dao(
         given.faces,
         given.labels,
         given.anchors,
         far=options.far,
         most_support=options.most_support,
-        exclude_own=not options.keep_own,
-        searcher=options.searcher,
+        **_search(options),
     )
     fit.save(options.output)
     print(
@@ -126,9 +122,7 @@ def _fit_dao(options: Any) -> None:
     )
 
 
-def _quality(argv: list[str]) -> None:
-    parser = _parser("quality", _QUALITY)
-    add = parser.add_argument
+def _quality_flags(add: "Callable[..., Any]") -> None:
     add("--k", type=int, default=30, help="the nearest anchors whose mean cosine counts (30)")
     add(
         "--form",
@@ -136,17 +130,13 @@ def _quality(argv: list[str]) -> None:
         help="fitted (default), or base: the density weighs what it does in DAO, and the norm "
         "counts for the genuine side alone",
     )
-    options = parser.parse_args(argv)
-    with _writing(options):
-        _fit_quality(options)
 
 
-def _fit_quality(options: Any) -> None:
+def _fit_quality(options: Any, given: "_Given") -> None:
     import numpy as np
 
     from ida_jax.rescoring.quality_fit import fit_quality
 
-    given = _read(options)
     fit = fit_quality(
         given.faces,
         given.norms,
@@ -154,8 +144,7 @@ def _fit_quality(options: Any) -> None:
         given.anchors,
         k=options.k,
         form=options.form,
-        exclude_own=not options.keep_own,
-        searcher=options.searcher,
+        **_search(options),
     )
     fit.save(options.output)
     low, high = np.exp([fit.lowest, fit.highest])
@@ -171,6 +160,11 @@ def _fit_quality(options: Any) -> None:
             "the form is base: the faces have too few impostor pairs for the other, and T is that "
             "of their pairs with the anchors"
         )
+
+
+def _search(options: Any) -> dict[str, Any]:
+    """What all three fits take alike."""
+    return {"exclude_own": not options.keep_own, "searcher": options.searcher}
 
 
 class _Given(NamedTuple):
