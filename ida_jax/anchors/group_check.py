@@ -121,8 +121,8 @@ def check_groups(
     if np.count_nonzero(counts) < 2:
         raise UserError(f"the probes are of one group ({listed}): expected people of two or more")
     smallest = int(np.argmin(counts))
-    k, each = anchors.k, int(min(counts.min(), _MOST_PEOPLE))
-    if len(names) * each <= k:
+    k, per_group = anchors.k, int(min(counts.min(), _MOST_PEOPLE))
+    if len(names) * per_group <= k:
         raise UserError(
             f"group '{names[smallest]}' has {counts[smallest]} people among the probes (of all: "
             f"{listed}): too few to find k = {k} neighbours among as many of each group; add "
@@ -133,7 +133,7 @@ def check_groups(
     for code in range(len(names)):
         drawn = rng.permutation(first[codes[first] == code])
         rows.append(np.sort(drawn[:_MOST_PEOPLE]))
-        reference.append(drawn[:each])
+        reference.append(drawn[:per_group])
     examined, of_reference = np.concatenate(rows), np.concatenate(reference)
     faces, group = probes[examined], codes[examined]
     own = (

@@ -187,7 +187,7 @@ def terms_of_people(
 ) -> dict[str, FaceTerms]:
     """Every method's terms; people among named anchors are left out of their own support sets."""
     own = labels_among_anchors(people, scorers)
-    return {name: each.terms(faces, labels=own, norms=norms) for name, each in scorers.items()}
+    return {name: scorer.terms(faces, labels=own, norms=norms) for name, scorer in scorers.items()}
 
 
 class LeftOut(NamedTuple):

@@ -288,7 +288,7 @@ def _evaluate(run: EmbeddingRun) -> None:
                 BASELINE: cosine_terms(len(faces)),
                 SEARCHED: dao_terms(searched, tau=c.tau),
                 REGRESSED: dao_terms(regressed, tau=c.tau),
-                **{name: each.terms(faces, norms=norms) for name, each in _further(run).items()},
+                **{name: more.terms(faces, norms=norms) for name, more in _further(run).items()},
             },
             fars=c.evaluate.fars,
             ignored=None if known is None else known.codes,

@@ -25,7 +25,9 @@ def demo_faces(*, seed: int = 0) -> tuple[Labelled, np.ndarray]:
         )
         for first, count in ((0, _LEARNT), (_LEARNT, _TRIED))
     ]  # fmt: skip
-    learnt, tried = (np.asarray(each.images).reshape(len(each.images), -1) / 255 for each in sets)
+    learnt, tried = (
+        np.asarray(faces.images).reshape(len(faces.images), -1) / 255 for faces in sets
+    )
     people = np.asarray(sets[0].labels)
     mean = learnt.mean(axis=0)
     _, scale, basis = np.linalg.svd(learnt - mean, full_matrices=False)
