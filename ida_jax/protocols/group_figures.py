@@ -14,11 +14,17 @@ from numpy.typing import ArrayLike
 from ida_jax.common.progress import progress_bar
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.group_rates import Sides, few_errors, group_rates
-from ida_jax.metrics.groups import FaceGroups, ListedGroups, groups_of_listed_pairs, named_cells
+from ida_jax.metrics.groups import (
+    FaceGroups,
+    ListedGroups,
+    groups_of_listed_pairs,
+    named_cells,
+    norm_groups,
+)
 from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.metrics.threshold_curve import ThresholdCurve, with_groups
-from ida_jax.tables.groups import read_face_groups, without_group
+from ida_jax.tables.groups import norm_levels, read_face_groups, without_group
 
 _PROGRESS = partial(progress_bar, desc="groups", unit="resample", delay=2, leave=False)
 NO_PEOPLE = "the groups' figures have no intervals: these are over people, and need --identities=I"
@@ -40,6 +46,25 @@ def face_groups(
     grouped = read_face_groups(Path(path), names, len(names) if rows is None else rows)
     notes = without_group(grouped, "faces")
     return FaceGroups(grouped.codes, named_cells(grouped.names), notes)
+
+
+def requested_groups(
+    given: str | Path, embeddings: np.ndarray, names: Sequence[str] | None, *, what: str
+) -> FaceGroups:
+    """The groups of --groups=G: a file's (`face_groups`), or levels of the embeddings' norms.
+
+    Args:
+      given: a path, or "norms:N" (`ida_jax.tables.groups.groups_option`).
+      embeddings: [N, D], as the model gave them.
+      names: as in `face_groups`.
+      what: the file of the embeddings, for errors.
+
+    Raises:
+      UserError: as `face_groups`, and embeddings that were normalised.
+    """
+    if isinstance(given, str):
+        return norm_groups(embeddings, norm_levels(given), what=f"embeddings in {what}")
+    return face_groups(given, names, len(embeddings))
 
 
 def with_group_rates(

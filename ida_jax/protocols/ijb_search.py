@@ -17,8 +17,8 @@ from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, 
 from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.protocols.ijb_files import Enrolled, Galleries
+from ida_jax.protocols.scored_pairs import band_fars, notes_of_few, roc_bands
 from ida_jax.protocols.table import noted
-from ida_jax.protocols.verification import band_fars, notes_of_few, roc_bands
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import pair_scores

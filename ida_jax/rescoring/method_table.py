@@ -377,6 +377,12 @@ def methods_with(
     )
 
 
+def methods_by_norm() -> tuple[str, ...]:
+    """The scoring methods of a usual evaluation that take the raw embeddings' norms."""
+    known = scoring_methods().items()
+    return tuple(name for name, method in known if method.log_norm is not None and method.usual)
+
+
 def methods_set_by(setting: str) -> tuple[str, ...]:
     """The scoring methods whose scores depend on one of `SETTINGS`."""
     return tuple(name for name, method in scoring_methods().items() if setting in method.settings)

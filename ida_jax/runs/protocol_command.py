@@ -31,6 +31,7 @@ from ida_jax.runs.workdir import (
     figures_and_notes,
     write_results,
 )
+from ida_jax.tables.groups import groups_option
 
 if TYPE_CHECKING:
     from ida_jax.metrics.groups import FaceGroups
@@ -158,7 +159,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add = parser.add_argument_group("what counts").add_argument
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
         f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
-    add("--groups", type=_groups_option, metavar="G", help="FAR and TAR by group: a list of person "
+    add("--groups", type=groups_option, metavar="G", help="FAR and TAR by group: a list of person "
         "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
         "embeddings' norms. With anchors the report shows the groups' log F too")
     add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
@@ -240,16 +241,6 @@ def _names(text: str) -> tuple[str, ...]:
     if not names:
         raise argparse.ArgumentTypeError("is empty: expected names separated by commas")
     return names
-
-
-def _groups_option(text: str) -> Path | str:
-    """A file of groups, or "norms:N" itself."""
-    from ida_jax.tables.groups import norm_levels
-
-    try:
-        return user_path(text) if norm_levels(text) is None else text
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _check(options: Any, protocol: Protocol) -> None:
@@ -360,16 +351,11 @@ def _face_groups(options: Any, embeddings: "EmbeddingFile") -> "FaceGroups | Non
     """The groups of E's rows."""
     if options.groups is None:
         return None
-    from ida_jax.metrics.groups import norm_groups
-    from ida_jax.protocols.group_figures import face_groups
-    from ida_jax.tables.groups import norm_levels
+    from ida_jax.protocols.group_figures import requested_groups
 
-    if isinstance(options.groups, str):
-        levels = norm_levels(options.groups)
-        return norm_groups(
-            embeddings.embeddings, levels, what=f"embeddings in {options.embeddings}"
-        )
-    return face_groups(options.groups, embeddings.names, len(embeddings.embeddings))
+    return requested_groups(
+        options.groups, embeddings.embeddings, embeddings.names, what=str(options.embeddings)
+    )
 
 
 def _check_log_f_by_group(methods: Collection[str]) -> None:

@@ -8,12 +8,14 @@ entry goes before its person's. Any other file is one group a row, as
 N faces.
 """
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ida_jax.common.command_line import user_path
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.tables.labelled_scores import Groups, read_groups
@@ -132,6 +134,14 @@ def without_group(grouped: Groups, what: str) -> tuple[str, ...]:
     if not left:
         return ()
     return (f"{left:,} of {grouped.codes.size:,} {what} have no group, and are in none",)
+
+
+def groups_option(text: str) -> Path | str:
+    """An argparse type: a file of groups, or "norms:N" itself."""
+    try:
+        return user_path(text) if norm_levels(text) is None else text
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def norm_levels(text: str) -> int | None:

@@ -20,7 +20,7 @@ from ida_jax.metrics.evaluation import Evaluation, far_key, measurable_far
 from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.roc import Interval, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curve
-from ida_jax.protocols.verification import bootstrap_split_pairs, evaluate_split_pairs
+from ida_jax.protocols.scored_pairs import bootstrap_split_pairs, evaluate_split_pairs
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.tiles import pair_counts
 from ida_jax.trials.pool import groups_of, joined, pooled, sides_of

@@ -183,6 +183,11 @@ def files(tmp_path_factory):
     faces = centres[people] + 0.4 * rng.normal(size=(600, 24))
     np.save(folder / "e.npy", (3 * faces).astype(np.float32))
     (folder / "l.txt").write_text("".join(f"person {p}\n" for p in people))
+    # Three groups, of which one is a single person; the last people are in none.
+    groups = np.where(np.arange(150) < 70, "a", np.where(np.arange(150) < 140, "b", "")).tolist()
+    groups[139] = "alone"
+    lines = (f"person {p},{group}\n" for p, group in enumerate(groups) if group)
+    (folder / "g.csv").write_text("person,group\n" + "".join(lines))
     return folder
 
 
@@ -190,7 +195,7 @@ def files(tmp_path_factory):
 def done(files):
     trial.main([
         f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={files}/out",
-        "--far=0.01", "--resamples=30", "--model_name=<b>m</b>",
+        "--far=0.01", "--resamples=30", "--model_name=<b>m</b>", f"--groups={files}/g.csv",
     ])  # fmt: skip
     return files / "out"
 
@@ -201,6 +206,13 @@ def test_what_it_leaves_reproduces_its_scores(files, done, tmp_path):
     assert results["verdict"] == deploy["verdict"]
     assert results["trial"]["method_to_use"] == deploy["method"]
     assert {"cosine", "ida_r", "csn", "ida_l"} <= results["protocols"]["cross_fitted"].keys()
+    for figures in results["protocols"]["cross_fitted"].values():
+        assert sum(of["genuine"] for of in figures["groups"].values()) == 140 * 6
+        assert figures["groups"]["a"]["realised_far_interval"]["0.01"]
+        assert figures["groups"]["alone"]["impostor"] == 0
+        assert figures["groups"]["alone"]["realised_far"]["0.01"] is None
+        assert {figures["far_ratio"]["0.01"][end] for end in ("highest", "lowest")} == {"a", "b"}
+    assert any("40 of 600 faces have no group" in of for of in results["notes"]["cross_fitted"])
     assert "&lt;b&gt;m&lt;/b&gt;" in (done / "report.html").read_text()
     assert deploy["verdict"].split(".")[0] in (done / "report.html").read_text()
     pairs = np.random.default_rng(2).integers(0, 600, (500, 2))
@@ -241,8 +253,10 @@ def test_every_script_scores_as_the_rescorer(files, done, tmp_path, method):
 
 
 def test_results_are_not_overwritten(files, done):
+    before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
     with pytest.raises(UserError, match="already holds results"):
         trial.main([f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={done}"])
+    assert before == {path: path.stat().st_mtime_ns for path in done.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -251,6 +265,16 @@ def test_results_are_not_overwritten(files, done):
         ([], "expected --embeddings=E, or --demo"),
         (["--demo", "--embeddings=E"], "expected --embeddings=E, or --demo"),
         (["--demo", "--labels=l.txt"], "--demo brings its own data: leave out --labels"),
+        (["--demo", "--groups=norms:2"], "--demo brings its own data: leave out --groups"),
+        (["--embeddings=E", "--labels=L", "--groups=norms:1"], "'norms:1': expected norms:N"),
+        (["--embeddings=E", "--labels=L", "--groups=rows.npy"], "599 rows for 600 faces"),
+        (["--embeddings=E", "--labels=ids.npy", "--groups=G"], "lists groups by name, and the"),
+        (["--embeddings=unit.npy", "--labels=L", "--groups=norms:3"], "unit.npy.* norm"),
+        (["--embeddings=twice.npy", "--labels=L"], "rows 3 and 9 hold the same embedding"),
+        (["--embeddings=E", "--labels=alone.npy"], "0 of 600 identities have two images or more"),
+        (["--embeddings=E", "--labels=few.npy"], "19 identities: expected 20 or more"),
+        (["--embeddings=E", "--labels=unknown.npy"], "0 identities"),
+        (["--embeddings=E", "--labels=floats.npy"], "expected integers or names"),
         (["--embeddings=E"], "who is on each row of .*e.npy is not given: name --labels=L"),
         (["--embeddings=E", "--labels=short.txt"], "599 labels for 600 embeddings"),
         (["--embeddings=E", "--labels=nan.npy"], "expected integers or names"),
@@ -274,11 +298,18 @@ def test_mistakes_are_one_line_and_nothing_is_written(files, tmp_path, monkeypat
     (tmp_path / "short.txt").write_text("\n".join(lines[:-1]))
     np.save(tmp_path / "nan.npy", np.full(600, np.nan))
     np.save(tmp_path / "one.npy", np.ones_like(faces))
+    np.save(tmp_path / "unit.npy", faces / np.linalg.norm(faces, axis=1, keepdims=True))
+    np.save(tmp_path / "twice.npy", np.concatenate([faces[:9], faces[3:4], faces[10:]]))
+    np.save(tmp_path / "rows.npy", np.zeros(599, int))
+    ids = {"ids": np.arange(600) // 4, "alone": np.arange(600), "few": np.arange(600) % 19}
+    ids |= {"unknown": np.full(600, -1), "floats": np.arange(600) / 4}
+    for name, labels in ids.items():
+        np.save(tmp_path / f"{name}.npy", labels)
     faces[5] = 0
     np.save(tmp_path / "zero.npy", faces)
     own = embedding_anchors(np.load(files / "e.npy"), people=np.array(lines), size=1000)
     own.save(tmp_path / "own.safetensors")
-    named = {"=E": f"={files}/e.npy", "=L": f"={files}/l.txt"}
+    named = {"=E": f"={files}/e.npy", "=L": f"={files}/l.txt", "=G": f"={files}/g.csv"}
     for short, path in named.items():
         flags = [f.removesuffix(short) + path if f.endswith(short) else f for f in flags]
     with pytest.raises(UserError, match=fault):
