@@ -31,7 +31,7 @@ _SSR = {
 }  # fmt: skip
 
 # Faces that it learns from: ten copies of each are searched among all anchors.
-_MOST_LEARNT = 10_000
+MOST_LEARNT = 10_000
 # False accepts of the FAR that a fit is made at.
 _ACCEPTS_OF_A_FIT = 10 * FEWEST_FALSE_ACCEPTS
 
@@ -142,8 +142,8 @@ def _ssr(fit: Labelled, others: Labelled, anchors: AnchorSet, far: float, seed: 
     labels = np.concatenate([np.full(len(fit.people), -1), others.people])
     if anchors.labels is None or not len(others.people):
         labels = np.full(len(faces), -1)
-    if len(faces) > _MOST_LEARNT:
-        kept = np.linspace(0, len(faces) - 1, _MOST_LEARNT).astype(int)
+    if len(faces) > MOST_LEARNT:
+        kept = np.linspace(0, len(faces) - 1, MOST_LEARNT).astype(int)
         faces, labels = faces[kept], labels[kept]
     copied = with_copies(
         faces, labels, copies=config.copies, mix=config.mix, noise=config.noise, seed=seed

@@ -6,7 +6,7 @@ are tested, where neither choice nor fit has seen anybody (`ida_jax.trials.split
 N faces, P pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +21,17 @@ from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.roc import Interval, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curve
 from ida_jax.protocols.scored_pairs import bootstrap_split_pairs, evaluate_split_pairs
-from ida_jax.rescoring.method_table import BASELINE
+from ida_jax.rescoring.method_table import (
+    ARTEFACTS,
+    BASELINE,
+    METHODS,
+    REGRESSED,
+    methods_with,
+)
 from ida_jax.rescoring.tiles import pair_counts
 from ida_jax.trials.pool import groups_of, joined, pooled, sides_of
 from ida_jax.trials.rotate import (
+    MOST_LEARNT,
     Labelled,
     Scored,
     Trained,
@@ -98,6 +105,7 @@ def run_trial(
     measured = measurable_far(far, min(_impostors(data, part.choose) for part in planned))
     tested_far = measurable_far(far, sum(_impostors(data, part.test) for part in planned))
     rates: list[dict[str, float]] = []
+    failed: dict[str, list[str]] = {}
     for number, rotation in enumerate(planned, 1):
         trained = train(data, rotation, given, far=far, seed=seed)
         if number == 1:
@@ -112,8 +120,12 @@ def run_trial(
             f"{len(trained.artefacts['anchors']):,} anchors, {len(trained.scorers)} methods"
         )
         for what, why in trained.missing.items():
-            notes.append(f"rotation {number} is without what {what} fits: {why}")
+            failed.setdefault(what, []).append(why)
     common = [name for name in rates[0] if all(name in of for of in rates)]
+    notes += _left_out(failed, len(planned), norms=data.norms is not None)
+    learnt = max(len(part.fit) + len(part.anchors) for part in planned)
+    if learnt > MOST_LEARNT and REGRESSED in common:
+        notes.append(f"the SSR module learns from {MOST_LEARNT:,} of a rotation's {learnt:,} faces")
     chosen = [choose({name: of[name] for name in common}) for of in rates]
     favourite = choose({name: float(np.mean([of[name] for of in rates])) for name in common})
     nested = {
@@ -205,6 +217,19 @@ def require_distinct(data: Labelled) -> None:
         f"rows {a} and {b} hold the same embedding, under {whose}, and {twice:,} embeddings are "
         "there more than once: an image counts once; leave the others out"
     )
+
+
+def _left_out(failed: Mapping[str, Sequence[str]], rotations: int, *, norms: bool) -> list[str]:
+    """A line for each fit that some rotations lack, and so for the methods that need it."""
+    lines = []
+    for what, reasons in failed.items():
+        methods = (m for m in methods_with(ARTEFACTS, usual=True, norms=norms))
+        names = ", ".join(m for m in methods if what in METHODS[m].needs)
+        lines.append(
+            f"{names} left out: the fit failed in {len(reasons)} of {rotations} rotations: "
+            f"{reasons[0]}"
+        )
+    return lines
 
 
 def _impostors(data: Labelled, rows: np.ndarray) -> int:
