@@ -197,15 +197,9 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
-    from ida_jax.rescoring.method_table import is_dao, scoring_methods
+    from ida_jax.rescoring.method_table import ARTEFACTS, is_dao, require_flags, scoring_methods
 
-    if options.method not in scoring_methods():
-        raise UserError(
-            f"method '{options.method}' is unknown: choose one of {', '.join(scoring_methods())}"
-        )
-    for need in scoring_methods()[options.method].needs:
-        if getattr(options, need) is None and need != "anchors":
-            raise UserError(f"--method={options.method} needs --{need}=FILE")
+    require_flags(options.method, {flag: getattr(options, flag) for flag in ARTEFACTS})
     if options.labels is not None and scoring_methods()[options.method].neighbours is None:
         raise UserError(
             "--labels leaves a face's own identity out of its support set or cohort, and "

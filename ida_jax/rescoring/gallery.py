@@ -82,7 +82,14 @@ class Gallery:
         if self.origin is None or len(self.names) != len(self.embeddings):
             raise UserError("a gallery is saved with names: make it by Rescorer.gallery(…, names)")
         with writing({}, reading={}, folder=folder):
-            new = GalleryFile.new(folder, self.terms, self.origin, width=self.width, dtype=dtype)
+            new = GalleryFile.new(
+                folder,
+                origin=self.origin,
+                rule=self.terms.rule,
+                constants=self.terms.constants,
+                width=self.width,
+                dtype=dtype,
+            )
             rows = np.arange(len(self.embeddings)) if self.enrolled is None else self.enrolled
             values = np.asarray(self.terms.values)[rows]
             names = [self.names[row] for row in np.arange(len(self.embeddings))[rows].tolist()]

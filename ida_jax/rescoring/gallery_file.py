@@ -36,6 +36,7 @@ from ida_jax.common.files import (
     written_whole,
 )
 from ida_jax.common.parts import key_of
+from ida_jax.rescoring.method_table import SETTINGS
 from ida_jax.rescoring.terms import RULES, FaceTerms
 from ida_jax.tables.score_origin import ScoreOrigin, differences
 from ida_jax.tables.text import name_fault
@@ -136,10 +137,12 @@ class GalleryFile:
     Attributes:
       folder: where it is.
       origin: what scores of its faces are made with.
-      rule, constants: of `ida_jax.rescoring.terms`.
+      rule: of `ida_jax.rescoring.terms`.
+      constants: float32 [C], the rule's.
       width: D.
       dtype: of the embeddings, of `DTYPES`.
       segments: their files' names.
+      arrays: what is in each.
       deleted: int64, ascending, the rows that were deleted.
       deleted_file: the name of theirs; "" where none was.
       next: the number of the next file.
@@ -161,9 +164,10 @@ class GalleryFile:
     def new(
         cls,
         folder: str | os.PathLike[str],
-        terms: FaceTerms,
-        origin: ScoreOrigin,
         *,
+        origin: ScoreOrigin,
+        rule: str,
+        constants: np.ndarray,
         width: int,
         dtype: str,
     ) -> "GalleryFile":
@@ -171,7 +175,6 @@ class GalleryFile:
 
         Args:
           folder: exists, and has no files but hidden ones.
-          terms: whose rule and constants are the gallery's.
 
         Raises:
           UserError: an unknown dtype; a folder with other files.
@@ -187,11 +190,8 @@ class GalleryFile:
             raise UserError(
                 f"{folder} holds files, and none is {LIST}: name a gallery, or a new folder"
             )
-        constants = np.asarray(terms.constants, np.float32)
-        nothing = np.empty(0, np.int64)
-        return cls(
-            folder, origin, terms.rule, constants, width, dtype, (), (), nothing, "", 1
-        )  # fmt: skip
+        nothing, constants = np.empty(0, np.int64), np.asarray(constants, np.float32)
+        return cls(folder, origin, rule, constants, width, dtype, (), (), nothing, "", 1)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, verify: bool = False) -> "GalleryFile":
@@ -226,6 +226,8 @@ class GalleryFile:
             if record["layout"] != _LAYOUT:
                 raise ValueError(f"layout {record['layout']}")
             origin = ScoreOrigin.from_json(record["origin"])
+            if unknown := set(origin.settings) - set(SETTINGS):
+                raise ValueError(f"a setting {min(unknown)!r}")
             names = tuple(entry["file"] for entry in record["segments"])
             paths = [folder / name for name in names]
             sizes = sum(path.stat().st_size for path in paths if path.is_file())

@@ -7,7 +7,7 @@ its rule (`ida_jax.rescoring.terms`) joins two faces' numbers to the pair's cosi
 N faces, K support, S numbers of a face.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import largest_identity
+from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.cohort_scores import cohort_statistics, nearest_statistics
 from ida_jax.rescoring.density import log_density_of
@@ -366,6 +367,25 @@ def artefact_flags() -> dict[str, str]:
         relation = "for" if few is needing else "not for"
         flags[flag] = f"{artefact.description}; {relation} {', '.join(few)}"
     return flags
+
+
+def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") -> None:
+    """Refuses a method without the files that it needs, by their flags.
+
+    Args:
+      given: {flag: its value or None}.
+      whose: what an error says that takes the method; its flag if "".
+
+    Raises:
+      UserError: an unknown method, or a file that was not given.
+    """
+    if method not in scoring_methods():
+        raise UserError(
+            f"method '{method}' is unknown: choose one of {', '.join(scoring_methods())}"
+        )
+    for need in METHODS[method].needs:
+        if given[need] is None:
+            raise UserError(f"{whose or f'--method={method}'} needs --{need}=FILE")
 
 
 def is_dao(name: str) -> bool:

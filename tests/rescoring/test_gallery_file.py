@@ -27,8 +27,10 @@ ORIGIN = ScoreOrigin("ida_r", settings={"k": 3, "tau": 1.5}, anchors="1 2", anch
 TERMS = FaceTerms("dao", np.empty((0, 1), np.float32), np.float32([1.5]))
 
 
-def _new(folder, dtype="float32", terms=TERMS):
-    return GalleryFile.new(folder, terms, ORIGIN, width=WIDTH, dtype=dtype)
+def _new(folder, dtype="float32"):
+    return GalleryFile.new(
+        folder, origin=ORIGIN, rule="dao", constants=TERMS.constants, width=WIDTH, dtype=dtype
+    )
 
 
 def _faces(count, seed):
