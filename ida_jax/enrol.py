@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
             file = GalleryFile.open(options.gallery, verify=options.verify)
             file.tidy()
-            print(f"{len(file.compact()):,} faces in {options.gallery}, nothing of deleted ones")
+            print(f"{_faces(len(file.compact()))} in {options.gallery}, nothing of deleted ones")
 
 
 def _enrol(options: Any) -> None:
@@ -76,7 +76,7 @@ def _enrol(options: Any) -> None:
         replacing=options.replace,
         verify=options.verify,
     )
-    said = f"{done.enrolled:,} faces enrolled by {scorer.method} in {options.gallery}"
+    said = f"{_faces(done.enrolled)} enrolled by {scorer.method} in {options.gallery}"
     said += f", {done.replaced:,} of them in place of others" if done.replaced else ""
     said += f"; {done.already:,} were enrolled already" if done.already else ""
     rate = done.enrolled / done.seconds
@@ -131,7 +131,11 @@ def _delete(options: Any) -> None:
         file = file.delete(there)
         if file.wants_compacting():
             file = file.compact()
-    print(f"{len(there):,} faces deleted from {options.gallery}; it holds {len(file):,}")
+    print(f"{_faces(len(there))} deleted from {options.gallery}; it holds {len(file):,}")
+
+
+def _faces(count: int) -> str:
+    return f"{count:,} face{'s' * (count != 1)}"
 
 
 def _parser() -> Parser:

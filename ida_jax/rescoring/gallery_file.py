@@ -313,8 +313,8 @@ class GalleryFile:
         """
         if found := differences(self.origin, origin):
             raise UserError(
-                f"{self.folder} was enrolled with {'; '.join(found)} as for {whose}: use what it "
-                "was made with, or make another gallery"
+                f"{self.folder} was made with {'; '.join(found)}: give {whose} the same, or make "
+                "another gallery"
             )
 
     def check_new(self, names: Sequence[str], *, replacing: bool = False) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A gallery's folder against a dict of what was enrolled, and searches in it against float64."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -115,6 +116,58 @@ def test_what_is_there_is_not_written_again(tmp_path, monkeypatch):
     GalleryFile.open(tmp_path).delete(["b"])
     with pytest.raises(UserError, match="changed since it was opened"):
         other.delete(["c"])
+
+
+def test_a_change_that_is_cut_short_leaves_the_old_gallery_or_the_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT", 4)
+    (tmp_path / "old").mkdir()
+    _new(tmp_path / "old").append(list("abcdef"), [_faces(6, 0)]).delete(["b"])
+    changes = {
+        "append": lambda file: file.append(list("aghij"), [_faces(5, 1)], replacing=True),
+        "delete": lambda file: file.delete(["a", "f"]),
+        "compact": lambda file: file.compact(),
+    }
+
+    class Killed(BaseException):
+        pass
+
+    def killing(at):
+        left = [at]
+
+        def counted(change):
+            def call(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return change(*args, **kwargs)
+
+            return call
+
+        return counted
+
+    for what, change in changes.items():
+        (tmp_path / what).mkdir()
+        states = []
+        for at in range(20):
+            folder = tmp_path / what / str(at)
+            shutil.copytree(tmp_path / "old", folder)
+            file = GalleryFile.open(folder)
+            before, counted = _content(file), killing(at)
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "replace", counted(os.replace))
+                patched.setattr(Path, "unlink", counted(Path.unlink))
+                try:
+                    after = change(file)
+                except Killed:
+                    after = None
+            states.append(_content(GalleryFile.open(folder)))
+            if after is not None:
+                break
+        assert after is not None
+        assert at >= 2
+        assert all(state in (before, _content(after)) for state in states)
+        assert states[0] == before
+        assert states[-1] == _content(after)
 
 
 def _best(stored, values, enrolled, probes, probe_terms):
