@@ -229,6 +229,9 @@ class GalleryFile:
             if unknown := set(origin.settings) - set(SETTINGS):
                 raise ValueError(f"a setting {min(unknown)!r}")
             names = tuple(entry["file"] for entry in record["segments"])
+            for name in filter(None, (*names, record["deleted"])):
+                if not _FILE.fullmatch(name):
+                    raise ValueError(f"{name[:40]!r} is no name of a gallery's file")
             paths = [folder / name for name in names]
             sizes = sum(path.stat().st_size for path in paths if path.is_file())
             sample = sizes > _LARGE and not verify
@@ -238,13 +241,13 @@ class GalleryFile:
             )
             deleted = np.empty(0, np.int64)
             if record["deleted"]:
-                if not _FILE.fullmatch(record["deleted"]):
-                    raise ValueError("deleted is no file's name")
                 tensors, _ = load_tensors(folder / record["deleted"], kind=_DELETED)
                 deleted = np.array(tensors["rows"])
+                if deleted.dtype != np.int64 or deleted.ndim != 1:
+                    raise ValueError(f"deleted rows are {deleted.dtype} {list(deleted.shape)}")
                 rows = sum(len(segment.embeddings) for segment in arrays)
-                if deleted.dtype != np.int64 or deleted.ndim != 1 or deleted.max(initial=0) >= rows:
-                    raise ValueError("deleted rows that are not there")
+                if np.any(np.diff(deleted, prepend=-1, append=rows) <= 0):
+                    raise ValueError(f"deleted rows that are not ascending within 0 … {rows - 1}")
             return cls(
                 folder, origin, record["rule"], np.float32(record["constants"]), record["width"],
                 record["dtype"], names, arrays, deleted, record["deleted"], record["next"],
@@ -529,8 +532,6 @@ def _save(path: Path, block: _Block, dtype: str, key: str) -> None:
 
 def _read(path: Path, rows: int, record: dict[str, Any], *, sample: bool) -> _Segment:
     """A segment of the gallery of this list; Damaged or ValueError where it is not."""
-    if not _FILE.fullmatch(path.name):
-        raise ValueError(f"{path.name[:40]!r} is no segment's name")
     if not path.is_file():
         raise Damaged(f"{path.parent} is damaged: it lacks {path.name}; copy it again")
     tensors, metadata = load_tensors(
