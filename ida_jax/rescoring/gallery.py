@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -81,7 +82,7 @@ class Gallery:
         """
         if self.origin is None or len(self.names) != len(self.embeddings):
             raise UserError("a gallery is saved with names: make it by Rescorer.gallery(…, names)")
-        with writing({}, reading={}, folder=folder):
+        with writing({}, reading={}, folder=Path(folder)):
             new = GalleryFile.new(
                 folder,
                 origin=self.origin,

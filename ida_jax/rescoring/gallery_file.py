@@ -234,9 +234,9 @@ class GalleryFile:
                     raise ValueError(f"{name[:40]!r} is no name of a gallery's file")
             paths = [folder / name for name in names]
             sizes = sum(path.stat().st_size for path in paths if path.is_file())
-            sample = sizes > _LARGE and not verify
+            sample = sizes > _LARGE
             arrays = tuple(
-                _read(folder / entry["file"], entry["rows"], record, sample=sample)
+                _read(folder / entry["file"], entry["rows"], record, sample=sample, verify=verify)
                 for entry in record["segments"]
             )
             deleted = np.empty(0, np.int64)
@@ -530,13 +530,14 @@ def _save(path: Path, block: _Block, dtype: str, key: str) -> None:
     save_tensors(path, tensors, kind=_KIND, metadata={"gallery": key})
 
 
-def _read(path: Path, rows: int, record: dict[str, Any], *, sample: bool) -> _Segment:
+def _read(path: Path, rows: int, record: dict[str, Any], *, sample: bool, verify: bool) -> _Segment:
     """A segment of the gallery of this list; Damaged or ValueError where it is not."""
     if not path.is_file():
         raise Damaged(f"{path.parent} is damaged: it lacks {path.name}; copy it again")
     tensors, metadata = load_tensors(
-        path, kind=_KIND, unit_rows=("embeddings",), dtype=record["dtype"], sample=sample
-    )
+        path, kind=_KIND, unit_rows=("embeddings",), dtype=record["dtype"], sample=sample,
+        verify=verify,
+    )  # fmt: skip
     segment = _Segment(**tensors)
     width, values = record["width"], RULES[record["rule"]].values
     expected = {

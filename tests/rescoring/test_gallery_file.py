@@ -238,7 +238,7 @@ def scorer():
 def test_a_saved_gallery_scores_as_that_in_memory(scorer, tmp_path):
     faces, probes = reference.unit((33, WIDTH), 0), reference.unit((4, WIDTH), 1)
     gallery = scorer.gallery(3 * faces, names=[f"p{i}" for i in range(33)])
-    gallery.save(tmp_path / "G")
+    gallery.save(str(tmp_path / "G"))
     loaded = Gallery.load(tmp_path / "G", verify=True)
     assert loaded.origin == gallery.origin
     for one, other in zip(
@@ -247,7 +247,7 @@ def test_a_saved_gallery_scores_as_that_in_memory(scorer, tmp_path):
         np.testing.assert_array_equal(one, other)
     assert loaded.names_of(np.array([[2, -1]])).tolist() == [["p2", None]]
     with pytest.raises(UserError, match=r"a gallery is in .* already"):
-        gallery.save(tmp_path / "G")
+        gallery.save(str(tmp_path / "G"))
     with pytest.raises(UserError, match="a gallery is saved with names"):
         scorer.gallery(faces).save(tmp_path / "H")
     with pytest.raises(UserError, match="2 names for 33 gallery faces"):
