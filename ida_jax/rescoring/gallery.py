@@ -29,7 +29,8 @@ from ida_jax.common.devices import by_blocks, filled, local_mesh, padded, replic
 from ida_jax.common.errors import UserError
 from ida_jax.common.outputs import writing
 from ida_jax.ops.hypersphere import blockwise_top_k
-from ida_jax.rescoring.gallery_file import GalleryFile, Joined
+from ida_jax.rescoring.gallery_file import GalleryFile
+from ida_jax.rescoring.gallery_segments import Joined
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import cosines, rule_scores, take_rows
 from ida_jax.tables.score_origin import ScoreOrigin

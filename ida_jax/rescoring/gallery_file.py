@@ -14,15 +14,13 @@ G rows of the segments in their order, the deleted ones included; n new faces, D
 numbers a face.
 """
 
-import hashlib
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +34,17 @@ from ida_jax.common.files import (
     written_whole,
 )
 from ida_jax.common.parts import key_of
+from ida_jax.rescoring.gallery_segments import (
+    FILE,
+    Block,
+    Joined,
+    Names,
+    Segment,
+    filled,
+    name_keys,
+    read_segment,
+    save_segment,
+)
 from ida_jax.rescoring.method_table import SETTINGS
 from ida_jax.rescoring.terms import RULES, FaceTerms
 from ida_jax.tables.score_origin import ScoreOrigin, differences
@@ -45,89 +54,11 @@ LIST = "gallery.json"
 DTYPES = ("float32", "float16")
 SEGMENT = 1 << 17
 
-_KIND, _DELETED, _LAYOUT = "gallery_segment", "gallery_deleted", 1
+_DELETED, _LAYOUT = "gallery_deleted", 1
 # Of more bytes only a sample is looked at when a gallery is opened.
 _LARGE = 256 << 20
-_FILE = re.compile(r"(segment|deleted)-[0-9]{6,12}\.safetensors")
 # What makes `compact` worth its while: a share of deleted rows, a number of small segments.
 _MOST_DELETED, _MOST_SMALL = 0.25, 64
-
-
-class Joined:
-    """Arrays one after the other, read as one: slices of rows; a slice within one is a view."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self._arrays = tuple(arrays)
-        self._ends = np.cumsum([len(array) for array in arrays])
-        self.shape = (int(self._ends[-1]), *arrays[0].shape[1:])
-        self.dtype = arrays[0].dtype
-        self.nbytes = sum(array.nbytes for array in arrays)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Rows by a slice without a step, or int [n] of any order."""
-        if not isinstance(rows, slice):
-            out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-            segment = np.searchsorted(self._ends, rows, side="right")
-            for number in np.unique(segment):
-                own, array = segment == number, self._arrays[number]
-                out[own] = array[rows[own] - (self._ends[number] - len(array))]
-            return out
-        start, stop, _ = rows.indices(len(self))
-        pieces, first = [], int(np.searchsorted(self._ends, start, side="right"))
-        for end, array in zip(self._ends[first:].tolist(), self._arrays[first:], strict=True):
-            before = end - len(array)
-            if before >= stop:
-                break
-            pieces.append(array[max(start - before, 0) : stop - before])
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *pieces])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
-
-
-class Names(Sequence):
-    """The names of a gallery's rows, decoded as they are asked for."""
-
-    def __init__(self, segments: Sequence["_Segment"]) -> None:
-        self._segments = segments
-        self._ends = np.cumsum([len(segment.embeddings) for segment in segments])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, row: int) -> str:
-        number = int(np.searchsorted(self._ends, range(len(self))[row], side="right"))
-        segment = self._segments[number]
-        return segment.name(row % len(self) - int(self._ends[number]) + len(segment.embeddings))
-
-
-class _Segment(NamedTuple):
-    """A segment's arrays, mapped.
-
-    Attributes:
-      embeddings: float32 or float16 [n, D], unit rows.
-      values: float32 [n, S].
-      names: uint8, in UTF-8 one after the other.
-      name_ends: int64 [n], where each ends.
-      name_keys: int64 [n], ascending, hashes of the names.
-      name_rows: int64 [n], their rows in the segment.
-    """
-
-    embeddings: np.ndarray
-    values: np.ndarray
-    names: np.ndarray
-    name_ends: np.ndarray
-    name_keys: np.ndarray
-    name_rows: np.ndarray
-
-    def name(self, row: int) -> str:
-        start = int(self.name_ends[row - 1]) if row else 0
-        return self.names[start : int(self.name_ends[row])].tobytes().decode(errors="replace")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +86,7 @@ class GalleryFile:
     width: int
     dtype: str
     segments: tuple[str, ...]
-    arrays: tuple[_Segment, ...]
+    arrays: tuple[Segment, ...]
     deleted: np.ndarray
     deleted_file: str
     next: int
@@ -186,7 +117,7 @@ class GalleryFile:
             raise UserError(f"a gallery is in {folder} already: name another folder, or append")
         # What a first enrolment that was killed has left has no list, and goes.
         left = (path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if not all(map(_FILE.fullmatch, left)):
+        if not all(map(FILE.fullmatch, left)):
             raise UserError(
                 f"{folder} holds files, and none is {LIST}: name a gallery, or a new folder"
             )
@@ -230,13 +161,15 @@ class GalleryFile:
                 raise ValueError(f"a setting {min(unknown)!r}")
             names = tuple(entry["file"] for entry in record["segments"])
             for name in filter(None, (*names, record["deleted"])):
-                if not _FILE.fullmatch(name):
+                if not FILE.fullmatch(name):
                     raise ValueError(f"{name[:40]!r} is no name of a gallery's file")
             paths = [folder / name for name in names]
             sizes = sum(path.stat().st_size for path in paths if path.is_file())
             sample = sizes > _LARGE
             arrays = tuple(
-                _read(folder / entry["file"], entry["rows"], record, sample=sample, verify=verify)
+                read_segment(
+                    folder / entry["file"], entry["rows"], record, sample=sample, verify=verify
+                )
                 for entry in record["segments"]
             )
             deleted = np.empty(0, np.int64)
@@ -291,7 +224,7 @@ class GalleryFile:
 
     def find(self, names: Sequence[str]) -> np.ndarray:
         """int64 [n]: the row of each name; −1 where no face has it."""
-        keys, found = _keys(names), np.full(len(names), -1, np.int64)
+        keys, found = name_keys(names), np.full(len(names), -1, np.int64)
         first = 0
         for segment in self.arrays:
             place = np.searchsorted(segment.name_keys, keys)
@@ -363,11 +296,11 @@ class GalleryFile:
         """
         replaced = self.check_new(names, replacing=replacing)
 
-        def named() -> Iterator[_Block]:
+        def named() -> Iterator[Block]:
             start = 0
             for embeddings, values in blocks:
                 stop = start + len(embeddings)
-                yield _Block(names[start:stop], embeddings, values)
+                yield Block(names[start:stop], embeddings, values)
                 start = stop
             if start != len(names):
                 raise ValueError(f"{start} faces for {len(names)} names")
@@ -399,15 +332,17 @@ class GalleryFile:
         if not len(self.deleted) and all(one or other for one, other in pairwise(whole)):
             return self
 
-        def items() -> Iterator[str | _Block]:
+        def items() -> Iterator[str | Block]:
             first = 0
             for name, segment, as_it_is in zip(self.segments, self.arrays, whole, strict=True):
                 rows = np.arange(len(segment.embeddings))
-                if self.enrolled is not None:
-                    rows = rows[self.enrolled[first : first + len(rows)]]
-                names = [segment.name(row) for row in rows.tolist()] if not as_it_is else []
-                block = _Block(names, segment.embeddings[rows], segment.values[rows])
-                yield name if as_it_is else block
+                if as_it_is:
+                    yield name
+                else:
+                    if self.enrolled is not None:
+                        rows = rows[self.enrolled[first : first + len(rows)]]
+                    names = [segment.name(row) for row in rows.tolist()]
+                    yield Block(names, segment.embeddings[rows], segment.values[rows])
                 first += len(segment.embeddings)
 
         return self._write(items(), np.empty(0, np.int64))
@@ -424,7 +359,7 @@ class GalleryFile:
         before, after = np.searchsorted(self.deleted, [first, first + rows])
         return rows >= SEGMENT // 2 and before == after
 
-    def _write(self, items: "Iterable[str | _Block]", deleted: np.ndarray) -> "GalleryFile":
+    def _write(self, items: "Iterable[str | Block]", deleted: np.ndarray) -> "GalleryFile":
         """Makes this the gallery: segments that are kept, by name, and blocks of faces.
 
         Args:
@@ -436,12 +371,12 @@ class GalleryFile:
             raise UserError(f"{self.folder} was changed since it was opened: open it again")
         own = dict(zip(self.segments, (len(each.embeddings) for each in self.arrays), strict=True))
         number, segments, origin = self.next, [], self.origin.to_json()
-        for item in _filled(items):
+        for item in filled(items, SEGMENT):
             if isinstance(item, str):
                 segments.append({"file": item, "rows": own[item]})
                 continue
             name = f"segment-{number:06}.safetensors"
-            _save(self.folder / name, item, self.dtype, key_of(origin))
+            save_segment(self.folder / name, item, self.dtype, key_of(origin))
             segments.append({"file": name, "rows": len(item.names)})
             number += 1
         deleted_file = self.deleted_file if np.array_equal(deleted, self.deleted) else ""
@@ -477,84 +412,3 @@ class GalleryFile:
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name.startswith(("segment-", "deleted-")) and path.name not in named:
                 path.unlink(missing_ok=True)
-
-
-class _Block(NamedTuple):
-    """Faces to be written: names, unit embeddings [n, D], values float32 [n, S]."""
-
-    names: Sequence[str]
-    embeddings: np.ndarray
-    values: np.ndarray
-
-
-def _filled(items: Iterable[str | _Block]) -> Iterator[str | _Block]:
-    """The items, and blocks that follow each other as blocks of `SEGMENT` faces."""
-    held: list[_Block] = []
-
-    def taken(rows: int) -> _Block:
-        joined = _Block(
-            [name for block in held for name in block.names],
-            np.concatenate([block.embeddings for block in held]),
-            np.concatenate([block.values for block in held]),
-        )
-        held[:] = [_Block(*(part[rows:] for part in joined))]
-        return _Block(*(part[:rows] for part in joined))
-
-    for item in chain(items, [None]):
-        if isinstance(item, _Block):
-            held += (_Block(*(part[rows] for part in item)) for rows in _cut(len(item.names)))
-        count = sum(len(block.names) for block in held)
-        while count >= SEGMENT or (count and not isinstance(item, _Block)):
-            yield taken(SEGMENT)
-            count = max(0, count - SEGMENT)
-        if isinstance(item, str):
-            held.clear()
-            yield item
-
-
-def _cut(count: int) -> list[slice]:
-    return [slice(start, start + SEGMENT) for start in range(0, count, SEGMENT)]
-
-
-def _save(path: Path, block: _Block, dtype: str, key: str) -> None:
-    encoded, keys = [name.encode() for name in block.names], _keys(block.names)
-    order = np.argsort(keys, kind="stable")
-    tensors = {
-        "embeddings": np.asarray(block.embeddings, dtype),
-        "values": np.asarray(block.values, np.float32),
-        "names": np.frombuffer(b"".join(encoded), np.uint8),
-        "name_ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
-        "name_keys": keys[order],
-        "name_rows": order.astype(np.int64),
-    }
-    save_tensors(path, tensors, kind=_KIND, metadata={"gallery": key})
-
-
-def _read(path: Path, rows: int, record: dict[str, Any], *, sample: bool, verify: bool) -> _Segment:
-    """A segment of the gallery of this list; Damaged or ValueError where it is not."""
-    if not path.is_file():
-        raise Damaged(f"{path.parent} is damaged: it lacks {path.name}; copy it again")
-    tensors, metadata = load_tensors(
-        path, kind=_KIND, unit_rows=("embeddings",), dtype=record["dtype"], sample=sample,
-        verify=verify,
-    )  # fmt: skip
-    segment = _Segment(**tensors)
-    width, values = record["width"], RULES[record["rule"]].values
-    expected = {
-        "embeddings": (np.dtype(record["dtype"]), (rows, width)),
-        "values": (np.dtype(np.float32), (rows, values)),
-        **{name: (np.dtype(np.int64), (rows,)) for name in ("name_ends", "name_keys", "name_rows")},
-    }
-    for name, form in expected.items():
-        array = getattr(segment, name)
-        if (array.dtype, array.shape) != form:
-            raise ValueError(f"{path.name}: {name} is {array.dtype} {list(array.shape)}")
-    if metadata.get("gallery") != key_of(record["origin"]):
-        raise ValueError(f"{path.name} is of another gallery")
-    return segment
-
-
-def _keys(names: Sequence[str]) -> np.ndarray:
-    """int64 [n]: hashes of names."""
-    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
-    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)

@@ -18,7 +18,8 @@ from ida_jax.common.errors import Damaged, UserError
 from ida_jax.rescoring import gallery as search_module
 from ida_jax.rescoring import gallery_file as module
 from ida_jax.rescoring.gallery import Gallery, identify
-from ida_jax.rescoring.gallery_file import GalleryFile, Joined
+from ida_jax.rescoring.gallery_file import GalleryFile
+from ida_jax.rescoring.gallery_segments import Joined
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.score_origin import ScoreOrigin
