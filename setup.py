@@ -53,7 +53,7 @@ setup(
         "interop": [*_EXPORT, "torch"],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "docs": ["mkdocs-material", "mkdocstrings[python]"],
+        "docs": ["cogapp", "mkdocs-jupyter", "mkdocs-material", "mkdocstrings[python]"],
         "test": [*_TRAIN, *_SCANN, *_EXPORT, *_TEST],
         "all": [*_TRAIN, *_SCANN, *_EXPORT, "torch"],
     },

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import plain_config  # noqa: F401
 from bench_train import _rounds
-from workers import Failed, Worker, peak_resident_bytes
+from workers import Failed, Worker, peak_resident_bytes, torch_answers, torch_device
 
 _SIZES = ("resolution", "latent_dim", "style_dim", "mapping_layers", "channel_base", "channel_max")
 
@@ -132,11 +132,7 @@ def torch_peer(options: dict[str, Any]) -> dict[str, Callable]:
     import torch
     from torch_stylegan import Training
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    device = torch_device()
     training = Training(
         {name: options[name] for name in _SIZES},
         _config(options),
@@ -160,25 +156,7 @@ def torch_peer(options: dict[str, Any]) -> dict[str, Callable]:
         _check_finite(losses)
         return seconds
 
-    def memory() -> dict[str, int | None]:
-        on_gpu = device == "cuda"
-        return {
-            "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-            "peak_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-            "peak_resident_bytes": peak_resident_bytes(),
-        }
-
-    compile_seconds = run(1, "host")
-    return {
-        "run": run,
-        "memory": memory,
-        "describe": lambda: {
-            "version": torch.__version__,
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "cudnn": torch.backends.cudnn.version(),
-            "compile_seconds": compile_seconds,
-        },
-    }
+    return torch_answers(run, device, compile_seconds=run(1, "host"))
 
 
 def _check_finite(losses: dict[str, Any]) -> None:
@@ -282,7 +260,7 @@ def _options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--torch-compile-mode", default="none", help="torch.compile's")
     options = parser.parse_args(arguments)
     if options.steps % 16 or options.steps < 1:
-        parser.error(f"--steps: {options.steps} is no multiple of 16")
+        parser.error(f"--steps: {options.steps} is not a multiple of 16")
     return options
 
 

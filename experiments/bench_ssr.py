@@ -102,7 +102,7 @@ def _ours(faces: np.ndarray, log_density: np.ndarray, hidden: int, steps: int) -
     def timed(*_, **__):
         yield lambda *_: times.append((time.perf_counter(), time.process_time()))
 
-    # The loop tells its metrics every hundred steps; here they are times.
+    # The loop writes its metrics every hundred steps; here they are times.
     with mock.patch.object(training, "open_metrics", timed):
         training.train_ssr(faces, log_density, config, k=10, tau=1.0, workdir="", seed=0)
     return _blocks(times)

@@ -26,13 +26,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from lfw_faces import HALVES, lfw_embeddings, lfw_faces
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.artefacts.calibration import fit_calibration
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import read_split
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.shared_people import shared_people
@@ -57,14 +57,9 @@ def main() -> None:
 
 def _halves(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{role: unit rows and labels}, first images."""
-    names = (root / "names.txt").read_text().split()
-    embeddings = unit_embeddings(np.load(root / "mobilefacenet_embeddings.npy"))
-    roles = read_split(root / "split.csv")
-    people, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
-    role = np.array([roles[person] for person in people])[labels]
-    place = np.array([int(name.rsplit("_", 1)[1]) for name in names])
-    chosen = {each: (role == each) & (place <= IMAGES) for each in ("anchor", "eval")}
-    return {each: (embeddings[rows], labels[rows]) for each, rows in chosen.items()}
+    faces, embeddings = lfw_faces(root), unit_embeddings(lfw_embeddings(root))
+    chosen = {half: faces.rows(half, images=IMAGES) for half in HALVES}
+    return {half: (embeddings[rows], faces.labels[rows]) for half, rows in chosen.items()}
 
 
 def _case(own: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray]) -> dict:

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from degraded_faces import SETS, People, embedded, people
+from lfw_faces import lfw_embeddings
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import coverage
@@ -347,7 +348,7 @@ def main() -> None:
     options = parser.parse_args()
     only = options.finished
     own = people(options.data_dir)
-    clean = np.load(options.data_dir / "lfw" / "mobilefacenet_embeddings.npy")[own.numbers]
+    clean = lfw_embeddings(options.data_dir / "lfw")[own.numbers]
     sets = {name: embedded(options.data_dir, options.cache, name) for name in SETS}
     sets["clean"] = clean
     halves = {"choice": _half(own, sets, of_eval=False), "eval": _half(own, sets, of_eval=True)}

@@ -137,7 +137,7 @@ def _points(run: Any, options: Any) -> dict[str, Point]:
 
 
 def _count(run: Any, share: float) -> int:
-    """So many anchors, and enough for a support set."""
+    """That many anchors, and enough for a support set."""
     return max(run.config.k, round(share * len(run.anchors)))
 
 

@@ -22,13 +22,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from lfw_faces import HALVES, lfw_embeddings, lfw_faces
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.bootstrap import bootstrap_deepening
 from ida_jax.metrics.resampling import (
     Tail,
@@ -75,15 +75,8 @@ def main() -> None:
 
 def _halves(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{role: unit rows and labels}."""
-    names = (root / "names.txt").read_text().split()
-    embeddings = unit_embeddings(np.load(root / "mobilefacenet_embeddings.npy"))
-    roles = read_split(root / "split.csv")
-    people, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
-    role = np.array([roles[person] for person in people])[labels]
-    return {
-        each: (embeddings[role == each], labels[role == each].astype(np.int32))
-        for each in ("anchor", "eval")
-    }
+    faces, embeddings = lfw_faces(root), unit_embeddings(lfw_embeddings(root))
+    return {half: (embeddings[faces.rows(half)], faces.labels[faces.rows(half)]) for half in HALVES}
 
 
 def _projected(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 from fit_dao import EMBEDDINGS, IMAGES
+from lfw_faces import HALVES, lfw_embeddings, lfw_faces
 from lfw_groups import groups_of_people
 
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -36,7 +37,6 @@ from ida_jax.anchors.search import support_sets
 from ida_jax.anchors.sources import real_db_rows, sampled_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.bootstrap import bootstrap_deepening
 from ida_jax.metrics.evaluation import verification_figures
 from ida_jax.metrics.group_rates import Sides, group_rates
@@ -90,16 +90,10 @@ def main() -> None:
 
 
 def _halves(root: Path) -> dict[str, Half]:
-    names = (root / "names.txt").read_text(encoding="utf-8").split()
-    embeddings = np.load(root / "mobilefacenet_embeddings.npy")
-    roles = read_split(root / "split.csv")
-    people = np.array([name.split("/")[0] for name in names])
-    first = np.array([int(name[-4:]) <= IMAGES for name in names])
-    role = np.array([roles[person] for person in people.tolist()])
-    return {
-        each: Half(embeddings[first & (role == each)], people[first & (role == each)])
-        for each in ("anchor", "eval")
-    }
+    faces, embeddings = lfw_faces(root), lfw_embeddings(root)
+    people = faces.people[faces.labels]
+    chosen = {half: faces.rows(half, images=IMAGES) for half in HALVES}
+    return {half: Half(embeddings[rows], people[rows]) for half, rows in chosen.items()}
 
 
 def _anchor_rows(half: Half, faces: np.ndarray) -> dict[str, np.ndarray]:

@@ -31,20 +31,17 @@ others stay: OUTPUT.json, OUTPUT.md.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
+from ida_q_faces import DEGRADED, GIVEN, MODELS, Faces, halves_by_model
+from lfw_faces import HALVES
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import unit_rows
-from ida_jax.data.lfw_crops import load_lfw, read_split
-from ida_jax.interop.weights import import_model
 from ida_jax.metrics.bootstrap import bootstrap_deepening
 from ida_jax.metrics.resampling import all_pairs_total, genuine_rows, impostor_rows, split_tail
 from ida_jax.metrics.roc import SplitScores, tar_at_far
@@ -56,21 +53,9 @@ from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 
 FARS = (1e-3, 1e-4, 1e-5)
-IMAGES, PERTURBED, LOWEST = 10, 0.15, 0.05
+LOWEST = 0.05
 PEOPLE, DRAWS = (10, 20, 40, 100), 4
-HALVES = ("anchor", "eval")
-GIVEN, DEGRADED = "MobileFaceNet", "half degraded"
-HALVED = "64 dimensions"
-MODELS = (GIVEN, "56 pixels", HALVED, "24 pixels", "perturbed weights")
 PARTS = (*MODELS, DEGRADED, "few people")
-
-
-class Faces(NamedTuple):
-    """Unit rows float32 [N, D], the norms that they had [N], identities from 0 [N]."""
-
-    rows: np.ndarray
-    norms: np.ndarray
-    labels: np.ndarray
 
 
 def main() -> None:
@@ -103,103 +88,6 @@ def _provenance(options: Any) -> dict:
     for name, folder in folders.items():
         text = text.replace(str(folder), name)
     return json.loads(text)
-
-
-def _small(image: np.ndarray, side: int) -> np.ndarray:
-    import cv2
-
-    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def _degraded(image: np.ndarray, row: int) -> np.ndarray:
-    import cv2
-
-    rng = np.random.default_rng([7, row])
-    match rng.integers(3):
-        case 0:
-            return cv2.GaussianBlur(image, (0, 0), rng.uniform(1, 3))
-        case 1:
-            return _small(image, int(rng.integers(20, 49)))
-        case _:
-            quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(5, 26))]
-            return cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
-
-
-CHANGES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "56 pixels": lambda image, _: _small(image, 56),
-    "24 pixels": lambda image, _: _small(image, 24),
-    "perturbed weights": lambda image, _: image,
-    DEGRADED: _degraded,
-}
-
-
-class _Changed:
-    """The images of some rows, changed one by one."""
-
-    def __init__(self, images: Any, rows: np.ndarray, name: str) -> None:
-        self._images, self._rows, self._name = images, rows, name
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        row = int(self._rows[index])
-        return CHANGES[self._name](self._images[row], row)
-
-
-def _perturbed(model: Any) -> Any:
-    rng = np.random.default_rng(0)
-
-    def changed(weight: Any) -> np.ndarray:
-        weight = np.asarray(weight)
-        if weight.ndim < 2:
-            return weight
-        return (weight * (1 + PERTURBED * rng.standard_normal(weight.shape))).astype(weight.dtype)
-
-    params = jax.tree.map(changed, model.variables["params"])
-    return replace(model, variables={**model.variables, "params": params})
-
-
-def _raw(name: str, names: list[str], place: np.ndarray, options: Any) -> np.ndarray:
-    """Raw embeddings, float32 [13233, D]; rows that are not evaluated may be 0."""
-    if name in (GIVEN, HALVED):
-        raw = np.load(options.data_dir / "lfw" / "mobilefacenet_embeddings.npy")
-        return raw[:, : raw.shape[1] // 2] if name == HALVED else raw
-    options.cache.mkdir(parents=True, exist_ok=True)
-    path = options.cache / f"{name}.npy"
-    if not path.is_file():
-        model = import_model(options.data_dir / "weights" / "mobilefacenet.npz")
-        if name == "perturbed weights":
-            model = _perturbed(model)
-        faces = load_lfw(options.data_dir / "lfw")
-        assert list(faces.names) == names
-        rows = np.flatnonzero(place <= IMAGES)
-        found = model.raw_embeddings(_Changed(faces.images, rows, name), progress=name)
-        raw = np.zeros((len(names), found.shape[1]), np.float32)
-        raw[rows] = found
-        np.save(path, raw)
-    return np.load(path)
-
-
-def _halves(options: Any, *names: str) -> dict[str, list[Faces]]:
-    """{half: its faces by each model}."""
-    root = options.data_dir / "lfw"
-    images = (root / "names.txt").read_text().split()
-    roles = read_split(root / "split.csv")
-    people, labels = np.unique([name.split("/")[0] for name in images], return_inverse=True)
-    role = np.array([roles[person] for person in people])[labels]
-    place = np.array([int(name.rsplit("_", 1)[1]) for name in images])
-    raws = [_raw(name, images, place, options) for name in names]
-    halves = {}
-    for half in HALVES:
-        kept = (role == half) & (place <= IMAGES)
-        _, own = np.unique(labels[kept], return_inverse=True)
-        halves[half] = []
-        for raw in raws:
-            rows, _, norms = unit_rows(raw[kept])
-            halves[half].append(Faces(rows, norms, own.astype(np.int32)))
-    return halves
 
 
 def _anchors(faces: Faces) -> AnchorSet:
@@ -326,7 +214,7 @@ def _described(fit: QualityFit) -> dict:
 
 
 def _model(name: str, options: Any) -> dict:
-    halves = {half: faces for half, (faces,) in _halves(options, name).items()}
+    halves = {half: faces for half, (faces,) in halves_by_model(options, name).items()}
     # In the order of HALVES: each half is evaluated with what the other one gave.
     anchors = [_anchors(halves[half]) for half in HALVES[::-1]]
     fits = {
@@ -370,7 +258,7 @@ def _notes(fits: list[QualityFit], anchors: list[AnchorSet], faces: list[Faces])
 
 
 def _half_degraded(options: Any) -> dict:
-    halves = _halves(options, GIVEN, DEGRADED)
+    halves = halves_by_model(options, GIVEN, DEGRADED)
     mixed = {}
     for number, (half, (clean, poor)) in enumerate(halves.items()):
         rng = np.random.default_rng(number)
@@ -435,7 +323,7 @@ def _distances(fit: QualityFit, clean: Faces, poor: Faces) -> dict:
 
 def _few_people(options: Any) -> dict:
     """Gains over IDA-R in points at each FAR, by the number of people; the guard is lifted."""
-    halves = {half: faces for half, (faces,) in _halves(options, GIVEN).items()}
+    halves = {half: faces for half, (faces,) in halves_by_model(options, GIVEN).items()}
     needed, quality_fit.FEWEST_PEOPLE = quality_fit.FEWEST_PEOPLE, 2
     record: dict = {"people that fit quality asks for": needed}
     for fitted, evaluated in _ways():

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lfw_faces import lfw_embeddings, lfw_faces
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
@@ -36,16 +36,10 @@ K, IMAGES = 10, 10
 
 def _half(root: Path, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit rows of a half's first images, their labels, and the labels' names."""
-    names = (root / "names.txt").read_text(encoding="utf-8").split()
-    roles = read_split(root / "split.csv")
-    chosen = [
-        row
-        for row, name in enumerate(names)
-        if roles[name.split("/")[0]] == role and int(name.rsplit("_", 1)[1]) <= IMAGES
-    ]
-    embeddings = np.load(root / "mobilefacenet_embeddings.npy")[chosen]
-    people, labels = np.unique([names[row].split("/")[0] for row in chosen], return_inverse=True)
-    return unit_embeddings(embeddings), labels, people
+    faces = lfw_faces(root)
+    chosen = faces.rows(role, images=IMAGES)
+    people, labels = np.unique(faces.people[faces.labels[chosen]], return_inverse=True)
+    return unit_embeddings(lfw_embeddings(root)[chosen]), labels, people
 
 
 def _evaluate(

@@ -28,14 +28,14 @@ FACES = 500
 
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian of so many pixels."""
+    """A Gaussian of that many pixels."""
     import cv2
 
     return cv2.GaussianBlur(image, (0, 0), sigma) if sigma else image
 
 
 def small(image: np.ndarray, side: int) -> np.ndarray:
-    """Shrunk to so many pixels a side and enlarged again."""
+    """Shrunk to that many pixels a side and enlarged again."""
     import cv2
 
     size = image.shape[:2][::-1]

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from lfw_faces import HALVES, LfwFaces, lfw_embeddings, lfw_faces
 from scipy import ndimage
 
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -42,7 +43,7 @@ from ida_jax.anchors.supported_weight import own_weight, probe_gain
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import load_lfw, read_split
+from ida_jax.data.lfw_crops import load_lfw
 from ida_jax.data.rendered import rendered_faces
 from ida_jax.interop.weights import import_model
 from ida_jax.metrics.bootstrap import bootstrap_tails
@@ -56,23 +57,6 @@ ALLOWED_LOSS = 5e-4  # of TAR at FAR 1e-3 and 1e-4
 _KEPT = 600_000  # impostor pairs of the highest cosines: the density term reorders these alone
 _TAIL = 60_000
 METHODS = ("ida_r", "ida_r_fallback")
-
-
-class Faces(NamedTuple):
-    """LFW: identities int [N], the image's number, whether it is of the eval half."""
-
-    identities: np.ndarray
-    number: np.ndarray
-    tested: np.ndarray
-
-    @classmethod
-    def read(cls, root: Path) -> "Faces":
-        names = (root / "names.txt").read_text().split()
-        roles = read_split(root / "split.csv")
-        people, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
-        role = np.array([roles[person] for person in people])[labels]
-        number = np.array([int(name.rsplit("_", 1)[1]) for name in names])
-        return cls(labels.astype(np.int32), number, role == "eval")
 
 
 def _low_resolution(images: np.ndarray, size: int) -> np.ndarray:
@@ -117,9 +101,11 @@ SPOILT: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 }
 
 
-def _spoilt(data_dir: Path, cache: Path, faces: Faces) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _spoilt(
+    data_dir: Path, cache: Path, faces: LfwFaces
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Rows of every tenth person's first image, and {name: raw embeddings} of them spoilt."""
-    rows = np.unique(faces.identities, return_index=True)[1][::5]
+    rows = np.unique(faces.labels, return_index=True)[1][::5]
     cache.mkdir(parents=True, exist_ok=True)
     made: dict[str, np.ndarray] = {}
     model = images = None
@@ -143,8 +129,8 @@ def _spoilt(data_dir: Path, cache: Path, faces: Faces) -> tuple[np.ndarray, dict
 
 def _anchor_sets(
     embeddings: np.ndarray,
-    faces: Faces,
-    half: bool,
+    faces: LfwFaces,
+    half: str,
     spoilt: dict[str, np.ndarray],
     rows: np.ndarray,
 ) -> dict[str, Anchors]:
@@ -152,22 +138,22 @@ def _anchor_sets(
 
     Args:
       embeddings: float32 [N, D], not normalised.
-      half: whether the anchors are of the eval half.
+      half: that the anchors are of.
       spoilt: raw embeddings of spoilt images, of which `rows` are the originals.
     """
     rng = np.random.default_rng(0)
     given = np.abs(embeddings).max(axis=1) > 0
-    mine = (faces.tested == half) & given
+    mine = faces.rows(half) & given
     first = np.flatnonzero(mine & (faces.number == 1))
     order = rng.permutation(first)
     images = np.bincount(
-        faces.identities[mine & (faces.number <= 20)], minlength=faces.identities.max() + 1
-    )[faces.identities]
+        faces.labels[mine & (faces.number <= 20)], minlength=faces.labels.max() + 1
+    )[faces.labels]
     x = np.zeros_like(embeddings)
     x[given] = unit_embeddings(embeddings[given])
 
     def part(chosen: np.ndarray) -> Anchors:
-        return Anchors(x[chosen], faces.identities[chosen])
+        return Anchors(x[chosen], faces.labels[chosen])
 
     def nobody(vectors: np.ndarray) -> Anchors:
         return Anchors(
@@ -213,12 +199,12 @@ def _anchor_sets(
         "another space (rotated)": nobody(x[first] @ rotation),
         "another space (negated)": nobody(-x[first]),
     }
-    own = faces.tested[rows] == half
+    own = faces.half[rows] == half
     for name, vectors in spoilt.items():
         if name == "rendered":
             sets[name] = nobody(vectors)
         else:
-            sets[name] = Anchors(unit_embeddings(vectors[own]), faces.identities[rows[own]])
+            sets[name] = Anchors(unit_embeddings(vectors[own]), faces.labels[rows[own]])
     half_right = part(order[: max(len(first) // 10, 1)])
     mixed = ("random directions", *(each for each in MIXED if each in sets))
     for name in mixed:
@@ -390,11 +376,17 @@ def _summary(sets: dict) -> dict:
 
 
 def _run(
-    embeddings: np.ndarray, faces: Faces, half: bool, spoilt: dict, rows: np.ndarray, resamples: int
+    embeddings: np.ndarray,
+    faces: LfwFaces,
+    tested_half: str,
+    spoilt: dict,
+    rows: np.ndarray,
+    resamples: int,
 ) -> dict:
     given = np.abs(embeddings).max(axis=1) > 0
-    tested = np.flatnonzero((faces.tested != half) & (faces.number <= IMAGES) & given)
-    pairs = Pairs(unit_embeddings(embeddings[tested]), faces.identities[tested], resamples)
+    tested = np.flatnonzero(faces.rows(tested_half, images=IMAGES) & given)
+    pairs = Pairs(unit_embeddings(embeddings[tested]), faces.labels[tested], resamples)
+    (half,) = set(HALVES) - {tested_half}
     made = _anchor_sets(embeddings, faces, half, spoilt, rows)
     sets = {}
     for name in progress_bar(made, desc="anchor sets", unit="set"):
@@ -416,11 +408,11 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--only", nargs="*", help="the models, by name; all if not given")
     options = parser.parse_args()
-    faces = Faces.read(options.data_dir / "lfw")
+    faces = lfw_faces(options.data_dir / "lfw")
     rows, spoilt = np.empty(0, int), {}
     if options.cache is not None:
         rows, spoilt = _spoilt(options.data_dir, options.cache, faces)
-    own = np.load(options.data_dir / "lfw" / "mobilefacenet_embeddings.npy")
+    own = lfw_embeddings(options.data_dir / "lfw")
     models = {"MobileFaceNet": (own, spoilt)}
     for width, seed in ((64, 7), (28, 5)):
         cut = np.random.default_rng(seed).normal(size=(own.shape[1], width)).astype(np.float32)
@@ -433,8 +425,8 @@ def main() -> None:
     for name, (embeddings, parts) in models.items():
         if options.only and name not in options.only:
             continue
-        for half, word in ((False, "eval"), (True, "anchor")):
-            title = f"{name}, pairs of the {word} half"
+        for half in ("eval", "anchor"):
+            title = f"{name}, pairs of the {half} half"
             runs[title] = _run(embeddings, faces, half, parts, rows, options.resamples)
             record = {"k": K, "tau": TAU, "resamples": options.resamples, "runs": runs}
             text = json.dumps(record | {"provenance": provenance()}, indent=1)

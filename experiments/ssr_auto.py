@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from lfw_faces import lfw_embeddings, lfw_faces
 from paper_runs import load_config
 from pfe_quality import small
 
@@ -39,7 +40,7 @@ from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import load_lfw, read_split
+from ida_jax.data.lfw_crops import load_lfw
 from ida_jax.interop.weights import import_model
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import searched_log_density
@@ -54,7 +55,7 @@ FIXED_STEPS = 3_000
 
 
 def _given(data_dir: Path, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.load(data_dir / "lfw" / "mobilefacenet_embeddings.npy").astype(np.float32)
+    return lfw_embeddings(data_dir / "lfw").astype(np.float32)
 
 
 def _perturbed(data_dir: Path, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -115,21 +116,16 @@ def main() -> None:
     parser.add_argument("--halves", nargs="*", default=halves, choices=halves, help="of figures")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    root = options.data_dir / "lfw"
-    names = (root / "names.txt").read_text().split()
-    people, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
-    labels, roles = labels.astype(np.int32), read_split(root / "split.csv")
-    in_anchor_half = np.array([roles[person] == "anchor" for person in people])[labels]
-    few = np.array([int(name.rsplit("_", 1)[1]) for name in names]) <= IMAGES
+    lfw = lfw_faces(options.data_dir / "lfw")
+    labels = lfw.labels
     models: dict[str, Any] = {}
     for model in options.models:
         models[model] = {}
         rows = unit_embeddings(_embeddings(model, options.data_dir, labels, options.cache))
         for half in options.halves:
-            trained = in_anchor_half if half == "eval" else ~in_anchor_half
+            tested, trained = lfw.rows(half, images=IMAGES), lfw.half != half
             path = options.cache / f"{model}, {half}.json"
             if not path.is_file():
-                tested = ~trained & few
                 case = _case(
                     rows[trained], labels[trained], rows[tested], labels[tested],
                     kept=options.cache / f"{model}, {half}",

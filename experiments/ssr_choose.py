@@ -16,13 +16,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from lfw_faces import lfw_embeddings, lfw_faces
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config import ssr_section
@@ -85,12 +85,9 @@ def main() -> None:
 
 
 def _anchor_half(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    names = (root / "names.txt").read_text().split()
-    roles = read_split(root / "split.csv")
-    people, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
-    chosen = np.array([roles[person] == "anchor" for person in people])[labels]
-    stored = np.load(root / "mobilefacenet_embeddings.npy", mmap_mode="r")
-    return unit_embeddings(stored[chosen]), labels[chosen].astype(np.int32)
+    faces = lfw_faces(root)
+    chosen = faces.rows("anchor")
+    return unit_embeddings(lfw_embeddings(root)[chosen]), faces.labels[chosen]
 
 
 def _configured() -> ConfigDict:

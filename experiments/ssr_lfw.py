@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from lfw_faces import lfw_embeddings, lfw_faces
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.data.lfw_crops import read_split
 from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.density import searched_log_density
@@ -70,14 +70,9 @@ def main() -> None:
 
 def _halves(root: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """(unit rows, labels) of the anchor half, and of the eval half's first images."""
-    names = (root / "names.txt").read_text().split()
-    embeddings = unit_embeddings(np.load(root / "mobilefacenet_embeddings.npy"))
-    roles = read_split(root / "split.csv")
-    people, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
-    role = np.array([roles[person] for person in people])[labels]
-    place = np.array([int(name.rsplit("_", 1)[1]) for name in names])
-    chosen = (role == "anchor", (role == "eval") & (place <= IMAGES))
-    return [(embeddings[which], labels[which].astype(np.int32)) for which in chosen]
+    faces, embeddings = lfw_faces(root), unit_embeddings(lfw_embeddings(root))
+    chosen = faces.rows("anchor"), faces.rows("eval", images=IMAGES)
+    return [(embeddings[rows], faces.labels[rows]) for rows in chosen]
 
 
 def _config():

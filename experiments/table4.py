@@ -9,7 +9,7 @@ small: sets of one size for the given MobileFaceNet, all pairs of LFW's eval hal
 fitted to the frozen embeddings of the anchor half, its people's first images, faces of the
 generator WORKDIR/stylegan_lfw/generator.safetensors (configs/stylegan_lfw.py), with the fake-db's
 checks, aligned and not, and as they come, and rendered faces, the naive alternative. A control:
-draws from the normal distribution with the real-db's mean and covariance, which are no faces.
+draws from the normal distribution with the real-db's mean and covariance, which are not faces.
 Without LFW or the weights in DATA_DIR, and at smoke scale, the quickstart's recipe and rendered
 identities never seen in training. Every difference to the real-db is paired, over the same
 resamples of people.

@@ -341,7 +341,7 @@ class Training:
 
 
 def _adam(network: nn.Module, learning_rate: float, every: int) -> torch.optim.Adam:
-    """StyleGAN2's, of a network with an extra update every so many steps."""
+    """StyleGAN2's, of a network with an extra update every few steps."""
     ratio = every / (every + 1)
     return torch.optim.Adam(
         network.parameters(), lr=learning_rate * ratio, betas=(0.0, 0.99**ratio), eps=1e-8,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import plain_config  # noqa: F401
-from workers import peak_resident_bytes
+from workers import peak_resident_bytes, torch_answers, torch_device
 
 
 def _config(options: dict[str, Any], variant: str = "plain") -> Any:
@@ -113,11 +113,7 @@ def torch_peer(options: dict[str, Any]) -> dict[str, Callable]:
     import torch_iresnet
     from torch_head import ArcFaceHead
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    device = torch_device()
     config = _config(options)
     network = getattr(torch_iresnet, options["network"])(
         embedding_dim=options["embedding_dim"],
@@ -174,25 +170,7 @@ def torch_peer(options: dict[str, Any]) -> dict[str, Callable]:
             raise ValueError("the loss is not finite")
         return time.perf_counter() - start
 
-    def memory() -> dict[str, int | None]:
-        on_gpu = device == "cuda"
-        return {
-            "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-            "peak_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-            "peak_resident_bytes": peak_resident_bytes(),
-        }
-
-    compile_seconds = run(1, "device")
-    return {
-        "run": run,
-        "memory": memory,
-        "describe": lambda: {
-            "version": torch.__version__,
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "cudnn": torch.backends.cudnn.version(),
-            "compile_seconds": compile_seconds,
-        },
-    }
+    return torch_answers(run, device, compile_seconds=run(1, "device"))
 
 
 def _torch_dtype(name: str) -> Any:

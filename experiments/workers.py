@@ -126,3 +126,38 @@ def available_bytes() -> int:
     with open("/proc/meminfo") as file:
         fields = dict(line.split(":") for line in file)
     return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def torch_device() -> str:
+    """PyTorch's device, "cuda" or "cpu", with a seed and its fastest float32 products."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_answers(run: Callable, device: str, *, compile_seconds: float) -> dict[str, Callable]:
+    """What a worker with a PyTorch program answers to: `run`, `memory` and `describe`."""
+    import torch
+
+    on_gpu = device == "cuda"
+
+    def memory() -> dict[str, int | None]:
+        return {
+            "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+            "peak_resident_bytes": peak_resident_bytes(),
+        }
+
+    def describe() -> dict[str, Any]:
+        return {
+            "version": torch.__version__,
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "cudnn": torch.backends.cudnn.version(),
+            "compile_seconds": compile_seconds,
+        }
+
+    return {"run": run, "memory": memory, "describe": describe}

@@ -13,10 +13,10 @@ examples:
       --output=scores.npy
 """
 
-import difflib
 import sys
 from importlib import import_module
 
+from ida_jax.common.command_line import did_you_mean
 from ida_jax.common.errors import UserError, exit_code
 
 # The module of each, and what it does; the modules are imported when they are called.
@@ -45,9 +45,7 @@ def main(argv: list[str]) -> bool | None:
     elif name == "--version":
         print(f"ida-jax {_version()}")
     elif name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        said = f": did you mean {near[0]}?" if near else f": expected one of {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command '{name}'{said}; see --help")
+        raise UserError(f"unknown command '{name}': {did_you_mean(name, COMMANDS)}; see --help")
     else:
         return import_module(f"ida_jax.{COMMANDS[name][0]}").main(rest)
     return None

@@ -17,6 +17,9 @@ pairs of images between such names out of the figures.
   E2  the same faces by a second model: only what both find similar is shown, which leaves fewer
       lookalikes of either
   I   the images by E's names: a folder, a .tar or .tgz, or a list of paths
+
+examples:
+  ida-jax check_labels --embeddings=faces.npy --images=crops --output=labels
 """
 
 import csv
@@ -74,7 +77,7 @@ def _parser() -> Parser:
     add("--output", type=Path, required=True, metavar="DIR", help="the list and the page")
     add("--far", type=float, default=1e-5, metavar="FAR",
         help="the share of the pairs of two names that is looked at (1e-5)")
-    add("--most", type=int, default=500, metavar="N", help="at most so many pairs of names (500)")
+    add("--most", type=int, default=500, metavar="N", help="the most pairs of names to list (500)")
     # fmt: on
     return parser
 
@@ -117,7 +120,7 @@ def _run(options: Any) -> None:
     for candidate in candidates[:_PRINTED]:
         first, second = (faces.people[label] for label in candidate.identities)
         print(printable(f"  {candidate.cosines[0]:.3f}  {first}  {second}"))
-    if len(every) > _PRINTED:
+    if len(candidates) > _PRINTED:
         print(f"  … {len(candidates) - _PRINTED:,} more in the list")
     if len(every) > len(candidates):
         print(f"{len(every) - len(candidates):,} less similar pairs were left out (--most)")
@@ -199,7 +202,7 @@ def _csv(candidates: "Sequence[Candidate]", faces: _Faces) -> str:
     shown = {label for candidate in candidates for label in candidate.identities}
     counts = {label: int((faces.labels == label).sum()) for label in shown}
     text = io.StringIO()
-    # Quoted, a name that begins with a # is no comment.
+    # Quoted, so that a name that begins with # is not read as a comment.
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     second = ["cosine_2"] * (len(faces.models) - 1)
     writer.writerow(

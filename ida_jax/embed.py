@@ -17,6 +17,11 @@ output appears whole or not at all.
 
 --degrade embeds a degraded copy in place of every image: behind the images' own embeddings, anchors
 and the SSR module's training faces that are as varied as poor probes.
+
+examples:
+  ida-jax embed --model=model.safetensors --images=crops --output=faces.npy
+  ida-jax embed --model=model.safetensors --images=photos.tar --landmarks=points.txt --flip \\
+      --output=faces.parquet
 """
 
 import hashlib
@@ -120,15 +125,16 @@ def _embed(options: Any) -> None:
 
 def _parser() -> Parser:
     parser = Parser("embed", description=__doc__)
-    add = parser.add_argument
     # fmt: off
+    add = parser.add_argument_group("files").add_argument
     add("--model", type=Path, required=True, metavar="M", help="model.safetensors, or a workdir")
     add("--images", type=Path, required=True, metavar="I", help="a folder, archive or list")
     add("--root", type=Path, metavar="DIR", help="where a list's paths start (the list's folder)")
     add("--landmarks", type=Path, metavar="L", help="five points an image, by which it is aligned")
     add("--output", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
-    add("--flip", action="store_true", help="adds the embedding of the mirror image")
     add("--pfe", type=Path, metavar="P", help="the uncertainty module: log-variances too")
+    add = parser.add_argument_group("images").add_argument
+    add("--flip", action="store_true", help="adds the embedding of the mirror image")
     add("--degrade", nargs="?", const="varied", default="", metavar="SPEC",
         help="embed degraded copies: varied (if no SPEC is given), or as in anchors build")
     add("--degrade_seed", type=int, default=0, help="another seed, another copy (0)")

@@ -10,10 +10,13 @@ ends early. What is enrolled already is not written again; killed, the same comm
 
 The method and its settings are those of the first enrolment; what it needs is given each time.
 
-  ida-jax enrol --gallery=G --delete=NAMES --compact
+With --delete=NAMES faces are deleted by name, a file of one a line: no search finds them, and with
+--compact their bytes are gone from the folder too.
 
-deletes faces by name, a file of one a line: no search finds them, and with --compact their bytes
-are gone from the folder too.
+examples:
+  ida-jax enrol --gallery=gallery --embeddings=faces.npy --names=names.txt \\
+      --anchors=anchors.safetensors
+  ida-jax enrol --gallery=gallery --delete=leavers.txt --compact
 """
 
 import sys
@@ -140,10 +143,15 @@ def _faces(count: int) -> str:
 
 def _parser() -> Parser:
     from ida_jax.rescoring.gallery_file import DTYPES
-    from ida_jax.rescoring.method_table import HEADLINE, artefact_flags, scoring_methods
+    from ida_jax.rescoring.method_table import (
+        HEADLINE,
+        artefact_flags,
+        methods_set_by,
+        scoring_methods,
+    )
 
     parser = Parser("enrol", description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("files").add_argument
     add("--gallery", type=Path, required=True, metavar="G", help="the gallery's folder")
     add("--embeddings", type=Path, metavar="E", help="embeddings of the faces to be enrolled")
     add("--names", type=Path, metavar="N", help="their names, one a line")
@@ -154,6 +162,8 @@ def _parser() -> Parser:
         help="the template of each row of E, which names it: a template's images are pooled into "
         "one face",
     )
+    add("--delete", type=Path, metavar="NAMES", help="names to be deleted, one a line")
+    add = parser.add_argument_group("the method").add_argument
     for artefact, description in artefact_flags().items():
         metavar = "A" if artefact == "anchors" else "FILE"
         add(f"--{artefact}", type=Path, metavar=metavar, help=description)
@@ -164,17 +174,22 @@ def _parser() -> Parser:
     )
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add("--top_n", type=int, help="as_norm's cohort: each face's nearest anchors (300)")
+    add(
+        "--top_n",
+        type=int,
+        help=f"the cohort of {', '.join(methods_set_by('top_n'))}: each face's nearest anchors "
+        "(300, or as many as the anchors allow)",
+    )
     add("--ddof", type=int, help="of the norms' standard deviation (0)")
+    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add = parser.add_argument_group("the gallery").add_argument
     add(
         "--dtype",
         choices=DTYPES,
         help="of a new gallery's embeddings; float16 halves its size (float32)",
     )
     add("--replace", action="store_true", help="faces take the places of those of their names")
-    add("--delete", type=Path, metavar="NAMES", help="names to be deleted, one a line")
     add("--compact", action="store_true", help="removes what deleted faces have left in the folder")
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
     add(
         "--verify",
         action="store_true",

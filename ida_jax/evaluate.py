@@ -19,11 +19,18 @@ ida-jax check_labels proposes them as a list for --ignore_identity_pairs.
 
 A protocol's own files, with embeddings and all methods at once; the help lists the protocols:
 ida-jax evaluate --protocol=lfw --help
+
+examples:
+  ida-jax evaluate --scores=scores.npy --labels=labels.npy
+  ida-jax evaluate --scores=scores.npy --baseline=cosine.npy --labels=labels.npy \\
+      --identities=people.csv --json=figures.json
+  ida-jax evaluate --scores=dev_scores.npy --labels=dev_same.npy --identities=dev_people.csv \\
+      --fit=logistic --calibration=calibration.safetensors
 """
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser, numbers
 from ida_jax.common.errors import UserError, exit_code, printable
@@ -31,6 +38,7 @@ from ida_jax.common.errors import UserError, exit_code, printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from ida_jax.metrics.groups import ListedGroups
     from ida_jax.tables.labelled_scores import Identities
     from ida_jax.tables.score_origin import ScoreOrigin
 
@@ -79,29 +87,32 @@ def _write(options: Any) -> None:
 
 def _parser() -> Parser:
     parser = Parser("evaluate", description=__doc__)
-    add = parser.add_argument
     # fmt: off
+    add = parser.add_argument_group("pairs").add_argument
     add("--scores", type=Path, required=True, metavar="S", help="one score a pair")
     add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
     add("--baseline", type=Path, metavar="S0", help="a second method's scores")
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
         "person, two a line: the pairs between them count neither way; with --identities")
+    add = parser.add_argument_group("groups").add_argument
     add("--groups", type=Path, metavar="G", help="one group a pair, or a person")
     add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
         "group, which holds the FAR in each; they are in --json")
+    add = parser.add_argument_group("figures").add_argument
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
         help="false accept rates (1e-3,1e-4,1e-5)")
     add("--resamples", type=int, default=1000, help="of the bootstrap; 0 leaves it out (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    add("--json", type=Path, metavar="OUT", help="all figures and curves")
+    add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
+    add = parser.add_argument_group("calibration").add_argument
     add("--fit", choices=("logistic", "isotonic"), help="fit a calibration of S")
     add("--calibration", type=Path, metavar="OUT", help="the fitted calibration, .safetensors")
     add("--method", default="", help="the method of S, such as ida_r, where S was not written by "
         "rescore: kept with the calibration, which rescore then refuses for other methods")
     add("--allow_shared", action="store_true",
         help="fit though people of S seem to be among the anchors, where they are not")
-    add("--json", type=Path, metavar="OUT", help="all figures and curves")
-    add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
     # fmt: on
     return parser
 
@@ -172,7 +183,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         kept, ignored = _kept_pairs(options.ignore_identity_pairs, named)
         scores = {role: of[kept] for role, of in scores.items()}
         same, identities = same[kept], identities[kept]
-        groups = groups and groups._replace(codes=groups.codes[kept])
+        groups = groups and groups.rows(kept)
 
     results: dict[str, Any] = {
         **ignored,
@@ -197,7 +208,7 @@ def _evaluate(options: Any) -> dict[str, Any]:
         from ida_jax.protocols.group_figures import NO_PEOPLE, listed_group_rates
 
         rates = listed_group_rates(
-            scores, same, identities, groups.codes, names=groups.names, compared=groups.compared,
+            scores, same, identities, groups,
             own_thresholds=options.group_thresholds, fars=results["fars"], level=_LEVEL,
             resamples=options.resamples, seed=options.seed,
         )  # fmt: skip
@@ -222,25 +233,15 @@ def _kept_pairs(path: Path, named: "Identities") -> "tuple[np.ndarray, dict[str,
     return ~out, {"ignored_pairs": count, "ignored_note": known.note(count)}
 
 
-class _PairGroups(NamedTuple):
-    """Each pair's group, int [P], the groups, how many of them are compared, and notes."""
-
-    codes: "np.ndarray"
-    names: tuple[str, ...]
-    compared: int
-    notes: tuple[str, ...] = ()
-
-
-def _pair_groups(options: Any, identities: "Identities | None") -> _PairGroups:
+def _pair_groups(options: Any, identities: "Identities | None") -> "ListedGroups":
     """One group a pair, or by a list of the people of both sides."""
-    from ida_jax.metrics.groups import FaceGroups, named_cells
+    from ida_jax.metrics.groups import FaceGroups, named_cells, one_group_a_pair
     from ida_jax.tables.groups import groups_of_names, read_group_list, without_group
     from ida_jax.tables.labelled_scores import read_groups
 
     listed = read_group_list(options.groups)
     if listed is None:
-        codes, names = read_groups(options.groups)
-        return _PairGroups(codes, names, len(names))
+        return one_group_a_pair(*read_groups(options.groups))
     if identities is None:
         raise UserError(
             f"{options.groups} lists people and their groups, and who is on a pair is not known: "
@@ -248,9 +249,8 @@ def _pair_groups(options: Any, identities: "Identities | None") -> _PairGroups:
         )
     sides, people = identities.named()
     grouped = groups_of_names(options.groups, listed, people)
-    cells = named_cells(grouped.groups)
-    codes = FaceGroups(grouped.codes, cells).of_pairs(*sides.T)
-    return _PairGroups(codes, cells.names, cells.compared, without_group(grouped, "people"))
+    notes = without_group(grouped, "people")
+    return FaceGroups(grouped.codes, named_cells(grouped.names), notes).listed(sides)
 
 
 def _bootstrap(
@@ -327,7 +327,7 @@ def _origin(options: Any) -> "ScoreOrigin | None":
         if options.fit is not None:
             raise UserError(
                 f"{options.scores}: {shared.described()}, and a calibration of their scores is too "
-                "lax for others: rescore with --labels, or other people; if nobody is, "
+                "lax for others: rescore with --labels, or other people; if no one is, "
                 "--allow_shared"
             )
         print(

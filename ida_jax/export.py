@@ -15,6 +15,10 @@ Input uint8 (default) is RGB crops [B, H, W, 3] as they are read, normalised ins
 float_nchw is float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.
 
 Before it is written, the graph runs on random images beside JAX; the largest difference is printed.
+
+examples:
+  ida-jax export --model=runs/quickstart --output=face.onnx
+  ida-jax export --model=backbone.pth --output=model.safetensors
 """
 
 import json

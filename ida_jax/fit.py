@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ida_jax.common.command_line import Parser
+from ida_jax.common.command_line import Parser, did_you_mean
 from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
     import numpy as np
 
@@ -30,6 +30,11 @@ _FILES = """
   A  the anchor set to rescore with (.safetensors), or embeddings as E. Its labels, where it has
      them, are in L's numbering, or L has its names: a face's own identity is then left out of its
      support set or cohort."""
+_EXAMPLE = """
+
+examples:
+  ida-jax fit {kind} --embeddings=dev.npy --labels=dev_labels.npy --anchors=anchors.safetensors \\
+      --output={kind}.safetensors"""
 _CSN = "Fits the classifier of discriminative cohort score normalisation (rescore --csn=F).\n"
 _DAO = """Fits IDA-R's constants: the densities' weight and the support set's size
 (rescore --method=ida_r_fitted --dao_fit=F).
@@ -40,20 +45,36 @@ faces of the same kind and quality as those to be scored.
 """
 
 
+_Made = tuple[Any, list[str]]  # what was fitted, and what to say of it
+
+
 def main(argv: list[str]) -> None:
     """Fits one of the three."""
-    commands = {"csn": _csn, "dao": _dao, "quality": _quality}
-    if not argv or argv[0] in ("-h", "--help"):
+    from ida_jax.common.outputs import writing
+
+    kind, *rest = argv or ["--help"]
+    if kind in ("-h", "--help"):
         print(__doc__)
-    elif argv[0] not in commands:
-        raise UserError(f"unknown fit '{argv[0]}': expected csn, dao or quality; see --help")
-    else:
-        commands[argv[0]](argv[1:])
+        return
+    if kind not in _FITS:
+        raise UserError(f"unknown fit '{kind}': {did_you_mean(kind, _FITS)}; see --help")
+    fit = _FITS[kind]
+    parser = _parser(kind, fit.description)
+    fit.flags(parser.add_argument_group("the fit").add_argument)
+    options = parser.parse_args(rest)
+    reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "anchors")}
+    with writing({"--output": options.output}, reading=reading):
+        made, said = fit.make(
+            options,
+            _read(options),
+            exclude_own=not options.keep_own,
+            searcher=options.searcher,
+        )
+        made.save(options.output)
+        print("\n".join(said))
 
 
-def _csn(argv: list[str]) -> None:
-    parser = _parser("csn", _CSN)
-    add = parser.add_argument
+def _csn_flags(add: "Callable[..., Any]") -> None:
     # fmt: off
     add("--top_n", type=int, help="cohort scores a face (100, or as many as the anchors allow)")
     add("--degree", type=int, default=3, help="the polynomial's degree (3)")
@@ -61,15 +82,11 @@ def _csn(argv: list[str]) -> None:
         help="share of genuine pairs that the fit is weighted to; low for low FARs (0.001)")
     add("--seed", type=int, default=0, help="of the pairs' draw (0)")
     # fmt: on
-    options = parser.parse_args(argv)
-    with _writing(options):
-        _fit_csn(options)
 
 
-def _fit_csn(options: Any) -> None:
+def _csn(options: Any, given: "_Given", **common: Any) -> _Made:
     from ida_jax.rescoring.csn_fit import USUAL_COHORT, fit_csn
 
-    given = _read(options)
     csn = fit_csn(
         given.faces,
         given.labels,
@@ -77,58 +94,48 @@ def _fit_csn(options: Any) -> None:
         top_n=options.top_n,
         degree=options.degree,
         prior=options.prior,
-        exclude_own=not options.keep_own,
-        searcher=options.searcher,
         seed=options.seed,
+        **common,
     )
-    csn.save(options.output)
+    said = []
     if options.top_n is None and csn.top_n < USUAL_COHORT:
-        print(
+        said.append(
             f"top_n is {csn.top_n}, for want of the usual {USUAL_COHORT}: the set has only "
             f"{csn.anchors} anchors"
         )
-    print(
+    said.append(
         f"{options.output}: fitted on {csn.genuine:,} genuine and {csn.impostor:,} impostor pairs "
         f"of {csn.identities:,} identities, cohort: the {csn.top_n} nearest of {csn.anchors:,} "
         "anchors"
     )
+    return csn, said
 
 
-def _dao(argv: list[str]) -> None:
-    parser = _parser("dao", _DAO)
-    add = parser.add_argument
+def _dao_flags(add: "Callable[..., Any]") -> None:
     add("--far", type=float, default=1e-4, help="the FAR to fit at (0.0001)")
     add("--most_support", type=int, default=128, help="the most neighbours looked at (128)")
-    options = parser.parse_args(argv)
-    with _writing(options):
-        _fit_dao(options)
 
 
-def _fit_dao(options: Any) -> None:
+def _dao(options: Any, given: "_Given", **common: Any) -> _Made:
     from ida_jax.rescoring.dao_fit import fit_dao
 
-    given = _read(options)
     fit = fit_dao(
         given.faces,
         given.labels,
         given.anchors,
         far=options.far,
         most_support=options.most_support,
-        exclude_own=not options.keep_own,
-        searcher=options.searcher,
+        **common,
     )
-    fit.save(options.output)
-    print(
+    return fit, [
         f"{options.output}: weight {fit.weight:.3g}, support set of {fit.support:.3g} at tau "
         f"{fit.tau:g}; fitted at FAR {fit.far:g} on {fit.genuine:,} genuine and "
         f"{fit.impostor:,} impostor pairs of {fit.identities:,} identities, with {fit.anchors:,} "
         "anchors"
-    )
+    ]
 
 
-def _quality(argv: list[str]) -> None:
-    parser = _parser("quality", _QUALITY)
-    add = parser.add_argument
+def _quality_flags(add: "Callable[..., Any]") -> None:
     add("--k", type=int, default=30, help="the nearest anchors whose mean cosine counts (30)")
     add(
         "--form",
@@ -136,17 +143,13 @@ def _quality(argv: list[str]) -> None:
         help="fitted (default), or base: the density weighs what it does in DAO, and the norm "
         "counts for the genuine side alone",
     )
-    options = parser.parse_args(argv)
-    with _writing(options):
-        _fit_quality(options)
 
 
-def _fit_quality(options: Any) -> None:
+def _quality(options: Any, given: "_Given", **common: Any) -> _Made:
     import numpy as np
 
     from ida_jax.rescoring.quality_fit import fit_quality
 
-    given = _read(options)
     fit = fit_quality(
         given.faces,
         given.norms,
@@ -154,23 +157,37 @@ def _fit_quality(options: Any) -> None:
         given.anchors,
         k=options.k,
         form=options.form,
-        exclude_own=not options.keep_own,
-        searcher=options.searcher,
+        **common,
     )
-    fit.save(options.output)
     low, high = np.exp([fit.lowest, fit.highest])
-    print(
+    said = [
         f"{options.output}: T {fit.rate:.3g}, theta_u {fit.density_weight:.3g}, theta_l "
         f"{fit.norm_weight:.3g}; a genuine pair's cosine {fit.intercept:.3g} + {fit.slope:.3g} "
         f"(l1 + l2), deviation {fit.deviation:.3g}; norms {low:.3g} … {high:.3g}; fitted on "
         f"{fit.genuine:,} genuine pairs of {fit.people:,} people and {fit.impostor:,} impostor "
         f"pairs, with the {fit.k} nearest of {fit.anchors:,} anchors"
-    )
+    ]
     if fit.form != options.form:
-        print(
+        said.append(
             "the form is base: the faces have too few impostor pairs for the other, and T is that "
             "of their pairs with the anchors"
         )
+    return fit, said
+
+
+class _Fit(NamedTuple):
+    """A fit: its help, what adds its own flags, and what makes it and says so in lines."""
+
+    description: str
+    flags: "Callable[[Callable[..., Any]], None]"
+    make: "Callable[..., _Made]"
+
+
+_FITS = {
+    "csn": _Fit(_CSN, _csn_flags, _csn),
+    "dao": _Fit(_DAO, _dao_flags, _dao),
+    "quality": _Fit(_QUALITY, _quality_flags, _quality),
+}
 
 
 class _Given(NamedTuple):
@@ -183,9 +200,9 @@ class _Given(NamedTuple):
 
 
 def _parser(kind: str, description: str) -> Parser:
-    parser = Parser(f"fit {kind}", description=description + _FILES)
-    add = parser.add_argument
+    parser = Parser(f"fit {kind}", description=description + _FILES + _EXAMPLE.format(kind=kind))
     # fmt: off
+    add = parser.add_argument_group("files").add_argument
     add("--embeddings", type=Path, required=True, metavar="E", help="the development faces")
     add("--labels", type=Path, required=True, metavar="L", help="their identities")
     add("--anchors", type=Path, required=True, metavar="A", help="the anchors, or the cohort")
@@ -195,14 +212,6 @@ def _parser(kind: str, description: str) -> Parser:
     add("--searcher", default="auto", help="as in rescore (auto)")
     # fmt: on
     return parser
-
-
-def _writing(options: Any) -> "AbstractContextManager[None]":
-    from ida_jax.common.outputs import writing
-
-    read = ("embeddings", "labels", "anchors")
-    reading = {f"--{name}": getattr(options, name) for name in read}
-    return writing({"--output": options.output}, reading=reading)
 
 
 def _read(options: Any) -> _Given:
@@ -224,7 +233,7 @@ def _read(options: Any) -> _Given:
         # People who are not among the anchors are numbered above those who are.
         others = labels + int(anchors.labels.max(initial=0)) + 1
         labels = others if own is None else np.where(own >= 0, own, others)
-    rows, _, norms = unit_rows(faces.embeddings)
+    rows, _, norms = unit_rows(faces.embeddings, what=str(options.embeddings))
     return _Given(rows, norms, labels, anchors)
 
 

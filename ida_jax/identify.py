@@ -10,6 +10,12 @@ the same command continues; the output appears whole or not at all.
      --calibration, that of the pair alone at even odds. A probe is its name, or its row in E
 
 With --labels, who is on each probe, also how many are found: TPIR at a FPIR, and rank-k.
+
+examples:
+  ida-jax identify --gallery=gallery --probes=probes.npy --anchors=anchors.safetensors \\
+      --output=found.parquet
+  ida-jax identify --gallery=gallery --probes=probes.npy --anchors=anchors.safetensors \\
+      --labels=labels.txt --threshold=-1.46 --unknown --output=found.csv --json=figures.json
 """
 
 import sys
@@ -145,7 +151,7 @@ def _parser() -> Parser:
     from ida_jax.rescoring.method_table import artefact_flags
 
     parser = Parser("identify", description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("files").add_argument
     add("--gallery", type=Path, required=True, metavar="G", help="the gallery's folder")
     add("--probes", type=Path, required=True, metavar="E", help="the probes' embeddings")
     add("--output", type=Path, required=True, metavar="O", help="where the candidates go")
@@ -157,9 +163,17 @@ def _parser() -> Parser:
         help="the template of each row of E, which names it: a template's images are pooled into "
         "one probe",
     )
+    add = parser.add_argument_group("what the gallery's method needs").add_argument
     for artefact, description in artefact_flags().items():
         metavar = "A" if artefact == "anchors" else "FILE"
         add(f"--{artefact}", type=Path, metavar=metavar, help=description)
+    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--verify",
+        action="store_true",
+        help="compare all of a gallery or anchor set of more than 256 MiB with its checksums",
+    )
+    add = parser.add_argument_group("candidates").add_argument
     add("--top", type=int, help="candidates of a probe (10, or as many as are enrolled)")
     add("--threshold", type=float, metavar="T", help="only candidates with a higher score")
     add(
@@ -169,6 +183,7 @@ def _parser() -> Parser:
         "candidate above --threshold",
     )
     add("--calibration", type=Path, metavar="FILE", help="from ida-jax evaluate --fit")
+    add = parser.add_argument_group("figures").add_argument
     add("--labels", type=Path, metavar="L", help="who is on each row of E, by the gallery's names")
     add(
         "--fpirs",
@@ -177,12 +192,6 @@ def _parser() -> Parser:
         help=f"where TPIR is given ({','.join(f'{fpir:g}' for fpir in FPIRS)})",
     )
     add("--json", type=Path, metavar="OUT", help="these figures")
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
-    add(
-        "--verify",
-        action="store_true",
-        help="compare all of a gallery or anchor set of more than 256 MiB with its checksums",
-    )
     return parser
 
 

@@ -3,6 +3,13 @@
 Runs the stages that the config names: train or import, gan, anchors, ssr, pfe, csn, evaluate; or,
 from a file of embeddings, targets, ssr, evaluate. Each is resumable; run the same command again
 after an interruption.
+
+--config takes a path or the name of a config that is installed with ida_jax, such as quickstart;
+any of its keys is a flag, such as --config.train.batch_size=256.
+
+examples:
+  ida-jax train --config=quickstart --workdir=runs/quickstart
+  python -m ida_jax.main --config=configs/ms1m_arcface.py:smoke --workdir=runs/smoke
 """
 
 import sys

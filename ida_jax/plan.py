@@ -9,6 +9,9 @@ devices. Bytes sent are those of rings: each device sends 2(n-1)/n of an array t
 all-reduce, n-1 of what it adds to an all-gather, (n-1)/n of what it reduce-scatters. The bounds
 hold for one slice whose links are all in use; "latency" takes 1 µs a hop and no overlap.
 Exit code 1 if the step does not fit.
+
+examples:
+  ida-jax plan --config=ms1m_arcface --topology=v5e:16x16
 """
 
 import json

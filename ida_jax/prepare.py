@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 _FACES = """Writes the TFDS data set DIR/NAME (split train: image, label), which training reads.
 
 Images keep their bytes; grey and CMYK ones become RGB. Every image is checked: the first ten that
-are corrupt are listed, and nothing is written. Stopped, the same command resumes."""
+are corrupt are listed, and nothing is written. Stopped, the same command resumes.
+
+examples:
+  ida-jax prepare recordio --from=faces_emore --name=ms1m --data_dir=data
+  ida-jax prepare folder --from=crops --name=mine --data_dir=data"""
 
 _BIN = """Writes the TFDS data set DIR/NAME of pairs (split test: first, second, same), or makes a
 verification file:
@@ -35,10 +39,17 @@ verification file:
   --images=IMAGES --pairs=PAIRS --output=X.bin
 
 IMAGES is a folder, a .txt list or a .tar file; PAIRS is LFW's pairs.txt, or a .csv of
-NAME,NAME,SAME. No pickle in a .bin file can run code: what is not plain data is refused."""
+NAME,NAME,SAME. No pickle in a .bin file can run code: what is not plain data is refused.
+
+examples:
+  ida-jax prepare bin --from=calfw.bin --name=calfw --data_dir=data
+  ida-jax prepare bin --images=crops.tar --pairs=pairs.txt --output=mine.bin"""
 
 _LFW = """Writes DIR/lfw or DIR/calfw: crops of 112×112 in a tar file, and the lists beside them.
-Without --landmarks the images must be such crops already."""
+Without --landmarks the images must be such crops already.
+
+examples:
+  ida-jax prepare lfw --from=lfw.tgz --landmarks=landmarks.txt --pairs=pairs.txt --data_dir=data"""
 
 
 def main(argv: list[str]) -> None:

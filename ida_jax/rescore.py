@@ -11,6 +11,12 @@ the list; killed in the middle, the same command continues; the output appears w
 
 Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work through the folder
 of S, which all of them must see, and make the same file.
+
+examples:
+  ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
+      --output=scores.npy
+  ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
+      --calibration=calibration.safetensors --scale=percent --output=percent.csv
 """
 
 import contextlib
@@ -131,22 +137,45 @@ _NO_SETTINGS = (
 
 
 def _parser() -> Parser:
-    from ida_jax.rescoring.method_table import artefact_flags, scoring_methods
+    from ida_jax.rescoring.method_table import (
+        HEADLINE,
+        artefact_flags,
+        methods_set_by,
+        scoring_methods,
+    )
 
     parser = Parser("rescore", description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("files").add_argument
     add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
     add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")
     add("--output", type=Path, required=True, metavar="S", help="where the scores go")
+    add = parser.add_argument_group("the method").add_argument
     for artefact, description in artefact_flags().items():
         metavar = "A" if artefact == "anchors" else "FILE"
         add(f"--{artefact}", type=Path, metavar=metavar, help=description)
     add(
         "--method",
-        default="ida_r",
+        default=HEADLINE,
         metavar="METHOD",
-        help=f"{', '.join(scoring_methods())} (default: ida_r)",
+        help=f"{', '.join(scoring_methods())} (default: {HEADLINE})",
     )
+    add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
+    add("--tau", type=float, help="τ (the anchor set's own, 1)")
+    add(
+        "--top_n",
+        type=int,
+        help=f"the cohort of {', '.join(methods_set_by('top_n'))}: each face's nearest anchors "
+        "(300, or as many as the anchors allow)",
+    )
+    add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
+    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--tolerance",
+        type=float,
+        default=0.02,
+        help="error in log F, over its spread, up to which an approximate search is taken (0.02)",
+    )
+    add = parser.add_argument_group("faces and scores").add_argument
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
     add(
         "--labels",
@@ -155,14 +184,6 @@ def _parser() -> Parser:
         help="who is on each row of E, names or integers as the anchors': leaves a face's own "
         "identity out of its support set or cohort",
     )
-    add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
-    add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add(
-        "--top_n",
-        type=int,
-        help="as_norm's cohort: each face's nearest anchors (300, or as many as the anchors allow)",
-    )
-    add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
     add(
         "--scale",
         choices=_SCALES,
@@ -181,13 +202,7 @@ def _parser() -> Parser:
         action="store_true",
         help="compare all of an anchor set of more than 256 MiB with its checksum",
     )
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
-    add(
-        "--tolerance",
-        type=float,
-        default=0.02,
-        help="error in log F, over its spread, up to which an approximate search is taken (0.02)",
-    )
+    add = parser.add_argument_group("work shared out").add_argument
     add("--chunk", type=int, default=1 << 24, help="pairs at once (16,777,216)")
     add("--coordinator", metavar="HOST:PORT", help="process 0's, with --processes and --process")
     add("--processes", type=int, help="how many processes")
@@ -197,10 +212,13 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
-    from ida_jax.rescoring.method_table import ARTEFACTS, is_dao, require_flags, scoring_methods
+    from ida_jax.rescoring.method_table import is_dao, require_method
 
-    require_flags(options.method, {flag: getattr(options, flag) for flag in ARTEFACTS})
-    if options.labels is not None and scoring_methods()[options.method].neighbours is None:
+    method = require_method(options.method)
+    for need in method.needs:
+        if getattr(options, need) is None and need != "anchors":
+            raise UserError(f"--method={options.method} needs --{need}=FILE")
+    if options.labels is not None and method.neighbours is None:
         raise UserError(
             "--labels leaves a face's own identity out of its support set or cohort, and "
             f"{options.method} searches none: leave it out"

@@ -1,4 +1,5 @@
 """ida-jax trial --embeddings=E --labels=L --output=DIR [--anchors=A] [--far=1e-4]
+                  [--groups=G]
 
 Does IDA help on your data, by which method, and at which threshold? Splits the people into five
 folds, so that everybody is tested once by anchors and fits that never saw them; compares every
@@ -8,6 +9,7 @@ results.json with report.html.
 
   E  .npy, .npz or .parquet: embeddings [N, D] of any model
   L  .npy, or text of one a line: who is on each row; without it, E's names are PERSON/IMAGE
+  G  a list of person or image and group, or one group a row of E; norms:N, N levels of the norms
   A  anchors of other people, to be used instead of the data's own
 
 examples:
@@ -24,6 +26,7 @@ from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from ida_jax.anchors.anchor_set import AnchorSet
+    from ida_jax.metrics.groups import FaceGroups
     from ida_jax.trials.rotate import Labelled
 
 
@@ -40,11 +43,15 @@ def main(argv: list[str]) -> None:
     reading = {
         f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "names", "anchors")
     }
+    if isinstance(options.groups, Path):
+        reading["--groups"] = options.groups
     with writing(outputs, reading=reading, folder=options.output):
         _try(options)
 
 
 def _parser() -> Parser:
+    from ida_jax.tables.groups import groups_option
+
     parser = Parser("trial", description=__doc__)
     data = parser.add_argument_group("the data")
     add = data.add_argument
@@ -52,6 +59,7 @@ def _parser() -> Parser:
     add("--labels", type=Path, metavar="L", help="who is on each row of E")
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: PERSON/IMAGE")
     add("--anchors", type=Path, metavar="A", help="an anchor set, or embeddings as E")
+    add("--groups", type=groups_option, metavar="G", help="FAR and TAR by group, in results.json")
     add("--demo", action="store_true", help="rendered people instead of your data")
     add("--output", type=Path, required=True, metavar="DIR", help="where the results go")
     how = parser.add_argument_group("the trial")
@@ -70,7 +78,7 @@ def _check(options: Any) -> None:
     if options.demo == (options.embeddings is not None):
         raise UserError("expected --embeddings=E, or --demo for a trial without data")
     if options.demo:
-        for flag in ("labels", "names", "anchors"):
+        for flag in ("labels", "names", "anchors", "groups"):
             if getattr(options, flag) is not None:
                 raise UserError(f"--demo brings its own data: leave out --{flag}")
     if not 0 < options.far <= 0.1:
@@ -96,9 +104,14 @@ def _try(options: Any) -> None:
     from ida_jax.trials.trial import run_trial
     from ida_jax.trials.verdict import json_of
 
-    data, anchors = _data(options)
+    data, anchors, groups = _data(options)
     trial = run_trial(
-        data, anchors, far=options.far, resamples=options.resamples, seed=options.seed
+        data,
+        anchors,
+        groups=groups,
+        far=options.far,
+        resamples=options.resamples,
+        seed=options.seed,
     )
     made = provenance()
     evaluated = {"cross_fitted": trial.evaluated}
@@ -119,6 +132,7 @@ def _try(options: Any) -> None:
         "embeddings": str(options.embeddings or "rendered faces"),
         "model": options.model_name or data.fingerprint or "unknown",
         "far": options.far,
+        **({} if options.groups is None else {"groups": str(options.groups)}),
         "seed": options.seed,
         "resamples": options.resamples,
         "identities": trial.identities,
@@ -142,19 +156,21 @@ def _try(options: Any) -> None:
     print(f"in {options.output}: {', '.join([*written, RESULTS, REPORT])}")
 
 
-def _data(options: Any) -> "tuple[Labelled, AnchorSet | None]":
+def _data(options: Any) -> "tuple[Labelled, AnchorSet | None, FaceGroups | None]":
     import numpy as np
 
+    from ida_jax.protocols.group_figures import requested_groups
+    from ida_jax.rescoring.log_norms import log_norms
+    from ida_jax.rescoring.method_table import methods_by_norm
     from ida_jax.trials.rotate import Labelled
 
     if options.demo:
         from ida_jax.trials.demo import demo_faces
 
         print("rendering 800 people and learning a small model of 300 of them")
-        return demo_faces(seed=options.seed)[0], None
+        return demo_faces(seed=options.seed)[0], None, None
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.common.validation import unit_rows
-    from ida_jax.rescoring.log_norms import log_norms
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import numbered, people_of_images, read_people
 
@@ -188,11 +204,17 @@ def _data(options: Any) -> "tuple[Labelled, AnchorSet | None]":
             )
     faces, _, norms = unit_rows(table.embeddings, what=str(options.embeddings))
     try:
-        log_norms(norms, method="IDA-Q")
+        log_norms(norms, len(norms), method=", ".join(methods_by_norm()))
     except UserError as error:
         print(printable(f"not tried: {error}"))
         norms = None
-    return Labelled(faces, codes.astype(np.int64), table.fingerprint, norms), anchors
+    groups = None
+    if options.groups is not None:
+        named = table.names or (people.tolist() if people.dtype.kind == "U" else None)
+        groups = requested_groups(
+            options.groups, table.embeddings, named, what=str(options.embeddings)
+        )
+    return Labelled(faces, codes.astype(np.int64), table.fingerprint, norms), anchors, groups
 
 
 if __name__ == "__main__":

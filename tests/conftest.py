@@ -9,16 +9,19 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Many tests train the same small network: it is compiled once a run of the tests, for all workers
+# and the commands that they start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="ida_jax_tests")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
 import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests train the same small network: it is compiled once a run of the tests.
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # The first example of a shape compiles, so that no deadline would hold; the same examples each run.
 hypothesis.settings.register_profile("ida_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ida_jax")

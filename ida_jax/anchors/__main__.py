@@ -31,10 +31,18 @@ _BUILD = """Makes an anchor set, from exactly one of
   --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model;
                                  with --degrade also degraded copies of some
 
-An existing output is replaced whole or not at all."""
+An existing output is replaced whole or not at all.
+
+examples:
+  ida-jax anchors build --embeddings=train.npy --labels=people.txt --output=anchors.safetensors
+  ida-jax anchors build --model=model.safetensors --images=crops --degrade \\
+      --output=anchors.safetensors"""
 
 _INFO = """Describes an anchor set: size, source, defaults; how near its anchors lie to one
-another; how many may show one person twice."""
+another; how many may show one person twice.
+
+examples:
+  ida-jax anchors info --anchors=anchors.safetensors"""
 
 _CHECK = """Looks for pairs of anchors that may show one person twice. With --against, the faces
 that the anchors will score, also for leaks (probes who are among the anchors, which lowers their
@@ -43,7 +51,10 @@ worse than the cosine. With --groups, also for anchors that are denser around on
 than around another, whose false accept rate then is higher.
 
 exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes or uneven groups; 2 a mistake
-in the call or in a file. Near-duplicates are listed, and do not change it."""
+in the call or in a file. Near-duplicates are listed, and do not change it.
+
+examples:
+  ida-jax anchors check --anchors=anchors.safetensors --against=faces.npy --labels=people.txt"""
 
 # The exact count takes A² · D operations: a minute for these on two cores.
 _MOST_COUNTED = 100_000
@@ -75,7 +86,7 @@ def _build(argv: list[str]) -> None:
     from ida_jax.anchors.degraded import add_degrade_flags
 
     parser = _parser("build", _BUILD)
-    add = parser.add_argument
+    add = parser.add_argument_group("where they come from").add_argument
     add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
     add("--embeddings", type=Path, metavar="E", help=".npy, .npz or .parquet, [N, D] of any norm")
     people = "who is on each row: .npy, or .txt of one integer or name a line"
@@ -84,6 +95,7 @@ def _build(argv: list[str]) -> None:
     add("--class_weights", action="store_true", help="take the model's class weights")
     add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
     add("--flip", action="store_true", help="with --images: add the mirrored crop's embedding")
+    add = parser.add_argument_group("which of them").add_argument
     add("--per_identity", type=int, default=1, help="anchors of one identity, its first (1)")
     add(
         "--balance",
@@ -95,6 +107,7 @@ def _build(argv: list[str]) -> None:
     )
     add("--size", type=int, default=50_000, help="at most this many images (50,000, the paper's)")
     add("--seed", type=int, default=0, help="of the draw where there are more (0)")
+    add = parser.add_argument_group("what is kept with them").add_argument
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip
     add_degrade_flags(parser)
@@ -353,10 +366,10 @@ def _against(
     report["crowding"] = crowd.json
     findings += crowd.warnings
     names = probes.names or ()
-    told = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
-    report["gain"] = told._asdict()
-    print(told.described())
-    if told.harmful and not near.wrong_domain:
+    gain = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
+    report["gain"] = gain._asdict()
+    print(gain.described())
+    if gain.harmful and not near.wrong_domain:
         findings.append(
             "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
             "of another domain, or few, and IDA can then be worse than the cosine: make them as "
@@ -416,9 +429,8 @@ def _model(path: Path) -> "FaceModel":
 
 
 def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
-    import numpy as np
 
-    from ida_jax.common.validation import unit_embeddings
+    from ida_jax.common.validation import unit_rows
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import people_of_images, read_people_or_images
 
@@ -430,8 +442,7 @@ def _probes(options: Any, anchors: "AnchorSet") -> _Probes:
         people = read_people_or_images(options.labels, len(table.embeddings), among=anchors.names)
     elif anchors.names and table.names:
         people = people_of_images(table.names)
-    faces = unit_embeddings(table.embeddings, what="probes")
-    norms = np.linalg.norm(np.asarray(table.embeddings), axis=1)
+    faces, _, norms = unit_rows(table.embeddings, what="probes")
     return _Probes(faces, norms, table.names, people)
 
 

@@ -182,7 +182,7 @@ class AnchorSet:
             )
             require_types(loaded)
             if not isinstance(loaded.provenance, dict):
-                raise ValueError("its provenance is no object")
+                raise ValueError("its provenance is not an object")
             if loaded.degraded < 0:
                 raise ValueError(f"{loaded.degraded} anchors are degraded copies")
             require_tau(loaded.tau, what=f"{path}: tau")

@@ -56,7 +56,7 @@ def balance_option(text: str) -> Path | int:
     """An argparse type: a file of groups, or N of "clusters:N" (8 of "clusters").
 
     Raises:
-      argparse.ArgumentTypeError: an N that is no whole number of at least 2; an empty path.
+      argparse.ArgumentTypeError: an N that is not a whole number of at least 2; an empty path.
     """
     kind, colon, count = text.partition(":")
     if kind != "clusters":
@@ -131,29 +131,30 @@ def balanced(
             f"group '{names[smallest]}' has {counts[smallest]} people among the anchors, fewer "
             f"than k = {k} (of all: {listed}): add people, or leave the group out of the list"
         )
-    each = int(min(counts[smallest], size // len(names)))
-    if each < 1:
+    per_group = int(min(counts[smallest], size // len(names)))
+    if per_group < 1:
         raise UserError(f"a size of {size} is less than one anchor for each of {len(names)} groups")
     rng = np.random.default_rng(seed)
     chosen = [
-        rng.choice(np.flatnonzero(codes == code), each, replace=False) for code in range(len(names))
+        rng.choice(np.flatnonzero(codes == code), per_group, replace=False)
+        for code in range(len(names))
     ]
     places = np.sort(np.concatenate(chosen))
     without = int(np.count_nonzero(codes < 0))
     said = [
-        f"balanced: {each:,} anchors of each of {len(names)} groups (of {listed}); "
+        f"balanced: {per_group:,} anchors of each of {len(names)} groups (of {listed}); "
         f"{counts.sum() - places.size:,} dropped"
     ]
     if without:
         said.append(f"{without:,} candidates without a group were left out")
-    if each < _FEW:
+    if per_group < _FEW:
         said.append(
-            f"group '{names[smallest]}' allows {each} anchors a group: of fewer than {_FEW} a "
+            f"group '{names[smallest]}' allows {per_group} anchors a group: of fewer than {_FEW} a "
             "density is mostly chance; add people of it"
         )
     provenance = {
         "groups": dict(zip(names, counts.tolist(), strict=True)),
-        "each": each,
+        "each": per_group,
         "without_group": without,
         "seed": seed,
     }

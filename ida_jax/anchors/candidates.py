@@ -249,5 +249,5 @@ def degraded_copies(
     described = [candidates.provenance, model.fingerprint, flip, _CHUNK, how, numbers.tolist()]
     folder = parts / key_of(described, digits=16)
     folder.mkdir(parents=True, exist_ok=True)
-    each = Parts(folder, len(chunks), 1).values(lambda rows: embed(rows.start))
-    return np.concatenate(list(each)), of
+    embedded = Parts(folder, len(chunks), 1).values(lambda rows: embed(rows.start))
+    return np.concatenate(list(embedded)), of

@@ -14,7 +14,7 @@ from ida_jax.data.degrade import VARIED, Degradation, degradation
 
 def add_degrade_flags(parser: ArgumentParser) -> None:
     """Adds --degrade, --degrade_share and --degrade_copies."""
-    add = parser.add_argument
+    add = parser.add_argument_group("degraded copies").add_argument
     add("--degrade", nargs="?", const=VARIED, default="", metavar="SPEC", help="add degraded "
         "copies of some images as anchors, for probes of varied quality: varied (if no SPEC is "
         "given), mild, medium, strong, or kinds such as blur,jpeg:strong")  # fmt: skip

@@ -121,8 +121,8 @@ def check_groups(
     if np.count_nonzero(counts) < 2:
         raise UserError(f"the probes are of one group ({listed}): expected people of two or more")
     smallest = int(np.argmin(counts))
-    k, each = anchors.k, int(min(counts.min(), _MOST_PEOPLE))
-    if len(names) * each <= k:
+    k, per_group = anchors.k, int(min(counts.min(), _MOST_PEOPLE))
+    if len(names) * per_group <= k:
         raise UserError(
             f"group '{names[smallest]}' has {counts[smallest]} people among the probes (of all: "
             f"{listed}): too few to find k = {k} neighbours among as many of each group; add "
@@ -133,7 +133,7 @@ def check_groups(
     for code in range(len(names)):
         drawn = rng.permutation(first[codes[first] == code])
         rows.append(np.sort(drawn[:_MOST_PEOPLE]))
-        reference.append(drawn[:each])
+        reference.append(drawn[:per_group])
     examined, of_reference = np.concatenate(rows), np.concatenate(reference)
     faces, group = probes[examined], codes[examined]
     own = (
@@ -219,10 +219,10 @@ def check_listed_groups(
     if listed is None:
         raise UserError(f"{path}: expected a list of two columns, a person and a group")
     grouped = groups_of_names(path, listed, names_of_rows(names, np.asarray(people)))
-    place = {group: code for code, group in enumerate(grouped.groups)}
+    place = {group: code for code, group in enumerate(grouped.names)}
     of_anchors = np.array([place.get(listed.get(name, ""), -1) for name in anchors.names])
     found = check_groups(
-        probes, people, grouped.codes, grouped.groups, anchors,
+        probes, people, grouped.codes, grouped.names, anchors,
         anchor_codes=of_anchors if np.any(of_anchors >= 0) else None,
     )  # fmt: skip
     findings = []

@@ -17,7 +17,7 @@ from ida_jax.anchors.check import Matches, near_duplicates
 from ida_jax.common.errors import UserError
 
 _ROWS = 512
-# Up to so many cosines are all looked at for a threshold; of more, those of evenly spaced rows.
+# The most cosines that a threshold is taken from; of more, those of evenly spaced rows.
 _MOST_COSINES = 400_000_000
 _MOST_PAIRS = 1_000_000
 

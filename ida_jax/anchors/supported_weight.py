@@ -238,7 +238,7 @@ def _highest(scores: np.ndarray, share: float) -> np.ndarray:
 
 def _ranks(number: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """int [R]: where the cumulative numbers [R, P] reach those wanted [R]."""
-    found = [np.searchsorted(row, each) for row, each in zip(number, wanted, strict=True)]
+    found = [np.searchsorted(row, rank) for row, rank in zip(number, wanted, strict=True)]
     return np.minimum(found, number.shape[1] - 1)
 
 

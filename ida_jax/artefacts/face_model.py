@@ -198,7 +198,7 @@ class FaceModel:
 
 
 def _check(model: FaceModel) -> None:
-    """Raises ValueError where what was read is no input's preprocessing, or not the network's."""
+    """Raises ValueError for a preprocessing that is not valid, or that does not fit the network."""
     of_input = model.preprocessing
     side, channels = of_input.image_size, (*of_input.mean, *of_input.std)
     if type(side) is not int or not 1 <= side <= _LARGEST_SIDE:

@@ -69,11 +69,11 @@ class HeldOut:
         """What a reader of scores must know, in one line."""
         if self.doubt:
             return (
-                "ida_l: the SSR module falls back to the cosine, every face having the same F: "
+                "the SSR module falls back to the cosine, every face having the same F: "
                 f"{self.doubt}"
             )
         return (
-            f"ida_l: R² of log F {self.r2:.3f} [{self.r2_low:.3f}, {self.r2_high:.3f}] on "
+            f"the SSR module: R² of log F {self.r2:.3f} [{self.r2_low:.3f}, {self.r2_high:.3f}] on "
             f"{self.people:,} held-out people of the training set, bias {self.bias:+.2f} standard "
             f"deviations (uncalibrated: R² {self.raw_r2:.3f}, bias {self.raw_bias:+.2f})"
         )

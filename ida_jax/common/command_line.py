@@ -6,7 +6,7 @@ Flags are spelled with underscores, as --top_n is; --top-n is accepted too.
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,8 +38,8 @@ class Parser(argparse.ArgumentParser):
             names = [word.partition("=")[0] for word in words if word.startswith("--")]
             # Without a near one it may be another parser's, as --config= of plan is.
             for name in (name for name in names if name not in known):
-                if "did you mean" in (said := self._unknown(name)):
-                    message = said
+                if nearest(name, known):
+                    message = self._unknown(name)
                     break
         elif message.startswith("unrecognized arguments: "):
             message = self._unknown(message.removeprefix("unrecognized arguments: ").split(" ")[0])
@@ -47,8 +47,19 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, 1)
-        return f"unknown flag '{name}'" + (f": did you mean {near[0]}?" if near else "")
+        near = nearest(name, self._option_string_actions)
+        return f"unknown flag '{name}'" + (f": did you mean {near}?" if near else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is spelled most alike; "" where none is near."""
+    return next(iter(difflib.get_close_matches(name, known, 1)), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What follows "unknown NAME:": the nearest known name, or all of them where none is near."""
+    near = nearest(name, known := list(known))
+    return f"did you mean {near}?" if near else f"choose one of {', '.join(known)}"
 
 
 def user_path(text: str) -> Path:
@@ -57,7 +68,7 @@ def user_path(text: str) -> Path:
     A shell expands a ~ only at the beginning of a word, not in --data_dir=~/x.
 
     Raises:
-      argparse.ArgumentTypeError: an empty path; the home folder of nobody.
+      argparse.ArgumentTypeError: an empty path; the home folder of an unknown user.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty path: name a file or folder, or leave it out")
@@ -65,7 +76,7 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(
-            f"'{text}' names the home folder of nobody here: give the whole path"
+            f"'{text}' names the home folder of an unknown user: give the whole path"
         ) from error
 
 

@@ -113,8 +113,8 @@ def padded(rows: np.ndarray, block: int) -> np.ndarray:
 def filled(rows: np.ndarray) -> np.ndarray:
     """The rows and zeros up to a power of two, at least 64; more than 32,768 stay as they are.
 
-    For what is indexed by a compiled function: a few sizes stand for every number of rows. So many
-    that they stay are another matter: one compilation is little beside the work on them.
+    For what is indexed by a compiled function: a few sizes stand for every number of rows. Beyond
+    them one compilation is little beside the work on the rows.
     """
     size = max(64, 1 << max(0, len(rows) - 1).bit_length())
     return rows if size > 1 << 15 or size == len(rows) else padded(rows, size)

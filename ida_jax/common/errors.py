@@ -48,7 +48,7 @@ class Stopped(Exception):
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Ctrl-C. Of KeyboardInterrupt itself CPython may note that nobody handles it."""
+    """Ctrl-C. Of KeyboardInterrupt itself CPython may note that it is not handled."""
 
 
 class _Terminated(BaseException):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -58,26 +58,35 @@ def fingerprint_of(described: Any, variables: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _flat(variables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"params/conv/kernel": array}."""
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"params/conv/kernel": array}, by the names of mappings, dataclasses and named tuples."""
     flat = {}
-    for name, value in variables.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}/") if nested else {f"{prefix}{name}": value}
+    for name, value in entries.items():
+        inner = _entries(value)
+        flat |= {prefix + name: value} if inner is None else _flat(inner, f"{prefix}{name}/")
     return flat
 
 
+def _entries(value: Any) -> Mapping[str, Any] | None:
+    """What is in a mapping, a dataclass or a named tuple; None for anything else."""
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    return value if isinstance(value, Mapping) else None
+
+
 def content_fingerprint(artefact: Any) -> str:
-    """`fingerprint_of` all entries of a dataclass: its numbers, text and arrays.
+    """`fingerprint_of` all entries of a dataclass: its numbers, text and arrays, nested ones too.
 
     Entries with the value that they have by default are left out, so that one which a later version
     adds does not change the fingerprint of what an earlier one saved.
     """
     arrays, described = {}, {}
     for field in fields(artefact):
-        value = getattr(artefact, field.name)
-        if isinstance(value, np.ndarray | Mapping):
-            arrays[field.name] = value
-        elif field.default is MISSING or value != field.default:
-            described[field.name] = value
+        for name, value in _flat({field.name: getattr(artefact, field.name)}).items():
+            if hasattr(value, "dtype") and not isinstance(value, np.generic):
+                arrays[name] = value
+            elif name != field.name or field.default is MISSING or value != field.default:
+                described[name] = value.item() if isinstance(value, np.generic) else value
     return fingerprint_of(described, arrays)

@@ -156,7 +156,7 @@ def _locked(lock: Path, *, what: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: nobody takes a file that is about to go.
+        # Removed while it is held, so that no other job locks a file that is about to go.
         lock.unlink(missing_ok=True)
         os.close(handle)
 

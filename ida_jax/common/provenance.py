@@ -4,6 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,12 +25,22 @@ def provenance() -> dict[str, object]:
         except PackageNotFoundError:
             continue
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": command_line(sys.orig_argv),
         "commit": _commit(),
         "devices": f"{len(devices)} × {devices[0].device_kind}",
         "processor": f"{_processor()}, {cores()} cores",
         "versions": versions,
     }
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """What was typed, of `sys.orig_argv`: python SCRIPT …, python -m MODULE …, or ida-jax ….
+
+    Without the folders of the interpreter and of the console command.
+    """
+    _, *words = argv
+    console = words and Path(words[0]).name.removesuffix(".exe") == "ida-jax"
+    return shlex.join(["ida-jax", *words[1:]] if console else ["python", *words])
 
 
 def _commit() -> str:

@@ -93,10 +93,27 @@ def unit_rows(
     if bad.any() and not skip_bad:
         wrong = np.flatnonzero(bad) if numbers is None else numbers[bad]
         raise UserError(
-            f"{what}: {_rows(wrong)} zero, NaN or infinite; such a face cannot "
+            f"{what}: {rows_are(wrong)} zero, NaN or infinite; such a face cannot "
             "match: leave it out or embed it again"
         )
     return UnitRows(out, bad, norms)
+
+
+def row_norms(embeddings: np.ndarray, *, halves: bool = False) -> np.ndarray:
+    """float64 [N]: ‖x‖ of each row, in blocks, so that a memory-mapped file is not held.
+
+    Args:
+      embeddings: [N, D], rows of any kind: the norm of a bad row is 0, NaN or infinite.
+      halves: takes the norm of the sum of a row's halves.
+    """
+    step = max(1, _BLOCK // max(1, embeddings.shape[1]))
+    norms = np.empty(len(embeddings))
+    for start in range(0, len(norms), step):
+        block = np.asarray(embeddings[start : start + step], np.float64)
+        if halves:
+            block = sum(np.split(block, 2, axis=1))
+        norms[start : start + step] = np.linalg.norm(block, axis=1)
+    return norms
 
 
 def _unit_block(block: np.ndarray) -> UnitRows:
@@ -206,7 +223,8 @@ def _floating(given: ArrayLike, what: str) -> np.ndarray:
     return array
 
 
-def _rows(rows: np.ndarray) -> str:
+def rows_are(rows: np.ndarray) -> str:
+    """Rows of an array in words, the first five by number: "rows 1, 5 are"."""
     if rows.size == 1:
         return f"row {rows[0]} is"
     shown = ", ".join(str(row) for row in rows[:5])

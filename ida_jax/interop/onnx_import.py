@@ -183,7 +183,7 @@ def _folded(node: Any, constants: Mapping[str, np.ndarray]) -> np.ndarray | None
     from onnx import helper, numpy_helper
 
     kind = node.op_type
-    options = {each.name: each for each in node.attribute}
+    options = {attribute.name: attribute for attribute in node.attribute}
     if kind == "Constant":
         ((name, value),) = options.items()
         value = helper.get_attribute_value(value)

@@ -10,7 +10,7 @@ Intervals are of the bootstrap over people. Where they leave open whether x says
 z, the slope is 0: all faces get one F, and pairs rank by their cosine.
 
 z is there because y can be foretold without any structure: 3,000 anchors drawn at random have a
-mean direction, and a module that has learnt it has an R² above 0 and tells nothing of other faces.
+mean direction, and a module that has learnt it has an R² above 0 and says nothing of other faces.
 
 N faces, P people, R resamples.
 """

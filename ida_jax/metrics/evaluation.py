@@ -27,6 +27,17 @@ from ida_jax.metrics.threshold_curve import ThresholdCurve
 FEWEST_FALSE_ACCEPTS = 10
 
 
+def measurable_far(far: float, impostors: int, *, accepts: int = FEWEST_FALSE_ACCEPTS) -> float:
+    """The lowest FAR, not below `far` and at most 1/2, with so many false accepts among n pairs.
+
+    Args:
+      far: what was asked for.
+      impostors: n.
+      accepts: the false accepts.
+    """
+    return min(max(far, accepts / max(impostors, 1)), 0.5)
+
+
 class Band(NamedTuple):
     """A curve with its confidence band: TAR against FAR, or TPIR against FPIR.
 

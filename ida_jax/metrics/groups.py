@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import row_norms
 from ida_jax.metrics.resampling import (
     Total,
     genuine_rows,
@@ -24,7 +25,7 @@ from ida_jax.metrics.resampling import (
 ACROSS, REST = "across groups", "no group"  # rows of the figures' own
 # Norms that differ by less are those of embeddings made unit vectors, in any precision.
 _SAME_NORMS = 1e-3
-_BLOCK = 1 << 20  # pairs, or entries, at once
+_BLOCK = 1 << 20  # pairs at once
 _MOST_GROUPS = 1000
 
 
@@ -35,8 +36,8 @@ class Cells(NamedTuple):
       names: Q names.
       of: int16 [F + 1, F + 1], the pair's group by its faces' F groups, −1 for none; the last row
         and column are of faces without a group, whose code is −1.
-      compared: the first so many of the Q groups are compared with each other; "across groups" is
-        not.
+      compared: how many of the Q groups, from the first, are compared with each other; "across
+        groups" is not.
     """
 
     names: tuple[str, ...]
@@ -65,6 +66,31 @@ class FaceGroups(NamedTuple):
         """int16 [P]: the groups of pairs of rows."""
         return self.cells.of[self.codes[first], self.codes[second]]
 
+    def listed(self, pairs: np.ndarray) -> "ListedGroups":
+        """The groups of listed pairs of rows, [P, 2]."""
+        codes = self.of_pairs(*pairs.T)
+        return ListedGroups(codes, self.cells.names, self.cells.compared, self.notes)
+
+
+class ListedGroups(NamedTuple):
+    """The groups of P pairs in a list.
+
+    Attributes:
+      codes: int [P], from 0; −1 for a pair of no group.
+      names: Q names.
+      compared: as in `Cells`.
+      notes: as in `FaceGroups`.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+    compared: int
+    notes: tuple[str, ...] = ()
+
+    def rows(self, kept: np.ndarray) -> "ListedGroups":
+        """The groups of some of the pairs."""
+        return self._replace(codes=self.codes[kept])
+
 
 class PairGroups(NamedTuple):
     """The groups of scored pairs, in the order of the scores.
@@ -72,8 +98,8 @@ class PairGroups(NamedTuple):
     Attributes:
       names: Q names.
       compared: as in `Cells`.
-      genuine: int16 [G], each genuine pair's group; −1 for none.
-      impostor: int16 [n], each impostor pair's.
+      genuine: int [G], each genuine pair's group; −1 for none.
+      impostor: int [n], each impostor pair's.
       total: the impostor pairs' weight by group in each resample, float64 [Q, R] from weights
         [I, R]; None where nothing is resampled.
     """
@@ -91,8 +117,7 @@ def named_cells(names: Sequence[str]) -> Cells:
     Raises:
       UserError: a group that bears the name of a row of the figures' own, or more than 1,000.
     """
-    if taken := {ACROSS, REST} & set(names):
-        raise UserError(f"a group is named '{taken.pop()}', as a row of the figures is: rename it")
+    _refuse_names(names, ACROSS, REST)
     if len(names) > _MOST_GROUPS:
         raise UserError(
             f"{len(names):,} groups, such as {names[0]} and {names[1]}: expected at most "
@@ -103,6 +128,19 @@ def named_cells(names: Sequence[str]) -> Cells:
     of[:count, :count] = count
     of[np.arange(count), np.arange(count)] = np.arange(count)
     return Cells((*names, ACROSS) if count > 1 else tuple(names), of, count)
+
+
+def one_group_a_pair(codes: np.ndarray, names: Sequence[str]) -> ListedGroups:
+    """Groups that a list gives the pairs themselves; all are compared.
+
+    Args:
+      codes: int [P], places in `names`.
+
+    Raises:
+      UserError: a group that bears the name of the pairs without one.
+    """
+    _refuse_names(names, REST)
+    return ListedGroups(codes, tuple(names), len(names))
 
 
 def level_cells(names: Sequence[str]) -> Cells:
@@ -155,16 +193,6 @@ def norm_groups(embeddings: np.ndarray, count: int, *, what: str = "embeddings")
     return FaceGroups(codes, level_cells(names), (note,))
 
 
-def row_norms(embeddings: np.ndarray) -> np.ndarray:
-    """float64 [N]: ‖x‖ of each row, in blocks, so that a memory-mapped file is not held."""
-    step = max(1, _BLOCK // max(1, embeddings.shape[1]))
-    parts = [
-        np.linalg.norm(np.asarray(embeddings[start : start + step], np.float64), axis=1)
-        for start in range(0, len(embeddings), step)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
 def groups_of_all_pairs(
     faces: FaceGroups, units: np.ndarray, genuine: int, *, left_out: ArrayLike = ()
 ) -> PairGroups:
@@ -211,26 +239,19 @@ def groups_of_all_pairs(
 
 
 def groups_of_listed_pairs(
-    codes: np.ndarray,
-    same: np.ndarray,
-    *,
-    names: Sequence[str],
-    compared: int,
-    units: np.ndarray | None = None,
+    listed: ListedGroups, same: np.ndarray, *, units: np.ndarray | None = None
 ) -> PairGroups:
-    """The groups of pairs in a list.
+    """The groups of pairs in a list, by label.
 
     Args:
-      codes: int [P], each pair's group; −1 for none.
+      listed: the pairs' groups.
       same: bool [P], True for a genuine pair.
-      names: Q names.
-      compared: as in `Cells`.
       units: int [P, 2], the identities of both sides, numbered from 0; None where unknown.
     """
-    codes = np.asarray(codes, np.int16)
+    codes, names, compared, _ = listed
     split = codes[same], codes[~same]
     if units is None:
-        return PairGroups(tuple(names), compared, *split)
+        return PairGroups(names, compared, *split)
     of_impostors, count = units[~same], int(units.max()) + 1
     totals: list[Total] = [
         pair_list_total(of_impostors[split[1] == q], count=count) for q in range(len(names))
@@ -239,4 +260,10 @@ def groups_of_listed_pairs(
     def total(weights: np.ndarray) -> np.ndarray:
         return np.stack([of(weights) for of in totals])
 
-    return PairGroups(tuple(names), compared, *split, total)
+    return PairGroups(names, compared, *split, total)
+
+
+def _refuse_names(names: Sequence[str], *reserved: str) -> None:
+    for name in reserved:
+        if name in names:
+            raise UserError(f"a group is named '{name}', as a row of the figures is: rename it")

@@ -50,7 +50,7 @@ def ignored_positions(labels: ArrayLike, ignored: ArrayLike) -> np.ndarray:
     first, second = np.concatenate([np.empty((2, 0), np.int64), *rows], axis=1)
     impostors = n - 1 - np.arange(n) - (np.bincount(group)[group] - 1 - rank)
     before = np.cumsum(impostors) - impostors
-    # Columns between them that are mates of the row are no impostors.
+    # Columns between them that are mates of the row are not impostors.
     mates = np.searchsorted(group[order] * (n + 1) + order, group[first] * (n + 1) + second)
     passed = mates - starts[group[first]] - rank[first] - 1
     return np.sort(before[first] + second - first - 1 - passed)

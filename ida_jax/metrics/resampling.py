@@ -127,9 +127,9 @@ def tail_depth(highest_far: float, impostors: int) -> int:
     """The number of the n impostors to keep: 2·⌊f·n⌋ + 131,072, and all of up to 1,048,576.
 
     A resample's threshold lies at rank ⌊f·W⌋ of the weighted list, W being all pairs' weight in it.
-    It is among the m highest unless those lost half of their share of W. With so many pairs there
-    are over a thousand units, and only ones that hold a large part of the whole tail, drawn too
-    rarely, could do that. `ShortTail` is then raised; the tail's end is never the answer.
+    It is among the m highest unless those lost half of their share of W. So large an n has
+    over a thousand units, and only ones that hold a large part of the whole tail, drawn too rarely,
+    could do that. `ShortTail` is then raised; the tail's end is never the answer.
     """
     if impostors <= _WHOLE:
         return impostors

@@ -1,7 +1,7 @@
 """IDA-Q: a pair's score from its cosine, its faces' density and their embeddings' norms.
 
-A low norm tells a poor image. Among impostors the tail of the cosine c is, with u the mean cosine
-of a face's k nearest anchors and l = ln ‖x‖ of its raw embedding,
+A low norm indicates a poor image. Among impostors the tail of the cosine c is, with u the mean
+cosine of a face's k nearest anchors and l = ln ‖x‖ of its raw embedding,
 
     log P(c > t) = −T t + θ_u (u₁ + u₂) + θ_l (l₁ + l₂) + const
 

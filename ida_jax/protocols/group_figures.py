@@ -14,11 +14,17 @@ from numpy.typing import ArrayLike
 from ida_jax.common.progress import progress_bar
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.group_rates import Sides, few_errors, group_rates
-from ida_jax.metrics.groups import FaceGroups, groups_of_listed_pairs, named_cells
+from ida_jax.metrics.groups import (
+    FaceGroups,
+    ListedGroups,
+    groups_of_listed_pairs,
+    named_cells,
+    norm_groups,
+)
 from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.metrics.threshold_curve import ThresholdCurve, with_groups
-from ida_jax.tables.groups import read_face_groups, without_group
+from ida_jax.tables.groups import norm_levels, read_face_groups, without_group
 
 _PROGRESS = partial(progress_bar, desc="groups", unit="resample", delay=2, leave=False)
 NO_PEOPLE = "the groups' figures have no intervals: these are over people, and need --identities=I"
@@ -39,7 +45,26 @@ def face_groups(
     """
     grouped = read_face_groups(Path(path), names, len(names) if rows is None else rows)
     notes = without_group(grouped, "faces")
-    return FaceGroups(grouped.codes, named_cells(grouped.groups), notes)
+    return FaceGroups(grouped.codes, named_cells(grouped.names), notes)
+
+
+def requested_groups(
+    given: str | Path, embeddings: np.ndarray, names: Sequence[str] | None, *, what: str
+) -> FaceGroups:
+    """The groups of --groups=G: a file's (`face_groups`), or levels of the embeddings' norms.
+
+    Args:
+      given: a path, or "norms:N" (`ida_jax.tables.groups.groups_option`).
+      embeddings: [N, D], as the model gave them.
+      names: as in `face_groups`.
+      what: the file of the embeddings, for errors.
+
+    Raises:
+      UserError: as `face_groups`, and embeddings that were normalised.
+    """
+    if isinstance(given, str):
+        return norm_groups(embeddings, norm_levels(given), what=f"embeddings in {what}")
+    return face_groups(given, names, len(embeddings))
 
 
 def with_group_rates(
@@ -64,9 +89,8 @@ def with_listed_groups(
     scores: Mapping[str, np.ndarray],
     same: np.ndarray,
     identities: ArrayLike | None,
-    codes: np.ndarray,
+    groups: ListedGroups,
     *,
-    groups: FaceGroups,
     group_thresholds: bool,
     fars: Sequence[float],
     resamples: int,
@@ -78,18 +102,17 @@ def with_listed_groups(
       scores: {method: [P]}.
       same: bool [P], True for a genuine pair.
       identities: int [P, 2], those of both sides; no intervals if None.
-      codes: int [P], the pairs' groups among those of `groups.cells`.
-      groups: the faces'.
+      groups: the pairs'.
       group_thresholds: whether figures are at a threshold a group too.
     """
     rates = listed_group_rates(
-        scores, same, identities, codes, names=groups.cells.names, compared=groups.cells.compared,
+        scores, same, identities, groups,
         own_thresholds=group_thresholds, fars=fars, resamples=resamples, seed=seed,
     )  # fmt: skip
     notes = groups.notes if identities is not None else (*groups.notes, NO_PEOPLE)
-    of_impostors = codes[~np.asarray(same, bool)]
+    of_impostors = groups.codes[~np.asarray(same, bool)]
     thresholds = {
-        name: with_groups(curve, scores[name][~same], of_impostors, groups.cells.names)
+        name: with_groups(curve, scores[name][~same], of_impostors, groups.names)
         for name, curve in evaluated.thresholds.items()
     }
     return with_group_rates(evaluated, rates, notes, thresholds)
@@ -99,17 +122,13 @@ def listed_group_rates(
     scores: Mapping[str, np.ndarray],
     same: np.ndarray,
     identities: ArrayLike | None,
-    codes: np.ndarray,
-    *,
-    names: Sequence[str],
-    compared: int,
+    groups: ListedGroups,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """`group_rates` of scores in one list.
 
     Args:
-      names: the groups' names.
-      compared: as in `ida_jax.metrics.groups.Cells`.
+      groups: the pairs'.
       **options: `group_rates`'.
     """
     same = np.asarray(same, bool)
@@ -119,6 +138,6 @@ def listed_group_rates(
         of_impostors = units[~same]
         total = pair_list_total(of_impostors, count=count)
         sides = Sides(units[same], lambda at: of_impostors[at], count, total)
-    groups = groups_of_listed_pairs(codes, same, names=names, compared=compared, units=units)
+    of_pairs = groups_of_listed_pairs(groups, same, units=units)
     split = {name: SplitScores(of[same], of[~same]) for name, of in scores.items()}
-    return group_rates(split, groups, sides, progress=_PROGRESS, **options)
+    return group_rates(split, of_pairs, sides, progress=_PROGRESS, **options)

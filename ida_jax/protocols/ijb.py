@@ -128,7 +128,7 @@ def evaluate_ijb(
     )
     pooled = pool_templates(matrix, embeddings, norm=norm, halves=flip == "halves", rows=rows)
     faces, _, norms = unit_rows(pooled, what="templates")
-    if norm != "keep" and any(METHODS[each.method].log_norm for each in scorers.values()):
+    if norm != "keep" and any(METHODS[scorer.method].log_norm for scorer in scorers.values()):
         raw = pool_templates(matrix, embeddings, halves=flip == "halves", rows=rows)
         norms = np.linalg.norm(raw, axis=1)
     norms /= matrix.sum(axis=1)

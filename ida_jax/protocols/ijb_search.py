@@ -16,8 +16,8 @@ from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, 
 from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.protocols.ijb_files import Enrolled, Galleries
+from ida_jax.protocols.scored_pairs import band_fars, notes_of_few, roc_bands
 from ida_jax.protocols.table import noted
-from ida_jax.protocols.verification import band_fars, notes_of_few, roc_bands
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import pair_scores
@@ -55,14 +55,14 @@ def evaluate_searches(
       UserError: a gallery without mated or without non-mated probes.
     """
     enrolled = [*galleries.galleries.values(), galleries.probes]
-    subjects = np.unique(np.concatenate([each.subjects for each in enrolled]))
+    subjects = np.unique(np.concatenate([gallery.subjects for gallery in enrolled]))
     known = None if one_person is None else pairs_among(one_person, subjects)
     apart = np.empty((0, 2), np.int64) if known is None else subjects[known.codes]
     hidden = {
         name: _hidden(gallery, galleries.probes, apart)
         for name, gallery in galleries.galleries.items()
     }
-    each = {
+    halves = {
         f"1toN_{name}": noted(
             _evaluate_gallery(
                 faces, terms, gallery, galleries.probes, hidden[name], name, resamples, seed
@@ -72,10 +72,10 @@ def evaluate_searches(
         )
         for name, gallery in galleries.galleries.items()
     }
-    first, second = (evaluated.figures for evaluated in each.values())
+    first, second = (evaluated.figures for evaluated in halves.values())
     means = {name: _mean(first[name], second[name]) for name in first}
     both = Evaluation(means, {}, (_INTERVALS_OF_MEANS,))
-    return {"1toN": noted(both, known, sum(map(len, hidden.values()))), **each}
+    return {"1toN": noted(both, known, sum(map(len, hidden.values()))), **halves}
 
 
 def _hidden(gallery: Enrolled, probes: Enrolled, apart: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ def _mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
 
     def mean(one: Any, other: Any) -> Any:
         if isinstance(one, Mapping):
-            return {key: mean(each, other[key]) for key, each in one.items()}
+            return {key: mean(figure, other[key]) for key, figure in one.items()}
         if isinstance(one, list):
             return [mean(*ends) for ends in zip(one, other, strict=True)]
         return (one + other) / 2

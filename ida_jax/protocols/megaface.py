@@ -111,7 +111,7 @@ def evaluate_megaface(
             if bad and not skip_bad:
                 raise UserError(
                     f"distractors: row {bad[0]} is zero, NaN or infinite; such a face can match "
-                    "nobody: leave it out, or embed it again"
+                    "no one: leave it out, or embed it again"
                 )
             masks = {place: part.good & rows for place, rows in enumerate(inside) if rows.any()}
             _raise_highest(highest, blocks, _block(part.faces, part.norms, scorers, block), masks)
@@ -129,12 +129,12 @@ def evaluate_megaface(
 def _members(sets: Mapping[int, ArrayLike]) -> dict[int, np.ndarray]:
     """{size: bool [T], whether it has each distractor}, by ascending size."""
     rows = {int(size): np.asarray(rows, np.int64) for size, rows in sorted(sets.items())}
-    reach = max((int(each.max()) + 1 for each in rows.values() if each.size), default=0)
-    if not reach or min(int(each.min(initial=0)) for each in rows.values()) < 0:
+    reach = max((int(of_size.max()) + 1 for of_size in rows.values() if of_size.size), default=0)
+    if not reach or min(int(of_size.min(initial=0)) for of_size in rows.values()) < 0:
         raise UserError("the sets have no distractors, or negative rows: expected rows from 0")
     members = {size: np.zeros(reach, bool) for size in rows}
-    for size, each in rows.items():
-        members[size][each] = True
+    for size, of_size in rows.items():
+        members[size][of_size] = True
     return members
 
 
@@ -144,7 +144,7 @@ def _block(
     """Faces filled up to a block, with each method's numbers, on the device."""
     filled = filled_up(faces, block)
     norms = np.append(norms, np.full(block - len(norms), np.nan))
-    terms = {name: each.terms(filled, norms=norms) for name, each in scorers.items()}
+    terms = {name: scorer.terms(filled, norms=norms) for name, scorer in scorers.items()}
     return jax.device_put(Side(filled, terms))
 
 
@@ -152,10 +152,10 @@ def _probe_blocks(faces: np.ndarray, own: Sequence[Side], block: int) -> list[Si
     """The probes by blocks of _PROBES rows, the last one filled up."""
     return [
         Side(
-            each.faces[first : first + _PROBES],
-            {name: take_rows(terms, first, _PROBES) for name, terms in each.terms.items()},
+            crowd.faces[first : first + _PROBES],
+            {name: take_rows(terms, first, _PROBES) for name, terms in crowd.terms.items()},
         )
-        for number, each in enumerate(own)
+        for number, crowd in enumerate(own)
         for first in range(0, block, _PROBES)
         if number * block + first < len(faces)
     ]

@@ -118,9 +118,8 @@ def _evaluate_listed(
     )
     if request.groups is not None:
         evaluated = with_listed_groups(
-            evaluated, scores, data.same, data.identities, request.groups.of_pairs(*data.pairs.T),
-            groups=request.groups, group_thresholds=request.group_thresholds, fars=fars,
-            **request.bootstrap,
+            evaluated, scores, data.same, data.identities, request.groups.listed(data.pairs),
+            group_thresholds=request.group_thresholds, fars=fars, **request.bootstrap,
         )  # fmt: skip
     return {"pairs": data.left_out.noted(evaluated._replace(notes=(*notes, *evaluated.notes)))}
 

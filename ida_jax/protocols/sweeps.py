@@ -85,7 +85,7 @@ def sweep(
         "tau": [own._replace(tau=float(tau)) for tau in taus],
         "anchors": [own._replace(anchors=size) for size in steps if own.k <= size <= own.anchors],
     }
-    settings = list(dict.fromkeys(setting for each in dimensions.values() for setting in each))
+    settings = list(dict.fromkeys(setting for given in dimensions.values() for setting in given))
     terms = {
         setting: dao_terms(log_density, tau=setting.tau)
         for setting, log_density in _log_densities(faces, anchors, settings, seed).items()
@@ -98,12 +98,12 @@ def sweep(
     keys = [far_key(far) for far in fars]
     return {
         name: {
-            "values": [getattr(setting, name) for setting in each],
-            "tar@far": {key: [tars[setting][i] for setting in each] for i, key in enumerate(keys)},
+            "values": [getattr(setting, name) for setting in given],
+            "tar@far": {key: [tars[setting][i] for setting in given] for i, key in enumerate(keys)},
             "cosine": dict(zip(keys, cosine, strict=True)),
         }
-        for name, each in dimensions.items()
-        if each
+        for name, given in dimensions.items()
+        if given
     }
 
 

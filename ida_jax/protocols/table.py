@@ -187,7 +187,7 @@ def terms_of_people(
 ) -> dict[str, FaceTerms]:
     """Every method's terms; people among named anchors are left out of their own support sets."""
     own = labels_among_anchors(people, scorers)
-    return {name: each.terms(faces, labels=own, norms=norms) for name, each in scorers.items()}
+    return {name: scorer.terms(faces, labels=own, norms=norms) for name, scorer in scorers.items()}
 
 
 class LeftOut(NamedTuple):
@@ -228,7 +228,7 @@ def left_out(
 
 
 def noted(evaluation: Evaluation, known: KnownPairs | None, pairs: int) -> Evaluation:
-    """The evaluation, saying that so many pairs were left out of it; itself without a list."""
+    """The evaluation with a note on the pairs that were left out of it; itself without a list."""
     if known is None:
         return evaluation
     return with_ignored(evaluation, pairs=pairs, note=known.note(pairs))

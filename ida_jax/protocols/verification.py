@@ -6,30 +6,23 @@ N faces, P pairs, D embedding, G genuine and n impostor pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ida_jax.common.progress import progress_bar
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import (
-    Bootstrap,
-    bootstrap_deepening,
     bootstrap_means,
     bootstrap_tar,
 )
 from ida_jax.metrics.decisions import Changed, Kind
 from ida_jax.metrics.evaluation import (
-    FEWEST_FALSE_ACCEPTS,
-    Band,
     Evaluation,
     split_scores,
-    verification_figures,
 )
-from ida_jax.metrics.group_rates import Sides, group_rates
+from ida_jax.metrics.group_rates import Sides
 from ida_jax.metrics.groups import FaceGroups, groups_of_all_pairs
 from ida_jax.metrics.ignored import (
     ignored_positions,
@@ -37,32 +30,29 @@ from ida_jax.metrics.ignored import (
     total_without,
     whole_positions,
 )
-from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
+from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.metrics.resampling import (
-    Tail,
     all_pairs_total,
     genuine_rows,
     identity_codes,
     impostor_rows,
     pair_list_total,
-    split_tail,
-    tail,
 )
-from ida_jax.metrics.roc import SplitScores, tar_at_far
-from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curves, with_groups
+from ida_jax.metrics.roc import SplitScores
 from ida_jax.protocols.failures import changed_pairs_of_all, worst_pairs_of_all
-from ida_jax.protocols.group_figures import with_group_rates
+from ida_jax.protocols.scored_pairs import (
+    PROGRESS,
+    all_fars,
+    evaluate_split_pairs,
+    figures_and_curves,
+)
 from ida_jax.rescoring.method_table import BASELINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import checked_labels
 
-_PROGRESS = partial(progress_bar, desc="bootstrap", unit="resample", delay=2, leave=False)
 OVER_PAIRS = "the intervals take pairs for independent, and so are too narrow: no identities"
-_BAND_POINTS = 25
-# A band's cost grows with the false accepts of its highest FAR; the curve goes on without one.
-_BAND_FALSE_ACCEPTS = 200_000
 
 
 class AllPairs(NamedTuple):
@@ -170,7 +160,7 @@ def evaluate_all_pairs(
     if removed.size:
         for name, split in scores.items():
             scores[name] = split._replace(impostor=np.delete(split.impostor, removed))
-    genuine, impostors = (kind.size for kind in next(iter(scores.values())))
+    genuine = next(iter(scores.values())).genuine.size
     of_genuine = units[genuine_rows(units, np.arange(genuine)).first][:, None]
 
     def rows_of_impostors(positions: np.ndarray) -> np.ndarray:
@@ -179,55 +169,28 @@ def evaluate_all_pairs(
     def impostor_units(positions: np.ndarray) -> np.ndarray:
         return units[rows_of_impostors(positions)]
 
-    def tails(highest_far: float) -> dict[str, Tail]:
-        # A genuine pair lies within one identity: two equal sides.
-        return {
-            name: split_tail(
-                *split,
-                genuine_units=np.repeat(of_genuine, 2, axis=1),
-                impostor_units=impostor_units,
-                highest_far=highest_far,
-            )
-            for name, split in scores.items()
-        }
-
-    total = total_without(all_pairs_total(units), units, one_person)
-    bootstrap = bootstrap_deepening(
-        tails,
-        fars=_all_fars(fars, impostors),
-        units=identities.size,
-        total=total,
-        baseline=BASELINE,
-        resamples=resamples,
-        seed=seed,
-        progress=_PROGRESS,
+    # A genuine pair lies within one identity: two equal sides.
+    sides = Sides(
+        np.repeat(of_genuine, 2, axis=1),
+        impostor_units,
+        identities.size,
+        total_without(all_pairs_total(units), units, one_person),
     )
-    rates: dict[str, dict[str, Any]] = {}
-    grouped: dict[str, ThresholdCurve] = {}
+    of_pairs = None
     if groups is not None:
         of_pairs = groups_of_all_pairs(groups, units, genuine, left_out=removed)
-        grouped = {
-            name: with_groups(curve, scores[name].impostor, of_pairs.impostor, of_pairs.names)
-            for name, curve in threshold_curves(scores, bootstrap, fars).items()
-        }
-        rates = group_rates(
-            scores,
-            of_pairs,
-            Sides(np.repeat(of_genuine, 2, axis=1), impostor_units, identities.size, total),
-            fars=fars,
-            own_thresholds=group_thresholds,
-            resamples=resamples,
-            seed=seed,
-            progress=_PROGRESS,
-        )
     changed_far, changed = changed_pairs_of_all(scores, units, rows_of_impostors, fars)
     worst = worst_pairs_of_all(scores, units, rows_of_impostors)
-    for split in scores.values():
-        for kind in split:
-            kind.sort()
-    evaluated = _figures_and_curves(scores, bootstrap, fars)
-    if groups is not None:
-        evaluated = with_group_rates(evaluated, rates, groups.notes, grouped)
+    evaluated = evaluate_split_pairs(
+        scores,
+        sides,
+        fars=fars,
+        groups=of_pairs,
+        group_notes=() if groups is None else groups.notes,
+        group_thresholds=group_thresholds,
+        resamples=resamples,
+        seed=seed,
+    )
     return AllPairs(evaluated, scores, changed, changed_far, removed.size, worst)
 
 
@@ -260,12 +223,12 @@ def evaluate_labelled_pairs(
     bootstrap = bootstrap_tar(
         scores,
         same,
-        **{**options, "fars": _all_fars(fars, np.count_nonzero(~same))},
+        **{**options, "fars": all_fars(fars, np.count_nonzero(~same))},
         baseline=BASELINE if BASELINE in scores else None,
-        progress=_PROGRESS,
+        progress=PROGRESS,
     )
     splits = {name: split_scores(np.asarray(values), same) for name, values in scores.items()}
-    evaluated = _figures_and_curves(splits, bootstrap, fars)
+    evaluated = figures_and_curves(splits, bootstrap, fars)
     if not resamples:
         return evaluated
     return evaluated._replace(notes=(*evaluated.notes, OVER_PAIRS))
@@ -291,20 +254,20 @@ def evaluate_scored_pairs(
       over: what the units are.
       same, fars, resamples, seed: as `evaluate_labelled_pairs`.
     """
-    count = int(units.max()) + 1
-    bootstrap = bootstrap_deepening(
-        lambda far: {n: tail(s, same, units, highest_far=far) for n, s in scores.items()},
-        fars=_all_fars(fars, np.count_nonzero(~same)),
-        units=count,
-        total=pair_list_total(units[~same], count=count),
+    count, of_impostors = int(units.max()) + 1, units[~same]
+    return evaluate_split_pairs(
+        {name: SplitScores(values[same], values[~same]) for name, values in scores.items()},
+        Sides(
+            units[same],
+            lambda positions: of_impostors[positions],
+            count,
+            pair_list_total(of_impostors, count=count),
+        ),
+        fars=fars,
         over=over,
-        baseline=BASELINE,
         resamples=resamples,
         seed=seed,
-        progress=_PROGRESS,
     )
-    splits = {name: split_scores(values, same) for name, values in scores.items()}
-    return _figures_and_curves(splits, bootstrap, fars)
 
 
 def kfold_figures(
@@ -349,70 +312,3 @@ def kfold_figures(
     for name, entries in mean_intervals(intervals).items():
         figures[name] |= {f"accuracy_{kind}": entry for kind, entry in entries.items()}
     return pairs._replace(figures=figures, notes=note_of_few_units(figures, "accuracy", over=over))
-
-
-def band_fars(impostors: int) -> tuple[float, ...]:
-    """The FARs of a curve's band: up to 25 whole false accepts of n, evenly in log FAR from 1/n.
-
-    They end at FAR 1, or at 200,000 false accepts.
-    """
-    reach = min(impostors, _BAND_FALSE_ACCEPTS)
-    accepts = np.unique(np.rint(np.geomspace(1, max(reach, 1), _BAND_POINTS)))
-    return tuple((accepts / max(impostors, 1)).tolist())
-
-
-def roc_bands(splits: Mapping[str, SplitScores], bootstrap: Bootstrap) -> dict[str, Band]:
-    """{method: its ROC curve up to FAR 1}, its band the bootstrap's intervals as far as they go."""
-    bands = {}
-    for name, split in splits.items():
-        n = split.impostor.size
-        points = {p.far: p for p in bootstrap.methods.get(name, ()) if p.far * n >= 1 - 1e-9}
-        known = sorted(points or band_fars(n))
-        # Ten more points up to FAR 1.
-        rest = np.geomspace(known[-1], 1, 11)[1:].tolist() if known[-1] < 1 else []
-        far = np.array(known + rest)
-        tar = [point.tar for point in tar_at_far(*split, far.tolist())]
-        ends = np.array([points[at].tar if at in points else (np.nan,) * 2 for at in far.tolist()])
-        bands[name] = Band(far, np.array(tar), *ends.T)
-    return bands
-
-
-def notes_of_few(
-    figures: Mapping[str, Mapping[str, Any]],
-    *,
-    counts: str = "false_accepts",
-    rate: str = "FAR",
-    decided: str = "TAR",
-) -> tuple[str, ...]:
-    """A sentence for each rate at which fewer than 10 errors decide a method's figure."""
-    notes = []
-    what = counts.replace("_", " ")
-    for at in next(iter(figures.values()), {counts: {}})[counts]:
-        errors = [of_method[counts][at] for of_method in figures.values()]
-        low, high = min(errors), max(errors)
-        if low < FEWEST_FALSE_ACCEPTS:
-            number = f"{low}" if low == high else f"{low} to {high}"
-            notes.append(
-                f"at {rate} {at} the {decided} rests on {number} {what}: fewer than "
-                f"{FEWEST_FALSE_ACCEPTS} say little"
-            )
-    return tuple(notes)
-
-
-def _figures_and_curves(
-    splits: Mapping[str, SplitScores], bootstrap: Bootstrap, fars: Sequence[float]
-) -> Evaluation:
-    intervals = tar_intervals(bootstrap, fars=fars)
-    figures = {
-        name: verification_figures(split, fars=fars) | intervals.get(name, {})
-        for name, split in splits.items()
-    }
-    notes = notes_of_few(figures) + note_of_few_units(figures, "tar@far", over=bootstrap.over)
-    return Evaluation(
-        figures, roc_bands(splits, bootstrap), notes, threshold_curves(splits, bootstrap, fars)
-    )
-
-
-def _all_fars(fars: Sequence[float], impostors: int) -> tuple[float, ...]:
-    """The figures' FARs and the band's, ascending, each once."""
-    return tuple(sorted({*map(float, fars), *band_fars(impostors)}))

@@ -199,19 +199,19 @@ def _terms(
     values: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
     done = 0
     with progress_bar(total=count, desc="densities", unit="face", delay=2, leave=False) as progress:
-        for each in fixed_blocks(blocks, width=width, block=block, reach=count, what="frames"):
+        for frames in fixed_blocks(blocks, width=width, block=block, reach=count, what="frames"):
             labels = None
             if own is not None:
-                labels = np.full(len(each.faces), -1, np.int32)
-                labels[: each.count] = own[done : done + each.count]
-            block_norms = each.norms
+                labels = np.full(len(frames.faces), -1, np.int32)
+                labels[: frames.count] = own[done : done + frames.count]
+            block_norms = frames.norms
             if norms is not None:
-                block_norms[: each.count] = norms[done : done + each.count]
+                block_norms[: frames.count] = norms[done : done + frames.count]
             for name, scorer in scorers.items():
-                terms = scorer.terms(each.faces, labels=labels, norms=block_norms)
-                values[name].append(terms.values[: each.count])
-            done += each.count
-            progress.update(each.count)
+                terms = scorer.terms(frames.faces, labels=labels, norms=block_norms)
+                values[name].append(terms.values[: frames.count])
+            done += frames.count
+            progress.update(frames.count)
     return {
         name: FaceTerms(scorer.rule, np.concatenate(values[name]), scorer.constants)
         for name, scorer in scorers.items()

@@ -16,6 +16,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import far_key
 from ida_jax.report.page import jpeg
 from ida_jax.report.style import far_name, method_name, score_name
+from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 
 if TYPE_CHECKING:
     from ida_jax.protocols.verification import AllPairs
@@ -89,7 +90,7 @@ def changed_pairs(
 
     if all_pairs.changed is None:
         return None
-    compared, far = ("cosine", "ida_r"), all_pairs.changed_far
+    compared, far = (BASELINE, HEADLINE), all_pairs.changed_far
     figures = all_pairs.evaluated.figures
     groups = []
     for kind, genuine in _TITLES:

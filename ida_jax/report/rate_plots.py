@@ -22,7 +22,7 @@ from ida_jax.report.style import (
     method_styles,
     new_figure,
 )
-from ida_jax.rescoring.method_table import is_dao
+from ida_jax.rescoring.method_table import BASELINE, HEADLINE, METHODS, is_dao
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -276,7 +276,7 @@ def sweep_figure(sweeps: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def _draw_sweep(axis: Axes, name: str, sweep: Mapping[str, Any], far: float) -> None:
     values = np.asarray(sweep["values"], np.float64)
-    styles = method_styles(("ida_r", "cosine"))
+    styles = method_styles((HEADLINE, BASELINE))
     for key, tars in sweep["tar@far"].items():
         if float(key) != far:
             continue
@@ -285,11 +285,11 @@ def _draw_sweep(axis: Axes, name: str, sweep: Mapping[str, Any], far: float) -> 
                 f"the sweep of {name} has {len(values)} values and {len(tars)} TARs at FAR {key}: "
                 "expected one per value"
             )
-        axis.plot(values, tars, label="IDA-R", **styles["ida_r"])
+        axis.plot(values, tars, label=METHODS[HEADLINE].title, **styles[HEADLINE])
     for key, tar in sweep.get("cosine", {}).items():
         if float(key) == far:
-            color = styles["cosine"]["color"]
-            axis.axhline(tar, color=color, linestyle="--", linewidth=1.6, label="Cosine")
+            color, label = styles[BASELINE]["color"], METHODS[BASELINE].title
+            axis.axhline(tar, color=color, linestyle="--", linewidth=1.6, label=label)
     if values.size and values.min() > 0 and values.max() >= 8 * values.min():
         axis.set_xscale("log")
     axis.set_xticks(values, _tick_labels(values, log=axis.get_xscale() == "log"))

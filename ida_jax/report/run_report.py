@@ -34,7 +34,7 @@ _SHEET_IDENTITIES = 8
 _SHEET_COLUMNS = 8
 
 
-class Groups(NamedTuple):
+class DensitiesByGroup(NamedTuple):
     """log F of grouped faces.
 
     Attributes:
@@ -76,7 +76,7 @@ def write_run_report(
     domains, names = dataset.domains, dataset.domain_names
     if domains is None:
         domains, names = np.zeros(len(log_density), np.int32), ("all faces",)
-    figures |= _densities(Groups(log_density, domains, names), "log F by domain")
+    figures |= _densities(DensitiesByGroup(log_density, domains, names), "log F by domain")
     if sweeps:
         figures["Sweeps of support set, temperature and anchors"] = sweep_figure(sweeps)
     for stage, caption in _TRAININGS.items():
@@ -97,7 +97,7 @@ def write_protocol_report(
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
     evaluated: Mapping[str, Evaluation],
-    groups: Groups | None = None,
+    groups: DensitiesByGroup | None = None,
 ) -> None:
     """Writes the report of an evaluation without images, as `write_run_report` does.
 
@@ -159,7 +159,7 @@ def _curves(evaluated: Mapping[str, Evaluation]) -> dict[str, Figure]:
     return figures
 
 
-def _densities(groups: Groups, caption: str) -> dict[str, Figure]:
+def _densities(groups: DensitiesByGroup, caption: str) -> dict[str, Figure]:
     """No figure where no face has a finite log F."""
     from ida_jax.report.density_plots import log_density_figure
 

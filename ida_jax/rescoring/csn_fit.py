@@ -21,7 +21,7 @@ from ida_jax.rescoring.pairs import score_pairs
 
 _KIND = "csn"
 _PAIR_BLOCK = 16384
-# The cohort scores of a face where nobody chose a number.
+# The default number of cohort scores of a face.
 USUAL_COHORT = 100
 
 

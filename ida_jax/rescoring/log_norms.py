@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import rows_are
+from ida_jax.rescoring.method_table import HEADLINE
 
 if TYPE_CHECKING:
     from ida_jax.rescoring.quality_fit import QualityFit
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 # Rounding to bfloat16 moves the norm of a unit row of 128 numbers by less.
 _ROUNDING = 1e-3
-# So many equal norms are no coincidence, whatever their value.
+# This many equal norms are not a coincidence, whatever their value.
 _MANY = 10
 # A shift of a twentieth of the faces, beyond what a sample's own distribution differs by in 99 of
 # 100. The halves of LFW's people differ by 0.013, and with half of one degraded by 0.16
@@ -24,15 +26,20 @@ _MANY = 10
 _SHIFT, _KOLMOGOROV = 0.05, 1.63
 
 
-def log_norms(norms: np.ndarray | None, *, method: str) -> np.ndarray:
+def log_norms(
+    norms: np.ndarray | None, faces: int, *, method: str, absent: bool = False
+) -> np.ndarray:
     """ln of the norms, float32 [N]; NaN of NaN.
 
     Args:
-      norms: [N], those of the embeddings as the model gave them; NaN where a face has none.
+      norms: [N], those of the embeddings as the model gave them.
+      faces: N.
       method: how an error names what needs them.
+      absent: NaN stands for no face, instead of being refused.
 
     Raises:
-      UserError: no norms, or embeddings that were normalised: all norms 1, or 10 and more of one
+      UserError: no norms, or of another number of faces; a norm that is zero, negative, infinite or
+        NaN, named by row; embeddings that were normalised: all norms 1, or 10 and more of one
         value, within 0.1 %.
     """
     if norms is None:
@@ -40,7 +47,16 @@ def log_norms(norms: np.ndarray | None, *, method: str) -> np.ndarray:
             f"{method} needs the norms of the embeddings as the model gave them: pass them as norms"
         )
     norms = np.asarray(norms, np.float64)
-    known = norms[np.isfinite(norms)]
+    if norms.shape != (faces,):
+        raise UserError(f"{method}: norms are {list(norms.shape)} for {faces} faces")
+    known = np.isfinite(norms) & (norms > 0)
+    bad = ~known & ~(np.isnan(norms) & absent)
+    if bad.any():
+        raise UserError(
+            f"{method}: {rows_are(np.flatnonzero(bad))} given a norm that is zero, negative, NaN "
+            "or infinite; such a face cannot match: leave it out or embed it again"
+        )
+    known = norms[known]
     if known.size:
         low, high = known.min(), known.max()
         one = max(abs(low - 1), abs(high - 1)) <= _ROUNDING
@@ -48,7 +64,7 @@ def log_norms(norms: np.ndarray | None, *, method: str) -> np.ndarray:
             raise UserError(
                 f"{method} has nothing to gain: the norms of all {known.size:,} embeddings are "
                 f"{high:.4g}, so that they were normalised; give them as the model makes them "
-                "(ida-jax embed keeps the norms), or take ida_r"
+                f"(ida-jax embed keeps the norms), or take {HEADLINE}"
             )
     return np.log(norms).astype(np.float32)
 
@@ -63,26 +79,27 @@ def norm_notes(scorers: "Iterable[Rescorer]", norms: np.ndarray) -> tuple[str, .
     Args:
       norms: [N], of the embeddings as the model gave them; NaN where a face has none.
     """
-    fit = next((s.quality_fit for s in scorers if s.quality_fit is not None), None)
+    scorer = next((s for s in scorers if s.quality_fit is not None), None)
     known = norms[np.isfinite(norms)]
-    if fit is None or not known.size:
+    if scorer is None or not known.size:
         return ()
+    fit = scorer.quality_fit
     found = np.log(known)
     outside = int(np.count_nonzero(fit.clipped(found) != found))
     notes = ()
     if outside:
         low, high = np.exp([fit.lowest, fit.highest])
         notes += (
-            f"ida_q: {outside:,} of {known.size:,} norms are outside {low:.3g} … {high:.3g}, where "
-            "99.8 % of the development faces' are, and count as its nearer end",
+            f"{scorer.method}: {outside:,} of {known.size:,} norms are outside {low:.3g} … "
+            f"{high:.3g}, where 99.8 % of the development faces' are, and count as its nearer end",
         )
     shift = norm_distance(fit, found)
     if shift.distance > _SHIFT + _KOLMOGOROV / np.sqrt(found.size):
         notes += (
-            "ida_q: the faces are of another quality than those that it was fitted on: "
+            f"{scorer.method}: the faces are of another quality than those that it was fitted on: "
             f"{100 * shift.below:.0f} % of their norms are below {np.exp(shift.log_norm):.3g}, "
             f"{100 * shift.expected:.0f} % of the development faces'; fit on faces like these, or "
-            "take ida_r",
+            f"take {HEADLINE}",
         )
     return notes
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import largest_identity
+from ida_jax.common.command_line import did_you_mean
 from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.cohort_scores import cohort_statistics, nearest_statistics
@@ -87,7 +88,7 @@ class Method:
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
       settings: the scorer's attributes that its scores depend on beside faces, anchors and
-        artefacts; all of `SETTINGS` where nobody said.
+        artefacts; all of `SETTINGS` by default.
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
@@ -335,8 +336,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+# The paper's two: log F by a search among the anchors, and by the SSR module.
+SEARCHED, REGRESSED = "ida_r", "ida_l"
 # Gains are over the baseline; a report shows the pairs that the headline decides otherwise.
-BASELINE, HEADLINE = "cosine", "ida_r"
+BASELINE, HEADLINE = "cosine", SEARCHED
 
 
 def scoring_methods() -> dict[str, Method]:
@@ -344,17 +347,45 @@ def scoring_methods() -> dict[str, Method]:
     return {name: method for name, method in METHODS.items() if method.values is not None}
 
 
-def methods_with(artefacts: Collection[str], *, usual: bool = False) -> tuple[str, ...]:
+def require_method(name: str) -> Method:
+    """A scoring method's entry.
+
+    Raises:
+      UserError: an unknown name, with the nearest one.
+    """
+    known = scoring_methods()
+    if name not in known:
+        raise UserError(f"method '{name}' is unknown: {did_you_mean(name, known)}")
+    return known[name]
+
+
+def methods_with(
+    artefacts: Collection[str], *, usual: bool = False, norms: bool = True
+) -> tuple[str, ...]:
     """The scoring methods that need no other artefacts than these.
 
     Args:
       usual: only those that an evaluation takes where no methods are named.
+      norms: whether the norms of the embeddings as the model gave them are known.
     """
     return tuple(
         name
         for name, method in scoring_methods().items()
-        if set(method.needs) <= set(artefacts) and (method.usual or not usual)
+        if set(method.needs) <= set(artefacts)
+        and (method.usual or not usual)
+        and (norms or method.log_norm is None)
     )
+
+
+def methods_by_norm() -> tuple[str, ...]:
+    """The scoring methods of a usual evaluation that take the raw embeddings' norms."""
+    known = scoring_methods().items()
+    return tuple(name for name, method in known if method.log_norm is not None and method.usual)
+
+
+def methods_set_by(setting: str) -> tuple[str, ...]:
+    """The scoring methods whose scores depend on one of `SETTINGS`."""
+    return tuple(name for name, method in scoring_methods().items() if setting in method.settings)
 
 
 def artefact_flags() -> dict[str, str]:
@@ -379,11 +410,7 @@ def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") 
     Raises:
       UserError: an unknown method, or a file that was not given.
     """
-    if method not in scoring_methods():
-        raise UserError(
-            f"method '{method}' is unknown: choose one of {', '.join(scoring_methods())}"
-        )
-    for need in METHODS[method].needs:
+    for need in require_method(method).needs:
         if given[need] is None:
             raise UserError(f"{whose or f'--method={method}'} needs --{need}=FILE")
 

@@ -109,7 +109,8 @@ def labels_among_anchors(
       people: the N faces' names.
       scorers: {method: its Rescorer}, all with the same anchors.
     """
-    anchors = next((each.anchors for each in scorers.values() if each.anchors is not None), None)
+    sets = (scorer.anchors for scorer in scorers.values())
+    anchors = next((anchors for anchors in sets if anchors is not None), None)
     if anchors is None or not anchors.names or anchors.labels is None:
         return None
     return anchors.labels_of(people)

@@ -165,7 +165,8 @@ def fit_quality(
       searcher: see `ida_jax.anchors.search.support_sets`.
 
     Raises:
-      UserError: faces that are not unit-norm, or were normalised; labels that do not fit; too few
+      UserError: faces that are not unit-norm, or were normalised; a norm that is zero, negative,
+        infinite or NaN, named by row; labels that do not fit; too few
         people with two faces, impostor pairs or anchors; an unknown form.
     """
     if form not in FORMS:
@@ -174,11 +175,9 @@ def fit_quality(
     given = development(
         faces, labels, anchors, images_per_identity=images_per_identity, exclude_own=exclude_own
     )
-    if np.shape(norms) != faces.shape[:1]:
-        raise UserError(f"norms are {list(np.shape(norms))} for {len(faces)} faces")
-    faces, labels = faces[given.rows], given.labels
-    log_norm = log_norms(np.asarray(norms)[given.rows], method="the quality fit")
+    log_norm = log_norms(norms, len(faces), method="the quality fit")[given.rows]
     log_norm = log_norm.astype(np.float64)
+    faces, labels = faces[given.rows], given.labels
     if not 1 <= k <= given.most_neighbours:
         raise UserError(
             f"k = {k} neighbours were asked for among {len(anchors)} anchors, of which "

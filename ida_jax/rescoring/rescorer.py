@@ -32,7 +32,16 @@ from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
 from ida_jax.rescoring.log_norms import log_norms
-from ida_jax.rescoring.method_table import ARTEFACTS, METHODS, is_dao, scoring_methods
+from ida_jax.rescoring.method_table import (
+    ARTEFACTS,
+    HEADLINE,
+    METHODS,
+    REGRESSED,
+    is_dao,
+    methods_set_by,
+    require_method,
+    scoring_methods,
+)
 from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
 from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.terms import FaceTerms
@@ -40,7 +49,7 @@ from ida_jax.tables.score_origin import ScoreOrigin, differences
 
 _Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
 
-# The cohort of a face in AS-norm where nobody chose one.
+# The default size of a face's cohort in AS-norm.
 USUAL_COHORT = 300
 
 
@@ -54,8 +63,8 @@ def usual_cohort(anchors: AnchorSet) -> int:
 
 
 def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know: where `usual_cohort` had to lower as_norm's top_n, anchors other
-    than a module's or fit's, and how held-out people judged ida_l's SSR module, if they did.
+    """What a reader must know: where `usual_cohort` had to lower top_n, anchors other than a
+    module's or fit's, and how held-out people judged an SSR module, if they did.
 
     Args:
       scorers: of any methods.
@@ -63,22 +72,23 @@ def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str,
     """
     notes = []
     for scorer in scorers:
-        if scorer.method == "as_norm" and top_n is None and scorer.top_n < USUAL_COHORT:
+        name, needs = scorer.method, METHODS[scorer.method].needs
+        cohort = name in methods_set_by("top_n") and top_n is None
+        if cohort and scorer.top_n < USUAL_COHORT:
             notes.append(
-                f"as_norm: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
+                f"{name}: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
                 f"has only {len(scorer.anchors)} anchors"
             )
-        needs = METHODS[scorer.method].needs
         if "ssr" in needs:
             own = scorer.ssr.anchors_sketch
             if own and scorer.anchors is not None and not same_sketch(own, scorer.anchors.sketch):
-                notes.append("ida_l: the SSR module was trained with other anchors than these")
+                notes.append(f"{name}: the SSR module was trained with other anchors than these")
             if scorer.ssr.held_out is not None:
                 notes.append(scorer.ssr.held_out.note())
         for need in (need for need in needs if need != "ssr"):
             if getattr(getattr(scorer, need), "anchors_sketch", None) == "":
                 notes.append(
-                    f"{scorer.method}: --{need} does not say which anchors it was fitted with (an "
+                    f"{name}: --{need} does not say which anchors it was fitted with (an "
                     "older version's): their number alone was compared; fit it again"
                 )
     return tuple(dict.fromkeys(notes))
@@ -99,7 +109,7 @@ class Rescorer:
         *,
         k: int | None = None,
         tau: float | None = None,
-        method: str = "ida_r",
+        method: str = HEADLINE,
         searcher: str = "auto",
         tolerance: float = 0.02,
         top_n: int | None = None,
@@ -133,11 +143,7 @@ class Rescorer:
         Raises:
           UserError: an unknown method, one without what it needs, k outside 1 … A, τ not positive.
         """
-        if method not in scoring_methods():
-            raise UserError(
-                f"method '{method}' is unknown: choose one of {', '.join(scoring_methods())}"
-            )
-        entry = METHODS[method]
+        entry = require_method(method)
         if isinstance(anchors, str | os.PathLike):
             anchors = read_anchors(anchors)
         elif anchors is not None and not isinstance(anchors, AnchorSet):
@@ -205,7 +211,7 @@ class Rescorer:
         Raises:
           UserError: no such file, or not an SSR module's.
         """
-        return cls(None, method="ida_l", ssr=SSRModule.load(path))
+        return cls(None, method=REGRESSED, ssr=SSRModule.load(path))
 
     def score(self, first: ArrayLike, second: ArrayLike) -> np.ndarray:
         """Scores of the pairs of rows (first[i], second[i]), float32 [P].
@@ -332,11 +338,12 @@ class Rescorer:
           labels: int [N], identities in the numbering of the anchors' labels, where the same people
             may be among the anchors: a face's own identity is left out of its support set or
             cohort. Not for z_norm, t_norm and s_norm, whose cohort is the whole anchor set.
-          norms: [N], those of the embeddings as the model gave them (`unit_rows`); NaN where there
-            is no face. Only the methods with a `log_norm` need them.
+          norms: [N], those of the embeddings as the model gave them (`unit_rows`); NaN of a bad
+            row. Only the methods with a `log_norm` need them.
 
         Raises:
-          UserError: such a method without norms, or with those of normalised embeddings.
+          UserError: such a method without norms, or with those of normalised embeddings; a norm
+            that is zero, negative or infinite, named by row.
         """
         return self.searched_terms(faces, labels=labels, norms=norms)[0]
 
@@ -354,7 +361,9 @@ class Rescorer:
             nearest = self._search(faces, labels).similarities[:, : self.neighbours]
         values = entry.values(self, faces, nearest)
         if entry.log_norm is not None:
-            own = entry.log_norm(self, log_norms(norms, method=self.method))
+            own = entry.log_norm(
+                self, log_norms(norms, len(faces), method=self.method, absent=True)
+            )
             values = np.concatenate([values, own[:, None]], axis=1)
         terms = FaceTerms(self.rule, values, self.constants)
         return terms, None if nearest is None else nearest[:, 0]

@@ -1,9 +1,9 @@
 """People who are both among the faces and among the anchors.
 
-An anchor of a face's own identity is no inter-class neighbour: it lowers the scores of that person.
-Thresholds and calibrations that are made from such scores are too lax for everybody else: on LFW
-7 times the FAR that was asked for (experiments/results/calibration_leak.json). So `rescore` leaves
-a face's own identity out where it is told who is on it, and looks for what is left by what it
+An anchor of a face's own identity is not an inter-class neighbour: it lowers the scores of that
+person. Thresholds and calibrations that are made from such scores are too lax for everybody else:
+on LFW 7 times the FAR that was asked for (experiments/results/calibration_leak.json). So `rescore`
+leaves a face's own identity out where it knows who is on it, and looks for what is left by what it
 searches anyway: each face's cosine to its nearest anchor.
 
 N faces, A anchors.
@@ -28,7 +28,7 @@ _FEWEST_FACES = 1000
 
 
 def own_labels(path: Path, anchors: AnchorSet, rows: int) -> np.ndarray | None:
-    """Who is on each face in the anchors' numbering, int32 [N]; None where nobody is among them.
+    """Who is on each face in the anchors' numbering, int32 [N]; None where no one is among them.
 
     Args:
       path: N integers in the anchors' numbering, or names: of people, or of images, PERSON/IMAGE.
@@ -55,7 +55,7 @@ def known_people(embeddings: Path, names: Sequence[str] | None, anchors: AnchorS
     """
     beside = names_beside(embeddings, None)
     if names is None and beside is not None:
-        with contextlib.suppress(UserError):  # a damaged file that nobody asked to be read
+        with contextlib.suppress(UserError):  # a damaged file that was not asked for
             names = text_lines(beside, what="names")
     people = people_of_images(names or [""])
     if people is None or not anchors.names:
@@ -73,7 +73,7 @@ def shared_people(
       nearest: float32 [N], each face's cosine to its nearest anchor, its own identity left out;
         NaN where the face is bad.
       labels: int [N], the identities that were left out, −1 for none; None for none at all.
-      known: bool [N], see `known_people`; of another length it says nothing.
+      known: bool [N], see `known_people`; ignored if its length differs.
     """
     good = ~np.isnan(nearest)
     faces = int(np.count_nonzero(good))

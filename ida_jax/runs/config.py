@@ -4,7 +4,6 @@ The sections have every option and the paper's value of it. A config (`configs/*
 `run_section` and changes what its run differs in.
 """
 
-import difflib
 import os
 import re
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from ida_jax.common.command_line import underscored, user_path
+from ida_jax.common.command_line import did_you_mean, underscored, user_path
 from ida_jax.common.errors import UserError
 from ida_jax.data.load import renamed_section
 from ida_jax.rescoring.method_table import methods_with
@@ -335,10 +334,9 @@ def _named_config(text: str) -> str:
     files = {path.stem: path for folder in _CONFIGS for path in sorted(folder.glob("*.py"))}
     if name in files:
         return f"{files[name]}{colon}{variant}"
-    near = difflib.get_close_matches(name, files, 1)
     raise UserError(
         f"--config={text}: no such file, and no config of that name: "
-        + (f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(files))}")
+        f"{did_you_mean(name, sorted(files))}"
     )
 
 

@@ -117,10 +117,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         if c.evaluate.top_n is not None and c.evaluate.top_n < 2:
             raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
-        if c.evaluate.get("groups") is not None:
-            require_file(Path(c.evaluate.groups), what="groups (evaluate.groups)")
-        elif c.evaluate.get("group_thresholds"):
-            raise UserError("evaluate.group_thresholds goes with evaluate.groups: name the list")
+        _check_groups(c)
         _check_fars(c)
         if c.evaluate.template_size < 0:
             raise UserError(
@@ -151,7 +148,7 @@ def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
 
 
 def check_embedding_config(config: ConfigDict) -> None:
-    """Checks the sections of a run from a file of embeddings; the files, `embedding_run` does.
+    """Checks the sections of a run from a file of embeddings; the files, `embedding_inputs` does.
 
     Raises:
       UserError: a value out of its range, or an unknown choice.
@@ -161,6 +158,7 @@ def check_embedding_config(config: ConfigDict) -> None:
     _check_ssr(c)
     if not 0 < c.held_out < 1:
         raise UserError(f"held_out is {c.held_out}: expected a share between 0 and 1, say 0.1")
+    _check_groups(c)
     _check_fars(c)
     for method in c.evaluate.get("further", ()):
         _one_of("evaluate.further", method, methods_with({"anchors"}))
@@ -178,6 +176,13 @@ def _check_search(c: ConfigDict) -> None:
     _one_of("searcher", c.searcher, SEARCHERS)
     if c.searcher == "scann" and not has_scann():
         raise UserError("searcher is 'scann', which is not installed here: choose auto or exact")
+
+
+def _check_groups(c: ConfigDict) -> None:
+    if c.evaluate.get("groups") is not None:
+        require_file(Path(c.evaluate.groups), what="groups (evaluate.groups)")
+    elif c.evaluate.get("group_thresholds"):
+        raise UserError("evaluate.group_thresholds goes with evaluate.groups: name the list")
 
 
 def _check_fars(c: ConfigDict) -> None:

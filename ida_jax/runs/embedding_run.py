@@ -6,31 +6,25 @@
 
 `ida_jax.runs.stages` runs them. Targets are needed until the SSR module is there, and are kept in
 parts: an interrupted search continues. N faces, A anchors, D embedding.
-
-Held-out people are held out of the anchors too: a support set that holds the other person of an
-impostor pair lowers just that pair's score, and the report would flatter IDA.
 """
 
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import refuse_self_matches
 from ida_jax.anchors.search import SupportSearch
-from ida_jax.anchors.sources import embedding_anchors, read_anchors
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.files import load_tensors, save_tensors
 from ida_jax.common.parts import Parts
 from ida_jax.common.processes import is_first
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import require_same_model, unit_rows
 from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.metrics.groups import FaceGroups
 from ida_jax.protocols.group_figures import face_groups
@@ -38,11 +32,18 @@ from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.rescoring.density import log_density_of
 from ida_jax.rescoring.log_norms import log_norms
-from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.method_table import BASELINE, METHODS, REGRESSED, SEARCHED
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 from ida_jax.runs.config_check import check_embedding_config
+from ida_jax.runs.embedding_inputs import (
+    Inputs,
+    anchors_of_others,
+    check_k,
+    held_out_rows,
+    read_inputs,
+)
 from ida_jax.runs.run import Stage
 from ida_jax.runs.workdir import (
     RESULTS,
@@ -52,41 +53,14 @@ from ida_jax.runs.workdir import (
     ignored_list,
     write_results,
 )
-from ida_jax.tables.embeddings import read_embeddings
-from ida_jax.tables.identities import numbered, read_people
+from ida_jax.tables.identities import read_people
 from ida_jax.tables.identity_pairs import KnownPairs, pairs_among, read_identity_pairs
 from ida_jax.training.ssr import LabelledFaces, train_ssr, train_ssr_on_the_fly, with_copies
 from ida_jax.training.ssr_choice import chooses, train_chosen_ssr
 
-_SYNTHETIC = "synthetic"
 _PROTOCOL = "held_out_all_pairs"
 # Faces a file of targets.
 _PART = 65_536
-
-
-class Inputs(NamedTuple):
-    """The embeddings, identities and anchors of a run.
-
-    Attributes:
-      faces: float32 [N, D], unit rows.
-      norms: float64 [N], those of the embeddings as they were given.
-      people: int64 [N], identities in a numbering of their own, -1 where unknown; None without
-        labels.
-      own: int32 [N], the same in the numbering of the anchors' labels, -1 for those not among them;
-        None where no person is in both sets.
-      anchors: where support sets are searched.
-      fingerprint: of the model that made the embeddings; "" where unknown.
-      identities: the distinct people as the labels have them, names or integers, in the order of
-        their numbers; None without labels.
-    """
-
-    faces: np.ndarray
-    norms: np.ndarray
-    people: np.ndarray | None
-    own: np.ndarray | None
-    anchors: AnchorSet
-    fingerprint: str
-    identities: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,14 +101,14 @@ class EmbeddingRun:
 
     @cached_property
     def groups(self) -> FaceGroups | None:
-        """The groups of all faces, by the list `evaluate.groups` of people."""
-        c = self.config
-        if c.evaluate.get("groups") is None:
+        """Those of the held-out faces, by the list `evaluate.groups` of people."""
+        path, labels = self.config.evaluate.get("groups"), self.config.labels
+        if path is None:
             return None
-        if c.labels is None:
+        if labels is None:
             raise UserError("evaluate.groups are of people: add --config.labels=L")
-        people = [str(person) for person in read_people(c.labels).tolist()]
-        return face_groups(c.evaluate.groups, people)
+        people = read_people(labels)[self.held].tolist()
+        return face_groups(path, [str(person) for person in people])
 
     @cached_property
     def digest(self) -> str:
@@ -160,7 +134,7 @@ class EmbeddingRun:
     def chooses(self) -> bool:
         """Whether the SSR module's settings are left to held-out people."""
         faces, people = np.count_nonzero(~self.held), self.training_people
-        # Without labels there is nobody to hold out.
+        # Without labels there are no people to hold out.
         known = 0 if people is None else len(np.unique(people[people >= 0]))
         return chooses(self.config.ssr, faces, known)
 
@@ -230,12 +204,12 @@ def check_embeddings(run: EmbeddingRun, unfinished: list[str]) -> None:
     check_embedding_config(run.config)
     if tuple(run.config.stages) != tuple(EMBEDDING_STAGES):
         raise UserError(f"stages is {run.config.stages}: expected {', '.join(EMBEDDING_STAGES)}")
-    _check_k(run.config.k, run.inputs)
+    check_k(run.config.k, run.inputs)
     _ = run.one_person
     _ = run.groups
     for method in _further(run):
         if METHODS[method].log_norm is not None:
-            log_norms(run.inputs.norms, method=method)
+            log_norms(run.inputs.norms, len(run.inputs.norms), method=method)
 
 
 def _further(run: EmbeddingRun) -> dict[str, Rescorer]:
@@ -276,7 +250,7 @@ def _ssr(run: EmbeddingRun) -> None:
 
 
 def _evaluate(run: EmbeddingRun) -> None:
-    from ida_jax.report.run_report import Groups, write_protocol_report
+    from ida_jax.report.run_report import DensitiesByGroup, write_protocol_report
 
     c, inputs = run.config, run.inputs
     faces, searched = inputs.faces[run.held], run.held_out_log_density
@@ -311,14 +285,14 @@ def _evaluate(run: EmbeddingRun) -> None:
             faces,
             people,
             {
-                "cosine": cosine_terms(len(faces)),
-                "ida_r": dao_terms(searched, tau=c.tau),
-                "ida_l": dao_terms(regressed, tau=c.tau),
-                **{name: each.terms(faces, norms=norms) for name, each in _further(run).items()},
+                BASELINE: cosine_terms(len(faces)),
+                SEARCHED: dao_terms(searched, tau=c.tau),
+                REGRESSED: dao_terms(regressed, tau=c.tau),
+                **{name: more.terms(faces, norms=norms) for name, more in _further(run).items()},
             },
             fars=c.evaluate.fars,
             ignored=None if known is None else known.codes,
-            groups=None if run.groups is None else run.groups.rows(run.held),
+            groups=run.groups,
             group_thresholds=c.evaluate.get("group_thresholds", False),
             resamples=c.evaluate.resamples,
             seed=c.seed,
@@ -337,7 +311,7 @@ def _evaluate(run: EmbeddingRun) -> None:
         title=c.title,
         settings={"config": c.to_dict()},
         evaluated=evaluated,
-        groups=Groups(searched, np.zeros(len(faces), np.int32), ("held-out faces",)),
+        groups=DensitiesByGroup(searched, np.zeros(len(faces), np.int32), ("held-out faces",)),
     )
 
 
@@ -365,146 +339,3 @@ EMBEDDING_STAGES = {
     "ssr": Stage(_ssr, SSR, depends_on=(*_TARGETS_DEPEND_ON, "ssr")),
     "evaluate": Stage(_evaluate, RESULTS, after=("ssr",)),
 }
-
-
-def read_inputs(config: ConfigDict) -> Inputs:
-    """Embeddings, anchors and labels, from their files.
-
-    Raises:
-      UserError: a file that is missing, not whole or of another form; sizes, widths or models that
-        differ; labels that are missing or cannot be matched with the anchors'.
-    """
-    c = config
-    if c.embeddings == _SYNTHETIC:
-        if c.anchors is not None or c.labels is not None:
-            raise UserError(
-                "embeddings is 'synthetic', which makes anchors and labels too: leave anchors and "
-                "labels out, or give a file of embeddings"
-            )
-        faces, norms, people, anchors = _synthetic(c)
-        fingerprint = ""
-    else:
-        for key, what in (("embeddings", "E.npy"), ("anchors", "A.safetensors")):
-            if c[key] is None:
-                raise UserError(f"{key} is not given: add --config.{key}={what}")
-        file = read_embeddings(c.embeddings)
-        anchors = read_anchors(c.anchors, embeddings=c.embeddings)
-        fingerprint = file.fingerprint
-        require_same_model(
-            "anchors", anchors.fingerprint, anchors.width,
-            fingerprint=fingerprint, width=file.width, whose=str(c.embeddings),
-        )  # fmt: skip
-        people = None if c.labels is None else read_people(c.labels, len(file.embeddings))
-        _check_exclusion(c, people is not None, anchors)
-        faces, _, norms = unit_rows(file.embeddings, what=str(c.embeddings))
-    own = None if c.disjoint or people is None else anchors.labels_of(people)
-    if people is not None and not c.disjoint and own is None:
-        raise UserError(
-            f"none of the labels' identities ('{people[0]}', …) is among the anchors': give them "
-            "as the anchors have them, or add --config.disjoint=True where the anchors are of "
-            "other people"
-        )
-    numbers = None if people is None else numbered(people)
-    identities = None if people is None else np.unique(people)
-    fingerprint = fingerprint or anchors.fingerprint
-    return Inputs(faces, norms, numbers, own, anchors, fingerprint, identities)
-
-
-def held_out_rows(inputs: Inputs, config: ConfigDict) -> np.ndarray:
-    """bool [N], the faces kept for the report: whole identities, or faces where none is known.
-
-    Identities are drawn from `config.seed` up to the share `config.held_out` of them, and to
-    `config.evaluate.most_faces` faces. Faces of unknown identity are trained on.
-
-    Raises:
-      UserError: too few identities, or faces, for both sides.
-    """
-    c, rng = config, np.random.default_rng(config.seed)
-    n, most = len(inputs.faces), config.evaluate.most_faces
-    if inputs.people is None:
-        count = min(round(c.held_out * n), most)
-        if not 2 <= count <= n - 2:
-            raise UserError(
-                f"held_out is {c.held_out} of {n} faces, {count}: expected at least 2 faces on "
-                "each side; set another held_out or give more embeddings"
-            )
-        held = np.zeros(n, bool)
-        held[rng.choice(n, count, replace=False)] = True
-        return held
-    identities, sizes = np.unique(inputs.people[inputs.people >= 0], return_counts=True)
-    count = round(c.held_out * len(identities))
-    if not 2 <= count <= len(identities) - 2:
-        raise UserError(
-            f"held_out is {c.held_out} of {len(identities)} identities, {count}: expected at least "
-            "2 on each side; set another held_out or give embeddings of more identities"
-        )
-    order = rng.permutation(len(identities))[:count]
-    kept = order[np.cumsum(sizes[order]) <= most]
-    if len(kept) < 2 or sizes[kept].max() < 2:
-        raise UserError(
-            f"the {len(kept)} identities held out have {sizes[kept].sum()} faces: expected at "
-            "least 2 identities, and one with two faces; raise held_out or evaluate.most_faces"
-        )
-    return np.isin(inputs.people, identities[kept])
-
-
-def anchors_of_others(inputs: Inputs, held: np.ndarray) -> AnchorSet:
-    """The anchors without those of the people that are held out.
-
-    A support set that holds the other person of an impostor pair lowers just that pair's score, and
-    the report would flatter IDA.
-
-    Args:
-      inputs: the run's.
-      held: bool [N], the faces kept for the report.
-    """
-    if inputs.own is None:
-        return inputs.anchors
-    held_out = inputs.own[held]
-    kept = np.flatnonzero(~np.isin(inputs.anchors.labels, held_out[held_out >= 0]))
-    embeddings, labels = inputs.anchors.embeddings[kept], inputs.anchors.labels[kept]
-    return replace(inputs.anchors, embeddings=embeddings, labels=labels, names=())
-
-
-def _check_exclusion(config: ConfigDict, labelled: bool, anchors: AnchorSet) -> None:
-    if config.disjoint:
-        return
-    if not labelled:
-        raise UserError(
-            "labels are not given, and a face's own identity must be left out of its support set: "
-            "add --config.labels=L (.npy, or text of one integer or name a line), or "
-            "--config.disjoint=True where the anchors are of other people"
-        )
-    if anchors.labels is None:
-        raise UserError(
-            f"{config.anchors} has no labels, so that a face's own identity cannot be left out: "
-            "build it by `ida-jax anchors build --embeddings=E --labels=L`, or add "
-            "--config.disjoint=True where the anchors are of other people"
-        )
-
-
-def _check_k(k: int, inputs: Inputs) -> None:
-    """Refuses a k that the anchors cannot give each face, as a UserError."""
-    anchors = inputs.anchors
-    left = len(anchors)
-    if inputs.own is not None:
-        shared = anchors.labels[(anchors.labels >= 0) & np.isin(anchors.labels, inputs.own)]
-        left -= int(np.unique(shared, return_counts=True)[1].max(initial=0))
-    if k > left:
-        raise UserError(
-            f"k is {k}, but a support set can have at most {left} anchors here, a face's own "
-            "identity and those held out left out: lower k or take more anchors"
-        )
-
-
-def _synthetic(config: ConfigDict) -> tuple[np.ndarray, np.ndarray, np.ndarray, AnchorSet]:
-    """Synthetic faces of identities around a few groups' centres, their norms, and anchors."""
-    rng = np.random.default_rng(config.seed)
-    identities, images, width = 200, 5, 32
-    groups = rng.standard_normal((8, width))[rng.integers(0, 8, identities)]
-    centres = groups + rng.uniform(0.4, 1.2, (identities, 1)) * rng.standard_normal(groups.shape)
-    people = np.repeat(np.arange(identities), images)
-    faces = centres[people] + 0.3 * rng.standard_normal((len(people), width))
-    faces, _, norms = unit_rows(faces.astype(np.float32))
-    anchors = embedding_anchors(faces, people=people, size=identities, k=config.k, tau=config.tau)
-    return faces, norms, people, anchors

@@ -14,10 +14,8 @@ from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import require_log_variances, unit_embeddings, unit_rows
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
-from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.ignored import between
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
-from ida_jax.protocols.group_figures import face_groups as groups_of_faces
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
     LikelihoodMethods,
@@ -30,7 +28,7 @@ from ida_jax.protocols.table import noted
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.method_table import METHODS, REGRESSED, SEARCHED
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
@@ -80,8 +78,8 @@ def evaluate_run(run: Run) -> None:
             "fingerprint": run.anchors.fingerprint,
         },
     }
-    if "ida_r" in methods:
-        searched = methods["ida_r"].values[:, 0]
+    if SEARCHED in methods:
+        searched = methods[SEARCHED].values[:, 0]
     else:
         searched = searched_log_density(
             faces, run.anchors, k=c.k, tau=c.tau, labels=own, searcher=c.searcher
@@ -109,7 +107,7 @@ def evaluate_run(run: Run) -> None:
         fars=c.evaluate.fars,
         scored=every,
         ignored=ignored,
-        groups=face_groups(run),
+        groups=run.groups,
         group_thresholds=c.evaluate.get("group_thresholds", False),
         **bootstrap,
     )
@@ -213,22 +211,13 @@ def _by_likelihood(
     c = run.config
     return likelihood_methods(
         faces,
-        run.uncertain_anchors if "ida_r" in c.evaluate.methods else None,
+        run.uncertain_anchors if SEARCHED in c.evaluate.methods else None,
         k=c.k,
         tau=c.tau,
         labels=own,
         anchor_labels=run.anchors.labels,
-        ssr=run.ssr if "ida_l" in c.evaluate.methods else None,
+        ssr=run.ssr if REGRESSED in c.evaluate.methods else None,
     )
-
-
-def face_groups(run: Run) -> FaceGroups | None:
-    """The groups of the evaluation's faces, by the list `evaluate.groups` of people."""
-    path, data = run.config.evaluate.get("groups"), run.eval_faces
-    if path is None:
-        return None
-    people = [data.identities[label] for label in data.labels]
-    return groups_of_faces(path, people)
 
 
 def _own_labels(run: Run) -> np.ndarray | None:

@@ -24,7 +24,11 @@ _FAKE = """Makes an anchor set of faces of nobody, the paper's fake-db, from exa
 Faces are drawn in their order, embedded, and dropped where they are implausible, too near a
 training face (the privacy check) or near-duplicates of one that is kept, until COUNT are kept.
 A.report.html and A.report.json say what was dropped. Killed in the middle, the same command goes
-on. The training faces are those of the run in G, where it has them of the same model and --flip."""
+on. The training faces are those of the run in G, where it has them of the same model and --flip.
+
+examples:
+  ida-jax anchors fake --model=model.safetensors --generator=runs/stylegan \\
+      --output=fake_db.safetensors"""
 
 
 def main(argv: list[str]) -> None:
@@ -92,13 +96,14 @@ def _make(options: Any) -> None:
 
 def _parser() -> Parser:
     parser = Parser("anchors fake", description=_FAKE)
-    add = parser.add_argument
     # fmt: off
+    add = parser.add_argument_group("where they come from").add_argument
     add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
     add("--model", type=Path, required=True, metavar="M",
         help="the face model: model.safetensors, or the folder that holds it")
     add("--generator", type=Path, metavar="G", help="generator.safetensors, or a run's workdir")
     add("--images", type=Path, metavar="FOLDER", help="an external generator's crops")
+    add = parser.add_argument_group("the set").add_argument
     add("--count", type=int, default=50_000, help="anchors (50,000, the paper's)")
     add("--truncation", type=float, metavar="PSI",
         help="ψ, 0 < ψ ≤ 1 (1): less gives cleaner faces that are more alike; with --generator")
@@ -108,6 +113,7 @@ def _parser() -> Parser:
         "the training faces': for a generator whose faces lie apart from real ones")
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")
+    add = parser.add_argument_group("the checks").add_argument
     add("--training", type=Path, metavar="T", help="the faces that the generator was trained on: "
         "their embeddings by the same model (.npy, .npz or .parquet), or a folder of their crops")
     add("--training_labels", type=Path, metavar="L",

@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +22,7 @@ from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
-from ida_jax.rescoring.method_table import artefact_flags
+from ida_jax.rescoring.method_table import SEARCHED, artefact_flags, methods_set_by
 from ida_jax.runs.workdir import (
     ANCHORS,
     METHOD_FILES,
@@ -31,10 +31,11 @@ from ida_jax.runs.workdir import (
     figures_and_notes,
     write_results,
 )
+from ida_jax.tables.groups import groups_option
 
 if TYPE_CHECKING:
     from ida_jax.metrics.groups import FaceGroups
-    from ida_jax.report.run_report import Groups
+    from ida_jax.report.run_report import DensitiesByGroup
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.embeddings import EmbeddingFile
 
@@ -46,9 +47,13 @@ _PARSERS = {
     float: float,
     tuple[float, ...]: numbers(float),
 }
-_SLAB = 8192
 # What a report is.
 _WRITTEN = ("results.json", "report.html", "results.md", "results.tex")
+
+_EXAMPLE = """
+examples:
+  ida-jax evaluate --protocol=lfw --files=pairs.txt --embeddings=faces.npy \\
+      --anchors=anchors.safetensors --output=runs/lfw"""
 
 
 def main(argv: list[str]) -> None:
@@ -58,6 +63,8 @@ def main(argv: list[str]) -> None:
     own = _own_options(options, table)
     _check(options, table[options.protocol])
     files, methods = _artefacts(options)
+    if options.groups is not None and not table[options.protocol].grouped:
+        _check_log_f_by_group(methods)
     with _writing(options, own, files):
         _run(table[options.protocol], options, own, files, methods)
 
@@ -75,7 +82,7 @@ def _run(
     from ida_jax.report.tables import results_table
     from ida_jax.rescoring.rescorer import cohort_notes
 
-    request = _request(protocol, options)
+    request = _request(options)
     scorers = _scorers(options, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
@@ -95,7 +102,7 @@ def _run(
         title=options.title or options.protocol,
         settings=results["settings"],
         evaluated=evaluated,
-        groups=_densities(protocol, request, scorers),
+        groups=_log_f_by_group(request, scorers),
     )
     print(printable(results_table(results)))
     for name, notes in results["notes"].items():
@@ -129,24 +136,16 @@ def _protocol_of(argv: list[str]) -> str:
 
 def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     lines = [f"  {entry.name:<11}{entry.files:<47}{entry.rows}" for entry in table.values()]
-    parser = Parser("evaluate", description="\n".join([__doc__.rstrip(), *lines]))
-    add = parser.add_argument
+    parser = Parser("evaluate", description="\n".join([__doc__.rstrip(), *lines, _EXAMPLE]))
     # fmt: off
+    add = parser.add_argument_group("files").add_argument
     add("--protocol", required=True, choices=tuple(table), help="one of the table above")
     add("--files", type=Path, metavar="F", help="the protocol's files")
     add("--embeddings", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
-    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
-        f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
-    add("--groups", type=_groups_option, metavar="G", help="FAR and TAR by group: a list of person "
-        "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
-        "embeddings' norms. With anchors the report shows the groups' log F too")
-    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
-        "group, which holds the FAR in each; they are in results.json")
-    add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
-        "match, or are left out of their template, video or crowd, and are counted")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
+    add = parser.add_argument_group("the methods").add_argument
     add("--run", type=Path, metavar="W", help=f"a workdir: its {', '.join(METHOD_FILES)}")
     for artefact, description in artefact_flags().items():
         metavar = "A" if artefact == "anchors" else "FILE"
@@ -154,8 +153,19 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add("--top_n", type=int, help="as_norm's cohort (300, or as many as the anchors allow)")
+    add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))} (300, or as "
+        "many as the anchors allow)")
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add = parser.add_argument_group("what counts").add_argument
+    add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
+        f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
+    add("--groups", type=groups_option, metavar="G", help="FAR and TAR by group: a list of person "
+        "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
+        "embeddings' norms. With anchors the report shows the groups' log F too")
+    add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
+        "group, which holds the FAR in each; they are in results.json")
+    add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
+        "match, or are left out of their template, video or crowd, and are counted")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     # fmt: on
@@ -233,16 +243,6 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _groups_option(text: str) -> Path | str:
-    """A file of groups, or "norms:N" itself."""
-    from ida_jax.tables.groups import norm_levels
-
-    try:
-        return user_path(text) if norm_levels(text) is None else text
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def _check(options: Any, protocol: Protocol) -> None:
     """Finds mistakes in the flags themselves, before anything is read."""
     if options.ignore_identity_pairs is not None and not protocol.identities:
@@ -251,6 +251,9 @@ def _check(options: Any, protocol: Protocol) -> None:
         )
     if options.group_thresholds and options.groups is None:
         raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
+    if options.group_thresholds and not protocol.grouped:
+        listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
+        raise UserError(f"--group_thresholds is for {listed}, not for {protocol.name}")
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
@@ -270,7 +273,7 @@ def _check(options: Any, protocol: Protocol) -> None:
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
     from ida_jax.common.files import require_file
-    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, scoring_methods
+    from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, require_method
 
     files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
@@ -291,17 +294,14 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     given = [kind for kind, path in files.items() if path is not None]
     if options.methods is None:
         return files, methods_with(given, usual=True)
-    known = scoring_methods()
     for method in options.methods:
-        if method not in known:
-            raise UserError(f"--methods: '{method}' is unknown: choose from {', '.join(known)}")
-        for need in known[method].needs:
+        for need in require_method(method).needs:
             if need not in given:
                 raise UserError(f"--methods: {method} needs --{need}, or --run")
     return files, options.methods
 
 
-def _request(protocol: Protocol, options: Any) -> Request:
+def _request(options: Any) -> Request:
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identity_pairs import read_identity_pairs
 
@@ -313,7 +313,7 @@ def _request(protocol: Protocol, options: Any) -> Request:
         options.protocol,
         options.embeddings,
         embeddings,
-        groups=_face_groups(protocol, options, embeddings),
+        groups=_face_groups(options, embeddings),
         group_thresholds=options.group_thresholds,
         files=options.files,
         names=options.names,
@@ -347,62 +347,48 @@ def _scorers(
     return scorers
 
 
-def _face_groups(
-    protocol: Protocol, options: Any, embeddings: "EmbeddingFile"
-) -> "FaceGroups | None":
+def _face_groups(options: Any, embeddings: "EmbeddingFile") -> "FaceGroups | None":
     """The groups of E's rows."""
     if options.groups is None:
         return None
-    from ida_jax.metrics.groups import norm_groups
-    from ida_jax.protocols.group_figures import face_groups
-    from ida_jax.tables.groups import norm_levels
+    from ida_jax.protocols.group_figures import requested_groups
 
-    if options.group_thresholds and not protocol.grouped:
-        listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
-        raise UserError(f"--group_thresholds is for {listed}, not for {protocol.name}")
-    if isinstance(options.groups, str):
-        levels = norm_levels(options.groups)
-        return norm_groups(
-            embeddings.embeddings, levels, what=f"embeddings in {options.embeddings}"
-        )
-    return face_groups(options.groups, embeddings.names, len(embeddings.embeddings))
+    return requested_groups(
+        options.groups, embeddings.embeddings, embeddings.names, what=str(options.embeddings)
+    )
 
 
-def _densities(
-    protocol: Protocol, request: Request, scorers: "Mapping[str, Rescorer]"
-) -> "Groups | None":
-    """log F of each row of E that has a group, for the report's figure."""
-    if request.groups is None:
+def _check_log_f_by_group(methods: Collection[str]) -> None:
+    """Of a protocol without rates by group the report shows the groups' log F alone."""
+    if SEARCHED not in methods:
+        raise UserError(f"--groups shows the groups' log F, which {SEARCHED} finds: give --anchors")
+
+
+def _log_f_by_group(
+    request: Request, scorers: "Mapping[str, Rescorer]"
+) -> "DensitiesByGroup | None":
+    """log F of each row of E that has an embedding and a group, for the report's figure."""
+    if request.groups is None or SEARCHED not in scorers:
         return None
-    from ida_jax.report.run_report import Groups
+    from ida_jax.common.validation import unit_rows
+    from ida_jax.report.run_report import DensitiesByGroup
 
-    if "ida_r" not in scorers:
-        if protocol.grouped:
-            return None
-        raise UserError("--groups shows the groups' log F, which ida_r finds: give --anchors")
-    codes, cells, _ = request.groups
-    log_density = scorers["ida_r"].log_densities(request.embeddings.embeddings)
-    known = codes >= 0
-    return Groups(log_density[known], codes[known], cells.names[: cells.compared])
+    (codes, cells, _), rows = request.groups, request.embeddings.embeddings
+    known = (codes >= 0) & ~unit_rows(rows, skip_bad=True).bad
+    log_density = scorers[SEARCHED].log_densities(rows[known])
+    return DensitiesByGroup(log_density, codes[known], cells.names[: cells.compared])
 
 
 def _norm_notes(
     own: Any, embeddings: "EmbeddingFile", scorers: "Mapping[str, Rescorer]"
 ) -> tuple[str, ...]:
     """`norm_notes` of the rows of E, whatever the protocol makes of them."""
-    import numpy as np
-
+    from ida_jax.common.validation import row_norms
     from ida_jax.rescoring.log_norms import norm_notes
 
     if all(scorer.quality_fit is None for scorer in scorers.values()):
         return ()
-    norms, rows = [], embeddings.embeddings
-    for start in range(0, len(rows), _SLAB):
-        slab = np.asarray(rows[start : start + _SLAB], np.float64)
-        if getattr(own, "flip", "") == "halves":
-            slab = sum(np.split(slab, 2, axis=1))
-        norms.append(np.linalg.norm(slab, axis=1))
-    norms = np.concatenate(norms)
+    norms = row_norms(embeddings.embeddings, halves=getattr(own, "flip", "") == "halves")
     return norm_notes(scorers.values(), norms[norms > 0])
 
 

@@ -29,6 +29,8 @@ from ida_jax.data.labelled_pairs import (
 )
 from ida_jax.data.load import load_faces
 from ida_jax.data.tfds_faces import load_pairs
+from ida_jax.metrics.groups import FaceGroups
+from ida_jax.protocols.group_figures import face_groups
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
     ANCHORS,
@@ -118,6 +120,12 @@ class Run:
         if path is None:
             return None
         return pairs_among(read_identity_pairs(path), self.eval_faces.identities, what="people")
+
+    @cached_property
+    def groups(self) -> FaceGroups | None:
+        """Those of the evaluated faces, by the list `evaluate.groups` of people."""
+        path, faces = self.config.evaluate.get("groups"), self.eval_faces
+        return path and face_groups(path, [faces.identities[label] for label in faces.labels])
 
     @property
     def model_preprocessing(self) -> Preprocessing:

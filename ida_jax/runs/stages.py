@@ -57,9 +57,10 @@ from ida_jax.metrics.frechet import frechet_distance, precision_recall
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
+from ida_jax.rescoring.method_table import methods_set_by
 from ida_jax.runs.config_check import check_config, section_degradation
 from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
-from ida_jax.runs.evaluate_stage import evaluate_run, face_groups
+from ida_jax.runs.evaluate_stage import evaluate_run
 from ida_jax.runs.run import Run, Stage
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
@@ -172,13 +173,14 @@ def _check(run: Run, unfinished: list[str]) -> None:
                 f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
                 "identity, a face's own left out): lower k or take more identities"
             )
-        _check_cohort(run, "evaluate.top_n", "as_norm" in c.evaluate.methods, left_out=0)
+        cohort = not set(c.evaluate.methods).isdisjoint(methods_set_by("top_n"))
+        _check_cohort(run, "evaluate.top_n", cohort, left_out=0)
         # CSN's fit leaves out both people of a pair.
         _check_cohort(run, "csn.top_n", "csn" in c.stages, left_out=2)
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
         _ = run.pair_list  # draws or reads it
-        _ = face_groups(run)
+        _ = run.groups
 
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:

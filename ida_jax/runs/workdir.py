@@ -86,16 +86,15 @@ def _inputs(config: "ConfigDict") -> dict[str, Path]:
     """The single files that a config names."""
     if "embeddings" in config:
         named = {key: config.get(key) for key in ("embeddings", "labels", "anchors")}
-        named["evaluate.groups"] = config.get("evaluate", {}).get("groups")
     else:
         generator = config.get("anchors", {}).get("generator")
         weights = config.get("model", {}).get("weights") if "import" in config.stages else None
         weights = weights and Path(config.data_dir) / weights
         named = {"anchors.generator": generator, "model.weights": weights}
-        named["evaluate.groups"] = config.get("evaluate", {}).get("groups")
         balance = config.get("anchors", {}).get("balance")
         if balance is not None and balance.partition(":")[0] != "clusters":
             named["anchors.balance"] = balance
+    named["evaluate.groups"] = config.get("evaluate", {}).get("groups")
     named["evaluate.ignore_identity_pairs"] = ignored_list(config)
     return {f"--config.{key}": Path(path) for key, path in named.items() if path is not None}
 

@@ -106,7 +106,7 @@ def parquet_layout(path: str | os.PathLike[str], *, what: str) -> ParquetLayout:
         groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
         sizes = [group.total_byte_size for group in groups]
         layout = ParquetLayout(metadata.schema.to_arrow_schema(), metadata.num_rows)
-    # What is no Unicode in the footer is a UnicodeDecodeError.
+    # A footer that is not Unicode raises UnicodeDecodeError.
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
     # Equal rows take next to no room: sorted labels of 13.5 M pairs are a few KiB.

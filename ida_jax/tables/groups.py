@@ -8,16 +8,17 @@ entry goes before its person's. Any other file is one group a row, as
 N faces.
 """
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from ida_jax.common.command_line import user_path
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.tables.labelled_scores import read_groups
+from ida_jax.tables.labelled_scores import Groups, read_groups
 from ida_jax.tables.text import (
     canonical,
     delimiter_of,
@@ -32,18 +33,6 @@ from ida_jax.tables.text import (
 _LEVELS = 20
 _TEXTS = (".csv", ".tsv", ".txt")
 _NAMED = ("person", "people", "identity", "name", "image", "face", "file", "label")
-
-
-class GroupedNames(NamedTuple):
-    """The group of each of N names.
-
-    Attributes:
-      codes: int32 [N], places in `groups`; −1 without a group.
-      groups: the groups' names that occur, in ascending order.
-    """
-
-    codes: np.ndarray
-    groups: tuple[str, ...]
 
 
 def read_group_list(path: Path) -> dict[str, str] | None:
@@ -81,11 +70,11 @@ def read_group_list(path: Path) -> dict[str, str] | None:
                     f"{shown(groups[name])} before: expected one group a name"
                 )
     if not groups:
-        raise UserError(f"{path} lists nobody: expected a name and a group a line")
+        raise UserError(f"{path} lists no names: expected a name and a group a line")
     return groups
 
 
-def groups_of_names(path: Path, groups: dict[str, str], names: Sequence[str]) -> GroupedNames:
+def groups_of_names(path: Path, groups: dict[str, str], names: Sequence[str]) -> Groups:
     """Each name's group by a list.
 
     Of an image PERSON/PERSON_0001.jpg these are looked up in turn: the name itself, the name
@@ -108,10 +97,10 @@ def groups_of_names(path: Path, groups: dict[str, str], names: Sequence[str]) ->
             "images by the same names"
         )
     place = {group: code for code, group in enumerate(present)} | {None: -1}
-    return GroupedNames(np.array([place[group] for group in found], np.int32), tuple(present))
+    return Groups(np.array([place[group] for group in found], np.int32), tuple(present))
 
 
-def read_face_groups(path: Path, names: Sequence[str] | None, rows: int) -> GroupedNames:
+def read_face_groups(path: Path, names: Sequence[str] | None, rows: int) -> Groups:
     """The groups of N faces, by a list of names or with one group a row.
 
     Args:
@@ -124,13 +113,13 @@ def read_face_groups(path: Path, names: Sequence[str] | None, rows: int) -> Grou
     """
     groups = read_group_list(path)
     if groups is None:
-        codes, present = read_groups(path)
-        if len(codes) != rows:
+        of_rows = read_groups(path)
+        if (given := len(of_rows.codes)) != rows:
             raise UserError(
-                f"{path} has {len(codes)} rows for {rows} faces: expected one group a face in "
-                "their order, or a list of names and groups"
+                f"{path} has {given} rows for {rows} faces: expected one group a face in their "
+                "order, or a list of names and groups"
             )
-        return GroupedNames(codes, present)
+        return of_rows
     if names is None:
         raise UserError(
             f"{path} lists groups by name, and the faces have no names: give them by --names or "
@@ -139,7 +128,7 @@ def read_face_groups(path: Path, names: Sequence[str] | None, rows: int) -> Grou
     return groups_of_names(path, groups, names)
 
 
-def without_group(grouped: GroupedNames, what: str) -> tuple[str, ...]:
+def without_group(grouped: Groups, what: str) -> tuple[str, ...]:
     """A sentence on how many have no group, if any."""
     left = int(np.count_nonzero(grouped.codes < 0))
     if not left:
@@ -147,11 +136,19 @@ def without_group(grouped: GroupedNames, what: str) -> tuple[str, ...]:
     return (f"{left:,} of {grouped.codes.size:,} {what} have no group, and are in none",)
 
 
+def groups_option(text: str) -> Path | str:
+    """An argparse type: a file of groups, or "norms:N" itself."""
+    try:
+        return user_path(text) if norm_levels(text) is None else text
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def norm_levels(text: str) -> int | None:
     """N of "norms:N", 20 of "norms": groups by the embeddings' norms; None of any other text.
 
     Raises:
-      UserError: an N that is no whole number of at least 2.
+      UserError: an N that is not a whole number of at least 2.
     """
     kind, colon, count = text.partition(":")
     if kind != "norms":

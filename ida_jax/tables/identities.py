@@ -66,7 +66,7 @@ def people_of_images(names: Sequence[str]) -> list[str] | None:
 
 
 def name_among(people: Sequence[str] | np.ndarray) -> str:
-    """The first label that makes a list one of names, in words: one that is no whole number."""
+    """The first label that makes a list one of names, in words: one that is not a whole number."""
     for row, person in enumerate(people):
         if whole_number(str(person)) is None:
             return f"row {row} is {shown(str(person))}"

@@ -178,10 +178,10 @@ def _parse(
     """A line's pair, and whether it is left out."""
     wanted = 2 if columns is None else len(columns)
     if len(fields) != wanted:
-        told = ", ".join(map(shown, fields[:4])) + ", …" * (len(fields) > 4)
+        listed = ", ".join(map(shown, fields[:4])) + ", …" * (len(fields) > 4)
         hint = "" if columns else ", or a first line of columns identity_1, identity_2, …"
         raise UserError(
-            f"{where}: {told} are {len(fields)} fields, expected {wanted}"
+            f"{where}: {listed} are {len(fields)} fields, expected {wanted}"
             + (" identities" if columns is None else " as in the first line")
             + hint
         )

@@ -33,10 +33,10 @@ _SUFFIXES = (".npy", *_TEXTS, ".parquet")
 
 
 class Groups(NamedTuple):
-    """The group of each pair.
+    """The group of each pair, face or name.
 
     Attributes:
-      codes: int32 [P], places in `names`.
+      codes: int32 [N], places in `names`; −1 without a group.
       names: the groups' names, in ascending order.
     """
 
@@ -115,15 +115,6 @@ def read_groups(path: str | os.PathLike[str]) -> Groups:
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     return Groups(place[codes], tuple(str(values[i]) for i in order))
-
-
-def read_identities(path: str | os.PathLike[str]) -> np.ndarray:
-    """int [P, 2]: the identities of both sides of each pair; names are numbered.
-
-    Raises:
-      UserError: as `read_named_identities`.
-    """
-    return read_named_identities(path).codes
 
 
 def read_named_identities(path: str | os.PathLike[str]) -> Identities:

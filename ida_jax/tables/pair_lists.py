@@ -329,8 +329,8 @@ def _skips(source: Path, fields: list[str], names: _Names | None) -> bool:
     """Whether the first line is a header; among names it is reported, since it may be a pair."""
     skipped = _is_header(fields, names)
     if skipped and names is not None:
-        told = ", ".join(shown(field) for field in fields[:5])
-        print(f"{source}, line 1 ({told}) is taken for a header", file=sys.stderr)
+        listed = ", ".join(shown(field) for field in fields[:5])
+        print(f"{source}, line 1 ({listed}) is taken for a header", file=sys.stderr)
     return skipped
 
 

@@ -83,7 +83,7 @@ class ScoreOrigin:
       anchors: `AnchorSet.sketch` of the anchors; "" for a method without.
       anchor_count: their number.
       artefacts: {"ssr": its `content_fingerprint`, …}, of what else the method needs.
-      shared: people who are among the anchors; None where nobody looked.
+      shared: people who are among the anchors; None where that was not examined.
     """
 
     method: str

@@ -101,6 +101,9 @@ def open_checkpoints(
 
     context = ocp.Context()
     context.array_options.saving.use_compression = False  # floats shrink by 8 % and take the cores
+    # A replicated array is cut into a slice a device to be written in parallel, each cut a program
+    # to compile: not worth it below a MiB.
+    context.array_options.saving.min_slice_bytes_for_replica_parallel = _SMALL
     context.array_options.loading.enable_padding_and_truncation = True  # _check_fits() says where
     context.checkpointables_options.registry = ocp.handlers.local_registry().add(
         ocp.handlers.JsonHandler, checkpointable_name="loader"

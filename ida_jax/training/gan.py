@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,13 +20,13 @@ from ida_jax.common.files import written_whole
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.contact_sheet import contact_sheet
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.data.pipeline import training_batches
 from ida_jax.training.checkpoint import open_checkpoints
 from ida_jax.training.collapse import WINDOW, collapse_reason
 from ida_jax.training.gan_step import GanState, check_gan_batch, make_gan_program, network_options
 from ida_jax.training.loop import (
     Progress,
     Write,
+    host_batches,
     open_metrics,
     preemption,
     read_metrics,
@@ -90,15 +89,8 @@ def train_gan(
         preemption() as stop_requested,
     ):
         progress = Progress(*(checkpoints.restore(program.state) or (0, program.init())))
-        batches = training_batches(
-            dataset,
-            batch_size=c.batch_size,
-            seed=seed,
-            first_step=progress.step,
-            shard=jax.process_index(),
-            shards=jax.process_count(),
-            augment=c.augment,
-            workers=c.workers,
+        batches = host_batches(
+            dataset, c, batch_size=c.batch_size, seed=seed, first_step=progress.step
         )
         with (
             closing(batches),

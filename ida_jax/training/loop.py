@@ -18,11 +18,14 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import jax
+from ml_collections import ConfigDict
 
 from ida_jax.common.errors import Damaged, Stopped, UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.processes import is_first
 from ida_jax.common.progress import progress_bar
+from ida_jax.data import pipeline
+from ida_jax.data.dataset import FaceDataset
 from ida_jax.training.checkpoint import Checkpoints
 
 Batch = TypeVar("Batch")
@@ -48,6 +51,20 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.saved = self.step
+
+
+def host_batches(
+    dataset: FaceDataset, config: ConfigDict, **options: Any
+) -> Iterator[pipeline.Batch]:
+    """This host's part of `training_batches`, with a config section's augment and workers."""
+    return pipeline.training_batches(
+        dataset,
+        shard=jax.process_index(),
+        shards=jax.process_count(),
+        augment=config.augment,
+        workers=config.workers,
+        **options,
+    )
 
 
 def training_steps(

@@ -35,12 +35,11 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.processes import is_first
 from ida_jax.data.balanced import BalancedRows, balanced_rows
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.data.pipeline import training_batches
 from ida_jax.models.uncertainty_network import UncertaintyNetwork
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.mutual_likelihood import positive_pairs_loss
 from ida_jax.training.checkpoint import open_checkpoints
-from ida_jax.training.loop import Progress, open_metrics, preemption, training_steps
+from ida_jax.training.loop import Progress, host_batches, open_metrics, preemption, training_steps
 from ida_jax.training.optimizer import learning_rate_schedule
 
 
@@ -243,22 +242,14 @@ def _frozen_batches(
     first_step: int,
 ) -> Iterator[tuple[jax.Array, ...]]:
     """Means, maps, labels and rows of each batch, on the mesh: what `PfeProgram.step` takes."""
-    size, shard, shards = rows.identities * rows.images, jax.process_index(), jax.process_count()
-    own = size // shards
+    size = rows.identities * rows.images
+    own = size // jax.process_count()
     backbone = jax.device_put(model.variables, replicated(mesh))
-    batches = training_batches(
-        dataset,
-        batch_size=size,
-        seed=rows.seed,
-        first_step=first_step,
-        shard=shard,
-        shards=shards,
-        augment=config.augment,
-        workers=config.workers,
-        rows=rows,
+    batches = host_batches(
+        dataset, config, seed=rows.seed, first_step=first_step, batch_size=size, rows=rows
     )
     with closing(batches):
         for step, batch in enumerate(batches, start=first_step):
-            numbers = rows(step * size + shard * own, own).astype(np.int32)
+            numbers = rows(step * size + jax.process_index() * own, own).astype(np.int32)
             images, labels, numbers = put_batch((batch.images, batch.labels, numbers), mesh)
             yield *freeze(backbone, images), labels, numbers

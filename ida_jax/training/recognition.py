@@ -13,10 +13,9 @@ from ida_jax.common.devices import pad_batch, put_batch, training_mesh
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.dataset import FaceDataset
-from ida_jax.data.pipeline import training_batches
 from ida_jax.planning.topology import peak_flops
 from ida_jax.training.checkpoint import open_checkpoints
-from ida_jax.training.loop import Progress, open_metrics, preemption, training_steps
+from ida_jax.training.loop import Progress, host_batches, open_metrics, preemption, training_steps
 from ida_jax.training.optimizer import learning_rate_schedule
 from ida_jax.training.train_step import TrainState, flops_per_image, make_program
 
@@ -57,15 +56,8 @@ def train(
         preemption() as stop_requested,
     ):
         progress = Progress(*(checkpoints.restore(program.state) or (0, program.init())))
-        batches = training_batches(
-            dataset,
-            batch_size=c.batch_size,
-            seed=config.seed,
-            first_step=progress.step,
-            shard=jax.process_index(),
-            shards=jax.process_count(),
-            augment=c.augment,
-            workers=c.workers,
+        batches = host_batches(
+            dataset, c, batch_size=c.batch_size, seed=config.seed, first_step=progress.step
         )
         with (
             closing(batches),

@@ -155,7 +155,7 @@ def train_ssr(
 
 
 def rows_of(size: int, count: int) -> _Draw:
-    """Draws so many of `count` rows of the faces and their targets."""
+    """Draws `size` of `count` rows of the faces and their targets."""
 
     def draw(key: jax.Array, data: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rows = jax.random.randint(key, (size,), 0, count)
@@ -272,7 +272,7 @@ def _fit(
     seed: int,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """The module's parameters after so many steps (the config's) on drawn batches."""
+    """The module's parameters after `steps` steps, by default the config's, on drawn batches."""
     training, schedule = (
         network_training(draw, data, config, seed=seed),
         learning_rate_schedule(config),
@@ -312,7 +312,7 @@ class NetworkTraining(NamedTuple):
 
     Attributes:
       state: before the first step.
-      run: (state, steps) → the state after so many steps more, and their mean loss.
+      run: (state, steps) → the state after that many more steps, and their mean loss.
       module_params: (state) → the module's parameters, which take unit rows.
     """
 

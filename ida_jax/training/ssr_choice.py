@@ -46,7 +46,7 @@ from ida_jax.training.ssr import (
 FOLDS = 5
 # Fewer than ten people in a fold say nothing of a module.
 FEWEST_PEOPLE = 10 * FOLDS
-# Training sets up to so many faces are small: "auto" chooses.
+# The largest training set for which "auto" chooses.
 SMALL = 50_000
 # Faces that settings are tried on at most, so that the choice costs minutes for any set.
 _MOST_FACES = 20_000
@@ -170,7 +170,7 @@ def train_chosen_ssr(
 
 
 def chooses(config: ConfigDict, faces: int, people: int) -> bool:
-    """Whether the section ssr leaves its settings to held-out people, for so many faces and people.
+    """Whether the section ssr leaves its settings to held-out people.
 
     "auto" does where the faces are few, the people enough and the targets searched beforehand.
     """

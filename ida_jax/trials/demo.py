@@ -25,7 +25,9 @@ def demo_faces(*, seed: int = 0) -> tuple[Labelled, np.ndarray]:
         )
         for first, count in ((0, _LEARNT), (_LEARNT, _TRIED))
     ]  # fmt: skip
-    learnt, tried = (np.asarray(each.images).reshape(len(each.images), -1) / 255 for each in sets)
+    learnt, tried = (
+        np.asarray(faces.images).reshape(len(faces.images), -1) / 255 for faces in sets
+    )
     people = np.asarray(sets[0].labels)
     mean = learnt.mean(axis=0)
     _, scale, basis = np.linalg.svd(learnt - mean, full_matrices=False)
@@ -38,5 +40,6 @@ def demo_faces(*, seed: int = 0) -> tuple[Labelled, np.ndarray]:
     whiten = vectors / np.sqrt(values)
     _, _, between = np.linalg.svd((centres - centres.mean(axis=0)) @ whiten, full_matrices=False)
     embeddings = (tried - mean) @ basis @ whiten @ between[:_WIDTH].T
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return Labelled(embeddings.astype(np.float32), np.asarray(sets[1].labels)), sets[1].images
+    norms = np.linalg.norm(embeddings, axis=1)
+    faces = (embeddings / norms[:, None]).astype(np.float32)
+    return Labelled(faces, np.asarray(sets[1].labels), norms=norms), sets[1].images

@@ -8,7 +8,7 @@ from typing import Any
 from ida_jax.artefacts.calibration import fit_calibration
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.metrics.evaluation import far_key
-from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.method_table import BASELINE, METHODS, SEARCHED
 from ida_jax.trials.trial import Trial
 
 DEPLOY, SCORE, CALIBRATION = "deploy.json", "score.py", "calibration.safetensors"
@@ -29,8 +29,8 @@ cosine = np.einsum("pd,pd->p", faces[pairs[:, 0]], faces[pairs[:, 1]])
 """
 # Methods whose formula a few lines of NumPy state; the others are called through the package.
 _NUMPY = {
-    "cosine": _UNIT + "scores = cosine\n",
-    "ida_r": _UNIT
+    BASELINE: _UNIT + "scores = cosine\n",
+    SEARCHED: _UNIT
     + """anchors = load_file(HERE / "anchors.safetensors")["embeddings"]
 k, tau = deploy["k"], deploy["tau"]
 log_f = np.empty(len(faces))
@@ -64,7 +64,7 @@ def write_files(
         artefacts[name].save(folder / file)
     scorer = trial.deployed.scorers[method]
     calibration = fit_calibration(
-        *trial.held.split(method), kind="logistic", origin=scorer.origin()
+        *trial.held.scores[method], kind="logistic", origin=scorer.origin()
     )
     calibration.save(folder / CALIBRATION)
     used = {name: kept[name] for name in entry.needs}

@@ -4,7 +4,7 @@ N faces, P pairs, D embedding.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +12,12 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import embedding_anchors
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS
-from ida_jax.metrics.resampling import genuine_rows, impostor_rows
-from ida_jax.metrics.roc import SplitScores, tar_at_far
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, measurable_far
+from ida_jax.metrics.roc import OperatingPoint, SplitScores, tar_at_far
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.dao_fit import fit_dao
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.rescoring.method_table import BASELINE, methods_with
+from ida_jax.rescoring.method_table import BASELINE, METHODS, methods_with
 from ida_jax.rescoring.methods import make_scorers
 from ida_jax.rescoring.pairs import all_pair_scores
 from ida_jax.rescoring.quality_fit import fit_quality
@@ -30,6 +29,11 @@ _SSR = {
     "input": "scaled", "copies": 10, "steps": 2000, "decay_steps": (1000, 1500),
     "learning_rate": 1e-2, "weight_decay": 2e-3,
 }  # fmt: skip
+
+# Faces that it learns from: ten copies of each are searched among all anchors.
+_MOST_LEARNT = 10_000
+# False accepts of the FAR that a fit is made at.
+_ACCEPTS_OF_A_FIT = 10 * FEWEST_FALSE_ACCEPTS
 
 
 class Labelled(NamedTuple):
@@ -60,18 +64,16 @@ class Scored(NamedTuple):
     """All pairs of some faces.
 
     Attributes:
-      scores: {method: float32 [P]}.
-      same: bool [P].
-      units: int [P, 2], the identities of both sides.
+      scores: {method: its scores in `score_all_pairs`' order}.
+      rows: int [N], the faces' rows in the trial's data.
+      people: int [I], their identities, ascending.
+      labels: int [N], each face's place in them.
     """
 
-    scores: dict[str, np.ndarray]
-    same: np.ndarray
-    units: np.ndarray
-
-    def split(self, method: str) -> SplitScores:
-        """The method's scores by kind."""
-        return SplitScores(self.scores[method][self.same], self.scores[method][~self.same])
+    scores: dict[str, SplitScores]
+    rows: np.ndarray
+    people: np.ndarray
+    labels: np.ndarray
 
 
 def train(
@@ -99,15 +101,16 @@ def train(
     fit = data.at(rotation.fit)
     artefacts: dict[str, Any] = {"anchors": anchors}
     missing: dict[str, str] = {}
-    for name, make in _FITS.items():
-        if name == "quality_fit" and data.norms is None:
-            continue
+    options = {"usual": True, "norms": data.norms is not None}
+    tried = methods_with({*_FITS, "anchors"}, **options)
+    needed = {need for method in tried for need in METHODS[method].needs}
+    for name in (name for name in _FITS if name in needed):
         try:
-            artefacts[name] = make(fit, data.at(rotation.anchors), anchors, far, seed)
+            artefacts[name] = _FITS[name](fit, data.at(rotation.anchors), anchors, far, seed)
         except UserError as error:
             missing[name] = str(error)
     scorers = make_scorers(
-        methods_with(artefacts, usual=True), expected_faces=len(rotation.test), **artefacts
+        methods_with(artefacts, **options), expected_faces=len(rotation.test), **artefacts
     )
     return Trained(scorers, artefacts, missing)
 
@@ -119,8 +122,8 @@ def _csn(fit: Labelled, _: Labelled, anchors: AnchorSet, far: float, seed: int) 
 def _dao(fit: Labelled, _: Labelled, anchors: AnchorSet, far: float, seed: int) -> Any:
     impostors = len(fit.people) ** 2 // 2
     # A fit at a lower FAR than its pairs have would follow single ones.
-    far = max(far, 10 * FEWEST_FALSE_ACCEPTS / max(impostors, 1))
-    return fit_dao(fit.faces, fit.people, anchors, far=min(far, 0.1), exclude_own=False)
+    far = min(measurable_far(far, impostors, accepts=_ACCEPTS_OF_A_FIT), 0.1)
+    return fit_dao(fit.faces, fit.people, anchors, far=far, exclude_own=False)
 
 
 def _quality(fit: Labelled, _: Labelled, anchors: AnchorSet, far: float, seed: int) -> Any:
@@ -139,6 +142,9 @@ def _ssr(fit: Labelled, others: Labelled, anchors: AnchorSet, far: float, seed: 
     labels = np.concatenate([np.full(len(fit.people), -1), others.people])
     if anchors.labels is None or not len(others.people):
         labels = np.full(len(faces), -1)
+    if len(faces) > _MOST_LEARNT:
+        kept = np.linspace(0, len(faces) - 1, _MOST_LEARNT).astype(int)
+        faces, labels = faces[kept], labels[kept]
     copied = with_copies(
         faces, labels, copies=config.copies, mix=config.mix, noise=config.noise, seed=seed
     )
@@ -169,51 +175,33 @@ _FITS: dict[str, Callable[[Labelled, Labelled, AnchorSet, float, int], Any]] = {
 def score(data: Labelled, rows: np.ndarray, scorers: Mapping[str, Rescorer]) -> Scored:
     """All pairs of the faces in `rows`, by every method."""
     faces = data.at(rows)
-    _, labels = np.unique(faces.people, return_inverse=True)
+    people, labels = np.unique(faces.people, return_inverse=True)
     terms = {name: scorer.terms(faces.faces, norms=faces.norms) for name, scorer in scorers.items()}
-    splits = all_pair_scores(faces.faces, labels, terms)
-    genuine, impostors = (kind.size for kind in next(iter(splits.values())))
-    rows_of = [
-        np.stack(find(labels, np.arange(count)), axis=1)
-        for find, count in ((genuine_rows, genuine), (impostor_rows, impostors))
-    ]
-    same = np.repeat([True, False], [genuine, impostors])
-    units = faces.people[np.concatenate(rows_of)].astype(np.int32)
-    return Scored({name: np.concatenate(split) for name, split in splits.items()}, same, units)
+    return Scored(all_pair_scores(faces.faces, labels, terms), rows, people, labels)
 
 
-def pooled(parts: Sequence[Scored]) -> Scored:
-    """The pairs of several rotations, by the methods that all of them have."""
-    common = [name for name in parts[0].scores if all(name in part.scores for part in parts)]
-    return Scored(
-        {name: np.concatenate([part.scores[name] for part in parts]) for name in common},
-        np.concatenate([part.same for part in parts]),
-        np.concatenate([part.units for part in parts]),
-    )
+def operating_points(part: Scored, far: float) -> dict[str, tuple[OperatingPoint, OperatingPoint]]:
+    """{method: what it does at `far` and at 10 `far`}: all that is kept of a part that chooses."""
+    fars = (far, min(10 * far, 0.5))
+    return {name: tar_at_far(*split, fars) for name, split in part.scores.items()}
 
 
-def usable_far(parts: Sequence[Scored], far: float) -> float:
-    """The lowest FAR, not below `far`, that leaves ten false accepts in the smallest part."""
-    impostors = min(int(np.count_nonzero(~part.same)) for part in parts)
-    return min(max(far, FEWEST_FALSE_ACCEPTS / impostors), 0.5)
-
-
-def choose(part: Scored, far: float) -> str:
-    """The method of the highest TAR at the FAR; the cosine where none is above it."""
-    rates = {name: tar_at_far(*part.split(name), [far])[0].tar for name in part.scores}
+def choose(rates: Mapping[str, float]) -> str:
+    """The method of the highest TAR; the cosine where none is above it."""
     best = max(rates, key=lambda name: rates[name])
     return best if rates[best] > rates[BASELINE] else BASELINE
 
 
-def standardised(part: Scored, reference: Scored, far: float) -> Scored:
-    """(s − t) / (t − t₁₀), with t and t₁₀ the thresholds at `far` and 10 `far` on other people.
+def standardise(
+    part: Scored, points: Mapping[str, tuple[OperatingPoint, OperatingPoint]]
+) -> Scored:
+    """(s − t) / (t − t₁₀), in place, with t and t₁₀ the thresholds of two `points` of other people.
 
     So the scores of several rotations, and of several methods, have one threshold: 0.
     """
-    scores = {}
-    for name, own in part.scores.items():
-        points = tar_at_far(*reference.split(name), [far, min(10 * far, 0.5)])
-        at, above = points[0].threshold, points[1].threshold
-        scale = at - above if at > above else 1.0
-        scores[name] = (own - np.float32(at)) / np.float32(scale)
-    return part._replace(scores=scores)
+    for name, split in part.scores.items():
+        at, above = (point.threshold for point in points[name])
+        for kind in split:
+            kind -= np.float32(at)
+            kind /= np.float32(at - above if at > above else 1.0)
+    return part

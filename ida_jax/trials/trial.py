@@ -15,22 +15,24 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import identity_leaks, same_person_threshold
 from ida_jax.anchors.coverage import coverage
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.bootstrap import Bootstrap, bootstrap_tar
-from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation, far_key
+from ida_jax.metrics.bootstrap import Bootstrap
+from ida_jax.metrics.evaluation import Evaluation, far_key, measurable_far
+from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.roc import Interval, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curve
-from ida_jax.protocols.verification import evaluate_scored_pairs
+from ida_jax.protocols.scored_pairs import bootstrap_split_pairs, evaluate_split_pairs
 from ida_jax.rescoring.method_table import BASELINE
+from ida_jax.rescoring.tiles import pair_counts
+from ida_jax.trials.pool import groups_of, joined, pooled, sides_of
 from ida_jax.trials.rotate import (
     Labelled,
     Scored,
     Trained,
     choose,
-    pooled,
+    operating_points,
     score,
-    standardised,
+    standardise,
     train,
-    usable_far,
 )
 from ida_jax.trials.split import rotations
 from ida_jax.trials.verdict import Finding, verdict
@@ -71,6 +73,7 @@ def run_trial(
     data: Labelled,
     given: AnchorSet | None = None,
     *,
+    groups: FaceGroups | None = None,
     far: float = 1e-4,
     resamples: int = 1000,
     seed: int = 0,
@@ -81,6 +84,7 @@ def run_trial(
     Args:
       data: identities from 0, negative where unknown.
       given: anchors in place of the data's own; nobody of the data may be among them.
+      groups: those of the N faces, for the tested pairs' figures by group.
       far: the FAR that the method is chosen for, in (0, 0.1].
       say: is told how far the trial is, in lines.
 
@@ -90,54 +94,52 @@ def run_trial(
     require_distinct(data)
     notes: list[str] = []
     tested: list[Scored] = []
-    choosing: list[Scored] = []
     planned = rotations(data.people, own_anchors=given is None, seed=seed)
+    measured = measurable_far(far, min(_impostors(data, part.choose) for part in planned))
+    tested_far = measurable_far(far, sum(_impostors(data, part.test) for part in planned))
+    rates: list[dict[str, float]] = []
     for number, rotation in enumerate(planned, 1):
         trained = train(data, rotation, given, far=far, seed=seed)
         if number == 1:
             first = trained
             notes += _checks(data, rotation.test, trained)
-        tested.append(score(data, rotation.test, trained.scorers))
-        choosing.append(score(data, rotation.choose, trained.scorers))
+        # Every rotation has fits and anchors of its own: scores are pooled on a common scale.
+        points = operating_points(score(data, rotation.choose, trained.scorers), measured)
+        rates.append({name: at.tar for name, (at, _) in points.items()})
+        tested.append(standardise(score(data, rotation.test, trained.scorers), points))
         say(
             f"rotation {number} of {len(planned)}: {len(rotation.test):,} faces tested, "
             f"{len(trained.artefacts['anchors']):,} anchors, {len(trained.scorers)} methods"
         )
         for what, why in trained.missing.items():
             notes.append(f"rotation {number} is without what {what} fits: {why}")
-    measured = usable_far(choosing, far)
-    # Every rotation has fits and anchors of its own: scores are pooled on a common scale.
-    tested = [
-        standardised(part, reference, measured)
-        for part, reference in zip(tested, choosing, strict=True)
-    ]
-    whole = pooled(tested)
-    choosing = [
-        part._replace(scores={name: part.scores[name] for name in whole.scores})
-        for part in choosing
-    ]
-    chosen = [choose(part, measured) for part in choosing]
+    common = [name for name in rates[0] if all(name in of for of in rates)]
+    chosen = [choose({name: of[name] for name in common}) for of in rates]
+    favourite = choose({name: float(np.mean([of[name] for of in rates])) for name in common})
     nested = {
-        BASELINE: whole.scores[BASELINE],
-        _CHOSEN: np.concatenate(
-            [part.scores[name] for part, name in zip(tested, chosen, strict=True)]
-        ),
+        BASELINE: [part.scores[BASELINE] for part in tested],
+        _CHOSEN: [part.scores[name] for part, name in zip(tested, chosen, strict=True)],
     }
-    favourite = _favourite(choosing, measured)
-    del tested, choosing  # some hundred MB each
-    impostors = int(np.count_nonzero(~whole.same))
-    tested_far = max(far, FEWEST_FALSE_ACCEPTS / impostors)
-    options = {"over": "identities", "resamples": resamples, "seed": seed}
-    gain = evaluate_scored_pairs(nested, whole.same, whole.units, fars=(tested_far,), **options)
+    nested = {name: joined(parts) for name, parts in nested.items()}
+    whole, sides = pooled(tested), sides_of(tested)
+    of_pairs = None if groups is None else groups_of(tested, groups)
+    impostors = whole[BASELINE].impostor.size
+    options = {"resamples": resamples, "seed": seed}
+    gain = evaluate_split_pairs(nested, sides, fars=(tested_far,), **options)
     del nested
     fars = [rate for rate in (10 * far, far, far / 10) if rate * impostors >= 1 and rate <= 0.5]
-    say(f"intervals of {len(whole.scores)} methods over {whole.same.size:,} pairs")
-    evaluated = evaluate_scored_pairs(
-        whole.scores, whole.same, whole.units, fars=fars or (tested_far,), **options
+    say(f"intervals of {len(whole)} methods over {impostors + len(sides.genuine):,} pairs")
+    evaluated = evaluate_split_pairs(
+        whole,
+        sides,
+        fars=fars or (tested_far,),
+        groups=of_pairs,
+        group_notes=() if groups is None else groups.notes,
+        **options,
     )
-    rates = {n: tar_at_far(*whole.split(n), [tested_far])[0].tar for n in (favourite, BASELINE)}
-    tested_people = len(np.unique(whole.units))
-    del whole
+    tars = {name: tar_at_far(*whole[name], [tested_far])[0].tar for name in (favourite, BASELINE)}
+    tested_people = sum(len(part.people) for part in tested)
+    del whole, tested, of_pairs
     figures, key = gain.figures[_CHOSEN], far_key(tested_far)
     interval = Interval(*figures["tar_gain_interval@far"][key])
     shown = favourite != BASELINE and interval.low > 0
@@ -149,13 +151,13 @@ def run_trial(
     )
     wanted = sorted({*fars, tested_far})
     between = np.geomspace(wanted[0], wanted[-1], 9)[1:-1].tolist()
-    bootstrap = bootstrap_tar(
+    bootstrap = bootstrap_split_pairs(
         held.scores,
-        held.same,
+        # Their people numbered anew: the resamples are those of the file's scores alone.
+        sides_of([held._replace(people=np.arange(len(held.people)))]),
         fars=sorted({*wanted, *between}),
-        identities=held.units,
-        resamples=resamples,
-        seed=seed,
+        baseline=None,
+        **options,
     )
     thresholds = _thresholds(held, method, wanted, bootstrap)
     at = thresholds[key]
@@ -168,8 +170,8 @@ def run_trial(
         figures["tar_gain@far"][key],
         interval,
         tested_people,
-        rates[favourite],
-        rates[BASELINE],
+        tars[favourite],
+        tars[BASELINE],
         at["threshold"],
         Interval(*at["interval"]),
     )
@@ -177,7 +179,7 @@ def run_trial(
     evaluated = evaluated._replace(notes=(*notes, *evaluated.notes), thresholds={})
     people = len(np.unique(data.people[data.people >= 0]))
     curves = {
-        name: threshold_curve(held.split(name), fars=wanted, intervals=bootstrap.methods[name])
+        name: threshold_curve(held.scores[name], fars=wanted, intervals=bootstrap.methods[name])
         for name in held.scores
     }
     return Trial(finding, verdict(finding), evaluated, first, held, thresholds, curves, people)
@@ -205,29 +207,23 @@ def require_distinct(data: Labelled) -> None:
     )
 
 
-def _favourite(choosing: list[Scored], far: float) -> str:
-    """The method of the highest mean TAR over the folds that choose; cosine if none is above it."""
-    mean = {
-        name: np.mean([tar_at_far(*part.split(name), [far])[0].tar for part in choosing])
-        for name in choosing[0].scores
-    }
-    best = max(mean, key=lambda name: mean[name])
-    return best if mean[best] > mean[BASELINE] else BASELINE
+def _impostors(data: Labelled, rows: np.ndarray) -> int:
+    return pair_counts(data.people[rows])[1]
 
 
 def _thresholds(
     held: Scored, method: str, fars: list[float], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
-    impostors = int(np.count_nonzero(~held.same))
+    split = held.scores[method]
     points = {point.far: point for point in bootstrap.methods[method]}
     return {
         far_key(at.far): {
             "threshold": float(at.threshold),
             "interval": list(points[at.far].threshold),
             "false_accepts": int(at.false_accepts),
-            "impostor_pairs": impostors,
+            "impostor_pairs": split.impostor.size,
         }
-        for at in tar_at_far(*held.split(method), sorted(fars, reverse=True))
+        for at in tar_at_far(*split, sorted(fars, reverse=True))
     }
 
 

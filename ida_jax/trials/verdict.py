@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS
 from ida_jax.metrics.roc import Interval
 from ida_jax.rescoring.method_table import BASELINE, METHODS
 
 # Of a two-sided test at 5 % with a power of 80 %, over the half-width of a 95 % interval.
 _POWER = (1.96 + 0.84) / 1.96
-_ENOUGH = 10
 
 
 class Finding(NamedTuple):
@@ -91,12 +91,12 @@ def verdict(finding: Finding) -> str:
     if finding.far > finding.asked_far:
         said += (
             f" So few people cannot measure FAR {finding.asked_far:g}, which was asked for: the "
-            f"lowest with {_ENOUGH} false accepts stands here."
+            f"lowest with {FEWEST_FALSE_ACCEPTS} false accepts stands here."
         )
     if finding.measured_far > finding.far:
         said += (
-            f" The choice was made at FAR {finding.measured_far:.2g}, the lowest with {_ENOUGH} "
-            "false accepts in a fold."
+            f" The choice was made at FAR {finding.measured_far:.2g}, the lowest with "
+            f"{FEWEST_FALSE_ACCEPTS} false accepts in a fold."
         )
     if len(set(finding.chosen)) > 1:
         names = ", ".join(METHODS[name].title for name in finding.chosen)

@@ -14,10 +14,11 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.calibration import Calibration
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.artefacts.generator import FaceGenerator
-from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.artefacts.ssr_module import HeldOut, SSRModule
 from ida_jax.artefacts.uncertainty_model import UncertaintyModel
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import save_tensors
+from ida_jax.common.fingerprints import content_fingerprint
 from ida_jax.metrics.likelihood_ratios import AffineMap, IsotonicMap
 from ida_jax.models.stylegan import GeneratorNetwork, draw_noise
 from ida_jax.models.uncertainty_network import UncertaintyNetwork
@@ -61,6 +62,12 @@ _ARTEFACTS = {
         {"hidden_fc": _layer(4, 7), "output_fc": _layer(7, 1)}, "log", 1.0, 0.5, 1e-3, 10, 2.0,
         anchors_sketch="0123456789abcdef",
     ),
+    "judged": SSRModule(
+        {"hidden_fc": _layer(4, 7), "output_fc": _layer(7, 1)}, "log", 1.0, 0.5, 1e-3, 10, 2.0,
+        slope=0.9, intercept=-0.1, held_out=HeldOut(
+            30, 7, 10, 0.3, 2e-3, 500, 0.5, 0.4, 0.6, 0.3, 0.9, 0.1, 0.0, ""
+        ),
+    ),
     "csn": Csn(np.arange(1.0, 5), 2.0, -1.0, 9, 4, 11, "", 1e-3, 5, 6, 7),
     "dao": DaoFit(1.5, 0.75, 9.5, 1.0, 4, 11, "0123456789abcdef", 1e-4, 5, 6, 7),
     "quality": QualityFit(
@@ -98,6 +105,13 @@ def test_saved_twice_it_is_the_same_bytes_and_loads(saved, tmp_path):
     kind, path = saved
     kind.load(path).save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_its_content_has_one_fingerprint_saved_or_not(saved):
+    """Scores say by it which artefacts made them."""
+    kind, path = saved
+    fingerprint = content_fingerprint(kind.load(path))
+    assert fingerprint == content_fingerprint(_ARTEFACTS[path.stem])
 
 
 def test_any_flipped_bit_is_refused(saved):

@@ -1,6 +1,7 @@
 """ida-jax check_labels: candidates for one person under two names."""
 
 import csv
+import re
 
 import cv2
 import numpy as np
@@ -133,6 +134,21 @@ def test_a_list_to_judge_and_its_page(folder, capsys):
     assert listed.pairs == ((rows[0]["identity_1"], rows[0]["identity_2"]),)
     with pytest.raises(UserError, match="perhaps judged already"):
         check_labels.main(["--embeddings=E.npy", "--output=out"])
+
+
+@pytest.mark.parametrize(("most", "printed", "more"), [(3, 3, None), (5, 5, None), (8, 5, 3)])
+def test_a_list_cut_short_says_what_is_not_printed(
+    folder, capsys, monkeypatch, most, printed, more
+):
+    monkeypatch.setattr(check_labels, "_PRINTED", 5)
+    check_labels.main(["--embeddings=E.npy", "--output=out", "--far=0.01", f"--most={most}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("  0.") for line in lines) == printed
+    assert [line for line in lines if "more in the list" in line] == (
+        [] if more is None else [f"  … {more} more in the list"]
+    )
+    found = int(re.search(r"(\d+) pairs of identities", lines[0])[1])
+    assert f"{found - most} less similar pairs were left out (--most)" in lines
 
 
 def test_labels_and_a_second_model(folder, capsys):

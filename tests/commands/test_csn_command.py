@@ -121,7 +121,12 @@ def test_the_former_name_runs_and_says_the_present_one(files):
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"), [(["pca"], "unknown fit 'pca'"), (["csn"], "required")]
+    ("argv", "message"),
+    [
+        (["pca"], "unknown fit 'pca': choose one of csn, dao, quality"),
+        (["qualty"], "did you mean quality"),
+        (["csn"], "required"),
+    ],
 )
 def test_a_wrong_call_is_one_line(argv, message, capsys):
     assert exit_code(lambda: fit.main(argv)) == 2

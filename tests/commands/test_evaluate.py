@@ -232,6 +232,11 @@ def test_all_formats_give_the_same(folder, suffix, capsys):
         ({"cosine": np.ones(3)}, ["--baseline=cosine.npy"], "cosine.npy has 3 rows"),
         ({"groups": np.ones(3, int)}, ["--groups=groups.npy"], "groups.npy has 3 rows"),
         ({"groups": np.ones(600)}, ["--groups=groups.npy"], "double values: expected a name"),
+        (
+            {"groups": np.repeat(["a", "no group"], 300)},
+            ["--groups=groups.npy"],
+            "a group is named 'no group'",
+        ),
         ({"identities": np.ones((3, 2), int)}, ["--identities=identities.npy"], "has 3 rows"),
         ({"identities": np.ones(600, int)}, ["--identities=identities.npy"], r"expected \[P, 2\]"),
         ({"identities": np.ones((600, 2))}, ["--identities=identities.npy"], "expected names or"),

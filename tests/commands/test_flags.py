@@ -7,7 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from ida_jax import check_labels, embed, evaluate, export, fit, main, plan, prepare, rescore
+from ida_jax import (
+    __main__,
+    check_labels,
+    embed,
+    enrol,
+    evaluate,
+    export,
+    fit,
+    identify,
+    main,
+    plan,
+    prepare,
+    rescore,
+    trial,
+)
 from ida_jax.anchors import __main__ as anchors
 from ida_jax.common.command_line import Parser, underscored
 from ida_jax.common.errors import UserError
@@ -16,7 +30,10 @@ from ida_jax.common.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
 COMMANDS = {
+    "trial": (trial, []),
     "rescore": (rescore, []),
+    "enrol": (enrol, []),
+    "identify": (identify, []),
     "evaluate": (evaluate, []),
     "evaluate --protocol": (evaluate, ["--protocol=pairs"]),
     "check_labels": (check_labels, []),
@@ -31,18 +48,26 @@ COMMANDS = {
     "fit": (fit, []),
     "fit csn": (fit, ["csn"]),
     "fit dao": (fit, ["dao"]),
+    "fit quality": (fit, ["quality"]),
     "anchors": (anchors, []),
     "anchors build": (anchors, ["build"]),
     "anchors fake": (anchors, ["fake"]),
     "anchors info": (anchors, ["info"]),
     "anchors check": (anchors, ["check"]),
-    "main": (main, []),
+    "train": (main, []),
 }
+
+# Their help lists commands.
+OVERVIEWS = ("prepare", "fit", "anchors")
+
+
+def test_no_command_is_left_out():
+    assert {command.split()[0] for command in COMMANDS} == set(__main__.COMMANDS)
 
 
 def _run(module, arguments, monkeypatch):
     if module is main:
-        monkeypatch.setattr(sys, "argv", ["main", *arguments])
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
         main.main(sys.argv[1:])
     else:
         module.main(arguments)
@@ -58,6 +83,24 @@ def test_the_help_has_one_spelling(command, monkeypatch, capsys):
     assert not re.findall(r"--\w+-\w+", text)
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in OVERVIEWS])
+def test_the_help_has_examples_and_groups_of_flags(command, monkeypatch, capsys):
+    module, words = COMMANDS[command]
+    with contextlib.suppress(SystemExit):
+        _run(module, [*words, "--help"], monkeypatch)
+    text, examples = capsys.readouterr().out.split("examples:\n")
+    examples, *groups = re.split(r"\n\n(?=\S)", examples)
+    flags = [re.findall(r"^  (--\w+)", group, re.MULTILINE) for group in groups]
+    # -h stands alone where there are so many that they need titles.
+    assert max(map(len, flags), default=0) <= 12
+    shown = set(re.findall(r"(?<= )--\w+(?=[=\s]|$)", examples))
+    assert shown
+    known = {flag for group in flags for flag in group} or set(re.findall(r"--\w+", text))
+    others = {"--config", "--workdir"} if command in ("train", "plan") else set()
+    assert shown <= known | others
+    assert "python -m" in examples or f"ida-jax {command.split(' --')[0]}" in examples
+
+
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
@@ -71,6 +114,8 @@ def test_the_help_has_one_spelling(command, monkeypatch, capsys):
             "--files=F --embeddings=E --output=DIR --skip_bad --top_n 5 --labels=L --resamples=1",
             "--resamples=1",
         ),
+        ("enrol", "--gallery=G --embeddings=E --dao_fit=F --top_n=5 --delete=N", "one after the"),
+        ("identify", "--gallery=G --probes=E --output=O.csv --dao_fit=F --top=0", "--top=0"),
         ("embed", "--model=M --images=I --output=E.npy --skip_bad --batch_size=0", "size=0: exp"),
         ("prepare recordio", "--from=F --name=N --data_dir=D --skip_corrupt --size=0", "--size is"),
         ("prepare folder", "--from=F --name=N --data_dir D --skip_corrupt --size=0", "--size is"),
@@ -98,7 +143,19 @@ def test_the_help_has_one_spelling(command, monkeypatch, capsys):
             "--duplicate_cosine=.5 --privacy_cosine=.5 --skip_bad --count=0",
             "--count is 0",
         ),
-        ("main", "--workdir=W --config=CONFIG --config.train.batch_size=-3", "batch_size is -3"),
+        (
+            "anchors build",
+            "--output=A.safetensors --embeddings=no.npy --degrade=mild --degrade_copies=2",
+            "--degrade goes with --images",
+        ),
+        ("evaluate", "--scores=S --labels=L --group_thresholds", "goes with --groups"),
+        ("trial", "--output=W --model_name=M", "expected --embeddings=E"),
+        (
+            "fit quality",
+            "--embeddings=no.npy --labels=L --anchors=A --output=F --keep_own",
+            "no.npy",
+        ),
+        ("train", "--workdir=W --config=CONFIG --config.train.batch_size=-3", "batch_size is -3"),
     ],
 )
 def test_either_spelling_is_taken(command, flags, message, tmp_path, monkeypatch):
@@ -165,7 +222,7 @@ def test_home(monkeypatch, tmp_path):
     options = parser.parse_args(["--data_dir=~/x", "--names", "~/n"])
     assert (options.data_dir, options.names) == (tmp_path / "x", tmp_path / "n")
     assert parser.parse_args([]).data_dir == Path("data")
-    with pytest.raises(UserError, match="names the home folder of nobody"):
+    with pytest.raises(UserError, match="names the home folder of an unknown user"):
         parser.parse_args(["--data_dir=~nobody_here/x"])
 
 

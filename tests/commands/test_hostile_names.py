@@ -16,7 +16,7 @@ from ida_jax.common.errors import UserError, exit_code
 from ida_jax.data.sources.lfw_source import prepare_lfw
 from ida_jax.report.density_plots import log_density_figure
 from ida_jax.report.rate_plots import distractors_figure
-from ida_jax.report.run_report import Groups, write_protocol_report
+from ida_jax.report.run_report import DensitiesByGroup, write_protocol_report
 
 NAMES = (
     "<script>alert(1)</script>", "\x1b[31mred\x1b]0;title\x07", r"$\frac$x$", "=cmd|' /C calc'!A0",
@@ -152,7 +152,7 @@ def test_figures_show_dollars_and_codes_as_they_are():
 
 def test_pages(tmp_path):
     domains = np.repeat(np.arange(len(NAMES)), 4)
-    groups = Groups(_RNG.normal(size=domains.size), domains, NAMES)
+    groups = DensitiesByGroup(_RNG.normal(size=domains.size), domains, NAMES)
     write_protocol_report(
         tmp_path / "r.html", title=NAMES[0], results={}, evaluated={}, groups=groups,
         settings={name: [name] for name in NAMES} | {"nested": {NAMES[0]: NAMES[0]}},

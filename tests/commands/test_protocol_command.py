@@ -127,7 +127,12 @@ def test_groups_are_shown(lfw, anchors):
     assert (lfw / "out" / "log-f-by-group.png").stat().st_size
     bad = [*flags, groups, "--top_n=9", f"--output={lfw / 'other'}"]
     with pytest.raises(UserError, match="give --anchors"):  # a protocol of accuracies shows log F
-        evaluate.main(["--protocol=lfw", f"--files={lfw}", bad[1], groups, bad[-1]])
+        evaluate.main(["--protocol=lfw", "--files=absent", bad[1], groups, bad[-1]])
+    faces = np.load(lfw / "E.npy")
+    faces[4] = 0
+    np.save(lfw / "E.npy", faces)
+    (lfw / "out" / "results.json").unlink()
+    _run(lfw, *flags, f"--anchors={anchors}", "--top_n=9", groups, "--skip_bad")
     np.save(lfw / "groups.npy", np.arange(35) % 2)
     with pytest.raises(UserError, match="has 35 rows"):
         evaluate.main(bad)

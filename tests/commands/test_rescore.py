@@ -162,7 +162,7 @@ def test_mistakes_leave_nothing_behind_and_an_earlier_output_alone(files):
         ({"pairs": "none.csv"}, [], "none.csv"),
         ({"embeddings": "none.npy"}, [], "none.npy"),
         ({"names": "none.txt"}, [], "none.txt"),
-        ({"anchors": None}, [], "--method=ida_r needs --anchors=FILE"),
+        ({"anchors": None}, [], "ida_r needs anchors"),
         ({"output": "scores.txt"}, [], ".txt"),
         ({"output": "nowhere/scores.npy"}, [], "nowhere"),
         ({}, ["--k=61"], "k = 61 .* 60 anchors"),

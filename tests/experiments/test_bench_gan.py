@@ -198,7 +198,7 @@ def test_our_updates_run_without_the_packages_that_read_data_and_configs():
 def test_a_measurement_is_of_whole_cycles(capsys):
     with pytest.raises(SystemExit):
         bench_gan._options(["--steps=20"])
-    assert "20 is no multiple of 16" in capsys.readouterr().err
+    assert "20 is not a multiple of 16" in capsys.readouterr().err
     config = bench_gan._config(vars(bench_gan._options([])), "augment_target=0.6+path_every=8")
     assert (config.augment_target, config.path_every, config.resolution) == (0.6, 8, 128)
     with pytest.raises(ValueError, match="has no 'colour'"):

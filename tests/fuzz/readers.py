@@ -304,10 +304,10 @@ READERS = {
     ),
     "group_list_txt": Reader("g.txt", lambda: [b"a x\nb y\n", b"a\tx\nb\ty\n"], _group_list),
     "identities_csv": Reader(
-        "i.csv", lambda: [b"identity1,identity2\na,b\nc,d\n"], _labelled("read_identities")
+        "i.csv", lambda: [b"identity1,identity2\na,b\nc,d\n"], _labelled("read_named_identities")
     ),
     "identities_npy": Reader(
-        "i.npy", lambda: [npy(np.array([[0, 1], [2, 3]]))], _labelled("read_identities")
+        "i.npy", lambda: [npy(np.array([[0, 1], [2, 3]]))], _labelled("read_named_identities")
     ),
     "identity_pairs": Reader(
         "p.csv",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from reference import rates_by_group
 
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.group_rates import Sides, few_errors, group_rates
@@ -14,10 +15,10 @@ from ida_jax.metrics.groups import (
     level_cells,
     named_cells,
     norm_groups,
+    one_group_a_pair,
 )
 from ida_jax.metrics.resampling import identity_codes, pair_list_total
 from ida_jax.metrics.roc import SplitScores
-from reference import rates_by_group
 
 FARS = (0.2, 0.03, 1e-3)
 
@@ -122,21 +123,21 @@ def test_listed_pairs_are_those_written_out():
     pairs = rng.integers(units.size, size=(500, 2))
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     cells = named_cells(("F", "M"))
-    of_pairs = FaceGroups(codes, cells).of_pairs(*pairs.T)
+    of_pairs = FaceGroups(codes, cells).listed(pairs)
     sides = units[pairs]
     same = sides[:, 0] == sides[:, 1]
     of = scores[tuple(pairs.T)]
     numbered, count = identity_codes(sides, same)
     impostors = numbered[~same]
     total = pair_list_total(impostors, count=count)
-    groups = groups_of_listed_pairs(of_pairs, same, names=cells.names, compared=2, units=numbered)
+    groups = groups_of_listed_pairs(of_pairs, same, units=numbered)
     rates = group_rates(
         {"m": SplitScores(of[same], of[~same])}, groups,
         Sides(numbered[same], lambda at: impostors[at], count, total),
         fars=FARS, own_thresholds=True, resamples=30, seed=1,
     )["m"]  # fmt: skip
     expected = rates_by_group(
-        of, same, numbered, of_pairs, groups=3, compared=2, fars=FARS, resamples=30, seed=1
+        of, same, numbered, of_pairs.codes, groups=3, compared=2, fars=FARS, resamples=30, seed=1
     )
     _agree(rates, expected, cells.names)
 
@@ -144,8 +145,9 @@ def test_listed_pairs_are_those_written_out():
 def test_without_units_there_are_no_intervals():
     units, codes, scores = _faces(3)
     first, second, same, of = _all_pairs(units, scores)
-    of_pairs = FaceGroups(codes, named_cells(("F", "M"))).of_pairs(first, second)
-    groups = groups_of_listed_pairs(of_pairs, same, names=("F", "M", ACROSS), compared=2)
+    pairs = np.stack([first, second], axis=1)
+    of_pairs = FaceGroups(codes, named_cells(("F", "M"))).listed(pairs)
+    groups = groups_of_listed_pairs(of_pairs, same)
     split = {"m": SplitScores(of[same], of[~same])}
     rates = group_rates(split, groups, None, fars=FARS, own_thresholds=True)["m"]
     assert "realised_far_interval" not in rates["groups"]["F"]
@@ -157,9 +159,8 @@ def test_without_units_there_are_no_intervals():
 def test_a_group_without_impostors_has_no_far_and_takes_the_overall_threshold():
     same = np.array([True, True, False, False, False, False])
     scores = np.array([3.0, 1.0, 2.0, 1.5, 0.0, -1.0], np.float32)
-    groups = groups_of_listed_pairs(
-        np.array([0, 1, 1, 1, 1, 1]), same, names=("alone", "rest"), compared=2
-    )
+    listed = one_group_a_pair(np.array([0, 1, 1, 1, 1, 1]), ("alone", "rest"))
+    groups = groups_of_listed_pairs(listed, same)
     split = {"m": SplitScores(scores[same], scores[~same])}
     rates = group_rates(split, groups, None, fars=[0.25], own_thresholds=True)["m"]
     assert rates["groups"]["alone"]["realised_far"]["0.25"] is None
@@ -222,3 +223,14 @@ def test_norms_that_make_no_levels_are_refused(faces, count, said):
 def test_a_group_may_not_bear_a_rows_own_name():
     with pytest.raises(UserError, match="rename it"):
         named_cells(("a", ACROSS))
+    with pytest.raises(UserError, match="a group is named 'no group'"):
+        one_group_a_pair(np.array([0, 1]), ("a", REST))
+
+
+def test_a_list_may_have_more_groups_than_fit_in_16_bits():
+    codes = np.arange(40_000)
+    listed = one_group_a_pair(codes, [str(code) for code in codes])
+    same = codes % 2 == 0
+    of_pairs = groups_of_listed_pairs(listed, same)
+    assert np.array_equal(of_pairs.genuine, codes[same])
+    assert np.array_equal(of_pairs.impostor, codes[~same])

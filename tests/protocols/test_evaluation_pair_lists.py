@@ -9,13 +9,12 @@ from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.bootstrap import bootstrap_tar
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.metrics.roc import tar_at_far
-from ida_jax.protocols import verification
+from ida_jax.protocols import scored_pairs
+from ida_jax.protocols.scored_pairs import band_fars, notes_of_few
 from ida_jax.protocols.verification import (
-    band_fars,
     evaluate_all_pairs,
     evaluate_kfold,
     evaluate_labelled_pairs,
-    notes_of_few,
 )
 from ida_jax.rescoring.pairs import score_all_pairs, score_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms
@@ -141,7 +140,7 @@ def test_ignored_labels_must_be_faces_and_two():
     for ignored, message in (([[0, 3]], "0 and 3"), ([[-1, 1]], "-1 and 1"), ([[2, 2]], "twice")):
         with pytest.raises(UserError, match=message):
             evaluate_all_pairs(faces, labels, methods, fars=[0.5], ignored=ignored)
-    with pytest.raises(UserError, match="0 impostor pairs"):
+    with pytest.raises(UserError, match="0 impostor scores"):
         evaluate_all_pairs(
             faces, labels, methods, fars=[0.5], ignored=[[0, 1], [1, 2], [0, 2]], resamples=0
         )
@@ -167,7 +166,7 @@ def test_no_resamples_leave_the_intervals_out():
 
 
 def test_band_ends_where_it_would_cost_too_much(monkeypatch):
-    monkeypatch.setattr(verification, "_BAND_FALSE_ACCEPTS", 5)
+    monkeypatch.setattr(scored_pairs, "_BAND_FALSE_ACCEPTS", 5)
     labels = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     faces, methods = some_faces(np.random.default_rng(2), labels)
     evaluated = evaluate_all_pairs(faces, labels, methods, fars=[1 / 24], resamples=9).evaluated
@@ -264,5 +263,5 @@ def test_labels_of_another_number_are_the_users_mistake():
         evaluate_kfold(faces, listed, methods, labels=labels[:3])
     with pytest.raises(UserError, match="3 labels for 4 faces"):
         evaluate_all_pairs(faces, labels[:3], methods, fars=FARS)
-    with pytest.raises(UserError, match="0 impostor pairs"):
+    with pytest.raises(UserError, match="0 impostor scores"):
         evaluate_all_pairs(faces, np.zeros(4, int), methods, fars=FARS)

@@ -34,8 +34,8 @@ def evaluated():
     evaluated = evaluate_labelled_pairs(scores, same, people, fars=FARS, resamples=20)
     groups = FaceGroups(np.arange(50) % 2, named_cells(("<b>even", "odd")))
     return with_listed_groups(
-        evaluated, scores, same, people, groups.of_pairs(first, second),
-        groups=groups, group_thresholds=False, fars=FARS, resamples=0, seed=0,
+        evaluated, scores, same, people, groups.listed(np.stack([first, second], axis=1)),
+        group_thresholds=False, fars=FARS, resamples=0, seed=0,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from ida_jax.metrics.evaluation import Band, Evaluation
 from ida_jax.protocols.verification import evaluate_all_pairs
 from ida_jax.report.page import jpeg
 from ida_jax.report.pair_cards import ChangedDecisions, ChangedPairs, changed_pairs, pair_section
-from ida_jax.report.run_report import Groups, write_protocol_report, write_run_report
+from ida_jax.report.run_report import DensitiesByGroup, write_protocol_report, write_run_report
 from ida_jax.rescoring.pairs import score_pairs
 from ida_jax.rescoring.terms import cosine_terms, dao_terms
 
@@ -153,7 +153,7 @@ def test_protocol_report_draws_what_its_variants_have(tmp_path):
         settings={},
         results={"protocols": {name: each.figures for name, each in evaluated.items()}},
         evaluated=evaluated,
-        groups=Groups(np.array([-2.0, -2.5, np.nan]), np.array([0, 1, 1]), ("a", "b")),
+        groups=DensitiesByGroup(np.array([-2.0, -2.5, np.nan]), np.array([0, 1, 1]), ("a", "b")),
     )
     assert sorted(os.listdir(tmp_path)) == [
         "det-pairs.png", "log-f-by-group.png", "rank-1-against-distractors-mega.png",

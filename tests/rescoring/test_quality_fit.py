@@ -175,6 +175,8 @@ _FEW = np.where(LABELS < 20, LABELS, np.arange(360) + 1000)
     [
         ({"labels": LABELS[1:]}, r"labels are int64 \[359\]"),
         ({"norms": NORMS[1:]}, r"norms are \[359\] for 360 faces"),
+        ({"norms": np.r_[NORMS[:9], 0, NORMS[10:]]}, "row 9 is given a norm that is zero"),
+        ({"norms": np.r_[-1, np.nan, np.inf, NORMS[3:]]}, "rows 0, 1, 2 are given a norm"),
         ({"norms": np.ones(360)}, "nothing to gain: the norms of all 360 embeddings are 1,"),
         ({"norms": np.full(360, 64.0)}, "nothing to gain: the norms of all 360 embeddings are 64"),
         ({"labels": _FEW}, "show 20 people twice or more often: .* at least 30 such people"),
@@ -216,13 +218,18 @@ def test_normalised_embeddings_are_refused(fit):
         same = scorer.score(RAW[:1], RAW[:1])  # one face twice has one norm: no mistake
         assert np.isfinite(same).all()
         assert np.isnan(scorer.terms(UNIT[:2], norms=np.array([7, np.nan])).values[1]).any()
+        for norm in (0.0, -3.0, np.inf):
+            with pytest.raises(UserError, match=f"{method}: row 1 is given a norm"):
+                scorer.terms(UNIT[:2], norms=np.array([7, norm]))
+        with pytest.raises(UserError, match=r"norms are \[3\] for 2 faces"):
+            scorer.terms(UNIT[:2], norms=np.full(3, 7.0))
         with pytest.raises(UserError, match=r"k and tau.*: leave them out"):
             Rescorer(ANCHORS, method=method, k=3, **options)
 
 
 def test_notes_of_the_norms():
-    scorer = Rescorer(ANCHORS, method="cosine")
-    scorer.quality_fit = _fit(percentiles=tuple(np.linspace(1.6, 2.8, 99)))
+    fit = _fit(percentiles=tuple(np.linspace(1.6, 2.8, 99)), anchors_sketch=ANCHORS.sketch)
+    scorer = Rescorer(ANCHORS, method="ida_q", quality_fit=fit)
     alike = np.exp(np.random.default_rng(0).uniform(1.6, 2.8, 1000))
     assert norm_notes([scorer], alike) == ()
     assert norm_notes([Rescorer(None, method="cosine")], alike) == ()

@@ -277,7 +277,8 @@ def test_what_is_no_array(make, message):
 def test_mistakes(scorers):
     ssr, fit = scorers["ida_l"].ssr, scorers["ida_r_fitted"].dao_fit
     for arguments, message in (
-        ({"method": "ida"}, "method 'ida' is unknown: choose one of cosine, ida_r"),
+        ({"method": "best"}, "method 'best' is unknown: choose one of cosine, ida_r"),
+        ({"method": "as-norm"}, r"method 'as-norm' is unknown: did you mean as_norm\?"),
         ({"anchors": None}, "ida_r needs anchors"),
         ({"k": 61}, r"k = 61 neighbours .* 60 anchors"),
         ({"k": 0}, "k = 0"),

@@ -19,7 +19,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs import embedding_run
-from ida_jax.runs.embedding_run import anchors_of_others, held_out_rows, read_inputs
+from ida_jax.runs.embedding_inputs import anchors_of_others, held_out_rows, read_inputs
 from ida_jax.runs.stages import run
 from ida_jax.training import ssr_choice
 
@@ -404,13 +404,13 @@ def test_placeholders_take_text():
 
 def test_figures_by_group_of_people(files, tmp_path):
     groups = tmp_path / "groups.csv"
-    groups.write_text("".join(f"{person},{'ab'[person % 2]}\n" for person in range(59)))
+    config = _config(files)
+    held = PEOPLE[held_out_rows(read_inputs(config), config)]
+    known = held[held != held[0]]
+    groups.write_text("".join(f"{p},{'ab'[p % 2]}\n" for p in range(60) if p != held[0]))
     asked = {"evaluate__groups": str(groups), "evaluate__group_thresholds": True}
     results = run(_config(files, **asked, ssr__steps=2), tmp_path / "run")
     figures = results["protocols"]["held_out_all_pairs"]["ida_r"]
-    config = _config(files)
-    held = PEOPLE[held_out_rows(read_inputs(config), config)]
-    known = held[held < 59]
     for group, parity in (("a", 0), ("b", 1)):
         faces = np.count_nonzero(known % 2 == parity)
         counts = figures["groups"][group]
@@ -419,9 +419,15 @@ def test_figures_by_group_of_people(files, tmp_path):
     assert set(figures["group_thresholds"]["0.01"]["threshold"]) == {
         "a", "b", "across groups", "no group"
     }  # fmt: skip
+    (note,) = (n for n in results["notes"]["held_out_all_pairs"] if "have no group" in n)
+    assert note.startswith(f"{held.size - known.size} of {held.size} faces")
+    listed = tmp_path / "listed.csv"
+    listed.write_text("".join(f"{person},no group\n" for person in range(60)))
     mistakes = (
         ({"labels": None, "disjoint": True}, "evaluate.groups are of people"),
-        ({"evaluate__groups": "absent.csv"}, "no groups at absent.csv"),
+        ({"evaluate__groups": "absent.csv"}, r"no groups \(evaluate.groups\) at absent.csv"),
+        ({"evaluate__groups": None}, "evaluate.group_thresholds goes with evaluate.groups"),
+        ({"evaluate__groups": str(listed)}, "a group is named 'no group'"),
     )
     for changes, said in mistakes:
         with pytest.raises(UserError, match=said):

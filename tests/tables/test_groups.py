@@ -61,11 +61,11 @@ def test_one_group_a_row(written, tmp_path):
     assert read_group_list(path) is None
     assert read_face_groups(path, None, 3).codes.tolist() == [1, 0, 1]
     np.save(tmp_path / "g.npy", np.array([3, 1, 3]))
-    assert read_face_groups(tmp_path / "g.npy", None, 3).groups == ("1", "3")
+    assert read_face_groups(tmp_path / "g.npy", None, 3).names == ("1", "3")
     with pytest.raises(UserError, match="3 rows for 4 faces"):
         read_face_groups(path, None, 4)
     # A table of rows with a column of another name beside the group's is as it was.
-    assert read_face_groups(written("pair,group\n7,a\n8,b\n"), NAMES, 2).groups == ("a", "b")
+    assert read_face_groups(written("pair,group\n7,a\n8,b\n"), NAMES, 2).names == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_one_group_a_row(written, tmp_path):
     [
         ("A,x\nB\n", "line 2: 'B' is not a name and a group"),
         ("A,x\nB,\n", "line 2"),
-        ("person,group\n", "lists nobody"),
+        ("person,group\n", "lists no names"),
         ("A,x\nB,y\nA,y\n", "line 3: 'A' is in group 'y', and was in 'x'"),
         ("A,x\n" + "B,y,z\n", "line 2"),
         ('A,x\n"B,y\n', "line 2: a quote"),

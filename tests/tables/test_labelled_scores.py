@@ -6,7 +6,12 @@ import pytest
 from pyarrow import parquet
 
 from ida_jax.common.errors import UserError
-from ida_jax.tables.labelled_scores import read_groups, read_identities, read_labels, read_scores
+from ida_jax.tables.labelled_scores import (
+    read_groups,
+    read_labels,
+    read_named_identities,
+    read_scores,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +63,14 @@ def test_names_in_parquet_that_are_not_text(tmp_path):
     ):
         parquet.write_table(pa.table({"first": column, "second": ["a", "b", "c"]}), path)
         with pytest.raises(UserError, match=fault):
-            read_identities(path)
+            read_named_identities(path)
 
 
 @pytest.mark.parametrize("side", ["a,1\n1,1\nb,a\n", "x,y\na,c\nc,c\nb,a\n"])
 def test_identities_share_their_names_across_columns(tmp_path, side):
     path = tmp_path / "i.csv"
     path.write_text("identity_1,identity_2\n" + side if side.startswith("a") else side)
-    codes = read_identities(path)
+    codes = read_named_identities(path).codes
     assert codes[0, 0] == codes[2, 1] != codes[0, 1]
     assert codes[0, 1] == codes[1, 0] == codes[1, 1]
 
@@ -92,7 +97,7 @@ def test_files_that_hold_no_scores(tmp_path, name, content, message):
 def test_dictionary_columns_of_parquet(tmp_path, index):
     text = pa.array(["b", "a", "b"]).cast(pa.dictionary(index, pa.string()))
     parquet.write_table(pa.table({"x": text, "y": ["a", "b", "b"]}), tmp_path / "i.parquet")
-    codes = read_identities(tmp_path / "i.parquet")
+    codes = read_named_identities(tmp_path / "i.parquet").codes
     assert codes[0, 0] == codes[2, 0] == codes[1, 1] == codes[2, 1] != codes[0, 1] == codes[1, 0]
     parquet.write_table(pa.table({"x": text}), tmp_path / "g.parquet")
     codes, names = read_groups(tmp_path / "g.parquet")
@@ -101,10 +106,10 @@ def test_dictionary_columns_of_parquet(tmp_path, index):
 
 def test_names_in_an_npy_and_numbers_beside_names(tmp_path):
     np.save(tmp_path / "i.npy", np.array([["a", "b"], ["b", "b"]]))
-    codes = read_identities(tmp_path / "i.npy")
+    codes = read_named_identities(tmp_path / "i.npy").codes
     assert codes[0, 1] == codes[1, 0] == codes[1, 1] != codes[0, 0]
     (tmp_path / "i.csv").write_text("x,y\n1,a\n2,1\n")
-    codes = read_identities(tmp_path / "i.csv")
+    codes = read_named_identities(tmp_path / "i.csv").codes
     assert codes[0, 0] == codes[1, 1]
     assert len(np.unique(codes)) == 3
 

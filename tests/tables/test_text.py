@@ -16,7 +16,12 @@ from ida_jax.data.sources.image_files import open_images
 from ida_jax.tables import text as lists
 from ida_jax.tables.embeddings import read_embeddings
 from ida_jax.tables.identities import read_people
-from ida_jax.tables.labelled_scores import read_groups, read_identities, read_labels, read_scores
+from ida_jax.tables.labelled_scores import (
+    read_groups,
+    read_labels,
+    read_named_identities,
+    read_scores,
+)
 from ida_jax.tables.pair_lists import convert_pairs
 from ida_jax.tables.text import text_blocks, text_lines, whole_number
 
@@ -80,7 +85,7 @@ def test_tables_of_any_editor(written):
     assert read_labels(written("l.csv", "1\n0\n")).tolist() == [True, False]
     codes, names = read_groups(written("g.csv", "group\nZoë a\nb\nZoë a\n"))
     assert (codes.tolist(), names) == ([0, 1, 0], ("Zoë a", "b"))
-    codes = read_identities(written("i.csv", "x,y\nZoë a,b\nb,Zoë a\n"))
+    codes = read_named_identities(written("i.csv", "x,y\nZoë a,b\nb,Zoë a\n")).codes
     assert codes[0, 0] == codes[1, 1] != codes[0, 1] == codes[1, 0]
 
 
@@ -115,7 +120,7 @@ def test_names_within_files_are_as_those_in_lists(tmp_path):
     np.save(tmp_path / "l.npy", np.array([other, "b"]))
     assert read_people(tmp_path / "l.npy").tolist() == ["Zoë", "b"]
     parquet.write_table(pa.table({"a": [other, "Zoë"], "b": ["b", "b "]}), tmp_path / "i.parquet")
-    assert len(np.unique(read_identities(tmp_path / "i.parquet"))) == 2
+    assert len(np.unique(read_named_identities(tmp_path / "i.parquet").codes)) == 2
     convert_pairs(tmp_path / "i.parquet", tmp_path / "o.npy", rows=2, names=["b", "Zoë"])
     assert np.load(tmp_path / "o.npy").tolist() == [[1, 0], [1, 0]]
     np.savez(tmp_path / "e.npz", embeddings=np.eye(2), names=np.array([other, "Zoë"]))
@@ -136,7 +141,7 @@ def test_numbers_as_numpy_saves_them(tmp_path):
         convert_pairs(path, tmp_path / "o.npy", rows=3)
         assert np.load(tmp_path / "o.npy").tolist() == [[1, 0], [2, 1]]
     np.savetxt(path, np.array([[1, 0], [2, 7]]), delimiter=",")
-    assert read_identities(path).tolist() == [[1, 0], [2, 7]]
+    assert read_named_identities(path).codes.tolist() == [[1, 0], [2, 7]]
     with pytest.raises(UserError, match=r"l.csv, line 2: .* is outside the 3 faces"):
         convert_pairs(path, tmp_path / "o.npy", rows=3)
     path.write_text("1\n2.5\n")
@@ -211,15 +216,15 @@ def test_an_open_quote_makes_no_header(tmp_path):
     path.write_text('"0,1\n0,1\n1,2\n')
     with pytest.raises(UserError, match="line 1: a quote in '\"0,1' has no end"):
         convert_pairs(path, tmp_path / "o.npy", rows=3)
-    for read in (read_identities, read_labels, read_scores, read_groups):
+    for read in (read_named_identities, read_labels, read_scores, read_groups):
         with pytest.raises(UserError, match="line 1: a quote"):
             read(path)
     path.write_text('0,1\n"1,2\n0,2\n')
     with pytest.raises(UserError, match="line 2: a quote"):
-        read_identities(path)
+        read_named_identities(path)
     # An inch mark within a name opens nothing.
     path.write_text('x,y\n5" nail,b\nb,5" nail\n')
-    assert len(np.unique(read_identities(path))) == 2
+    assert len(np.unique(read_named_identities(path).codes)) == 2
 
 
 def test_names_that_no_list_could_hold(tmp_path):
@@ -274,7 +279,7 @@ def test_blocks_of_any_size_hold_the_same_lines(tmp_path_factory, lines, editor,
 
 def test_a_header_without_rows_and_letters_that_do_not_exist(tmp_path):
     (tmp_path / "i.csv").write_text("identity_1,identity_2\n")
-    assert read_identities(tmp_path / "i.csv").shape == (0, 2)
+    assert read_named_identities(tmp_path / "i.csv").codes.shape == (0, 2)
     content = np.array(["a", "b"]).view(np.uint32) + np.uint32(0x110000)
     np.save(tmp_path / "l.npy", content.view("<U1"))
     with pytest.raises(UserError, match="holds no text"):

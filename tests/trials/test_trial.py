@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from ida_jax import rescore, trial
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.roc import Interval
+from ida_jax.metrics.evaluation import measurable_far
+from ida_jax.metrics.groups import FaceGroups, named_cells
+from ida_jax.metrics.roc import Interval, SplitScores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.trials import split
 from ida_jax.trials.files import score_script
-from ida_jax.trials.rotate import Labelled, Scored, choose, standardised, usable_far
+from ida_jax.trials.pool import groups_of, pooled, sides_of
+from ida_jax.trials.rotate import Labelled, Scored, choose, operating_points, standardise
 from ida_jax.trials.split import FOLDS, IMAGES, rotations
 from ida_jax.trials.trial import require_distinct
 from ida_jax.trials.verdict import Finding, people_needed, verdict
@@ -68,21 +71,62 @@ def test_too_few_people(people, fault):
 
 
 def _scored(**scores):
-    same = np.array([True, True, False, False, False, False])
-    units = np.array([[0, 0], [1, 1], [0, 1], [0, 2], [1, 2], [2, 3]])
-    return Scored({n: np.float32(s) for n, s in scores.items()}, same, units)
+    """Two genuine pairs, then four impostor ones."""
+    split = {n: SplitScores(np.float32(s[:2]), np.float32(s[2:])) for n, s in scores.items()}
+    return Scored(split, *(np.arange(0),) * 3)
 
 
 def test_the_choice_and_the_common_scale():
     part = _scored(cosine=[3, 1, 2, 0, 0, 0], ida_r=[3, 2.5, 2, 0, 0, 0], csn=[3, 2.5, 2, 1, 0, 0])
-    assert choose(part, 0.25) == "cosine"  # one false accept each: 2 of 2 by all
-    assert choose(part, 0.1) == "ida_r"  # the first of the two that are above it
-    assert usable_far([part], 1e-4) == 0.5
-    scaled = standardised(
-        _scored(cosine=[7, 5, 6, 4, 2, 1]), _scored(cosine=[9, 9, 6, 4, 2, 1]), 0.1
-    )
+
+    def chosen(far):
+        return choose({name: at.tar for name, (at, _) in operating_points(part, far).items()})
+
+    assert chosen(0.25) == "cosine"  # one false accept each: 2 of 2 by all
+    assert chosen(0.1) == "ida_r"  # the first of the two that are above it
+    assert measurable_far(1e-4, 4) == 0.5
+    points = operating_points(_scored(cosine=[9, 9, 6, 4, 2, 1]), 0.1)
+    scaled = standardise(_scored(cosine=[7, 5, 6, 4, 2, 1]), points).scores["cosine"]
     # Thresholds 6 at FAR 0.1, 2 at FAR 0.5.
-    np.testing.assert_allclose(scaled.scores["cosine"], (np.array([7, 5, 6, 4, 2, 1]) - 6) / 4)
+    np.testing.assert_allclose(scaled.genuine, (np.array([7, 5]) - 6) / 4)
+    np.testing.assert_allclose(scaled.impostor, (np.array([6, 4, 2, 1]) - 6) / 4)
+
+
+def test_pooled_pairs_know_their_people_and_groups():
+    """Against all pairs of all faces, written out one by one."""
+    rng = np.random.default_rng(0)
+    people = np.array([7, 2, 7, 4, 2, 2, 9, 5, 9, 0, 5, 5])
+    groups = FaceGroups(rng.integers(-1, 3, 12), named_cells(["a", "b", "c"]))
+    folds, listed = [np.array([0, 1, 2, 3, 4, 5]), np.array([6, 7, 8, 9, 10, 11])], ([], [])
+    parts = []
+    for rows in folds:
+        pairs = [(a, b) for a in rows for b in rows if a < b]
+        split = [[p for p in pairs if (people[p[0]] == people[p[1]]) == same] for same in (1, 0)]
+        for all_of_kind, kind in zip(listed, split, strict=True):
+            all_of_kind += kind
+        scores = SplitScores(*(np.float32([10 * a + b for a, b in kind]) for kind in split))
+        ids, labels = np.unique(people[rows], return_inverse=True)
+        parts.append(Scored({"cosine": scores, "other": scores}, rows, ids, labels))
+    del parts[1].scores["other"]
+    sides, of_pairs = sides_of(parts), groups_of(parts, groups)
+    whole = pooled(parts)
+    assert list(whole) == ["cosine"]
+    assert parts[0].scores.keys() == {"other"}
+    for kind, codes, pairs in zip(
+        whole["cosine"], (of_pairs.genuine, of_pairs.impostor), listed, strict=True
+    ):
+        np.testing.assert_array_equal(kind, [10 * a + b for a, b in pairs])
+        np.testing.assert_array_equal(codes, groups.of_pairs(*np.array(pairs).T))
+    genuine, impostor = (people[np.array(kind)] for kind in listed)
+    np.testing.assert_array_equal(sides.genuine, genuine)
+    some = rng.permutation(len(impostor))[:9]
+    np.testing.assert_array_equal(sides.impostor(some), impostor[some])
+    weights = rng.integers(0, 4, (10, 3)).astype(float)
+    drawn = weights[impostor[:, 0]] * weights[impostor[:, 1]]
+    assert sides.count == 10
+    np.testing.assert_allclose(sides.total(weights), drawn.sum(axis=0))
+    by_group = [drawn[of_pairs.impostor == q].sum(axis=0) for q in range(len(of_pairs.names))]
+    np.testing.assert_allclose(of_pairs.total(weights), by_group)
 
 
 FINDING = Finding(
@@ -139,6 +183,11 @@ def files(tmp_path_factory):
     faces = centres[people] + 0.4 * rng.normal(size=(600, 24))
     np.save(folder / "e.npy", (3 * faces).astype(np.float32))
     (folder / "l.txt").write_text("".join(f"person {p}\n" for p in people))
+    # Three groups, of which one is a single person; the last people are in none.
+    groups = np.where(np.arange(150) < 70, "a", np.where(np.arange(150) < 140, "b", "")).tolist()
+    groups[139] = "alone"
+    lines = (f"person {p},{group}\n" for p, group in enumerate(groups) if group)
+    (folder / "g.csv").write_text("person,group\n" + "".join(lines))
     return folder
 
 
@@ -146,7 +195,7 @@ def files(tmp_path_factory):
 def done(files):
     trial.main([
         f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={files}/out",
-        "--far=0.01", "--resamples=30", "--model_name=<b>m</b>",
+        "--far=0.01", "--resamples=30", "--model_name=<b>m</b>", f"--groups={files}/g.csv",
     ])  # fmt: skip
     return files / "out"
 
@@ -157,6 +206,13 @@ def test_what_it_leaves_reproduces_its_scores(files, done, tmp_path):
     assert results["verdict"] == deploy["verdict"]
     assert results["trial"]["method_to_use"] == deploy["method"]
     assert {"cosine", "ida_r", "csn", "ida_l"} <= results["protocols"]["cross_fitted"].keys()
+    for figures in results["protocols"]["cross_fitted"].values():
+        assert sum(of["genuine"] for of in figures["groups"].values()) == 140 * 6
+        assert figures["groups"]["a"]["realised_far_interval"]["0.01"]
+        assert figures["groups"]["alone"]["impostor"] == 0
+        assert figures["groups"]["alone"]["realised_far"]["0.01"] is None
+        assert {figures["far_ratio"]["0.01"][end] for end in ("highest", "lowest")} == {"a", "b"}
+    assert any("40 of 600 faces have no group" in of for of in results["notes"]["cross_fitted"])
     assert "&lt;b&gt;m&lt;/b&gt;" in (done / "report.html").read_text()
     assert deploy["verdict"].split(".")[0] in (done / "report.html").read_text()
     pairs = np.random.default_rng(2).integers(0, 600, (500, 2))
@@ -197,8 +253,10 @@ def test_every_script_scores_as_the_rescorer(files, done, tmp_path, method):
 
 
 def test_results_are_not_overwritten(files, done):
+    before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
     with pytest.raises(UserError, match="already holds results"):
         trial.main([f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={done}"])
+    assert before == {path: path.stat().st_mtime_ns for path in done.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +265,16 @@ def test_results_are_not_overwritten(files, done):
         ([], "expected --embeddings=E, or --demo"),
         (["--demo", "--embeddings=E"], "expected --embeddings=E, or --demo"),
         (["--demo", "--labels=l.txt"], "--demo brings its own data: leave out --labels"),
+        (["--demo", "--groups=norms:2"], "--demo brings its own data: leave out --groups"),
+        (["--embeddings=E", "--labels=L", "--groups=norms:1"], "'norms:1': expected norms:N"),
+        (["--embeddings=E", "--labels=L", "--groups=rows.npy"], "599 rows for 600 faces"),
+        (["--embeddings=E", "--labels=ids.npy", "--groups=G"], "lists groups by name, and the"),
+        (["--embeddings=unit.npy", "--labels=L", "--groups=norms:3"], "unit.npy.* norm"),
+        (["--embeddings=twice.npy", "--labels=L"], "rows 3 and 9 hold the same embedding"),
+        (["--embeddings=E", "--labels=alone.npy"], "0 of 600 identities have two images or more"),
+        (["--embeddings=E", "--labels=few.npy"], "19 identities: expected 20 or more"),
+        (["--embeddings=E", "--labels=unknown.npy"], "0 identities"),
+        (["--embeddings=E", "--labels=floats.npy"], "expected integers or names"),
         (["--embeddings=E"], "who is on each row of .*e.npy is not given: name --labels=L"),
         (["--embeddings=E", "--labels=short.txt"], "599 labels for 600 embeddings"),
         (["--embeddings=E", "--labels=nan.npy"], "expected integers or names"),
@@ -230,11 +298,18 @@ def test_mistakes_are_one_line_and_nothing_is_written(files, tmp_path, monkeypat
     (tmp_path / "short.txt").write_text("\n".join(lines[:-1]))
     np.save(tmp_path / "nan.npy", np.full(600, np.nan))
     np.save(tmp_path / "one.npy", np.ones_like(faces))
+    np.save(tmp_path / "unit.npy", faces / np.linalg.norm(faces, axis=1, keepdims=True))
+    np.save(tmp_path / "twice.npy", np.concatenate([faces[:9], faces[3:4], faces[10:]]))
+    np.save(tmp_path / "rows.npy", np.zeros(599, int))
+    ids = {"ids": np.arange(600) // 4, "alone": np.arange(600), "few": np.arange(600) % 19}
+    ids |= {"unknown": np.full(600, -1), "floats": np.arange(600) / 4}
+    for name, labels in ids.items():
+        np.save(tmp_path / f"{name}.npy", labels)
     faces[5] = 0
     np.save(tmp_path / "zero.npy", faces)
     own = embedding_anchors(np.load(files / "e.npy"), people=np.array(lines), size=1000)
     own.save(tmp_path / "own.safetensors")
-    named = {"=E": f"={files}/e.npy", "=L": f"={files}/l.txt"}
+    named = {"=E": f"={files}/e.npy", "=L": f"={files}/l.txt", "=G": f"={files}/g.csv"}
     for short, path in named.items():
         flags = [f.removesuffix(short) + path if f.endswith(short) else f for f in flags]
     with pytest.raises(UserError, match=fault):

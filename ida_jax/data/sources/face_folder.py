@@ -37,7 +37,7 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     for name in folders:
         images, others, more = _listed(os.path.join(folder, name), keep_folders=False)
         left_out += others
-        hidden += [f"{name}/{each}" for each in more]
+        hidden += [f"{name}/{entry}" for entry in more]
         if not images:
             empty.append(name)
             continue

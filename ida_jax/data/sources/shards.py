@@ -163,7 +163,7 @@ def _serialized(
 ) -> Iterator[tuple[int, bytes, Example]]:
     def block(rows: Sequence[int]) -> list[tuple[int, bytes, Example]]:
         made = [(row, example(row)) for row in rows]
-        return [(row, serialize(each.features), each) for row, each in made]
+        return [(row, serialize(image.features), image) for row, image in made]
 
     for first in range(start, stop, _WINDOW):
         last = min(stop, first + _WINDOW)

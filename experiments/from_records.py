@@ -1,0 +1,204 @@
+"""What README and docs/ say of the records in results/, so that no figure there is typed by hand.
+
+The pages hold calls of these functions in comments, and cog (cogapp) writes what they return below:
+
+  cog -r -I experiments -p "import from_records as r" README.md docs/*.md        # writes
+  cog --check -I experiments -p "import from_records as r" README.md docs/*.md   # as CI does
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FARS = ("0.001", "0.0001", "1e-05")
+
+
+def record(name: str) -> dict[str, Any]:
+    """The record results/NAME.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share in percent, or a difference of shares in points without its sign."""
+    return f"{100 * share:.{digits}f}"
+
+
+def points(difference: float, digits: int = 2) -> str:
+    """A difference of shares in points with its sign, typeset: +0.17, −0.06."""
+    return f"{100 * difference:+.{digits}f}".replace("-", "−")
+
+
+def interval(bounds: Sequence[float], digits: int = 2) -> str:
+    """[low, high] of a difference of shares, in points."""
+    return f"[{points(bounds[0], digits)}, {points(bounds[1], digits)}]"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """A Markdown table: the first `words` columns are text, the others numbers."""
+    lines = [
+        list(header),
+        ["---"] * words + ["---:"] * (len(header) - words),
+        *map(list, rows),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# The project's words for the methods of its records.
+NAMES = {
+    "cosine": "cosine",
+    "ida_r": "IDA-R",
+    "ida_l": "IDA-L",
+    "s_norm": "S-norm",
+    "as_norm": "AS-norm",
+    "csn": "CSN",
+}
+
+
+def lfw_pretrained(*methods: str) -> str:
+    """TAR of `methods` behind the given model: all pairs of LFW's eval half."""
+    figures = record("lfw_pretrained")["protocols"]["lfw_all_pairs"]
+    header = ["a pretrained MobileFaceNet", "1e-3", "1e-4", "1e-5"]
+    return table(header, _tar_rows(figures, methods))
+
+
+def lfw_two_models() -> str:
+    """TAR behind the given model and one trained on the anchor half, on LFW's eval half."""
+    given = record("lfw_pretrained")["protocols"]["lfw_all_pairs"]
+    trained = record("lfw_mobilefacenet")["protocols"]["lfw_flip_all_pairs"]
+    models = {
+        "a pretrained MobileFaceNet ([`lfw_pretrained`](../configs/lfw_pretrained.py))": _tar_rows(
+            given, NAMES
+        ),
+        "MobileFaceNet trained on the 6,311 images of the anchor half, 6 epochs "
+        "([`lfw_mobilefacenet`](../configs/lfw_mobilefacenet.py))": _tar_rows(
+            trained, ("cosine", "ida_r", "ida_l")
+        ),
+    }
+    rows = [
+        ["" if place else model, *row]
+        for model, block in models.items()
+        for place, row in enumerate(block)
+    ]
+    return table(["model", "method", "TAR@FAR 1e-3", "1e-4", "1e-5"], rows, words=2)
+
+
+def lfw_gain() -> str:
+    """IDA-R's gain on LFW's eval half, with the paired bootstrap's intervals over identities."""
+    found = record("lfw_bootstrap")
+    people = found["bootstrap"]["units"]
+    gains = [
+        f"{points(found['difference']['tar@far'][far])} "
+        f"{interval(found['difference']['tar_interval@far'][far])} at {name}"
+        for far, name in zip(FARS, ("1e-3", "1e-4", "1e-5"), strict=True)
+    ]
+    return (
+        f"IDA-R's gain over the cosine on these {people:,} identities, with the 95 % interval of "
+        f"the paired\nbootstrap over identities: {gains[0]}, {gains[1]},\n{gains[2]} "
+        "([record](../experiments/results/lfw_bootstrap.json))."
+    )
+
+
+def table1_small() -> str:
+    """Table 1 on rendered identities: TAR@FAR 1e-3 with the interval of the gain."""
+    heads = {"l2_softmax": "L2-Face", "cosface": "CosFace", "arcface": "ArcFace"}
+    ours = record("table1_small")["ours"]
+    methods = ("cosine", "ida_r", "ida_l")
+    rows = [
+        [name, *(_tar_and_gain(ours[head][m], "0.001", "tar_gain_interval@far") for m in methods)]
+        for head, name in heads.items()
+    ]
+    return table(["Table 1, small", "cosine", "+ IDA-R", "+ IDA-L"], rows)
+
+
+def table4_lfw() -> str:
+    """Table 4 on LFW's eval half: TAR with the interval of the difference to the real-db."""
+    names = {
+        "cosine": "none: the cosine",
+        "class_weights": "class weights",
+        "real_db": "real-db",
+        "fake_db_aligned": "fake-db, aligned",
+        "fake_db": "fake-db as it is",
+        "rendered": "rendered faces",
+        "normal": "no faces: normal draws with the real-db's mean and covariance",
+    }
+    ours = record("table4_small")["ours"]
+    for figures in ours.values():
+        figures["over"] = figures["over_real_db"].get("tar_gain_interval@far")
+    rows = [
+        [name, *(_tar_and_gain(ours[source], far, "over") for far in FARS)]
+        for source, name in names.items()
+    ]
+    return table(["anchors", "TAR@FAR 1e-3", "1e-4", "1e-5"], rows)
+
+
+def table5_lfw() -> str:
+    """PFE on LFW: images, and templates of mixed quality; bold where the gain excludes 0."""
+    names = {
+        "cosine": "cosine (of mean pooled templates)",
+        "pfe_fusion": "PFE fusion, cosine",
+        "pfe": "PFE (fusion, likelihood)",
+        "ida_r": "IDA-R",
+        "pfe_ida_r": "PFE & IDA-R, fused means",
+        "pfe_mls_ida_r": "PFE & IDA-R, likelihood",
+        "pfe_mls_ida_l": "PFE & IDA-L, likelihood",
+    }
+    ours = record("table5_small")["ours"]
+    sets = (ours["LFW images"], ours["LFW templates of mixed quality"])
+    rows = [
+        [name, *(_bold_if_gained(figures.get(m), far) for figures in sets for far in FARS)]
+        for m, name in names.items()
+    ]
+    header = ["", "images 1e-3", "1e-4", "1e-5", "mixed templates 1e-3", "1e-4", "1e-5"]
+    return table(header, rows)
+
+
+def trial_verdict() -> str:
+    """The verdict of the recorded trial on LFW, as a quotation."""
+    return "> " + record("trial_lfw")["verdict"]
+
+
+def rescore_speed() -> str:
+    """rescore beside FAISS and NumPy on a list of IJB-C's size."""
+    bench = record("bench_rescore")
+    seconds, peak, base = bench["seconds"], bench["peak_mib"], bench["baseline_stages"]
+    error = bench["largest_error_of_log_dao"]
+    pairs = bench["stages"]["pairs"][str(bench["settings"]["pairs"])]["seconds"]
+    rows = [
+        ["whole", *_seconds(seconds["command"], seconds["baseline"])],
+        ["search", *_seconds(bench["stages"]["search"], base["search"])],
+        ["pairs", *_seconds(pairs, base["pairs"])],
+        ["peak memory", f"{peak['command']:.0f} MiB", f"{peak['baseline']:.0f} MiB", ""],
+        ["with ten times the pairs", f"{peak['command_ten_times_the_pairs']:.0f} MiB", "", ""],
+        ["largest error of log-DAO, against float64", f"{error:.0e}", "", ""],
+    ]
+    return table(["", "`rescore`", "FAISS flat, then NumPy", "ratio"], rows)
+
+
+def _seconds(ours: float, theirs: float) -> list[str]:
+    return [f"{ours:.1f} s", f"{theirs:.1f} s", f"{ours / theirs:.2f}"]
+
+
+def _tar_rows(figures: dict[str, Any], methods: Iterable[str]) -> list[list[str]]:
+    """Rows of TAR@FAR in percent, the best of each column as shown in bold."""
+    rows = {m: [percent(figures[m]["tar@far"][far]) for far in FARS] for m in methods}
+    best = [max(column, key=float) for column in zip(*rows.values(), strict=True)]
+    return [
+        [NAMES[m], *(f"**{s}**" if s == b else s for s, b in zip(row, best, strict=True))]
+        for m, row in rows.items()
+    ]
+
+
+def _tar_and_gain(figures: dict[str, Any], far: str, gains: str) -> str:
+    """TAR in percent and the interval of a gain in points, where the record has one."""
+    tar = percent(figures["tar@far"][far])
+    return f"{tar} {interval(figures[gains][far])}" if figures.get(gains) else tar
+
+
+def _bold_if_gained(figures: dict[str, Any] | None, far: str) -> str:
+    if figures is None:
+        return ""
+    tar = percent(figures["tar@far"][far])
+    gains = figures.get("tar_gain_interval@far")
+    return f"**{tar}**" if gains and gains[far][0] > 0 else tar
