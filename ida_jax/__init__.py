@@ -31,6 +31,7 @@ _PUBLIC = {
         "score_all_pairs_mls",
         "score_pairs_mls",
     ),
+    "rescoring.gallery": ("Gallery",),
     "rescoring.pairs": (
         "score_all_pairs",
         "score_pairs",

@@ -23,6 +23,8 @@ from ida_jax.common.errors import UserError, exit_code
 COMMANDS = {
     "trial": ("trial", "does IDA help on your data? every method, a verdict, a threshold"),
     "rescore": ("rescore", "scores a list of pairs by IDA or another method"),
+    "enrol": ("enrol", "faces into a gallery for 1:N, and out of it"),
+    "identify": ("identify", "1:N: each probe's best faces of a gallery"),
     "anchors": ("anchors.__main__", "builds, describes and checks anchor sets"),
     "evaluate": ("evaluate", "TAR@FAR, thresholds, calibration, protocols, reports"),
     "check_labels": ("check_labels", "one person under two names: candidates, to judge by eye"),

@@ -182,7 +182,9 @@ def load_tensors(
     *,
     kind: str,
     unit_rows: Sequence[str] = (),
+    dtype: str = "float32",
     verify: bool = False,
+    sample: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads what `save_tensors` wrote: read-only memory-mapped arrays, and the metadata.
 
@@ -194,7 +196,9 @@ def load_tensors(
       path: the file.
       kind: its kind.
       unit_rows: names of the arrays [N, D] whose rows have norm 1.
+      dtype: of these arrays.
       verify: compare all of a large file too.
+      sample: compare a sample of a small file too, as of one of many.
 
     Raises:
       UserError: no such file, or one of a different kind.
@@ -218,12 +222,13 @@ def load_tensors(
     with complete(path):
         arrays = _memory_mapped(path)
         metadata = {key: json.loads(value) for key, value in header.items() if key != "kind"}
-    whole = verify or path.stat().st_size <= _LARGE
+    whole = verify or (path.stat().st_size <= _LARGE and not sample)
     found = _checksum(header, arrays) if whole and expected is not None else None
     for name, array in arrays.items():
         # What has its checksum was saved so, a network's NaN after a collapse too.
         if found is None or found != expected or name in unit_rows:
-            _check_rows(path, name, array, unit=name in unit_rows, whole=whole)
+            unit = dtype if name in unit_rows else None
+            _check_rows(path, name, array, unit=unit, whole=whole)
     if found is not None and found != expected:
         raise Damaged(
             f"{path} is damaged: it is not what its checksum was taken of; copy it again, or make "
@@ -232,11 +237,15 @@ def load_tensors(
     return arrays, metadata
 
 
-def _check_rows(path: Path, name: str, array: np.ndarray, *, unit: bool, whole: bool) -> None:
-    """Refuses NaN, infinity, what float32 cannot square, and norms other than 1, by the row."""
-    if unit and (array.ndim != 2 or array.dtype != np.float32):
+def _check_rows(path: Path, name: str, array: np.ndarray, *, unit: str | None, whole: bool) -> None:
+    """Refuses NaN, infinity, what float32 cannot square, and norms other than 1, by the row.
+
+    Args:
+      unit: the type of an array whose rows have norm 1; None for another.
+    """
+    if unit and (array.ndim != 2 or array.dtype != unit):
         raise Damaged(
-            f"{path}: '{name}' is {array.dtype} {list(array.shape)}, expected float32 [N, D]"
+            f"{path}: '{name}' is {array.dtype} {list(array.shape)}, expected {unit} [N, D]"
         )
     if array.dtype.kind != "f" or not array.size:
         return

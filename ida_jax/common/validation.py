@@ -63,7 +63,11 @@ def unit_embeddings(embeddings: ArrayLike, *, what: str = "embeddings") -> np.nd
 
 
 def unit_rows(
-    embeddings: ArrayLike, *, skip_bad: bool = False, what: str = "embeddings"
+    embeddings: ArrayLike,
+    *,
+    skip_bad: bool = False,
+    what: str = "embeddings",
+    numbers: np.ndarray | None = None,
 ) -> UnitRows:
     """As `unit_embeddings`, and able to skip bad rows.
 
@@ -74,6 +78,7 @@ def unit_rows(
       embeddings: [N, D] floating point, rows of any norm.
       skip_bad: makes rows that are zero, NaN or infinite NaN instead of raising.
       what: how an error names them.
+      numbers: int [N], the rows' numbers in an error; from 0 if None.
 
     Raises:
       UserError: another rank or type; bad rows, named by number, unless they are skipped.
@@ -86,8 +91,9 @@ def unit_rows(
         rows = slice(start, start + step)
         out[rows], bad[rows], norms[rows] = _unit_block(embeddings[rows])
     if bad.any() and not skip_bad:
+        wrong = np.flatnonzero(bad) if numbers is None else numbers[bad]
         raise UserError(
-            f"{what}: {rows_are(np.flatnonzero(bad))} zero, NaN or infinite; such a face cannot "
+            f"{what}: {rows_are(wrong)} zero, NaN or infinite; such a face cannot "
             "match: leave it out or embed it again"
         )
     return UnitRows(out, bad, norms)

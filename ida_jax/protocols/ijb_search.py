@@ -6,7 +6,6 @@ T templates, G templates of a gallery, M mated and Q non-mated searches.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
@@ -125,7 +124,7 @@ def _evaluate_gallery(
             raise UserError(f"gallery {name} has no {kind} probes: check the 1:N lists")
     mates = mates[mated]
     pairs = np.stack([gallery.rows[mates], probes.rows[mated]], axis=1)
-    enrolled, top = jax.device_put(faces[gallery.rows]), min(max(RANKS), gallery.rows.size)
+    enrolled, top = faces[gallery.rows], min(max(RANKS), gallery.rows.size)
     most = int(np.bincount(hidden[:, 0]).max(initial=0))
     searches = {}
     for method, scores in pair_scores(faces, pairs, terms).items():

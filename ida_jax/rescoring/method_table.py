@@ -7,7 +7,7 @@ its rule (`ida_jax.rescoring.terms`) joins two faces' numbers to the pair's cosi
 N faces, K support, S numbers of a face.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -398,6 +398,21 @@ def artefact_flags() -> dict[str, str]:
         relation = "for" if few is needing else "not for"
         flags[flag] = f"{artefact.description}; {relation} {', '.join(few)}"
     return flags
+
+
+def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") -> None:
+    """Refuses a method without the files that it needs, by their flags.
+
+    Args:
+      given: {flag: its value or None}.
+      whose: what an error says that takes the method; its flag if "".
+
+    Raises:
+      UserError: an unknown method, or a file that was not given.
+    """
+    for need in require_method(method).needs:
+        if given[need] is None:
+            raise UserError(f"{whose or f'--method={method}'} needs --{need}=FILE")
 
 
 def is_dao(name: str) -> bool:

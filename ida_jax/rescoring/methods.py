@@ -47,6 +47,7 @@ def make_scorers(
     k: int | None = None,
     tau: float | None = None,
     top_n: int | None = None,
+    ddof: int = 0,
     searcher: str = "auto",
     ssr: SSRModule | None = None,
     csn: Csn | None = None,
@@ -59,7 +60,7 @@ def make_scorers(
     Args:
       methods: of `ida_jax.rescoring.method_table.METHODS`.
       anchors: None where no method needs them.
-      k, tau, top_n, searcher, expected_faces: as in `Rescorer`.
+      k, tau, top_n, ddof, searcher, expected_faces: as in `Rescorer`.
 
     Raises:
       UserError: as `Rescorer`.
@@ -76,6 +77,7 @@ def make_scorers(
             method=method,
             searcher=searcher,
             top_n=top_n,
+            ddof=ddof,
             ssr=ssr if "ssr" in needs else None,
             csn=csn if "csn" in needs else None,
             dao_fit=dao_fit if "dao_fit" in needs else None,
@@ -152,12 +154,15 @@ def load_scorers(
     k: int | None = None,
     tau: float | None = None,
     top_n: int | None = None,
+    ddof: int = 0,
     searcher: str = "auto",
     expected_faces: int | None = None,
+    verify: bool = False,
 ) -> dict[str, Rescorer]:
     """`make_scorers` from files.
 
     Args:
+      verify: as in `AnchorSet.load`.
       embeddings: the file of the faces that are to be scored, which the anchors must not be.
 
     Raises:
@@ -167,10 +172,11 @@ def load_scorers(
 
     return make_scorers(
         methods,
-        None if anchors is None else read_anchors(anchors, embeddings=embeddings),
+        None if anchors is None else read_anchors(anchors, embeddings=embeddings, verify=verify),
         k=k,
         tau=tau,
         top_n=top_n,
+        ddof=ddof,
         searcher=searcher,
         ssr=None if ssr is None else SSRModule.load(ssr),
         csn=None if csn is None else Csn.load(csn),

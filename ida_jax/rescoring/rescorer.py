@@ -8,7 +8,7 @@ P pairs, N faces, A anchors, M probes, G gallery faces, D embedding.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ from ida_jax.rescoring.method_table import (
 from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
 from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.terms import FaceTerms
-from ida_jax.tables.score_origin import ScoreOrigin
+from ida_jax.tables.score_origin import ScoreOrigin, differences
 
 _Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
 
@@ -269,14 +269,24 @@ class Rescorer:
         """F of each face (Eq. 4), float32 [N]: the smaller, the more crowded its neighbourhood."""
         return np.exp(self.log_densities(faces))
 
-    def gallery(self, embeddings: ArrayLike) -> Gallery:
+    def gallery(
+        self, embeddings: ArrayLike, *, names: Sequence[str] = (), model: str = ""
+    ) -> Gallery:
         """Enrols faces for `identify`: their densities are computed here, once.
 
         Args:
           embeddings: [G, D], rows of any norm.
+          names: G distinct ones, with which the gallery can be saved.
+          model: the fingerprint of the model that made the embeddings; as in `origin`.
+
+        Raises:
+          UserError: bad rows, named; a different number of names.
         """
         faces, _, norms = unit_rows(embeddings, what="gallery")
-        return Gallery(jax.device_put(faces), self.terms(faces, norms=norms))
+        if len(names) not in (0, len(faces)):
+            raise UserError(f"{len(names)} names for {len(faces)} gallery faces: expected one each")
+        terms = self.terms(faces, norms=norms)
+        return Gallery(faces, terms, names=tuple(names), origin=self.origin(model=model))
 
     def identify(
         self, probes: ArrayLike, gallery: ArrayLike | Gallery, *, top: int = 10
@@ -285,14 +295,22 @@ class Rescorer:
 
         Args:
           probes: [M, D] embeddings of any norm.
-          gallery: what `gallery` returned, or embeddings [G, D].
+          gallery: what `gallery` returned or `Gallery.load` read, or embeddings [G, D].
           top: how many, 1 ≤ top ≤ G.
 
         Returns:
           `Candidates`: scores and rows, [M, top] each, the best first.
+
+        Raises:
+          UserError: bad rows, named; a gallery that was made with another method, model, k, τ or
+            anchors.
         """
         if not isinstance(gallery, Gallery):
             gallery = self.gallery(gallery)
+        if gallery.origin is not None and (found := differences(gallery.origin, self.origin())):
+            raise UserError(
+                f"the gallery was made with {'; '.join(found)}: identify with what made it"
+            )
         faces, _, norms = unit_rows(probes, what="probes")
         return identify(faces, self.terms(faces, norms=norms), gallery, top=top)
 

@@ -10,7 +10,18 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ida_jax import check_labels, embed, evaluate, export, fit, plan, prepare, rescore
+from ida_jax import (
+    check_labels,
+    embed,
+    enrol,
+    evaluate,
+    export,
+    fit,
+    identify,
+    plan,
+    prepare,
+    rescore,
+)
 from ida_jax.anchors.__main__ import main as anchors_main
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
@@ -25,6 +36,10 @@ CASES = [
     ("rescore", _RESCORE, "--output", ["E.npy", "P.npy", "A.npy", "./E.npy", "link.npy"]),
     ("rescore", f"{_RESCORE} --names=N.csv", "--output", ["N.csv"]),
     ("rescore", "--embeddings=E.npy --pairs=P.npy --method=csn --csn=C.npy", "--output", ["C.npy"]),
+    ("enrol", "--embeddings=N.npz --anchors=A.npy", "--gallery", ["A.npy"]),
+    ("enrol", "--embeddings=W/e.npy --names=N.csv --anchors=A.npy", "--gallery", ["W"]),
+    ("identify", "--gallery=W --probes=E.npy --anchors=A.npy --names=N.csv", "--output", ["N.csv"]),
+    ("identify", "--gallery=W --probes=E.npy --labels=N.csv --output=O.csv", "--json", ["N.csv"]),
     ("embed", "--model=M.safetensors --images=E.names.txt", "--output", ["E.npy"]),
     ("embed", "--model=M.safetensors --images=I --landmarks=E.names.txt", "--output", ["E.npy"]),
     ("embed", "--model=M.safetensors --images=I --pfe=E.npy", "--output", ["E.npy"]),
@@ -63,7 +78,8 @@ CASES = [
     ("fit csn", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
     ("fit dao", _FIT, "--output", ["E.npy", "L.npy", "A.npy"]),
 ]  # fmt: skip
-_MAINS = {"rescore": rescore.main, "check_labels": check_labels.main, "embed": embed.main,
+_MAINS = {"enrol": enrol.main, "identify": identify.main, "rescore": rescore.main,
+          "check_labels": check_labels.main, "embed": embed.main,
           "prepare": prepare.main, "anchors": anchors_main, "export": export.main,
           "evaluate": evaluate.main, "fit": fit.main, "plan": plan.main}  # fmt: skip
 

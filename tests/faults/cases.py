@@ -11,6 +11,7 @@ import numpy as np
 import reference
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
+from ida_jax.rescoring.rescorer import Rescorer
 
 _SIZE = 32
 
@@ -39,6 +40,7 @@ class Case(NamedTuple):
 
 _EMBED = ("--model=model.safetensors", "--output=out/E.npy", "--batch_size=4")
 _TRAINING = ("run/*checkpoints/*", "run/tensorboard/*", "run/metrics.jsonl")
+_ENROL = ("--gallery=out/G", "--embeddings=faces.npy", "--anchors=anchors.npy")
 _EXPORT = ("--model=model.safetensors", "--output=out/model.stablehlo")
 CASES = {
     "rescore": Case(
@@ -50,6 +52,22 @@ CASES = {
         "ida_jax.rescore",
         ("--embeddings=faces.npy", "--pairs=pairs.csv", "--names=names.txt",
          "--anchors=anchors.npy", "--output=out/scores.parquet"),
+    ),
+    "enrol_in_place_of_others": Case(
+        "ida_jax.enrol",
+        (*_ENROL, "--templates=people.txt", "--replace", "--compact"),
+        earlier=(*_ENROL, "--names=enrolled.txt", "--k=5"),
+    ),
+    "enrol_delete": Case(
+        "ida_jax.enrol",
+        ("--gallery=out/G", "--delete=some.txt", "--compact"),
+        earlier=(*_ENROL, "--names=enrolled.txt"),
+        quick=("test_kills",),
+    ),
+    "identify": Case(
+        "ida_jax.identify",
+        ("--gallery=gallery", "--probes=faces.npy", "--names=names.txt", "--anchors=anchors.npy",
+         "--labels=people.txt", "--output=out/O.parquet", "--json=out/figures.json"),
     ),
     "embed_over_others": Case(
         "ida_jax.embed",
@@ -229,6 +247,11 @@ def make_inputs(folder: Path) -> None:
     listed = "".join(f"{names[first]},{names[second]}\n" for first, second in pairs)
     (folder / "pairs.csv").write_text(listed)
     (folder / "people.txt").write_text("".join(f"person {p}\n" for p in people))
+    enrolled = [f"person {p}" if row % 3 == 0 else names[row] for row, p in enumerate(people)]
+    (folder / "enrolled.txt").write_text("".join(f"{name}\n" for name in enrolled))
+    (folder / "some.txt").write_text("".join(f"{name}\n" for name in enrolled[5:25]))
+    scorer = Rescorer(np.load(folder / "anchors.npy"))
+    scorer.gallery(faces[:60:3], names=enrolled[:60:3]).save(folder / "gallery")
     same = rng.random(400) < 0.5
     np.save(folder / "same.npy", same.astype(np.int64))
     np.save(folder / "scores.npy", (rng.normal(size=400) + 2 * same).astype(np.float32))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 import shutil
 import socket
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .mutate import mutated
-from .remake import ARTEFACT, JSON, PART
+from .remake import ARTEFACT, JSON, PART, json_values
 from .seeds import Reader, image, npy, saved, unit
 
 # Workdirs -----------------------------------------------------------------------------------------
@@ -131,7 +132,61 @@ def _of_faces(name: str, mutations: tuple = (mutated,)) -> Reader:
     return Reader(name, lambda: [_prepared()[name]], _faces, mutations)
 
 
+# Galleries ----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _gallery() -> dict[str, bytes]:
+    """The files of a gallery of five faces, one of them deleted."""
+    from ida_jax.rescoring.gallery_file import GalleryFile
+    from ida_jax.tables.score_origin import ScoreOrigin
+
+    with tempfile.TemporaryDirectory() as folder:
+        new = GalleryFile.new(
+            folder,
+            origin=ScoreOrigin("ida_r", settings={"k": 3, "tau": 1.0}),
+            rule="dao",
+            constants=np.float32([1]),
+            width=unit(5).shape[1],
+            dtype="float32",
+        )
+        new.append(list("abcdé"), [(unit(5), np.zeros((5, 1), np.float32))]).delete(["b"])
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _of_gallery(name: str, mutations: tuple) -> Reader:
+    """A file of a gallery, read with the others as they were."""
+
+    def read(path: Path) -> None:
+        from ida_jax.rescoring.gallery import Gallery
+
+        for other, content in _gallery().items():
+            if other != name:
+                (path.parent / other).write_bytes(content)
+        gallery = Gallery.load(path.parent)
+        np.asarray(gallery.embeddings)
+        gallery.names_of(np.arange(len(gallery.embeddings)))
+
+    return Reader(name, lambda: [_gallery()[name]], read, mutations)
+
+
+def _listed(seed: bytes, other: bytes, rng: random.Random) -> bytes:
+    """A gallery's list with other values, whose checksum is that of them."""
+    from ida_jax.common.parts import key_of
+
+    try:
+        record = json.loads(json_values(seed, other, rng))
+        record.pop("checksum", None)
+        record["checksum"] = key_of(record, digits=32)
+        return json.dumps(record).encode()
+    except Exception:  # no JSON any more, or no object
+        return mutated(seed, other, rng)
+
+
 READERS = {
+    "gallery_list": _of_gallery("gallery.json", (mutated, _listed)),
+    "gallery_segment": _of_gallery("segment-000001.safetensors", ARTEFACT),
+    "gallery_deleted": _of_gallery("deleted-000002.safetensors", ARTEFACT),
     "metrics": Reader("metrics.jsonl", lambda: [_METRICS], _metrics, JSON),
     "results": Reader("results.json", lambda: [_RESULTS], _results, JSON),
     "config": Reader("config.json", lambda: [json.dumps(_CONFIG).encode()], _config, JSON),
