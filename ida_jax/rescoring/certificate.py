@@ -26,8 +26,8 @@ from ida_jax.rescoring.index_forms import tangent
 from ida_jax.rescoring.index_vectors import Queries, in_float64, index_form
 from ida_jax.rescoring.terms import FaceTerms
 
-# Entries of the fetched embeddings at once: 16 MiB in float64.
-_BLOCK = 1 << 21
+# Entries of the fetched embeddings at once: 4 MiB in float64.
+_BLOCK = 1 << 19
 
 
 class StoredFaces(Protocol):
