@@ -291,6 +291,18 @@ def _quantised(options: argparse.Namespace) -> list[dict]:
             extra = asked[:, width:] @ wrong[:, width:].T
             total = asked @ wrong.T
             found = index.search(asked, 4 * TOP)[1]
+            lost = np.linalg.norm(index.reconstruct_n(0, len(vectors)) - vectors, axis=1).max()
+            allowed = float(lost * np.max(np.linalg.norm(asked, axis=1)))
+            fetched = []
+
+            def search(
+                some: np.ndarray, k: int, index: faiss.Index = index, by: np.ndarray = stretch
+            ) -> np.ndarray:
+                fetched.append(k)  # noqa: B023 - called before the next round
+                return index.search(some / by, k)[1]
+
+            if factory != "PQ":  # which would fetch nearly all
+                ida_jax.certified_search(search, queries, made.gallery, top=TOP, error=allowed)
             out.append(
                 {
                     "vectors": name,
@@ -300,6 +312,8 @@ def _quantised(options: argparse.Namespace) -> list[dict]:
                     "error_largest": float(np.max(np.abs(total))),
                     "error_of_extra_rms": float(np.sqrt(np.mean(extra**2))),
                     "error_of_extra_largest": float(np.max(np.abs(extra))),
+                    "error_allowed_for": allowed,
+                    "candidates_until_all_are_certified": fetched[-1] if fetched else None,
                     "best_10_among_first_10": _recall(found[:, :TOP], true),
                     "best_10_among_first_40": _recall(found, true),
                 }
