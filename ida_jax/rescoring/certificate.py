@@ -166,13 +166,13 @@ def certified_search(
       search: (vectors float32 [m, W], K′) → rows of the gallery, int [m, K′], in the order of their
         inner products, the largest first; −1 where there is no further one.
       queries: of the probes.
-      fetch: the first K′; 4·top if None.
+      fetch: the first K′; 2·top if None.
       gallery, top, error, approximate: as in `certified_top_k`.
 
     Raises:
       UserError: as `certified_top_k`.
     """
-    fetch = max(1, min(4 * top if fetch is None else fetch, len(gallery.embeddings)))
+    fetch = max(1, min(2 * top if fetch is None else fetch, len(gallery.embeddings)))
     options = {"top": top, "error": error, "approximate": approximate}
     found = certified_top_k(search(queries.vectors, fetch), queries, gallery, **options)
     while (left := np.flatnonzero(found.more)).size:
