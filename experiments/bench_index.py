@@ -272,7 +272,7 @@ def _quantised(options: argparse.Namespace) -> list[dict]:
     kinds = {"SQfp16": "SQfp16", "SQ8": "SQ8", "SQ8 uniform": None, "PQ, 8 dimensions a byte": "PQ"}
     for name, factory in kinds.items():
         # 1 is what index_vectors makes; the bits need W divisible where PQ parts it.
-        for factor in (1 / 3, 1, 10 / 3, 10):
+        for factor in (1 / 3, 1, 3):
             stretch = np.ones(made.space.dimensions, np.float32)
             stretch[width:] = factor
             padded = -made.space.dimensions % 8 if factory == "PQ" else 0
