@@ -198,6 +198,7 @@ def _beside_cosine(
     flat = faiss.IndexFlatIP(made.probes.shape[1])
     flat.add(np.asarray(made.gallery.embeddings))
     nearest = flat.search(made.probes, TOP)[1]
+    del flat
 
     def certified() -> Certified:
         return ida_jax.certified_search(
