@@ -15,10 +15,11 @@ at any y² = ξ² lies on or above it (Jaakkola and Jordan 2000):
 
 a quadratic in b, whose coefficients are the probe's own: D + 2 dimensions. At ξ = 0 it is
 (a + b)/2 + ln 2 + y²/8, too high by at most y⁴/192. At ξ² = the mean of y² over the enrolled faces
-its mean excess is the least, at a large τ a tenth of that at ξ = 0. It holds for every b, so that
-faces enrolled later do not change it. The best quadratic over the faces' range of b has a smaller
-largest excess, but needs that range, and no fewer candidates; a cubic needs two thirds of them at
-τ = 50, and as many at τ ≤ 10 (experiments/bench_index.py --parts=bounds).
+its mean excess is the least: at τ = 50 a twelfth of that at ξ = 0, and 23 candidates suffice for
+the best ten of 30,000 faces where that needs 5,290. It holds for every b, so that faces enrolled
+later do not change it. The best quadratic over the faces' range of b has a smaller largest excess,
+but needs that range and as many candidates; a cubic takes one more dimension and needs 19, at τ ≤ 4
+as many (experiments/results/bench_index_bounds.json).
 
 IDA-Q's has no such form: its last term is quadratic in the cosine.
 
