@@ -273,7 +273,7 @@ def _quantised(options: argparse.Namespace) -> list[dict]:
     kinds = {"SQfp16": "SQfp16", "SQ8": "SQ8", "SQ8 uniform": None, "PQ, 8 dimensions a byte": "PQ"}
     for name, factory in kinds.items():
         # 1 is what index_vectors makes; the bits need W divisible where PQ parts it.
-        for factor in (1 / 3, 1, 3):
+        for factor in (1,) if factory == "PQ" else (1 / 3, 1, 3):
             stretch = np.ones(made.space.dimensions, np.float32)
             stretch[width:] = factor
             padded = -made.space.dimensions % 8 if factory == "PQ" else 0
@@ -303,7 +303,7 @@ def _quantised(options: argparse.Namespace) -> list[dict]:
                 fetched.append(k)  # noqa: B023 - called before the next round
                 return index.search(some / by, k)[1]
 
-            if factory != "PQ":  # which would fetch nearly all
+            if factory != "PQ" and factor == 1:  # PQ would fetch nearly all
                 ida_jax.certified_search(search, queries, made.gallery, top=TOP, error=allowed)
             out.append(
                 {
