@@ -17,6 +17,10 @@ _TRAIN = [
 ]
 # Wheels exist for Linux alone; elsewhere the exact search on the device is used.
 _SCANN = ["scann>=1.4; platform_system == 'Linux' and python_version < '3.14'"]
+# The stores of docs/vector_indexes.md that have wheels.
+_INDEX = ["duckdb", "faiss-cpu", "psycopg[binary]", "qdrant-client"]
+# A PostgreSQL with pgvector where the system's has none: its binaries alone are used.
+_PGVECTOR = ["pgserver; platform_system == 'Linux' and python_version < '3.13'"]
 _TEST = ["hypothesis", "pytest>=8", "pytest-xdist", "ruff", "scikit-image"]
 
 setup(
@@ -51,10 +55,11 @@ setup(
         "train": _TRAIN,
         "scann": _SCANN,
         "interop": [*_EXPORT, "torch"],
+        "index": [*_INDEX, *_SCANN],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "docs": ["cogapp", "mkdocs-jupyter", "mkdocs-material", "mkdocstrings[python]"],
-        "test": [*_TRAIN, *_SCANN, *_EXPORT, *_TEST],
+        "test": [*_TRAIN, *_SCANN, *_EXPORT, *_INDEX, *_PGVECTOR, *_TEST],
         "all": [*_TRAIN, *_SCANN, *_EXPORT, "torch"],
     },
     entry_points={"console_scripts": ["ida-jax = ida_jax.__main__:console"]},

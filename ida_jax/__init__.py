@@ -23,9 +23,15 @@ _PUBLIC = {
         "log_dao",
         "log_density",
     ),
+    "rescoring.certificate": (
+        "certified_above",
+        "certified_search",
+        "certified_top_k",
+    ),
     "rescoring.csn_fit": ("Csn", "fit_csn"),
     "rescoring.dao_fit": ("DaoFit", "fit_dao"),
     "rescoring.quality_fit": ("QualityFit", "fit_quality"),
+    "rescoring.index_vectors": ("IndexSpace",),
     "rescoring.density": ("searched_log_density",),
     "rescoring.likelihood": (
         "score_all_pairs_mls",

@@ -31,6 +31,16 @@ from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
+from ida_jax.rescoring.index_vectors import (
+    IndexSpace,
+    IndexVectors,
+    Queries,
+    check_space,
+    index_form,
+    index_space,
+    index_vectors,
+    query_vectors,
+)
 from ida_jax.rescoring.log_norms import log_norms
 from ida_jax.rescoring.method_table import (
     ARTEFACTS,
@@ -313,6 +323,48 @@ class Rescorer:
             )
         faces, _, norms = unit_rows(probes, what="probes")
         return identify(faces, self.terms(faces, norms=norms), gallery, top=top)
+
+    def index_vectors(
+        self,
+        gallery: ArrayLike | Gallery,
+        *,
+        space: IndexSpace | None = None,
+        equal_lengths: bool = False,
+    ) -> IndexVectors:
+        """The gallery as vectors of an index that ranks by inner product, and their space.
+
+        With `query_vectors` the index' order is that of ŝ ≥ s; `certified_top_k` makes exact
+        results of its candidates (`ida_jax.rescoring.index_vectors`).
+
+        Args:
+          gallery: what `gallery` returned, or embeddings [G, D] of any norm.
+          space: of an index to which these faces are added; one that suits them if None.
+          equal_lengths: for a store that ranks by the Euclidean distance or the cosine alone.
+
+        Raises:
+          UserError: bad rows, named; a method whose score is no inner product (ida_q); a space that
+            another method, k, τ or model made, or in which these faces lie far outside.
+        """
+        index_form(self.rule, self.method)
+        if not isinstance(gallery, Gallery):
+            gallery = self.gallery(gallery)
+        faces, terms = np.asarray(gallery.embeddings), gallery.terms
+        if space is None:
+            origin = self.origin().to_json()
+            space = index_space(terms, faces.shape[1], equal_lengths=equal_lengths, origin=origin)
+        else:
+            check_space(space, self.origin())
+        return IndexVectors(index_vectors(faces, terms, space), space)
+
+    def query_vectors(self, probes: ArrayLike, space: IndexSpace) -> Queries:
+        """What an index of `index_vectors` is asked with, for probes [M, D] of any norm.
+
+        Raises:
+          UserError: bad rows, named; a space that another method, k, τ or model made.
+        """
+        check_space(space, self.origin())
+        faces, _, norms = unit_rows(probes, what="probes")
+        return query_vectors(faces, self.terms(faces, norms=norms), space)
 
     @property
     def rule(self) -> str:

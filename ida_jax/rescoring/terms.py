@@ -28,6 +28,7 @@ from ida_jax.common.validation import require_tau
 from ida_jax.ops.cohort import csn_score, s_norm, t_norm, z_norm
 from ida_jax.ops.dao import log_dao
 from ida_jax.ops.quality import log_dao_less_norms, quality_score
+from ida_jax.rescoring import index_forms
 
 
 class Rule(NamedTuple):
@@ -37,11 +38,14 @@ class Rule(NamedTuple):
       values: S, the numbers of a face.
       constants: C.
       score: (cosine [...], first [..., S], second [..., S], constants [C]) to scores [...]; pure.
+      index: the same as an inner product, or one that is an upper bound, the first face being the
+        enrolled one; None where there is none.
     """
 
     values: int
     constants: int
     score: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    index: index_forms.IndexForm | None = None
 
 
 def _quality(c: jax.Array, f: jax.Array, g: jax.Array, w: jax.Array) -> jax.Array:
@@ -58,16 +62,26 @@ def _dao_norm(c: jax.Array, f: jax.Array, g: jax.Array, w: jax.Array) -> jax.Arr
 
 
 RULES = {
-    "cosine": Rule(0, 0, lambda c, f, g, w: c),
-    "dao": Rule(1, 1, lambda c, f, g, w: log_dao(c, f[..., 0], g[..., 0], tau=w[0])),
-    "z_norm": Rule(2, 0, lambda c, f, g, w: z_norm(c, f[..., 0], f[..., 1])),
-    "t_norm": Rule(2, 0, lambda c, f, g, w: t_norm(c, g[..., 0], g[..., 1])),
-    "s_norm": Rule(2, 0, lambda c, f, g, w: s_norm(c, f[..., 0], f[..., 1], g[..., 0], g[..., 1])),
+    "cosine": Rule(0, 0, lambda c, f, g, w: c, index_forms.COSINE),
+    "dao": Rule(
+        1, 1, lambda c, f, g, w: log_dao(c, f[..., 0], g[..., 0], tau=w[0]), index_forms.DAO
+    ),
+    "z_norm": Rule(2, 0, lambda c, f, g, w: z_norm(c, f[..., 0], f[..., 1]), index_forms.Z_NORM),
+    "t_norm": Rule(2, 0, lambda c, f, g, w: t_norm(c, g[..., 0], g[..., 1]), index_forms.T_NORM),
+    "s_norm": Rule(
+        2,
+        0,
+        lambda c, f, g, w: s_norm(c, f[..., 0], f[..., 1], g[..., 0], g[..., 1]),
+        index_forms.S_NORM,
+    ),
     "csn": Rule(
-        1, 2, lambda c, f, g, w: csn_score(c, f[..., 0], g[..., 0], weight=w[0], bias=w[1])
+        1,
+        2,
+        lambda c, f, g, w: csn_score(c, f[..., 0], g[..., 0], weight=w[0], bias=w[1]),
+        index_forms.CSN,
     ),
     "quality": Rule(2, 6, _quality),
-    "dao_norm": Rule(2, 2, _dao_norm),
+    "dao_norm": Rule(2, 2, _dao_norm, index_forms.DAO_NORM),
 }
 
 
@@ -86,7 +100,7 @@ class FaceTerms(NamedTuple):
 
     def check(self, faces: int) -> None:
         """Refuses numbers of another count or width, as a UserError."""
-        width, constants, _ = RULES[self.rule]
+        width, constants, *_ = RULES[self.rule]
         if self.values.shape != (faces, width) or self.constants.shape != (constants,):
             raise UserError(
                 f"the terms of {self.rule} are {list(self.values.shape)} with "
