@@ -99,7 +99,12 @@ def _run(options: Any) -> None:
     from ida_jax.common.files import written_whole
 
     faces = _read(options)
-    images = None if options.images is None else _images(options, faces.names)
+    images = None
+    if options.images is not None:
+        from ida_jax.data.dataset import image_subset
+        from ida_jax.data.named_images import open_named_images
+
+        images = image_subset(*open_named_images(options.images, faces.names))
     thresholds = [impostor_threshold(m, faces.labels, far=options.far) for m in faces.models]
     every = one_person_candidates(faces.models, faces.labels, thresholds)
     candidates = every[: options.most]
@@ -171,26 +176,6 @@ def _read(options: Any) -> _Faces:
             )
         models.append(unit_embeddings(second.embeddings, what=str(options.second)))
     return _Faces(models, people.astype(str), labels, file.names)
-
-
-def _images(options: Any, names: "Sequence[str] | None") -> "Sequence[np.ndarray]":
-    """Each row's image, read when asked for."""
-    from ida_jax.data.dataset import image_subset
-    from ida_jax.data.sources.image_files import open_images
-    from ida_jax.data.sources.image_names import without_suffix
-    from ida_jax.tables.text import canonical
-
-    files = open_images(options.images)
-    if names is None:
-        raise UserError("--images goes by E's names: give --names=FILE, one a line")
-    row_of = {without_suffix(canonical(name)): row for row, name in enumerate(files.names)}
-    rows = [row_of.get(without_suffix(name), -1) for name in names]
-    if -1 in rows:
-        raise UserError(
-            f"{rows.count(-1):,} of {len(rows):,} faces have no image in {options.images}, the "
-            f"first is {names[rows.index(-1)]!r}: expected E's names"
-        )
-    return image_subset(files, rows)
 
 
 def _csv(candidates: "Sequence[Candidate]", faces: _Faces) -> str:

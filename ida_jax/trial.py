@@ -1,5 +1,5 @@
 """ida-jax trial --embeddings=E --labels=L --output=DIR [--anchors=A] [--far=1e-4]
-                  [--groups=G]
+                  [--groups=G] [--images=I]
 
 Does IDA help on your data, by which method, and at which threshold? Splits the people into five
 folds, so that everybody is tested once by anchors and fits that never saw them; compares every
@@ -11,6 +11,7 @@ results.json with report.html.
   L  .npy, or text of one a line: who is on each row; without it, E's names are PERSON/IMAGE
   G  a list of person or image and group, or one group a row of E; norms:N, N levels of the norms
   A  anchors of other people, to be used instead of the data's own
+  I  the images by E's names, for the report: a folder, a .tar, .tgz or .zip, or a list of paths
 
 examples:
   ida-jax trial --demo --output=demo
@@ -19,14 +20,17 @@ examples:
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ida_jax.anchors.anchor_set import AnchorSet
     from ida_jax.metrics.groups import FaceGroups
+    from ida_jax.report.failures import ImageOf
     from ida_jax.trials.rotate import Labelled
 
 
@@ -41,7 +45,8 @@ def main(argv: list[str]) -> None:
     names = (RESULTS, REPORT, DEPLOY, SCORE, CALIBRATION, "anchors.safetensors")
     outputs = {f"--output ({name})": options.output / name for name in names}
     reading = {
-        f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "names", "anchors")
+        f"--{name}": getattr(options, name)
+        for name in ("embeddings", "labels", "names", "anchors", "images")
     }
     if isinstance(options.groups, Path):
         reading["--groups"] = options.groups
@@ -60,6 +65,12 @@ def _parser() -> Parser:
     add("--names", type=Path, metavar="FILE", help="E's names, one a line: PERSON/IMAGE")
     add("--anchors", type=Path, metavar="A", help="an anchor set, or embeddings as E")
     add("--groups", type=groups_option, metavar="G", help="FAR and TAR by group, in results.json")
+    add(
+        "--images",
+        type=Path,
+        metavar="I",
+        help="pictures of at most 200 faces of the pairs to look at, in the report: personal data",
+    )
     add("--demo", action="store_true", help="rendered people instead of your data")
     add("--output", type=Path, required=True, metavar="DIR", help="where the results go")
     how = parser.add_argument_group("the trial")
@@ -78,7 +89,7 @@ def _check(options: Any) -> None:
     if options.demo == (options.embeddings is not None):
         raise UserError("expected --embeddings=E, or --demo for a trial without data")
     if options.demo:
-        for flag in ("labels", "names", "anchors", "groups"):
+        for flag in ("labels", "names", "anchors", "groups", "images"):
             if getattr(options, flag) is not None:
                 raise UserError(f"--demo brings its own data: leave out --{flag}")
     if not 0 < options.far <= 0.1:
@@ -104,10 +115,11 @@ def _try(options: Any) -> None:
     from ida_jax.trials.trial import run_trial
     from ida_jax.trials.verdict import json_of
 
-    data, anchors, groups = _data(options)
+    data, anchors, names, groups, images = _data(options)
     trial = run_trial(
         data,
         anchors,
+        names=names,
         groups=groups,
         far=options.far,
         resamples=options.resamples,
@@ -132,7 +144,11 @@ def _try(options: Any) -> None:
         "embeddings": str(options.embeddings or "rendered faces"),
         "model": options.model_name or data.fingerprint or "unknown",
         "far": options.far,
-        **({} if options.groups is None else {"groups": str(options.groups)}),
+        **{
+            name: str(getattr(options, name))
+            for name in ("groups", "images")
+            if getattr(options, name) is not None
+        },
         "seed": options.seed,
         "resamples": options.resamples,
         "identities": trial.identities,
@@ -148,6 +164,7 @@ def _try(options: Any) -> None:
         title=title,
         settings=settings,
         evaluated=shown,
+        face_images=images,
     )
     print(printable(results_table(results)))
     for note in trial.evaluated.notes:
@@ -156,7 +173,17 @@ def _try(options: Any) -> None:
     print(f"in {options.output}: {', '.join([*written, RESULTS, REPORT])}")
 
 
-def _data(options: Any) -> "tuple[Labelled, AnchorSet | None, FaceGroups | None]":
+class _Data(NamedTuple):
+    """The faces, anchors if given, the faces' names, their groups, and their images by name."""
+
+    faces: "Labelled"
+    anchors: "AnchorSet | None"
+    names: "Sequence[str] | None"
+    groups: "FaceGroups | None"
+    images: "ImageOf | None"
+
+
+def _data(options: Any) -> _Data:
     import numpy as np
 
     from ida_jax.protocols.group_figures import requested_groups
@@ -168,7 +195,7 @@ def _data(options: Any) -> "tuple[Labelled, AnchorSet | None, FaceGroups | None]
         from ida_jax.trials.demo import demo_faces
 
         print("rendering 800 people and learning a small model of 300 of them")
-        return demo_faces(seed=options.seed)[0], None, None
+        return _Data(demo_faces(seed=options.seed)[0], None, None, None, None)
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.common.validation import unit_rows
     from ida_jax.tables.embeddings import names_beside, read_embeddings
@@ -214,7 +241,14 @@ def _data(options: Any) -> "tuple[Labelled, AnchorSet | None, FaceGroups | None]
         groups = requested_groups(
             options.groups, table.embeddings, named, what=str(options.embeddings)
         )
-    return Labelled(faces, codes.astype(np.int64), table.fingerprint, norms), anchors, groups
+    images = None
+    if options.images is not None:
+        from ida_jax.data.named_images import image_of_name
+
+        images = image_of_name(options.images, table.names)
+    names = table.names or [f"{who}, row {row}" for row, who in enumerate(people.tolist())]
+    labelled = Labelled(faces, codes.astype(np.int64), table.fingerprint, norms)
+    return _Data(labelled, anchors, names, groups, images)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ P pairs. A pair is accepted strictly above the method's threshold; NaN is never 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
+from ida_jax.metrics.resampling import highest_places, without_nan
 from ida_jax.metrics.roc import SplitScores
 
 # A kind of pair: which method is right (the other corrects the base, or breaks it), and whether the
@@ -17,13 +17,15 @@ Kind = tuple[str, bool]
 KINDS: tuple[Kind, ...] = (
     ("corrected", True), ("corrected", False), ("broken", True), ("broken", False),
 )  # fmt: skip
+# One for all pairs, or one a genuine and one an impostor pair.
+Threshold = float | tuple[np.ndarray, np.ndarray]
 
 
 class Changed(NamedTuple):
     """Pairs of one kind, those furthest from the thresholds first.
 
     Attributes:
-      pairs: int64 [≤ most], their positions.
+      pairs: int64 [≤ most], their positions among the genuine or among the impostor pairs.
       total: how many there are, listed or not.
     """
 
@@ -37,8 +39,12 @@ class Failure(NamedTuple):
     Attributes:
       kind: "worst" of the method's genuine or impostor pairs, or "corrected" or "broken" by it.
       names: both faces'.
+      cosine: NaN where a face has no embedding, and so the score.
       log_density: log F of both faces, where the method has one.
       score: the method's.
+      probability: that the pair is genuine, where genuine and impostor pairs are equally frequent;
+        None without a calibration.
+      group: the pair's, "" without groups.
     """
 
     method: str
@@ -48,6 +54,20 @@ class Failure(NamedTuple):
     cosine: float
     log_density: tuple[float, float] | None
     score: float
+    probability: float | None = None
+    group: str = ""
+
+
+class Failures(NamedTuple):
+    """Pairs to look at, by method and kind, the highest score first.
+
+    Attributes:
+      pairs: the pairs.
+      reading: how their decisions and scores are to be read, in sentences.
+    """
+
+    pairs: tuple[Failure, ...] = ()
+    reading: str = ""
 
 
 def worst_places(split: SplitScores, *, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,23 +75,19 @@ def worst_places(split: SplitScores, *, most: int) -> tuple[np.ndarray, np.ndarr
 
     NaN stands for −∞. At most `most` of a kind; of equal scores some, in their order.
     """
-    places = []
-    for scores, sign in zip(split, (1, -1), strict=True):
-        keys = sign * np.where(np.isnan(scores), -np.inf, scores)
-        few = np.arange(keys.size)
-        if keys.size > most:
-            few = np.sort(np.argpartition(keys, most)[:most])
-        places.append(few[np.argsort(keys[few], kind="stable")])
-    return places[0], places[1]
+    genuine, impostor = split
+    return (
+        highest_places(-without_nan(genuine), min(most, genuine.size)),
+        highest_places(impostor, min(most, impostor.size)),
+    )
 
 
 def changed_decisions(
-    base_scores: ArrayLike,
-    other_scores: ArrayLike,
-    same: ArrayLike,
+    base: SplitScores,
+    other: SplitScores,
     *,
-    base_threshold: float,
-    other_threshold: float,
+    base_threshold: Threshold,
+    other_threshold: Threshold,
     most: int = 24,
 ) -> dict[Kind, Changed]:
     """The pairs that `other` decides correctly and `base` does not, and the reverse, by kind.
@@ -81,42 +97,47 @@ def changed_decisions(
     infinite margin (a face that must not match) is the largest; equal ones stay in their order.
 
     Args:
-      base_scores: [P].
-      other_scores: [P], of the same pairs on any scale.
-      same: bool [P].
+      base: scores, in any order.
+      other: those of the same pairs, on any scale.
+      base_threshold: one for all pairs, or one a pair.
+      other_threshold: likewise.
 
     Raises:
       UserError: lengths that differ.
     """
-    base, other, same = np.asarray(base_scores), np.asarray(other_scores), np.asarray(same, bool)
-    if not base.shape == other.shape == same.shape or same.ndim != 1:
+    if [kind.shape for kind in base] != [kind.shape for kind in other]:
         raise UserError(
-            f"scores of shapes {base.shape} and {other.shape} and labels of shape {same.shape} "
-            "were given, expected one of each for each pair"
+            f"{base.genuine.size} genuine and {base.impostor.size} impostor scores were given, and "
+            f"{other.genuine.size} and {other.impostor.size} by the other method: expected one of "
+            "each for each pair"
         )
-    base_right = (base > base_threshold) == same
-    other_right = (other > other_threshold) == same
-    scales = _deviation(base), _deviation(other)
+    methods = (base, base_threshold, _deviation(base)), (other, other_threshold, _deviation(other))
     found = {}
-    for way, genuine in KINDS:
-        right, wrong = (
-            (other_right, base_right) if way == "corrected" else (base_right, other_right)
-        )
-        places = np.flatnonzero(right & ~wrong & (same == genuine))
-        margin = _distance(base[places], base_threshold) / scales[0]
-        margin += _distance(other[places], other_threshold) / scales[1]
-        order = np.argsort(-margin, kind="stable")[:most]
-        found[way, genuine] = Changed(places[order], places.size)
-    return found
+    for genuine in (True, False):
+        accepted, margins = [], []
+        for split, threshold, scale in methods:
+            scores = split.genuine if genuine else split.impostor
+            if isinstance(threshold, tuple):
+                threshold = threshold[0 if genuine else 1]
+            accepted.append(scores > threshold)
+            margins.append((scores, np.broadcast_to(threshold, scores.shape), scale))
+        changed = np.flatnonzero(accepted[0] != accepted[1])
+        margin = sum(_distance(s[changed], t[changed]) / scale for s, t, scale in margins)
+        right = accepted[1][changed] == genuine
+        for way, own in (("corrected", right), ("broken", ~right)):
+            order = np.argsort(-margin[own], kind="stable")[:most]
+            found[way, genuine] = Changed(changed[own][order], int(np.count_nonzero(own)))
+    return {kind: found[kind] for kind in KINDS}
 
 
-def _deviation(scores: np.ndarray) -> float:
+def _deviation(split: SplitScores) -> float:
     """σ of the finite scores; 1 where they are all alike, or none is finite."""
+    scores = np.concatenate(split)
     finite = scores[np.isfinite(scores)]
     return float(np.std(finite, dtype=np.float64)) or 1.0 if finite.size else 1.0
 
 
-def _distance(scores: np.ndarray, threshold: float) -> np.ndarray:
+def _distance(scores: np.ndarray, threshold: np.ndarray) -> np.ndarray:
     """|s − t|, float64; infinite for NaN scores, and between infinities."""
     with np.errstate(invalid="ignore"):  # inf − inf
         distance = np.abs(scores.astype(np.float64) - threshold)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from ida_jax.metrics.decisions import Failure
+from ida_jax.metrics.decisions import Failures
 from ida_jax.metrics.likelihood_ratios import cllr, min_cllr
 from ida_jax.metrics.roc import (
     SplitScores,
@@ -71,7 +71,7 @@ class Evaluation(NamedTuple):
     curves: dict[str, Band]
     notes: tuple[str, ...] = ()
     thresholds: Mapping[str, ThresholdCurve] = MappingProxyType({})
-    failures: tuple[Failure, ...] = ()
+    failures: Failures = Failures()
 
 
 def with_notes(evaluated: Mapping[str, Evaluation], notes: Sequence[str]) -> dict[str, Evaluation]:

@@ -74,7 +74,14 @@ def _evaluate(
     methods = terms_of_people(faces, norms, data.people, scorers)
     folds = int(data.pair_list.fold.max()) + 1
     evaluated = evaluate_kfold(
-        faces, data.pair_list, methods, labels=labels, bad=bad, **request.bootstrap
+        faces,
+        data.pair_list,
+        methods,
+        labels=labels,
+        bad=bad,
+        names=request.embeddings.names,
+        groups=request.groups,
+        **request.bootstrap,
     )
     evaluated = data.left_out.noted(evaluated._replace(notes=notes))
     return {f"{request.protocol}_{folds}fold": evaluated}
@@ -128,6 +135,7 @@ for _name, _file in _LISTS.items():
             files=_file,
             rows=f"images, named {'A/' * (_name == 'lfw')}A_0001.jpg",
             identities="people, A of A_0001.jpg",
+            failures=True,
             read=_read,
             evaluate=_evaluate,
         )

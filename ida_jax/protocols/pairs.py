@@ -17,7 +17,14 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.groups import FaceGroups
-from ida_jax.protocols.failures import described
+from ida_jax.metrics.roc import SplitScores
+from ida_jax.protocols.failures import (
+    decided_at,
+    described,
+    failures_of_list,
+    firm_thresholds,
+    log_densities,
+)
 from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.table import (
     FARS,
@@ -121,6 +128,18 @@ def _evaluate_listed(
             evaluated, scores, data.same, data.identities, request.groups.listed(data.pairs),
             group_thresholds=request.group_thresholds, fars=fars, **request.bootstrap,
         )  # fmt: skip
+    split = {name: SplitScores(of[data.same], of[~data.same]) for name, of in scores.items()}
+    far, thresholds = firm_thresholds(split, fars)
+    failures = described(
+        failures_of_list(scores, data.same, data.pairs, thresholds),
+        faces,
+        request.embeddings.names or [f"row {row}" for row in range(len(faces))],
+        decided=decided_at(far),
+        densities=log_densities(terms),
+        bad=bad,
+        groups=request.groups,
+    )
+    evaluated = evaluated._replace(failures=failures)
     return {"pairs": data.left_out.noted(evaluated._replace(notes=(*notes, *evaluated.notes)))}
 
 
@@ -181,7 +200,14 @@ def _evaluate_all(
     notes = evaluated.notes
     if data.left_out:
         notes = (f"{data.left_out:,} faces without an embedding were left out", *notes)
-    failures = described(everything.worst, everything.changed, data.faces, data.names, methods)
+    failures = described(
+        everything.listed,
+        data.faces,
+        data.names,
+        decided=decided_at(everything.changed_far),
+        densities=log_densities(methods),
+        groups=data.groups,
+    )
     return {"all_pairs": evaluated._replace(notes=notes, failures=failures)}
 
 
@@ -194,6 +220,7 @@ register(
         needs=("files", "labels"),
         flags=PairListOptions,
         grouped=True,
+        failures=True,
         read=_read_listed,
         evaluate=_evaluate_listed,
     )
@@ -207,6 +234,7 @@ register(
         needs=(),
         flags=FarOptions,
         grouped=True,
+        failures=True,
         read=_read_people,
         evaluate=_evaluate_all,
     )

@@ -85,6 +85,7 @@ class Protocol(NamedTuple):
       identities: what --ignore_identity_pairs names in it; "" where the flag is refused.
       no_identities: why, then.
       grouped: whether it gives FAR and TAR by the faces' groups (`Request.groups`).
+      failures: whether it lists pairs to look at, by E's names.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Protocol(NamedTuple):
     identities: str = ""
     no_identities: str = "it does not know whose faces it compares"
     grouped: bool = False
+    failures: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {}

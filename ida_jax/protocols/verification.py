@@ -17,7 +17,7 @@ from ida_jax.metrics.bootstrap import (
     bootstrap_means,
     bootstrap_tar,
 )
-from ida_jax.metrics.decisions import Changed, Kind
+from ida_jax.metrics.decisions import KINDS, Changed, Kind
 from ida_jax.metrics.evaluation import (
     Evaluation,
     split_scores,
@@ -40,14 +40,24 @@ from ida_jax.metrics.resampling import (
     pair_list_total,
 )
 from ida_jax.metrics.roc import SplitScores
-from ida_jax.protocols.failures import changed_pairs_of_all, worst_pairs_of_all
+from ida_jax.protocols.failures import (
+    BY_FOLD,
+    ByMethod,
+    described,
+    failures_of_list,
+    firm_thresholds,
+    genuine_faces,
+    kfold_thresholds,
+    listed_pairs,
+    log_densities,
+)
 from ida_jax.protocols.scored_pairs import (
     PROGRESS,
     all_fars,
     evaluate_split_pairs,
     figures_and_curves,
 )
-from ida_jax.rescoring.method_table import BASELINE
+from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 from ida_jax.rescoring.pairs import all_pair_scores, pair_scores
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import checked_labels
@@ -61,11 +71,11 @@ class AllPairs(NamedTuple):
     Attributes:
       evaluated: figures, curves and notes.
       scores: {method: its scores, ascending}.
-      changed: the pairs, int64 [≤ 24, 2] rows of faces, on which the headline method and the
+      changed: the pairs, int64 [≤ 40, 2] rows of faces, on which the headline method and the
         baseline decide differently at `changed_far`, by kind; None without either method or FAR.
       changed_far: the lowest FAR at which both have at least 10 false accepts.
       ignored: the number of impostor pairs that were left out.
-      worst: {method: {whether genuine: int64 [≤ 20, 2], rows of faces, the worst first}}.
+      listed: {method: its pairs to look at, by kind}, rows of faces.
     """
 
     evaluated: Evaluation
@@ -73,7 +83,7 @@ class AllPairs(NamedTuple):
     changed: dict[Kind, Changed] | None
     changed_far: float | None
     ignored: int = 0
-    worst: Mapping[str, Mapping[bool, np.ndarray]] = MappingProxyType({})
+    listed: ByMethod = MappingProxyType({})
 
 
 def evaluate_kfold(
@@ -84,6 +94,8 @@ def evaluate_kfold(
     labels: ArrayLike,
     bad: np.ndarray | None = None,
     scored: Mapping[str, np.ndarray] | None = None,
+    names: Sequence[str] | None = None,
+    groups: FaceGroups | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -97,6 +109,8 @@ def evaluate_kfold(
       labels: int [N], the faces' identities.
       bad: bool [N], faces whose pairs score NaN, which never matches; none if None.
       scored: {further method: scores of the pairs, [P]}.
+      names: the faces', for the pairs to look at; None lists none.
+      groups: the faces', for these pairs.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
@@ -109,7 +123,7 @@ def evaluate_kfold(
         for of_method in scores.values():
             of_method[bad[pair_list.pairs].any(axis=1)] = np.nan
     _, units = np.unique(labels[pair_list.pairs], return_inverse=True)
-    return kfold_figures(
+    evaluated = kfold_figures(
         scores,
         same,
         pair_list.fold,
@@ -118,6 +132,15 @@ def evaluate_kfold(
         resamples=resamples,
         seed=seed,
     )
+    if names is None:
+        return evaluated
+    thresholds = kfold_thresholds(scores, same, pair_list.fold)
+    listed = failures_of_list(scores, same, pair_list.pairs, thresholds)
+    densities = log_densities(methods)
+    failures = described(
+        listed, faces, names, decided=BY_FOLD, densities=densities, bad=bad, groups=groups
+    )
+    return evaluated._replace(failures=failures)
 
 
 def evaluate_all_pairs(
@@ -179,8 +202,12 @@ def evaluate_all_pairs(
     of_pairs = None
     if groups is not None:
         of_pairs = groups_of_all_pairs(groups, units, genuine, left_out=removed)
-    changed_far, changed = changed_pairs_of_all(scores, units, rows_of_impostors, fars)
-    worst = worst_pairs_of_all(scores, units, rows_of_impostors)
+    far, thresholds = firm_thresholds(scores, fars)
+    listed = listed_pairs(scores, thresholds, genuine_faces(units), rows_of_impostors)
+    changed = None
+    if HEADLINE in thresholds:
+        own = listed[HEADLINE]
+        changed = {kind: Changed(own[kind].pairs, own[kind].total) for kind in KINDS}
     evaluated = evaluate_split_pairs(
         scores,
         sides,
@@ -191,7 +218,8 @@ def evaluate_all_pairs(
         resamples=resamples,
         seed=seed,
     )
-    return AllPairs(evaluated, scores, changed, changed_far, removed.size, worst)
+    changed_far = None if changed is None else far
+    return AllPairs(evaluated, scores, changed, changed_far, removed.size, listed)
 
 
 def evaluate_labelled_pairs(

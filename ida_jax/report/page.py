@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -124,11 +125,15 @@ figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .plot { background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: .9rem; }
 figcaption { margin-top: .5rem; font-size: .925rem; }
-#failures details { padding: .7rem 1.25rem; margin-bottom: .5rem; }
 #failures .controls { margin-bottom: .8rem; }
-#failures small { color: var(--soft); font-weight: 400; }
-#failures tbody th { font-weight: 400; line-height: 1.35; }
-#failures .wide { margin-top: .6rem; }
+#failures tbody th { font-weight: 400; line-height: 1.35; white-space: normal; min-width: 13rem;
+  overflow-wrap: anywhere; }
+#failures tbody td { vertical-align: middle; }
+#failures img { width: 3.5rem; height: 3.5rem; object-fit: cover; border-radius: 4px;
+  margin: .1rem .3rem .1rem 0; }
+#failures .scroll { max-height: 44rem; overflow: auto; } #failures .wide { overflow: visible; }
+#failures thead th { position: sticky; top: 0; z-index: 2; background: var(--card); }
+[hidden] { display: none !important; }
 summary { cursor: pointer; font-weight: 600; } details dl { margin-top: .9rem; }
 .controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: end; }
 :is(#picker, #failures) label span { display: block; font-size: .85rem;
@@ -139,7 +144,7 @@ summary { cursor: pointer; font-weight: 600; } details dl { margin-top: .9rem; }
 #picker button { font-size: .875rem; cursor: pointer; }
 #picker .presets { display: flex; flex-wrap: wrap; gap: .3rem; }
 #picker [aria-invalid=true] { border: 2px dashed var(--few); }
-#picker :focus-visible { outline: 3px solid var(--best); outline-offset: 2px; }
+:is(#picker, #failures) :focus-visible { outline: 3px solid var(--best); outline-offset: 2px; }
 #picker .slider { display: block; margin: 1rem 0; }
 #picker .slider input { width: 100%; margin: .3rem 0; accent-color: var(--best); }
 #picker svg { display: block; width: 100%; max-width: 46rem; margin: 1rem auto .5rem;
@@ -158,8 +163,10 @@ sup, sub { line-height: 0; font-size: .75em; }
   font-family: Cambria, Georgia, serif; overflow-x: auto; white-space: nowrap; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: .1rem; }
   dd { margin-bottom: .6rem; } main { padding-top: 1.5rem; }
-  .plot { overflow-x: auto; } .plot img { max-width: 40rem; } }
-@media print { body { background: none; } .card, .plot { break-inside: avoid; } }
+  .plot { overflow-x: auto; } .plot img { max-width: 40rem; }
+  #failures tbody th { min-width: 8rem; } }
+@media print { body { background: none; } #failures .scroll { max-height: none; }
+  .card, .plot { break-inside: avoid; } }
 """
 
 
@@ -209,6 +216,7 @@ def write_report(
         faces, sheet = _faces(contact_sheet), _png_of_image(contact_sheet)
     page = document(
         title,
+        script("page.js") if picker or failures else "",
         _verdict(results),
         _results(results),
         picker,
@@ -245,6 +253,20 @@ def document(title: str, *parts: str) -> str:
             "</main>\n</body>\n</html>\n",
         ]
     )
+
+
+def data_script(identifier: str, data: Any) -> str:
+    """An element with data for a script, which no name in them ends."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return f'<script type="application/json" id="{identifier}">{text}</script>'
+
+
+def script(name: str) -> str:
+    """An element with one of the scripts beside this module."""
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return f"<script>\n{text}</script>"
 
 
 def html_table(head: str, rows: Iterable[tuple[str, str]]) -> str:

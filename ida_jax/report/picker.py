@@ -5,10 +5,9 @@ Without script the section does not appear, and the page is as it would be witho
 
 from __future__ import annotations
 
-import json
+import html
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,37 @@ import numpy as np
 from ida_jax.common.errors import printable
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, Evaluation
 from ida_jax.metrics.threshold_curve import ThresholdCurve
+from ida_jax.report.page import data_script, script
 from ida_jax.report.style import in_order, method_name, score_name
 from ida_jax.rescoring.method_table import BASELINE, HEADLINE
 
 _MOST_GROUPS = 20
-_SCRIPT = Path(__file__).with_name("page.js")
+_SECTION = """<section id="picker" hidden>
+<h2>Choose a threshold</h2>
+<div class="card">
+<div class="controls">
+<label{one}><span>Protocol</span><select id="picker-variant">{variants}</select></label>
+<label><span>Method</span><select id="picker-method"></select></label>
+<label><span>FAR wanted, at most</span><input id="picker-far" type="text" inputmode="decimal"
+ size="9" autocomplete="off" spellcheck="false"></label>
+<span class="presets" id="picker-presets"></span>
+</div>
+<label class="slider"><span id="picker-label"></span>
+<input id="picker-score" type="range" step="any"></label>
+<div class="wide"><table class="results">
+<thead><tr><th scope="col">Method</th><th scope="col">Threshold</th><th scope="col">FAR</th>
+<th scope="col">False accepts</th><th scope="col">TAR</th><th scope="col">False rejects</th></tr>
+</thead><tbody id="picker-rows"></tbody></table></div>
+<div class="wide"><table class="results" id="picker-groups"></table></div>
+<svg id="picker-plot" viewBox="0 -10 640 240" role="img"
+ aria-label="TAR against FAR, and the chosen threshold"></svg>
+<p class="soft" id="picker-notes" aria-live="polite"></p>
+<p class="soft">For a config, as in deploy.json:
+<button type="button" id="picker-copy">Copy</button></p>
+<pre id="picker-row" tabindex="0"></pre>
+</div>
+</section>
+"""
 
 
 def picker_section(evaluated: Mapping[str, Evaluation], *, method: str = HEADLINE) -> str:
@@ -40,14 +65,15 @@ def picker_section(evaluated: Mapping[str, Evaluation], *, method: str = HEADLIN
     data = {
         "variants": variants,
         "baseline": BASELINE,
-        "method": method,
+        "method": _shown(method),
         "fewest": FEWEST_FALSE_ACCEPTS,
     }
-    return (
-        '<section id="picker" hidden>\n<h2>Choose a threshold</h2>\n<div class="card"></div>\n'
-        f'</section>\n<script type="application/json" id="thresholds">{_json(data)}</script>\n'
-        f"<script>\n{_SCRIPT.read_text(encoding='utf-8')}</script>"
+    names = "".join(
+        f'<option value="{i}">{html.escape(variant["name"])}</option>'
+        for i, variant in enumerate(variants)
     )
+    section = _SECTION.format(variants=names, one=" hidden" * (len(variants) == 1))
+    return f"{section}{data_script('thresholds', data)}\n{script('picker.js')}"
 
 
 def _methods(thresholds: Mapping[str, ThresholdCurve]) -> list[dict[str, Any]]:
@@ -89,9 +115,3 @@ def _rounded(intervals: np.ndarray) -> list[list[float] | None]:
         [float(f"{end:.7g}") for end in ends] if all(map(math.isfinite, ends)) else None
         for ends in intervals.tolist()
     ]
-
-
-def _json(data: Any) -> str:
-    """JSON that ends no element of HTML, whatever the names in it."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

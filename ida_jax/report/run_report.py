@@ -21,6 +21,7 @@ from ida_jax.rescoring.method_table import HEADLINE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ida_jax.report.failures import ImageOf
     from ida_jax.report.pair_cards import ChangedDecisions
 
 # The stages whose records are drawn, and the figures' captions.
@@ -98,14 +99,24 @@ def write_protocol_report(
     results: Mapping[str, Any],
     evaluated: Mapping[str, Evaluation],
     groups: DensitiesByGroup | None = None,
+    face_images: ImageOf | None = None,
 ) -> None:
-    """Writes the report of an evaluation without images, as `write_run_report` does.
+    """Writes the report of an evaluation of embeddings, as `write_run_report` does.
 
     Args:
       groups: log F by group, where it is known.
+      face_images: the faces' images by name, for those of the pairs to look at.
     """
     figures = {} if groups is None else _densities(groups, "log F by group")
-    _write(path, figures, title=title, settings=settings, results=results, evaluated=evaluated)
+    _write(
+        path,
+        figures,
+        title=title,
+        settings=settings,
+        results=results,
+        evaluated=evaluated,
+        face_images=face_images,
+    )
 
 
 def _write(
@@ -114,6 +125,7 @@ def _write(
     *,
     results: Mapping[str, Any],
     evaluated: Mapping[str, Evaluation],
+    face_images: ImageOf | None = None,
     **page: Any,
 ) -> None:
     """The report with the variants' curves before the other figures, and its tables."""
@@ -136,7 +148,7 @@ def _write(
         figures=curves | figures,
         picker=picker_section(evaluated, method=method),
         groups=group_section(results),
-        failures=failure_section(evaluated),
+        failures=failure_section(evaluated, face_images, method=method),
         **page,
     )
     write_tables(Path(path).parent, results)

@@ -83,6 +83,11 @@ def _run(
     from ida_jax.rescoring.rescorer import cohort_notes
 
     request = _request(options)
+    images = None
+    if options.images is not None:
+        from ida_jax.data.named_images import image_of_name
+
+        images = image_of_name(options.images, request.embeddings.names)
     scorers = _scorers(options, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
@@ -103,6 +108,7 @@ def _run(
         settings=results["settings"],
         evaluated=evaluated,
         groups=_log_f_by_group(request, scorers),
+        face_images=images,
     )
     print(printable(results_table(results)))
     for name, notes in results["notes"].items():
@@ -116,7 +122,7 @@ def _writing(
 ) -> contextlib.AbstractContextManager[None]:
     from ida_jax.common.outputs import writing
 
-    named = ("files", "embeddings", "names", "groups", "ignore_identity_pairs")
+    named = ("files", "embeddings", "names", "images", "groups", "ignore_identity_pairs")
     read = {name: getattr(options, name) for name in named}
     read |= {**files, **dataclasses.asdict(own)}
     reading = {f"--{name}": path for name, path in read.items() if isinstance(path, Path)}
@@ -145,6 +151,9 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--names", type=Path, metavar="FILE", help="E's names, one a line")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
+    add("--images", type=Path, metavar="I", help="the images by E's names: a folder, a .tar, .tgz "
+        "or .zip, or a list of paths; the report gets pictures of at most 200 faces of the pairs "
+        f"to look at, personal data ({_of(table, 'failures')})")
     add = parser.add_argument_group("the methods").add_argument
     add("--run", type=Path, metavar="W", help=f"a workdir: its {', '.join(METHOD_FILES)}")
     for artefact, description in artefact_flags().items():
@@ -185,6 +194,11 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
         else:
             group.add_argument(f"--{name}", type=_PARSERS[kind], **shown)
     return parser
+
+
+def _of(table: Mapping[str, Protocol], what: str) -> str:
+    """The protocols of which that is true."""
+    return ", ".join(name for name, entry in table.items() if getattr(entry, what))
 
 
 def _named(protocol: Protocol | None) -> str:
@@ -252,8 +266,11 @@ def _check(options: Any, protocol: Protocol) -> None:
     if options.group_thresholds and options.groups is None:
         raise UserError("--group_thresholds goes with --groups=G: a threshold for each of them")
     if options.group_thresholds and not protocol.grouped:
-        listed = ", ".join(name for name, entry in all_protocols().items() if entry.grouped)
+        listed = _of(all_protocols(), "grouped")
         raise UserError(f"--group_thresholds is for {listed}, not for {protocol.name}")
+    if options.images is not None and not protocol.failures:
+        listed = _of(all_protocols(), "failures")
+        raise UserError(f"--images is for {listed}, not for {protocol.name}")
     if options.resamples < 2 or options.seed < 0:
         raise UserError(
             f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "

@@ -219,11 +219,18 @@ def read_results(workdir: Path) -> dict[str, Any]:
 
 
 def figures_and_notes(evaluated: "Mapping[str, Evaluation]") -> dict[str, Any]:
-    """{"protocols": {variant: figures}, "notes": {variant: its notes, if any}} of results.json."""
-    return {
+    """results.json's protocols, {variant: figures}, and by variant, if any, notes and failures."""
+    kept = {
         "protocols": {variant: of.figures for variant, of in evaluated.items()},
         "notes": {variant: list(of.notes) for variant, of in evaluated.items() if of.notes},
     }
+    failures = {v: of.failures for v, of in evaluated.items() if of.failures.pairs}
+    if failures:
+        kept["failures"] = {
+            variant: {"reading": of.reading, "pairs": [pair._asdict() for pair in of.pairs]}
+            for variant, of in failures.items()
+        }
+    return kept
 
 
 def write_results(

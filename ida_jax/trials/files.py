@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ida_jax.artefacts.calibration import fit_calibration
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.metrics.evaluation import far_key
 from ida_jax.rescoring.method_table import BASELINE, METHODS, SEARCHED
@@ -63,10 +62,7 @@ def write_files(
     for name, file in sorted(kept.items()):
         artefacts[name].save(folder / file)
     scorer = trial.deployed.scorers[method]
-    calibration = fit_calibration(
-        *trial.held.scores[method], kind="logistic", origin=scorer.origin()
-    )
-    calibration.save(folder / CALIBRATION)
+    trial.calibration.save(folder / CALIBRATION)
     used = {name: kept[name] for name in entry.needs}
     line = ["ida-jax", "rescore", "--embeddings=E", "--pairs=P", f"--method={method}"]
     line += [f"--{name}={folder / file}" for name, file in used.items()]

@@ -5,6 +5,7 @@ N faces, P pairs, D embedding.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from ida_jax.anchors.sources import embedding_anchors
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import FEWEST_FALSE_ACCEPTS, measurable_far
 from ida_jax.metrics.roc import OperatingPoint, SplitScores, tar_at_far
+from ida_jax.protocols.failures import log_densities
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.dao_fit import fit_dao
 from ida_jax.rescoring.density import searched_log_density
@@ -68,12 +70,14 @@ class Scored(NamedTuple):
       rows: int [N], the faces' rows in the trial's data.
       people: int [I], their identities, ascending.
       labels: int [N], each face's place in them.
+      log_density: {method: float32 [N], the faces' log F}, of the methods that have it.
     """
 
     scores: dict[str, SplitScores]
     rows: np.ndarray
     people: np.ndarray
     labels: np.ndarray
+    log_density: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def train(
@@ -177,7 +181,8 @@ def score(data: Labelled, rows: np.ndarray, scorers: Mapping[str, Rescorer]) -> 
     faces = data.at(rows)
     people, labels = np.unique(faces.people, return_inverse=True)
     terms = {name: scorer.terms(faces.faces, norms=faces.norms) for name, scorer in scorers.items()}
-    return Scored(all_pair_scores(faces.faces, labels, terms), rows, people, labels)
+    scores = all_pair_scores(faces.faces, labels, terms)
+    return Scored(scores, rows, people, labels, log_densities(terms))
 
 
 def operating_points(part: Scored, far: float) -> dict[str, tuple[OperatingPoint, OperatingPoint]]:
@@ -200,8 +205,19 @@ def standardise(
     So the scores of several rotations, and of several methods, have one threshold: 0.
     """
     for name, split in part.scores.items():
-        at, above = (point.threshold for point in points[name])
+        threshold, unit = _scale(points[name])
         for kind in split:
-            kind -= np.float32(at)
-            kind /= np.float32(at - above if at > above else 1.0)
+            kind -= np.float32(threshold)
+            kind /= np.float32(unit)
     return part
+
+
+def unstandardised(scores: np.ndarray, points: tuple[OperatingPoint, OperatingPoint]) -> np.ndarray:
+    """What a method's standardised scores are on the scale of the rotation of these points."""
+    threshold, unit = _scale(points)
+    return scores * unit + threshold
+
+
+def _scale(points: tuple[OperatingPoint, OperatingPoint]) -> tuple[float, float]:
+    at, above = (point.threshold for point in points)
+    return at, at - above if at > above else 1.0

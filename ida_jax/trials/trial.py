@@ -14,12 +14,14 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.check import identity_leaks, same_person_threshold
 from ida_jax.anchors.coverage import coverage
+from ida_jax.artefacts.calibration import Calibration, fit_calibration
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.bootstrap import Bootstrap
 from ida_jax.metrics.evaluation import Evaluation, far_key, measurable_far
 from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.roc import Interval, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curve
+from ida_jax.protocols.failures import decided_at, described, firm_thresholds, listed_pairs
 from ida_jax.protocols.scored_pairs import bootstrap_split_pairs, evaluate_split_pairs
 from ida_jax.rescoring.method_table import (
     ARTEFACTS,
@@ -29,7 +31,7 @@ from ida_jax.rescoring.method_table import (
     methods_with,
 )
 from ida_jax.rescoring.tiles import pair_counts
-from ida_jax.trials.pool import groups_of, joined, pooled, sides_of
+from ida_jax.trials.pool import groups_of, joined, log_density_of, pooled, rows_of, sides_of
 from ida_jax.trials.rotate import (
     MOST_LEARNT,
     Labelled,
@@ -40,6 +42,7 @@ from ida_jax.trials.rotate import (
     score,
     standardise,
     train,
+    unstandardised,
 )
 from ida_jax.trials.split import rotations
 from ida_jax.trials.verdict import Finding, verdict
@@ -57,6 +60,7 @@ class Trial(NamedTuple):
       deployed: the rotation whose anchors and fits are kept; none of those in `held` is in it.
       held: the pairs, of the method to use and the cosine, that give thresholds and calibration.
       thresholds: {FAR: the threshold and its interval} of the method to use.
+      calibration: of the method to use, fitted on them.
       curves: {method: what its thresholds do on the pairs in `held`}.
       identities: the people with known labels.
     """
@@ -67,6 +71,7 @@ class Trial(NamedTuple):
     deployed: Trained
     held: Scored
     thresholds: dict[str, dict[str, Any]]
+    calibration: Calibration
     curves: dict[str, ThresholdCurve]
     identities: int
 
@@ -80,6 +85,7 @@ def run_trial(
     data: Labelled,
     given: AnchorSet | None = None,
     *,
+    names: Sequence[str] | None = None,
     groups: FaceGroups | None = None,
     far: float = 1e-4,
     resamples: int = 1000,
@@ -91,6 +97,7 @@ def run_trial(
     Args:
       data: identities from 0, negative where unknown.
       given: anchors in place of the data's own; nobody of the data may be among them.
+      names: of the N faces, for the pairs to look at; their rows if None.
       groups: those of the N faces, for the tested pairs' figures by group.
       far: the FAR that the method is chosen for, in (0, 0.1].
       say: is told how far the trial is, in lines.
@@ -108,11 +115,11 @@ def run_trial(
     failed: dict[str, list[str]] = {}
     for number, rotation in enumerate(planned, 1):
         trained = train(data, rotation, given, far=far, seed=seed)
-        if number == 1:
-            first = trained
-            notes += _checks(data, rotation.test, trained)
         # Every rotation has fits and anchors of its own: scores are pooled on a common scale.
         points = operating_points(score(data, rotation.choose, trained.scorers), measured)
+        if number == 1:
+            first, first_points = trained, points
+            notes += _checks(data, rotation.test, trained)
         rates.append({name: at.tar for name, (at, _) in points.items()})
         tested.append(standardise(score(data, rotation.test, trained.scorers), points))
         say(
@@ -141,6 +148,9 @@ def run_trial(
     del nested
     fars = [rate for rate in (10 * far, far, far / 10) if rate * impostors >= 1 and rate <= 0.5]
     say(f"intervals of {len(whole)} methods over {impostors + len(sides.genuine):,} pairs")
+    # Before the evaluation sorts the scores.
+    firm_far, at_firm = firm_thresholds(whole, (tested_far,))
+    listed = listed_pairs(whole, at_firm, *rows_of(tested))
     evaluated = evaluate_split_pairs(
         whole,
         sides,
@@ -151,7 +161,7 @@ def run_trial(
     )
     tars = {name: tar_at_far(*whole[name], [tested_far])[0].tar for name in (favourite, BASELINE)}
     tested_people = sum(len(part.people) for part in tested)
-    del whole, tested, of_pairs
+    del whole, of_pairs
     figures, key = gain.figures[_CHOSEN], far_key(tested_far)
     interval = Interval(*figures["tar_gain_interval@far"][key])
     shown = favourite != BASELINE and interval.low > 0
@@ -161,6 +171,25 @@ def run_trial(
         np.union1d(planned[0].test, planned[0].choose),
         {name: first.scorers[name] for name in {method, BASELINE}},
     )
+    calibration = fit_calibration(
+        *held.scores[method], kind="logistic", origin=first.scorers[method].origin()
+    )
+
+    def probability(name: str, scores: np.ndarray) -> np.ndarray | None:
+        if name != method:
+            return None
+        return calibration.percent(unstandardised(scores, first_points[method])) / 100
+
+    failures = described(
+        listed,
+        data.faces,
+        names or [f"row {row}" for row in range(len(data.faces))],
+        decided=_reading(firm_far, measured, method),
+        densities=log_density_of(tested, len(data.faces)),
+        groups=groups,
+        probability=probability,
+    )
+    del tested
     wanted = sorted({*fars, tested_far})
     between = np.geomspace(wanted[0], wanted[-1], 9)[1:-1].tolist()
     bootstrap = bootstrap_split_pairs(
@@ -188,13 +217,26 @@ def run_trial(
         Interval(*at["interval"]),
     )
     # The pooled scores' common scale is not that of the deployed files.
-    evaluated = evaluated._replace(notes=(*notes, *evaluated.notes), thresholds={})
+    evaluated = evaluated._replace(
+        notes=(*notes, *evaluated.notes), thresholds={}, failures=failures
+    )
     people = len(np.unique(data.people[data.people >= 0]))
     curves = {
         name: threshold_curve(held.scores[name], fars=wanted, intervals=bootstrap.methods[name])
         for name in held.scores
     }
-    return Trial(finding, verdict(finding), evaluated, first, held, thresholds, curves, people)
+    return Trial(
+        finding, verdict(finding), evaluated, first, held, thresholds, calibration, curves, people
+    )
+
+
+def _reading(far: float | None, measured: float, method: str) -> str:
+    return (
+        f"{decided_at(far)} A score and log F are of the rotation that tested the pair; the score "
+        f"is on the rotations’ common scale, on which 0 is the threshold at FAR {measured:.2g} of "
+        "the fold that chooses. The probability, for as many genuine pairs as impostors, is that "
+        f"of calibration.safetensors, for {METHODS[method].title}."
+    )
 
 
 def require_distinct(data: Labelled) -> None:

@@ -39,7 +39,7 @@ def test_a_far_asked_for_has_the_threshold_of_tar_at_far(decimals):
     curve = threshold_curve(split, fars=fars)
     far = curve.false_accepts / curve.impostor
     for point in tar_at_far(*split, fars):
-        at = np.flatnonzero(far <= point.far)[-1]  # as page.js takes it
+        at = np.flatnonzero(far <= point.far)[-1]  # as picker.js takes it
         assert curve.threshold[at] == point.threshold
         assert curve.false_accepts[at] == point.false_accepts
         assert curve.true_accepts[at] / 301 == pytest.approx(point.tar)

@@ -1,9 +1,12 @@
 """ida-jax trial: the folds, the verdict, the files it leaves, and what it refuses."""
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,8 +20,15 @@ from ida_jax.metrics.roc import Interval, SplitScores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.trials import split
 from ida_jax.trials.files import score_script
-from ida_jax.trials.pool import groups_of, pooled, sides_of
-from ida_jax.trials.rotate import Labelled, Scored, choose, operating_points, standardise
+from ida_jax.trials.pool import groups_of, log_density_of, pooled, rows_of, sides_of
+from ida_jax.trials.rotate import (
+    Labelled,
+    Scored,
+    choose,
+    operating_points,
+    standardise,
+    unstandardised,
+)
 from ida_jax.trials.split import FOLDS, IMAGES, rotations
 from ida_jax.trials.trial import require_distinct
 from ida_jax.trials.verdict import Finding, people_needed, verdict
@@ -87,6 +97,7 @@ def test_the_choice_and_the_common_scale():
     assert measurable_far(1e-4, 4) == 0.5
     points = operating_points(_scored(cosine=[9, 9, 6, 4, 2, 1]), 0.1)
     scaled = standardise(_scored(cosine=[7, 5, 6, 4, 2, 1]), points).scores["cosine"]
+    np.testing.assert_allclose(unstandardised(scaled.genuine, points["cosine"]), [7, 5])
     # Thresholds 6 at FAR 0.1, 2 at FAR 0.5.
     np.testing.assert_allclose(scaled.genuine, (np.array([7, 5]) - 6) / 4)
     np.testing.assert_allclose(scaled.impostor, (np.array([6, 4, 2, 1]) - 6) / 4)
@@ -106,9 +117,15 @@ def test_pooled_pairs_know_their_people_and_groups():
             all_of_kind += kind
         scores = SplitScores(*(np.float32([10 * a + b for a, b in kind]) for kind in split))
         ids, labels = np.unique(people[rows], return_inverse=True)
-        parts.append(Scored({"cosine": scores, "other": scores}, rows, ids, labels))
+        log_f = {"ida_r": np.float32(-rows)}
+        parts.append(Scored({"cosine": scores, "other": scores}, rows, ids, labels, log_f))
     del parts[1].scores["other"]
     sides, of_pairs = sides_of(parts), groups_of(parts, groups)
+    for of_kind, pairs in zip(rows_of(parts), listed, strict=True):
+        some = rng.permutation(len(pairs))[:9]
+        np.testing.assert_array_equal(of_kind(some), np.array(pairs)[some])
+    log_f = log_density_of(parts, 13)["ida_r"]
+    np.testing.assert_array_equal(log_f, [*-np.arange(12.0), np.nan])
     whole = pooled(parts)
     assert list(whole) == ["cosine"]
     assert parts[0].scores.keys() == {"other"}
@@ -183,6 +200,13 @@ def files(tmp_path_factory):
     faces = centres[people] + 0.4 * rng.normal(size=(600, 24))
     np.save(folder / "e.npy", (3 * faces).astype(np.float32))
     (folder / "l.txt").write_text("".join(f"person {p}\n" for p in people))
+    (folder / "n.txt").write_text("".join(f"person {p}/{row}\n" for row, p in enumerate(people)))
+    picture = cv2.imencode(".jpg", np.zeros((9, 8, 3), np.uint8))[1].tobytes()
+    with tarfile.open(folder / "i.tar", "w") as images:
+        for row, p in enumerate(people):
+            entry = tarfile.TarInfo(f"person {p}/{row}.jpg")
+            entry.size = len(picture)
+            images.addfile(entry, io.BytesIO(picture))
     # Three groups, of which one is a single person; the last people are in none.
     groups = np.where(np.arange(150) < 70, "a", np.where(np.arange(150) < 140, "b", "")).tolist()
     groups[139] = "alone"
@@ -196,6 +220,7 @@ def done(files):
     trial.main([
         f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={files}/out",
         "--far=0.01", "--resamples=30", "--model_name=<b>m</b>", f"--groups={files}/g.csv",
+        f"--names={files}/n.txt", f"--images={files}/i.tar",
     ])  # fmt: skip
     return files / "out"
 
@@ -252,6 +277,38 @@ def test_every_script_scores_as_the_rescorer(files, done, tmp_path, method):
     np.testing.assert_allclose(np.load(tmp_path / "t.npy"), expected, atol=1e-6)
 
 
+def test_the_pairs_to_look_at(files, done):
+    results = json.loads((done / "results.json").read_text())
+    faces = np.load(files / "e.npy")
+    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+    pairs = results["failures"]["cross_fitted"]["pairs"]
+    used, by_kind = results["trial"]["method_to_use"], {}
+    for pair in pairs:
+        by_kind.setdefault((pair["method"], pair["kind"], pair["genuine"]), []).append(pair)
+        (a, b), people = zip(*(name.split("/")[::-1] for name in pair["names"]), strict=True)
+        assert (people[0] == people[1]) == pair["genuine"]
+        assert pair["cosine"] == pytest.approx(faces[int(a)] @ faces[int(b)], abs=1e-5)
+        assert (pair["log_density"] is None) == (pair["method"] not in DAO)
+        assert (pair["probability"] is None) == (pair["method"] != used)
+        assert pair["group"] in ("a", "b", "alone", "across groups", "no group")
+    at = {name: of["threshold@far"] for name, of in results["protocols"]["cross_fitted"].items()}
+    for (method, kind, genuine), listed in by_kind.items():
+        scores = [pair["score"] for pair in listed]
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) <= 40
+        if kind != "worst":
+            right = (np.array(scores) > at[method]["0.01"]) == genuine
+            assert right.all() if kind == "corrected" else not right.any()
+    assert all(len(by_kind[name, "worst", False]) == 40 for name in at)
+    assert ("ida_r", "corrected", True) in by_kind
+    page = (done / "report.html").read_text()
+    assert 100 < page.count("data:image/jpeg") <= 220  # of few rows a face is there twice
+    assert "pictures of people in this file (at most 200) are personal data" in page
+
+
+DAO = {"ida_r", "ida_r_fallback", "ida_r_fitted", "ida_l"}
+
+
 def test_results_are_not_overwritten(files, done):
     before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
     with pytest.raises(UserError, match="already holds results"):
@@ -265,6 +322,9 @@ def test_results_are_not_overwritten(files, done):
         ([], "expected --embeddings=E, or --demo"),
         (["--demo", "--embeddings=E"], "expected --embeddings=E, or --demo"),
         (["--demo", "--labels=l.txt"], "--demo brings its own data: leave out --labels"),
+        (["--demo", "--images=i.tar"], "--demo brings its own data: leave out --images"),
+        (["--embeddings=E", "--labels=L", "--images=I"], "--images goes by E's names"),
+        (["--embeddings=E", "--names=N", "--images=I"], "2 of 600 faces have no image in .*i.tar"),
         (["--demo", "--groups=norms:2"], "--demo brings its own data: leave out --groups"),
         (["--embeddings=E", "--labels=L", "--groups=norms:1"], "'norms:1': expected norms:N"),
         (["--embeddings=E", "--labels=L", "--groups=rows.npy"], "599 rows for 600 faces"),
@@ -310,6 +370,9 @@ def test_mistakes_are_one_line_and_nothing_is_written(files, tmp_path, monkeypat
     own = embedding_anchors(np.load(files / "e.npy"), people=np.array(lines), size=1000)
     own.save(tmp_path / "own.safetensors")
     named = {"=E": f"={files}/e.npy", "=L": f"={files}/l.txt", "=G": f"={files}/g.csv"}
+    named |= {"=I": f"={files}/i.tar", "=N": "=n.txt"}
+    names = (files / "n.txt").read_text().splitlines()
+    (tmp_path / "n.txt").write_text("\n".join([*names[:-2], "a/1", "a/2"]))
     for short, path in named.items():
         flags = [f.removesuffix(short) + path if f.endswith(short) else f for f in flags]
     with pytest.raises(UserError, match=fault):
