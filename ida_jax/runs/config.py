@@ -86,6 +86,7 @@ def run_section(title: str) -> ConfigDict:
     c.evaluate.ignore_identity_pairs = placeholder(str)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
+    c.evaluate.rule = "exact"  # or insightface: also the list's figures by arcface_torch's rule
     # Also verification of templates of this many images each, by mean pooling and, where the stage
     # pfe is run, by PFE's fusion; 0: none.
     c.evaluate.template_size = 0
@@ -137,6 +138,8 @@ def train_section() -> ConfigDict:
     c.checkpoint_every = 5_000
     c.log_every = 100
     c.verify_every = 0  # steps between verifications on verify_data; 0: none
+    # Their accuracy: exact thresholds, or insightface, arcface_torch's, with its VAL@FAR and XNorm.
+    c.verify_rule = "exact"
     c.keep = "last"  # or best, by verification: the weights that become the model
     return c
 

@@ -207,7 +207,7 @@ def _without_effect(config: Mapping[str, Any]) -> frozenset[str]:
     sections = ("train", "pfe", "gan")
     options = {f"{s}.{o}" for s in sections for o in ("workers", "log_every", "checkpoint_every")}
     if config.get("train", {}).get("keep") != "best":
-        options |= {"train.verify_every", "verify_data"}
+        options |= {"train.verify_every", "train.verify_rule", "verify_data"}
     return frozenset(options)
 
 

@@ -78,6 +78,23 @@ def test_lfw(lfw, anchors, capsys):
     assert "lfw_3fold" in capsys.readouterr().out
 
 
+def test_insightfaces_rule_beside_ours(lfw, anchors, capsys):
+    flags = [
+        f"--files={lfw / 'pairs.txt'}",
+        f"--embeddings={lfw / 'E.npy'}",
+        f"--anchors={anchors}",
+    ]
+    protocols, results = _run(lfw, "--protocol=lfw", *flags, "--rule=insightface")
+    assert list(protocols) == ["lfw_3fold", "lfw_3fold_insightface"]
+    assert set(protocols["lfw_3fold"]) > {"cosine", "ida_r"}
+    (figures,) = protocols["lfw_3fold_insightface"].values()
+    norms = np.linalg.norm(np.load(lfw / "E.npy"), axis=1)
+    np.testing.assert_allclose(figures["xnorm"], norms.mean())
+    assert results["settings"]["rule"] == "insightface"
+    assert "lfw_3fold has every method" in " ".join(results["notes"]["lfw_3fold_insightface"])
+    assert "VAL@1e-3 %" in capsys.readouterr().out
+
+
 def test_few_anchors_have_a_smaller_cohort(lfw, anchors, capsys):
     """Nobody asked for as_norm's usual 300 of the 70 anchors; of 71 somebody did."""
     flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", f"--anchors={anchors}"]
@@ -272,6 +289,10 @@ def test_labelled_pairs(lfw, identities):
     names = (lfw / "E.names.txt").read_text().split()
     people = np.array([name.split("/")[0] for name in names])
     same = people[pairs[:, 0]] == people[pairs[:, 1]]
+    place = np.empty(len(pairs))  # both kinds in each of ten folds
+    for kind in (same, ~same):
+        place[kind] = np.linspace(0, 1, kind.sum())
+    pairs, same = pairs[np.argsort(place)], same[np.argsort(place)]
     rows = [f"{names[a]},{names[b]}" for a, b in pairs]
     (lfw / "list.csv").write_text("\r\n".join(["first,second", *rows]))
     np.save(lfw / "labels.npy", same)
@@ -280,12 +301,19 @@ def test_labelled_pairs(lfw, identities):
         sides = [f"{people[a]},{people[b]}" for a, b in pairs]
         (lfw / "people.csv").write_text("\n".join(["identity_1,identity_2", *sides]))
         flags = [f"--identities={lfw / 'people.csv'}"]
+    (lfw / "rule").mkdir()
     protocols, results = _run(
         lfw, "--protocol=pairs", f"--files={lfw / 'list.csv'}", f"--labels={lfw / 'labels.npy'}",
         f"--embeddings={lfw / 'E.npy'}", "--fars=0.1", *flags,
     )  # fmt: skip
     figures = protocols["pairs"]["cosine"]
     assert figures["genuine"] == same.sum()
+    both, _ = _run(
+        lfw / "rule", "--protocol=pairs", "--rule=insightface", f"--files={lfw / 'list.csv'}",
+        f"--labels={lfw / 'labels.npy'}", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1", *flags,
+    )  # fmt: skip
+    assert both["pairs"] == protocols["pairs"]
+    assert both["pairs_10fold_insightface"]["cosine"]["pairs"] == same.size
     told = any("take pairs for independent" in note for note in results["notes"].get("pairs", []))
     assert told is not identities
 
