@@ -10,6 +10,30 @@ def _accepted_rates(threshold, distances, same):
     return true_accepts / np.sum(same), false_accepts / np.sum(~same)
 
 
+def identification(similarity, mates):
+    """Rank-1, -5, -10 and the TPIR at 0.01 and 0.1 of probes in one gallery (ijb_1n.py).
+
+    Args:
+      similarity: float64 [M, G].
+      mates: int [M], each probe's column.
+    """
+    similarity = np.array(similarity, np.float64)
+    order = np.argsort(-similarity, axis=1)
+    hits = dict.fromkeys((1, 5, 10), 0)
+    positives = []
+    for probe, mate in enumerate(mates):
+        for k in hits:
+            hits[k] += mate in order[probe, :k]
+        positives.append(similarity[probe, mate])
+        similarity[probe, mate] = -2.0
+    negatives = np.sort(similarity[similarity > -2.0])[::-1]
+    tpir = {}
+    for far in (0.01, 0.1):
+        threshold = negatives[int(np.ceil(len(mates) * far)) - 1]
+        tpir[far] = np.sum(np.array(positives) > threshold) / len(mates)
+    return {k: count / len(mates) for k, count in hits.items()}, tpir
+
+
 def _folds(pairs, folds):
     """scikit-learn's KFold without shuffling: the first P mod F folds have one pair more."""
     ends = np.cumsum([pairs // folds + (fold < pairs % folds) for fold in range(folds)])
