@@ -34,6 +34,29 @@ def identification(similarity, mates):
     return {k: count / len(mates) for k, count in hits.items()}, tpir
 
 
+def margin_logit(c, margins):
+    """The label's logit at scale 1 and its gradient by c, by margin_list (losses.py)."""
+    m1, m2, m3 = margins
+    if m1 == 1 and m3 == 0:
+        # arccos and cos are taken in place under no_grad: only the scale has a gradient.
+        return np.cos(np.arccos(np.float64(c)) + m2), 1.0
+    if m3 > 0:
+        return np.float64(c) - m3, 1.0
+    raise ValueError("no such margin")
+
+
+def learning_rates(rate, *, warmup, total):
+    """The rate of each optimiser step: `PolynomialLRWarmup` of power 1, stepped after each."""
+    rates = [rate]
+    for epoch in range(1, total):
+        if epoch <= warmup:
+            rates.append(rate * epoch / warmup)
+        else:
+            left = 1 - (epoch - warmup) / (total - warmup)
+            rates.append(rates[-1] * left / (1 - (epoch - 1 - warmup) / (total - warmup)))
+    return rates
+
+
 def _folds(pairs, folds):
     """scikit-learn's KFold without shuffling: the first P mod F folds have one pair more."""
     ends = np.cumsum([pairs // folds + (fold < pairs % folds) for fold in range(folds)])

@@ -105,8 +105,11 @@ def train_section() -> ConfigDict:
     c.head = "arcface"  # arcface | cosface | l2_softmax | sphereface | combined | adaface
     c.scale = 64.0
     c.margin = placeholder(float)  # the head's own: arcface 0.5, cosface 0.35, adaface 0.4, …
-    c.combined_margins = (1.0, 0.3, 0.2)  # (m₁, m₂, m₃), of combined in place of margin
-    c.straight_through = False  # ArcFace with InsightFace's gradient instead of the exact one
+    # (m₁, m₂, m₃), of combined in place of margin. All three count; arcface_torch's margin_list
+    # with m₃ > 0 drops m₁ and m₂, and is cosface with the margin m₃.
+    c.combined_margins = (1.0, 0.3, 0.2)
+    # ArcFace, or combined with (1, m, 0), with InsightFace's gradient instead of the exact one.
+    c.straight_through = False
     c.sub_centres = 1  # weight vectors a class; 3 for noisy labels (Sub-center ArcFace)
     c.class_shards = 0  # devices that share the classes; 0: all, 1: each has all classes
     c.class_block = 0  # classes at a time in the softmax; 0: all, which holds [B, C] logits
@@ -116,10 +119,13 @@ def train_section() -> ConfigDict:
     c.head_dtype = "float32"  # or bfloat16, of the head's matrix products
     # The optimiser.
     c.batch_size = 512
-    c.accumulate = 1  # parts of a batch, one after the other: less memory
+    # Parts of a batch, one after the other: less memory. Their gradients are averaged, and steps
+    # are whole batches; arcface_torch's gradient_acc sums them, and counts every part as a step.
+    c.accumulate = 1
     c.steps = 200_000
     c.schedule = "steps"  # or linear, InsightFace's
     c.learning_rate = 0.1
+    # Step s of them has (s + 1) / warmup_steps of the rate, arcface_torch's s / warmup_steps.
     c.warmup_steps = 0
     c.decay_steps = (100_000, 140_000, 160_000)
     c.decay_factor = 0.1
