@@ -43,6 +43,10 @@ FLIPS = ("none", "added", "halves")
 DENSITIES = ("template", "images")
 GALLERIES = ("apart", "joined")
 _RULE = "thresholds never exceed their FAR or FPIR (InsightFace takes the nearest)"
+_UNIT = (
+    "the images' embeddings all have unit length, so that their norms weigh nothing, though the "
+    "variant's name has norm: give raw ones (ida-jax embed; export --output_kind=raw)"
+)
 # Images searched at once where their densities are pooled.
 _SLAB = 8192
 
@@ -83,7 +87,8 @@ def evaluate_ijb(
       scorers: {method: its Rescorer}.
       subset: "ijbb" or "ijbc", for the name.
       galleries: of 1:N.
-      norm: "keep" or "unit".
+      norm: "keep" or "unit"; "keep" takes raw embeddings, and where all have unit length a note
+        says that their norms weigh nothing.
       flip: mirror images' embeddings: "none", "added", or "halves": beside the others, [N, 2D].
       detector: weights images by the detector's score if the lists have it.
       densities: "template" or "images".
@@ -173,9 +178,21 @@ def evaluate_ijb(
             searched |= evaluate_joined(faces, terms, galleries, one_person=one_person)
         evaluated |= {f"{subset}_{name}{variant}": of for name, of in searched.items()}
     notes = (*meta.notes, _RULE)
+    if norm == "keep" and _all_unit(embeddings, halves=flip == "halves"):
+        notes += (_UNIT,)
     if lost := meta.templates.size - rows.size:
         notes += (f"{lost:,} images without an embedding were left out of their templates",)
     return {name: of._replace(notes=(*notes, *of.notes)) for name, of in evaluated.items()}
+
+
+def _all_unit(embeddings: np.ndarray, *, halves: bool) -> bool:
+    """Whether the first images' embeddings were normalised; bad rows say nothing."""
+    slab = np.asarray(embeddings[:_SLAB], np.float64)
+    if halves:
+        slab = np.concatenate(np.split(slab, 2, axis=1))
+    norms = np.linalg.norm(slab, axis=1)
+    known = norms[np.isfinite(norms) & (norms > 0)]
+    return bool(known.size and np.all(np.abs(known - 1) < 1e-3))
 
 
 def _good_rows(embeddings: np.ndarray) -> np.ndarray:
@@ -238,7 +255,8 @@ class IjbOptions(FarOptions):
     )
     norm: str = option(
         "keep",
-        "an image's weight in its template: its embedding's norm (keep, the default), or 1 (unit)",
+        "an image's weight in its template: its raw embedding's norm (keep, the default), or 1 "
+        "(unit)",
         choices=("keep", "unit"),
     )
     detector: str = option(

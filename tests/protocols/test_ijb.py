@@ -410,6 +410,21 @@ def test_images_without_an_embedding(written, scorers):
         evaluate_ijb(damaged, meta, few, skip_bad=True, **options)
 
 
+@pytest.mark.parametrize("flip", ["none", "halves"])
+def test_norms_of_unit_embeddings_weigh_nothing_and_that_is_said(written, scorers, flip):
+    meta = read_ijb(written, subset="ijbc")
+    raw = np.load(written / "embeddings.npy")
+    only = {"cosine": scorers["cosine"]}
+    for embeddings, norm, told in ((raw, "keep", False), (_unit(raw), "keep", True),
+                                   (_unit(raw), "unit", False)):  # fmt: skip
+        given = np.concatenate([embeddings] * 2, axis=1) if flip == "halves" else embeddings
+        found = evaluate_ijb(
+            given, meta, only, subset="ijbc", norm=norm, flip=flip, fars=(0.1,), resamples=0
+        )
+        (evaluated,) = found.values()
+        assert any("norms weigh nothing" in note for note in evaluated.notes) is told
+
+
 def test_variants_are_in_the_names(written, scorers):
     meta = read_ijb(written, subset="ijbc")
     embeddings = np.load(written / "embeddings.npy")
