@@ -340,7 +340,7 @@ def test_ytf(tmp_path, anchors):
 
 def test_ijb(tmp_path, anchors):
     release = tmp_path / "release"
-    write_release(release, Size(120, 40, 15, 300, 20, D))
+    write_release(release, Size(120, 40, 16, 300, 20, D))
     names = [f"loose_crop/{i + 1}.jpg" for i in range(120)]
     order = np.random.default_rng(0).permutation(120)  # names bring them back into the lists' order
     shuffled = np.load(release / "embeddings.npy")[order]
