@@ -113,9 +113,12 @@ def train_section() -> ConfigDict:
     c.sub_centres = 1  # weight vectors a class; 3 for noisy labels (Sub-center ArcFace)
     c.class_shards = 0  # devices that share the classes; 0: all, 1: each has all classes
     c.class_block = 0  # classes at a time in the softmax; 0: all, which holds [B, C] logits
-    # Share of the classes that a step looks at (Partial FC: 0.1), but not fewer than the batch on
-    # each device.
+    # Share of the classes that a step looks at (Partial FC: 0.1); on each device at least those of
+    # the batch that it has.
     c.sample_rate = 1.0
+    # The others: dense, momentum and weight decay move them as with a gradient of 0 (Partial FC's
+    # second version, arcface_torch's); or frozen, they stay as they are until they are sampled.
+    c.sample_rule = "dense"
     c.head_dtype = "float32"  # or bfloat16, of the head's matrix products
     # The optimiser.
     c.batch_size = 512

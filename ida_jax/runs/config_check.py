@@ -312,6 +312,7 @@ def check_training(c: ConfigDict) -> None:
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
     _one_of("train.head_dtype", train.head_dtype, ("float32", "bfloat16"))
     _one_of("train.keep", train.keep, ("last", "best"))
+    _one_of("train.sample_rule", train.get("sample_rule", "frozen"), ("dense", "frozen"))
     _one_of("train.verify_rule", train.get("verify_rule", RULES[0]), RULES)
     for key in ("batch_size", "accumulate", "steps", "checkpoint_every", "log_every"):
         _at_least_1(c, f"train.{key}")
