@@ -18,6 +18,7 @@ from ida_jax.common.command_line import did_you_mean, underscored, user_path
 from ida_jax.common.errors import UserError
 from ida_jax.data.load import renamed_section
 from ida_jax.rescoring.method_table import methods_with
+from ida_jax.runs.config_words import missing_key, no_such_key, peers_key
 from ida_jax.runs.workdir import METHOD_FILES
 
 # The entries that are paths, in either kind of config.
@@ -311,7 +312,7 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         if config is not None:
             config.stages  # noqa: B018  a file that was not found shows at the first look
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{_one_line(error)}; see --help") from error
+        raise UserError(_unknown_key(argv) or f"{_one_line(error)}; see --help") from error
     except Exception as error:  # a config is a program, which can fail in any way
         what = f"{type(error).__name__}: {_one_line(error)}"
         raise UserError(f"the config cannot be run: {what}") from error
@@ -322,10 +323,30 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         for section, given in sections.items():
             _rename_data(config, section, given)
         _expand_paths(config)
+        if key := peers_key(config):
+            raise UserError(no_such_key(config, key))
     if rest:
         known = ", ".join(f"--{name}=" for name in ("config", *others))
         raise UserError(f"unknown flag '{rest[0]}': expected {known}, --config.key=")
     return config, {name: getattr(parsed, name) for name in others}
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    """What to say of the first --config.KEY that the file's own config does not have; or None."""
+    own: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--config":
+            own = [word, following]
+        elif word.startswith("--config="):
+            own = [word]
+    if own and any(word.startswith("--config.") for word in argv):
+        try:
+            config, _ = parse_config(own)
+        except UserError:  # the file itself is what is wrong
+            return None
+        if config is not None and (key := missing_key(config, argv)):
+            return no_such_key(config, key)
+    return None
 
 
 def config_file(arguments: list[str]) -> Path | None:
