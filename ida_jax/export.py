@@ -1,6 +1,6 @@
 """ida-jax export --model=FILE|DIR --output=X.onnx|X.stablehlo [--ssr=FILE] [--norm] …
 
-Writes a face model as one graph: crops in, unit embeddings out; with --ssr the log-density of
+Writes a face model as one graph: crops in, embeddings out; with --ssr the log-density of
 IDA-L beside them, with --norm the norms that the embeddings had, for IDA-Q. The batch is free, the
 weights are inside, the arithmetic is float32.
 
@@ -14,11 +14,16 @@ InsightFace's iresnets as .pth, .pt, .ckpt, .npz or .onnx, and MobileFaceNet's s
 Input uint8 (default) is RGB crops [B, H, W, 3] as they are read, normalised inside the graph;
 float_nchw is float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.
 
+Embeddings have unit length (--output_kind=unit, default), or are raw, as the network gives them,
+which a drop-in for InsightFace's files needs: its IJB protocol weighs images by their norm, and
+adds mirrored images' raw embeddings.
+
 Before it is written, the graph runs on random images beside JAX; the largest difference is printed.
 
 examples:
   ida-jax export --model=runs/quickstart --output=face.onnx
   ida-jax export --model=backbone.pth --output=model.safetensors
+  ida-jax export --model=runs/ms1m --input=float_nchw --output_kind=raw --output=drop_in.onnx
 """
 
 import json
@@ -63,7 +68,7 @@ def _export(options: Any) -> None:
 
     model = _read_model(options.model)
     if options.info:
-        _print(description(model, input=options.input, ssr=None))
+        _print(description(model, input=options.input, ssr=None, output_kind=options.output_kind))
         return
     if options.output.suffix == ".safetensors":
         model.save(options.output)
@@ -80,6 +85,8 @@ def _parser() -> Parser:
     add("--ssr", type=Path, metavar="FILE", help="the model's SSR module: adds log_density")
     add("--norm", action="store_true", help="adds norm, that of the raw embedding (IDA-Q)")
     add("--input", default="uint8", choices=("uint8", "float_nchw"), help="uint8 (default)")
+    add("--output_kind", default="unit", choices=("unit", "raw"), help="the embeddings' length: 1 "
+        "(unit, default), or as the network gives them (raw)")  # fmt: skip
     add("--info", action="store_true", help="only print what the model is and takes")
     return parser
 
@@ -95,9 +102,14 @@ def _check(options: Any) -> None:
         )
     if not options.output.absolute().parent.is_dir():
         raise UserError(f"--output={options.output}: its folder does not exist; make it first")
-    if options.output.suffix == ".safetensors" and (options.ssr is not None or options.norm):
-        flag = "--norm" if options.ssr is None else "--ssr"
-        raise UserError(f"{flag} is for graphs, .onnx and .stablehlo")
+    if options.output.suffix == ".safetensors":
+        given = {
+            "--ssr": options.ssr is not None,
+            "--norm": options.norm,
+            "--output_kind=raw": options.output_kind == "raw",
+        }
+        for flag in (flag for flag, present in given.items() if present):
+            raise UserError(f"{flag} is for graphs, .onnx and .stablehlo")
 
 
 def _read_model(path: Path) -> "FaceModel":
@@ -128,6 +140,7 @@ def _write_graph(model: "FaceModel", options: Any) -> None:
 
     ssr = None if options.ssr is None else SSRModule.load(options.ssr)
     given = {"input": options.input, "ssr": ssr, "norm": options.norm}
+    given["output_kind"] = options.output_kind
     facts = description(model, **given)
     data = to_bytes(model, **given)
     difference = largest_difference(to_graph(data), model, **given)

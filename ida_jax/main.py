@@ -5,7 +5,17 @@ from a file of embeddings, targets, ssr, evaluate. Each is resumable; run the sa
 after an interruption.
 
 --config takes a path or the name of a config that is installed with ida_jax, such as quickstart;
-any of its keys is a flag, such as --config.train.batch_size=256.
+any of its keys is a flag, such as --config.train.batch_size=256. Its sections, with every entry
+explained in ida_jax/runs/config.py:
+
+  title, stages, seed, data_dir     the run: its name, what it does, where the data is
+  k, tau, searcher, flip            IDA's support set, and mirrored images' embeddings
+  train_data, eval_data, verify_data  the data sets; verify_data is looked at during the training
+  model                             the network and its input
+  train                             head, optimiser, augmentation, records of its training
+  anchors, ssr, csn                 where anchors come from; IDA-L's module; CSN's classifier
+  pfe, gan                          the uncertainty module; the generator of the fake-db
+  evaluate                          methods, FARs, pairs, groups
 
 examples:
   ida-jax train --config=quickstart --workdir=runs/quickstart

@@ -28,6 +28,9 @@ _BUILD = """Makes an anchor set, from exactly one of
 
   --embeddings=E [--labels=L]    embeddings, with their model's fingerprint: all, or one a person
   --model=M --class_weights      the weights of a model's margin head
+  --class_weights=FILES [--model=M]
+                                 those of an arcface_torch training, the embeddings' own: .pt files
+                                 of all ranks by commas, or the folder of softmax_fc_gpu_*.pt
   --model=M --images=FOLDER      crops in FOLDER/PERSON/ or in FOLDER, embedded by the model;
                                  with --degrade also degraded copies of some
 
@@ -92,7 +95,8 @@ def _build(argv: list[str]) -> None:
     people = "who is on each row: .npy, or .txt of one integer or name a line"
     add("--labels", type=Path, metavar="L", help=people)
     add("--model", type=Path, metavar="M", help="model.safetensors, or the folder that holds it")
-    add("--class_weights", action="store_true", help="take the model's class weights")
+    weights = "the model's class weights; or those in FILES (.pt), or in a folder's shards"
+    add("--class_weights", nargs="?", const="", metavar="FILES", help=weights)
     add("--images", type=Path, metavar="FOLDER", help="embed these crops with the model")
     add("--flip", action="store_true", help="with --images: add the mirrored crop's embedding")
     add = parser.add_argument_group("which of them").add_argument
@@ -119,6 +123,11 @@ def _build(argv: list[str]) -> None:
     reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "images")}
     if isinstance(options.balance, Path):
         reading["--balance"] = options.balance
+    if options.class_weights:
+        from ida_jax.interop.class_weights import class_weight_files
+
+        files = class_weight_files(options.class_weights)
+        reading |= {f"--class_weights ({path})": path for path in files}
     reading["--model"] = None if options.model is None else file_inside(options.model, MODEL)
     with writing({"--output": options.output}, reading=reading):
         _build_set(options)
@@ -147,13 +156,9 @@ def _build_set(options: Any) -> None:
             fingerprint=table.fingerprint,
             **common,
         )
-    elif options.class_weights:
-        model = _model(options.model)
-        if model.class_weights is None:
-            raise UserError(f"{options.model} has no class weights: it was not trained by ida_jax")
-        anchors = sources.class_weights(
-            model.class_weights, fingerprint=model.fingerprint, **common
-        )
+    elif options.class_weights is not None:
+        weights, fingerprint = _class_weights(options)
+        anchors = sources.class_weights(weights, fingerprint=fingerprint, **common)
     else:
         found = sources.find_images(options.images)  # its mistakes before the model is read
         if found.hidden:
@@ -176,17 +181,40 @@ def _build_set(options: Any) -> None:
     print(f"{options.output}: {anchors.described()}")
 
 
+def _class_weights(options: Any) -> "tuple[np.ndarray, str]":
+    """[C, D], and their model's fingerprint, "" where it is not known."""
+    from ida_jax.interop.class_weights import class_weight_files, read_class_weights
+
+    model = None if options.model is None else _model(options.model)
+    if not options.class_weights:
+        if model.class_weights is None:
+            raise UserError(
+                f"{options.model} has no class weights: it was not trained by ida_jax; give those "
+                "of its arcface_torch training as --class_weights=FILES"
+            )
+        return model.class_weights, model.fingerprint
+    weights = read_class_weights(class_weight_files(options.class_weights))
+    if model is not None and weights.shape[1] != model.width:
+        raise UserError(
+            f"the class weights in {options.class_weights} are {weights.shape[1]} wide, the "
+            f"embeddings of {options.model} {model.width}: expected those of its own training"
+        )
+    return weights, "" if model is None else model.fingerprint
+
+
 def _check_build(options: Any) -> None:
     from ida_jax.anchors.degraded import asked_degradation
 
-    given = [options.embeddings is not None, options.class_weights, options.images is not None]
+    kinds = (options.embeddings, options.class_weights, options.images)
+    given = [each is not None for each in kinds]
     if sum(given) != 1:
         raise UserError("expected exactly one of --embeddings, --class_weights, --images")
-    if (options.model is None) != given[0]:
+    of_files = bool(options.class_weights)
+    if (options.model is None) != given[0] and not of_files:
         raise UserError("--model=M goes with --class_weights or --images, and they need it")
     if options.labels is not None and not given[0]:
         raise UserError("--labels goes with --embeddings: images are labelled by their folders")
-    if options.balance is not None and options.class_weights:
+    if options.balance is not None and given[1]:
         raise UserError("--balance goes with --embeddings or --images: classes have no names")
     if options.flip and not given[2]:
         raise UserError("--flip goes with --images")

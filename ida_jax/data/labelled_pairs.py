@@ -105,14 +105,23 @@ def consecutive_pairs(same: ArrayLike, *, folds: int = 10) -> PairList:
       UserError: fewer pairs than folds, or fewer than 1 fold.
     """
     same = np.asarray(same, bool)
-    if not 1 <= folds <= same.size:
-        raise UserError(f"{folds} folds of {same.size} pairs: expected from 1 to {same.size} folds")
-    sizes = [block.size for block in np.array_split(same, folds)]
     return PairList(
         pairs=np.arange(2 * same.size, dtype=np.int32).reshape(-1, 2),
         same=same,
-        fold=np.repeat(np.arange(folds, dtype=np.int32), sizes),
+        fold=contiguous_folds(same.size, folds),
     )
+
+
+def contiguous_folds(pairs: int, folds: int) -> np.ndarray:
+    """int32 [P], the fold of each pair, cut as `consecutive_pairs` cuts them.
+
+    Raises:
+      UserError: fewer pairs than folds, or fewer than 1 fold.
+    """
+    if not 1 <= folds <= pairs:
+        raise UserError(f"{folds} folds of {pairs} pairs: expected from 1 to {pairs} folds")
+    sizes = [block.size for block in np.array_split(np.arange(pairs), folds)]
+    return np.repeat(np.arange(folds, dtype=np.int32), sizes)
 
 
 def read_lfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairList:

@@ -2,11 +2,12 @@
 
 A graph takes a batch of any size B and gives
 
-    embedding    float32 [B, D], unit rows
+    embedding    float32 [B, D], unit rows, or as the network gives them (output_kind "raw")
     norm         float32 [B], the raw embedding's norm (for IDA-Q), where it is asked for
     log_density  float32 [B], log F (IDA-L), where an SSR module is exported too
 
-so that a pair's score is log DAO = τ · ⟨f₁, f₂⟩ + logaddexp(log F₁, log F₂) (Eq. 4's logarithm).
+so that, of unit rows, a pair's score is log DAO = τ · ⟨f₁, f₂⟩ + logaddexp(log F₁, log F₂) (Eq. 4's
+logarithm).
 
 B batch, H and W image size, D embedding.
 """
@@ -29,6 +30,9 @@ from ida_jax.ops.hypersphere import normalize
 # What a graph can take. "uint8": RGB crops [B, H, W, 3] as read, normalised inside the graph.
 # "float_nchw": float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.
 INPUTS = ("uint8", "float_nchw")
+# What becomes of the embedding N(x). "unit": N(x) / ‖N(x)‖. "raw": N(x) itself, as InsightFace's
+# files give it: its IJB protocol weighs images by the norm and adds mirrored images' raw ones.
+OUTPUT_KINDS = ("unit", "raw")
 
 Graph = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -54,6 +58,7 @@ def deployable(
     input: str = "uint8",
     norm: bool = False,
     float32: bool = False,
+    output_kind: str = "unit",
 ) -> Deployable:
     """From crops x to f = N(x) / ‖N(x)‖ and log F(f), for use inside one's own `jax.jit`.
 
@@ -71,11 +76,12 @@ def deployable(
         [B, 3, H, W], RGB and normalised already.
       norm: gives ‖N(x)‖ too.
       float32: convolutions in float32, as in exports, instead of in the model's own dtype.
+      output_kind: "unit", "embedding" is f; "raw", it is N(x).
 
     Raises:
-      UserError: an unknown input, or an SSR module for another model.
+      UserError: an unknown input or kind, or an SSR module for another model.
     """
-    description(model, input=input, ssr=ssr, norm=norm)
+    description(model, input=input, ssr=ssr, norm=norm, output_kind=output_kind)
     model = in_float32(model) if float32 else model
     network = build_network(model.network, model.network_options)
     nhwc = model.preprocessing if input == "uint8" else _nhwc
@@ -85,11 +91,12 @@ def deployable(
 
     def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         raw = network.apply(variables["network"], nhwc(images), train=False)
-        out = {"embedding": normalize(raw)}
+        unit = normalize(raw)
+        out = {"embedding": unit if output_kind == "unit" else raw.astype(jnp.float32)}
         if norm:
             out["norm"] = jnp.linalg.norm(raw, axis=1)
         if ssr is not None:
-            out["log_density"] = _log_density(ssr, variables["ssr"], out["embedding"])
+            out["log_density"] = _log_density(ssr, variables["ssr"], unit)
         return out
 
     return Deployable(variables, apply)
@@ -110,13 +117,23 @@ def input_shape(model: FaceModel, input: str) -> tuple[int, int, int]:
 
 
 def description(
-    model: FaceModel, *, input: str, ssr: SSRModule | None, norm: bool = False
+    model: FaceModel,
+    *,
+    input: str,
+    ssr: SSRModule | None,
+    norm: bool = False,
+    output_kind: str = "unit",
 ) -> dict[str, Any]:
     """What a graph's user must know: input, normalisation, width, fingerprint, JSON-able.
 
     Raises:
-      UserError: an unknown input, or an SSR module for another model.
+      UserError: an unknown input or output kind, or an SSR module for another model.
     """
+    if output_kind not in OUTPUT_KINDS:
+        raise UserError(
+            f"output kind '{output_kind}' is unknown: choose one of {', '.join(OUTPUT_KINDS)}"
+        )
+    unit = output_kind == "unit"
     shape = input_shape(model, input)
     dtype = "uint8" if input == "uint8" else "float32"
     of_model = model.preprocessing
@@ -130,16 +147,18 @@ def description(
         "std": of_model.std,
         "image_size": of_model.image_size,
         "embedding_dim": model.width,
-        "embedding": "unit length",
+        "output_kind": output_kind,
+        "embedding": "unit length" if unit else "as the network gives it, of any length",
     }
     if norm:
-        facts["norm"] = "of the embedding before it was brought to unit length"
+        facts["norm"] = "of the embedding as the network gives it"
     if ssr is not None:
         ssr.check_model(fingerprint=model.fingerprint, width=model.width)
         facts |= {
             "k": ssr.k,
             "tau": ssr.tau,
-            "log_dao": "tau * dot(e1, e2) + logaddexp(log_density1, log_density2)",
+            "log_dao": "tau * dot(e1, e2) + logaddexp(log_density1, log_density2)"
+            + ("" if unit else ", e1 and e2 brought to unit length"),
         }
     return facts
 
@@ -151,12 +170,13 @@ def largest_difference(
     input: str,
     ssr: SSRModule | None,
     norm: bool = False,
+    output_kind: str = "unit",
     batch: int = 3,
     seed: int = 0,
 ) -> float:
     """Runs a graph and the model in float32 on random images; the largest difference of any output.
 
-    A norm's is relative.
+    That of norms and raw embeddings is relative to the norm.
 
     Args:
       graph: from an input batch to the outputs by name.
@@ -164,6 +184,7 @@ def largest_difference(
       input: what the graph takes.
       ssr: what was exported with it.
       norm: whether the norms were.
+      output_kind: what the embeddings are.
       batch: B.
       seed: of the images.
     """
@@ -179,6 +200,8 @@ def largest_difference(
     else:
         inputs = images
     actual = dict(graph(np.ascontiguousarray(inputs)))
+    if output_kind == "raw":
+        actual["embedding"] = actual["embedding"] / norms[:, None]
     if norm:
         actual["norm"], expected["norm"] = actual["norm"] / norms, np.ones(batch)
     return max(float(np.max(np.abs(actual[name] - value))) for name, value in expected.items())

@@ -28,7 +28,12 @@ _OPSET, _IR_VERSION = 17, 8
 
 
 def onnx_bytes(
-    model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None, norm: bool = False
+    model: FaceModel,
+    *,
+    input: str = "uint8",
+    ssr: SSRModule | None = None,
+    norm: bool = False,
+    output_kind: str = "unit",
 ) -> bytes:
     """The ONNX file of a face model, float32, for any batch.
 
@@ -41,16 +46,17 @@ def onnx_bytes(
       input: "uint8" or "float_nchw".
       ssr: its SSR module.
       norm: gives the raw embeddings' norms too.
+      output_kind: of `OUTPUT_KINDS`.
 
     Raises:
-      UserError: onnx is not installed, an unknown input, an SSR module for another model.
+      UserError: onnx is not installed, an unknown input or kind, an SSR module for another model.
     """
     try:
         import onnx
         from onnx import TensorProto, helper
     except ImportError as error:
         raise UserError("ONNX files need onnx: pip install 'ida_jax[interop]'") from error
-    facts = description(model, input=input, ssr=ssr, norm=norm)
+    facts = description(model, input=input, ssr=ssr, norm=norm, output_kind=output_kind)
     model = in_float32(model)
     graph = _Layers(model.variables)
     x = graph.preprocessed("images", model.preprocessing) if input == "uint8" else "images"
@@ -59,15 +65,19 @@ def onnx_bytes(
         x = _iresnet(graph, x, network)
     else:
         x = _mobilefacenet(graph, x, model.preprocessing.image_size)
-    length = graph.node("ReduceL2", [x], axes=[1], keepdims=1)
-    length = graph.node("Max", [length, graph.constant(np.float32(1e-12))])
-    graph.node("Div", [x, length], output="embedding")
+    if output_kind == "raw":
+        graph.node("Identity", [x], output="embedding")
+    if output_kind == "unit" or ssr is not None:
+        length = graph.node("ReduceL2", [x], axes=[1], keepdims=1)
+        length = graph.node("Max", [length, graph.constant(np.float32(1e-12))])
+        own = {"output": "embedding"} if output_kind == "unit" else {}
+        unit = graph.node("Div", [x, length], **own)
     outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", model.width])]
     if norm:
         graph.node("ReduceL2", [x], axes=[1], keepdims=0, output="norm")
         outputs.append(helper.make_tensor_value_info("norm", TensorProto.FLOAT, ["B"]))
     if ssr is not None:
-        _log_density(graph, ssr)
+        _log_density(graph, unit, ssr)
         outputs.append(helper.make_tensor_value_info("log_density", TensorProto.FLOAT, ["B"]))
 
     kind = TensorProto.UINT8 if input == "uint8" else TensorProto.FLOAT
@@ -238,9 +248,8 @@ def _mobilefacenet(graph: _Layers, x: str, side: int) -> str:
     )
 
 
-def _log_density(graph: _Layers, ssr: SSRModule) -> None:
-    """`SSRModule.log_density` of the value `embedding`."""
-    x = "embedding"
+def _log_density(graph: _Layers, x: str, ssr: SSRModule) -> None:
+    """`SSRModule.log_density` of the value x, unit rows."""
     for layer, after in (("hidden_fc", "Relu"), ("output_fc", "Flatten")):
         weights = {leaf: np.asarray(value) for leaf, value in ssr.params[layer].items()}
         x = graph.dense(x, f"ssr/{layer}", weights["kernel"], weights["bias"])

@@ -27,7 +27,12 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def stablehlo_bytes(
-    model: FaceModel, *, input: str = "uint8", ssr: SSRModule | None = None, norm: bool = False
+    model: FaceModel,
+    *,
+    input: str = "uint8",
+    ssr: SSRModule | None = None,
+    norm: bool = False,
+    output_kind: str = "unit",
 ) -> bytes:
     """The serialised `jax.export.Exported` of a face model, float32, for any batch.
 
@@ -41,15 +46,19 @@ def stablehlo_bytes(
       input: "uint8" or "float_nchw".
       ssr: its SSR module.
       norm: gives the raw embeddings' norms too.
+      output_kind: of `OUTPUT_KINDS`.
 
     Raises:
-      UserError: flatbuffers is not installed, an unknown input, an SSR module for another model.
+      UserError: flatbuffers is not installed, an unknown input or kind, an SSR module for another
+        model.
     """
     try:
         import flatbuffers  # noqa: F401, jax's serialize needs it
     except ImportError as error:
         raise UserError("StableHLO needs flatbuffers: pip install 'ida_jax[interop]'") from error
-    variables, apply = deployable(model, ssr, input=input, norm=norm, float32=True)
+    variables, apply = deployable(
+        model, ssr, input=input, norm=norm, float32=True, output_kind=output_kind
+    )
     variables = jax.tree.map(np.asarray, variables)
 
     def graph(images: jax.Array) -> dict[str, jax.Array]:

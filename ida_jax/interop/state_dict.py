@@ -14,7 +14,7 @@ embedding.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     require_file(path, what="weights")
     match path.suffix:
         case ".pth" | ".pt" | ".ckpt":
-            arrays = _read_torch(path)
+            arrays = read_torch(path)
         case ".npz":
             arrays = load_npz(path)
         case ".safetensors":
@@ -311,7 +311,17 @@ def _list(names: set[str]) -> str:
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def read_torch(path: Path, *, wrappers: Sequence[str] = _WRAPPERS) -> dict[str, np.ndarray]:
+    """The tensors of a file of torch.save by their names; a single one is "weight".
+
+    Args:
+      path: the file, read by weights_only=True, which runs no code.
+      wrappers: names under which a checkpoint may keep the wanted ones, from the outside inwards.
+
+    Raises:
+      UserError: PyTorch is not installed; a file that would run code, that is torn, or that holds
+        other things.
+    """
     try:
         import torch
     except ImportError as error:
@@ -325,7 +335,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "torch.save(network.state_dict(), PATH)"
         ) from error
     if isinstance(loaded, Mapping):
-        for wrapper in _WRAPPERS:
+        for wrapper in wrappers:
             inner = loaded.get(wrapper)
             loaded = inner if isinstance(inner, Mapping) else loaded
     if isinstance(loaded, torch.Tensor):

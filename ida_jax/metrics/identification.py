@@ -23,6 +23,7 @@ Kemelmacher-Shlizerman et al., CVPR 2016, and its development kit.
 M mated and Q non-mated searches; F probes, S sizes of the gallery.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,6 +70,38 @@ def search_figures(
         "threshold@fpir": {fpir: point.threshold for fpir, point in points.items()},
         "false_alarms": {fpir: point.false_accepts for fpir, point in points.items()},
         "rank": {str(k): float(np.mean(searches.rank <= k)) for k in ranks},
+    }
+
+
+def joined_figures(
+    mate: ArrayLike,
+    rank: ArrayLike,
+    others: ArrayLike,
+    *,
+    gallery: int,
+    fpirs: Sequence[float] = FPIRS,
+) -> dict[str, Any]:
+    """InsightFace's 1:N figures, of one gallery that has every probe's mate (ijb_1n.py).
+
+    There is no search without a mate, so that its "FAR" f is not the FPIR above: its threshold is
+    the ⌈f·M⌉-th highest of all scores of probes with others than their mates, several of one probe
+    among them, and its TPIR the share of mates that score strictly above.
+
+    Args:
+      mate: [M], the mates' scores.
+      rank: int [M], the mates' ranks from 1.
+      others: [O], at least the ⌈f·M⌉ highest scores with others.
+      gallery: its size.
+    """
+    mate, ordered = np.asarray(mate), np.sort(np.asarray(others))[::-1]
+    thresholds = {far_key(f): float(ordered[math.ceil(mate.size * f) - 1]) for f in fpirs}
+    return {
+        "mated_probes": int(mate.size),
+        "nonmated_probes": 0,
+        "gallery": gallery,
+        "tpir@fpir": {f: float(np.mean(mate > at)) for f, at in thresholds.items()},
+        "threshold@fpir": thresholds,
+        "rank": {str(k): float(np.mean(np.asarray(rank) <= k)) for k in RANKS},
     }
 
 

@@ -31,7 +31,11 @@ class KFoldAccuracy(NamedTuple):
 
 
 def kfold_accuracy(
-    scores: ArrayLike, same: ArrayLike, *, folds: int | ArrayLike = 10
+    scores: ArrayLike,
+    same: ArrayLike,
+    *,
+    folds: int | ArrayLike = 10,
+    candidates: ArrayLike | None = None,
 ) -> KFoldAccuracy:
     """Scores each fold with the threshold that is best on the other folds.
 
@@ -46,22 +50,14 @@ def kfold_accuracy(
       same: [P] Booleans (or 0 and 1), True for a pair of one person.
       folds: the number of folds, which are then contiguous blocks in the given order, unshuffled,
         the first P mod F of them one longer; or int [P], the fold of each pair.
+      candidates: [T] thresholds to choose from in place of the exact ones, the first of equally
+        accurate ones (`metrics.insightface` has InsightFace's).
 
     Raises:
       UserError: lengths that differ, labels other than 0 and 1, fewer than 2 folds, or more folds
         than pairs.
     """
-    scores = np.asarray(scores).astype(np.float64)
-    same = np.asarray(same)
-    if scores.ndim != 1 or scores.shape != same.shape:
-        raise UserError(
-            f"scores of shape {scores.shape} and labels of shape {same.shape} were given, expected "
-            "one score and one label for each pair"
-        )
-    if not np.isin(same, (0, 1)).all():
-        raise UserError("labels other than 0 and 1 were given: 1 (True) marks a pair of one person")
-    same = same.astype(bool)
-    fold_of_pair = _fold_of_pair(folds, scores.size)
+    scores, same, fold_of_pair = checked_pairs(scores, same, folds)
 
     # One sort serves all folds. What can never be accepted takes no part in the choice.
     order = np.argsort(scores, kind="stable")
@@ -70,7 +66,10 @@ def kfold_accuracy(
     correct = np.empty(scores.size, bool)
     for fold in np.unique(fold_of_pair):
         training = order[fold_of_pair[order] != fold]
-        threshold = _best_threshold(scores[training], same[training])
+        if candidates is None:
+            threshold = _best_threshold(scores[training], same[training])
+        else:
+            threshold = _best_candidate(scores[training], same[training], candidates)
         held_out = fold_of_pair == fold
         correct[held_out] = (scores[held_out] > threshold) == same[held_out]
         accuracies.append(np.mean(correct[held_out]))
@@ -82,6 +81,23 @@ def kfold_accuracy(
         thresholds=np.array(thresholds),
         correct=correct,
     )
+
+
+def checked_pairs(
+    scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`kfold_accuracy`'s input, checked: float64 [P], bool [P], and each pair's fold, [P]."""
+    scores = np.asarray(scores).astype(np.float64)
+    same = np.asarray(same)
+    if scores.ndim != 1 or scores.shape != same.shape:
+        raise UserError(
+            f"scores of shape {scores.shape} and labels of shape {same.shape} were given, expected "
+            "one score and one label for each pair"
+        )
+    if not np.isin(same, (0, 1)).all():
+        raise UserError("labels other than 0 and 1 were given: 1 (True) marks a pair of one person")
+    same = same.astype(bool)
+    return scores, same, _fold_of_pair(folds, scores.size)
 
 
 def _fold_of_pair(folds: int | ArrayLike, pairs: int) -> np.ndarray:
@@ -122,3 +138,12 @@ def _best_threshold(ascending: np.ndarray, same: np.ndarray) -> float:
         # The middle of two neighbouring floats may round up to the higher, which would reject it.
         return float(middle if middle < high else low)
     return -np.inf if right[0] == ends else np.inf
+
+
+def _best_candidate(ascending: np.ndarray, same: np.ndarray, candidates: ArrayLike) -> float:
+    """The first of the most accurate candidates; scores as `_best_threshold` takes them."""
+    candidates = np.asarray(candidates, np.float64)
+    genuine, impostor = ascending[same], ascending[~same]
+    right = genuine.size - np.searchsorted(genuine, candidates, "right")
+    right += np.searchsorted(impostor, candidates, "right")
+    return float(candidates[np.argmax(right)])

@@ -56,11 +56,13 @@ class MarginHead(nn.Module):
         ignores it.
       sub_centres: S. A class's cosine is the largest over its sub-centres, so that mislabelled
         images gather at one of their own (3 in the article).
-      straight_through: InsightFace's gradient in place of the exact one, for "arcface".
+      straight_through: InsightFace's gradient in place of the exact one, for "arcface" and for
+        "combined" with (1, m, 0), the same loss. InsightFace drops m₁ and m₂ where m₃ > 0: that is
+        "cosface" with m₃, not "combined".
 
     Raises:
       UserError: at construction: an unknown kind, a margin out of the kind's range, S < 1,
-        straight_through with another kind.
+        straight_through with another kind, or with another combined margin.
     """
 
     num_classes: int
@@ -74,9 +76,13 @@ class MarginHead(nn.Module):
         _check_margin(self.kind, self._margin())
         if self.sub_centres < 1:
             raise UserError(f"sub_centres is {self.sub_centres}: expected 1 or more")
-        if self.straight_through and self.kind != "arcface":
+        of_arcface = self.kind == "arcface"
+        if self.kind == "combined":
+            of_arcface = self._margin()[0] == 1 and self._margin()[2] == 0
+        if self.straight_through and not of_arcface:
             raise UserError(
-                f"straight_through is set with the head {self.kind!r}: it is arcface's alone"
+                f"straight_through is set with the head {self.kind!r} and the margin "
+                f"{self._margin()}: it is for arcface, and for combined with (1, m, 0)"
             )
         super().__post_init__()
 
@@ -100,7 +106,12 @@ class MarginHead(nn.Module):
         if self.kind == "sphereface":
             return ops.sphereface(cosines, scale=self.scale, margin=int(margin))
         if self.kind == "combined":
-            return ops.combined(cosines, scale=self.scale, margins=margin)
+            return ops.combined(
+                cosines,
+                scale=self.scale,
+                margins=margin,
+                straight_through=self.straight_through,
+            )
         if self.kind == "adaface":
             return ops.adaface(cosines, quality, scale=self.scale, margin=margin)
         return ops.l2_softmax(cosines, scale=self.scale)

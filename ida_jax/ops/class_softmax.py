@@ -96,7 +96,8 @@ def softmax_step(
     num_classes: int,
     scale: float,
     block: int = 0,
-    sampled: jax.Array | None = None,
+    sampled: "Sampled | None" = None,
+    dense: bool = True,
     dtype: jnp.dtype = jnp.float32,
 ) -> SoftmaxStep:
     """The loss of a batch over all classes, and one SGD step of the class weights.
@@ -113,8 +114,10 @@ def softmax_step(
       num_classes: of the whole problem.
       scale: s, of the other classes' logits.
       block: classes at a time; 0 takes all at once.
-      sampled: int32 [n], the rows of `classes` that take part and are updated (`sample_classes`);
-        all if None.
+      sampled: the rows of `classes` that take part (`sample_classes`); all if None.
+      dense: whether the others take the step of a gradient of 0, as in Partial FC's second version,
+        whose optimiser sees a dense gradient: v ← μ v + λ w, w ← w − η v. False: they stay as they
+        are, weight and momentum. Without effect where all take part.
       dtype: of the products' operands, float32 (in full precision) or bfloat16; sums are float32.
     """
     gathered = lax.all_gather(embeddings, "model", tiled=True)
@@ -202,6 +205,9 @@ def softmax_step(
     weight, momentum, _, _, gradient, squared = blocks.loop(
         update, (*whole, *first, jnp.zeros_like(gathered), jnp.float32(0))
     )
+    if sampled is not None and dense:
+        weight, momentum, more = _decay_others(ClassWeights(weight, momentum), sampled, sgd, block)
+        squared = squared + more
     return SoftmaxStep(
         losses,
         label_cosines,
@@ -211,21 +217,73 @@ def softmax_step(
     )
 
 
+def _decay_others(
+    classes: ClassWeights, sampled: "Sampled", sgd: Sgd, block: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights and momentum after a gradient of 0 on all rows but the sampled; Σ v² of the others.
+
+    Blocks of classes too, read ahead as in `softmax_step`. A class's gradient is never in parts.
+    """
+    blocks = _Blocks(classes.weight.shape[0], block, None)
+    taken = jnp.arange(sampled.rows.size) < sampled.used
+    others = jnp.ones(classes.weight.shape[:1], bool)
+    others = others.at[sampled.rows].set(~taken, unique_indices=True, mode="promise_in_bounds")
+
+    def decay(i: jax.Array, carry: tuple) -> tuple:
+        weight, momentum, old, v, squared = carry
+        _, fresh = blocks.rows(i)
+        change = (fresh & blocks.take(others, i))[:, None, None]
+        v_new = jnp.where(change, sgd.momentum * v + sgd.weight_decay * old, v)
+        new = jnp.where(change, old - sgd.rate * v_new, old)
+        squared = squared + jnp.sum(jnp.where(change, jnp.square(v_new), 0.0))
+        weight = _row_major(blocks.put(weight, new, i))
+        momentum = _row_major(blocks.put(momentum, v_new, i))
+        old, v = blocks.take(weight, i + 1), blocks.take(momentum, i + 1)
+        return weight, momentum, old, v, squared
+
+    first = [blocks.take(array, jnp.int32(0)) for array in classes]
+    weight, momentum, _, _, squared = blocks.loop(decay, (*classes, *first, jnp.float32(0)))
+    return weight, momentum, squared
+
+
+class Sampled(NamedTuple):
+    """Rows of this device's classes that take part in a step.
+
+    Attributes:
+      rows: int32 [n], without repetition.
+      used: how many of them, from the front, take part: whole blocks, or all.
+      size: of the blocks.
+    """
+
+    rows: jax.Array
+    used: int | jax.Array
+    size: int
+
+
 def sample_classes(
-    key: jax.Array, labels: jax.Array, *, num_local: int, num_classes: int, count: int
-) -> jax.Array:
+    key: jax.Array,
+    labels: jax.Array,
+    *,
+    num_local: int,
+    num_classes: int,
+    count: int,
+    block: int = 0,
+) -> Sampled:
     """Rows of this device's classes: all that the batch holds, the rest drawn evenly.
 
-    Partial FC's sampling. The logits are not corrected for it, as there.
+    Partial FC's sampling: `count` rows, or as many as the batch has classes here where that is
+    more. That number is known only to the step: room is made for min(B, C), and the blocks beyond
+    it are left out. The logits are not corrected for the sampling, as there.
 
     Args:
       key: the same on devices that hold the same classes, another on others.
       labels: int32 [B], the whole batch's.
       num_local: C.
-      count: how many, at least min(B, C) so that every class of the batch is among them.
+      count: the number of classes that is wanted, 1 … C.
+      block: classes at a time; 0 takes `count`.
 
     Returns:
-      int32 [count], ascending, without repetition.
+      `Sampled`, those that take part in ascending order.
     """
     first_class = lax.axis_index("model") * num_local
     order = jax.random.uniform(key, (num_local,))
@@ -235,7 +293,15 @@ def sample_classes(
     # A negative row would count from the end.
     here = jnp.where((here >= 0) & (here < num_local), here, num_local)
     order = order.at[here].set(2.0, mode="drop")
-    return jnp.sort(lax.top_k(order, count)[1])
+    room, size = max(count, min(labels.size, num_local)), min(block or count, count)
+    rows = lax.top_k(order, room)[1]
+    if room == count:
+        return Sampled(jnp.sort(rows), room, size)
+    needed = jnp.maximum(count, jnp.sum((order > 1.0).astype(jnp.int32)))
+    used = jnp.minimum(-(-needed // size) * size, room)
+    # The others behind those that take part, each in ascending order.
+    behind = jnp.where(jnp.arange(room) < used, 0, num_local).astype(jnp.int32)
+    return Sampled(jnp.sort(rows + behind) - behind, used, size)
 
 
 # Below every logit, and finite, so that the difference of two is a number.
@@ -262,17 +328,23 @@ class _Look(NamedTuple):
 class _Blocks:
     """Blocks of one size over rows that it need not divide: the last one overlaps its neighbour."""
 
-    def __init__(self, num_rows: int, block: int, sampled: jax.Array | None) -> None:
-        self._sampled = sampled
-        length = num_rows if sampled is None else sampled.shape[0]
-        self._size = min(block, length) if block else length
-        self._count = -(-length // self._size)
+    def __init__(self, num_rows: int, block: int, sampled: Sampled | None) -> None:
+        self._sampled = None if sampled is None else sampled.rows
+        length = num_rows if sampled is None else sampled.rows.size
+        self._size = min(block or length, length) if sampled is None else sampled.size
+        self._count: int | jax.Array = -(-length // self._size)
+        if sampled is not None:
+            self._count = -(-sampled.used // self._size)
         self._last = length - self._size
 
     def loop(self, body: Callable, carry: tuple) -> tuple:
-        if self._count == 1:  # without a loop, XLA computes what both passes need once
+        if self._is_one:  # without a loop, XLA computes what both passes need once
             return body(jnp.int32(0), carry)
         return lax.fori_loop(0, self._count, body, carry)
+
+    @property
+    def _is_one(self) -> bool:
+        return isinstance(self._count, int) and self._count == 1
 
     def rows(self, i: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The block's rows, and which of them no earlier block has held."""
@@ -286,7 +358,7 @@ class _Blocks:
             return array.at[self._ids(i)].get(
                 unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
             )
-        if self._count == 1:
+        if self._is_one:
             return array
         return lax.dynamic_slice_in_dim(array, self._start(i), self._size)
 
@@ -295,12 +367,12 @@ class _Blocks:
             return array.at[self._ids(i)].set(
                 values, unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
             )
-        if self._count == 1:
+        if self._is_one:
             return values
         return lax.dynamic_update_slice_in_dim(array, values, self._start(i), axis=0)
 
     def _start(self, i: jax.Array) -> jax.Array:
-        return jnp.minimum(i * self._size, self._last)
+        return jnp.minimum(jnp.minimum(i, self._count - 1) * self._size, self._last)
 
     def _ids(self, i: jax.Array) -> jax.Array:
         return lax.dynamic_slice_in_dim(self._sampled, self._start(i), self._size)

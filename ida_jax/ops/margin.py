@@ -42,7 +42,8 @@ def arcface(
       scale: s.
       margin: m in radians, 0 ≤ m < π/2.
       straight_through: the same logit with InsightFace's gradient, s everywhere: its code takes
-        arccos and cos in place, unseen by the differentiation.
+        arccos and cos in place, unseen by the differentiation. Its logit itself has no continuation
+        for θ + m > π, where it rises again.
 
     Returns:
       float32 [B].
@@ -104,8 +105,18 @@ def sphereface(cosines: jax.Array, *, scale: float, margin: int) -> jax.Array:
     return scale * (jnp.where(k % 2 == 0, chebyshev, -chebyshev) - 2.0 * k.astype(jnp.float32))
 
 
-def combined(cosines: jax.Array, *, scale: float, margins: tuple[float, float, float]) -> jax.Array:
-    """s · (cos(m₁θ + m₂) − m₃), InsightFace's combined margin (ArcFace, section 2.3).
+def combined(
+    cosines: jax.Array,
+    *,
+    scale: float,
+    margins: tuple[float, float, float],
+    straight_through: bool = False,
+) -> jax.Array:
+    """s · (cos(m₁θ + m₂) − m₃), the combined margin (ArcFace, section 2.3).
+
+    InsightFace's arcface_torch has only two cases of its margin_list: (1, m₂, 0) is `arcface`, by
+    its own gradient, and wherever m₃ > 0 it drops m₁ and m₂ and takes `cosface` with m₃. It refuses
+    the rest.
 
     (1, m, 0) is ArcFace and (1, 0, m) CosFace, exactly. With m₁ = 1, θ + m₂ > π is treated as in
     `arcface`. With another m₁ the logit continues from −1 − m₃ in steps of c where m₁θ + m₂ > π, so
@@ -116,13 +127,15 @@ def combined(cosines: jax.Array, *, scale: float, margins: tuple[float, float, f
       scale: s.
       margins: (m₁, m₂, m₃): m₁ > 0 a factor, 0 ≤ m₂ < π/2 in radians, m₃ ≥ 0 a difference of
         cosines.
+      straight_through: `arcface`'s, for m₁ = 1 and m₃ = 0 alone.
 
     Returns:
       float32 [B].
     """
     m1, m2, m3 = margins
     if m1 == 1:
-        return arcface(cosines, scale=scale, margin=m2) - scale * m3
+        with_angle = arcface(cosines, scale=scale, margin=m2, straight_through=straight_through)
+        return with_angle - scale * m3
     c = cosines.astype(jnp.float32)
     border = math.cos(min((math.pi - m2) / m1, math.pi))
     with_margin = jnp.where(c >= border, jnp.cos(m1 * _angle(c) + m2), c - border - 1.0)

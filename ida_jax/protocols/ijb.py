@@ -15,7 +15,7 @@ from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.protocols.ijb_files import SUBSETS, Galleries, IjbMeta, read_galleries, read_ijb
-from ida_jax.protocols.ijb_search import evaluate_searches
+from ida_jax.protocols.ijb_search import evaluate_joined, evaluate_searches
 from ida_jax.protocols.pfe_methods import ImageVariances, pfe_scores
 from ida_jax.protocols.table import (
     FarOptions,
@@ -41,7 +41,12 @@ if TYPE_CHECKING:
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 FLIPS = ("none", "added", "halves")
 DENSITIES = ("template", "images")
+GALLERIES = ("apart", "joined")
 _RULE = "thresholds never exceed their FAR or FPIR (InsightFace takes the nearest)"
+_UNIT = (
+    "the images' embeddings all have unit length, so that their norms weigh nothing, though the "
+    "variant's name has norm: give raw ones (ida-jax embed; export --output_kind=raw)"
+)
 # Images searched at once where their densities are pooled.
 _SLAB = 8192
 
@@ -57,6 +62,7 @@ def evaluate_ijb(
     flip: str = "none",
     detector: bool = True,
     densities: str = "template",
+    join_galleries: bool = False,
     skip_bad: bool = False,
     variances: ImageVariances | None = None,
     one_person: IdentityPairs | None = None,
@@ -81,10 +87,12 @@ def evaluate_ijb(
       scorers: {method: its Rescorer}.
       subset: "ijbb" or "ijbc", for the name.
       galleries: of 1:N.
-      norm: "keep" or "unit".
+      norm: "keep" or "unit"; "keep" takes raw embeddings, and where all have unit length a note
+        says that their norms weigh nothing.
       flip: mirror images' embeddings: "none", "added", or "halves": beside the others, [N, 2D].
       detector: weights images by the detector's score if the lists have it.
       densities: "template" or "images".
+      join_galleries: adds InsightFace's 1:N, of both galleries as one ("1toN_joined").
       skip_bad: leaves out and counts images whose embeddings are zero, NaN or infinite.
       variances: of PFE, whose methods they add to 1:1; or None.
       one_person: subjects whose pairs count neither way, by their ids; in 1:N the one's entry is
@@ -166,11 +174,25 @@ def evaluate_ijb(
         searched = evaluate_searches(
             faces, terms, galleries, one_person=one_person, resamples=resamples, seed=seed
         )
+        if join_galleries:
+            searched |= evaluate_joined(faces, terms, galleries, one_person=one_person)
         evaluated |= {f"{subset}_{name}{variant}": of for name, of in searched.items()}
     notes = (*meta.notes, _RULE)
+    if norm == "keep" and _all_unit(embeddings, halves=flip == "halves"):
+        notes += (_UNIT,)
     if lost := meta.templates.size - rows.size:
         notes += (f"{lost:,} images without an embedding were left out of their templates",)
     return {name: of._replace(notes=(*notes, *of.notes)) for name, of in evaluated.items()}
+
+
+def _all_unit(embeddings: np.ndarray, *, halves: bool) -> bool:
+    """Whether the first images' embeddings were normalised; bad rows say nothing."""
+    slab = np.asarray(embeddings[:_SLAB], np.float64)
+    if halves:
+        slab = np.concatenate(np.split(slab, 2, axis=1))
+    norms = np.linalg.norm(slab, axis=1)
+    known = norms[np.isfinite(norms) & (norms > 0)]
+    return bool(known.size and np.all(np.abs(known - 1) < 1e-3))
 
 
 def _good_rows(embeddings: np.ndarray) -> np.ndarray:
@@ -233,7 +255,8 @@ class IjbOptions(FarOptions):
     )
     norm: str = option(
         "keep",
-        "an image's weight in its template: its embedding's norm (keep, the default), or 1 (unit)",
+        "an image's weight in its template: its raw embedding's norm (keep, the default), or 1 "
+        "(unit)",
         choices=("keep", "unit"),
     )
     detector: str = option(
@@ -245,6 +268,12 @@ class IjbOptions(FarOptions):
         "template",
         "F of the pooled embedding (template, the default), or the pooled F of its images",
         choices=DENSITIES,
+    )
+    galleries: str = option(
+        "apart",
+        "1:N: each gallery by itself and their mean (apart, the default); or joined: also both as "
+        "one, as InsightFace searches them",
+        choices=GALLERIES,
     )
     log_variances: Path | None = option(None, "E's, for PFE (embed --pfe)", metavar="V")
     anchor_log_variances: Path | None = option(None, "the anchors' (W's own)", metavar="V")
@@ -268,6 +297,11 @@ def _read(request: Request, options: IjbOptions) -> _Release:
     subset = request.protocol
     meta = read_ijb(request.files, subset=subset)
     galleries = read_galleries(request.files, subset=subset, template_ids=meta.template_ids)
+    if galleries is None and options.galleries == "joined":
+        raise UserError(
+            "--galleries=joined needs the 1:N lists (ijb*_1N_*.csv): put them into the release's "
+            "meta folder"
+        )
     variances = None
     if options.log_variances is not None:
         variances = _image_variances(request, options, meta.names)
@@ -333,6 +367,7 @@ def _evaluate(
         flip=options.flip,
         detector=options.detector == "weight",
         densities=options.densities,
+        join_galleries=options.galleries == "joined",
         skip_bad=request.skip_bad,
         variances=data.variances,
         one_person=request.one_person,

@@ -3,6 +3,7 @@
 T templates, G templates of a gallery, M mated and Q non-mated searches.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.bootstrap import bootstrap_deepening, bootstrap_means
 from ida_jax.metrics.evaluation import Evaluation
-from ida_jax.metrics.identification import FPIRS, RANKS, Searches, mate_ranks, search_figures
+from ida_jax.metrics.identification import (
+    FPIRS,
+    RANKS,
+    Searches,
+    joined_figures,
+    mate_ranks,
+    search_figures,
+)
 from ida_jax.metrics.interval_figures import mean_intervals, note_of_few_units, tar_intervals
 from ida_jax.metrics.resampling import pair_list_total, tail
 from ida_jax.metrics.roc import SplitScores
@@ -28,6 +36,13 @@ _INTERVALS_OF_MEANS = (
     "figures are the means of the two galleries', and so are their intervals' ends: no shorter "
     "than the means' own intervals, the same probes being searched in both"
 )
+
+_JOINED = (
+    "the galleries are searched as one, as InsightFace does it: every probe has a mate, and the "
+    "threshold is the ⌈f·M⌉-th highest score of all M probes with others, not a FPIR"
+)
+# Probes whose scores with the whole gallery are held at once.
+_SLAB = 1024
 
 
 def evaluate_searches(
@@ -76,6 +91,64 @@ def evaluate_searches(
     means = {name: _mean(first[name], second[name]) for name in first}
     both = Evaluation(means, {}, (_INTERVALS_OF_MEANS,))
     return {"1toN": noted(both, known, sum(map(len, hidden.values()))), **halves}
+
+
+def evaluate_joined(
+    faces: np.ndarray,
+    terms: Mapping[str, FaceTerms],
+    galleries: Galleries,
+    *,
+    one_person: IdentityPairs | None = None,
+) -> dict[str, Evaluation]:
+    """{"1toN_joined": every method's figures with the two galleries as one, as InsightFace has it}.
+
+    The figures are `joined_figures`; they have no intervals.
+
+    Args:
+      faces, terms, one_person: as `evaluate_searches`.
+
+    Raises:
+      UserError: a probe's subject who is in neither gallery, or in both.
+    """
+    parts, probes = galleries.galleries.values(), galleries.probes
+    gallery = Enrolled(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    order = np.argsort(gallery.subjects)
+    first, last = (
+        np.searchsorted(gallery.subjects[order], probes.subjects, side)
+        for side in ("left", "right")
+    )
+    for probe in np.flatnonzero(last - first != 1)[:1]:
+        where = "in both galleries" if last[probe] > first[probe] else "in neither gallery"
+        raise UserError(
+            f"--galleries=joined: subject {probes.subjects[probe]} of the probes is {where}, "
+            "expected one template in one of them: check the 1:N lists, or leave it apart"
+        )
+    mates, known = order[first], None
+    hidden = np.empty((0, 2), np.int64)
+    if one_person is not None:
+        subjects = np.unique(gallery.subjects)
+        known = pairs_among(one_person, subjects)
+        hidden = _hidden(gallery, probes, subjects[known.codes])
+    mate_scores = pair_scores(faces, np.stack([gallery.rows[mates], probes.rows], axis=1), terms)
+    wanted = math.ceil(max(FPIRS) * mates.size)
+    enrolled, figures = faces[gallery.rows], {}
+    for method, own in terms.items():
+        of_gallery = Gallery(enrolled, own._replace(values=own.values[gallery.rows]))
+        ranks, others = [], np.empty(0, np.float32)
+        for start in range(0, mates.size, _SLAB):
+            rows, mate = probes.rows[start : start + _SLAB], mates[start : start + _SLAB]
+            of_probes = own._replace(values=own.values[rows])
+            found = identify(faces[rows], of_probes, of_gallery, top=gallery.rows.size)
+            inside = (hidden[:, 0] >= start) & (hidden[:, 0] < start + rows.size)
+            found = without_hidden(found, hidden[inside] - (start, 0), top=gallery.rows.size)
+            ranks.append(mate_ranks(found.rows, mate))
+            others = np.concatenate([others, found.scores[found.rows != mate[:, None]]])
+            others = np.partition(others, max(others.size - wanted, 0))[-wanted:]
+        figures[method] = joined_figures(
+            mate_scores[method], np.concatenate(ranks), others, gallery=gallery.rows.size
+        )
+    joined = Evaluation(figures, {}, (_JOINED,))
+    return {"1toN_joined": noted(joined, known, len(hidden))}
 
 
 def _hidden(gallery: Enrolled, probes: Enrolled, apart: np.ndarray) -> np.ndarray:

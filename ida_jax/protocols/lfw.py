@@ -22,10 +22,10 @@ from ida_jax.data.labelled_pairs import (
 from ida_jax.data.sources.image_names import without_suffix
 from ida_jax.data.sources.verification_bin import read_verification_bin
 from ida_jax.metrics.evaluation import Evaluation
+from ida_jax.protocols.insightface_rule import FOLDS, RuleOptions, with_insightface
 from ida_jax.protocols.table import (
     Faces,
     LeftOut,
-    NoOptions,
     Protocol,
     Request,
     file_inside,
@@ -39,7 +39,6 @@ from ida_jax.protocols.verification import OVER_PAIRS, evaluate_kfold
 from ida_jax.rescoring.rescorer import Rescorer
 
 _LISTS = {"lfw": "pairs.txt", "calfw": "pairs_CALFW.txt", "cplfw": "pairs_CPLFW.txt"}
-_FOLDS = 10
 
 
 class _Listed(NamedTuple):
@@ -51,7 +50,7 @@ class _Listed(NamedTuple):
     left_out: LeftOut
 
 
-def _read(request: Request, options: NoOptions) -> _Listed:
+def _read(request: Request, options: RuleOptions) -> _Listed:
     names = [without_suffix(name) for name in required_names(request)]
     path = file_inside(request.files, _LISTS[request.protocol])
     if request.protocol == "lfw":
@@ -67,7 +66,7 @@ def _read(request: Request, options: NoOptions) -> _Listed:
 
 
 def _evaluate(
-    request: Request, options: NoOptions, data: _Listed, scorers: Mapping[str, Rescorer]
+    request: Request, options: RuleOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
     faces, bad, norms, notes = data.faces
     _, labels = np.unique(data.people, return_inverse=True)
@@ -83,8 +82,10 @@ def _evaluate(
         groups=request.groups,
         **request.bootstrap,
     )
-    evaluated = data.left_out.noted(evaluated._replace(notes=notes))
-    return {f"{request.protocol}_{folds}fold": evaluated}
+    name = f"{request.protocol}_{folds}fold"
+    both = {name: evaluated._replace(notes=notes)}
+    both = with_insightface(both, options.rule, data.faces, data.pair_list, name)
+    return {variant: data.left_out.noted(of) for variant, of in both.items()}
 
 
 def _person(image: str) -> str:
@@ -92,7 +93,7 @@ def _person(image: str) -> str:
     return re.sub(r"_\d+$", "", image)
 
 
-def _read_bin(request: Request, options: NoOptions) -> tuple[Faces, np.ndarray]:
+def _read_bin(request: Request, options: RuleOptions) -> tuple[Faces, np.ndarray]:
     """2 P unit faces, and whether a pair is genuine, bool [P]."""
     same = read_verification_bin(request.files).same
     rows = len(request.embeddings.embeddings)
@@ -101,31 +102,33 @@ def _read_bin(request: Request, options: NoOptions) -> tuple[Faces, np.ndarray]:
             f"{request.path} has {rows} embeddings and {request.files} {2 * same.size} images: "
             f"expected those of ida-jax embed --images={request.files}"
         )
-    if same.size < _FOLDS:
+    if same.size < FOLDS:
         raise UserError(
-            f"{request.files} has {same.size} pairs: {_FOLDS} folds need at least {_FOLDS}"
+            f"{request.files} has {same.size} pairs: {FOLDS} folds need at least {FOLDS}"
         )
     return unit_faces(request), same
 
 
 def _evaluate_bin(
     request: Request,
-    options: NoOptions,
+    options: RuleOptions,
     data: tuple[Faces, np.ndarray],
     scorers: Mapping[str, Rescorer],
 ) -> dict[str, Evaluation]:
     (faces, bad, norms, notes), same = data
+    pair_list = consecutive_pairs(same, folds=FOLDS)
     evaluated = evaluate_kfold(
         faces,
-        consecutive_pairs(same, folds=_FOLDS),
+        pair_list,
         {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()},
         # The set has no identities: each pair is a unit of its own.
         labels=np.repeat(np.arange(same.size), 2),
         bad=bad,
         **request.bootstrap,
     )
-    name = f"{request.files.stem}_{_FOLDS}fold"
-    return {name: evaluated._replace(notes=(*notes, OVER_PAIRS))}
+    name = f"{request.files.stem}_{FOLDS}fold"
+    exact = {name: evaluated._replace(notes=(*notes, OVER_PAIRS))}
+    return with_insightface(exact, options.rule, data[0], pair_list, name)
 
 
 for _name, _file in _LISTS.items():
@@ -136,6 +139,7 @@ for _name, _file in _LISTS.items():
             rows=f"images, named {'A/' * (_name == 'lfw')}A_0001.jpg",
             identities="people, A of A_0001.jpg",
             failures=True,
+            flags=RuleOptions,
             read=_read,
             evaluate=_evaluate,
         )
@@ -145,6 +149,7 @@ register(
         "bin",
         files="a verification set, X.bin",
         rows="its images: embed --images=X.bin",
+        flags=RuleOptions,
         no_identities="a verification set says of pairs, not of images, whose they are",
         read=_read_bin,
         evaluate=_evaluate_bin,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.data.labelled_pairs import PairList, contiguous_folds
 from ida_jax.metrics.evaluation import Evaluation
 from ida_jax.metrics.groups import FaceGroups
 from ida_jax.metrics.roc import SplitScores
@@ -26,6 +27,13 @@ from ida_jax.protocols.failures import (
     log_densities,
 )
 from ida_jax.protocols.group_figures import with_listed_groups
+from ida_jax.protocols.insightface_rule import (
+    FOLDS,
+    RULES,
+    RuleOptions,
+    check_rule,
+    with_insightface,
+)
 from ida_jax.protocols.table import (
     FARS,
     Faces,
@@ -49,8 +57,8 @@ from ida_jax.tables.pair_lists import PairFile, convert_pairs
 
 
 @dataclass(frozen=True)
-class PairListOptions(FarOptions):
-    """The list's other files."""
+class PairListOptions(FarOptions, RuleOptions):
+    """The list's other files, and the rule; InsightFace's takes ten folds of the list as it is."""
 
     labels: Path | None = option(None, "1 or 0 a pair", metavar="L")
     identities: Path | None = option(
@@ -115,6 +123,10 @@ def _evaluate_listed(
     request: Request, options: PairListOptions, data: _Listed, scorers: Mapping[str, Rescorer]
 ) -> dict[str, Evaluation]:
     faces, bad, norms, notes = data.faces
+    listed = None
+    if options.rule != RULES[0]:
+        listed = PairList(data.pairs, data.same, contiguous_folds(len(data.pairs), FOLDS))
+        check_rule(options.rule, listed)
     terms = {name: scorer.terms(faces, norms=norms) for name, scorer in scorers.items()}
     scores = pair_scores(faces, data.pairs, terms)
     for of_method in scores.values():
@@ -139,8 +151,10 @@ def _evaluate_listed(
         bad=bad,
         groups=request.groups,
     )
-    evaluated = evaluated._replace(failures=failures)
-    return {"pairs": data.left_out.noted(evaluated._replace(notes=(*notes, *evaluated.notes)))}
+    both = {"pairs": evaluated._replace(failures=failures, notes=(*notes, *evaluated.notes))}
+    if listed is not None:
+        both = with_insightface(both, options.rule, data.faces, listed, f"pairs_{FOLDS}fold")
+    return {variant: data.left_out.noted(of) for variant, of in both.items()}
 
 
 class _People(NamedTuple):

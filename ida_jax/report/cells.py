@@ -2,8 +2,9 @@
 
 `results["protocols"]` is {VARIANT: {METHOD: FIGURES}}, rates as fractions of 1. A method's figures:
 
-- "accuracy", "accuracy_deviation"; "tar@far" {FAR: TAR}, "false_accepts" {FAR: count}; "eer";
-  "genuine", "impostor", and "ignored_pairs" where pairs were left out
+- "accuracy", "accuracy_deviation"; by InsightFace's rule also "val@far", "val_deviation@far"
+  {FAR: VAL}, "val_realised_far", "xnorm"; "tar@far" {FAR: TAR}, "false_accepts" {FAR: count};
+  "eer"; "genuine", "impostor", and "ignored_pairs" where pairs were left out
 - of a 1:N search: "tpir@fpir", "false_alarms"; "rank" {k: rate}; "mated_probes", "nonmated_probes",
   "gallery"
 - of MegaFace: "rank1@distractors" {size: rate}, "faults@distractors" {size: count}; "probes"
@@ -98,6 +99,7 @@ class _Figure(NamedTuple):
 # The order of the columns; of one figure, from the easiest place to the hardest.
 _FIGURES = (
     _Figure("accuracy", lambda _: "Accuracy %"),
+    _Figure("val@far", lambda far: f"VAL@{far_name(far)} %", ascending=False),
     _Figure("tar@far", lambda far: f"TAR@{far_name(far)} %",
             "false_accepts", "false accepts", ascending=False),
     _Figure("eer", lambda _: "EER %", lower_is_better=True),
@@ -207,7 +209,7 @@ def _column(figure: _Figure, place: str, methods: Mapping[str, Mapping[str, Any]
             cells.append(Cell(MISSING))
             continue
         ends, count = _interval(method, figure.key, "_interval", place), counts.get(name)
-        deviation = _number(method.get(f"{figure.key}_deviation"))
+        deviation = _number(_at(method, _beside(figure.key, "_deviation"), place))
         change = "" if gain is None else GAIN if gain[0] > 0 else LOSS if gain[1] < 0 else ""
         cells.append(
             Cell(

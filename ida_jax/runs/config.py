@@ -18,6 +18,7 @@ from ida_jax.common.command_line import did_you_mean, underscored, user_path
 from ida_jax.common.errors import UserError
 from ida_jax.data.load import renamed_section
 from ida_jax.rescoring.method_table import methods_with
+from ida_jax.runs.config_words import missing_key, no_such_key, peers_key
 from ida_jax.runs.workdir import METHOD_FILES
 
 # The entries that are paths, in either kind of config.
@@ -86,6 +87,7 @@ def run_section(title: str) -> ConfigDict:
     c.evaluate.ignore_identity_pairs = placeholder(str)
     c.evaluate.pairs = "drawn"  # or lfw, the list beside LFW's crops
     c.evaluate.folds = 10
+    c.evaluate.rule = "exact"  # or insightface: also the list's figures by arcface_torch's rule
     # Also verification of templates of this many images each, by mean pooling and, where the stage
     # pfe is run, by PFE's fusion; 0: none.
     c.evaluate.template_size = 0
@@ -104,21 +106,30 @@ def train_section() -> ConfigDict:
     c.head = "arcface"  # arcface | cosface | l2_softmax | sphereface | combined | adaface
     c.scale = 64.0
     c.margin = placeholder(float)  # the head's own: arcface 0.5, cosface 0.35, adaface 0.4, …
-    c.combined_margins = (1.0, 0.3, 0.2)  # (m₁, m₂, m₃), of combined in place of margin
-    c.straight_through = False  # ArcFace with InsightFace's gradient instead of the exact one
+    # (m₁, m₂, m₃), of combined in place of margin. All three count; arcface_torch's margin_list
+    # with m₃ > 0 drops m₁ and m₂, and is cosface with the margin m₃.
+    c.combined_margins = (1.0, 0.3, 0.2)
+    # ArcFace, or combined with (1, m, 0), with InsightFace's gradient instead of the exact one.
+    c.straight_through = False
     c.sub_centres = 1  # weight vectors a class; 3 for noisy labels (Sub-center ArcFace)
     c.class_shards = 0  # devices that share the classes; 0: all, 1: each has all classes
     c.class_block = 0  # classes at a time in the softmax; 0: all, which holds [B, C] logits
-    # Share of the classes that a step looks at (Partial FC: 0.1), but not fewer than the batch on
-    # each device.
+    # Share of the classes that a step looks at (Partial FC: 0.1); on each device at least those of
+    # the batch that it has.
     c.sample_rate = 1.0
+    # The others: dense, momentum and weight decay move them as with a gradient of 0 (Partial FC's
+    # second version, arcface_torch's); or frozen, they stay as they are until they are sampled.
+    c.sample_rule = "dense"
     c.head_dtype = "float32"  # or bfloat16, of the head's matrix products
     # The optimiser.
     c.batch_size = 512
-    c.accumulate = 1  # parts of a batch, one after the other: less memory
+    # Parts of a batch, one after the other: less memory. Their gradients are averaged, and steps
+    # are whole batches; arcface_torch's gradient_acc sums them, and counts every part as a step.
+    c.accumulate = 1
     c.steps = 200_000
     c.schedule = "steps"  # or linear, InsightFace's
     c.learning_rate = 0.1
+    # Step s of them has (s + 1) / warmup_steps of the rate, arcface_torch's s / warmup_steps.
     c.warmup_steps = 0
     c.decay_steps = (100_000, 140_000, 160_000)
     c.decay_factor = 0.1
@@ -137,6 +148,8 @@ def train_section() -> ConfigDict:
     c.checkpoint_every = 5_000
     c.log_every = 100
     c.verify_every = 0  # steps between verifications on verify_data; 0: none
+    # Their accuracy: exact thresholds, or insightface, arcface_torch's, with its VAL@FAR and XNorm.
+    c.verify_rule = "exact"
     c.keep = "last"  # or best, by verification: the weights that become the model
     return c
 
@@ -299,7 +312,7 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         if config is not None:
             config.stages  # noqa: B018  a file that was not found shows at the first look
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{_one_line(error)}; see --help") from error
+        raise UserError(_unknown_key(argv) or f"{_one_line(error)}; see --help") from error
     except Exception as error:  # a config is a program, which can fail in any way
         what = f"{type(error).__name__}: {_one_line(error)}"
         raise UserError(f"the config cannot be run: {what}") from error
@@ -310,10 +323,30 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         for section, given in sections.items():
             _rename_data(config, section, given)
         _expand_paths(config)
+        if key := peers_key(config):
+            raise UserError(no_such_key(config, key))
     if rest:
         known = ", ".join(f"--{name}=" for name in ("config", *others))
         raise UserError(f"unknown flag '{rest[0]}': expected {known}, --config.key=")
     return config, {name: getattr(parsed, name) for name in others}
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    """What to say of the first --config.KEY that the file's own config does not have; or None."""
+    own: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--config":
+            own = [word, following]
+        elif word.startswith("--config="):
+            own = [word]
+    if own and any(word.startswith("--config.") for word in argv):
+        try:
+            config, _ = parse_config(own)
+        except UserError:  # the file itself is what is wrong
+            return None
+        if config is not None and (key := missing_key(config, argv)):
+            return no_such_key(config, key)
+    return None
 
 
 def config_file(arguments: list[str]) -> Path | None:

@@ -19,6 +19,7 @@ from ida_jax.data.augment import augmentation
 from ida_jax.data.degrade import Degradation, degradation
 from ida_jax.data.load import check_section
 from ida_jax.models.margin_head import MARGIN_LOSSES
+from ida_jax.protocols.insightface_rule import RULES
 from ida_jax.rescoring.method_table import METHODS, methods_with
 from ida_jax.runs.workdir import METHOD_FILES
 from ida_jax.training.head_step import margin_head
@@ -117,6 +118,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         if c.evaluate.top_n is not None and c.evaluate.top_n < 2:
             raise UserError(f"evaluate.top_n is {c.evaluate.top_n}: expected 2 or more")
         _one_of("evaluate.pairs", c.evaluate.pairs, PAIR_LISTS)
+        _one_of("evaluate.rule", c.evaluate.get("rule", RULES[0]), RULES)
         _check_groups(c)
         _check_fars(c)
         if c.evaluate.template_size < 0:
@@ -310,6 +312,8 @@ def check_training(c: ConfigDict) -> None:
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
     _one_of("train.head_dtype", train.head_dtype, ("float32", "bfloat16"))
     _one_of("train.keep", train.keep, ("last", "best"))
+    _one_of("train.sample_rule", train.get("sample_rule", "frozen"), ("dense", "frozen"))
+    _one_of("train.verify_rule", train.get("verify_rule", RULES[0]), RULES)
     for key in ("batch_size", "accumulate", "steps", "checkpoint_every", "log_every"):
         _at_least_1(c, f"train.{key}")
     for key in (

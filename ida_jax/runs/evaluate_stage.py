@@ -16,6 +16,7 @@ from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.evaluation import Evaluation, regression_quality, with_notes
 from ida_jax.metrics.ignored import between
 from ida_jax.metrics.templates import dealt_templates, fuse, pool_templates, pooling_matrix
+from ida_jax.protocols.insightface_rule import with_insightface
 from ida_jax.protocols.pfe_methods import (
     FUSED_MEANS,
     LikelihoodMethods,
@@ -24,7 +25,7 @@ from ida_jax.protocols.pfe_methods import (
     likelihood_of_pairs,
 )
 from ida_jax.protocols.sweeps import sweep
-from ida_jax.protocols.table import noted
+from ida_jax.protocols.table import Faces, noted
 from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
@@ -115,8 +116,16 @@ def evaluate_run(run: Run) -> None:
         print(printable(known.note(everything.ignored)))
     pairs = PairList(*(of_pairs[kept] for of_pairs in run.pair_list))
     of_list = evaluate_kfold(faces, pairs, methods, labels=data.labels, scored=listed, **bootstrap)
+    on_list = with_insightface(
+        {kfold: of_list},
+        c.evaluate.get("rule", "exact"),
+        Faces(faces, np.zeros(len(faces), bool), norms, ()),
+        pairs,
+        kfold,
+    )
+    left_out = int(np.count_nonzero(~kept))
     evaluated = {
-        kfold: noted(of_list, known, int(np.count_nonzero(~kept))),
+        **{variant: noted(of, known, left_out) for variant, of in on_list.items()},
         f"{name}_all_pairs": noted(everything.evaluated, known, everything.ignored),
     }
     if c.evaluate.template_size:

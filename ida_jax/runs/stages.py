@@ -54,13 +54,14 @@ from ida_jax.data.degrade import with_degraded
 from ida_jax.data.load import require_faces
 from ida_jax.data.pipeline import check_labels
 from ida_jax.metrics.frechet import frechet_distance, precision_recall
-from ida_jax.metrics.kfold import kfold_accuracy
+from ida_jax.protocols.insightface_rule import check_rule
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.method_table import methods_set_by
 from ida_jax.runs.config_check import check_config, section_degradation
 from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
 from ida_jax.runs.evaluate_stage import evaluate_run
+from ida_jax.runs.held_out import held_out_figures
 from ida_jax.runs.run import Run, Stage
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
@@ -157,7 +158,9 @@ def _check(run: Run, unfinished: list[str]) -> None:
             run.train_faces.labels, identities=c.pfe.identities, images=c.pfe.images, seed=c.seed
         )
     if "train" in unfinished and c.train.verify_every and is_first():
-        run.model_preprocessing.check(run.verification.images[0], what="verify_data's first image")
+        images, pair_list = run.verification
+        run.model_preprocessing.check(images[0], what="verify_data's first image")
+        check_rule(c.train.get("verify_rule", "exact"), pair_list)
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
     if {"train", "gan", "anchors", "ssr"} & set(unfinished):
@@ -179,7 +182,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
         _check_cohort(run, "csn.top_n", "csn" in c.stages, left_out=2)
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
-        _ = run.pair_list  # draws or reads it
+        check_rule(c.evaluate.get("rule", "exact"), run.pair_list)  # draws or reads it
         _ = run.groups
 
 
@@ -225,22 +228,19 @@ def _train(run: Run) -> None:
     from ida_jax.training.recognition import train
 
     verifying = run.config.train.verify_every > 0
+
+    def verify(model: FaceModel) -> dict[str, float]:
+        rule = run.config.train.get("verify_rule", "exact")  # a section from before the entry
+        return held_out_figures(model, *run.verification, flip=run.config.flip, rule=rule)
+
     model = train(
         run.train_faces,
         run.config,
         workdir=run.workdir,
-        verify=(lambda model: _verification_accuracy(run, model)) if verifying else None,
+        verify=verify if verifying else None,
     )
     if is_first():
         model.save(run.workdir / MODEL)
-
-
-def _verification_accuracy(run: Run, model: FaceModel) -> float:
-    """The cosine's k-fold accuracy on the held-out pairs."""
-    images, (pairs, same, fold) = run.verification
-    faces = model.embed(images, flip=run.config.flip)
-    cosines = np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1)
-    return kfold_accuracy(cosines, same, folds=fold).mean
 
 
 def _import(run: Run) -> None:

@@ -44,7 +44,10 @@ METHOD_FILES = {"anchors": ANCHORS, "ssr": SSR, "csn": CSN}
 EMBEDDINGS = "embeddings"
 _EMBEDDED = ("seed", "train_data")
 # Entries that configs of earlier versions lack, whose values here leave everything as it was.
-_ADDED = {"degrade": "", "degrade_share": 0.5, "degrade_copies": 1}
+_ADDED = {
+    "degrade": "", "degrade_share": 0.5, "degrade_copies": 1, "rule": "exact",
+    "verify_rule": "exact", "sample_rule": "frozen",
+}  # fmt: skip
 # Beside the parts of the training set's embeddings: their identities, int [N].
 LABELS = "labels.npy"
 # What stages end in, by the stage; the rest is written by every run.
@@ -206,8 +209,10 @@ def _without_effect(config: Mapping[str, Any]) -> frozenset[str]:
     """The options that change how a stage runs, and not what it makes."""
     sections = ("train", "pfe", "gan")
     options = {f"{s}.{o}" for s in sections for o in ("workers", "log_every", "checkpoint_every")}
+    if config.get("train", {}).get("sample_rate", 1) == 1:
+        options.add("train.sample_rule")
     if config.get("train", {}).get("keep") != "best":
-        options |= {"train.verify_every", "verify_data"}
+        options |= {"train.verify_every", "train.verify_rule", "verify_data"}
     return frozenset(options)
 
 

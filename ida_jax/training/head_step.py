@@ -86,8 +86,7 @@ def head_step(
     quality = jnp.zeros_like(norms)
     if head.kind == "adaface":
         quality, statistics = adaface_quality(norms, statistics, mask=row_weights > 0)
-    batch_size = labels.shape[0]
-    count = max(math.ceil(config.sample_rate * num_local), min(batch_size, num_local))
+    count = math.ceil(config.sample_rate * num_local)
 
     def on_device(
         classes: ClassWeights, embeddings: jax.Array, quality: jax.Array, labels: jax.Array,
@@ -103,6 +102,7 @@ def head_step(
                 num_local=num_local,
                 num_classes=head.num_classes,
                 count=count,
+                block=config.class_block,
             )
         sgd = Sgd(
             schedule(step), config.momentum, config.weight_decay,
@@ -119,6 +119,7 @@ def head_step(
             scale=head.scale,
             block=config.class_block,
             sampled=sampled,
+            dense=config.get("sample_rule", "frozen") == "dense",
             dtype=jnp.dtype(config.head_dtype),
         )
         sums = {

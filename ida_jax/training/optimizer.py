@@ -19,7 +19,8 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     "steps" (the paper): `learning_rate`, times `decay_factor` from each of `decay_steps` on.
     "linear" (InsightFace's arcface_torch): from `learning_rate` to 0 at `steps`. Both rise from 0
     during the first `warmup_steps`, of which step s has (s + 1) / warmup_steps of the rate; the
-    linear decay begins after them.
+    linear decay begins after them. arcface_torch's warm-up is one step behind, s / warmup_steps,
+    except that it takes its first step at the full rate; without warm-up the two are the same.
     """
     decays = np.asarray(config.decay_steps, np.int32)
     rates = config.learning_rate * config.decay_factor ** np.arange(len(decays) + 1)

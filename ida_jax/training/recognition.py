@@ -1,7 +1,7 @@
 """Trains a backbone with a margin head (section 4.1), on all devices of all processes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 
 import jax
@@ -28,14 +28,15 @@ def train(
     config: ConfigDict,
     *,
     workdir: str | os.PathLike[str],
-    verify: Callable[[FaceModel], float] | None = None,
+    verify: Callable[[FaceModel], Mapping[str, float]] | None = None,
 ) -> FaceModel:
     """Trains to `train.steps` and returns the model; resumes from the workdir's last checkpoint.
 
     Args:
       dataset: faces with labels 0 … C−1.
       config: the run's, with model, train (`ida_jax.runs.config.train_section`) and seed.
-      verify: returns a model's accuracy on held-out pairs; called every `train.verify_every` steps.
+      verify: returns a model's figures on held-out pairs, "accuracy" among them; called every
+        `train.verify_every` steps.
 
     Raises:
       UserError: labels outside the classes, a batch that the devices do not divide, a loss that is
@@ -92,9 +93,9 @@ def train(
             def accuracy(step: int) -> float | None:
                 if verify is None:
                     return None
-                value = _verified(verify, config, progress.state)
-                write(step, {"verification_accuracy": value})
-                return value
+                figures = _verified(verify, config, progress.state)
+                write(step, {f"verification_{name}": value for name, value in figures.items()})
+                return figures["accuracy"]
 
             for _, batch in training_steps(
                 progress,
@@ -124,17 +125,20 @@ def train(
     return _model(config, progress.state, weights)
 
 
-def _verified(verify: Callable[[FaceModel], float], config: ConfigDict, state: TrainState) -> float:
-    """The accuracy that process 0 measures; the others wait for it."""
+def _verified(
+    verify: Callable[[FaceModel], Mapping[str, float]], config: ConfigDict, state: TrainState
+) -> Mapping[str, float]:
+    """What process 0 measures; the others wait for its accuracy."""
     if jax.process_count() == 1:
         return verify(_model(config, state))
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    accuracy = np.float32(0)
+    figures: Mapping[str, float] = {"accuracy": 0.0}
     with all_or_none():
         if is_first():
-            accuracy = np.float32(verify(_model(config, state)))
-    return float(broadcast_one_to_all(accuracy))
+            figures = verify(_model(config, state))
+    accuracy = float(broadcast_one_to_all(np.float32(figures["accuracy"])))
+    return {**figures, "accuracy": accuracy}
 
 
 def _model(

@@ -78,6 +78,23 @@ def test_lfw(lfw, anchors, capsys):
     assert "lfw_3fold" in capsys.readouterr().out
 
 
+def test_insightfaces_rule_beside_ours(lfw, anchors, capsys):
+    flags = [
+        f"--files={lfw / 'pairs.txt'}",
+        f"--embeddings={lfw / 'E.npy'}",
+        f"--anchors={anchors}",
+    ]
+    protocols, results = _run(lfw, "--protocol=lfw", *flags, "--rule=insightface")
+    assert list(protocols) == ["lfw_3fold", "lfw_3fold_insightface"]
+    assert set(protocols["lfw_3fold"]) > {"cosine", "ida_r"}
+    (figures,) = protocols["lfw_3fold_insightface"].values()
+    norms = np.linalg.norm(np.load(lfw / "E.npy"), axis=1)
+    np.testing.assert_allclose(figures["xnorm"], norms.mean())
+    assert results["settings"]["rule"] == "insightface"
+    assert "lfw_3fold has every method" in " ".join(results["notes"]["lfw_3fold_insightface"])
+    assert "VAL@1e-3 %" in capsys.readouterr().out
+
+
 def test_few_anchors_have_a_smaller_cohort(lfw, anchors, capsys):
     """Nobody asked for as_norm's usual 300 of the 70 anchors; of 71 somebody did."""
     flags = ["--protocol=all_pairs", f"--embeddings={lfw / 'E.npy'}", f"--anchors={anchors}"]
@@ -272,6 +289,10 @@ def test_labelled_pairs(lfw, identities):
     names = (lfw / "E.names.txt").read_text().split()
     people = np.array([name.split("/")[0] for name in names])
     same = people[pairs[:, 0]] == people[pairs[:, 1]]
+    place = np.empty(len(pairs))  # both kinds in each of ten folds
+    for kind in (same, ~same):
+        place[kind] = np.linspace(0, 1, kind.sum())
+    pairs, same = pairs[np.argsort(place)], same[np.argsort(place)]
     rows = [f"{names[a]},{names[b]}" for a, b in pairs]
     (lfw / "list.csv").write_text("\r\n".join(["first,second", *rows]))
     np.save(lfw / "labels.npy", same)
@@ -280,12 +301,19 @@ def test_labelled_pairs(lfw, identities):
         sides = [f"{people[a]},{people[b]}" for a, b in pairs]
         (lfw / "people.csv").write_text("\n".join(["identity_1,identity_2", *sides]))
         flags = [f"--identities={lfw / 'people.csv'}"]
+    (lfw / "rule").mkdir()
     protocols, results = _run(
         lfw, "--protocol=pairs", f"--files={lfw / 'list.csv'}", f"--labels={lfw / 'labels.npy'}",
         f"--embeddings={lfw / 'E.npy'}", "--fars=0.1", *flags,
     )  # fmt: skip
     figures = protocols["pairs"]["cosine"]
     assert figures["genuine"] == same.sum()
+    both, _ = _run(
+        lfw / "rule", "--protocol=pairs", "--rule=insightface", f"--files={lfw / 'list.csv'}",
+        f"--labels={lfw / 'labels.npy'}", f"--embeddings={lfw / 'E.npy'}", "--fars=0.1", *flags,
+    )  # fmt: skip
+    assert both["pairs"] == protocols["pairs"]
+    assert both["pairs_10fold_insightface"]["cosine"]["pairs"] == same.size
     told = any("take pairs for independent" in note for note in results["notes"].get("pairs", []))
     assert told is not identities
 
@@ -312,13 +340,13 @@ def test_ytf(tmp_path, anchors):
 
 def test_ijb(tmp_path, anchors):
     release = tmp_path / "release"
-    write_release(release, Size(120, 40, 15, 300, 20, D))
+    write_release(release, Size(120, 40, 16, 300, 20, D))
     names = [f"loose_crop/{i + 1}.jpg" for i in range(120)]
     order = np.random.default_rng(0).permutation(120)  # names bring them back into the lists' order
     shuffled = np.load(release / "embeddings.npy")[order]
     np.savez(tmp_path / "E.npz", embeddings=shuffled, names=np.array(names)[order])
     common = ["--protocol=ijbc", f"--files={release}", f"--anchors={anchors}", "--fars=0.1",
-              "--methods=cosine,ida_r"]  # fmt: skip
+              "--methods=cosine,ida_r", "--galleries=joined"]  # fmt: skip
     found = {}
     for kind, embeddings in (("names", tmp_path / "E.npz"), ("rows", release / "embeddings.npy")):
         (tmp_path / kind).mkdir()
@@ -329,7 +357,7 @@ def test_ijb(tmp_path, anchors):
     np.savez(tmp_path / "E.npz", embeddings=shuffled, names=twice)
     with pytest.raises(UserError, match="several images named"):
         evaluate.main([*common, f"--embeddings={tmp_path / 'E.npz'}", f"--output={tmp_path / 'x'}"])
-    assert "ijbc_1to1_norm_detector" in found["rows"]
+    assert {"ijbc_1to1_norm_detector", "ijbc_1toN_joined_norm_detector"} <= set(found["rows"])
     assert "rank" in found["rows"]["ijbc_1toN_norm_detector"]["ida_r"]
     # With PFE: the same names bring the variances into the lists' order too.
     np.savez(tmp_path / "E.npz", embeddings=shuffled, names=np.array(names)[order])

@@ -102,6 +102,21 @@ def test_norms_are_those_of_the_raw_embeddings(name, nano):
     assert largest_difference(graph, nano, input="uint8", ssr=None, norm=True) < 1e-5
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_raw_embeddings_are_the_networks_own(name, nano):
+    to_bytes, to_graph = FORMATS[name]
+    images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    ssr, kind = random_ssr(nano), {"input": "float_nchw", "output_kind": "raw"}
+    graph = to_graph(to_bytes(nano, ssr=ssr, norm=True, **kind))
+    found = graph(np.asarray(nano.preprocessing(images)).transpose(0, 3, 1, 2))
+    assert set(found) == {"embedding", "norm", "log_density"}
+    raw = nano.raw_embeddings(images)
+    assert np.ptp(np.linalg.norm(raw, axis=1)) > 1e-3
+    np.testing.assert_allclose(found["embedding"], raw, atol=1e-4 * np.abs(raw).max())
+    np.testing.assert_allclose(found["log_density"], ssr.log_density(nano.embed(images)), atol=1e-5)
+    assert largest_difference(graph, nano, ssr=ssr, norm=True, **kind) < 1e-5
+
+
 def test_outputs_and_their_shapes(nano):
     images = np.zeros((5, 32, 32, 3), np.uint8)
     images[1:] = 255
@@ -274,6 +289,12 @@ def test_the_command_writes_both_formats(workdir, nano, capsys):
         )
         assert difference < 1e-5
     told = json.loads((workdir / "out.stablehlo.json").read_text())
+    assert told["output_kind"] == "unit"
+    raw = workdir / "raw.onnx"
+    export.main([f"--model={workdir}", f"--output={raw}", "--output_kind=raw"])
+    assert "of any length" in capsys.readouterr().out
+    props = {p.key: p.value for p in onnx.load(raw).metadata_props}
+    assert props["output_kind"] == "raw"
     assert (told["fingerprint"], told["input"]) == (nano.fingerprint, "uint8 [B, 32, 32, 3]")
 
 
@@ -303,6 +324,9 @@ def test_mistakes_are_one_line(workdir, nano, monkeypatch):
     refused(r"ends in \.onnx", f"--output={workdir / 'x.tflite'}")
     refused("folder does not exist", f"--output={workdir / 'none' / 'x.onnx'}")
     refused("invalid choice: 'float'", f"--output={workdir / 'x.onnx'}", "--input=float")
+    refused(
+        "--output_kind=raw is for", f"--output={workdir / 'x.safetensors'}", "--output_kind=raw"
+    )
     refused("--ssr is for graphs", f"--output={workdir / 'x.safetensors'}", "--ssr=S")
     other = replace(random_ssr(nano), fingerprint="0" * 16)
     other.save(workdir / "other.safetensors")
@@ -311,6 +335,8 @@ def test_mistakes_are_one_line(workdir, nano, monkeypatch):
         refused("fingerprint is .* SSR module's 0000", *flags)
     with pytest.raises(UserError, match="input 'float' is unknown"):
         onnx_bytes(nano, input="float")
+    with pytest.raises(UserError, match="output kind 'norm' is unknown"):
+        onnx_bytes(nano, output_kind="norm")
     for package, name in (("onnx", "onnx"), ("onnxruntime", "onnx"), ("flatbuffers", "stablehlo")):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, package, None)

@@ -223,7 +223,11 @@ def test_bfloat16_embeddings_are_multiplied_in_float32(batch):
         ({"kind": "combined", "margin": (0.0, 0.5, 0.0)}, "three numbers"),
         ({"kind": "adaface", "margin": math.nan}, "expected 0 ≤ m < π/2"),
         ({"sub_centres": 0}, "sub_centres is 0: expected 1 or more"),
-        ({"kind": "cosface", "straight_through": True}, "arcface's alone"),
+        ({"kind": "combined", "straight_through": True}, r"the margin \(1.0, 0.3, 0.2\)"),
+        (
+            {"kind": "cosface", "straight_through": True},
+            r"for arcface, and for combined with \(1, m, 0\)",
+        ),
     ],
 )
 def test_mistakes_are_named_at_construction(options, message):

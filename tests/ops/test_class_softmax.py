@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from ida_jax.common.devices import padded_classes, training_mesh
 from ida_jax.models.margin_head import MarginHead
-from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
+from ida_jax.ops.class_softmax import ClassWeights, Sampled, Sgd, sample_classes, softmax_step
 
 ROWS, WIDTH, RATE, MU, DECAY = 16, 6, 0.1, 0.9, 5e-4
 
@@ -62,7 +62,7 @@ def _plain(head, embeddings, weight, labels, row_weights):
 
 def _sharded(
     head, embeddings, weight, momentum, labels, row_weights, *, mesh, block=0, sampled=None,
-    parts=(True, True),
+    parts=(True, True), dense=True,
 ):  # fmt: skip
     classes = len(weight)
     fill = ((0, padded_classes(classes, mesh) - classes), (0, 0), (0, 0))
@@ -73,7 +73,7 @@ def _sharded(
         gather = lambda x: jax.lax.all_gather(x, "model", tiled=True)  # noqa: E731
         out = softmax_step(
             embeddings, gather(labels), gather(row_weights), classes_here, head.label_logits, sgd,
-            num_classes=classes, scale=head.scale, block=block, sampled=sampled,
+            num_classes=classes, scale=head.scale, block=block, sampled=sampled, dense=dense,
         )  # fmt: skip
         loss = jax.lax.psum(jnp.sum(gather(row_weights) * out.losses), "data")
         return loss, out.gradient, out.classes, jax.lax.psum(out.velocity_squared, "model")
@@ -182,27 +182,42 @@ def test_parts_of_a_batch_add_up(block):
     np.testing.assert_allclose(state[0], weight - RATE * velocity, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [0, 4])
-def test_sampled_classes_are_a_softmax_of_their_own(block):
-    classes, sampled = 20, np.array([0, 2, 3, 7, 8, 11, 15, 16, 19], np.int32)
+def _sampled(rows, block, *, beyond=()):
+    """Those rows, and behind them others that take no part."""
+    size = min(block or len(rows), len(rows))
+    return Sampled(jnp.int32([*rows, *beyond]), jnp.int32(len(rows)) if beyond else len(rows), size)
+
+
+@pytest.mark.parametrize(("block", "beyond"), [(0, ()), (4, ()), (3, (1, 4, 5)), (9, (1, 17))])
+@pytest.mark.parametrize("dense", [True, False])
+def test_sampled_classes_are_a_softmax_of_their_own(block, beyond, dense):
+    """Partial FC against SGD in float64: over steps, all rows moved (V2's rule), or only some."""
+    classes, steps = 20, 1 if beyond else 4
+    draws = [np.array([0, 2, 3, 7, 8, 11, 15, 16, 19]), np.array([1, 2, 4, 5, 8, 10, 12, 13, 18])]
     head = MarginHead(classes, "arcface", 16.0, 0.3)
     embeddings, weight, momentum, _ = _problem(classes)
-    labels = np.random.default_rng(1).choice(sampled, ROWS).astype(np.int32)
     row_weights = np.full(ROWS, 1 / ROWS, np.float32)
-    small = MarginHead(len(sampled), "arcface", 16.0, 0.3)
-    places = np.searchsorted(sampled, labels).astype(np.int32)
-    loss, by_embeddings, by_weight = _plain(small, embeddings, weight[sampled], places, row_weights)
-    got = _sharded(
-        head, embeddings, weight, momentum, labels, row_weights, mesh=_mesh(1, 1), block=block,
-        sampled=sampled,
-    )  # fmt: skip
-    velocity, expected = momentum.copy(), weight.copy()
-    velocity[sampled] = MU * momentum[sampled] + by_weight + DECAY * weight[sampled]
-    expected[sampled] -= RATE * velocity[sampled]
-    np.testing.assert_allclose(got[0], loss, rtol=1e-5)
-    np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got[3], velocity, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(got[2], expected, rtol=1e-5, atol=1e-6)
+    small = MarginHead(9, "arcface", 16.0, 0.3)
+    w, v, got = np.float64(weight), np.float64(momentum), (0, 0, weight, momentum)
+    for step in range(steps):
+        rows = draws[step % 2]
+        labels = np.random.default_rng(step).choice(rows, ROWS).astype(np.int32)
+        places = np.searchsorted(rows, labels).astype(np.int32)
+        loss, by_embeddings, by_rows = _plain(small, embeddings, w[rows], places, row_weights)
+        by_weight, moved = np.zeros_like(w), np.arange(classes) if dense else rows
+        by_weight[rows] = by_rows
+        v[moved] = MU * v[moved] + by_weight[moved] + DECAY * w[moved]
+        w[moved] -= RATE * v[moved]
+        got = _sharded(
+            head, embeddings, np.asarray(got[2]), np.asarray(got[3]), labels, row_weights,
+            mesh=_mesh(1, 1), block=block, sampled=_sampled(rows, block, beyond=beyond),
+            dense=dense,
+        )  # fmt: skip
+        np.testing.assert_allclose(got[0], loss, rtol=1e-5)
+        np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got[3], v, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(got[2], w, rtol=1e-4, atol=5e-6)
+        np.testing.assert_allclose(got[4], np.sum(v[moved] ** 2), rtol=1e-4)
 
 
 def test_sampling_keeps_the_batch_s_classes_and_draws_the_rest_evenly():
@@ -212,7 +227,8 @@ def test_sampling_keeps_the_batch_s_classes_and_draws_the_rest_evenly():
 
     def on_device(number):
         key = jax.random.fold_in(jax.random.key(number[0]), jax.lax.axis_index("model"))
-        return sample_classes(key, labels, num_local=local, num_classes=classes, count=count)
+        drawn = sample_classes(key, labels, num_local=local, num_classes=classes, count=count)
+        return drawn.rows[:count]
 
     draw = jax.jit(
         jax.shard_map(on_device, mesh=mesh, in_specs=P(), out_specs=P("model"), check_vma=False)
@@ -231,3 +247,27 @@ def test_sampling_keeps_the_batch_s_classes_and_draws_the_rest_evenly():
     others = np.delete(counts[0], [0, 5, 9])
     assert np.all(np.abs(others / 300 - 3 / 7) < 0.12)
     assert np.all(np.abs(counts[2] / 300 - 0.6) < 0.12)
+
+
+def test_a_sample_grows_only_where_the_batch_has_more_classes_than_it():
+    """On many devices a share of the classes stays that share: room is for all, blocks are not."""
+    local, count, block = 12, 4, 2
+    labels = np.array([0, 1, 3, 5, 11, 5, 12, 13, 30, -1], np.int32)
+
+    def on_device():
+        drawn = sample_classes(
+            jax.random.key(jax.lax.axis_index("model")), labels, num_local=local, num_classes=36,
+            count=count, block=block,
+        )  # fmt: skip
+        return drawn.rows, jnp.full((1,), drawn.used)
+
+    draw = jax.shard_map(on_device, mesh=_mesh(3, 3), in_specs=(), out_specs=P("model"),
+                         check_vma=False)  # fmt: skip
+    rows, used = (np.asarray(array) for array in jax.jit(draw)())
+    assert used.tolist() == [6, 4, 4]  # five classes of the batch, in whole blocks; two; one
+    rows = rows.reshape(3, 10)
+    for of_device, number, own in zip(rows, used, ([0, 1, 3, 5, 11], [0, 1], [6]), strict=True):
+        assert set(own) <= set(of_device[:number])
+        assert np.all(np.diff(of_device[:number]) > 0)
+        assert np.all(np.diff(of_device[number:]) > 0)
+        assert len(set(of_device)) == 10

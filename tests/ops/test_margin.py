@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import reference_insightface
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -177,6 +178,32 @@ def test_combined_holds_arcface_and_cosface():
     np.testing.assert_array_equal(arcface, ops.arcface(c, scale=64.0, margin=0.5))
     cosface = ops.combined(c, scale=64.0, margins=(1.0, 0.0, 0.35))
     np.testing.assert_allclose(cosface, ops.cosface(c, scale=64.0, margin=0.35), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("margins", "ours"),
+    [
+        ((1.0, 0.5, 0.0), lambda c: ops.arcface(c, scale=64.0, margin=0.5, straight_through=True)),
+        ((1.0, 0.5, 0.0),
+         lambda c: ops.combined(c, scale=64.0, margins=(1.0, 0.5, 0.0), straight_through=True)),
+        ((1.0, 0.0, 0.4), lambda c: ops.cosface(c, scale=64.0, margin=0.4)),
+        ((1.0, 0.3, 0.2), lambda c: ops.cosface(c, scale=64.0, margin=0.2)),
+    ],
+)  # fmt: skip
+def test_what_insightfaces_margin_list_is_here(margins, ours):
+    c = np.linspace(-math.cos(0.51), 1, 101, dtype=np.float32)  # where θ + m ≤ π
+    value, vjp = jax.vjp(ours, jnp.asarray(c))
+    (gradient,) = vjp(jnp.ones_like(value))
+    expected = np.array([reference_insightface.margin_logit(x, margins) for x in c])
+    np.testing.assert_allclose(value, 64 * expected[:, 0], atol=3e-5)
+    np.testing.assert_allclose(gradient, 64 * expected[:, 1], rtol=1e-6)
+
+
+def test_our_combined_margin_keeps_what_insightface_drops():
+    c = np.float32([0.1, 0.5])
+    ours = ops.combined(jnp.asarray(c), scale=1.0, margins=(1.0, 0.3, 0.2))
+    theirs = [reference_insightface.margin_logit(x, (1.0, 0.3, 0.2))[0] for x in c]
+    assert np.all(np.asarray(ours) < np.array(theirs) - 0.1)
 
 
 def test_adaface_is_arcface_or_cosface_by_quality():

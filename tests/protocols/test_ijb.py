@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_insightface
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ijb_release import Size, write_release
@@ -15,12 +16,13 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics import templates
 from ida_jax.metrics.identification import Searches, mate_ranks, search_figures
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
-from ida_jax.protocols import ijb
+from ida_jax.protocols import ijb, ijb_search
 from ida_jax.protocols.ijb import evaluate_ijb
-from ida_jax.protocols.ijb_files import read_galleries, read_ijb
+from ida_jax.protocols.ijb_files import Galleries, read_galleries, read_ijb
 from ida_jax.protocols.ijb_search import without_hidden
 from ida_jax.rescoring.gallery import Candidates
 from ida_jax.rescoring.methods import make_scorers
+from ida_jax.rescoring.terms import cosine_terms
 from ida_jax.tables.identity_pairs import IdentityPairs
 
 SIZE = Size(images=210, templates=60, subjects=20, pairs=700, genuine=40, width=16)
@@ -276,6 +278,45 @@ def test_evaluation_against_slow_scores(written, scorers, one_person):
     assert not {"gallery", "mated_probes", "false_alarms"} & set(mean)
 
 
+def test_joined_galleries_are_searched_as_insightface_does(written, scorers, monkeypatch):
+    meta = read_ijb(written, subset="ijbc")
+    galleries = read_galleries(written, subset="ijbc", template_ids=meta.template_ids)
+    monkeypatch.setattr(ijb_search, "_SLAB", 7)
+    evaluated = evaluate_ijb(
+        np.load(written / "embeddings.npy"), meta, scorers, subset="ijbc", galleries=galleries,
+        join_galleries=True, resamples=0,
+    )  # fmt: skip
+    figures = evaluated["ijbc_1toN_joined_norm_detector"].figures["cosine"]
+    embeddings = np.load(written / "embeddings.npy")
+    slow = _pooled_slowly(embeddings, meta.templates, meta.media, meta.detector, unit=False)
+    slow /= np.linalg.norm(slow, axis=1, keepdims=True)
+    rows, subjects = (np.concatenate(c) for c in zip(*galleries.galleries.values(), strict=True))
+    mates = [subjects.tolist().index(subject) for subject in galleries.probes.subjects]
+    similarity = slow[galleries.probes.rows] @ slow[rows].T
+    ranks, tpir = reference_insightface.identification(similarity, mates)
+    assert figures["rank"] == {str(k): rate for k, rate in ranks.items()}
+    assert figures["tpir@fpir"] == {f"{far:g}": rate for far, rate in tpir.items()}
+    assert (figures["gallery"], figures["mated_probes"]) == (rows.size, len(mates))
+    # A listed pair of subjects is hidden from each other, which can only help.
+    pair = tuple(map(str, subjects[:2]))
+    hidden = ijb_search.evaluate_joined(
+        _unit(slow).astype(np.float32), {"cosine": cosine_terms(len(slow))}, galleries,
+        one_person=IdentityPairs(Path("list"), (pair,), 0),
+    )["1toN_joined"].figures["cosine"]  # fmt: skip
+    assert hidden["ignored_pairs"] == np.isin(galleries.probes.subjects, subjects[:2]).sum()
+    assert hidden["rank"]["1"] >= figures["rank"]["1"]
+    probes = galleries.probes
+    for subject, where in ((10**6, "in neither gallery"), (subjects[0], "in both galleries")):
+        first, second = galleries.galleries.values()
+        second = second._replace(subjects=np.r_[subjects[0], second.subjects[1:]])
+        wrong = Galleries(
+            {"g1": first, "g2": second},
+            probes._replace(subjects=np.full(probes.rows.size, subject)),
+        )
+        with pytest.raises(UserError, match=where):
+            ijb_search.evaluate_joined(np.float32(slow), {"cosine": cosine_terms(len(slow))}, wrong)
+
+
 def test_subjects_must_be_there_to_be_left_out(written, scorers):
     meta = read_ijb(written, subset="ijbc")
     galleries = read_galleries(written, subset="ijbc", template_ids=meta.template_ids)
@@ -367,6 +408,21 @@ def test_images_without_an_embedding(written, scorers):
     damaged[meta.templates == alone] = 0
     with pytest.raises(UserError, match=f"template {meta.template_ids[alone]} has no image"):
         evaluate_ijb(damaged, meta, few, skip_bad=True, **options)
+
+
+@pytest.mark.parametrize("flip", ["none", "halves"])
+def test_norms_of_unit_embeddings_weigh_nothing_and_that_is_said(written, scorers, flip):
+    meta = read_ijb(written, subset="ijbc")
+    raw = np.load(written / "embeddings.npy")
+    only = {"cosine": scorers["cosine"]}
+    for embeddings, norm, told in ((raw, "keep", False), (_unit(raw), "keep", True),
+                                   (_unit(raw), "unit", False)):  # fmt: skip
+        given = np.concatenate([embeddings] * 2, axis=1) if flip == "halves" else embeddings
+        found = evaluate_ijb(
+            given, meta, only, subset="ijbc", norm=norm, flip=flip, fars=(0.1,), resamples=0
+        )
+        (evaluated,) = found.values()
+        assert any("norms weigh nothing" in note for note in evaluated.notes) is told
 
 
 def test_variants_are_in_the_names(written, scorers):

@@ -1,6 +1,7 @@
 """A config, its file and the flags that change it: each mistake is one line and exit code 2."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from ida_jax import main
 from ida_jax.common.errors import exit_code
+from ida_jax.runs import config_words
 from ida_jax.runs.config import config_file, parse_config
 from ida_jax.runs.stages import STAGES
 from ida_jax.runs.workdir import CONFIG, outdated_stages
@@ -68,6 +70,48 @@ def test_a_flag_that_cannot_be(tmp_path, monkeypatch, capsys, flags, message):
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("lr=0.1", "the config has no 'lr': arcface_torch's lr is here train.learning_rate"),
+        ("train.margin_list=(1,0.5,0)", "arcface_torch's margin_list is here train.head and train"),
+        ("train.learning_rte=0.1", "no 'train.learning_rte': did you mean train.learning_rate"),
+        ("template_size=5", "no 'template_size': did you mean evaluate.template_size?"),
+        ("no_such.thing=5", "no 'no_such.thing': its sections are anchors, csn, eval_data, "),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_one_that_is_meant(
+    tmp_path, monkeypatch, capsys, flag, message
+):
+    code, line = _main(monkeypatch, capsys, SMOKE, f"--workdir={tmp_path}/w", f"--config.{flag}")
+    assert code == 2
+    assert message in line
+    assert "see --help" not in line
+
+
+def test_every_word_of_arcface_torch_is_answered_and_none_hides_ours(monkeypatch, capsys):
+    config, _ = parse_config([MS1M])
+    ours = set(config_words._keys(config))
+    for word in config_words.ARCFACE_TORCH:
+        assert word not in config
+        assert f"arcface_torch's {word} is here" in config_words.no_such_key(config, word)
+        named = re.findall(
+            r"\b(?:train|model|verify_data)\.[a-z_.]+\b", config_words.ARCFACE_TORCH[word]
+        )
+        assert set(named) <= ours | {"verify_data.dataset"}
+    assert config_words.peers_key(config) is None
+    with config.unlocked():
+        config.train.lr = 0.1
+    assert config_words.peers_key(config) == "train.lr"
+
+
+def test_the_help_lists_the_configs_sections(monkeypatch, capsys):
+    main.main(["--help"])
+    printed, config = capsys.readouterr().out, parse_config([MS1M])[0]
+    for name in config:
+        assert re.search(rf"^  .*\b{name}\b", printed, re.MULTILINE), name
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_results_of_another_form(finished, tmp_path, monkeypatch, content):
         ([SMOKE + "x", "--workdir=W"], "variant 'smokex' is unknown"),
         (
             [SMOKE, "--workdir=W", "--config.train.marginn=1"],
-            "the config has no 'marginn': did you mean 'margin'",
+            "the config has no 'train.marginn': did you mean train.margin?",
         ),
         ([SMOKE, "--workdir=W", "--config.train.margin=high"], "margin"),
         ([SMOKE, "--workdri=W"], "workdri.*Did you mean: workdir"),

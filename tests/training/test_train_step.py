@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference_insightface
 from ml_collections import ConfigDict
 
 from ida_jax.artefacts import face_model
@@ -298,6 +299,16 @@ def test_learning_rates(changes, expected):
     schedule = learning_rate_schedule(_config(steps=10, **changes).train)
     for step, factor in expected.items():
         assert float(schedule(jnp.int32(step))) == pytest.approx(RATE * factor, rel=1e-6), step
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_insightfaces_warm_up_is_a_step_behind_ours(warmup):
+    expected = reference_insightface.learning_rates(RATE, warmup=warmup, total=10)
+    config = _config(steps=10, schedule="linear", warmup_steps=warmup)
+    ours = [float(learning_rate_schedule(config.train)(jnp.int32(step))) for step in range(10)]
+    np.testing.assert_allclose(ours[warmup:], expected[warmup:], rtol=1e-6)
+    np.testing.assert_allclose(ours[:warmup], expected[1 : warmup + 1], rtol=1e-6)
+    assert expected[0] == RATE
 
 
 def _bytes_sent(compiled):
