@@ -20,8 +20,8 @@ from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import cosines, rule_scores, take_rows
 
 # 512 × 8192 similarities are 16 MiB.
-_PROBE_BLOCKS = (1, 16, 64, 512)
-_GALLERY_BLOCK = 8192
+PROBE_BLOCKS = (1, 16, 64, 512)
+GALLERY_BLOCK = 8192
 
 
 class Gallery(NamedTuple):
@@ -80,17 +80,17 @@ def identify(
             f"the best {top} of {len(gallery)} gallery faces were asked for: "
             f"expected 1 … {len(gallery)}"
         )
-    block, terms = max(top, min(_GALLERY_BLOCK, len(gallery))), jax.device_put(gallery.terms)
+    block, terms = max(top, min(GALLERY_BLOCK, len(gallery))), jax.device_put(gallery.terms)
 
     def best(faces: np.ndarray, values: np.ndarray) -> Neighbours:
         own = probe_terms._replace(values=values)
-        return _best(top, block, faces, own, gallery.embeddings, terms)
+        return best_of_gallery(top, block, faces, own, gallery.embeddings, terms)
 
-    return Candidates(*by_blocks(best, probes, probe_terms.values, sizes=_PROBE_BLOCKS))
+    return Candidates(*by_blocks(best, probes, probe_terms.values, sizes=PROBE_BLOCKS))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _best(
+def best_of_gallery(
     top: int,
     block: int,
     probes: jax.Array,
@@ -98,6 +98,8 @@ def _best(
     gallery: jax.Array,
     gallery_terms: FaceTerms,
 ) -> Neighbours:
+    """The `top` gallery faces of each probe, the gallery taken by blocks; as `identify`."""
+
     def scores(first: jax.Array) -> jax.Array:
         cosine = cosines(probes, lax.dynamic_slice_in_dim(gallery, first, block))
         enrolled = take_rows(gallery_terms, first, block)

@@ -31,8 +31,8 @@ from ida_jax.rescoring.tiles import checked_labels, cosine_rows, split_all_pairs
 # Blocks come in few sizes, so that no count of pairs compiles anew and few pairs cost little. On a
 # CPU the gathered rows of a block must stay in cache: at 16,384 pairs each costs six times as much.
 _GATHER_BLOCKS = (64, 2048)
-_DEVICE_GATHER_BLOCKS = (64, 4096, 131072)
-_RULE_BLOCKS = (64, 4096, 65536, 1 << 20)
+DEVICE_GATHER_BLOCKS = (64, 4096, 131072)
+RULE_BLOCKS = (64, 4096, 65536, 1 << 20)
 # Pairs grouped at once: about 0.5 GiB of working memory.
 CHUNK = 1 << 24
 # Tiles of 2048 × 2048: each takes 21 ms at D = 512 on two cores, a gathered pair 0.3 to 1 µs.
@@ -97,7 +97,7 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     if terms.rule == "cosine":
         return cosines.copy()
     on_device = jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
-    return by_blocks(partial(_apply_rule, on_device), cosines, pairs, sizes=_RULE_BLOCKS)
+    return by_blocks(partial(apply_rule, on_device), cosines, pairs, sizes=RULE_BLOCKS)
 
 
 def checked_pairs(pairs: np.ndarray, faces: int) -> np.ndarray:
@@ -157,19 +157,21 @@ def _cosines(faces: jax.Array, count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
-    sizes = _GATHER_BLOCKS if jax.default_backend() == "cpu" else _DEVICE_GATHER_BLOCKS
-    return by_blocks(partial(_gather, faces), pairs, sizes=sizes)
+    sizes = _GATHER_BLOCKS if jax.default_backend() == "cpu" else DEVICE_GATHER_BLOCKS
+    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=sizes)
 
 
 @jax.jit
-def _gather(faces: jax.Array, pairs: jax.Array) -> jax.Array:
+def gathered_cosines(faces: jax.Array, pairs: jax.Array) -> jax.Array:
+    """⟨f₁, f₂⟩ of pairs [P, 2] of the faces [N, D], float32 [P]."""
     return jnp.einsum(
         "pd,pd->p", faces[pairs[:, 0]], faces[pairs[:, 1]], precision=lax.Precision.HIGHEST
     )
 
 
 @jax.jit
-def _apply_rule(terms: FaceTerms, cosine: jax.Array, pairs: jax.Array) -> jax.Array:
+def apply_rule(terms: FaceTerms, cosine: jax.Array, pairs: jax.Array) -> jax.Array:
+    """A method's scores, float32 [P], from the cosines [P] of pairs [P, 2]."""
     first, second = terms.values[pairs[:, 0]], terms.values[pairs[:, 1]]
     return RULES[terms.rule].score(cosine, first, second, terms.constants)
 

@@ -13,10 +13,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 from ida_jax import plan
 from ida_jax.common.errors import UserError
-from ida_jax.planning.costs import Collective, collectives, memory_bytes
 from ida_jax.planning.flops import count_flops
 from ida_jax.planning.hlo import array_bytes, parse, unknown_loops
 from ida_jax.planning.topology import CHIPS, hops, open_topology, peak_flops
+from ida_jax.planning.traffic import Collective, collectives, memory_bytes
 
 # Of reading a config.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -178,7 +178,7 @@ def test_plan_on_fake_devices(command, capsys):
     assert (result["devices"], result["classes"], result["rows_per_device"]) == (8, 41, 3)
     assert result["fits"]
     assert "bound" not in result
-    costs = result["costs"]
+    costs = result["parts"]["step"]["costs"]
     memory = costs["memory"]
     # The state is updated in place.
     assert memory["aliased"] > 0.9 * memory["outputs"]
@@ -203,13 +203,14 @@ def test_plan_for_a_small_tpu_slice(command, capsys):
     assert (result["chips"], result["devices"], result["classes"]) == (4, 4, 1000)
     assert result["rows_per_device"] == 8
     assert result["fits"]
-    assert result["costs"]["memory"]["limit"] == 16 * 2**30
+    costs = result["parts"]["step"]["costs"]
+    assert costs["memory"]["limit"] == 16 * 2**30
     bound = result["bound"]
     assert bound["step_seconds"] == max(bound["seconds"].values())
     assert bound["seconds"][bound["binds"]] == bound["step_seconds"]
     np.testing.assert_allclose(bound["images_per_second"], 32 / bound["step_seconds"])
     np.testing.assert_allclose(bound["hours"], 100 * bound["step_seconds"] / 3600)
-    np.testing.assert_allclose(result["costs"]["flops"], result["costs"]["xla_flops"], rtol=0.2)
+    np.testing.assert_allclose(costs["flops"], costs["xla_flops"], rtol=0.2)
     assert "verdict           fits" in capsys.readouterr().out
 
 
@@ -224,7 +225,7 @@ def test_a_step_that_does_not_fit_ends_with_1(command, monkeypatch, capsys):
         images = jax.ShapeDtypeStruct((4,), jnp.uint8, sharding=replicated)
         return train_step.Program(step, None, state, (images,))
 
-    monkeypatch.setattr(train_step, "make_program", too_large)
+    monkeypatch.setattr("ida_jax.runs.programs.make_program", too_large)
     with pytest.raises(SystemExit) as ending:
         command("--topology=v5e:2x2")
     assert ending.value.code == 1
@@ -246,7 +247,9 @@ def test_topologies(name, devices, per_chip):
     [
         (["--topology=v5e"], "expected KIND:SHAPE"),
         (["--topology=v9:2x2"], "one of v2, v3"),
-        (["--topology=gpu:8"], "only where there is one"),
+        (["--topology=gpu:8"], "one of h200, h100, a100"),
+        (["--topology=h200:2x2"], "a number of devices, such as h200:8"),
+        (["--topology=h200:12"], "expected a multiple of it"),
         (["--topology=cpu:2x2"], "a number of devices"),
         (["--topology=cpu:64"], "already asks for 8"),
         (["--topology=cpu:8", "--classes=0"], "expected 1 or more"),
