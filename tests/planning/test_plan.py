@@ -246,7 +246,7 @@ def test_topologies(name, devices, per_chip):
     ("flags", "message"),
     [
         (["--topology=v5e"], "expected KIND:SHAPE"),
-        (["--topology=v9:2x2"], "one of v2, v3"),
+        (["--topology=v9:2x2"], "h200, h100, a100, v2, v3"),
         (["--topology=gpu:8"], "one of h200, h100, a100"),
         (["--topology=h200:2x2"], "a number of devices, such as h200:8"),
         (["--topology=h200:12"], "expected a multiple of it"),
