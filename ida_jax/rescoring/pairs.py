@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import by_blocks, filled
+from ida_jax.common.devices import block_size, by_blocks, filled
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import cores
 from ida_jax.common.validation import require_unit
@@ -100,6 +100,34 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     return by_blocks(partial(apply_rule, on_device), cosines, pairs, sizes=RULE_BLOCKS)
 
 
+def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
+    """Compiles all that `score_chunk` needs for 1 … `most` pairs, each of two faces of its own.
+
+    Args:
+      width: D.
+      terms: of any faces, for their rule and its constants.
+      most: at most 16,384, beyond which the faces' number is a shape of its own (`filled`).
+    """
+    faces = 64
+    while True:
+        on_device = jax.device_put(np.zeros((faces, width), np.float32))
+        for block in _sizes_to(_gather_blocks(), faces // 2):
+            gathered_cosines(on_device, np.zeros((block, 2), np.int32))
+        if terms.rule != "cosine":
+            values = np.zeros((faces, terms.values.shape[1]), np.float32)
+            own = jax.device_put(terms._replace(values=values))
+            for block in _sizes_to(RULE_BLOCKS, faces // 2):
+                apply_rule(own, np.zeros(block, np.float32), np.zeros((block, 2), np.int32))
+        if faces >= 2 * most:
+            return
+        faces *= 2
+
+
+def _sizes_to(sizes: tuple[int, ...], rows: int) -> list[int]:
+    """The blocks that may hold up to this many rows."""
+    return [size for size in sizes if size <= block_size(sizes, rows)]
+
+
 def checked_pairs(pairs: np.ndarray, faces: int) -> np.ndarray:
     """The pairs as an array, refused where they are not rows of that many faces."""
     try:
@@ -157,8 +185,11 @@ def _cosines(faces: jax.Array, count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
-    sizes = _GATHER_BLOCKS if jax.default_backend() == "cpu" else DEVICE_GATHER_BLOCKS
-    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=sizes)
+    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=_gather_blocks())
+
+
+def _gather_blocks() -> tuple[int, ...]:
+    return _GATHER_BLOCKS if jax.default_backend() == "cpu" else DEVICE_GATHER_BLOCKS
 
 
 @jax.jit

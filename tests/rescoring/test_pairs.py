@@ -50,7 +50,7 @@ def _oracle(faces, terms, i, j):
 @pytest.mark.parametrize("rule", RULES)
 def test_score_pairs(count, rule, monkeypatch):
     monkeypatch.setattr(module, "_GATHER_BLOCKS", (4, 8))
-    monkeypatch.setattr(module, "_RULE_BLOCKS", (4, 8))
+    monkeypatch.setattr(module, "RULE_BLOCKS", (4, 8))
     faces, terms = _faces(), _terms(rule, 50)
     pairs = np.random.default_rng(2).integers(50, size=(count, 2))
     got = score_pairs(faces, pairs, terms)
