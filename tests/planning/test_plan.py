@@ -17,6 +17,8 @@ from ida_jax.planning.flops import count_flops
 from ida_jax.planning.hlo import array_bytes, parse, unknown_loops
 from ida_jax.planning.topology import CHIPS, hops, open_topology, peak_flops
 from ida_jax.planning.traffic import Collective, collectives, memory_bytes
+from ida_jax.runs.config import parse_config
+from ida_jax.runs.programs import Sizes, device_program
 
 # Of reading a config.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -253,6 +255,9 @@ def test_topologies(name, devices, per_chip):
         (["--topology=cpu:2x2"], "a number of devices"),
         (["--topology=cpu:64"], "already asks for 8"),
         (["--topology=cpu:8", "--classes=0"], "expected 1 or more"),
+        (["--topology=cpu:8", "--program=gan"], "the config has no 'gan', which --program=gan"),
+        (["--topology=cpu:8", "--program=gans"], "invalid choice: 'gans'"),
+        (["--topology=cpu:8", "--faces=0"], "--faces=0: expected 1 or more"),
         (["--topology=cpu:8", "--config.train_data.name=tfds"], "give --classes=C"),
         (["--topology=cpu:8", "--config.train_data.name=lfw"], "give --classes=C"),
         (["--topology=cpu:8", "--config.train.accumulate=3"], "8 devices"),
@@ -269,6 +274,78 @@ def test_mistakes_are_one_line(command, tmp_path, flags, message):
         command(*flags)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "plan.json").exists()
+
+
+_WHOLE = """
+from ml_collections import ConfigDict
+from ida_jax.runs.config import run_section
+
+def get_config():
+    c = run_section("small")
+    c.train_data = ConfigDict({"name": "rendered", "identities": 41, "images_per_identity": 2})
+    c.train_data.image_size = c.model.image_size = 16
+    c.model.network = "iresnet_nano"
+    c.model.options = ConfigDict({"embedding_dim": 24, "dtype": "bfloat16"})
+    c.train.batch_size, c.anchors.size, c.pfe.identities = 32, 130, 8
+    c.gan.update(resolution=8, channel_max=8, latent_dim=8, style_dim=8, batch_size=16)
+    return c
+"""
+_FACES = 70
+
+
+@pytest.fixture(scope="module")
+def whole_config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(_WHOLE)
+    config, _ = parse_config([f"--config={path}"])
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "devices", "flops"),
+    [
+        ("train", {"step": 1}, 8, None),
+        ("embed", {"embed": 1}, 8, None),
+        ("search", {"search": 1}, 8, 2 * 8 * 512 * 130 * 24),
+        ("pairs", {"cosines": 1 / 8, "rule": 1}, 1, 2 * 131072 * 24),
+        ("identify", {"identify": 1}, 1, 2 * 512 * _FACES * 24),
+        ("gan", {"generator": 1, "discriminator": 1, "r1": 16, "path_length": 4}, 8, None),
+        ("pfe", {"backbone": 1, "step": 1}, 8, None),
+        # Three products of 512 faces with the hidden layer, less the gradient by the faces.
+        ("ssr", {"steps": 100}, 1, 100 * 512 * 2 * (2 * 24 * 256 + 3 * 256)),
+    ],
+)
+def test_every_device_program(whole_config, name, parts, devices, flops):
+    program = device_program(name, whole_config, jax.devices(), Sizes(lambda: 41, _FACES, 16))
+    assert {part.name: part.every for part in program.parts} == parts
+    assert program.mesh.size == devices
+    counted = [count_flops(p.function.trace(*p.arguments).jaxpr).flops for p in program.parts]
+    assert counted[0] > 0
+    if flops is not None:
+        assert counted[0] == flops
+
+
+def test_targets_of_the_ssr_module_that_each_step_searches(whole_config):
+    with whole_config.copy_and_resolve_references().unlocked() as config:
+        config.ssr.targets = "on_the_fly"
+    (part,) = device_program("ssr", config, jax.devices(), Sizes(None, _FACES, 1)).parts
+    searched = count_flops(part.function.trace(*part.arguments).jaxpr).flops
+    (part,) = device_program("ssr", whole_config, jax.devices(), Sizes(None, _FACES, 1)).parts
+    given = count_flops(part.function.trace(*part.arguments).jaxpr).flops
+    assert searched - given == 100 * 2 * 512 * 130 * 24
+
+
+@pytest.mark.parametrize("program", ["pairs", "identify"])
+def test_the_command_plans_other_programs(tmp_path, program, capsys):
+    (tmp_path / "config.py").write_text(_WHOLE)
+    json_path = tmp_path / "plan.json"
+    plan.main([
+        f"--config={tmp_path / 'config.py'}", "--topology=cpu:2", f"--program={program}",
+        "--faces=70", f"--json={json_path}",
+    ])  # fmt: skip
+    result = json.loads(json_path.read_text())
+    assert (result["program"], result["devices"], result["faces"]) == (program, 1, 70)
+    assert "70" in capsys.readouterr().out
 
 
 def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
