@@ -235,7 +235,12 @@ def gpu_bounds() -> str:
         rows.append([
             described, f"{count:,.0f}", f"{moved:,.3g}", f"{temporaries:,.2g}",
             f"{1e3 * plan['bound']['step_seconds']:,.3g}",
-            f"{plan['bound'][unit]:,.3g} {unit.removesuffix('_per_second')}".replace("e+0", "e"),
-            "one device" if alone else f"{eight[name]['bound'][unit]:,.3g}".replace("e+0", "e"),
+            f"{_three(plan['bound'][unit])} {unit.removesuffix('_per_second')}",
+            "one device" if alone else _three(eight[name]["bound"][unit]),
         ])  # fmt: skip
     return table(header, rows)
+
+
+def _three(number: float) -> str:
+    """Three digits of a large number, and noughts."""
+    return f"{float(f'{number:.3g}'):,.0f}"
