@@ -58,6 +58,9 @@ setup(
         "index": [*_INDEX, *_SCANN],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # XLA's GPU compiler without the CUDA libraries (about 590 MB): the plugin of this very jax,
+        # which brings jax-cuda12-pjrt, and the assembler.
+        "plan-gpu": ["jax[cuda12-local]>=0.10", "nvidia-cuda-nvcc-cu12"],
         "docs": ["cogapp", "mkdocs-jupyter", "mkdocs-material", "mkdocstrings[python]"],
         "test": [*_TRAIN, *_SCANN, *_EXPORT, *_INDEX, *_PGVECTOR, *_TEST],
         "all": [*_TRAIN, *_SCANN, *_EXPORT, "torch"],

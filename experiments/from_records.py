@@ -202,3 +202,45 @@ def _bold_if_gained(figures: dict[str, Any] | None, far: str) -> str:
     tar = percent(figures["tar@far"][far])
     gains = figures.get("tar_gain_interval@far")
     return f"**{tar}**" if gains and gains[far][0] > 0 else tar
+
+
+_PLANNED = {
+    "train": "train ResNet-50, batch 512, 85,742 classes",
+    "train_r100": "train ResNet-100, likewise",
+    "embed": "embed, ResNet-50, 128 at once, each with its mirror image",
+    "search": "search support sets, 50,000 anchors, 512-d",
+    "pairs": "score pairs of 1,000,000 faces, 512-d",
+    "identify": "identify in a gallery of 1,000,000, 512-d",
+    "gan": "train StyleGAN2, 128 px, batch 64",
+    "pfe": "train PFE's module behind ResNet-50, batch 256",
+    "ssr": "train the SSR module, batch 512",
+}
+
+
+def gpu_bounds() -> str:
+    """Each program's bound on one H200 and on eight, as compiled without them."""
+    one, eight = (record("bench_compiled")["topologies"][f"h200:{n}"] for n in (1, 8))
+    header = ["program", "kernels", "GB moved", "temporaries, GiB", "at least, ms a step",
+              "at most, a second", "at most, on 8"]  # fmt: skip
+    rows = []
+    for name, described in _PLANNED.items():
+        plan, costs = one[name], [(p["costs"], p["every"]) for p in one[name]["parts"].values()]
+        count, moved = (
+            sum(figure(c) / every for c, every in costs)
+            for figure in (lambda c: c["kernels"]["count"], lambda c: c["memory_bytes"] / 1e9)
+        )
+        temporaries = max(c["memory"]["temporaries"] for c, _ in costs) / 2**30
+        unit = next(key for key in plan["bound"] if key.endswith("_per_second"))
+        alone = eight[name]["devices"] == 1
+        rows.append([
+            described, f"{count:,.0f}", f"{moved:,.3g}", f"{temporaries:,.2g}",
+            f"{1e3 * plan['bound']['step_seconds']:,.3g}",
+            f"{_three(plan['bound'][unit])} {unit.removesuffix('_per_second')}",
+            "one device" if alone else _three(eight[name]["bound"][unit]),
+        ])  # fmt: skip
+    return table(header, rows)
+
+
+def _three(number: float) -> str:
+    """Three digits of a large number, and noughts."""
+    return f"{float(f'{number:.3g}'):,.0f}"

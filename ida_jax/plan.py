@@ -1,17 +1,26 @@
-"""ida-jax plan --config=FILE[:variant] --topology=v5e:16x16 [--classes=C] [--json=FILE]
+"""ida-jax plan --config=FILE[:variant] --topology=h200:8 [--program=P] [--classes=C] [--json=FILE]
 
-Compiles a config's training step for a TPU slice, on any machine and without a TPU, and reports
-what it needs there: memory of each device against its limit, operations, memory traffic, bytes sent
-by each kind of collective, and a lower bound on a step's time. --config.key=value as in training.
+Compiles a config's device program for GPUs or a TPU slice, on any machine and without either, and
+reports what it needs there: memory of each device against its limit, operations, memory traffic,
+kernels, bytes sent by each kind of collective, and a lower bound on a step's time.
+--config.key=value as in training.
 
-The topology is KIND:SHAPE in chips, such as v5e:16x16, v5p:4x4x8, v6e:8x8, or cpu:8 for fake
-devices. Bytes sent are those of rings: each device sends 2(n-1)/n of an array that n devices
-all-reduce, n-1 of what it adds to an all-gather, (n-1)/n of what it reduce-scatters. The bounds
-hold for one slice whose links are all in use; "latency" takes 1 µs a hop and no overlap.
-Exit code 1 if the step does not fit.
+The topology is KIND:SHAPE: h200:1, h100:16 or a100:8 GPUs, nodes of eight; in chips, v5e:16x16 or
+v5p:4x4x8; or cpu:8 for fake devices. P is train (default), embed, search, pairs, identify, gan, pfe
+or ssr. GPUs need the compiler alone, 590 MB: pip install 'ida_jax[plan-gpu]'; TPUs [tpu].
+
+Bytes sent are those of rings: each device sends 2(n-1)/n of an array that n devices all-reduce, n-1
+of what it adds to an all-gather, (n-1)/n of what it reduce-scatters. A TPU's bound is the largest
+of what a step waits for, on one slice whose links are all in use; "latency" takes 1 µs a hop. A
+GPU's is a sum over its kernels: each the longest of arithmetic at the data sheet's rate, traffic at
+its bandwidth and a launch, 2 µs; and 10 µs and the ring's time for a collective beside which no
+kernel runs. Its memory is what jax's pool takes, 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says
+otherwise. Exit code 1 if the program does not fit.
 
 examples:
-  ida-jax plan --config=ms1m_arcface --topology=v5e:16x16
+  ida-jax plan --config=ms1m_arcface --topology=h200:8 --classes=85742
+  ida-jax plan --config=ms1m_arcface --topology=v5e:16x16 --classes=85742 --json=plan.json
+  ida-jax plan --config=ms1m_arcface --topology=a100:1 --program=identify --faces=1000000
 """
 
 import json
@@ -29,18 +38,30 @@ if TYPE_CHECKING:
 
     from ml_collections import ConfigDict
 
-    from ida_jax.planning.costs import Costs
+    from ida_jax.planning.costs import Bound, Costs
+    from ida_jax.planning.kernels import Kernels
     from ida_jax.planning.topology import Topology
+    from ida_jax.runs.programs import DeviceProgram, Part
 
 _MIB = 2.0**20
+_PROGRAMS = ("train", "embed", "search", "pairs", "identify", "gan", "pfe", "ssr")
 
 
 def main(argv: list[str]) -> None:
     """Parses flags, compiles, prints the plan. Ends with exit code 1 if the step does not fit."""
     parser = Parser("plan", description=__doc__)
-    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="e.g. v5e:16x16")
-    parser.add_argument("--classes", type=int, metavar="C", help="default: the data set's")
+    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="e.g. h200:8")
+    parser.add_argument("--program", choices=_PROGRAMS, default="train", help="default: train")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the plan's figures, as JSON")
+    sizes = parser.add_argument_group("sizes that the config does not say")
+    sizes.add_argument("--classes", type=int, metavar="C", help="train: default, the data set's")
+    sizes.add_argument(
+        "--faces", type=int, default=1_000_000, metavar="N",
+        help="pairs: of which; identify: the gallery; ssr: its training faces (1,000,000)",
+    )  # fmt: skip
+    sizes.add_argument(
+        "--batch_size", type=int, default=128, metavar="B", help="embed: images at once (128)"
+    )
     options, others = parser.parse_known_args(argv)
 
     from ida_jax.common.outputs import writing
@@ -57,17 +78,22 @@ def _write(options: Any, others: list[str]) -> None:
     config, _ = parse_config(others)
     if config is None:
         raise UserError("expected --config=FILE, e.g. --config=configs/ms1m_arcface.py")
-    if "train" not in config.stages:
+    if options.program == "train" and "train" not in config.stages:
         raise UserError(f"the config's stages are {', '.join(config.stages)}: none of them trains")
+    for flag in ("classes", "faces", "batch_size"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag}={value}: expected 1 or more")
     topology = open_topology(options.topology)
 
-    from ida_jax.runs.config_check import check_training
+    from ida_jax.runs.programs import Sizes, device_program
 
-    check_training(config)
-    classes = _classes(config) if options.classes is None else options.classes
-    if classes < 1:
-        raise UserError(f"--classes={classes}: expected 1 or more")
-    plan = _plan(config, classes, topology)
+    def classes() -> int:
+        return _classes(config) if options.classes is None else options.classes
+
+    sizes = Sizes(classes, options.faces, options.batch_size)
+    program = device_program(options.program, config, topology.devices, sizes)
+    plan = {"program": options.program, **make_plan(program, topology)}
     if options.json is not None:
         from ida_jax.common.files import written_whole
 
@@ -77,75 +103,112 @@ def _write(options: Any, others: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _plan(config: "ConfigDict", classes: int, topology: "Topology") -> dict[str, Any]:
-    """Compiles the step; prints its figures as they become known, and returns them."""
+def make_plan(program: "DeviceProgram", topology: "Topology") -> dict[str, Any]:
+    """Compiles a program; prints its figures as they become known, and returns them."""
     import jax
 
-    from ida_jax.common.devices import training_mesh
-    from ida_jax.planning.costs import bounds, measure
-    from ida_jax.planning.flops import count_flops
-    from ida_jax.training.train_step import make_program
+    from ida_jax.planning.topology import Gpu
 
-    mesh = training_mesh(config.train.class_shards, devices=topology.devices)
-    program = make_program(config, num_classes=classes, mesh=mesh)
-    rows, count = program.batch[0].shape[0], len(topology.devices)
+    mesh = program.mesh
+    topology = topology._replace(devices=list(mesh.devices.flat))
+    count = len(topology.devices)
     plan = {
         "topology": topology.name,
         "chips": count // topology.devices_per_chip,
         "devices": count,
         "mesh": dict(mesh.shape),
-        "network": config.model.network,
-        "classes": classes,
-        "batch_size": config.train.batch_size,
-        "rows_per_device": rows // count,
+        **program.facts,
         "jax": jax.__version__,
     }
-    _line("machine", f"{topology.name}: {plan['chips']} chips, {count} devices", mesh.shape)
-    padded = "" if rows == config.train.batch_size else f", padded to {rows:,}"
-    _line(
-        "step",
-        f"{config.model.network}, {classes:,} classes, batch {config.train.batch_size:,}{padded}: "
-        f"{rows // count:,} images a device",
-    )
-    with _timed("trace the step", plan, "trace_seconds"):
-        traced = program.step.trace(program.state, *program.batch)
+    chips = f"{plan['chips']} {'GPU' if isinstance(topology.chip, Gpu) else 'chip'}(s)"
+    _line("machine", f"{topology.name}: {chips}, {count} device(s)", mesh.shape)
+    _line("program", program.described)
+    parts = {}
+    for part in program.parts:
+        if len(program.parts) > 1:
+            _line(f"-- {part.name}", _how_often(part.every))
+        parts[part.name] = _plan_part(part, topology)
+    plan |= {"parts": parts, "fits": all(part["fits"] for part in parts.values())}
+    if plan["fits"] and topology.chip is not None:
+        plan["bound"] = _bound(program, parts)
+    return plan
+
+
+def _plan_part(part: "Part", topology: "Topology") -> dict[str, Any]:
+    import jax
+
+    from ida_jax.planning.costs import bound, measure
+    from ida_jax.planning.flops import count_flops
+
+    plan = {"every": part.every}
+    with _timed(f"trace {part.name}", plan, "trace_seconds"):
+        traced = part.function.trace(*part.arguments)
         flops = count_flops(traced.jaxpr)
         lowered = traced.lower()
     try:
         with _timed("compile it (minutes, for a deep network)", plan, "compile_seconds"):
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=dict(topology.options) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
         _line("verdict", f"DOES NOT FIT. XLA: {reason}")
         return {**plan, "fits": False, "reason": reason}
-
     costs = measure(compiled, flops, topology)
-    memory = costs.memory
-    fits = memory.limit is None or memory.total <= memory.limit
     _print_costs(costs)
+    fits = costs.memory.limit is None or costs.memory.total <= costs.memory.limit
     plan |= {"fits": fits, "costs": _as_dict(costs)}
-    if waits := bounds(costs, topology):
-        binds, seconds = max(waits.items(), key=lambda item: item[1])
-        hours = config.train.steps * seconds / 3600
-        rate = config.train.batch_size / seconds
-        plan["bound"] = {
-            "seconds": waits, "binds": binds, "step_seconds": seconds,
-            "images_per_second": rate, "hours": hours,
-        }  # fmt: skip
-        _line("at least", ", ".join(f"{key} {1e3 * value:.3g} ms" for key, value in waits.items()))
-        _line(
-            "bound",
-            f"{1e3 * seconds:.3g} ms a step by {binds}: at most {rate:,.0f} images/s, at least "
-            f"{hours:.2g} h for {config.train.steps:,} steps",
-        )
-    if memory.limit is None:
-        verdict = "compiles; no limit is known for fake devices"
-    else:
-        verdict = f"{'fits' if fits else 'DOES NOT FIT'}: {memory.total / memory.limit:.0%} used"
-    _line("verdict", verdict)
+    if (waits := bound(costs, topology)) is not None:
+        _print_bound(waits, costs)
+        plan["bound"] = waits._asdict()
+    _line("verdict", _verdict(costs, topology))
     return plan
+
+
+def _verdict(costs: "Costs", topology: "Topology") -> str:
+    from ida_jax.planning.topology import Gpu, larger_pool, pool_fraction
+
+    memory = costs.memory
+    if memory.limit is None:
+        return "compiles; no limit is known for fake devices"
+    verdict = "fits" if memory.total <= memory.limit else "DOES NOT FIT"
+    used = f"{verdict}: {memory.total / memory.limit:.0%} used"
+    if not isinstance(topology.chip, Gpu):
+        return used
+    used += f" of jax's pool, {pool_fraction():.0%} of the GPU's memory"
+    if memory.total <= memory.limit:
+        return used
+    setting = larger_pool(memory.total, topology.chip)
+    return f"{used}; it would with a larger pool: {setting}" if setting else used
+
+
+def _bound(program: "DeviceProgram", parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The bound of a step, of all its parts; printed and returned."""
+    seconds, waits = 0.0, {}
+    for part in parts.values():
+        seconds += part["bound"]["seconds"] / part["every"]
+        for name, value in part["bound"]["parts"].items():
+            waits[name] = waits.get(name, 0.0) + value / part["every"]
+    binds = max(waits, key=waits.get)
+    rate = program.rows / seconds
+    found = {"seconds": waits, "binds": binds, "step_seconds": seconds}
+    found[f"{program.unit}_per_second"] = rate
+    whole = ""
+    if program.steps:
+        found["hours"] = program.steps * seconds / 3600
+        whole = f", at least {found['hours']:.2g} h for {program.steps:,} steps"
+    _line(
+        "bound",
+        f"{1e3 * seconds:.3g} ms a step, most of it {binds}: at most {rate:,.0f} "
+        f"{program.unit}/s{whole}",
+    )
+    return found
+
+
+def _how_often(every: float) -> str:
+    if every == 1:
+        return "every step"
+    return f"every {every:g} steps" if every > 1 else f"{1 / every:g} times a step"
 
 
 def _print_costs(costs: "Costs") -> None:
@@ -157,17 +220,36 @@ def _print_costs(costs: "Costs") -> None:
         f"{m.outputs / _MIB:,.1f} ({m.aliased / _MIB:,.1f} in the arguments' place), temporaries "
         f"{m.temporaries / _MIB:,.1f}, program {m.code / _MIB:,.1f}",
     )
-    _line(
-        "compute",
-        f"{costs.flops / 1e9:,.4g} GFLOP a device in products, {costs.passes / 1e9:,.4g} as "
-        f"bfloat16 passes (XLA's count, loop bodies once: {costs.xla_flops / 1e9:,.4g})",
-    )
+    if costs.kernels is not None:
+        _print_kernels(costs.kernels)
+    else:
+        _line(
+            "compute",
+            f"{costs.flops / 1e9:,.4g} GFLOP a device in products, {costs.passes / 1e9:,.4g} as "
+            f"bfloat16 passes (XLA's count, loop bodies once: {costs.xla_flops / 1e9:,.4g})",
+        )
     _line("traffic", f"{costs.memory_bytes / 1e9:,.4g} GB a device to and from its memory")
     for kind, sent in costs.sent.items():
         if sent.count:
             _line(kind, f"{sent.count:,} a step, {sent.bytes / 1e6:,.4g} MB sent by each device")
     if costs.unknown_loops:
         _line("note", f"{costs.unknown_loops} loops of unknown length are counted once")
+
+
+def _print_kernels(kernels: "Kernels") -> None:
+    flops = [f"{value / 1e9:,.4g} in {kind}" for kind, value in kernels.flops.items()]
+    _line("compute", f"GFLOP a device: {', '.join(flops) or 'none'}")
+    kinds = [
+        f"{of.count:,} {kind} ({of.bytes / 1e9:,.3g} GB, {1e3 * of.seconds:.3g} ms)"
+        for kind, of in kernels.by_kind.items()
+    ]
+    _line("kernels", f"{kernels.count:,}: {', '.join(kinds)}")
+
+
+def _print_bound(waits: "Bound", costs: "Costs") -> None:
+    listed = ", ".join(f"{key} {1e3 * value:.3g} ms" for key, value in waits.parts.items())
+    together = "one after the other" if costs.kernels is not None else "all at once"
+    _line("at least", f"{listed}, {together}: {1e3 * waits.seconds:.3g} ms")
 
 
 def _classes(config: "ConfigDict") -> int:
@@ -193,7 +275,11 @@ def _classes(config: "ConfigDict") -> int:
 
 def _as_dict(costs: "Costs") -> dict[str, Any]:
     sent = {kind: sent._asdict() for kind, sent in costs.sent.items()}
-    return {**costs._asdict(), "memory": costs.memory._asdict(), "sent": sent}
+    found = {**costs._asdict(), "memory": costs.memory._asdict(), "sent": sent}
+    if (kernels := costs.kernels) is not None:
+        kinds = {kind: of._asdict() for kind, of in kernels.by_kind.items()}
+        found["kernels"] = {**kernels._asdict(), "by_kind": kinds}
+    return found
 
 
 @contextmanager

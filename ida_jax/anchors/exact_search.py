@@ -34,7 +34,7 @@ _HOST_ANCHORS = 65536
 # Rows that one thread sorts at once, so that its groups' maxima stay in cache.
 _ROWS = 32
 # Queries a device takes at once. Few shapes, since each is compiled once.
-_DEVICE_QUERIES = (16, 512)
+DEVICE_QUERIES = (16, 512)
 # Anchors a device holds at once where it cannot hold them all.
 _DEVICE_ANCHORS = 262144
 
@@ -106,7 +106,7 @@ def device_search(
     """
     devices = list(jax.local_devices() if devices is None else devices)
     embeddings = np.asarray(embeddings)
-    mesh = Mesh(np.array(devices), ("data",))
+    mesh = search_mesh(devices)
     split, whole = PartitionSpec("data"), PartitionSpec()
     if slab is None:
         slab = len(embeddings) if _fits(embeddings.nbytes, devices[0]) else _DEVICE_ANCHORS
@@ -127,31 +127,13 @@ def device_search(
     def compare(with_labels: bool, among: int) -> Callable[..., Neighbours]:
         key = with_labels, among
         if key not in compiled:
-
-            def one_device(
-                queries: tuple[jax.Array, ...], anchors: tuple[jax.Array, ...]
-            ) -> Neighbours:
-                return nearest_anchors(
-                    queries[0],
-                    anchors[0],
-                    k=min(k, among),
-                    query_labels=queries[1] if with_labels else None,
-                    anchor_labels=anchors[1] if with_labels else None,
-                )
-
-            # Explicitly per device: its queries need nothing from another's.
-            compiled[key] = jax.jit(
-                jax.shard_map(
-                    one_device, mesh=mesh, in_specs=(split, whole), out_specs=split,
-                    check_vma=False,
-                )
-            )  # fmt: skip
+            compiled[key] = compared(mesh, k=min(k, among), with_labels=with_labels)
         return compiled[key]
 
     def search(queries: np.ndarray, labels: np.ndarray | None) -> Neighbours:
         n = len(queries)
         best = BestSoFar(n, k)
-        step = block_size([len(devices) * size for size in _DEVICE_QUERIES], n)
+        step = block_size([len(devices) * size for size in DEVICE_QUERIES], n)
         given = (queries,) if labels is None else (queries, labels)
         starts = range(0, n, step)
         # The device always has the next block while the one before is fetched.
@@ -176,6 +158,35 @@ def device_search(
         return best.sorted()
 
     return search
+
+
+def search_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """The devices that `device_search` splits queries over."""
+    return Mesh(np.array(devices), ("data",))
+
+
+def compared(mesh: Mesh, *, k: int, with_labels: bool) -> Callable[..., Neighbours]:
+    """(queries, anchors) → `nearest_anchors`, jitted: queries split over a `search_mesh`.
+
+    Both are tuples: embeddings [N, D] or [A, D], and the labels where there are any.
+    """
+    split, whole = PartitionSpec("data"), PartitionSpec()
+
+    def one_device(queries: tuple[jax.Array, ...], anchors: tuple[jax.Array, ...]) -> Neighbours:
+        return nearest_anchors(
+            queries[0],
+            anchors[0],
+            k=k,
+            query_labels=queries[1] if with_labels else None,
+            anchor_labels=anchors[1] if with_labels else None,
+        )
+
+    # Explicitly per device: its queries need nothing from another's.
+    return jax.jit(
+        jax.shard_map(
+            one_device, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False
+        )
+    )
 
 
 def largest_k_rows(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

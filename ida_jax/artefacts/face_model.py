@@ -188,7 +188,7 @@ class FaceModel:
         module = build_network(self.network, self.network_options)
 
         def embed(images: jax.Array) -> tuple[jax.Array]:
-            return (_embed_batch(module, self.preprocessing, flip, variables, images),)
+            return (embed_batch(module, self.preprocessing, flip, variables, images),)
 
         batches = by_batches(
             embed, images, self.preprocessing, batch_size=batch_size, progress=progress
@@ -279,9 +279,10 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _embed_batch(
+def embed_batch(
     module: nn.Module, preprocessing: Preprocessing, flip: bool, variables: Any, images: jax.Array
 ) -> jax.Array:
+    """The raw embeddings of a batch of crops, float32 [B, D]; as `FaceModel.raw_embeddings`."""
     inputs = preprocessing(images)
     if not flip:
         return module.apply(variables, inputs, train=False)

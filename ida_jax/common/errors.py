@@ -72,6 +72,7 @@ _EXTRAS = {
     "onnxruntime": "interop",
     "torch": "interop",
     "scann": "scann",
+    "jax_cuda12_plugin": "plan-gpu",
 }
 
 _SAID = {

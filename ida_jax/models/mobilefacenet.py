@@ -6,7 +6,8 @@ weights.
 
 A depthwise convolution on a CPU is nine shifted products: XLA's CPU backend runs a grouped
 convolution one channel at a time, and the sum is four to five times faster. GPUs and TPUs keep the
-convolution.
+convolution. The platform that is compiled for decides (`lax.platform_dependent`), which need not be
+the one that compiles.
 
 B batch, H and W image size, C channels, D embedding. Images and maps are [B, H, W, C].
 """
@@ -164,10 +165,7 @@ class DepthwiseConv(nn.Module):
         shape = (3, 3, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        # XLA's CPU backend runs a grouped convolution as one tiny convolution a channel.
-        if jax.default_backend() == "cpu":
-            return _shifted_sum(x, kernel, self.stride)
-        return _convolution(x, kernel, self.stride)
+        return _depthwise(x, kernel, self.stride)
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -194,22 +192,48 @@ def _nine_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return sum(products[1:], start=products[0]).astype(x.dtype)
 
 
+# A gradient of its own keeps x and the kernel alone, whichever platform's formulation is taken; and
+# the kernel's, on a CPU, is found image by image.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`_nine_products` with the same gradient, the kernel's found image by image."""
-    return _nine_products(x, kernel, stride)
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_nine_products, stride=stride),
+        default=partial(_convolution, stride=stride),
+    )
 
 
-def _shifted_sum_forward(
+def _depthwise_forward(
     x: jax.Array, kernel: jax.Array, stride: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _nine_products(x, kernel, stride), (x, kernel)
+    return _depthwise(x, kernel, stride), (x, kernel)
 
 
-def _shifted_sum_backward(
+def _depthwise_backward(
     stride: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
+    return lax.platform_dependent(
+        *residuals,
+        gradient,
+        cpu=partial(_nine_products_backward, stride=stride),
+        default=partial(_convolution_backward, stride=stride),
+    )
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _convolution_backward(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    _, backward = jax.vjp(partial(_convolution, stride=stride), x, kernel)
+    return backward(gradient)
+
+
+def _nine_products_backward(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, stride: int
+) -> tuple[jax.Array, jax.Array]:
     (x_gradient,) = jax.linear_transpose(lambda x: _nine_products(x, kernel, stride), x)(gradient)
 
     # One image at a time: it stays in the processor's cache for all nine products.
@@ -220,6 +244,3 @@ def _shifted_sum_backward(
 
     total, _ = lax.scan(add_image, jnp.zeros(kernel.shape, jnp.float32), (x, gradient))
     return x_gradient, total.astype(kernel.dtype)
-
-
-_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)

@@ -131,6 +131,12 @@ def arrays(type_text: str) -> list[str]:
     return [match[0] for match in _ARRAY.finditer(type_text)]
 
 
+def shape_of(type_text: str) -> tuple[str, tuple[int, ...]]:
+    """The element type and the sizes of a type's first array."""
+    dtype, shape, _ = _ARRAY.search(type_text).groups()
+    return dtype, tuple(int(size.strip("<=")) for size in shape.split(",") if size)
+
+
 def _split(rest: str) -> tuple[str, str]:
     """The text inside an instruction's parentheses, and the text after them."""
     depth = 1

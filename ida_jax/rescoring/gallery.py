@@ -36,8 +36,8 @@ from ida_jax.rescoring.tiles import cosines, rule_scores, take_rows
 from ida_jax.tables.score_origin import ScoreOrigin
 
 # 512 × 8192 similarities are 16 MiB.
-_PROBE_BLOCKS = (1, 16, 64, 512)
-_GALLERY_BLOCK = 8192
+PROBE_BLOCKS = (1, 16, 64, 512)
+GALLERY_BLOCK = 8192
 # Faces of a slab on each device: 64 MiB of 512 float16.
 _SLAB = 65536
 
@@ -150,7 +150,7 @@ class _Slab(NamedTuple):
     enrolled: jax.Array
 
 
-class _Best(NamedTuple):
+class BestFaces(NamedTuple):
     """Each device's best faces of each probe: scores [V, M, top], their slabs, places in these."""
 
     scores: jax.Array
@@ -187,7 +187,7 @@ def identify(
         own = jax.device_put((faces, probe_terms._replace(values=values)), replicated(mesh))
         return _search(*own, gallery, top, mesh)
 
-    return by_blocks(best, probes, np.asarray(probe_terms.values), sizes=_PROBE_BLOCKS)
+    return by_blocks(best, probes, np.asarray(probe_terms.values), sizes=PROBE_BLOCKS)
 
 
 def _check(probes: np.ndarray, probe_terms: FaceTerms, gallery: Gallery, top: int) -> None:
@@ -221,8 +221,8 @@ def _search(
     firsts = []
     for number, slab in enumerate(_slabs(gallery, mesh)):
         before = best
-        best = _best(
-            mesh, max(top, _GALLERY_BLOCK), best, np.int32(number), slab[1:], probes, probe_terms
+        best = best_with_slab(
+            mesh, max(top, GALLERY_BLOCK), best, np.int32(number), slab[1:], probes, probe_terms
         )
         # One slab is worked on while the next one is read, and no more are held.
         jax.block_until_ready(before)
@@ -256,6 +256,14 @@ def _fits(gallery: Gallery, mesh: Mesh) -> bool:
     return gallery.embeddings.nbytes <= limit * len(mesh.local_devices) // 2
 
 
+def slab_share(rows: int, devices: int) -> int:
+    """Faces of a slab on each device, for a gallery of `rows`.
+
+    A power of two for few faces: a few shapes stand for every gallery's size.
+    """
+    return min(_SLAB, len(filled(np.empty((-(-rows // devices), 0)))))
+
+
 def _uploaded(gallery: Gallery, mesh: Mesh) -> Iterator[_Slab]:
     rows, split = len(gallery.embeddings), _split(mesh)
     enrolled = np.ones(rows, bool) if gallery.enrolled is None else gallery.enrolled
@@ -263,8 +271,7 @@ def _uploaded(gallery: Gallery, mesh: Mesh) -> Iterator[_Slab]:
         array if isinstance(array, Joined) else np.asarray(array)
         for array in (gallery.embeddings, gallery.terms.values, enrolled)
     ]
-    # A power of two for few faces: a few shapes stand for every gallery's size.
-    share = min(_SLAB, len(filled(np.empty((-(-rows // mesh.size), 0)))))
+    share = slab_share(rows, mesh.size)
     size = share * mesh.size
 
     def put(array: np.ndarray | Joined, first: int) -> jax.Array:
@@ -280,36 +287,38 @@ def _uploaded(gallery: Gallery, mesh: Mesh) -> Iterator[_Slab]:
             yield _Slab(first, *(put(array, first) for array in arrays))
 
 
-def _nothing(mesh: Mesh, probes: int, top: int) -> _Best:
+def _nothing(mesh: Mesh, probes: int, top: int) -> BestFaces:
     shape = (mesh.size, probes, top)
 
     def filled_with(value: np.generic) -> jax.Array:
         whole = np.full(shape, value)
         return jax.make_array_from_callback(shape, _split(mesh), lambda index: whole[index])
 
-    return _Best(filled_with(np.float32(-np.inf)), *(filled_with(np.int32(0)) for _ in range(2)))
+    return BestFaces(
+        filled_with(np.float32(-np.inf)), *(filled_with(np.int32(0)) for _ in range(2))
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _best(
+def best_with_slab(
     mesh: Mesh,
     block: int,
-    best: _Best,
+    best: BestFaces,
     number: jax.Array,
     slab: tuple[jax.Array, jax.Array, jax.Array],
     probes: jax.Array,
     probe_terms: FaceTerms,
-) -> _Best:
+) -> BestFaces:
     """The best of each device after another slab."""
     split, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
 
     def on_device(
-        best: _Best,
+        best: BestFaces,
         number: jax.Array,
         slab: tuple[jax.Array, jax.Array, jax.Array],
         probes: jax.Array,
         probe_terms: FaceTerms,
-    ) -> _Best:
+    ) -> BestFaces:
         embeddings, values, enrolled = slab
         rows, top = len(embeddings), best.scores.shape[2]
         size = min(block, rows)
@@ -328,7 +337,7 @@ def _best(
 
         found = blockwise_top_k(scores, (len(probes), rows), k=min(top, rows), block_size=size)
         share = lax.axis_index(mesh.axis_names).astype(jnp.int32) * rows
-        both = _Best(
+        both = BestFaces(
             jnp.concatenate([best.scores[0], found.similarities], axis=1),
             jnp.concatenate([best.slab[0], jnp.full_like(found.indices, number)], axis=1),
             jnp.concatenate([best.place[0], share + found.indices], axis=1),
@@ -342,14 +351,14 @@ def _best(
 
 
 @partial(jax.jit, static_argnums=0)
-def _merged(mesh: Mesh, best: _Best) -> _Best:
+def _merged(mesh: Mesh, best: BestFaces) -> BestFaces:
     """The best of all devices, [M, top], on each of them."""
     beside = jax.tree.map(lambda x: jnp.concatenate(list(x), axis=1), best)
-    merged = _largest(_Best(*beside), best.scores.shape[2])
+    merged = _largest(BestFaces(*beside), best.scores.shape[2])
     return lax.with_sharding_constraint(merged, replicated(mesh))
 
 
-def _largest(found: _Best, top: int) -> _Best:
+def _largest(found: BestFaces, top: int) -> BestFaces:
     scores, place = lax.top_k(found.scores, top)
     slab, places = (jnp.take_along_axis(x, place, axis=1) for x in (found.slab, found.place))
-    return _Best(scores, slab, places)
+    return BestFaces(scores, slab, places)

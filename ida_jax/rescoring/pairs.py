@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import by_blocks, filled
+from ida_jax.common.devices import block_size, by_blocks, filled
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import cores
 from ida_jax.common.validation import require_unit
@@ -31,8 +31,8 @@ from ida_jax.rescoring.tiles import checked_labels, cosine_rows, split_all_pairs
 # Blocks come in few sizes, so that no count of pairs compiles anew and few pairs cost little. On a
 # CPU the gathered rows of a block must stay in cache: at 16,384 pairs each costs six times as much.
 _GATHER_BLOCKS = (64, 2048)
-_DEVICE_GATHER_BLOCKS = (64, 4096, 131072)
-_RULE_BLOCKS = (64, 4096, 65536, 1 << 20)
+DEVICE_GATHER_BLOCKS = (64, 4096, 131072)
+RULE_BLOCKS = (64, 4096, 65536, 1 << 20)
 # Pairs grouped at once: about 0.5 GiB of working memory.
 CHUNK = 1 << 24
 # Tiles of 2048 × 2048: each takes 21 ms at D = 512 on two cores, a gathered pair 0.3 to 1 µs.
@@ -97,7 +97,35 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     if terms.rule == "cosine":
         return cosines.copy()
     on_device = jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
-    return by_blocks(partial(_apply_rule, on_device), cosines, pairs, sizes=_RULE_BLOCKS)
+    return by_blocks(partial(apply_rule, on_device), cosines, pairs, sizes=RULE_BLOCKS)
+
+
+def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
+    """Compiles all that `score_chunk` needs for 1 … `most` pairs, each of two faces of its own.
+
+    Args:
+      width: D.
+      terms: of any faces, for their rule and its constants.
+      most: at most 16,384, beyond which the faces' number is a shape of its own (`filled`).
+    """
+    faces = 64
+    while True:
+        on_device = jax.device_put(np.zeros((faces, width), np.float32))
+        for block in _sizes_to(_gather_blocks(), faces // 2):
+            gathered_cosines(on_device, np.zeros((block, 2), np.int32))
+        if terms.rule != "cosine":
+            values = np.zeros((faces, terms.values.shape[1]), np.float32)
+            own = jax.device_put(terms._replace(values=values))
+            for block in _sizes_to(RULE_BLOCKS, faces // 2):
+                apply_rule(own, np.zeros(block, np.float32), np.zeros((block, 2), np.int32))
+        if faces >= 2 * most:
+            return
+        faces *= 2
+
+
+def _sizes_to(sizes: tuple[int, ...], rows: int) -> list[int]:
+    """The blocks that may hold up to this many rows."""
+    return [size for size in sizes if size <= block_size(sizes, rows)]
 
 
 def checked_pairs(pairs: np.ndarray, faces: int) -> np.ndarray:
@@ -157,19 +185,24 @@ def _cosines(faces: jax.Array, count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
-    sizes = _GATHER_BLOCKS if jax.default_backend() == "cpu" else _DEVICE_GATHER_BLOCKS
-    return by_blocks(partial(_gather, faces), pairs, sizes=sizes)
+    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=_gather_blocks())
+
+
+def _gather_blocks() -> tuple[int, ...]:
+    return _GATHER_BLOCKS if jax.default_backend() == "cpu" else DEVICE_GATHER_BLOCKS
 
 
 @jax.jit
-def _gather(faces: jax.Array, pairs: jax.Array) -> jax.Array:
+def gathered_cosines(faces: jax.Array, pairs: jax.Array) -> jax.Array:
+    """⟨f₁, f₂⟩ of pairs [P, 2] of the faces [N, D], float32 [P]."""
     return jnp.einsum(
         "pd,pd->p", faces[pairs[:, 0]], faces[pairs[:, 1]], precision=lax.Precision.HIGHEST
     )
 
 
 @jax.jit
-def _apply_rule(terms: FaceTerms, cosine: jax.Array, pairs: jax.Array) -> jax.Array:
+def apply_rule(terms: FaceTerms, cosine: jax.Array, pairs: jax.Array) -> jax.Array:
+    """A method's scores, float32 [P], from the cosines [P] of pairs [P, 2]."""
     first, second = terms.values[pairs[:, 0]], terms.values[pairs[:, 1]]
     return RULES[terms.rule].score(cosine, first, second, terms.constants)
 

@@ -52,13 +52,15 @@ from ida_jax.rescoring.method_table import (
     require_method,
     scoring_methods,
 )
-from ida_jax.rescoring.pairs import checked_pairs, pair_scores, score_chunk
+from ida_jax.rescoring.pairs import checked_pairs, compile_pairs, pair_scores, score_chunk
 from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.score_origin import ScoreOrigin, differences
 
 _Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
 
+# Rows of a call, of which `score` makes twice as many faces, the most that are `filled`.
+_MOST_WARM = 1 << 14
 # The default size of a face's cohort in AS-norm.
 USUAL_COHORT = 300
 
@@ -366,6 +368,48 @@ class Rescorer:
         faces, _, norms = unit_rows(probes, what="probes")
         return query_vectors(faces, self.terms(faces, norms=norms), space)
 
+    def warm_up(
+        self,
+        *,
+        width: int | None = None,
+        most: int = 4096,
+        gallery: Gallery | None = None,
+        top: int = 10,
+    ) -> None:
+        """Compiles what calls with 1 … `most` rows need, so that a server answers at once.
+
+        Afterwards `score`, `log_densities`, `densities` and, with a gallery, `identify` compile
+        nothing, whatever the number of rows up to `most`, and may be called by several threads at
+        once. A search's index is made here too.
+
+        Args:
+          width: D; the anchors', the SSR module's or the gallery's if None.
+          most: rows of a call, 1 … 16,384.
+          gallery: what `identify` will be given.
+          top: as it will be given.
+
+        Raises:
+          UserError: a width that nothing tells, `most` out of its range.
+        """
+        if not 1 <= most <= _MOST_WARM:
+            raise UserError(f"most is {most}: expected 1 … {_MOST_WARM:,} rows of a call")
+        told = [x.width for x in (self.anchors, self.ssr) if x is not None]
+        told += [] if gallery is None else [gallery.embeddings.shape[1]]
+        if width is None and not told:
+            raise UserError(f"{self.method} has no anchors that tell the width: give width=D")
+        width = told[0] if width is None else width
+        counts = [1 << bits for bits in range(most.bit_length())]
+        for count in dict.fromkeys((*counts, most)):
+            faces = _any_faces(self.anchors, count, width)
+            # Of any length but one, which some methods refuse as normalised.
+            terms = self.terms(faces, norms=np.linspace(2, 3, count))
+            if gallery is not None:
+                identify(faces, terms, gallery, top=top)
+        compile_pairs(width, terms, most=most)
+        # A call has two faces a pair.
+        faces = _any_faces(self.anchors, 2 * most, width)
+        self.terms(faces, norms=np.linspace(2, 3, len(faces)))
+
     @property
     def rule(self) -> str:
         """The rule of `ida_jax.rescoring.terms` by which this method scores."""
@@ -457,6 +501,13 @@ class Rescorer:
     def own_weight(self) -> SupportedWeight:
         """What weight of log F the anchors' own pairs support, computed when first asked for."""
         return own_weight(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
+
+
+def _any_faces(anchors: AnchorSet | None, count: int, width: int) -> np.ndarray:
+    """Unit rows [count, D]: anchors, over and over, where there are any."""
+    if anchors is not None and anchors.width == width:
+        return np.asarray(anchors.embeddings[np.arange(count) % len(anchors)])
+    return np.eye(1, width, dtype=np.float32).repeat(count, axis=0)
 
 
 def _loaded(name: str, given: Any, kind: type[_Artefact]) -> _Artefact | None:

@@ -159,8 +159,11 @@ def make_gan_program(config: Any, *, seed: int, mesh: Mesh) -> GanProgram:
         if not c.augment_target:
             return images
         # It takes a third of a step on a CPU, and a training starts at probability 0.
-        return jax.lax.cond(
-            probability > 0, lambda x: augment(key, x, probability), lambda x: x, images
+        # Without the constraint XLA gives every device the whole batch behind the conditional.
+        return spread(
+            jax.lax.cond(
+                probability > 0, lambda x: augment(key, x, probability), lambda x: x, images
+            )
         )
 
     def logits(params: Any, key: jax.Array, images: jax.Array, probability: jax.Array) -> jax.Array:

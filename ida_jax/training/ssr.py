@@ -29,7 +29,7 @@ from ida_jax.rescoring.density import searched_log_density
 from ida_jax.training.loop import Progress, open_metrics, training_steps
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 
-_STEPS_A_CALL = 100
+STEPS_A_CALL = 100
 # Faces whose searched densities give on-the-fly targets their mean and deviation.
 _SAMPLE = 4096
 
@@ -208,15 +208,22 @@ def train_ssr_on_the_fly(
     )
     target = make_target(searched, config.target)
 
+    draw = searched_rows(config, k=k, tau=tau, mean=target.mean, std=target.std)
+    params = _fit(draw, data, config, workdir=workdir, seed=seed)
+    constants = target.mean, target.std, target.floor
+    return SSRModule(params, config.target, *constants, k, tau, fingerprint)
+
+
+def searched_rows(config: ConfigDict, *, k: int, tau: float, mean: float, std: float) -> _Draw:
+    """Draws a batch of (faces, labels, anchors, anchor labels) and searches its targets."""
+
     def draw(key: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
         batch, own = drawn_faces(key, *data[:2], size=config.batch_size, config=config)
         log_f = device_log_density(batch, own, *data[2:], k=k, tau=tau)
         raw = log_f if config.target == "log" else jnp.exp(log_f)
-        return batch, (raw - target.mean) / target.std
+        return batch, (raw - mean) / std
 
-    params = _fit(draw, data, config, workdir=workdir, seed=seed)
-    constants = target.mean, target.std, target.floor
-    return SSRModule(params, config.target, *constants, k, tau, fingerprint)
+    return draw
 
 
 def drawn_faces(
@@ -287,7 +294,7 @@ def _fit(
             )
 
     def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
-        start = (step - 1) // _STEPS_A_CALL * _STEPS_A_CALL
+        start = (step - 1) // STEPS_A_CALL * STEPS_A_CALL
         write(step, {**values, "learning_rate": float(schedule(start))})
         return f"loss={values['loss']:.4g}"
 
@@ -300,7 +307,7 @@ def _fit(
             check=check,
             record=record,
             is_logged=lambda step: True,
-            stride=_STEPS_A_CALL,
+            stride=STEPS_A_CALL,
         ):
             progress.state, loss = training.run(progress.state, last - progress.step)
             progress.metrics = {"loss": loss}
@@ -321,19 +328,40 @@ class NetworkTraining(NamedTuple):
     module_params: Callable[[Any], dict[str, Any]]
 
 
-def network_training(draw: _Draw, data: Any, config: ConfigDict, *, seed: int) -> NetworkTraining:
-    """The training of a network on drawn batches, which takes its input as `ssr.input` says.
+class SSRProgram(NamedTuple):
+    """The steps of a training of M_SSR on one device.
+
+    Attributes:
+      init: () → the state that the seed gives.
+      run: (state, data, steps) → the state after that many steps, and their mean loss; jitted.
+    """
+
+    init: Callable[[], Any]
+    run: Callable[[Any, Any, int], tuple[Any, jax.Array]]
+
+
+def make_ssr_program(
+    draw: _Draw,
+    config: ConfigDict,
+    *,
+    width: int,
+    centre: np.ndarray | None,
+    scale: np.float32,
+    seed: int,
+) -> SSRProgram:
+    """The training of a network on drawn batches.
 
     Args:
       draw: takes a step's batch from the data.
-      data: the faces float32 [N, D] first, and what `draw` needs beside them.
+      width: D.
+      centre, scale: of the network's input, scale · (f − centre).
     """
-    module, width = SSRNetwork(hidden=config.hidden), data[0].shape[1]
-    centre, scale = _input_map(config.input, np.asarray(data[0]))
-    optimizer = sgd(config)
+    module, optimizer = SSRNetwork(hidden=config.hidden), sgd(config)
     init_key, order_key = jax.random.split(jax.random.key(seed))
-    params = module.init(init_key, jnp.zeros((1, width), jnp.float32))["params"]
-    data = jax.device_put(data)
+
+    def init() -> _State:
+        params = module.init(init_key, jnp.zeros((1, width), jnp.float32))["params"]
+        return _State(jnp.int32(0), params, optimizer.init(params))
 
     def step(state: _State, data: Any) -> tuple[_State, jax.Array]:
         faces, target = draw(jax.random.fold_in(order_key, state.step), data)
@@ -355,6 +383,21 @@ def network_training(draw: _Draw, data: Any, config: ConfigDict, *, seed: int) -
         state, losses = lax.scan(lambda s, _: step(s, data), state, length=steps)
         return state, jnp.mean(losses)
 
+    return SSRProgram(init, run)
+
+
+def network_training(draw: _Draw, data: Any, config: ConfigDict, *, seed: int) -> NetworkTraining:
+    """The training of a network on drawn batches, which takes its input as `ssr.input` says.
+
+    Args:
+      draw: takes a step's batch from the data.
+      data: the faces float32 [N, D] first, and what `draw` needs beside them.
+    """
+    centre, scale = _input_map(config.input, np.asarray(data[0]))
+    width = data[0].shape[1]
+    program = make_ssr_program(draw, config, width=width, centre=centre, scale=scale, seed=seed)
+    data = jax.device_put(data)
+
     def module_params(state: _State) -> dict[str, Any]:
         params = jax.tree.map(np.asarray, state.params)
         hidden = params["hidden_fc"]
@@ -363,8 +406,9 @@ def network_training(draw: _Draw, data: Any, config: ConfigDict, *, seed: int) -
             hidden["bias"] = hidden["bias"] - centre @ hidden["kernel"]
         return params
 
-    initial = _State(jnp.int32(0), params, optimizer.init(params))
-    return NetworkTraining(initial, lambda state, steps: run(state, data, steps), module_params)
+    return NetworkTraining(
+        program.init(), lambda state, steps: program.run(state, data, steps), module_params
+    )
 
 
 def spread(faces: np.ndarray) -> tuple[np.ndarray, float]:

@@ -8,7 +8,12 @@ import pytest
 
 from ida_jax.common.errors import UserError
 from ida_jax.interop.state_dict import mobilefacenet_variables
-from ida_jax.models.mobilefacenet import DepthwiseConv, MobileFaceNet
+from ida_jax.models.mobilefacenet import (
+    DepthwiseConv,
+    MobileFaceNet,
+    _convolution_backward,
+    _nine_products_backward,
+)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -45,14 +50,32 @@ def test_depthwise_convolution_and_its_gradients(stride, size):
         np.testing.assert_allclose(a, e, atol=1e-4)
 
 
-def test_both_formulations_of_the_depthwise_convolution_agree(monkeypatch):
-    """The one for accelerators cannot be chosen here otherwise."""
-    x = jax.random.normal(jax.random.key(0), (2, 9, 6, 4))
+def test_the_platform_compiled_for_chooses_the_depthwise_convolution():
+    """Whichever compiles: a TPU's and a GPU's program hold the convolution, a CPU's does not."""
     module = DepthwiseConv(2)
-    variables = module.init(jax.random.key(1), x)
-    on_cpu = module.apply(variables, x)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    np.testing.assert_allclose(module.apply(variables, x), on_cpu, atol=1e-5)
+    x = jax.ShapeDtypeStruct((2, 9, 6, 4), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(1), x)
+
+    def loss(variables, x):
+        return jnp.sum(jnp.square(module.apply(variables, x)))
+
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(variables, x)
+    for platform, convolutions in (("cpu", 0), ("cuda", 3), ("tpu", 3)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution(") == convolutions, platform
+
+
+def test_the_gradient_of_a_gpus_and_a_tpus_depthwise_convolution():
+    """Which is not compiled here otherwise."""
+    x = jax.random.normal(jax.random.key(0), (2, 9, 6, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 4))
+    probe = jax.random.normal(jax.random.key(2), (2, 5, 3, 4))
+    for a, e in zip(
+        _convolution_backward(x, kernel, probe, stride=2),
+        _nine_products_backward(x, kernel, probe, stride=2),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, e, atol=1e-4)
 
 
 def test_depthwise_convolution_in_bfloat16_sums_in_float32():

@@ -13,10 +13,12 @@ from jax.sharding import AxisType, PartitionSpec
 
 from ida_jax import plan
 from ida_jax.common.errors import UserError
-from ida_jax.planning.costs import Collective, collectives, memory_bytes
 from ida_jax.planning.flops import count_flops
 from ida_jax.planning.hlo import array_bytes, parse, unknown_loops
 from ida_jax.planning.topology import CHIPS, hops, open_topology, peak_flops
+from ida_jax.planning.traffic import Collective, collectives, memory_bytes
+from ida_jax.runs.config import parse_config
+from ida_jax.runs.programs import Sizes, device_program
 
 # Of reading a config.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -178,7 +180,7 @@ def test_plan_on_fake_devices(command, capsys):
     assert (result["devices"], result["classes"], result["rows_per_device"]) == (8, 41, 3)
     assert result["fits"]
     assert "bound" not in result
-    costs = result["costs"]
+    costs = result["parts"]["step"]["costs"]
     memory = costs["memory"]
     # The state is updated in place.
     assert memory["aliased"] > 0.9 * memory["outputs"]
@@ -203,13 +205,14 @@ def test_plan_for_a_small_tpu_slice(command, capsys):
     assert (result["chips"], result["devices"], result["classes"]) == (4, 4, 1000)
     assert result["rows_per_device"] == 8
     assert result["fits"]
-    assert result["costs"]["memory"]["limit"] == 16 * 2**30
+    costs = result["parts"]["step"]["costs"]
+    assert costs["memory"]["limit"] == 16 * 2**30
     bound = result["bound"]
     assert bound["step_seconds"] == max(bound["seconds"].values())
     assert bound["seconds"][bound["binds"]] == bound["step_seconds"]
     np.testing.assert_allclose(bound["images_per_second"], 32 / bound["step_seconds"])
     np.testing.assert_allclose(bound["hours"], 100 * bound["step_seconds"] / 3600)
-    np.testing.assert_allclose(result["costs"]["flops"], result["costs"]["xla_flops"], rtol=0.2)
+    np.testing.assert_allclose(costs["flops"], costs["xla_flops"], rtol=0.2)
     assert "verdict           fits" in capsys.readouterr().out
 
 
@@ -224,7 +227,7 @@ def test_a_step_that_does_not_fit_ends_with_1(command, monkeypatch, capsys):
         images = jax.ShapeDtypeStruct((4,), jnp.uint8, sharding=replicated)
         return train_step.Program(step, None, state, (images,))
 
-    monkeypatch.setattr(train_step, "make_program", too_large)
+    monkeypatch.setattr("ida_jax.runs.programs.make_program", too_large)
     with pytest.raises(SystemExit) as ending:
         command("--topology=v5e:2x2")
     assert ending.value.code == 1
@@ -245,11 +248,16 @@ def test_topologies(name, devices, per_chip):
     ("flags", "message"),
     [
         (["--topology=v5e"], "expected KIND:SHAPE"),
-        (["--topology=v9:2x2"], "one of v2, v3"),
-        (["--topology=gpu:8"], "only where there is one"),
+        (["--topology=v9:2x2"], "h200, h100, a100, v2, v3"),
+        (["--topology=gpu:8"], "one of h200, h100, a100"),
+        (["--topology=h200:2x2"], "a number of devices, such as h200:8"),
+        (["--topology=h200:12"], "expected a multiple of it"),
         (["--topology=cpu:2x2"], "a number of devices"),
         (["--topology=cpu:64"], "already asks for 8"),
         (["--topology=cpu:8", "--classes=0"], "expected 1 or more"),
+        (["--topology=cpu:8", "--program=gan"], "the config has no 'gan', which --program=gan"),
+        (["--topology=cpu:8", "--program=gans"], "invalid choice: 'gans'"),
+        (["--topology=cpu:8", "--faces=0"], "--faces=0: expected 1 or more"),
         (["--topology=cpu:8", "--config.train_data.name=tfds"], "give --classes=C"),
         (["--topology=cpu:8", "--config.train_data.name=lfw"], "give --classes=C"),
         (["--topology=cpu:8", "--config.train.accumulate=3"], "8 devices"),
@@ -266,6 +274,79 @@ def test_mistakes_are_one_line(command, tmp_path, flags, message):
         command(*flags)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "plan.json").exists()
+
+
+_WHOLE = """
+from ml_collections import ConfigDict
+from ida_jax.runs.config import run_section
+
+def get_config():
+    c = run_section("small")
+    c.train_data = ConfigDict({"name": "rendered", "identities": 41, "images_per_identity": 2})
+    c.train_data.image_size = c.model.image_size = 16
+    c.model.network = "iresnet_nano"
+    c.model.options = ConfigDict({"embedding_dim": 24, "dtype": "bfloat16"})
+    c.train.batch_size, c.anchors.size, c.pfe.identities = 32, 130, 8
+    c.gan.update(resolution=8, channel_max=8, latent_dim=8, style_dim=8, batch_size=16)
+    return c
+"""
+_FACES = 70
+
+
+@pytest.fixture(scope="module")
+def whole_config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(_WHOLE)
+    config, _ = parse_config([f"--config={path}"])
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "devices", "flops"),
+    [
+        ("train", {"step": 1}, 8, None),
+        ("embed", {"embed": 1}, 8, None),
+        ("search", {"search": 1}, 8, 2 * 8 * 512 * 130 * 24),
+        ("pairs", {"cosines": 1 / 8, "rule": 1}, 1, 2 * 131072 * 24),
+        # A slab of a few faces is 64 on each device.
+        ("identify", {"identify": 1}, 8, 2 * 512 * 8 * 64 * 24),
+        ("gan", {"generator": 1, "discriminator": 1, "r1": 16, "path_length": 4}, 8, None),
+        ("pfe", {"backbone": 1, "step": 1}, 8, None),
+        # Three products of 512 faces with the hidden layer, less the gradient by the faces.
+        ("ssr", {"steps": 100}, 1, 100 * 512 * 2 * (2 * 24 * 256 + 3 * 256)),
+    ],
+)
+def test_every_device_program(whole_config, name, parts, devices, flops):
+    program = device_program(name, whole_config, jax.devices(), Sizes(lambda: 41, _FACES, 16))
+    assert {part.name: part.every for part in program.parts} == parts
+    assert program.mesh.size == devices
+    counted = [count_flops(p.function.trace(*p.arguments).jaxpr).flops for p in program.parts]
+    assert counted[0] > 0
+    if flops is not None:
+        assert counted[0] == flops
+
+
+def test_targets_of_the_ssr_module_that_each_step_searches(whole_config):
+    with whole_config.copy_and_resolve_references().unlocked() as config:
+        config.ssr.targets = "on_the_fly"
+    (part,) = device_program("ssr", config, jax.devices(), Sizes(None, _FACES, 1)).parts
+    searched = count_flops(part.function.trace(*part.arguments).jaxpr).flops
+    (part,) = device_program("ssr", whole_config, jax.devices(), Sizes(None, _FACES, 1)).parts
+    given = count_flops(part.function.trace(*part.arguments).jaxpr).flops
+    assert searched - given == 100 * 2 * 512 * 130 * 24
+
+
+@pytest.mark.parametrize(("program", "devices"), [("pairs", 1), ("identify", 2)])
+def test_the_command_plans_other_programs(tmp_path, program, devices, capsys):
+    (tmp_path / "config.py").write_text(_WHOLE)
+    json_path = tmp_path / "plan.json"
+    plan.main([
+        f"--config={tmp_path / 'config.py'}", "--topology=cpu:2", f"--program={program}",
+        "--faces=70", f"--json={json_path}",
+    ])  # fmt: skip
+    result = json.loads(json_path.read_text())
+    assert (result["program"], result["devices"], result["faces"]) == (program, devices, 70)
+    assert "70" in capsys.readouterr().out
 
 
 def test_without_libtpu_the_error_says_what_to_install(monkeypatch):

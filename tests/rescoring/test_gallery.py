@@ -30,8 +30,8 @@ def _oracle(rule, cosine, gallery, probe):
 @pytest.mark.parametrize("rule", ["cosine", "dao", "z_norm", "t_norm"])
 @pytest.mark.parametrize(("m", "g", "top"), [(1, 1, 1), (3, 40, 5), (5, 41, 41), (4, 39, 40 - 1)])
 def test_the_best_of_every_gallery_face(rule, m, g, top, monkeypatch):
-    monkeypatch.setattr(module, "_PROBE_BLOCKS", (1, 2))
-    monkeypatch.setattr(module, "_GALLERY_BLOCK", 16)
+    monkeypatch.setattr(module, "PROBE_BLOCKS", (1, 2))
+    monkeypatch.setattr(module, "GALLERY_BLOCK", 16)
     probes, faces = reference.unit((m, 8), 0), reference.unit((g, 8), 1)
     probe_terms, terms = _terms(rule, m, 2), _terms(rule, g, 3)
     got = identify(probes, probe_terms, Gallery(jax.device_put(faces), terms), top=top)

@@ -50,7 +50,7 @@ def _oracle(faces, terms, i, j):
 @pytest.mark.parametrize("rule", RULES)
 def test_score_pairs(count, rule, monkeypatch):
     monkeypatch.setattr(module, "_GATHER_BLOCKS", (4, 8))
-    monkeypatch.setattr(module, "_RULE_BLOCKS", (4, 8))
+    monkeypatch.setattr(module, "RULE_BLOCKS", (4, 8))
     faces, terms = _faces(), _terms(rule, 50)
     pairs = np.random.default_rng(2).integers(50, size=(count, 2))
     got = score_pairs(faces, pairs, terms)
@@ -152,12 +152,12 @@ def test_few_sizes_stand_for_every_number_of_faces():
     faces = reference.unit((2050, 16), 1)
     for n in (1, 31, 33, 300, 1025):  # 64, 128, 1,024 and 4,096 rows, in blocks of pairs
         scorer.score(faces[:n], faces[n : 2 * n])
-    before = module._gather._cache_size(), module._apply_rule._cache_size()
+    before = module.gathered_cosines._cache_size(), module.apply_rule._cache_size()
     for n in (*range(2, 31), 34, 63, 301, 511, 1000):
         alone = scorer.score(faces[:n], faces[n : 2 * n])
         listed = scorer.score_pairs(faces, np.stack([np.arange(n), n + np.arange(n)], axis=1))
         np.testing.assert_allclose(alone, listed, atol=2e-6)
     scorer.score_pairs(faces, [[0, 1]])
-    after = module._gather._cache_size(), module._apply_rule._cache_size()
+    after = module.gathered_cosines._cache_size(), module.apply_rule._cache_size()
     assert after[0] <= before[0] + 2  # the list's 2,050 faces, with few and with many pairs
     assert after[1] <= before[1] + 2

@@ -1,4 +1,5 @@
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import reference
 import ida_jax
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
-from ida_jax.rescoring.method_table import METHODS, scoring_methods
+from ida_jax.rescoring.method_table import METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 from ida_jax.tables.score_origin import differences
@@ -218,6 +219,37 @@ def test_the_usual_cohort_follows_the_anchors(count, labels, expected):
     notes = cohort_notes([usual, Rescorer(anchors)], None)
     assert bool(notes) == (expected < 300)
     assert all(f"top_n is {expected}" in note for note in notes)
+
+
+@pytest.mark.parametrize("method", ["cosine", "ida_r", "ida_l", "as_norm", "ida_q"])
+def test_a_server_compiles_nothing_once_it_is_warm(scorers, method, caplog):
+    """And eight threads at once get the scores of one."""
+    scorer, most = scorers[method], 150
+    rows = np.random.default_rng(4).normal(size=(2, most, 16)) * 9
+    gallery = scorer.gallery(RAW)
+    scorer.warm_up(most=most, gallery=gallery, top=3)
+
+    def answer(count):
+        first, second = rows[:, :count]
+        densities = scorer.log_densities(first) if is_dao(method) else np.zeros(count)
+        return scorer.score(first, second), densities, *scorer.identify(first, gallery, top=3)
+
+    counts = [1, 3, 16, 17, 32, 33, 65, 97, 128, 129, most]
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        alone = [answer(count) for count in counts]
+    assert not [m for m in caplog.messages if m.startswith("Compiling")]
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(answer, counts))
+    jax.tree.map(np.testing.assert_array_equal, at_once, alone)
+
+
+def test_what_cannot_be_warmed_up():
+    cosine = Rescorer(None, method="cosine")
+    with pytest.raises(UserError, match="cosine has no anchors that tell the width: give width=D"):
+        cosine.warm_up()
+    with pytest.raises(UserError, match="most is 20000: expected 1 … 16,384 rows"):
+        cosine.warm_up(width=16, most=20000)
+    cosine.warm_up(width=16, most=1)
 
 
 def test_arrays_of_other_kinds():

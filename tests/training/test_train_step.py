@@ -15,7 +15,7 @@ from ida_jax.common.devices import training_mesh
 from ida_jax.models.resnet import IResNet
 from ida_jax.ops.margin import cross_entropy
 from ida_jax.planning import hlo
-from ida_jax.planning.costs import collectives
+from ida_jax.planning.traffic import collectives
 from ida_jax.runs.config import run_section
 from ida_jax.training.head_step import margin_head
 from ida_jax.training.optimizer import learning_rate_schedule
