@@ -163,3 +163,35 @@ def test_the_recorded_figures_hold():
             )
             for kind, of in before["kernels"]["by_kind"].items():
                 assert costs["kernels"]["by_kind"][kind] == pytest.approx(of, rel=0.03)
+
+
+_R1 = """
+import json
+from ida_jax.planning.topology import open_topology
+from ida_jax.planning.costs import measure
+from ida_jax.planning.flops import Flops
+from ida_jax.runs.config import run_section
+from ida_jax.runs.programs import Sizes, device_program
+
+config = run_section("small")
+config.gan.update(resolution=8, channel_max=8, latent_dim=8, style_dim=8, batch_size=16)
+topology = open_topology("h200:8")
+found = []
+for count in (1, 8):
+    here = topology._replace(devices=topology.devices[:count])
+    parts = device_program("gan", config, here.devices, Sizes(None, 1, 1)).parts
+    (r1,) = [part for part in parts if part.name == "r1"]
+    lowered = r1.function.trace(*r1.arguments).lower()
+    compiled = lowered.compile(compiler_options=dict(topology.options))
+    found.append(measure(compiled, Flops(0, 0), here).kernels.flops["bfloat16"])
+print(json.dumps(found))
+"""
+
+
+@needs_compiler
+def test_eight_gpus_share_the_images_behind_the_augmentation():
+    """Each convolves its own alone; XLA's GPU compiler does not see that by itself."""
+    done = subprocess.run([sys.executable, "-c", _R1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, eight = json.loads(done.stdout)
+    np.testing.assert_allclose(one / eight, 8, rtol=0.01)
