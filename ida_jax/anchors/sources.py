@@ -241,8 +241,8 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
         raise UserError(f"no folder at {folder}: expected a folder of face crops")
     flat, folders, hidden = _listed(folder)
     nested: list[Path] = []
-    for folder in folders:
-        images, _, more = _listed(folder)
+    for person in folders:
+        images, _, more = _listed(person)
         nested += images
         hidden += more
     if flat and nested:
