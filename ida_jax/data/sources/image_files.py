@@ -187,8 +187,8 @@ def _listed(path: Path, root: Path) -> dict[str, int]:
             raise UserError(f"{where} is blank: expected an image's path")
         if not os.path.isfile(root / name):
             raise UserError(
-                f"{where}: no image at {str(root / name)[:_SHOWN]!r}: correct the list, or name "
-                "the folder that its paths start from (--root)"
+                f"{where}: no image at {str(root / name)[:_SHOWN]!r}: correct the list; its "
+                "paths start from its own folder, or in embed from --root"
             )
         if name in names:
             raise UserError(f"{where}: {name} is on line {names[name]} too, expected it once")
