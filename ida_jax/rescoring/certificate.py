@@ -31,10 +31,14 @@ _BLOCK = 1 << 19
 
 
 class StoredFaces(Protocol):
-    """A gallery: `ida_jax.rescoring.gallery.Gallery`, or arrays that are memory-mapped."""
+    """A gallery: `ida_jax.rescoring.gallery.Gallery`, or arrays that are memory-mapped.
+
+    Faces that were deleted since the index was made (`enrolled` is false) are in no result.
+    """
 
     embeddings: np.ndarray | jax.Array
     terms: FaceTerms
+    enrolled: np.ndarray | None
 
 
 class Certified(NamedTuple):
@@ -136,6 +140,9 @@ def certified_top_k(
             f"among {total} faces: it is approximate (approximate=True), or does not hold them all"
         )
     scores, bounds = _scores(candidates, queries, gallery)
+    # The index may hold them still: their ŝ bounds what it has not given.
+    deleted = _deleted(candidates, gallery)
+    scores[deleted] = -np.inf
     wrong = queries.error + error
     _check_order(bounds, absent, wrong)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
@@ -145,9 +152,15 @@ def certified_top_k(
     rest = np.where(absent.any(axis=1) | (fetched >= total), -np.inf, rest)
     certified = (best[:, -1] >= rest) & (best[:, -1] > -np.inf)
     more = np.where(certified | (rest == -np.inf), 0, min(fetched, total - fetched))
-    return Certified(
-        best, np.take_along_axis(candidates, order, axis=1), certified, more, approximate
-    )
+    rows = np.take_along_axis(np.where(deleted, -1, candidates), order, axis=1)
+    return Certified(best, rows, certified, more, approximate)
+
+
+def _deleted(candidates: np.ndarray, gallery: StoredFaces) -> np.ndarray:
+    """bool as the candidates, true of faces that are enrolled no more."""
+    if gallery.enrolled is None:
+        return np.zeros(candidates.shape, bool)
+    return (candidates >= 0) & ~gallery.enrolled[candidates]
 
 
 def certified_search(
@@ -210,7 +223,7 @@ def certified_above(
         own = queries.take(slice(probe, probe + 1))
         rows = np.asarray(search(own.vectors, float(radius)))
         rows = _checked(rows.reshape(1, -1), 1, len(gallery.embeddings))
-        scores = _scores(rows, own, gallery)[0][0]
+        scores = np.where(_deleted(rows, gallery), -np.inf, _scores(rows, own, gallery)[0])[0]
         order = np.argsort(-scores, kind="stable")
         order = order[: np.count_nonzero(scores >= threshold)]
         parts.append((np.full(len(order), probe, np.int64), rows[0, order], scores[order]))

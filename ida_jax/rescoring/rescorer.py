@@ -345,11 +345,17 @@ class Rescorer:
 
         Raises:
           UserError: bad rows, named; a method whose score is no inner product (ida_q); a space that
-            another method, k, τ or model made, or in which these faces lie far outside.
+            another method, k, τ or model made, or in which these faces lie far outside; a gallery
+            that still holds deleted faces.
         """
         index_form(self.rule, self.method)
         if not isinstance(gallery, Gallery):
             gallery = self.gallery(gallery)
+        if gallery.enrolled is not None and not gallery.enrolled.all():
+            raise UserError(
+                f"{np.count_nonzero(~gallery.enrolled):,} faces of the gallery were deleted, and "
+                "must not enter an index: run ida-jax enrol --compact first"
+            )
         faces, terms = np.asarray(gallery.embeddings), gallery.terms
         if space is None:
             origin = self.origin().to_json()

@@ -14,6 +14,7 @@ from ida_jax.rescoring.certificate import (
 )
 from ida_jax.rescoring.gallery import Gallery
 from ida_jax.rescoring.index_vectors import index_space, index_vectors, query_vectors
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 
 D, G, M = 6, 60, 5
@@ -177,3 +178,36 @@ def test_mistakes():
     for top in (0, 9):
         with pytest.raises(UserError, match=f"the best {top} were asked for of 8 candidates"):
             certified_top_k(rows, queries, gallery, top=top)
+
+
+def test_deleted_faces_are_in_no_result():
+    gallery, vectors, queries, exact = _made(1.0)
+    enrolled = np.arange(G) % 2 == 1
+    enrolled[np.argmax(exact, axis=1)] = False  # the best of each probe among them
+    gallery = Gallery(gallery.embeddings, gallery.terms, enrolled)
+    exact[:, ~enrolled] = -np.inf
+    found = certified_search(_flat(vectors), queries, gallery, top=4)
+    assert found.claim == "exact"
+    np.testing.assert_array_equal(found.rows, np.argsort(-exact, axis=1)[:, :4])
+    threshold = float(np.sort(exact[exact > -np.inf])[-9])
+    above = certified_above(
+        lambda q, radius: np.flatnonzero(q[0] @ vectors.T > radius),
+        queries, gallery, threshold=threshold,
+    )  # fmt: skip
+    assert set(zip(above.probes.tolist(), above.rows.tolist(), strict=True)) == set(
+        zip(*(x.tolist() for x in np.nonzero(exact >= threshold)), strict=True)
+    )
+    every = certified_top_k(np.argsort(-(queries.vectors @ vectors.T), axis=1), queries, gallery,
+                            top=int(enrolled.sum()) + 3)  # fmt: skip
+    assert np.all(every.rows[:, -3:] == -1)
+    assert np.all(every.scores[:, -3:] == -np.inf)
+
+
+def test_deleted_faces_enter_no_index():
+    scorer = Rescorer(reference.unit((40, D), 3), k=10)
+    gallery = scorer.gallery(reference.unit((7, D), 4))
+    some = Gallery(gallery.embeddings, gallery.terms, np.arange(7) != 2)
+    with pytest.raises(UserError, match=r"1 faces of the gallery were deleted.*--compact first"):
+        scorer.index_vectors(some)
+    whole = Gallery(gallery.embeddings, gallery.terms, np.ones(7, bool))
+    assert len(scorer.index_vectors(whole).vectors) == 7
