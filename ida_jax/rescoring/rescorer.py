@@ -353,8 +353,8 @@ class Rescorer:
             gallery = self.gallery(gallery)
         if gallery.enrolled is not None and not gallery.enrolled.all():
             raise UserError(
-                f"{np.count_nonzero(~gallery.enrolled):,} faces of the gallery were deleted, and "
-                "must not enter an index: run ida-jax enrol --compact first"
+                f"the gallery still holds {np.count_nonzero(~gallery.enrolled):,} of its deleted "
+                "faces, which must not enter an index: run ida-jax enrol --compact first"
             )
         faces, terms = np.asarray(gallery.embeddings), gallery.terms
         if space is None:
@@ -395,15 +395,16 @@ class Rescorer:
           top: as it will be given.
 
         Raises:
-          UserError: a width that nothing tells, `most` out of its range.
+          UserError: no width, and nothing to take it from; `most` out of its range.
         """
         if not 1 <= most <= _MOST_WARM:
             raise UserError(f"most is {most}: expected 1 … {_MOST_WARM:,} rows of a call")
-        told = [x.width for x in (self.anchors, self.ssr) if x is not None]
-        told += [] if gallery is None else [gallery.embeddings.shape[1]]
-        if width is None and not told:
-            raise UserError(f"{self.method} has no anchors that tell the width: give width=D")
-        width = told[0] if width is None else width
+        widths = [x.width for x in (self.anchors, self.ssr, gallery) if x is not None]
+        if width is None and not widths:
+            raise UserError(
+                f"{self.method} has no anchors, whose width would be taken: give width=D"
+            )
+        width = widths[0] if width is None else width
         counts = [1 << bits for bits in range(most.bit_length())]
         for count in dict.fromkeys((*counts, most)):
             faces = _any_faces(self.anchors, count, width)

@@ -245,7 +245,7 @@ def test_a_server_compiles_nothing_once_it_is_warm(scorers, method, caplog):
 
 def test_what_cannot_be_warmed_up():
     cosine = Rescorer(None, method="cosine")
-    with pytest.raises(UserError, match="cosine has no anchors that tell the width: give width=D"):
+    with pytest.raises(UserError, match="cosine has no anchors, whose width would be taken"):
         cosine.warm_up()
     with pytest.raises(UserError, match="most is 20000: expected 1 … 16,384 rows"):
         cosine.warm_up(width=16, most=20000)
