@@ -145,7 +145,7 @@ def _parser() -> Parser:
     from ida_jax.rescoring.gallery_file import DTYPES
     from ida_jax.rescoring.method_table import (
         HEADLINE,
-        artefact_flags,
+        add_artefact_flags,
         methods_set_by,
         scoring_methods,
     )
@@ -164,9 +164,7 @@ def _parser() -> Parser:
     )
     add("--delete", type=Path, metavar="NAMES", help="names to be deleted, one a line")
     add = parser.add_argument_group("the method").add_argument
-    for artefact, description in artefact_flags().items():
-        metavar = "A" if artefact == "anchors" else "FILE"
-        add(f"--{artefact}", type=Path, metavar=metavar, help=description)
+    add_artefact_flags(add)
     add(
         "--method",
         metavar="METHOD",

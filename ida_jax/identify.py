@@ -148,7 +148,7 @@ def _said(figures: dict[str, Any]) -> list[str]:
 
 def _parser() -> Parser:
     from ida_jax.metrics.identification import FPIRS
-    from ida_jax.rescoring.method_table import artefact_flags
+    from ida_jax.rescoring.method_table import add_artefact_flags
 
     parser = Parser("identify", description=__doc__)
     add = parser.add_argument_group("files").add_argument
@@ -164,9 +164,7 @@ def _parser() -> Parser:
         "one probe",
     )
     add = parser.add_argument_group("what the gallery's method needs").add_argument
-    for artefact, description in artefact_flags().items():
-        metavar = "A" if artefact == "anchors" else "FILE"
-        add(f"--{artefact}", type=Path, metavar=metavar, help=description)
+    add_artefact_flags(add)
     add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
     add(
         "--verify",

@@ -139,7 +139,7 @@ _NO_SETTINGS = (
 def _parser() -> Parser:
     from ida_jax.rescoring.method_table import (
         HEADLINE,
-        artefact_flags,
+        add_artefact_flags,
         methods_set_by,
         scoring_methods,
     )
@@ -150,9 +150,7 @@ def _parser() -> Parser:
     add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")
     add("--output", type=Path, required=True, metavar="S", help="where the scores go")
     add = parser.add_argument_group("the method").add_argument
-    for artefact, description in artefact_flags().items():
-        metavar = "A" if artefact == "anchors" else "FILE"
-        add(f"--{artefact}", type=Path, metavar=metavar, help=description)
+    add_artefact_flags(add)
     add(
         "--method",
         default=HEADLINE,

@@ -9,6 +9,7 @@ N faces, K support, S numbers of a face.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -388,16 +389,23 @@ def methods_set_by(setting: str) -> tuple[str, ...]:
     return tuple(name for name, method in scoring_methods().items() if setting in method.settings)
 
 
-def artefact_flags() -> dict[str, str]:
-    """{flag: its help} of the files that methods need: what each is, and which methods need it."""
-    flags = {}
+def add_artefact_flags(add: Callable[..., object]) -> None:
+    """Adds the flags of the files that methods need: what each is, and which methods need it.
+
+    Args:
+      add: an argparse parser's or group's `add_argument`.
+    """
     for flag, artefact in ARTEFACTS.items():
         needing = [name for name, method in scoring_methods().items() if flag in method.needs]
         others = [name for name in scoring_methods() if name not in needing]
         few = needing if len(needing) <= len(others) else others
         relation = "for" if few is needing else "not for"
-        flags[flag] = f"{artefact.description}; {relation} {', '.join(few)}"
-    return flags
+        add(
+            f"--{flag}",
+            type=Path,
+            metavar="A" if flag == "anchors" else "FILE",
+            help=f"{artefact.description}; {relation} {', '.join(few)}",
+        )
 
 
 def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") -> None:

@@ -22,7 +22,7 @@ from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
-from ida_jax.rescoring.method_table import SEARCHED, artefact_flags, methods_set_by
+from ida_jax.rescoring.method_table import SEARCHED, add_artefact_flags, methods_set_by
 from ida_jax.runs.workdir import (
     ANCHORS,
     METHOD_FILES,
@@ -156,9 +156,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
         f"to look at, personal data ({_of(table, 'failures')})")
     add = parser.add_argument_group("the methods").add_argument
     add("--run", type=Path, metavar="W", help=f"a workdir: its {', '.join(METHOD_FILES)}")
-    for artefact, description in artefact_flags().items():
-        metavar = "A" if artefact == "anchors" else "FILE"
-        add(f"--{artefact}", type=Path, metavar=metavar, help=description)
+    add_artefact_flags(add)
     add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")

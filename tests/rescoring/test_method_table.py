@@ -92,6 +92,7 @@ def test_the_methods_of_given_artefacts(toy):
     assert "z_norm" not in method_table.methods_with({"anchors"}, usual=True)
     assert "ida_l" not in method_table.methods_with({"anchors", "csn", "dao_fit"})
     assert run_section("A run").evaluate.methods[-1] == "toy"
-    flags = method_table.artefact_flags()
-    assert flags["anchors"].endswith("; not for cosine, ida_l")
-    assert flags["ssr"] == "the SSR module; for ida_l"
+    flags = {}
+    method_table.add_artefact_flags(lambda flag, **options: flags.update({flag: options["help"]}))
+    assert flags["--anchors"].endswith("; not for cosine, ida_l")
+    assert flags["--ssr"] == "the SSR module; for ida_l"
