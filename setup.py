@@ -34,7 +34,7 @@ setup(
     # The wheel holds the configs too: --config=quickstart names one of them.
     packages=[*find_packages(include=["ida_jax", "ida_jax.*"]), "ida_jax.configs"],
     package_dir={"ida_jax.configs": "configs"},
-    package_data={"ida_jax": ["py.typed", "report/*.js"]},
+    package_data={"ida_jax": ["py.typed", "report/*.css", "report/*.js"]},
     python_requires=">=3.11",
     # Of rescoring, evaluation and calibration; what a command needs beyond it is named when it is
     # missing (ida_jax/common/errors.py).

@@ -131,8 +131,8 @@ def _write(
     """The report with the variants' curves before the other figures, and its tables."""
     from ida_jax.report.failures import failure_section
     from ida_jax.report.group_tables import group_figure, group_section
-    from ida_jax.report.page import write_report
     from ida_jax.report.picker import picker_section
+    from ida_jax.report.report_page import write_report
     from ida_jax.report.tables import write_tables
 
     notes = {variant: evaluation.notes for variant, evaluation in evaluated.items()}

@@ -17,7 +17,7 @@ from ida_jax.metrics.groups import FaceGroups, named_cells
 from ida_jax.protocols.group_figures import with_listed_groups
 from ida_jax.protocols.verification import evaluate_labelled_pairs
 from ida_jax.report import failures, picker
-from ida_jax.report.page import write_report
+from ida_jax.report.report_page import write_report
 from ida_jax.runs.workdir import figures_and_notes
 
 HOSTILE = '</script><script>document.title="bad"</script>"\'\x1b[31m&' + "x" * 500

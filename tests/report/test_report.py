@@ -14,8 +14,8 @@ from PIL import Image
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.evaluation import Band
 from ida_jax.report.density_plots import histogram_figure, log_density_figure
-from ida_jax.report.page import write_report
 from ida_jax.report.rate_plots import roc_figure
+from ida_jax.report.report_page import write_report
 from ida_jax.report.training_plots import training_figure
 
 BOTH = {

@@ -2,7 +2,7 @@ import pytest
 
 from ida_jax.common.errors import UserError
 from ida_jax.report.cells import Cell, legend, protocol_tables
-from ida_jax.report.page import write_report
+from ida_jax.report.report_page import write_report
 from ida_jax.report.style import far_name
 from ida_jax.report.tables import latex_table, markdown_table, results_table, write_tables
 
