@@ -154,6 +154,168 @@ def table5_lfw() -> str:
     return table(header, rows)
 
 
+def quality_gain() -> str:
+    """IDA-Q's gains over IDA-R on LFW, each half fitted on and tested once, for several models."""
+    models = {
+        "MobileFaceNet": "MobileFaceNet",
+        "56 pixels": "its images reduced to 56 pixels",
+        "64 dimensions": "half of its dimensions",
+        "24 pixels": "its images reduced to 24 pixels",
+        "perturbed weights": "its weights perturbed until the cosine fails",
+    }
+    found = record("ida_q")
+    rows = [
+        [name, *_gains(found[model]["gain over ida_r"], ("ida_q", "ida_q_label_free"))]
+        for model, name in models.items()
+    ]
+    degraded = found["half degraded"]["gain over ida_r"]
+    for fit in ("clean", "half degraded"):
+        cells = _gains(degraded, (f"ida_q, fitted on {fit} faces", "ida_q_label_free"))
+        rows.append([f"MobileFaceNet, half of the probes degraded, fitted on {fit} faces", *cells])
+    header = ["model", "`ida_q` 1e-4", "1e-5", "`ida_q_label_free` 1e-4", "1e-5"]
+    return table(header, rows)
+
+
+def quality_limits() -> str:
+    """When not to take IDA-Q: what was lost there."""
+    degraded = record("ida_q")["half degraded"]
+    lost, like = (
+        [-degraded["gain over cosine"][f"ida_q, fitted on {fit} faces"][far][0] for far in FARS[1:]]
+        for fit in ("clean", "half degraded")
+    )
+    assert max(like) < 0, "a fit on such faces loses as well"
+    apart, halves = (
+        max(d[f"{share}% degraded"] for d in degraded["distance of the norms"].values())
+        for share in ("50", "0")
+    )
+    ratios = record("ida_q")["MobileFaceNet"][
+        "FAR of the 5% of pairs with the lowest norms over that of all"
+    ]
+    spans = {}
+    for method in ("ida_q", "ida_r", "ida_q_label_free"):
+        of = [ratio for half in ratios[method].values() for ratio in half.values()]
+        spans[method] = f"{min(of):.2g} to {max(of):.2g}"
+    return (
+        "- where the development faces differ from the probes in kind or quality: with half of the "
+        "probes degraded, a fit on\n  clean faces lost "
+        f"{percent(lost[0], 1)} points to the cosine at FAR 1e-4 and {percent(lost[1], 1)} at "
+        "1e-5, a fit on such faces none. `rescore` and\n  `evaluate` warn where the distribution "
+        "of the norms differs from the fit's by more than 0.05 + 1.63/√N, with N faces\n  "
+        f"(it was {apart:.2f} there, and {halves:.2f} between LFW's halves);\n"
+        "- for images that may not be faces, and for models whose norm says nothing about quality "
+        "(in the table: 24 pixels,\n  perturbed weights);\n"
+        "- where an attacker chooses the image: at one threshold for all, the 5 % of pairs with "
+        f"the lowest norms had {spans['ida_q']}\n  times the FAR of all (IDA-R {spans['ida_r']}, "
+        f"`ida_q_label_free` {spans['ida_q_label_free']}), which degrading an image exploits."
+    )
+
+
+def quality_of_few_people() -> str:
+    """How often fits on few people lost to IDA-R at FAR 1e-4."""
+    found = record("ida_q")["few people"]
+    losses = {}
+    for people in (10, 40):
+        draws = [
+            gain[1]
+            for way in ("anchor to eval", "eval to anchor")
+            for gain in found[f"{people} people, {way}"]["gains over ida_r"]
+        ]
+        losses[people] = f"of {len(draws)} fits on {people} people {sum(g < 0 for g in draws)}"
+    return (
+        f"`fit quality` needs {found['people that fit quality asks for']} people with two images "
+        f"or more: {losses[10]}\nlost to IDA-R at 1e-4, {losses[40]}."
+    )
+
+
+def degraded_gain() -> str:
+    """What degraded copies among the anchors give: gains over the cosine on LFW's eval half."""
+    anchors = {
+        "clean": "clean",
+        "mixed": "clean, and degraded copies of half of them (`--degrade`)",
+        "degraded": "degraded copies alone",
+        "faces as the mixed probes are": "faces like the mixed probes, without images",
+        "clean faces and copies of 300 people": "600 clean and degraded faces of 300 other people",
+    }
+    found = record("degraded_anchors")["eval"]
+    rows = []
+    for probes in ("clean", "mixed"):
+        cosine = found["clean"]["probes"][probes]["methods"]["cosine"]["tar"]
+        stated = f"{probes}; the cosine {percent(cosine[FARS[1]])} / {percent(cosine[FARS[2]])}"
+        for key, name in anchors.items():
+            methods = found[key]["probes"][probes]["methods"]
+            cells = [
+                _harmful(methods.get(m)) for m in ("ida_r", "ida_r_fallback", "ida_l", "as_norm")
+            ]
+            rows.append([stated, name, *cells])
+            stated = ""
+    return table(["probes", "anchors", "IDA-R", "fall-back", "IDA-L", "AS-norm"], rows, words=2)
+
+
+def group_ratios() -> str:
+    """FAR of pairs of women over that of men by anchor sets, on both halves of LFW."""
+    names = {
+        "cosine": "none: the cosine",
+        "ida_r, own": "LFW's own, 73 % men",
+        "ida_r, balanced": "as many women as men (`--balance=GROUPS`)",
+        "ida_r, random": "as few at random",
+        "ida_r, clusters": "as many of each cluster (`--balance=clusters`)",
+    }
+    halves = [
+        record("group_fairness")["cases"][f"MobileFaceNet, pairs of the {half} half"]["methods"]
+        for half in ("eval", "anchor")
+    ]
+    rows = []
+    for method, name in names.items():
+        cells = []
+        for figures in (half[method] for half in halves):
+            ratio = figures["far_ratio"][FARS[0]]
+            low, high = ratio["interval"]
+            cells += [
+                f"{ratio['ratio']:.2f} [{low:.2f}, {high:.2f}]",
+                percent(figures["tar@far"][FARS[1]]),
+            ]
+        rows.append([name, *cells])
+    header = ["anchors", "ratio at FAR 1e-3", "TAR@1e-4", "the other half", "TAR@1e-4"]
+    return table(header, rows)
+
+
+def ssr_auto_gain() -> str:
+    """IDA-L with settings chosen on held-out people beside fixed ones: log F, and gains."""
+    given = record("ssr_auto")["models"]["given"]["figures on the eval half"]
+    fit, gains = given["log F on the tested half"], given["methods"]
+    rows = []
+    for name in ("chosen", "fixed"):
+        gained = gains[f"ida_l, {name}"]
+        rows.append([
+            name,
+            f"{fit[name]['r2']:.2f}",
+            f"{fit[name]['bias']:.2f}",
+            *(
+                f"{points(gained['tar_gain@far'][far])} "
+                f"{interval(gained['tar_gain_interval@far'][far])}"
+                for far in FARS
+            ),
+        ])  # fmt: skip
+    header = ["settings", "R² of log F", "bias, deviations", "gain at 1e-3", "1e-4", "1e-5"]
+    return table(header, rows)
+
+
+def ssr_speed() -> str:
+    """Training the SSR module and searching its targets, on two cores."""
+    found = record("bench_ssr")
+    narrow, wide = (found["training"][f"hidden {width}"] for width in (256, 512))
+    minutes = [m["minutes of 30,000 steps, ours"]["median"] for m in (narrow, wide)]
+    ratios = [m["ours / torch"]["wall"]["median"] for m in (narrow, wide)]
+    search = found["search"]
+    return (
+        f"On 2 CPU cores 30,000 steps of 512 embeddings of {found['width']} numbers take "
+        f"{minutes[0]:.1f} minutes ({minutes[1]:.1f} with\n`ssr.hidden=512`; {ratios[0]:.2f} and "
+        f"{ratios[1]:.2f} of PyTorch's time), and the search of {search['faces']:,} faces among\n"
+        f"{found['anchors']:,} anchors {search['seconds']:.1f} s "
+        "([record](../experiments/results/bench_ssr.json))."
+    )
+
+
 def trial_verdict() -> str:
     """The verdict of the recorded trial on LFW, as a quotation."""
     return "> " + record("trial_lfw")["verdict"]
@@ -202,6 +364,23 @@ def _tar_rows(figures: dict[str, Any], methods: Iterable[str]) -> list[list[str]
         [NAMES[m], *(f"**{s}**" if s == b else s for s, b in zip(row, best, strict=True))]
         for m, row in rows.items()
     ]
+
+
+def _gains(gains: dict[str, Any], methods: Iterable[str]) -> list[str]:
+    """Gains of methods with their intervals at 1e-4 and 1e-5; "" where a record has none."""
+    return [
+        f"{points(gained)} {interval((low, high))}"
+        for m in methods
+        for gained, low, high in (gains[m][far] for far in FARS[1:])
+    ]
+
+
+def _harmful(figures: dict[str, Any] | None) -> str:
+    """A method's gains at 1e-4 and 1e-5, bold where it harms."""
+    if figures is None:
+        return ""
+    gains = " / ".join(points(figures["gain"][far]) for far in FARS[1:])
+    return f"**{gains}**" if figures["harms"] else gains
 
 
 def _tar_and_gain(figures: dict[str, Any], far: str, gains: str) -> str:
