@@ -19,9 +19,16 @@ from ida_jax.common.errors import UserError
 from ida_jax.metrics.bootstrap import Bootstrap
 from ida_jax.metrics.evaluation import Evaluation, far_key, measurable_far
 from ida_jax.metrics.groups import FaceGroups
-from ida_jax.metrics.roc import Interval, tar_at_far
+from ida_jax.metrics.roc import Interval, OperatingPoint, SplitScores, tar_at_far
 from ida_jax.metrics.threshold_curve import ThresholdCurve, threshold_curve
-from ida_jax.protocols.failures import decided_at, described, firm_thresholds, listed_pairs
+from ida_jax.protocols.failures import (
+    Kind,
+    Listed,
+    decided_at,
+    described,
+    firm_thresholds,
+    listed_pairs,
+)
 from ida_jax.protocols.scored_pairs import bootstrap_split_pairs, evaluate_split_pairs
 from ida_jax.rescoring.method_table import (
     ARTEFACTS,
@@ -44,7 +51,7 @@ from ida_jax.trials.rotate import (
     train,
     unstandardised,
 )
-from ida_jax.trials.split import rotations
+from ida_jax.trials.split import Rotation, rotations
 from ida_jax.trials.verdict import Finding, verdict
 
 _CHOSEN = "chosen"
@@ -106,13 +113,129 @@ def run_trial(
       UserError: too few people (`rotations`), an embedding that is there twice.
     """
     require_distinct(data)
-    notes: list[str] = []
-    tested: list[Scored] = []
     planned = rotations(data.people, own_anchors=given is None, seed=seed)
+    rotated = _rotate(data, planned, given, far=far, seed=seed, say=say)
+    gain = evaluate_split_pairs(
+        _by_choice(rotated),
+        sides_of(rotated.tested),
+        fars=(rotated.tested_far,),
+        resamples=resamples,
+        seed=seed,
+    )
+    figures, key = gain.figures[_CHOSEN], far_key(rotated.tested_far)
+    interval = Interval(*figures["tar_gain_interval@far"][key])
+    shown = rotated.favourite != BASELINE and interval.low > 0
+    method = rotated.favourite if shown else BASELINE
+    impostors = sum(part.scores[BASELINE].impostor.size for part in rotated.tested)
+    genuine = sum(part.scores[BASELINE].genuine.size for part in rotated.tested)
+    say(f"intervals of {len(rotated.methods)} methods over {impostors + genuine:,} pairs")
+    fars = [rate for rate in (10 * far, far, far / 10) if rate * impostors >= 1 and rate <= 0.5]
+    tested = _evaluated(rotated, fars or [rotated.tested_far], groups, resamples, seed)
+    held = score(
+        data,
+        np.union1d(planned[0].test, planned[0].choose),
+        {name: rotated.first.scorers[name] for name in {method, BASELINE}},
+    )
+    calibration = fit_calibration(
+        *held.scores[method], kind="logistic", origin=rotated.first.scorers[method].origin()
+    )
+
+    def probability(name: str, scores: np.ndarray) -> np.ndarray | None:
+        if name != method:
+            return None
+        return calibration.percent(unstandardised(scores, rotated.first_points[method])) / 100
+
+    failures = described(
+        tested.listed,
+        data.faces,
+        names or [f"row {row}" for row in range(len(data.faces))],
+        decided=_reading(tested.firm_far, rotated.measured, method),
+        densities=log_density_of(rotated.tested, len(data.faces)),
+        groups=groups,
+        probability=probability,
+    )
+    # The pooled scores' common scale is not that of the deployed files.
+    evaluated = tested.evaluation._replace(
+        notes=(*rotated.notes, *tested.evaluation.notes), thresholds={}, failures=failures
+    )
+    tested_people = sum(len(part.people) for part in rotated.tested)
+    rotated.tested.clear()
+    wanted = sorted({*fars, rotated.tested_far})
+    bootstrap = _held_bootstrap(held, wanted, resamples=resamples, seed=seed)
+    thresholds = _thresholds(held, method, wanted, bootstrap)
+    at = thresholds[key]
+    finding = Finding(
+        rotated.favourite,
+        rotated.chosen,
+        far,
+        rotated.tested_far,
+        rotated.measured,
+        figures["tar_gain@far"][key],
+        interval,
+        tested_people,
+        tested.tars[rotated.favourite],
+        tested.tars[BASELINE],
+        at["threshold"],
+        Interval(*at["interval"]),
+    )
+    people = len(np.unique(data.people[data.people >= 0]))
+    curves = {
+        name: threshold_curve(held.scores[name], fars=wanted, intervals=bootstrap.methods[name])
+        for name in held.scores
+    }
+    return Trial(
+        finding,
+        verdict(finding),
+        evaluated,
+        rotated.first,
+        held,
+        thresholds,
+        calibration,
+        curves,
+        people,
+    )
+
+
+class _Rotated(NamedTuple):
+    """The five rotations' scores, and what was chosen in each.
+
+    Attributes:
+      tested: of each rotation's tested fold, on the common scale.
+      methods: those that every rotation could fit.
+      chosen: the best method of each rotation's fold that chooses; favourite: of all these folds.
+      first, first_points: what the first rotation fitted, and the points that set its scale.
+      measured, tested_far: the least FAR from `far` up that the folds that choose, and all tested
+        folds together, can measure.
+      notes: what the user should know of anchors and fits.
+    """
+
+    tested: list[Scored]
+    methods: list[str]
+    chosen: list[str]
+    favourite: str
+    first: Trained
+    first_points: dict[str, tuple[OperatingPoint, OperatingPoint]]
+    measured: float
+    tested_far: float
+    notes: list[str]
+
+
+def _rotate(
+    data: Labelled,
+    planned: Sequence[Rotation],
+    given: AnchorSet | None,
+    *,
+    far: float,
+    seed: int,
+    say: Callable[[str], None],
+) -> _Rotated:
+    """Fits, chooses and tests once in each rotation."""
     measured = measurable_far(far, min(_impostors(data, part.choose) for part in planned))
     tested_far = measurable_far(far, sum(_impostors(data, part.test) for part in planned))
+    tested: list[Scored] = []
     rates: list[dict[str, float]] = []
     failed: dict[str, list[str]] = {}
+    notes: list[str] = []
     for number, rotation in enumerate(planned, 1):
         trained = train(data, rotation, given, far=far, seed=seed)
         # Every rotation has fits and anchors of its own: scores are pooled on a common scale.
@@ -128,105 +251,82 @@ def run_trial(
         )
         for what, why in trained.missing.items():
             failed.setdefault(what, []).append(why)
-    common = [name for name in rates[0] if all(name in of for of in rates)]
+    methods = [name for name in rates[0] if all(name in of for of in rates)]
     notes += _left_out(failed, len(planned), norms=data.norms is not None)
     learnt = max(len(part.fit) + len(part.anchors) for part in planned)
-    if learnt > MOST_LEARNT and REGRESSED in common:
+    if learnt > MOST_LEARNT and REGRESSED in methods:
         notes.append(f"the SSR module learns from {MOST_LEARNT:,} of a rotation's {learnt:,} faces")
-    chosen = [choose({name: of[name] for name in common}) for of in rates]
-    favourite = choose({name: float(np.mean([of[name] for of in rates])) for name in common})
-    nested = {
+    chosen = [choose({name: of[name] for name in methods}) for of in rates]
+    favourite = choose({name: float(np.mean([of[name] for of in rates])) for name in methods})
+    return _Rotated(
+        tested, methods, chosen, favourite, first, first_points, measured, tested_far, notes
+    )
+
+
+def _by_choice(rotated: _Rotated) -> dict[str, SplitScores]:
+    """The cosine's scores, and those of the methods chosen, of all tested folds."""
+    tested = rotated.tested
+    parts = {
         BASELINE: [part.scores[BASELINE] for part in tested],
-        _CHOSEN: [part.scores[name] for part, name in zip(tested, chosen, strict=True)],
+        _CHOSEN: [part.scores[name] for part, name in zip(tested, rotated.chosen, strict=True)],
     }
-    nested = {name: joined(parts) for name, parts in nested.items()}
-    whole, sides = pooled(tested), sides_of(tested)
-    of_pairs = None if groups is None else groups_of(tested, groups)
-    impostors = whole[BASELINE].impostor.size
-    options = {"resamples": resamples, "seed": seed}
-    gain = evaluate_split_pairs(nested, sides, fars=(tested_far,), **options)
-    del nested
-    fars = [rate for rate in (10 * far, far, far / 10) if rate * impostors >= 1 and rate <= 0.5]
-    say(f"intervals of {len(whole)} methods over {impostors + len(sides.genuine):,} pairs")
+    return {name: joined(scores) for name, scores in parts.items()}
+
+
+class _Tested(NamedTuple):
+    """Every method on the tested folds, pooled.
+
+    Attributes:
+      evaluation: its figures.
+      tars: TAR of the cosine and of the favourite.
+      listed: the pairs to look at; firm_far: the FAR of the thresholds that say so.
+    """
+
+    evaluation: Evaluation
+    tars: dict[str, float]
+    listed: dict[str, dict[Kind, Listed]]
+    firm_far: float | None
+
+
+def _evaluated(
+    rotated: _Rotated,
+    fars: Sequence[float],
+    groups: FaceGroups | None,
+    resamples: int,
+    seed: int,
+) -> _Tested:
+    tested = rotated.tested
+    whole = pooled(tested)
     # Before the evaluation sorts the scores.
-    firm_far, at_firm = firm_thresholds(whole, (tested_far,))
+    firm_far, at_firm = firm_thresholds(whole, (rotated.tested_far,))
     listed = listed_pairs(whole, at_firm, *rows_of(tested))
-    evaluated = evaluate_split_pairs(
+    evaluation = evaluate_split_pairs(
         whole,
-        sides,
-        fars=fars or (tested_far,),
-        groups=of_pairs,
+        sides_of(tested),
+        fars=fars,
+        groups=None if groups is None else groups_of(tested, groups),
         group_notes=() if groups is None else groups.notes,
-        **options,
+        resamples=resamples,
+        seed=seed,
     )
-    tars = {name: tar_at_far(*whole[name], [tested_far])[0].tar for name in (favourite, BASELINE)}
-    tested_people = sum(len(part.people) for part in tested)
-    del whole, of_pairs
-    figures, key = gain.figures[_CHOSEN], far_key(tested_far)
-    interval = Interval(*figures["tar_gain_interval@far"][key])
-    shown = favourite != BASELINE and interval.low > 0
-    method = favourite if shown else BASELINE
-    held = score(
-        data,
-        np.union1d(planned[0].test, planned[0].choose),
-        {name: first.scorers[name] for name in {method, BASELINE}},
-    )
-    calibration = fit_calibration(
-        *held.scores[method], kind="logistic", origin=first.scorers[method].origin()
-    )
+    tars = {
+        name: tar_at_far(*whole[name], [rotated.tested_far])[0].tar
+        for name in (rotated.favourite, BASELINE)
+    }
+    return _Tested(evaluation, tars, listed, firm_far)
 
-    def probability(name: str, scores: np.ndarray) -> np.ndarray | None:
-        if name != method:
-            return None
-        return calibration.percent(unstandardised(scores, first_points[method])) / 100
 
-    failures = described(
-        listed,
-        data.faces,
-        names or [f"row {row}" for row in range(len(data.faces))],
-        decided=_reading(firm_far, measured, method),
-        densities=log_density_of(tested, len(data.faces)),
-        groups=groups,
-        probability=probability,
-    )
-    del tested
-    wanted = sorted({*fars, tested_far})
-    between = np.geomspace(wanted[0], wanted[-1], 9)[1:-1].tolist()
-    bootstrap = bootstrap_split_pairs(
+def _held_bootstrap(held: Scored, fars: list[float], *, resamples: int, seed: int) -> Bootstrap:
+    """Intervals of the thresholds of the pairs that set them, at `fars` and between."""
+    between = np.geomspace(fars[0], fars[-1], 9)[1:-1].tolist()
+    return bootstrap_split_pairs(
         held.scores,
         # Their people numbered anew: the resamples are those of the file's scores alone.
         sides_of([held._replace(people=np.arange(len(held.people)))]),
-        fars=sorted({*wanted, *between}),
+        fars=sorted({*fars, *between}),
         baseline=None,
-        **options,
-    )
-    thresholds = _thresholds(held, method, wanted, bootstrap)
-    at = thresholds[key]
-    finding = Finding(
-        favourite,
-        chosen,
-        far,
-        tested_far,
-        measured,
-        figures["tar_gain@far"][key],
-        interval,
-        tested_people,
-        tars[favourite],
-        tars[BASELINE],
-        at["threshold"],
-        Interval(*at["interval"]),
-    )
-    # The pooled scores' common scale is not that of the deployed files.
-    evaluated = evaluated._replace(
-        notes=(*notes, *evaluated.notes), thresholds={}, failures=failures
-    )
-    people = len(np.unique(data.people[data.people >= 0]))
-    curves = {
-        name: threshold_curve(held.scores[name], fars=wanted, intervals=bootstrap.methods[name])
-        for name in held.scores
-    }
-    return Trial(
-        finding, verdict(finding), evaluated, first, held, thresholds, calibration, curves, people
+        resamples=resamples,
+        seed=seed,
     )
 
 
