@@ -32,7 +32,7 @@ COMMANDS = {
     "embed": ("embed", "embeddings of images by a model"),
     "prepare": ("prepare", "data sets from foreign formats"),
     "train": ("main", "runs a config: training, anchors, modules, evaluation"),
-    "plan": ("plan", "what a training step costs on a TPU slice, without one"),
+    "plan": ("plan", "what a program costs on GPUs or a TPU slice, without them"),
     "export": ("export", "models of other formats in, ONNX and StableHLO out"),
 }
 
