@@ -12,12 +12,12 @@ from ida_jax.data.rendered import rendered_faces
 from ida_jax.trials.rotate import Labelled
 
 _SIZE, _IMAGES = 32, 4
-_LEARNT, _TRIED = 300, 500
+_LEARNT, _TRIED = 300, 1500
 _COMPONENTS, _WIDTH = 150, 64
 
 
 def demo_faces(*, seed: int = 0) -> tuple[Labelled, np.ndarray]:
-    """500 people of four images by a model of 300 others, and the images."""
+    """1,500 people of four images by a model of 300 others, and the images."""
     sets = [
         rendered_faces(
             identities=count, images_per_identity=_IMAGES, image_size=_SIZE, seed=seed,
