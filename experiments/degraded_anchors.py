@@ -12,14 +12,13 @@ strengths and another seed: never the probes' degradations. "other kinds" are mi
 kinds that the anchors "of the probes' kinds" have not seen.
 
 The default (varied strengths of all kinds, share 0.5, one copy) is settled by the pairs of the
-anchor half ("choice"); the pairs of the eval half are reported. The SSR modules (IDA-L) and the
-classifier of CSN are trained on the other half's faces: clean ones, those and the first images'
-degraded copies for mixed anchors, the copies alone for degraded anchors (CSN: as for mixed ones,
-since copies of one image a person make no genuine pairs). The weaker model is the same embeddings'
-first 32 principal components of the other half.
+anchor half ("choice"); the pairs of the eval half are reported. The SSR modules (IDA-L), the
+classifier of CSN and the fit of IDA-Q are made with the other half's faces: clean ones, those and
+the first images' degraded copies for mixed anchors, the copies alone for degraded anchors (CSN and
+IDA-Q: as for mixed ones, since copies of one image a person make no genuine pairs). The weaker
+model is the same embeddings' first 32 principal components of the other half.
 
-Gains are over the cosine, in TAR, intervals over identities and paired with it. (Those on record
-were computed before intervals became wider where few people have the errors.) A method harms
+Gains are over the cosine, in TAR, intervals over identities and paired with it. A method harms
 where it loses more than 0.05 points at FAR 1e-3 or 1e-4, or where an interval lies below 0.
 Embeddings and finished cells of the table are kept in CACHE: the same command continues, and with
 --finished it writes what there is.
@@ -44,7 +43,7 @@ from ida_jax.anchors.crowding import crowding
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import unit_embeddings
+from ida_jax.common.validation import unit_rows
 from ida_jax.data.degrade import degradation, degraded_rows
 from ida_jax.metrics.bootstrap import bootstrap_tails
 from ida_jax.metrics.resampling import (
@@ -58,6 +57,7 @@ from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.csn_fit import Csn, fit_csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import all_pair_scores
+from ida_jax.rescoring.quality_fit import QualityFit, fit_quality
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms
 from ida_jax.runs.config import ssr_section
@@ -67,10 +67,18 @@ FARS = (1e-3, 1e-4, 1e-5)
 K, TAU, WIDTH, FEW = 10, 1.0, 32, 300
 ALLOWED_LOSS = 5e-4  # of TAR at FAR 1e-3 and 1e-4
 # Another method of the table is added by its name; those that are trained, with the main anchors.
-SEARCHED = ("ida_r", "ida_r_fallback", "as_norm")
-TRAINED = ("ida_l", "csn")
+SEARCHED = ("ida_r", "ida_r_fallback", "as_norm", "ida_q_label_free")
+TRAINED = ("ida_l", "csn", "ida_q")
 MAIN = ("clean", "mixed", "degraded")
 CHOICE = (*MAIN, "share 0.25", "share 1", "two copies", "medium")
+
+
+class Labelled(NamedTuple):
+    """Unit rows float32 [N, D], identities int32 [N], and the norms that the rows had [N]."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    norms: np.ndarray
 
 
 class Half(NamedTuple):
@@ -79,14 +87,14 @@ class Half(NamedTuple):
     Attributes:
       faces: {probes' name: raw embeddings float32 [N, D]}.
       labels: int32 [N].
-      anchors: {anchors' name: (unit rows float32 [A, D], labels int32 [A])}.
-      training: {anchors' name: the same of the faces that modules are trained on}.
+      anchors: {anchors' name: the anchors}.
+      training: {anchors' name: the faces that modules are trained on, and fits made with}.
     """
 
     faces: dict[str, np.ndarray]
     labels: np.ndarray
-    anchors: dict[str, tuple[np.ndarray, np.ndarray]]
-    training: dict[str, tuple[np.ndarray, np.ndarray]]
+    anchors: dict[str, Labelled]
+    training: dict[str, Labelled]
 
 
 def _half(own: People, sets: Mapping[str, np.ndarray], *, of_eval: bool) -> Half:
@@ -102,9 +110,10 @@ def _half(own: People, sets: Mapping[str, np.ndarray], *, of_eval: bool) -> Half
     if of_eval:
         faces["other kinds"] = np.where(mixed, sets["other probes"], clean)[mine]
 
-    def joined(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.concatenate([unit_embeddings(made[at]) for made, at in parts])
-        return rows, np.concatenate([own.labels[at] for _, at in parts]).astype(np.int32)
+    def joined(*parts: tuple[np.ndarray, np.ndarray]) -> Labelled:
+        raw = np.concatenate([made[at] for made, at in parts])
+        labels = np.concatenate([own.labels[at] for _, at in parts]).astype(np.int32)
+        return _labelled(raw, labels)
 
     def chosen(share: float) -> np.ndarray:
         how = degradation("varied", share=share, seed=1)
@@ -134,14 +143,19 @@ def _half(own: People, sets: Mapping[str, np.ndarray], *, of_eval: bool) -> Half
     return Half(faces, own.labels[mine].astype(np.int32), anchors, training)
 
 
+def _labelled(raw: np.ndarray, labels: np.ndarray) -> Labelled:
+    rows, _, norms = unit_rows(raw, what="embeddings")
+    return Labelled(rows, labels, norms)
+
+
 def _weaker(half: Half) -> Half:
     """The first principal components of the other half's clean faces, in place of all numbers."""
-    rows, _ = half.training["clean"]
+    rows = half.training["clean"].rows
     centred = rows - rows.mean(axis=0)
     basis = np.linalg.svd(centred, full_matrices=False)[2][:WIDTH].T.astype(np.float32)
 
-    def shortened(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return unit_embeddings(pair[0] @ basis), pair[1]
+    def shortened(faces: Labelled) -> Labelled:
+        return _labelled(faces.rows @ basis * faces.norms[:, None], faces.labels)
 
     return Half(
         {name: faces @ basis for name, faces in half.faces.items()},
@@ -165,22 +179,37 @@ def _ssr(faces: np.ndarray, labels: np.ndarray, anchors: AnchorSet, path: Path) 
     return SSRModule.load(path)
 
 
-def _csn(half: Half, name: str, anchors: AnchorSet, path: Path) -> Csn:
+def _csn(faces: Labelled, anchors: AnchorSet, path: Path) -> Csn:
     if not path.is_file():
-        faces, labels = half.training["mixed" if name == "degraded" else name]
-        fit_csn(faces, labels, anchors, seed=0).save(path)
+        fit_csn(faces.rows, faces.labels, anchors, seed=0).save(path)
     return Csn.load(path)
 
 
+def _quality(faces: Labelled, anchors: AnchorSet, path: Path) -> QualityFit:
+    if not path.is_file():
+        fit_quality(faces.rows, faces.norms, faces.labels, anchors).save(path)
+    return QualityFit.load(path)
+
+
 def _scorers(half: Half, name: str, methods: tuple[str, ...], cache: Path) -> dict[str, Rescorer]:
-    rows, labels = half.anchors[name]
-    anchors = AnchorSet.from_embeddings(rows, labels=labels, k=K, tau=TAU)
-    made: dict[str, Any] = {}
-    if "ida_l" in methods:
-        made["ssr"] = _ssr(*half.training[name], anchors, cache / f"{name}.ssr.safetensors")
-    if "csn" in methods:
-        made["csn"] = _csn(half, name, anchors, cache / f"{name}.csn.safetensors")
+    anchors, made = _anchors(half, name), {}
+    pairs = half.training["mixed" if name == "degraded" else name] if methods == TRAINED else None
+    for method in methods:
+        path = cache / f"{name}.{method}.safetensors"
+        match method:
+            case "ida_l":
+                faces = half.training[name]
+                made["ssr"] = _ssr(faces.rows, faces.labels, anchors, path)
+            case "csn":
+                made["csn"] = _csn(pairs, anchors, path)
+            case "ida_q":
+                made["quality_fit"] = _quality(pairs, anchors, path)
     return {method: Rescorer(anchors, method=method, **made) for method in methods}
+
+
+def _anchors(half: Half, name: str) -> AnchorSet:
+    made = half.anchors[name]
+    return AnchorSet.from_embeddings(made.rows, labels=made.labels, k=K, tau=TAU)
 
 
 def _tail(split: Any, units: np.ndarray) -> Tail:
@@ -222,12 +251,11 @@ def _by_far(values: np.ndarray) -> dict[str, float]:
     return {f"{far:g}": round(float(value), 5) for far, value in zip(FARS, values, strict=True)}
 
 
-def _checked(raw: np.ndarray, labels: np.ndarray, anchors: AnchorSet) -> dict[str, Any]:
+def _checked(faces: Labelled, anchors: AnchorSet) -> dict[str, Any]:
     """What `anchors check` says of these probes and anchors."""
-    faces, norms = unit_embeddings(raw), np.linalg.norm(raw, axis=1)
     return {
-        "crowding": crowding(faces, labels, anchors, norms=norms).json(),
-        "share_uncovered": coverage(faces, anchors).share_uncovered,
+        "crowding": crowding(faces.rows, faces.labels, anchors, norms=faces.norms).json(),
+        "share_uncovered": coverage(faces.rows, anchors).share_uncovered,
     }
 
 
@@ -245,14 +273,12 @@ def _cell(
         return None
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        faces = unit_embeddings(half.faces[probes])
+        faces = _labelled(half.faces[probes], half.labels)
         scorers = _scorers(half, name, methods, cache)
-        terms = {method: of.terms(faces) for method, of in scorers.items()}
-        rows, labels = half.anchors[name]
-        anchors = AnchorSet.from_embeddings(rows, labels=labels, k=K, tau=TAU)
+        terms = {m: of.terms(faces.rows, norms=faces.norms) for m, of in scorers.items()}
         cell = {
-            "methods": _figures(faces, half.labels, terms),
-            "check": _checked(half.faces[probes], half.labels, anchors),
+            "methods": _figures(faces.rows, faces.labels, terms),
+            "check": _checked(faces, _anchors(half, name)),
         }
         with written_whole(path) as temporary:
             temporary.write_text(json_text(cell), encoding="utf-8")
@@ -267,7 +293,7 @@ def _table(half: Half, cache: Path, *, trained: bool, finished: bool) -> dict[st
       finished: only the cells that the cache has.
     """
     table: dict[str, Any] = {}
-    for name, (rows, _) in half.anchors.items():
+    for name, made in half.anchors.items():
         cells = {}
         for probes in half.faces:
             cell = _cell(half, name, probes, SEARCHED, cache, finished)
@@ -278,7 +304,7 @@ def _table(half: Half, cache: Path, *, trained: bool, finished: bool) -> dict[st
                     cell["methods"] |= more["methods"]
             if cell is not None:
                 cells[probes] = cell
-        table[name] = {"anchors": len(rows), "probes": cells}
+        table[name] = {"anchors": len(made.rows), "probes": cells}
     return table
 
 
@@ -289,7 +315,7 @@ TITLES = {
 }
 SHOWN = {
     "ida_r": "IDA-R", "ida_r_fallback": "IDA-R fallback", "ida_l": "IDA-L", "as_norm": "AS-norm",
-    "csn": "CSN",
+    "csn": "CSN", "ida_q": "IDA-Q", "ida_q_label_free": "IDA-Q, label-free",
 }  # fmt: skip
 
 
@@ -356,7 +382,7 @@ def main() -> None:
     halves["choice"] = halves["choice"]._replace(anchors=chosen)
     rows = options.cache / "rows"
     record = {
-        "choice": _table(halves["choice"], rows / "choice", trained=False, finished=only),
+        "choice": _table(halves["choice"], rows / "choice", trained=True, finished=only),
         "eval": _table(halves["eval"], rows / "eval", trained=True, finished=only),
         "weaker": _table(_weaker(halves["eval"]), rows / "weaker", trained=False, finished=only),
         "provenance": provenance(),
