@@ -2,11 +2,11 @@ import json
 import re
 import sys
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from drawn import drawn_variables
 from jax import export as jax_export
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -31,23 +31,9 @@ FORMATS = {
 
 
 def random_model(network, size, width, preprocessing=None, **options):
-    """Every weight and statistic is drawn, so that none hides behind its initial 0 or 1."""
     options = {"embedding_dim": width, **options}
-    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    module = build_network(network, options)
-    shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
-    rng = np.random.default_rng(0)
-
-    def drawn(path, leaf):
-        values = rng.uniform(0.3, 0.9, leaf.shape)
-        if path[-1].key in ("bias", "mean"):
-            values = values - 0.6
-        elif path[-1].key == "kernel":
-            values = (values - 0.6) * np.sqrt(33 / np.prod(leaf.shape[:-1]))
-        return np.float32(values)
-
-    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
-    return FaceModel(network, options, preprocessing or Preprocessing(size), dict(variables))
+    variables = drawn_variables(build_network(network, options), (1, size, size, 3))
+    return FaceModel(network, options, preprocessing or Preprocessing(size), variables)
 
 
 def random_ssr(model, target="log"):

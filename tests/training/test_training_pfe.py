@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from drawn import drawn_variables
 from flax.traverse_util import flatten_dict
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
@@ -22,12 +23,8 @@ OPTIONS = {"embedding_dim": WIDTH, "dropout_rate": 0.0}
 @pytest.fixture(scope="module")
 def model():
     network = build_network("iresnet_nano", OPTIONS)
-    images = jax.random.normal(jax.random.key(1), (8, SIZE, SIZE, 3))
-    variables = network.init(jax.random.key(0), images, train=False)
     # Running statistics that differ from those of a batch.
-    _, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
-    variables = {"params": variables["params"], **updates}
-    variables = jax.tree.map(np.asarray, variables)
+    variables = drawn_variables(network, (1, SIZE, SIZE, 3))
     return FaceModel("iresnet_nano", OPTIONS, Preprocessing(SIZE), variables)
 
 
