@@ -2,7 +2,6 @@ import json
 import re
 import sys
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import ida_jax
 from ida_jax import export
-from ida_jax.artefacts import face_model
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.artefacts.ssr_module import TARGETS, SSRModule
 from ida_jax.common.errors import UserError
@@ -21,7 +19,6 @@ from ida_jax.interop.exported import largest_difference
 from ida_jax.interop.onnx_export import onnx_bytes, onnx_graph
 from ida_jax.interop.stablehlo_export import stablehlo_bytes, stablehlo_graph
 from ida_jax.interop.weights import import_model
-from ida_jax.models.resnet import IResNet
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -49,16 +46,8 @@ def random_ssr(model, target="log"):
     return SSRModule(params, target, 1.0, 0.1, 1e-3, 10, 1.5, model.fingerprint)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _tiny_network():
-    """One block, for what does not depend on the network: a quarter of nano's compilation."""
-    face_model._NETWORKS["tiny"] = partial(IResNet, (1,), (8,))
-    yield
-    del face_model._NETWORKS["tiny"]
-
-
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(tiny_network):
     return random_model("tiny", 32, 9)
 
 
