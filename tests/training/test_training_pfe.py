@@ -16,16 +16,17 @@ from ida_jax.runs.config import pfe_section
 from ida_jax.training.loop import read_metrics
 from ida_jax.training.pfe import check_pfe_batch, make_pfe_program, train_pfe
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 SIZE, WIDTH = 32, 8
 OPTIONS = {"embedding_dim": WIDTH, "dropout_rate": 0.0}
 
 
 @pytest.fixture(scope="module")
-def model():
-    network = build_network("iresnet_nano", OPTIONS)
+def model(tiny_network):
+    network = build_network("tiny", OPTIONS)
     # Running statistics that differ from those of a batch.
     variables = drawn_variables(network, (1, SIZE, SIZE, 3))
-    return FaceModel("iresnet_nano", OPTIONS, Preprocessing(SIZE), variables)
+    return FaceModel("tiny", OPTIONS, Preprocessing(SIZE), variables)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_the_artefact_gives_the_models_means_and_belongs_to_it(model, faces, tmp
     assert uncertainty.embed(model, faces.images[:0]).means.shape == (0, WIDTH)
 
     other = FaceModel(
-        "iresnet_nano", OPTIONS, Preprocessing(SIZE), jax.tree.map(lambda x: x + 1, model.variables)
+        "tiny", OPTIONS, Preprocessing(SIZE), jax.tree.map(lambda x: x + 1, model.variables)
     )
     with pytest.raises(UserError, match="the uncertainty module's"):
         uncertainty.embed(other, faces.images[:2])
