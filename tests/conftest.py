@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="ida_jax_tests")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax
@@ -35,6 +35,22 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}: set IDA_SHARED_DATA to its folder")
     return path
+
+
+@pytest.fixture(scope="module")
+def tiny_network():
+    """The network "tiny", one block: all that a step does with a network, in a tenth of the time.
+
+    It is for whatever does not depend on the network.
+    """
+    from functools import partial
+
+    from ida_jax.artefacts import face_model
+    from ida_jax.models.resnet import IResNet
+
+    face_model._NETWORKS["tiny"] = partial(IResNet, (1,), (8,))
+    yield
+    del face_model._NETWORKS["tiny"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

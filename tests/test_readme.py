@@ -4,10 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import reference
+from drawn import drawn_variables
 
 from ida_jax.__main__ import COMMANDS, main
 from ida_jax.runs.config import config_file
@@ -123,9 +123,8 @@ def test_the_scorer_of_an_exported_file(tau, tmp_path, monkeypatch):
     assert len(SCORER.splitlines()) <= 20
     options, rng = {"embedding_dim": 9}, np.random.default_rng(0)
     network = build_network("iresnet_nano", dict(options))
-    zeros = np.zeros((1, 32, 32, 3), np.float32)
-    variables = jax.jit(lambda key: network.init(key, zeros, train=False))(jax.random.key(0))
-    model = FaceModel("iresnet_nano", options, Preprocessing(32), dict(variables))
+    variables = drawn_variables(network, (1, 32, 32, 3))
+    model = FaceModel("iresnet_nano", options, Preprocessing(32), variables)
     params = {
         name: {"kernel": np.float32(rng.normal(size=s)), "bias": np.float32(rng.normal(size=s[1]))}
         for name, s in (("hidden_fc", (9, 7)), ("output_fc", (7, 1)))

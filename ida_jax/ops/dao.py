@@ -15,6 +15,7 @@ nothing under- or overflows, and the ranking of pairs is the same. IDA-R and IDA
 where log F comes from: searched (`log_density`) or regressed by the SSR module.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,11 @@ _CAUTION = 0.5
 _ONE_SIDED = 1.645  # standard errors: 95 % on one side
 _MOST = 1.5
 
+# One program where it is called by itself, and the operations themselves within another.
+_compiled = partial(jax.jit, inline=True)
 
+
+@_compiled
 def log_density(
     similarities: jax.Array, *, tau: float | jax.Array = 1.0, where: jax.Array | None = None
 ) -> jax.Array:
@@ -59,6 +64,7 @@ def density(
     return saturating_exp(log_density(similarities, tau=tau, where=where))
 
 
+@_compiled
 def log_dao(
     similarity: jax.Array,
     log_density_1: jax.Array,
@@ -94,6 +100,7 @@ def dao(
     return saturating_exp(log_dao(similarity, log_density_1, log_density_2, tau=tau))
 
 
+@_compiled
 def saturating_exp(x: jax.Array) -> jax.Array:
     """exp(x), at most about the largest finite number: a log score on the paper's own scale."""
     # A little less than log(max), whose rounding may lie above it.

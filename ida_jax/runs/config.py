@@ -260,7 +260,7 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
     c.train.verify_every = min(2, c.train.verify_every)
     c.ssr.steps, c.ssr.decay_steps = 200, (100,)
     c.pfe.identities, c.pfe.images, c.pfe.steps, c.pfe.decay_steps = 4, 2, 2, (1,)
-    c.gan.update(resolution=16, latent_dim=16, style_dim=16, channel_base=256, channel_max=32)
+    c.gan.update(resolution=8, latent_dim=16, style_dim=16, channel_base=256, channel_max=32)
     c.gan.update(dtype="float32", batch_size=8, steps=4, path_every=2, r1_every=2, log_every=1)
     c.gan.update(evaluate_every=2, evaluate_faces=32, checkpoint_every=2)
     c.csn.top_n = c.evaluate.top_n = 12

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import reference
+from drawn import drawn_variables
 
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -56,13 +57,11 @@ def built(tmp_path):
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     """A folder with a tiny model of random weights, with class weights."""
-    import jax
-
     folder = tmp_path_factory.mktemp("model")
     network = build_network("iresnet_nano", dict(OPTIONS))
-    variables = network.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False)
+    variables = drawn_variables(network, (1, 32, 32, 3))
     weights = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
-    model = FaceModel("iresnet_nano", OPTIONS, Preprocessing(32), dict(variables), weights)
+    model = FaceModel("iresnet_nano", OPTIONS, Preprocessing(32), variables, weights)
     model.save(folder / "model.safetensors")
     return folder
 

@@ -10,6 +10,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from drawn import drawn_variables
 
 from ida_jax import embed as module
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
@@ -32,9 +33,8 @@ NAMES = [f"p{i % 3}/{i:02}.png" for i in range(11)]
 def model():
     """A tiny model of random weights."""
     network = build_network("iresnet_nano", dict(OPTIONS))
-    image = np.zeros((1, SIZE, SIZE, 3), np.float32)
-    variables = jax.jit(lambda key: network.init(key, image, train=False))(jax.random.key(0))
-    return FaceModel("iresnet_nano", OPTIONS, Preprocessing(SIZE), dict(variables))
+    variables = drawn_variables(network, (1, SIZE, SIZE, 3))
+    return FaceModel("iresnet_nano", OPTIONS, Preprocessing(SIZE), variables)
 
 
 @pytest.fixture(scope="module")
@@ -358,8 +358,7 @@ def test_the_mobilefacenet_on_lfw(shared_data, tmp_path):
 def uncertainty(model, tmp_path):
     """A module of random weights that belongs to the model, as a file."""
     module = UncertaintyNetwork(embedding_dim=8, hidden=5)
-    maps = np.zeros((1, SIZE // 16, SIZE // 16, 128), np.float32)
-    variables = module.init(jax.random.key(3), maps, train=False)
+    variables = drawn_variables(module, (1, SIZE // 16, SIZE // 16, 128))
     variables["params"]["scale"] = np.float32(1.5)  # variances that differ
     made = UncertaintyModel(jax.tree.map(np.asarray, variables), model.fingerprint)
     made.save(tmp_path / "pfe.safetensors")

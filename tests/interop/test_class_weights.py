@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from drawn import drawn_variables
 
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -34,10 +35,8 @@ def _written(folder, *, kind="softmax_fc_gpu_{}.pt", ranks=2):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    import jax
-
-    module = build_network("iresnet_nano", {"embedding_dim": WIDTH})
-    variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False)
+    network = build_network("iresnet_nano", {"embedding_dim": WIDTH})
+    variables = drawn_variables(network, (1, 32, 32, 3))
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     FaceModel("iresnet_nano", {"embedding_dim": WIDTH}, Preprocessing(32), variables).save(path)
     return path

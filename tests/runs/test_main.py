@@ -36,6 +36,18 @@ def _run(*flags):
     return subprocess.run(_command(*flags), capture_output=True, text=True, env=ENVIRONMENT)
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """(*flags) → what the command prints, run in this process."""
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["main", *flags])
+        main.main(sys.argv[1:])
+        return capsys.readouterr().out
+
+    return run
+
+
 def _checkpoints(workdir):
     """The whole ones; a checkpoint being written has a longer name."""
     return [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
@@ -80,37 +92,34 @@ def test_the_road_leaves_what_the_contract_names(finished):
     assert not list(workdir.rglob(".*"))  # no temporary file is left
 
 
-def test_a_finished_run_is_not_run_again(finished):
+def test_a_finished_run_is_not_run_again(finished, here):
     workdir, output = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    again = _run(SMOKE, f"--workdir={workdir}")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("finished before") == 5
-    assert again.stdout.endswith(output)
+    again = here(SMOKE, f"--workdir={workdir}")
+    assert again.count("finished before") == 5
+    assert again.endswith(output)
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
 
 
-def test_people_who_are_one_person_are_left_out(finished, tmp_path):
+def test_people_who_are_one_person_are_left_out(finished, here, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "one.txt").write_text("person_00017 person_00016\nperson_00020 nobody\n")
     flag = f"--config.evaluate.ignore_identity_pairs={tmp_path}/one.txt"
-    done = _run(SMOKE, f"--workdir={workdir}", flag)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished before") == 4
+    output = here(SMOKE, f"--workdir={workdir}", flag)
+    assert output.count("finished before") == 4
     results = json.loads((workdir / "results.json").read_text())
     figures = results["protocols"]["rendered_all_pairs"]["ida_l"]
     assert figures["ignored_pairs"] == 4
     assert figures["genuine"] + figures["impostor"] == 20 * 19 // 2 - 4
-    assert "4 impostor pairs between 1 pairs of identities" in done.stdout
+    assert "4 impostor pairs between 1 pairs of identities" in output
     former = json.loads((finished[0] / "results.json").read_text())["protocols"]
     listed = results["protocols"]["rendered_drawn_5fold"]["cosine"]
     before = former["rendered_drawn_5fold"]["cosine"]["pairs"]
     assert listed["pairs"] == before - listed["ignored_pairs"]
     # A list of other people is refused before anything is written.
     (tmp_path / "one.txt").write_text("Ann Bea\n")
-    done = _run(SMOKE, f"--workdir={tmp_path}/other", flag)
-    assert done.returncode == 2
-    assert "names none of the 10 people" in done.stderr
+    with pytest.raises(UserError, match="names none of the 10 people"):
+        here(SMOKE, f"--workdir={tmp_path}/other", flag)
     assert not (tmp_path / "other").exists()
 
 
@@ -144,7 +153,7 @@ def test_killed_in_training_it_ends_in_the_same_model(finished, tmp_path):
 
 
 @pytest.fixture
-def continued(finished, tmp_path, monkeypatch, capsys):
+def continued(finished, here, tmp_path):
     """(*flags) → the output of a copy of the finished run, run again, and the files it changed."""
     workdir = tmp_path / "continued"
     shutil.copytree(finished[0], workdir)
@@ -158,12 +167,11 @@ def continued(finished, tmp_path, monkeypatch, capsys):
 
     def command(*flags):
         before = times()
-        monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={workdir}", *flags])
-        main.main(sys.argv[1:])
+        output = here(SMOKE, f"--workdir={workdir}", *flags)
         after = times()
         changed = {name for name in after if after[name] != before.get(name)}
         assert before.keys() <= after.keys()
-        return capsys.readouterr().out, changed
+        return output, changed
 
     return command
 
@@ -231,33 +239,29 @@ def test_a_workdir_from_before_degraded_copies_is_still_finished(continued, tmp_
     assert changed == {"config.json"}
 
 
-def test_a_training_in_place_of_another_ones_model_is_refused(finished, tmp_path):
+def test_a_training_in_place_of_another_ones_model_is_refused(finished, here, tmp_path):
     workdir = tmp_path / "imported"
     shutil.copytree(finished[0], workdir)
     shutil.rmtree(workdir / "checkpoints")
     config = json.loads((workdir / "config.json").read_text())
     config["stages"] = ["import", *config["stages"][1:]]
     (workdir / "config.json").write_text(json.dumps(config))
-    done = _run(SMOKE, f"--workdir={workdir}")
-    assert done.returncode == 2
-    assert "stages was ['import'" in done.stderr
+    with pytest.raises(UserError, match=r"stages was \['import'"):
+        here(SMOKE, f"--workdir={workdir}")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"stages": 1}', "[" * 5000])
-def test_a_damaged_config_of_a_workdir_is_one_line(content, tmp_path, monkeypatch):
+def test_a_damaged_config_of_a_workdir_is_one_line(content, tmp_path, here):
     (tmp_path / "config.json").write_text(content)
-    monkeypatch.setattr(sys, "argv", ["main", SMOKE, f"--workdir={tmp_path}"])
     with pytest.raises(UserError, match=r"config\.json is damaged: .*take another --workdir"):
-        main.main(sys.argv[1:])
+        here(SMOKE, f"--workdir={tmp_path}")
 
 
-def test_a_workdir_of_another_config_is_refused(finished, monkeypatch):
+def test_a_workdir_of_another_config_is_refused(finished, here):
     workdir, _ = finished
     before = (workdir / "config.json").read_bytes()
-    argv = ["main", SMOKE, f"--workdir={workdir}", "--config.train.margin=0.4"]
-    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(UserError, match=r"begun by another config \(train.margin was 0.3, is now"):
-        main.main(sys.argv[1:])
+        here(SMOKE, f"--workdir={workdir}", "--config.train.margin=0.4")
     assert (workdir / "config.json").read_bytes() == before
 
 

@@ -1,9 +1,8 @@
 """A run's lazily read parts."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn_variables
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.data.degrade import degradation, degraded, degraded_rows
@@ -17,8 +16,7 @@ OPTIONS = {"embedding_dim": 8, "dropout_rate": 0.0}
 
 def _model():
     network = build_network("iresnet_nano", OPTIONS)
-    images = jnp.zeros((1, 32, 32, 3))
-    variables = jax.tree.map(np.asarray, network.init(jax.random.key(0), images, train=False))
+    variables = drawn_variables(network, (1, 32, 32, 3))
     return FaceModel("iresnet_nano", OPTIONS, Preprocessing(32), variables)
 
 

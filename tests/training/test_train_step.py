@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from ida_jax.artefacts import face_model
 from ida_jax.common.devices import training_mesh
-from ida_jax.models.resnet import IResNet
 from ida_jax.ops.margin import cross_entropy
 from ida_jax.planning import hlo
 from ida_jax.planning.traffic import collectives
@@ -25,15 +24,8 @@ CLASSES, WIDTH, SIZE, ROWS, STEPS = 13, 8, 8, 15, 3
 RATE = 0.05
 # Machine code that runs a few times need not be fast.
 QUICK = {"xla_backend_optimization_level": 0}
+pytestmark = pytest.mark.usefixtures("tiny_network")
 MESHES = [(1, 1), (1, 2), (2, 2), (1, 8), (4, 2), (8, 1)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _tiny_network():
-    """One block: everything that a step does with a network, in a tenth of the compilation."""
-    face_model._NETWORKS["tiny"] = partial(IResNet, (1,), (8,))
-    yield
-    del face_model._NETWORKS["tiny"]
 
 
 def _config(*, rows=ROWS, dropout=0.3, **changes):

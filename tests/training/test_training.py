@@ -26,17 +26,18 @@ from ida_jax.training.ssr import (
     with_copies,
 )
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 SIZE = 16
 NETWORK = {"embedding_dim": 8, "dropout_rate": 0.0}
 
 
 def _config(**changes):
     config = run_section("test")
-    config.model.network = "iresnet_nano"
+    config.model.network = "tiny"
     config.model.options = ConfigDict(NETWORK)
     config.model.image_size = SIZE
     config.train.update(
-        {"scale": 16.0, "margin": 0.3, "batch_size": 6, "steps": 6, "learning_rate": 0.05,
+        {"scale": 16.0, "margin": 0.3, "batch_size": 6, "steps": 6, "learning_rate": 0.02,
          "decay_steps": (4,), "checkpoint_every": 3, "log_every": 1} | changes
     )  # fmt: skip
     return config
@@ -60,12 +61,12 @@ def test_sgd_is_pytorch_s():
     w = np.array([1.0, -2.0, 3.0])
     velocity = np.zeros(3)
     params = jnp.asarray(w, jnp.float32)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(7):
         gradient = np.sin(w + step)
-        rate = 0.05 * (0.1 if step >= 4 else 1.0)
+        rate = 0.02 * (0.1 if step >= 4 else 1.0)
         assert float(schedule(step)) == pytest.approx(rate)
-        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
+        updates, state = update(np.float32(gradient), state, params)
         params = params + updates
         velocity = 0.9 * velocity + gradient + 5e-4 * w
         w = w - rate * velocity
@@ -73,17 +74,17 @@ def test_sgd_is_pytorch_s():
 
 
 def test_training_learns_and_resumes_to_the_same_model(tmp_path):
-    straight = _train(tmp_path / "a", _config(steps=12, learning_rate=0.02))
+    straight = _train(tmp_path / "a", _config(steps=12))
     losses = [r["loss"] for r in read_metrics(tmp_path / "a") if r["stage"] == "train"]
     assert len(losses) == 12
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
 
     # A run that ended after its checkpoint of step 6 and a few steps more.
-    _train(tmp_path / "b", _config(steps=6, learning_rate=0.02))
+    _train(tmp_path / "b", _config(steps=6))
     before = read_metrics(tmp_path / "b")
     with open_metrics(tmp_path / "b", stage="train", first_step=6) as write:
         write(7, {"loss": 123.0})
-    resumed = _train(tmp_path / "b", _config(steps=12, learning_rate=0.02))
+    resumed = _train(tmp_path / "b", _config(steps=12))
     assert resumed.fingerprint == straight.fingerprint
     np.testing.assert_array_equal(resumed.class_weights, straight.class_weights)
     records = read_metrics(tmp_path / "b")

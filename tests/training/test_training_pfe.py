@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from drawn import drawn_variables
 from flax.traverse_util import flatten_dict
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
@@ -15,20 +16,17 @@ from ida_jax.runs.config import pfe_section
 from ida_jax.training.loop import read_metrics
 from ida_jax.training.pfe import check_pfe_batch, make_pfe_program, train_pfe
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 SIZE, WIDTH = 32, 8
 OPTIONS = {"embedding_dim": WIDTH, "dropout_rate": 0.0}
 
 
 @pytest.fixture(scope="module")
-def model():
-    network = build_network("iresnet_nano", OPTIONS)
-    images = jax.random.normal(jax.random.key(1), (8, SIZE, SIZE, 3))
-    variables = network.init(jax.random.key(0), images, train=False)
+def model(tiny_network):
+    network = build_network("tiny", OPTIONS)
     # Running statistics that differ from those of a batch.
-    _, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
-    variables = {"params": variables["params"], **updates}
-    variables = jax.tree.map(np.asarray, variables)
-    return FaceModel("iresnet_nano", OPTIONS, Preprocessing(SIZE), variables)
+    variables = drawn_variables(network, (1, SIZE, SIZE, 3))
+    return FaceModel("tiny", OPTIONS, Preprocessing(SIZE), variables)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +151,7 @@ def test_the_artefact_gives_the_models_means_and_belongs_to_it(model, faces, tmp
     assert uncertainty.embed(model, faces.images[:0]).means.shape == (0, WIDTH)
 
     other = FaceModel(
-        "iresnet_nano", OPTIONS, Preprocessing(SIZE), jax.tree.map(lambda x: x + 1, model.variables)
+        "tiny", OPTIONS, Preprocessing(SIZE), jax.tree.map(lambda x: x + 1, model.variables)
     )
     with pytest.raises(UserError, match="the uncertainty module's"):
         uncertainty.embed(other, faces.images[:2])
