@@ -316,6 +316,49 @@ def ssr_speed() -> str:
     )
 
 
+def dao_fit_gain() -> str:
+    """Mean gains over the cosine in fit_dao's six cases; how often intervals are above 0."""
+    names = {
+        "ida_r": "`ida_r`",
+        "ida_r, k = 40": "`ida_r`, k = 40",
+        "as_norm": "`as_norm`",
+        "fitted at 0.0001": "`ida_r_fitted`, `--far=1e-4`",
+    }
+    cases = [case for name, case in record("fit_dao").items() if name != "provenance"]
+    rows = []
+    for method, name in names.items():
+        row = [name]
+        for far in FARS[1:]:
+            gains = [case["gain over cosine"][method][far] for case in cases]
+            row.append(points(sum(gain for gain, _, _ in gains) / len(gains)))
+            row.append(f"{sum(low > 0 for _, low, _ in gains)} of {len(gains)}")
+        rows.append(row)
+    return table(["method", "mean gain at 1e-4", "above 0", "at 1e-5", "above 0"], rows)
+
+
+def interval_coverage() -> str:
+    """How often the intervals hold the truth, by what decides the figure, in percent."""
+    lines = {
+        "20 people and more, ten false accepts": ["units 20 and more"],
+        "5 to 20 people, ten false accepts": ["units 5 to 10", "units 10 to 20"],
+        "2 to 5 people, ten false accepts": ["units 2 to 3", "units 3 to 5"],
+        "fewer than 2 people, ten false accepts": ["units 0 to 2"],
+        "3 people, 3 to 10 false accepts": ["false accepts 3 to 10"],
+        "3 people, 1 or 2 false accepts": ["false accepts 1 to 3"],
+    }
+    parts = [part["bins"] for name, part in record("bootstrap_coverage").items() if "tar_" in name]
+    rows = []
+    for name, keys in lines.items():
+        shares = []
+        for figure in ("tar", "better", "equal"):
+            tallies = [part.get(key, {}).get(f"{figure}, now") for part in parts for key in keys]
+            held, intervals = (sum(column) for column in zip(*filter(None, tallies), strict=True))
+            shares.append(f"{100 * held / intervals:.0f}")
+        rows.append([name, *shares])
+    header = ["what decides", "TAR", "gain of a better method", "gain of an equal one"]
+    return table(header, rows)
+
+
 def calibration_leak() -> str:
     """What a threshold made of the anchors' own people is worth, on LFW's halves in turn."""
     names = {
