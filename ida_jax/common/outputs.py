@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.shards import has_shards
 
 try:
     import fcntl
@@ -58,7 +59,8 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
                 held.enter_context(_locked(_lock_of(path), what=path))
                 for left in path.absolute().parent.glob(f".{_escaped(path.name)}.*"):
                     if left.is_dir():
-                        _remove_unfinished(left)
+                        if not has_shards(left):  # which others may be making
+                            _remove_unfinished(left)
                     elif _UNFINISHED.fullmatch(left.name):
                         left.unlink(missing_ok=True)
         yield

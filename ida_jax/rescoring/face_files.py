@@ -47,7 +47,7 @@ class Faces(NamedTuple):
           UserError: faces that are zero, NaN or infinite, named by their number.
         """
         what = "embeddings" if self.template is None else "templates"
-        return unit_rows(self.embeddings[rows], what=f"{self.path}: {what}", numbers=rows)
+        return unit_rows(self.embeddings, rows=rows, what=f"{self.path}: {what}")
 
 
 def read_faces(
