@@ -1,0 +1,147 @@
+"""Convolutions whose gradients, and gradients of gradients, are convolutions of the same three kinds.
+
+A convolution is linear in its map and in its kernel. Three functions, the convolution and its
+transposes in either, are all that any derivative needs: each one's gradients are the other two.
+JAX's own rules instead transpose what they transposed before, and a penalty on a gradient (R1,
+path length) then has convolutions with windows as large as the image, dilated, which no library has
+a kernel for.
+
+B batch, H and W map size, C input channels, O output channels. Maps are [B, H, W, C], kernels
+[h, w, C, O], in one type.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ida_jax.ops.resample import smooth, upsample
+
+_Rule = Callable[[jax.Array, jax.Array], jax.Array]
+# Of a CPU, and of everything else.
+_Rules = tuple[_Rule, _Rule]
+
+
+def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, H, W, C] → [B, H, W, O], zeros outside, for kernels of odd size."""
+    return _bilinear((_same, _same), x, kernel)
+
+
+def conv_down(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, 2H+1, 2W+1, C] → [B, H, W, O]: a 3×3 convolution of stride 2 without padding."""
+    return _bilinear((_halved, _halved), x, kernel)
+
+
+def conv_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, H, W, C] → [B, 2H, 2W, O]: zeros inserted, 3×3 convolution, and then StyleGAN2's filter.
+
+    `upsample_conv_2d` of StyleGAN2's code: the transposed convolution gives [2H+1, 2W+1], which the
+    filter sees with zeros outside. On a CPU, where XLA's transposed convolutions are slow, the
+    filter comes first, on a map that reaches one pixel further out: the same function, with four
+    times the products.
+    """
+    return _bilinear((_doubled_on_a_cpu, _doubled), x, kernel)
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, padding: str, **options: object) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel, padding=padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+    )
+
+
+def _same(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _convolution(x, kernel, "SAME", window_strides=(1, 1))
+
+
+def _halved(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _convolution(x, kernel, "VALID", window_strides=(2, 2))
+
+
+def _doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    wide = lax.conv_general_dilated(
+        x, kernel, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    return smooth(wide)
+
+
+def _doubled_on_a_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    wide = upsample(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))[:, 1:-1, 1:-1]
+    return _convolution(wide, kernel, "VALID", window_strides=(1, 1))
+
+
+def _run(rules: _Rules, of: Callable[[_Rule], Callable], *operands: jax.Array) -> jax.Array:
+    on_a_cpu, elsewhere = (of(rule) for rule in rules)
+    if rules[0] is rules[1]:
+        return elsewhere(*operands)
+    return lax.platform_dependent(*operands, cpu=on_a_cpu, default=elsewhere)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _bilinear(rules: _Rules, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _run(rules, lambda rule: rule, x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_map(rules: _Rules, shape: tuple[int, ...], y: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The transpose in the map, of that shape, applied to y."""
+    x = jax.ShapeDtypeStruct(shape, y.dtype)
+
+    def of(rule: _Rule) -> Callable:
+        return lambda y, kernel: jax.linear_transpose(lambda x: rule(x, kernel), x)(y)[0]
+
+    return _run(rules, of, y, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_kernel(rules: _Rules, shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
+    """The transpose in the kernel, of that shape, applied to y."""
+    kernel = jax.ShapeDtypeStruct(shape, y.dtype)
+
+    def of(rule: _Rule) -> Callable:
+        return lambda x, y: jax.linear_transpose(lambda kernel: rule(x, kernel), kernel)(y)[0]
+
+    return _run(rules, of, x, y)
+
+
+_Pair = tuple[jax.Array, jax.Array]
+
+
+def _bilinear_forward(rules: _Rules, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Pair]:
+    return _bilinear(rules, x, kernel), (x, kernel)
+
+
+def _bilinear_backward(rules: _Rules, kept: _Pair, y: jax.Array) -> _Pair:
+    x, kernel = kept
+    return _by_map(rules, x.shape, y, kernel), _by_kernel(rules, kernel.shape, x, y)
+
+
+def _by_map_forward(
+    rules: _Rules, shape: tuple[int, ...], y: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, _Pair]:
+    return _by_map(rules, shape, y, kernel), (y, kernel)
+
+
+def _by_map_backward(rules: _Rules, shape: tuple[int, ...], kept: _Pair, x: jax.Array) -> _Pair:
+    y, kernel = kept
+    return _bilinear(rules, x, kernel), _by_kernel(rules, kernel.shape, x, y)
+
+
+def _by_kernel_forward(
+    rules: _Rules, shape: tuple[int, ...], x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, _Pair]:
+    return _by_kernel(rules, shape, x, y), (x, y)
+
+
+def _by_kernel_backward(
+    rules: _Rules, shape: tuple[int, ...], kept: _Pair, kernel: jax.Array
+) -> _Pair:
+    x, y = kept
+    return _by_map(rules, x.shape, y, kernel), _bilinear(rules, x, kernel)
+
+
+_bilinear.defvjp(_bilinear_forward, _bilinear_backward)
+_by_map.defvjp(_by_map_forward, _by_map_backward)
+_by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
