@@ -1,7 +1,5 @@
 """Slow float64 NumPy transcriptions of the paper, row by row."""
 
-from functools import partial
-
 import numpy as np
 import scipy.optimize
 
@@ -239,11 +237,12 @@ def stylegan_mapping(params, latent):
     return x
 
 
-def stylegan_styled(layer, x, style, noise, convolve=partial(convolved, pad=1)):
+def stylegan_styled(layer, x, style, noise, convolve=None):
     """One map, by weights of its own: modulated, then brought to unit norm for each output."""
     kernel = equalised_kernel(layer) * equalised(layer["style"], style)[:, None]
     kernel = kernel / np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)) + 1e-8)
-    x = convolve(x, kernel) + float(layer["noise_strength"]) * np.float64(noise)
+    x = convolved(x, kernel, pad=1) if convolve is None else convolve(x, kernel)
+    x = x + float(layer["noise_strength"]) * np.float64(noise)
     return leaky(x + np.asarray(layer["bias"], np.float64))
 
 

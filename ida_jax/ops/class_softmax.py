@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-
 # How the products with the embeddings are computed, by name; sums are float32 in all of them.
 # float32 is in full precision: a relative error of some 1e-7. bfloat16_x3 splits each operand into
 # two bfloat16 numbers, and adds up three of the four products: some 1e-6 to 1e-5, at a third of

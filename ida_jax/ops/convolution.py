@@ -1,4 +1,4 @@
-"""Convolutions whose gradients, and gradients of gradients, are convolutions of the same three kinds.
+"""Convolutions whose derivatives, of any order, are convolutions of the same three kinds.
 
 A convolution is linear in its map and in its kernel. Three functions, the convolution and its
 transposes in either, are all that any derivative needs: each one's gradients are the other two.
@@ -12,6 +12,7 @@ B batch, H and W map size, C input channels, O output channels. Maps are [B, H, 
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +20,29 @@ from jax import lax
 
 from ida_jax.ops.resample import smooth, upsample
 
-_Rule = Callable[[jax.Array, jax.Array], jax.Array]
+
+class _Rule(NamedTuple):
+    """How a convolution is computed, (map, kernel) → result, and its transpose in the kernel.
+
+    The latter is (shape of the kernel, map, result's gradient) → the kernel's.
+    """
+
+    forward: Callable[[jax.Array, jax.Array], jax.Array]
+    by_kernel: Callable[[tuple[int, ...], jax.Array, jax.Array], jax.Array]
+
+
 # Of a CPU, and of everything else.
 _Rules = tuple[_Rule, _Rule]
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, H, W, C] → [B, H, W, O], zeros outside, for kernels of odd size."""
-    return _bilinear((_same, _same), x, kernel)
+    return _bilinear((_SAME, _SAME), x, kernel)
 
 
 def conv_down(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, 2H+1, 2W+1, C] → [B, H, W, O]: a 3×3 convolution of stride 2 without padding."""
-    return _bilinear((_halved, _halved), x, kernel)
+    return _bilinear((_HALVED, _HALVED), x, kernel)
 
 
 def conv_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -42,7 +53,7 @@ def conv_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
     filter comes first, on a map that reaches one pixel further out: the same function, with four
     times the products.
     """
-    return _bilinear((_doubled_on_a_cpu, _doubled), x, kernel)
+    return _bilinear((_DOUBLED_ON_A_CPU, _DOUBLED), x, kernel)
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, padding: str, **options: object) -> jax.Array:
@@ -67,21 +78,47 @@ def _doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return smooth(wide)
 
 
+def _doubled_by_kernel(shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
+    """As the gradient of the convolution that the transposed one is the transpose of.
+
+    XLA does not see that of itself, and would slide the whole map over the other.
+    """
+    batch, height, width, _ = x.shape
+    wide = jax.ShapeDtypeStruct((batch, 2 * height + 1, 2 * width + 1, shape[3]), y.dtype)
+    (wide,) = jax.linear_transpose(smooth, wide)(y)
+    flipped = _transposed_in_kernel(_halved)((*shape[:2], shape[3], shape[2]), wide, x)
+    return jnp.swapaxes(flipped[::-1, ::-1], 2, 3)
+
+
 def _doubled_on_a_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     wide = upsample(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))[:, 1:-1, 1:-1]
     return _convolution(wide, kernel, "VALID", window_strides=(1, 1))
 
 
+def _transposed_in_kernel(forward: Callable) -> Callable:
+    def by_kernel(shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
+        kernel = jax.ShapeDtypeStruct(shape, y.dtype)
+        return jax.linear_transpose(lambda kernel: forward(x, kernel), kernel)(y)[0]
+
+    return by_kernel
+
+
+_SAME, _HALVED, _DOUBLED_ON_A_CPU = (
+    _Rule(forward, _transposed_in_kernel(forward))
+    for forward in (_same, _halved, _doubled_on_a_cpu)
+)
+_DOUBLED = _Rule(_doubled, _doubled_by_kernel)
+
+
 def _run(rules: _Rules, of: Callable[[_Rule], Callable], *operands: jax.Array) -> jax.Array:
-    on_a_cpu, elsewhere = (of(rule) for rule in rules)
     if rules[0] is rules[1]:
-        return elsewhere(*operands)
-    return lax.platform_dependent(*operands, cpu=on_a_cpu, default=elsewhere)
+        return of(rules[1])(*operands)
+    return lax.platform_dependent(*operands, cpu=of(rules[0]), default=of(rules[1]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _bilinear(rules: _Rules, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _run(rules, lambda rule: rule, x, kernel)
+    return _run(rules, lambda rule: rule.forward, x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -90,7 +127,7 @@ def _by_map(rules: _Rules, shape: tuple[int, ...], y: jax.Array, kernel: jax.Arr
     x = jax.ShapeDtypeStruct(shape, y.dtype)
 
     def of(rule: _Rule) -> Callable:
-        return lambda y, kernel: jax.linear_transpose(lambda x: rule(x, kernel), x)(y)[0]
+        return lambda y, kernel: jax.linear_transpose(lambda x: rule.forward(x, kernel), x)(y)[0]
 
     return _run(rules, of, y, kernel)
 
@@ -98,12 +135,7 @@ def _by_map(rules: _Rules, shape: tuple[int, ...], y: jax.Array, kernel: jax.Arr
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_kernel(rules: _Rules, shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
     """The transpose in the kernel, of that shape, applied to y."""
-    kernel = jax.ShapeDtypeStruct(shape, y.dtype)
-
-    def of(rule: _Rule) -> Callable:
-        return lambda x, y: jax.linear_transpose(lambda kernel: rule(x, kernel), kernel)(y)[0]
-
-    return _run(rules, of, x, y)
+    return _run(rules, lambda rule: partial(rule.by_kernel, shape), x, y)
 
 
 _Pair = tuple[jax.Array, jax.Array]

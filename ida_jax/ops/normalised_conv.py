@@ -12,9 +12,9 @@ In training the BatchNorm behind the convolution takes the constant away again, 
 left out and given back beside the map. What is left of b is at the border, and so is its gradient:
 a sum over the border's pixels instead of one over all.
 
-Neither the normalised map nor the gradient by it is written or read: of a network of which BatchNorm
-precedes half the convolutions ("iresnet"), a seventh of all that its kernels move beside the
-convolutions. Exact but for rounding, of the kernel's product with a instead of the map's.
+Neither the normalised map nor the gradient by it is written or read: where BatchNorm precedes every
+other convolution ("iresnet"), a seventh of what the kernels beside the convolutions move. Exact but
+for rounding, of the kernel's product with a in place of the map's.
 
 B batch, H and W map size, C input channels, O output channels; kernels are [3, 3, C, O].
 """

@@ -286,9 +286,9 @@ def _step(
 
 
 def _row_major(gradient: jax.Array) -> jax.Array:
-    """The same; else XLA for GPUs updates a convolution's weights, and their momentum, in the layout
+    """The same; else XLA for GPUs takes over a convolution's gradient's own layout.
 
-    that the gradient is computed in, and copies both.
+    It updates weights and momentum in that one then, and copies both.
     """
     return with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
 

@@ -24,8 +24,8 @@ def halved(image, kernel):
 
 @pytest.mark.parametrize(
     ("function", "reference", "shape"),
-    [(conv, same, (2, 5, 4, 3)), (conv_down, halved, (2, 7, 5, 3)), (conv_up, convolved_up, (2, 4, 3, 3)),
-     (conv_up, convolved_up, (1, 1, 1, 2))],
+    [(conv, same, (2, 5, 4, 3)), (conv_down, halved, (2, 7, 5, 3)),
+     (conv_up, convolved_up, (2, 4, 3, 3)), (conv_up, convolved_up, (1, 1, 1, 2))],
 )  # fmt: skip
 def test_forward(function, reference, shape):
     x, kernel = normal(*shape), normal(3, 3, shape[-1], 5, seed=1)
@@ -38,6 +38,14 @@ PLAIN = {
     conv_down: convolution._halved,
     conv_up: convolution._doubled,
 }
+
+
+def test_the_up_convolutions_kernel_gradient_off_a_cpu():
+    x, y, kernel = normal(2, 3, 4, 2), normal(2, 6, 8, 5), normal(3, 3, 2, 5)
+    rule = convolution._DOUBLED
+    (expected,) = jax.vjp(lambda kernel: rule.forward(x, kernel), kernel)[1](y)
+    actual = rule.by_kernel(kernel.shape, x, y)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("function", PLAIN)
