@@ -58,7 +58,8 @@ class BatchNorm(nn.Module):
     has no part in it.
 
     Flax's own BatchNorm is the same function of one group. Written as x · a + b it keeps x alone
-    for the backward pass, where Flax's keeps x − mean too.
+    for the backward pass, where Flax's keeps x − mean too; and what a and b are for, `affine` gives
+    to those who compute x · a + b together with something else.
     """
 
     dtype: Any = jnp.float32
@@ -160,7 +161,11 @@ class _Kernel(nn.Module):
 
 
 class Block(nn.Module):
-    """BN → 3×3 → BN → PReLU → 3×3 with the stride → BN, plus the shortcut."""
+    """BN → 3×3 → BN → PReLU → 3×3 with the stride → BN, plus the shortcut.
+
+    In training the first BatchNorm is folded into its convolution (`ops.normalised_conv`); not with
+    several groups, each of which would need a kernel of its own.
+    """
 
     width: int
     stride: int
