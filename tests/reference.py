@@ -205,6 +205,14 @@ def convolved(image, kernel, *, stride=1, pad=0):
     )
 
 
+def convolved_up(image, kernel):
+    """StyleGAN2's upsample_conv_2d of one image: a transposed convolution, and then the filter."""
+    height, width, channels = np.shape(image)
+    spread = np.zeros((2 * height - 1, 2 * width - 1, channels))
+    spread[::2, ::2] = image
+    return fir_filtered(convolved(spread, kernel, pad=2), before=1, after=1) * 4
+
+
 def leaky(x):
     return np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
 
@@ -229,16 +237,22 @@ def stylegan_mapping(params, latent):
     return x
 
 
-def stylegan_styled(layer, x, style, noise):
+def stylegan_styled(layer, x, style, noise, convolve=None):
     """One map, by weights of its own: modulated, then brought to unit norm for each output."""
     kernel = equalised_kernel(layer) * equalised(layer["style"], style)[:, None]
     kernel = kernel / np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)) + 1e-8)
-    x = convolved(x, kernel, pad=1) + float(layer["noise_strength"]) * np.float64(noise)
+    x = convolved(x, kernel, pad=1) if convolve is None else convolve(x, kernel)
+    x = x + float(layer["noise_strength"]) * np.float64(noise)
     return leaky(x + np.asarray(layer["bias"], np.float64))
 
 
-def stylegan_synthesis(params, styles, noise):
+def stylegan_synthesis(params, styles, noise, *, filter_first=False):
     """One image [R, R, 3] from its styles [L, W] and noise (4, 8, 8, … R, R)."""
+
+    def filtered_up(x, kernel):
+        return convolved(fir_filtered(x, up=2, before=2, after=1), kernel, pad=1)
+
+    up = filtered_up if filter_first else convolved_up
     styles = np.asarray(styles, np.float64)
     x = np.asarray(params["constant"], np.float64)
     x = stylegan_styled(params["block_4_conv_1"], x, styles[0], noise[0])
@@ -251,10 +265,9 @@ def stylegan_synthesis(params, styles, noise):
         if f"block_{size * 2}_rgb" not in params:
             return image
         size *= 2
-        x = fir_filtered(x, up=2, before=2, after=1)
-        for number in range(2):
+        for number, own in enumerate([{"convolve": up}, {}]):
             conv = params[f"block_{size}_conv_{number}"]
-            x = stylegan_styled(conv, x, styles[layer], noise[layer])
+            x = stylegan_styled(conv, x, styles[layer], noise[layer], **own)
             layer += 1
 
 
