@@ -300,7 +300,7 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
 
     A pair of units a and b is written w_a · w_b times, of one unit w_a times; in each list the
     threshold of a FAR f is the ⌊f·n⌋-th highest impostor score. Intervals are percentiles, the
-    nearest sample.
+    nearest sample; the ratio's are at 1 − 0.05/m for the m pairs of groups that are compared.
     """
     scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
 
@@ -343,10 +343,11 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
         alone = units[:, 0] == units[:, 1]
         drawn.append(measured(np.where(alone, w[units[:, 0]], w[units[:, 0]] * w[units[:, 1]])))
 
-    def ends(samples):
+    def ends(samples, statements=1):
         samples = samples[~np.isnan(samples)]
+        tail = 0.025 / statements
         return (
-            np.quantile(samples, [0.025, 0.975], method="nearest")
+            np.quantile(samples, [tail, 1 - tail], method="nearest")
             if len(samples) > 1
             else [np.nan] * 2
         )
@@ -375,7 +376,8 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
         with np.errstate(divide="ignore", invalid="ignore"):
             of_draws = stacked["far"][:, high, f] / stacked["far"][:, low, f]
         ratio = rates[high] / rates[low] if rates[low] else None
-        whole["ratio"].append((high, low, ratio, list(ends(of_draws))))
+        pairs_of_groups = len(known) * (len(known) - 1) // 2
+        whole["ratio"].append((high, low, ratio, list(ends(of_draws, pairs_of_groups))))
     return whole
 
 
