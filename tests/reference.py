@@ -410,8 +410,8 @@ def supported_weight(faces, crowding, people, pair_crowding, *, copies=None):
     return 2 * scipy.optimize.brentq(excess, -400, 400) / steepness
 
 
-def threshold_gain(faces, log_f, tau, copies):
-    """The gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
+def threshold_gain(faces, log_f, tau, copies, far):
+    """A gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
     rows = [i for i, count in enumerate(copies) for _ in range(count)]
     x = np.asarray(faces, np.float64)
     cosines, aligned = [], []
@@ -420,6 +420,6 @@ def threshold_gain(faces, log_f, tau, copies):
             if i != j:
                 cosines.append(float(x[i] @ x[j]))
                 aligned.append(cosines[-1] + np.log(np.exp(log_f[i]) + np.exp(log_f[j])) / tau)
-    rank = int(np.ceil(len(cosines) / 1000)) - 1
+    rank = int(np.ceil(len(cosines) * far)) - 1
     of_genuine = np.mean([np.log(2 * np.exp(log_f[i])) for i in rows]) / tau
     return sorted(cosines)[::-1][rank] - (sorted(aligned)[::-1][rank] - of_genuine)

@@ -397,11 +397,15 @@ def _against(
     gain = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
     report["gain"] = gain._asdict()
     print(gain.described())
-    if gain.harmful and not near.wrong_domain:
+    if not near.wrong_domain and not gain.helpful:
         findings.append(
-            "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
-            "of another domain, or few, and IDA can then be worse than the cosine: make them as "
-            "the probes, or take --method=ida_r_fallback"
+            "IDA-R raises a threshold among the probes' impostor pairs: the anchors are of another "
+            "domain, or few, and IDA can then be worse than the cosine: make them as the probes, "
+            "or take --method=ida_r_fallback"
+            if gain.harmful
+            else "these probes cannot tell whether IDA-R ranks better than the cosine with these "
+            "anchors: give more people's faces or, if that changes nothing, anchors that are more "
+            "or nearer to the probes, or take --method=ida_r_fallback or the cosine"
         )
     if probes.people is not None:
         known = check.known_leaks(faces, probes.people, anchors)
