@@ -155,7 +155,7 @@ def fall_back(
     support less than a quarter of it (`ida_jax.anchors.supported_weight`).
 
     No function of a face and the anchors alone is safe whatever the probes: where half of them are
-    degraded and no anchor is, the little that is left of log F still costs 0.1 to 0.6 points.
+    degraded and no anchor is, the little that is left of log F still costs TAR.
 
     Args:
       log_density: [N], log F of each face.
