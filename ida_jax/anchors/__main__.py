@@ -53,8 +53,9 @@ scores) and for anchors of the wrong domain, or not as varied as the probes, wit
 worse than the cosine. With --groups, also for anchors that are denser around one group of people
 than around another, whose false accept rate then is higher.
 
-exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes or uneven groups; 2 a mistake
-in the call or in a file. Near-duplicates are listed, and do not change it.
+exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes, uneven groups, or faces that
+cannot tell whether IDA-R helps; 2 a mistake in the call or in a file. Near-duplicates are listed,
+and do not change it.
 
 examples:
   ida-jax anchors check --anchors=anchors.safetensors --against=faces.npy --labels=people.txt"""
