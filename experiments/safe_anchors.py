@@ -19,9 +19,10 @@ and kept in CACHE. Intervals are over identities and paired with the cosine.
 A method harms where its TAR is more than 0.05 points below the cosine's at FAR 1e-3 or 1e-4, or
 where the whole interval of the difference lies below 0 at any of the three.
 
-The fall-back's cut and the check's rule were chosen on other sets (three directions, parts, norms,
-people of other numbers of images, mixtures, degraded images), with the given model, its embeddings
-cut to 28 directions, and two further models; those made by `_fresh_sets` came after the choice.
+The fall-back's cut and the check's rule were chosen on other sets (directions 4 to 6, parts, norms,
+people of other numbers of images, clusters, mixtures, degraded images), with the given model, its
+embeddings cut to 28 directions, and two further models; FaceRes had no part in it, nor had the sets
+of `_fresh_sets`. One rule came after its record: anchors of few people are never passed.
 Earlier, weight and cut had been chosen with the other sets here in view.
 
 N faces, A anchors, D embedding, K support, P pairs.

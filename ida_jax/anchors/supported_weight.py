@@ -52,6 +52,7 @@ _DEPTH = 4  # neighbours searched for an anchor, in k
 _MOST_PROBES = 3000
 _GAIN_FARS = (1e-3, 1e-4)
 _FEWEST_ABOVE = 5  # impostor pairs above a threshold; with fewer nothing is said of it
+_FEWEST_ANCHORS = 20  # people, in k: of fewer a support set is a sample rather than a neighbourhood
 _ONE_SIDED = 1.645  # standard errors: 95 % on one side
 
 
@@ -79,16 +80,19 @@ class ProbeGain(NamedTuple):
       people: how many people's faces it comes from.
       share_sparser: the share of the probes that are less similar to their nearest anchors than
         the median anchor is to its; about 0.5 in the right domain.
+      few_anchors: the anchors are of fewer than 20 k people.
       harmful: IDA-R is likely to rank worse than the cosine: a threshold rises, by a one-sided 95 %
         interval.
-      helpful: it is likely to rank better at these FARs: both thresholds fall by such an interval.
-        Where it is neither, there are too few probes, or it makes little difference to them.
+      helpful: it is likely to rank better at these FARs: both thresholds fall by such an interval,
+        and the anchors are not few: with few of them the genuine pairs can lose more than that.
+        Where it is neither, there are too few faces, or it makes little difference to the probes.
     """
 
     gain: tuple[float, ...]
     error: tuple[float, ...]
     people: int
     share_sparser: float
+    few_anchors: bool
     harmful: bool
     helpful: bool
 
@@ -107,6 +111,8 @@ class ProbeGain(NamedTuple):
                 way = "lowers" if gain >= 0 else "raises"
                 parts.append(f"IDA-R {way} the threshold at FAR {far:.0e} by {abs(gain):.4f} ± "
                              f"{error:.4f} of cosine ({self.people:,} people)")  # fmt: skip
+        if self.few_anchors:
+            parts.append(f"the anchors are of fewer than {_FEWEST_ANCHORS} k people")
         return "; ".join(parts).replace("e-0", "e-")
 
 
@@ -209,12 +215,16 @@ def probe_gain(
     probed = log_f(support_sets(faces, anchors, k=k).similarities)
     sparser = float(np.mean(probed > np.median(own)))
     gain, error = _threshold_gains(faces, probed, tau)
-    harmful, helpful = (
-        bool(np.any(gain < -_ONE_SIDED * error)),
-        bool(np.all(gain > _ONE_SIDED * error)),
-    )
+    margin = _ONE_SIDED * error
+    few = np.unique(anchors.people()).size < _FEWEST_ANCHORS * k
     return ProbeGain(
-        tuple(gain.tolist()), tuple(error.tolist()), len(faces), sparser, harmful, helpful
+        tuple(gain.tolist()),
+        tuple(error.tolist()),
+        len(faces),
+        sparser,
+        few_anchors=few,
+        harmful=bool(np.any(gain < -margin)),
+        helpful=not few and bool(np.all(gain > margin)),
     )
 
 

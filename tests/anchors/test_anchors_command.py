@@ -307,10 +307,7 @@ def test_help_says_the_exit_codes_and_loads_nothing_heavy():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, loaded = told.stdout.split("loaded:")
-    assert (
-        "exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes, uneven groups, or faces that"
-        in text
-    )
+    assert "exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes, uneven" in text
     assert "ida_jax.anchors.__main__" in loaded.split()
     assert not heavy & set(loaded.split())
 

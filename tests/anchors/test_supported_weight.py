@@ -114,6 +114,17 @@ def test_too_few_probes_for_the_lower_rate_are_never_enough_to_say_that_it_helps
     assert probe_gain(_crowd(317, 1), anchors, people=np.arange(317)).error[1] < 1
 
 
+@pytest.mark.parametrize("people", [199, 200])
+def test_few_people_among_the_anchors_are_never_enough_to_say_that_it_helps(people):
+    faces = _crowd(600, 0)
+    anchors = AnchorSet.from_embeddings(faces, labels=np.arange(600) % people, k=10)
+    gain = probe_gain(_crowd(400, 1), anchors, people=np.arange(400))
+    assert min(gain.gain) > 2 * max(gain.error)
+    assert gain.few_anchors == (people < 200)
+    assert gain.helpful == (people >= 200)
+    assert ("fewer than 20 k people" in gain.described()) == (people < 200)
+
+
 def test_one_face_a_person_by_name_by_number_and_by_likeness():
     anchors = AnchorSet.from_embeddings(_crowd(300, 0))
     rng = np.random.default_rng(0)
