@@ -313,7 +313,7 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
 
     A pair of units a and b is written w_a · w_b times, of one unit w_a times; in each list the
     threshold of a FAR f is the ⌊f·n⌋-th highest impostor score. Intervals are percentiles, the
-    nearest sample.
+    nearest sample; the ratio's are at 1 − 0.05/m for the m pairs of groups that are compared.
     """
     scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
 
@@ -356,10 +356,11 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
         alone = units[:, 0] == units[:, 1]
         drawn.append(measured(np.where(alone, w[units[:, 0]], w[units[:, 0]] * w[units[:, 1]])))
 
-    def ends(samples):
+    def ends(samples, statements=1):
         samples = samples[~np.isnan(samples)]
+        tail = 0.025 / statements
         return (
-            np.quantile(samples, [0.025, 0.975], method="nearest")
+            np.quantile(samples, [tail, 1 - tail], method="nearest")
             if len(samples) > 1
             else [np.nan] * 2
         )
@@ -388,7 +389,8 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
         with np.errstate(divide="ignore", invalid="ignore"):
             of_draws = stacked["far"][:, high, f] / stacked["far"][:, low, f]
         ratio = rates[high] / rates[low] if rates[low] else None
-        whole["ratio"].append((high, low, ratio, list(ends(of_draws))))
+        pairs_of_groups = len(known) * (len(known) - 1) // 2
+        whole["ratio"].append((high, low, ratio, list(ends(of_draws, pairs_of_groups))))
     return whole
 
 
@@ -421,8 +423,8 @@ def supported_weight(faces, crowding, people, pair_crowding, *, copies=None):
     return 2 * scipy.optimize.brentq(excess, -400, 400) / steepness
 
 
-def threshold_gain(faces, log_f, tau, copies):
-    """The gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
+def threshold_gain(faces, log_f, tau, copies, far):
+    """A gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
     rows = [i for i, count in enumerate(copies) for _ in range(count)]
     x = np.asarray(faces, np.float64)
     cosines, aligned = [], []
@@ -431,6 +433,6 @@ def threshold_gain(faces, log_f, tau, copies):
             if i != j:
                 cosines.append(float(x[i] @ x[j]))
                 aligned.append(cosines[-1] + np.log(np.exp(log_f[i]) + np.exp(log_f[j])) / tau)
-    rank = int(np.ceil(len(cosines) / 1000)) - 1
+    rank = int(np.ceil(len(cosines) * far)) - 1
     of_genuine = np.mean([np.log(2 * np.exp(log_f[i])) for i in rows]) / tau
     return sorted(cosines)[::-1][rank] - (sorted(aligned)[::-1][rank] - of_genuine)
