@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     sizes.add_argument("--classes", type=int, metavar="C", help="train: default, the data set's")
     sizes.add_argument(
         "--faces", type=int, default=1_000_000, metavar="N",
-        help="pairs, likelihood: of which; identify: the gallery; ssr: its training faces (1,000,000)",
+        help="pairs, likelihood: of which; identify: the gallery; ssr: of its training (1,000,000)",
     )  # fmt: skip
     sizes.add_argument(
         "--batch_size", type=int, default=128, metavar="B", help="embed: images at once (128)"

@@ -208,13 +208,13 @@ class SupportSearch:
         for name, search in searches.items():
             error = approximation_error(search(queries, labels), exact, tau=self.tau)
             good = error.rms <= self.tolerance
+            line = (
+                f"{name}: recall@{self.k} {error.recall:.4f}; "
+                f"error in log F {error.rms:.2%} of its spread (RMS), {error.largest:.2%} at most, "
+                f"on {error.faces} faces searched exactly too"
+            )
             if good:
                 break
-        line = (
-            f"{name}: recall@{self.k} {error.recall:.4f}; "
-            f"error in log F {error.rms:.2%} of its spread (RMS), {error.largest:.2%} at most, on "
-            f"{error.faces} faces searched exactly too"
-        )
         if not good and not self._may_fall_back:
             raise UserError(
                 f"{line}; past the tolerance of {self.tolerance:.2%}: choose the exact searcher, "

@@ -76,7 +76,8 @@ def grouped_largest_k(
     n, a = values.shape
     groups = a // group_size
     if group_size == 1 or groups < 2 * k:
-        return lax.top_k(values, k)
+        top, position = lax.top_k(values, k)
+        return top, position
     head, tail = values[:, : groups * group_size], values[:, groups * group_size :]
     # Column j belongs to group j mod G, so that a group's maximum is taken across whole rows.
     grouped = head.reshape(n, group_size, groups)

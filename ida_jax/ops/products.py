@@ -12,10 +12,10 @@ so that a cosine is a sum of such products, of which the small ones are left out
     bfloat16_x6   x₁y₁ + x₁y₂ + x₂y₁ + x₂y₂ + x₁y₃ + x₃y₁               2⁻²³ + 2⁻³² = 1.2·10⁻⁷
     bfloat16_x3   x₁y₁ + x₁y₂ + x₂y₁                                    3·2⁻¹⁶ + 2⁻³² = 4.6·10⁻⁵
 
-The last column is of unit rows, where Σ |x_d y_d| ≤ 1; signs that differ leave much less. Of six, it
-is what two additions in float32 near 1 may lose; on a TPU, six is what float32 products at full
-precision are. With an error of ε in the cosines the k largest move by ε at most, and log F =
-−lse(τ s) by τ ε.
+The last column is of unit rows, where Σ |x_d y_d| ≤ 1; where signs differ, much less is left out.
+Of six, it is what two additions in float32 near 1 may lose; on a TPU, six is what float32 products
+at full precision are. With an error of ε in the cosines the k largest move by ε at most, and
+log F = −lse(τ s) by τ ε.
 
 m rows, n columns, D embedding.
 """

@@ -35,8 +35,8 @@ from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import cosines, rule_scores, take_rows
 from ida_jax.tables.score_origin import ScoreOrigin
 
-# Probes, and gallery faces, at once. On a CPU 512 × 8192 similarities are 16 MiB; other devices take
-# the whole of their share of a slab.
+# Probes, and gallery faces, at once. On a CPU 512 × 8192 similarities are 16 MiB; other devices
+# take the whole of their share of a slab.
 _PROBE_BLOCKS = (1, 16, 64, 512)
 DEVICE_PROBE_BLOCKS = (1, 16, 64, 1024)
 _GALLERY_BLOCK = 8192

@@ -125,7 +125,8 @@ def _gathered_scores(
     faces: jax.Array, pairs: np.ndarray, methods: Mapping[str, FaceTerms]
 ) -> dict[str, np.ndarray]:
     own = {name: _filled(terms) for name, terms in methods.items()}
-    return by_blocks(partial(gathered_scores, faces, own), pairs, sizes=DEVICE_GATHER_BLOCKS)
+    scores = by_blocks(partial(gathered_scores, faces, own), pairs, sizes=DEVICE_GATHER_BLOCKS)
+    return {name: scores[name] for name in methods}  # jax sorts a dict's keys
 
 
 def _filled(terms: FaceTerms) -> FaceTerms:

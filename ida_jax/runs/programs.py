@@ -216,8 +216,8 @@ def _identify(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> De
     part = Part(
         "identify",
         best_with_slab,
-        (mesh, max(top, DEVICE_GALLERY_BLOCK), _precision(config), best, _whole(mesh, (), np.int32), slab,
-         _whole(mesh, (rows, width)), _dao(mesh, rows)),
+        (mesh, max(top, DEVICE_GALLERY_BLOCK), _precision(config), best,
+         _whole(mesh, (), np.int32), slab, _whole(mesh, (rows, width)), _dao(mesh, rows)),
         1 / -(-sizes.faces // size),
     )  # fmt: skip
     return DeviceProgram(
@@ -303,7 +303,8 @@ PROGRAMS = {
 }  # fmt: skip
 # The config's entries that each is made from.
 _NEEDS = {
-    "train": ("train", "model"), "embed": ("model", "flip"), "search": ("model", "anchors", "k", "searcher"),
+    "train": ("train", "model"), "embed": ("model", "flip"),
+    "search": ("model", "anchors", "k", "searcher"),
     "pairs": ("model",), "identify": ("model", "searcher"),
     "likelihood": ("model", "anchors", "k"), "gan": ("gan", "model"), "pfe": ("pfe", "model"),
     "ssr": ("ssr", "model", "anchors", "k", "tau"),
