@@ -127,7 +127,7 @@ def all_pair_scores_mls(
     means, log_variances = _faces(means, log_variances)
     scale, n = _positive(scale), len(means)
     on_device = jax.device_put((means, log_variances))
-    most, columns = (max(1, min(size, n)) for size in _tile())
+    most, columns = (max(1, min(size, n)) for size in _tile(on_device))
 
     def similarities(first: int, rows: int) -> np.ndarray:
         scores = np.empty((rows, n), np.float32)

@@ -153,7 +153,7 @@ def test_devices_compile_and_upload_once(monkeypatch):
     run = device_search(anchors.embeddings, None, k=7, devices=jax.devices()[:2])
     for n in (1, 2, 31, 32, 33, 500, 1024, 1100):
         run(queries[:n], None)
-    assert sorted(traced) == [(16, 16), (512, 16)]
+    assert sorted(traced) == [(16, 16), (512, 16), (4096, 16)]
     assert uploads.count((300, 16)) == 1
 
 

@@ -97,7 +97,7 @@ def test_nearest(n, with_labels, monkeypatch):
         expected[i] = scores + [-np.inf] * (20 - len(scores))
     options = {"labels": labels, "anchor_labels": anchor_labels} if with_labels else {}
     for columns in (4, 22, 23, 100):
-        monkeypatch.setattr(module, "_tile", lambda columns=columns: (4, columns))
+        monkeypatch.setattr(module, "_tile", lambda _, columns=columns: (4, columns))
         for k in (1, 5, 20):
             got = nearest_by_likelihood(*faces, *anchors, k=k, scale=0.01, **options)
             assert got.dtype == np.float32
