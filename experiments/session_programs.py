@@ -70,6 +70,10 @@ def _config(case: Case, small: bool) -> Any:
         for inner in sections:
             section = section[inner]
         section[key] = type(section[key])(text)
+    if small:
+        # Even these take a minute or two to compile on a CPU.
+        config.model.network, config.anchors.size = "iresnet_nano", 500
+        config.gan.update(resolution=8, latent_dim=8, style_dim=8, channel_base=64, channel_max=8)
     return config
 
 
