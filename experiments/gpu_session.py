@@ -47,7 +47,7 @@ def _programs(options: argparse.Namespace, seconds: float) -> list[dict[str, Any
     end = time.perf_counter() + seconds
     recorded = _recorded()
     rows = []
-    for name in ORDER:
+    for name in options.programs or ORDER:
         if time.perf_counter() > end:
             rows.append({"program": name, "failed": "no time left"})
             continue
@@ -242,6 +242,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--call", type=int, choices=list(CALLS), required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the records")
     parser.add_argument("--only", type=lambda text: text.split(","), help="names of steps")
+    parser.add_argument(
+        "--programs", type=lambda text: text.split(","), help=f"some of {', '.join(ORDER)}"
+    )
     parser.add_argument("--limit", type=float, default=570, help="seconds of the call (570)")
     parser.add_argument("--repeats", type=int, default=5, help="of each device program (5)")
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
@@ -249,6 +252,9 @@ def _options() -> argparse.Namespace:
     if unknown := set(options.only or []) - set(CALLS[options.call]):
         parser.error(f"--only: {', '.join(sorted(unknown))}: expected some of "
                      f"{', '.join(CALLS[options.call])}")  # fmt: skip
+    if unknown := set(options.programs or []) - set(ORDER):
+        parser.error(f"--programs: {', '.join(sorted(unknown))}: expected some of "
+                     f"{', '.join(ORDER)}")  # fmt: skip
     return options
 
 
