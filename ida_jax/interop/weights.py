@@ -9,12 +9,16 @@
 import os
 from pathlib import Path
 
-from ida_jax.artefacts.face_model import KIND, FaceModel, Preprocessing
+from ida_jax.artefacts.face_model import KIND, FaceModel, Preprocessing, build_network
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import kind_of
 from ida_jax.interop.onnx_import import read_onnx_state
 from ida_jax.interop.state_dict import read_state
 from ida_jax.interop.torch_networks import network_of
+from ida_jax.models.vit import VisionTransformer
+
+# Of unit embeddings: rounding gives less than 1e-5, another network far more.
+_LARGEST_DIFFERENCE = 1e-3
 
 
 def import_model(
@@ -50,4 +54,26 @@ def import_model(
         raise UserError(
             f"{path} is for images of {own.image_size} pixels, not {preprocessing.image_size}"
         )
-    return FaceModel(network, options, preprocessing, variables)
+    model = FaceModel(network, options, preprocessing, variables)
+    if path.suffix == ".onnx" and isinstance(build_network(network, options), VisionTransformer):
+        _require_same_embeddings(path, model)
+    return model
+
+
+def _require_same_embeddings(path: Path, model: FaceModel) -> None:
+    """Refuses a graph that does something else with its weights than the model of them does.
+
+    A ViT's weights are found by their order; the number of heads stands in no weight's shape.
+    """
+    from ida_jax.interop.exported import largest_difference
+    from ida_jax.interop.onnx_import import onnx_function
+
+    difference = largest_difference(
+        onnx_function(path), model, input="float_nchw", ssr=None, output_kind="raw", batch=2
+    )
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise UserError(
+            f"{path}: on random images the graph differs by {difference:.1e} from {model.network} "
+            "with its weights: another number of heads than 8, or other layers, which cannot be "
+            "read"
+        )
