@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from inspect import signature
 from typing import Any
 
 import flax.linen as nn
@@ -281,10 +282,12 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"model.options.dtype is '{dtype}': choose float32 or bfloat16")
     if not isinstance(width, int) or width < 1:
         raise UserError(f"model.options.embedding_dim is {width}: expected a width of at least 1")
-    try:
-        return _NETWORKS[name](dtype=jnp.dtype(dtype), **options)
-    except TypeError as error:
-        raise UserError(f"model.options of {name}: {error}") from error
+    known = [key for key in signature(_NETWORKS[name]).parameters if key not in ("parent", "name")]
+    if unknown := sorted(options.keys() - set(known)):
+        raise UserError(
+            f"model.options of {name}: unknown option '{unknown[0]}': it has {', '.join(known)}"
+        )
+    return _NETWORKS[name](dtype=jnp.dtype(dtype), **options)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

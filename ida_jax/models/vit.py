@@ -173,7 +173,7 @@ class Block(nn.Module):
         if not self.drop_path:
             return branch
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (branch.shape[0], 1, 1))
-        return branch * kept / (1 - rate)
+        return jnp.where(kept, branch / (1 - rate), 0)
 
 
 def _patches(images: jax.Array, size: int) -> jax.Array:

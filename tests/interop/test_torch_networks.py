@@ -7,10 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from ida_jax.artefacts.face_model import FaceModel, build_network
-from ida_jax.common.errors import UserError
+from ida_jax.artefacts.face_model import build_network
 from ida_jax.interop.exported import largest_difference
-from ida_jax.interop.torch_networks import network_of
 from ida_jax.interop.weights import import_model
 
 torch = pytest.importorskip("torch")
