@@ -511,6 +511,41 @@ def gpu_bounds() -> str:
     return table(header, rows)
 
 
+_SOURCES = {
+    "iresnet_nano": "the quickstart's",
+    "iresnet": "arcface_torch's `r18` … `r200`",
+    "mobilefacenet": "the article's, in the PyTorch variant with ReLU",
+    "mbf": "arcface_torch's `mbf`, `mbf_large`",
+    "vit": "arcface_torch's `vit_t` … `vit_l`",
+    "ir_se": "InsightFace_Pytorch's IR-SE",
+}
+
+
+def networks() -> str:
+    """Every network's size at 512 numbers and 112 pixels: counted, not measured."""
+    from functools import partial
+
+    import jax
+    import numpy as np
+
+    from ida_jax.artefacts.face_model import NETWORK_NAMES, build_network
+    from ida_jax.planning.flops import count_flops
+
+    rows = []
+    for name in NETWORK_NAMES:
+        network = build_network(name, {"embedding_dim": 512})
+        image = jax.ShapeDtypeStruct((1, 112, 112, 3), np.float32)
+        variables = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
+        weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        traced = jax.make_jaxpr(partial(network.apply, train=False))(variables, image)
+        source = next(text for start, text in _SOURCES.items() if name.startswith(start))
+        rows.append([
+            f"`{name}`", source, f"{weights / 1e6:.1f}", f"{count_flops(traced).flops / 2e9:.2f}"
+        ])  # fmt: skip
+    header = ["`model.network`", "whose", "M weights", "G multiply-adds an image"]
+    return table(header, rows, words=2)
+
+
 def _three(number: float) -> str:
     """Three digits of a large number, and noughts."""
     return f"{float(f'{number:.3g}'):,.0f}"
