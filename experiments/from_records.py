@@ -251,6 +251,36 @@ def degraded_gain() -> str:
     return table(["probes", "anchors", "IDA-R", "fall-back", "IDA-L", "AS-norm"], rows, words=2)
 
 
+def anchor_checks() -> str:
+    """What `anchors check` and the fall-back make of right, wrong and few anchors, by model."""
+    rows = []
+    runs = {
+        name: run
+        for of in ("safe_anchors", "safe_anchors_faceres")
+        for name, run in record(of)["runs"].items()
+    }
+    for name, run in runs.items():
+        sets = list(run["sets"].values())
+        harmful = [one for one in sets if one["methods"]["ida_r"]["harms"]]
+        harmless = [one for one in sets if not one["methods"]["ida_r"]["harms"]]
+        passed, kept = (sum(not one["check"] for one in some) for some in (harmful, harmless))
+        fallen = sum(one["methods"]["ida_r_fallback"]["harms"] for one in sets)
+        right = {m: run["sets"]["right"]["methods"][m] for m in ("ida_r", "ida_r_fallback")}
+        rows.append([
+            name.replace(", pairs of the", ",").removesuffix(" half"),
+            str(len(harmful)),
+            str(passed),
+            f"{kept} of {len(harmless)}",
+            str(fallen),
+            *(points(figures["gain"][FARS[1]]) for figures in right.values()),
+        ])  # fmt: skip
+    header = [
+        "model, half", "IDA-R harms with", "of these passed", "harmless, passed",
+        "the fall-back harms with", "right anchors: IDA-R's gain at 1e-4", "the fall-back's",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
 def group_ratios() -> str:
     """FAR of pairs of women over that of men by anchor sets, on both halves of LFW."""
     names = {
