@@ -11,7 +11,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from ida_jax.common.command_line import did_you_mean, underscored, user_path
@@ -28,6 +28,7 @@ _PATHS = (
 )  # fmt: skip
 # Beside the package in a checkout, inside it in a wheel.
 _CONFIGS = tuple(Path(__file__).parents[up] / "configs" for up in (1, 2))
+_BINS_FLAG = "--config.verify_data"
 _DATA_FLAG = re.compile(r"--config\.(train_data|eval_data|verify_data)\.(\w+)")
 
 
@@ -48,9 +49,10 @@ def run_section(title: str) -> ConfigDict:
 
     c.train_data = ConfigDict({"name": "tfds", "dataset": "ms1m", "split": "train"})
     c.eval_data = ConfigDict({"name": "lfw"})
-    # Held-out pairs, looked at during the training: InsightFace uses LFW's too. Also
-    # {"name": "pairs", "dataset": "agedb_30"}, from `ida-jax prepare bin`.
-    c.verify_data = ConfigDict({"name": "lfw"})
+    # Held-out pairs, looked at during the training: InsightFace uses LFW's too. Also verification
+    # sets of data_dir, ("lfw.bin", "cfp_fp.bin", "agedb_30.bin"), or of `ida-jax prepare bin`,
+    # {"name": "pairs", "dataset": "agedb_30"}.
+    c.verify_data = FieldReference(ConfigDict({"name": "lfw"}), field_type=object)
 
     c.model = ConfigDict()
     c.model.network = "iresnet50"
@@ -299,7 +301,8 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
     from absl import flags
     from ml_collections import config_flags
 
-    rest, sections = _renamed_data(underscored(arguments))
+    words, bins = _listed_bins(underscored(arguments))
+    rest, sections = _renamed_data(words)
     parsed, argv = flags.FlagValues(), ["", *_expanded(rest, ("config", *others))]
     config_flags.DEFINE_config_file(
         "config", None, "The run's config.", flag_values=parsed, sys_argv=argv
@@ -322,6 +325,8 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
     if config is not None:
         for section, given in sections.items():
             _rename_data(config, section, given)
+        if bins is not None:
+            config.verify_data = bins
         _expand_paths(config)
         if key := peers_key(config):
             raise UserError(no_such_key(config, key))
@@ -404,6 +409,20 @@ def _user_path(flag: str, text: str) -> str:
         raise UserError(f"argument {flag}: {error}") from error
 
 
+def _listed_bins(arguments: list[str]) -> tuple[list[str], tuple[str, ...] | None]:
+    """The arguments without --config.verify_data=X.bin,Y.bin, and its files."""
+    others: list[str] = []
+    files, words = None, iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == _BINS_FLAG:
+            listed = (value if equals else next(words, "")).strip("()[]").split(",")
+            files = tuple(text for f in listed if (text := f.strip().strip("'\"")))
+        else:
+            others.append(word)
+    return others, files
+
+
 def _renamed_data(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """The arguments without those of the data sections that a flag renames, and these by section.
 
@@ -426,9 +445,11 @@ def _renamed_data(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, 
 
 
 def _rename_data(config: ConfigDict, section: str, given: Mapping[str, str]) -> None:
-    if not isinstance(config.get(section), ConfigDict):
+    if section not in config:
         raise UserError(f"the config has no '{section}', which --config.{section}.name changes")
     former = config[section]
+    if not isinstance(former, ConfigDict):
+        former = ConfigDict()  # verification sets
     config[section], left_out = renamed_section(section, former, given)
     if left_out:
         print(

@@ -29,7 +29,7 @@ ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
 PAIR_LISTS = ("drawn", "lfw")
 INPUTS = ("unit", "scaled", "centred")
 SSR_CHOICES = ("given", "held_out", "auto")
-_ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data", "eval_data")
+_ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data")
 _SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
 
 
@@ -40,7 +40,8 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
       UserError: a value out of its range, an unknown choice, or two that do not go together.
     """
     c = config
-    for entry in (*_ALWAYS, *(stage for stage in unfinished if stage in _SECTIONS)):
+    evaluated = ("eval_data",) if "evaluate" in unfinished else ()
+    for entry in (*_ALWAYS, *evaluated, *(stage for stage in unfinished if stage in _SECTIONS)):
         if entry not in c:
             raise UserError(
                 f"the config has no '{entry}': begin it with ida_jax.runs.config.run_section"
