@@ -113,6 +113,9 @@ def train_section() -> ConfigDict:
     c.combined_margins = (1.0, 0.3, 0.2)
     # ArcFace, or combined with (1, m, 0), with InsightFace's gradient instead of the exact one.
     c.straight_through = False
+    # Cosines above it to other people than the label's count as 0, without gradient: for noisy
+    # labels (arcface_torch: 0.4, together with sample_rate 0.1 to 0.3); 0: none.
+    c.interclass_filtering_threshold = 0.0
     c.sub_centres = 1  # weight vectors a class; 3 for noisy labels (Sub-center ArcFace)
     c.class_shards = 0  # devices that share the classes; 0: all, 1: each has all classes
     c.class_block = 0  # classes at a time in the softmax; 0: all, which holds [B, C] logits
@@ -124,18 +127,22 @@ def train_section() -> ConfigDict:
     c.sample_rule = "dense"
     c.head_dtype = "float32"  # or bfloat16, of the head's matrix products
     # The optimiser.
+    c.optimizer = "sgd"  # or adamw, PyTorch's: β = (0.9, 0.999), and no momentum
     c.batch_size = 512
     # Parts of a batch, one after the other: less memory. Their gradients are averaged, and steps
     # are whole batches; arcface_torch's gradient_acc sums them, and counts every part as a step.
     c.accumulate = 1
     c.steps = 200_000
-    c.schedule = "steps"  # or linear, InsightFace's
+    c.schedule = "steps"  # or linear, InsightFace's; or polynomial, the line to the power `power`
+    c.power = 2.0
     c.learning_rate = 0.1
     # Step s of them has (s + 1) / warmup_steps of the rate, arcface_torch's s / warmup_steps.
     c.warmup_steps = 0
     c.decay_steps = (100_000, 140_000, 160_000)
     c.decay_factor = 0.1
     c.momentum = 0.9
+    # Of all parameters, as in arcface_torch: sgd's is part of the gradient, λ w, and enters the
+    # momentum; adamw's is apart from it, w ← w − η λ w (arcface_torch: 0.1).
     c.weight_decay = 5e-4
     c.clip_norm = 0.0  # of the backbone's gradient; 0: none, InsightFace: 5
     c.ema_decay = 0.0  # moving average of the backbone, which then is the model; 0: none

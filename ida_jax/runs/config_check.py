@@ -23,7 +23,7 @@ from ida_jax.protocols.insightface_rule import RULES
 from ida_jax.rescoring.method_table import METHODS, methods_with
 from ida_jax.runs.workdir import METHOD_FILES
 from ida_jax.training.head_step import margin_head
-from ida_jax.training.optimizer import SCHEDULES
+from ida_jax.training.optimizer import OPTIMIZERS, SCHEDULES, is_adamw
 
 ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
 PAIR_LISTS = ("drawn", "lfw")
@@ -310,6 +310,7 @@ def check_training(c: ConfigDict) -> None:
     train = c.train
     _one_of("train.head", train.head, MARGIN_LOSSES)
     _one_of("train.schedule", train.schedule, SCHEDULES)
+    _one_of("train.optimizer", train.get("optimizer", "sgd"), OPTIMIZERS)
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
     _one_of("train.head_dtype", train.head_dtype, ("float32", "bfloat16"))
     _one_of("train.keep", train.keep, ("last", "best"))
@@ -326,9 +327,17 @@ def check_training(c: ConfigDict) -> None:
     _positive(c, "train.scale")
     if not 0 <= train.ema_decay < 1:
         raise UserError(f"train.ema_decay is {train.ema_decay}: expected 0 ≤ ema_decay < 1")
-    if train.schedule == "linear" and train.warmup_steps >= train.steps:
+    if train.schedule == "polynomial":
+        _positive(c, "train.power")
+    if is_adamw(train) and train.accumulate > 1:
         raise UserError(
-            f"train.warmup_steps is {train.warmup_steps} of {train.steps} steps: the linear fall "
+            f"train.optimizer is adamw and train.accumulate {train.accumulate}: its second moment "
+            "takes the class weights' whole gradient; keep accumulate at 1 (train.remat saves "
+            "memory), or take sgd"
+        )
+    if train.schedule != "steps" and train.warmup_steps >= train.steps:
+        raise UserError(
+            f"train.warmup_steps is {train.warmup_steps} of {train.steps} steps: the fall to 0 "
             "begins after them, so take fewer"
         )
     if train.sample_rate < 1 and train.accumulate > 1:

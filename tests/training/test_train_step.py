@@ -293,6 +293,19 @@ def test_learning_rates(changes, expected):
         assert float(schedule(jnp.int32(step))) == pytest.approx(RATE * factor, rel=1e-6), step
 
 
+def test_the_polynomial_rates_are_polyschedulers_a_step_earlier():
+    config = _config(steps=10, schedule="polynomial")
+    ours = [float(learning_rate_schedule(config.train)(jnp.int32(step))) for step in range(10)]
+    theirs = reference_insightface.polynomial_rates(RATE, total=10, power=2)
+    np.testing.assert_allclose(ours[:-1], theirs[1:], rtol=1e-6)
+    config.train.power = 1.0
+    linear = _config(steps=10, schedule="linear")
+    for step in (0, 3, 9, 12):
+        assert learning_rate_schedule(config.train)(step) == learning_rate_schedule(linear.train)(
+            step
+        )
+
+
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_insightfaces_warm_up_is_a_step_behind_ours(warmup):
     expected = reference_insightface.learning_rates(RATE, warmup=warmup, total=10)
