@@ -56,6 +56,9 @@ def run_section(title: str) -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.network = "iresnet50"
+    # Of the stage import: a file in data_dir, whose weights are the model; or, where train follows,
+    # what its backbone begins with.
+    c.model.weights = placeholder(str)
     c.model.options = ConfigDict({"embedding_dim": 256, "dropout_rate": 0.4, "dtype": "bfloat16"})
     c.model.image_size = 112
     c.model.mean = c.model.std = (0.5, 0.5, 0.5)
@@ -133,6 +136,10 @@ def train_section() -> ConfigDict:
     # are whole batches; arcface_torch's gradient_acc sums them, and counts every part as a step.
     c.accumulate = 1
     c.steps = 200_000
+    # In place of steps: passes over the training set, ⌊its images / batch_size⌋ steps each as in
+    # arcface_torch; or images in all. In place of warmup_steps and decay_steps, likewise, epochs.
+    c.epochs, c.images = placeholder(float), placeholder(int)
+    c.warmup_epochs, c.decay_epochs = placeholder(float), placeholder(tuple)
     c.schedule = "steps"  # or linear, InsightFace's; or polynomial, the line to the power `power`
     c.power = 2.0
     c.learning_rate = 0.1
@@ -265,6 +272,7 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
     c.model.options.dtype = "float32"  # CPUs compute bfloat16 many times slower
     c.train.batch_size = 8
     c.train.steps, c.train.decay_steps, c.train.warmup_steps = 2, (1,), 0
+    c.train.epochs = c.train.images = c.train.warmup_epochs = c.train.decay_epochs = None
     c.train.checkpoint_every = c.train.log_every = 1
     c.train.verify_every = min(2, c.train.verify_every)
     c.ssr.steps, c.ssr.decay_steps = 200, (100,)

@@ -23,6 +23,7 @@ from ida_jax.protocols.insightface_rule import RULES
 from ida_jax.rescoring.method_table import METHODS, methods_with
 from ida_jax.runs.workdir import METHOD_FILES
 from ida_jax.training.head_step import margin_head
+from ida_jax.training.length import check_length
 from ida_jax.training.optimizer import OPTIMIZERS, SCHEDULES, is_adamw
 
 ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
@@ -52,7 +53,18 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     _check_search(c)
     if "train" in unfinished:
         check_training(c)
-    if "import" in unfinished and c.anchors.source == "class_weights":
+    if "import" in c.stages[1:]:
+        raise UserError(
+            f"stages is {tuple(c.stages)}: import is the first, and train, if any, begins with it"
+        )
+    if ("import" in c.stages) != (c.model.get("weights") is not None):
+        raise UserError(
+            "model.weights names a file and stages has no import: put import first, or leave "
+            "model.weights out"
+            if c.model.get("weights") is not None
+            else "stages has import, and model.weights names no file"
+        )
+    if "import" in unfinished and "train" not in c.stages and c.anchors.source == "class_weights":
         raise UserError(
             "imported weights come without class weights: set anchors.source to real_db"
         )
@@ -335,11 +347,7 @@ def check_training(c: ConfigDict) -> None:
             "takes the class weights' whole gradient; keep accumulate at 1 (train.remat saves "
             "memory), or take sgd"
         )
-    if train.schedule != "steps" and train.warmup_steps >= train.steps:
-        raise UserError(
-            f"train.warmup_steps is {train.warmup_steps} of {train.steps} steps: the fall to 0 "
-            "begins after them, so take fewer"
-        )
+    check_length(train)
     if train.sample_rate < 1 and train.accumulate > 1:
         raise UserError(
             f"train.sample_rate is {train.sample_rate} and train.accumulate {train.accumulate}: "

@@ -2,6 +2,7 @@
 
     train     → DIR/model.safetensors            backbone and margin head, by SGD
     import    → DIR/model.safetensors            or a backbone's weights from elsewhere
+                DIR/imported.safetensors         where train follows, which begins with them
     gan       → DIR/generator.safetensors        the generator of faces, for the fake-db
     anchors   → DIR/anchors/anchors.safetensors  class weights, real-db or fake-db (Table 4)
     ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
@@ -69,6 +70,7 @@ from ida_jax.runs.workdir import (
     CSN,
     FAKES,
     GENERATOR,
+    IMPORTED,
     MODEL,
     PFE,
     RESULTS,
@@ -78,6 +80,7 @@ from ida_jax.runs.workdir import (
     read_results,
 )
 from ida_jax.training.gan_step import check_gan_batch
+from ida_jax.training.length import in_steps
 from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
 
@@ -100,7 +103,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if "embeddings" in config:
         current, stages, check = EmbeddingRun(config, workdir), EMBEDDING_STAGES, check_embeddings
     else:
-        current, stages, check = Run(config, workdir), STAGES, _check
+        current, stages, check = Run(config, workdir), run_stages(config), _check
     if not config.stages:
         raise UserError("the config names no stages: name one or more")
     for name in config.stages:
@@ -143,6 +146,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
         _ = run.one_person
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
+        in_steps(c.train, len(run.train_faces.labels))
     if "gan" in unfinished:
         check_gan_batch(c.gan.batch_size, jax.device_count())
     if "anchors" in unfinished and c.anchors.source == "fake_db" and c.anchors.generator:
@@ -242,10 +246,12 @@ def _train(run: Run) -> None:
         rule = run.config.train.get("verify_rule", "exact")  # a section from before the entry
         return figures_of_sets(model, run.verifications, flip=run.config.flip, rule=rule)
 
+    imported = "import" in run.config.stages
     model = train(
         run.train_faces,
         run.config,
         workdir=run.workdir,
+        start=FaceModel.load(run.workdir / IMPORTED) if imported else None,
         verify=verify if verifying else None,
     )
     if is_first():
@@ -266,7 +272,7 @@ def _import(run: Run) -> None:
             f"{_description(expected)}: set model.network, model.options.embedding_dim and "
             "model.image_size to what the file holds"
         )
-    model.save(run.workdir / MODEL)
+    model.save(run.workdir / (IMPORTED if "train" in run.config.stages else MODEL))
 
 
 def _description(model: tuple[str, int, int]) -> str:
@@ -468,3 +474,10 @@ STAGES = {
     "csn": Stage(_csn, CSN, after=("anchors",), depends_on=(*_ON_FACES, "searcher", "csn")),
     "evaluate": Stage(evaluate_run, RESULTS, after=("anchors", "ssr", "csn")),
 }  # fmt: skip
+
+
+def run_stages(config: ConfigDict) -> dict[str, Stage]:
+    """The stages of a config's run from images: before a training, import ends in its own file."""
+    if not {"import", "train"} <= set(config.stages):
+        return STAGES
+    return {**STAGES, "import": STAGES["import"]._replace(result=IMPORTED)}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
+IMPORTED = "imported.safetensors"  # what a training begins with
 GENERATOR = "generator.safetensors"
 ANCHORS = "anchors/anchors.safetensors"
 ANCHOR_VARIANCES = "anchors/log_variances.npy"
@@ -54,7 +55,7 @@ LABELS = "labels.npy"
 # What stages end in, by the stage; the rest is written by every run.
 _WRITTEN = {
     "train": (MODEL,),
-    "import": (MODEL,),
+    "import": (MODEL, IMPORTED),
     "gan": (GENERATOR,),
     "anchors": (ANCHORS,),
     "ssr": (SSR,),

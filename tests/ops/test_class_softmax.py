@@ -82,7 +82,8 @@ def _sharded(
         out = softmax_step(
             embeddings, gather(labels), gather(row_weights), classes_here, head.label_logits,
             optimizer, num_classes=classes, scale=head.scale,
-            filter_above=head.interclass_filtering_threshold, block=block, sampled=sampled, dense=dense,
+            filter_above=head.interclass_filtering_threshold, block=block, sampled=sampled,
+            dense=dense,
         )  # fmt: skip
         loss = jax.lax.psum(jnp.sum(gather(row_weights) * out.losses), "data")
         return loss, out.gradient, out.classes, jax.lax.psum(out.velocity_squared, "model")

@@ -300,10 +300,9 @@ def test_the_polynomial_rates_are_polyschedulers_a_step_earlier():
     np.testing.assert_allclose(ours[:-1], theirs[1:], rtol=1e-6)
     config.train.power = 1.0
     linear = _config(steps=10, schedule="linear")
+    one, other = (learning_rate_schedule(of.train) for of in (config, linear))
     for step in (0, 3, 9, 12):
-        assert learning_rate_schedule(config.train)(step) == learning_rate_schedule(linear.train)(
-            step
-        )
+        assert one(step) == other(step)
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
