@@ -8,7 +8,8 @@ Needs: DATA/ms1m-retinaface-t1 with train.rec, train.idx and lfw.bin, cfp_fp.bin
 released (5,179,510 images, 93,431 identities), and DATA/lfw with lfw_112.tar and pairs.txt.
 Hardware: 25 epochs are 129 M images: with twice the arithmetic of
 ResNet-50, for which InsightFace reports 4,800 images/s on 8 V100: 15 hours there.
-Expected: in InsightFace's model zoo, cosine's TAR on IJB-C of 96.85 % at FAR 1e-4 and 95.02 % at 1e-5
+Expected: in InsightFace's model zoo, cosine's TAR on IJB-C:
+96.85 % at FAR 1e-4 and 95.02 % at 1e-5
 (arcface_torch's README). Nothing was trained here, and IDA was not tried on it.
 Command: python -m ida_jax.main --config=configs/ms1mv3_r100.py \
     --config.data_dir=DATA --workdir=runs/ms1mv3_r100

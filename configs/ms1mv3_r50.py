@@ -8,7 +8,8 @@ Needs: DATA/ms1m-retinaface-t1 with train.rec, train.idx and lfw.bin, cfp_fp.bin
 released (5,179,510 images, 93,431 identities), and DATA/lfw with lfw_112.tar and pairs.txt.
 Hardware: 25 epochs are 129 M images: at the 4,800 images/s that InsightFace
 reports for this network and 125 k classes on 8 V100 that is 7.5 hours there.
-Expected: in InsightFace's model zoo, cosine's TAR on IJB-C of 96.37 % at FAR 1e-4 and 94.47 % at 1e-5
+Expected: in InsightFace's model zoo, cosine's TAR on IJB-C:
+96.37 % at FAR 1e-4 and 94.47 % at 1e-5
 (arcface_torch's README). Nothing was trained here, and IDA was not tried on it.
 Command: python -m ida_jax.main --config=configs/ms1mv3_r50.py \
     --config.data_dir=DATA --workdir=runs/ms1mv3_r50

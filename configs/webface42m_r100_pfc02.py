@@ -9,7 +9,8 @@ released (42,474,557 images, 2,059,906 identities), and DATA/lfw with lfw_112.ta
 Hardware: 20 epochs are 849 M images, with twice the arithmetic of ResNet-50, for which InsightFace
 reports 4,738 images/s with 1.4 M classes and Partial FC 0.1 on 8 V100: 4 days there. Class weights
 and momentum take 8.4 GB over all devices; the records are read where they lie.
-Expected: in InsightFace's model zoo, cosine's TAR on IJB-C of 97.70 % at FAR 1e-4 and 96.31 % at 1e-5
+Expected: in InsightFace's model zoo, cosine's TAR on IJB-C:
+97.70 % at FAR 1e-4 and 96.31 % at 1e-5
 (arcface_torch's README). Nothing was trained here, and IDA was not tried on it.
 Command: python -m ida_jax.main --config=configs/webface42m_r100_pfc02.py \
     --config.data_dir=DATA --workdir=runs/webface42m_r100_pfc02
