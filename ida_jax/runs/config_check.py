@@ -57,13 +57,8 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         raise UserError(
             f"stages is {tuple(c.stages)}: import is the first, and train, if any, begins with it"
         )
-    if ("import" in c.stages) != (c.model.get("weights") is not None):
-        raise UserError(
-            "model.weights names a file and stages has no import: put import first, or leave "
-            "model.weights out"
-            if c.model.get("weights") is not None
-            else "stages has import, and model.weights names no file"
-        )
+    if "import" in c.stages and c.model.get("weights") is None:
+        raise UserError("stages has import, and model.weights names no file")
     if "import" in unfinished and "train" not in c.stages and c.anchors.source == "class_weights":
         raise UserError(
             "imported weights come without class weights: set anchors.source to real_db"

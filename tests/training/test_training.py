@@ -126,7 +126,6 @@ def test_a_training_begins_with_imported_weights(tmp_path):
         run(config, tmp_path / "other")
     for stages, weights, message in (
         (("train", "import"), "w", "import is the first"),
-        (("train",), "w", "model.weights names a file and stages has no import"),
         (("import",), None, "stages has import, and model.weights names no file"),
     ):
         config.stages, config.model.weights = stages, weights
