@@ -56,6 +56,7 @@ CASES = {
     "block_65536": Case(65536),
     "sampled": Case(8192, 0.1),
     "plain_bfloat16": Case(dtype="bfloat16"),
+    "plain_bfloat16_x3": Case(dtype="bfloat16_x3"),
     "block_8192_bfloat16": Case(8192, dtype="bfloat16"),
     "block_65536_bfloat16": Case(65536, dtype="bfloat16"),
 }
@@ -77,7 +78,8 @@ def compiled_step(case: Case, *, classes: int, batch_size: int, width: int) -> A
     from jax.sharding import PartitionSpec
 
     from ida_jax.common.devices import training_mesh
-    from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
+    from ida_jax.ops.class_optimizers import ClassWeights, Sgd
+    from ida_jax.ops.class_softmax import sample_classes, softmax_step
     from ida_jax.ops.margin import arcface
 
     def on_device(state: ClassWeights, embeddings: jax.Array, labels: jax.Array) -> tuple:
@@ -102,7 +104,7 @@ def compiled_step(case: Case, *, classes: int, batch_size: int, width: int) -> A
             scale=64.0,
             block=case.block,
             sampled=sampled,
-            dtype=jnp.dtype(case.dtype),
+            dtype=case.dtype,
         )
         return out.classes, out.gradient, jnp.mean(out.losses)
 
@@ -158,7 +160,7 @@ def ours(options: dict[str, Any], case: Case, classes: int) -> dict[str, Callabl
     import jax
     import jax.numpy as jnp
 
-    from ida_jax.ops.class_softmax import ClassWeights
+    from ida_jax.ops.class_optimizers import ClassWeights
 
     shapes = {"classes": classes, "batch_size": options["batch_size"], "width": options["width"]}
     step = compiled_step(case, **shapes)

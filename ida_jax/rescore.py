@@ -168,7 +168,11 @@ def _parser() -> Parser:
         "(300, or as many as the anchors allow)",
     )
     add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--searcher",
+        default="auto",
+        help="auto (default), exact, bfloat16_x6, …_x3, scann, scann_partitioned",
+    )
     add(
         "--tolerance",
         type=float,

@@ -3,7 +3,8 @@
 A listed pair in random order touches two far rows of the embeddings, and memory, not arithmetic,
 sets the speed. On a CPU pairs are therefore grouped by tile of the N×N matrix of products; a tile
 with enough of them is computed as one product, which costs less than gathering their rows. The
-other pairs' rows are gathered.
+other pairs' rows are gathered. On other devices one program gathers the rows and applies every
+method's rule, so that of a pair only its two numbers go there and its scores come back.
 
 P pairs, N faces, D embedding, S numbers a face.
 """
@@ -21,7 +22,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import block_size, by_blocks, filled
+from ida_jax.common.devices import block_size, by_blocks, filled, on_cpu
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import cores
 from ida_jax.common.validation import require_unit
@@ -90,6 +91,8 @@ def pair_scores(
 ) -> dict[str, np.ndarray]:
     """{method: `score_pairs`} of what was checked before; the cosines are computed once."""
     on_device, pairs = jax.device_put(filled(faces)), pairs.astype(np.int32, copy=False)
+    if not on_cpu(on_device):
+        return _gathered_scores(on_device, pairs, methods)
     cosines = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
@@ -112,8 +115,23 @@ def score_chunk(
       held: which of the N faces they are; all if None.
     """
     places = pairs if held is None else held.place[pairs]
+    if not on_cpu(faces):
+        return _gathered_scores(faces, places, {"": terms})[""]
     cosines = _cosines(faces, len(terms.values), pairs, places, held)
     return scores_of_cosines(cosines, places, terms)
+
+
+def _gathered_scores(
+    faces: jax.Array, pairs: np.ndarray, methods: Mapping[str, FaceTerms]
+) -> dict[str, np.ndarray]:
+    own = {name: _filled(terms) for name, terms in methods.items()}
+    scores = by_blocks(partial(gathered_scores, faces, own), pairs, sizes=DEVICE_GATHER_BLOCKS)
+    return {name: scores[name] for name in methods}  # jax sorts a dict's keys
+
+
+def _filled(terms: FaceTerms) -> FaceTerms:
+    """The terms on the device, of as many faces as `filled` gives."""
+    return jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
 
 
 def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
@@ -125,8 +143,7 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     """
     if terms.rule == "cosine":
         return cosines.copy()
-    on_device = jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
-    return by_blocks(partial(apply_rule, on_device), cosines, pairs, sizes=RULE_BLOCKS)
+    return by_blocks(partial(apply_rule, _filled(terms)), cosines, pairs, sizes=RULE_BLOCKS)
 
 
 def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
@@ -140,11 +157,15 @@ def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
     faces = 64
     while True:
         on_device = jax.device_put(np.zeros((faces, width), np.float32))
-        for block in _sizes_to(_gather_blocks(), faces // 2):
-            gathered_cosines(on_device, np.zeros((block, 2), np.int32))
-        if terms.rule != "cosine":
-            values = np.zeros((faces, terms.values.shape[1]), np.float32)
-            own = jax.device_put(terms._replace(values=values))
+        values = np.zeros((faces, terms.values.shape[1]), np.float32)
+        own = jax.device_put(terms._replace(values=values))
+        if not on_cpu(on_device):
+            for block in _sizes_to(DEVICE_GATHER_BLOCKS, faces // 2):
+                gathered_scores(on_device, {"": own}, np.zeros((block, 2), np.int32))
+        else:
+            for block in _sizes_to(_GATHER_BLOCKS, faces // 2):
+                gathered_cosines(on_device, np.zeros((block, 2), np.int32))
+        if on_cpu(on_device) and terms.rule != "cosine":
             for block in _sizes_to(RULE_BLOCKS, faces // 2):
                 apply_rule(own, np.zeros(block, np.float32), np.zeros((block, 2), np.int32))
         if faces >= 2 * most:
@@ -219,19 +240,13 @@ def _cosines(
       places: int32 [P, 2], the pairs as rows of `faces`.
       held: as in `score_chunk`.
     """
-    if jax.default_backend() != "cpu":
-        return _gathered(faces, places)
-    # On a CPU the host's view of the faces is not a copy.
+    # In a CPU's memory: the host's view of the faces is not a copy.
     tiles = _Tiles(np.asarray(faces)[:count], held)
     return _tiled_cosines(tiles, pairs, lambda some: _gathered(faces, places[some]))
 
 
 def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
-    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=_gather_blocks())
-
-
-def _gather_blocks() -> tuple[int, ...]:
-    return _GATHER_BLOCKS if jax.default_backend() == "cpu" else DEVICE_GATHER_BLOCKS
+    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=_GATHER_BLOCKS)
 
 
 @jax.jit
@@ -247,6 +262,15 @@ def apply_rule(terms: FaceTerms, cosine: jax.Array, pairs: jax.Array) -> jax.Arr
     """A method's scores, float32 [P], from the cosines [P] of pairs [P, 2]."""
     first, second = terms.values[pairs[:, 0]], terms.values[pairs[:, 1]]
     return RULES[terms.rule].score(cosine, first, second, terms.constants)
+
+
+@jax.jit
+def gathered_scores(
+    faces: jax.Array, methods: Mapping[str, FaceTerms], pairs: jax.Array
+) -> dict[str, jax.Array]:
+    """{method: its scores, float32 [P]} of pairs [P, 2] of the faces [N, D], in one program."""
+    cosines = gathered_cosines(faces, pairs)
+    return {name: apply_rule(terms, cosines, pairs) for name, terms in methods.items()}
 
 
 class _Tiles(NamedTuple):
