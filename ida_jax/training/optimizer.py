@@ -4,6 +4,8 @@ Clipping considers the backbone's gradient alone, as in InsightFace: the class w
 applied block by block, so that its norm is known only afterwards.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,9 +72,16 @@ def adamw(config: ConfigDict) -> optax.GradientTransformation:
     Its weight decay λ, on every parameter as in arcface_torch, moves w by −η λ w apart from the
     moments.
     """
-    return optax.adamw(
+    plain = optax.adamw(
         learning_rate_schedule(config), *BETAS, eps=EPSILON, weight_decay=config.weight_decay
     )
+
+    def update(*args: Any) -> tuple:
+        # optax's 1 − βᵗ mixes types, which strict promotion rejects.
+        with jax.numpy_dtype_promotion("standard"):
+            return plain.update(*args)
+
+    return optax.GradientTransformation(plain.init, update)
 
 
 def backbone_optimizer(config: ConfigDict) -> optax.GradientTransformation:
