@@ -9,6 +9,9 @@ the list; killed in the middle, the same command continues; the output appears w
   S  .npy, .csv or .parquet: one score a pair, in P's order; what made them is in a .parquet, or
      in S.origin.json beside it, for the calibration that is fitted to them
 
+For .parquet a folder of such files may stand, as Spark and Ray write it, read in the order of the
+files' names; S without a suffix is such a folder.
+
 Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work through the folder
 of S, which all of them must see, and make the same file.
 
@@ -63,12 +66,15 @@ def main(argv: list[str]) -> None:
 
 
 def _rescore(options: Any) -> None:
-    from ida_jax.common.files import require_file
+    from ida_jax.common.parts import stamp
     from ida_jax.common.processes import is_first
     from ida_jax.rescoring.job import JobFiles, rescore_files
     from ida_jax.rescoring.method_table import ARTEFACTS
+    from ida_jax.tables.parquet_files import refuse_inside, require_table
 
     _give_memory_back()
+    read = (options.embeddings, options.pairs, options.labels, options.anchors)
+    refuse_inside(options.output, read)
     calibration = _calibration(options)
 
     def check_origin(origin: "ScoreOrigin") -> None:
@@ -81,10 +87,10 @@ def _rescore(options: Any) -> None:
     files = [getattr(options, flag) for flag in (*ARTEFACTS, "calibration")]
     files = [path for path in files if path is not None]
     for path in files:
-        require_file(path, what="file")
+        require_table(path, what="file")
     settings = [
         {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
-        [[str(path.resolve()), path.stat().st_mtime_ns] for path in files],
+        [stamp(path) for path in files],
     ]
     summary = rescore_files(
         JobFiles(options.embeddings, options.pairs, options.names, options.labels),
@@ -96,6 +102,7 @@ def _rescore(options: Any) -> None:
         check_origin=check_origin,
         skip_bad=options.skip_bad,
         chunk=options.chunk,
+        key=options.key,
     )
     if is_first():
         rate = summary.pairs / summary.seconds
@@ -149,6 +156,11 @@ def _parser() -> Parser:
     add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
     add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")
     add("--output", type=Path, required=True, metavar="S", help="where the scores go")
+    add(
+        "--key",
+        metavar="COLUMN",
+        help="a column of P (.csv, .tsv, .parquet) beside its two: carried to S before the scores",
+    )
     add = parser.add_argument_group("the method").add_argument
     add_artefact_flags(add)
     add(
@@ -234,6 +246,11 @@ def _check(options: Any) -> None:
         from ida_jax.common.validation import require_tau
 
         require_tau(options.tau, what="--tau")
+    if options.key is not None and options.output.suffix.lower() == ".npy":
+        raise UserError(
+            f"--key={options.key} needs scores with named columns: give --output as .csv, .parquet "
+            "or a folder"
+        )
     if options.chunk < 1:
         raise UserError(f"--chunk={options.chunk}: expected 1 or more")
 

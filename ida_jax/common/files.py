@@ -13,6 +13,7 @@ import json
 import lzma
 import math
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -93,6 +94,43 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes its place on success, or else is removed.
+
+    A kill leaves the old folder, none, or the new one.
+
+    Raises:
+      UserError: the folder around it does not exist or cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        made = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
+    try:
+        yield made
+        umask = os.umask(0)
+        os.umask(umask)
+        made.chmod(0o777 & ~umask)
+        for file in made.iterdir():
+            _synchronise(file)
+        _synchronise(made)
+        if path.is_dir():
+            old = tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent)
+            os.replace(path, old)
+            os.replace(made, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(made, path)
+        _synchronise(path.parent)
+    except OSError as error:
+        reason = error.strerror or f"not all of it was written ({error}); make room"
+        raise UserError(f"cannot write {path}: {reason}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

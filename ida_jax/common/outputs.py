@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -25,7 +26,7 @@ try:
 except ImportError:  # not POSIX
     fcntl = None
 
-# What `written_whole` names a file that is not whole yet.
+# What `written_whole` and `written_folder` name what is not whole yet.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 Named = Mapping[str, str | os.PathLike[str] | None]
@@ -57,10 +58,13 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
             for path in (Path(path) for path in outputs.values() if path is not None):
                 held.enter_context(_locked(_lock_of(path), what=path))
                 for left in path.absolute().parent.glob(f".{_escaped(path.name)}.*"):
-                    if left.is_dir():
+                    if _UNFINISHED.fullmatch(left.name):
+                        if left.is_dir():  # of `written_folder`
+                            shutil.rmtree(left, ignore_errors=True)
+                        else:
+                            left.unlink(missing_ok=True)
+                    elif left.is_dir():
                         _remove_unfinished(left)
-                    elif _UNFINISHED.fullmatch(left.name):
-                        left.unlink(missing_ok=True)
         yield
 
 

@@ -68,6 +68,7 @@ def unit_rows(
     skip_bad: bool = False,
     what: str = "embeddings",
     numbers: np.ndarray | None = None,
+    place: Callable[[int], str] | None = None,
 ) -> UnitRows:
     """As `unit_embeddings`, and able to skip bad rows.
 
@@ -79,6 +80,7 @@ def unit_rows(
       skip_bad: makes rows that are zero, NaN or infinite NaN instead of raising.
       what: how an error names them.
       numbers: int [N], the rows' numbers in an error; from 0 if None.
+      place: where a row is, in words, by its number; an error then names the first bad row's.
 
     Raises:
       UserError: another rank or type; bad rows, named by number, unless they are skipped.
@@ -92,8 +94,9 @@ def unit_rows(
         out[rows], bad[rows], norms[rows] = _unit_block(embeddings[rows])
     if bad.any() and not skip_bad:
         wrong = np.flatnonzero(bad) if numbers is None else numbers[bad]
+        first = "" if place is None else f" ({place(int(wrong[0]))})"
         raise UserError(
-            f"{what}: {rows_are(wrong)} zero, NaN or infinite; such a face cannot "
+            f"{what}: {rows_are(wrong)} zero, NaN or infinite{first}; such a face cannot "
             "match: leave it out or embed it again"
         )
     return UnitRows(out, bad, norms)

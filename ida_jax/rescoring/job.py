@@ -27,7 +27,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ida_jax.common.files import require_file
 from ida_jax.common.parts import (
     Parts,
     folder_beside,
@@ -54,7 +53,9 @@ from ida_jax.rescoring.shared_people import (
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.blocks import open_npy
 from ida_jax.tables.embeddings import read_embeddings
-from ida_jax.tables.pair_lists import PairFile, convert_pairs
+from ida_jax.tables.pair_keys import KeyColumn
+from ida_jax.tables.pair_lists import PairFile, convert_pairs, source_size
+from ida_jax.tables.parquet_files import require_table, row_place
 from ida_jax.tables.score_origin import ScoreOrigin
 from ida_jax.tables.score_output import check_output, write_scores
 
@@ -67,7 +68,7 @@ class JobFiles(NamedTuple):
     """The files of a job.
 
     Attributes:
-      embeddings: [N, D], .npy, .npz or .parquet.
+      embeddings: [N, D], .npy, .npz or .parquet, or a folder of such parts.
       pairs: [P, 2], .npy, .csv, .tsv or .parquet, rows of the embeddings or names.
       names: one name per line, in the embeddings' order; None where pairs are rows, or where the
         embeddings' file has names.
@@ -112,11 +113,12 @@ def rescore_files(
     check_origin: Callable[[ScoreOrigin], None] | None = None,
     skip_bad: bool = False,
     chunk: int = CHUNK,
+    key: str | None = None,
 ) -> Summary:
     """Writes one score per pair, in the pairs' order; the output appears whole or not at all.
 
     Args:
-      output: .npy, .csv or .parquet.
+      output: .npy, .csv or .parquet; without a suffix, a folder of .parquet parts.
       make_scorer: the number of faces to the method with its anchors.
       settings: JSON-able, everything else that the scores depend on (the method's options, the
         files that the scorer was read from): an interrupted job continues only with the same ones.
@@ -125,6 +127,7 @@ def rescore_files(
       check_origin: called before the work with what the scores, before `finish`, will be made with.
       skip_bad: gives NaN to pairs with a zero, NaN or infinite embedding instead of refusing them.
       chunk: pairs scored at once; it changes the last bits of scores.
+      key: a column of the pairs that is written before the scores.
 
     Warns on standard error where the faces' people seem to be among the anchors.
 
@@ -134,9 +137,10 @@ def rescore_files(
     """
     start = time.perf_counter()
     check_output(output)
-    require_file(inputs.pairs, what="pairs")
+    require_table(inputs.pairs, what="pairs")
+    keys = None if key is None else KeyColumn(inputs.pairs, key)
     embeddings, names, fingerprint = read_embeddings(inputs.embeddings, names=inputs.names)
-    faces, bad, norms = unit_rows(embeddings, skip_bad=skip_bad)
+    faces, bad, norms = unit_rows(embeddings, skip_bad=skip_bad, place=row_place(inputs.embeddings))
     del embeddings
     scorer = make_scorer(len(faces))
     require_same_models(inputs.embeddings, fingerprint, [scorer])
@@ -152,17 +156,22 @@ def rescore_files(
         listed = PairFile(inputs.pairs)
         listed.check(len(faces))
     files = [stamp(path) for path in inputs if path is not None]
-    key = key_of([[*settings, skip_bad, chunk], files, _LAYOUT])
-    folder = folder_beside(output, key)
+    parts_key = key_of([[*settings, skip_bad, chunk], files, _LAYOUT])
+    folder = folder_beside(output, parts_key)
     try:
         if listed is None:
             path = folder / "pairs.npy"
             if is_first() and not is_sealed(path):
                 if path.is_file():
                     print(f"{path} is damaged or not finished: it is made again", file=sys.stderr)
-                with _bar(inputs.pairs.stat().st_size, "pair list", "B") as bar:
+                with _bar(source_size(inputs.pairs), "pair list", "B") as bar:
                     convert_pairs(
-                        inputs.pairs, path, names=names, rows=len(faces), progress=bar.update
+                        inputs.pairs,
+                        path,
+                        names=names,
+                        rows=len(faces),
+                        key=key,
+                        progress=bar.update,
                     )
                 seal(path)
             agree()
@@ -197,7 +206,7 @@ def rescore_files(
                 yield scores
 
         if is_first():
-            write_scores(output, finished(), listed.count, origin)
+            write_scores(output, finished(), listed.count, origin, keys=keys)
             remove_parts(output)
         agree()
     except Exception as error:
@@ -257,7 +266,7 @@ def _face_terms(
 
 
 def _needs_conversion(pairs: Path, names: Sequence[str] | None) -> bool:
-    if pairs.suffix.lower() != ".npy":
+    if pairs.suffix.lower() != ".npy" or pairs.is_dir():
         return True
     return names is not None and open_npy(pairs, what="pairs").dtype.kind == "U"
 
