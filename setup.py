@@ -21,6 +21,8 @@ _SCANN = ["scann>=1.4; platform_system == 'Linux' and python_version < '3.14'"]
 _INDEX = ["duckdb", "faiss-cpu", "psycopg[binary]", "qdrant-client"]
 # A PostgreSQL with pgvector where the system's has none: its binaries alone are used.
 _PGVECTOR = ["pgserver; platform_system == 'Linux' and python_version < '3.13'"]
+# Its Data library reads no files here, and needs pyarrow alone beside Ray's core.
+_RAY = ["ray>=2.40"]
 _TEST = ["hypothesis", "pytest>=8", "pytest-xdist", "ruff", "scikit-image"]
 
 setup(
@@ -55,6 +57,7 @@ setup(
         "train": _TRAIN,
         "scann": _SCANN,
         "interop": [*_EXPORT, "torch"],
+        "ray": _RAY,
         "index": [*_INDEX, *_SCANN],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

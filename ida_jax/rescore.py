@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, require_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ida_jax.artefacts.calibration import Calibration
+    from ida_jax.rescoring.ray_engine import RayEngine
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.score_origin import ScoreOrigin
 
+_ENGINES = ("local", "ray")
 _SCALES = ("log", "dao", "llr", "percent")
 
 
@@ -103,6 +105,7 @@ def _rescore(options: Any) -> None:
         skip_bad=options.skip_bad,
         chunk=options.chunk,
         key=options.key,
+        make_engine=partial(_engine, options) if options.engine == "ray" else None,
     )
     if is_first():
         rate = summary.pairs / summary.seconds
@@ -139,7 +142,7 @@ def _give_memory_back() -> None:
 # What does not change the scores.
 _NO_SETTINGS = (
     "output", "coordinator", "processes", "process", "embeddings", "pairs", "names", "labels",
-    "verify",
+    "verify", "engine", "actors",
 )  # fmt: skip
 
 
@@ -214,6 +217,14 @@ def _parser() -> Parser:
     )
     add = parser.add_argument_group("work shared out").add_argument
     add("--chunk", type=int, default=1 << 24, help="pairs at once (16,777,216)")
+    add(
+        "--engine",
+        choices=_ENGINES,
+        default=_ENGINES[0],
+        help="local, in this process (default), or ray: actors of the cluster of RAY_ADDRESS, or "
+        "of this host, make the same scores",
+    )
+    add("--actors", type=int, help="Ray's (one a GPU or, without any, one a core)")
     add("--coordinator", metavar="HOST:PORT", help="process 0's, with --processes and --process")
     add("--processes", type=int, help="how many processes")
     add("--process", type=int, help="which of them this is, from 0")
@@ -246,6 +257,14 @@ def _check(options: Any) -> None:
         from ida_jax.common.validation import require_tau
 
         require_tau(options.tau, what="--tau")
+    if options.actors is not None and (options.engine != "ray" or options.actors < 1):
+        raise UserError(f"--actors={options.actors}: expected 1 or more, with --engine=ray")
+    if options.engine == "ray":
+        require_module("ray")
+        import jax
+
+        # The GPUs are the actors': this process only reads and writes.
+        jax.config.update("jax_platforms", "cpu")
     if options.key is not None and options.output.suffix.lower() == ".npy":
         raise UserError(
             f"--key={options.key} needs scores with named columns: give --output as .csv, .parquet "
@@ -257,11 +276,7 @@ def _check(options: Any) -> None:
 
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.artefacts.ssr_module import SSRModule
     from ida_jax.common.processes import is_first
-    from ida_jax.rescoring.csn_fit import Csn
-    from ida_jax.rescoring.dao_fit import DaoFit
-    from ida_jax.rescoring.quality_fit import QualityFit
     from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
     anchors = None
@@ -269,25 +284,28 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         anchors = read_anchors(
             options.anchors, embeddings=options.embeddings, verify=options.verify
         )
-    scorer = Rescorer(
-        anchors,
-        k=options.k,
-        tau=options.tau,
-        method=options.method,
-        searcher=options.searcher,
-        tolerance=options.tolerance,
-        top_n=options.top_n,
-        ddof=options.ddof,
-        ssr=None if options.ssr is None else SSRModule.load(options.ssr),
-        csn=None if options.csn is None else Csn.load(options.csn),
-        dao_fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
-        quality_fit=None if options.quality_fit is None else QualityFit.load(options.quality_fit),
-        expected_faces=faces,
-    )
+    scorer = Rescorer(anchors, **_settings(options), expected_faces=faces)
     if is_first():
         for note in cohort_notes([scorer], options.top_n):
             print(note)
     return scorer
+
+
+def _settings(options: Any) -> dict[str, Any]:
+    """What a Rescorer takes beside the anchors; files by their paths."""
+    from ida_jax.rescoring.method_table import ARTEFACTS
+
+    of_method = ("method", "k", "tau", "top_n", "ddof", "searcher", "tolerance")
+    files = [name for name in ARTEFACTS if name != "anchors"]
+    return {name: getattr(options, name) for name in (*of_method, *files)}
+
+
+def _engine(options: Any, faces: int) -> "RayEngine":
+    from ida_jax.rescoring.batch import BatchFaceTerms
+    from ida_jax.rescoring.ray_engine import RayEngine
+
+    terms = BatchFaceTerms(options.anchors, **_settings(options), expected_faces=faces)
+    return RayEngine(terms, options.actors)
 
 
 def _calibration(options: Any) -> "Calibration | None":

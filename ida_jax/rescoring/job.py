@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -40,6 +40,7 @@ from ida_jax.common.parts import (
 from ida_jax.common.processes import OthersFailed, agree, is_first
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import unit_rows
+from ida_jax.rescoring.batch import slab_terms
 from ida_jax.rescoring.log_norms import norm_notes
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, score_chunk
@@ -58,6 +59,9 @@ from ida_jax.tables.pair_lists import PairFile, convert_pairs, source_size
 from ida_jax.tables.parquet_files import require_table, row_place
 from ida_jax.tables.score_origin import ScoreOrigin
 from ida_jax.tables.score_output import check_output, write_scores
+
+if TYPE_CHECKING:
+    from ida_jax.rescoring.ray_engine import RayEngine
 
 _FACE_SLAB = 4096
 # Of the parts: those of another layout are not continued.
@@ -114,6 +118,7 @@ def rescore_files(
     skip_bad: bool = False,
     chunk: int = CHUNK,
     key: str | None = None,
+    make_engine: "Callable[[int], RayEngine] | None" = None,
 ) -> Summary:
     """Writes one score per pair, in the pairs' order; the output appears whole or not at all.
 
@@ -128,6 +133,7 @@ def rescore_files(
       skip_bad: gives NaN to pairs with a zero, NaN or infinite embedding instead of refusing them.
       chunk: pairs scored at once; it changes the last bits of scores.
       key: a column of the pairs that is written before the scores.
+      make_engine: the number of faces to what makes the parts in this process' place, if anything.
 
     Warns on standard error where the faces' people seem to be among the anchors.
 
@@ -143,6 +149,7 @@ def rescore_files(
     faces, bad, norms = unit_rows(embeddings, skip_bad=skip_bad, place=row_place(inputs.embeddings))
     del embeddings
     scorer = make_scorer(len(faces))
+    engine = None if make_engine is None else make_engine(len(faces))
     require_same_models(inputs.embeddings, fingerprint, [scorer])
     origin = scorer.origin(model=fingerprint)
     if check_origin is not None:
@@ -176,7 +183,7 @@ def rescore_files(
                 seal(path)
             agree()
             listed = PairFile(path)
-        terms, nearest = _face_terms(folder, faces, bad, norms, scorer, own)
+        terms, nearest = _face_terms(folder, faces, bad, norms, scorer, own, engine)
         if is_first() and nearest is not None:
             known = np.zeros(0, bool)
             if inputs.labels is None:
@@ -185,12 +192,15 @@ def rescore_files(
             origin = replace(origin, shared=shared)
             if warning := shared_warning(shared, scorer.anchors):
                 print(f"warning: {inputs.embeddings}: {warning}", file=sys.stderr)
-        on_device = jax.device_put(faces)
-        del faces
         parts = Parts(folder, listed.count, chunk, name="scores-{number:05d}.npy")
         left = parts.left(jax.process_index(), jax.process_count())
         # Only this process's share, so that the rate and the remaining time are right.
         with _bar(sum(len(part.rows) for part in left), "pairs", "pair") as bar:
+            if engine is not None:
+                engine.score_parts(left, faces, terms, listed.path, finish, bar.update)
+                left = []
+            on_device = jax.device_put(faces) if left else None
+            del faces
             for rows, path in left:
                 scores = score_chunk(on_device, listed.read(rows.start, rows.stop), terms)
                 parts.write(path, scores if finish is None else finish(scores))
@@ -231,6 +241,7 @@ def _face_terms(
     norms: np.ndarray,
     scorer: Rescorer,
     own: np.ndarray | None,
+    engine: "RayEngine | None",
 ) -> tuple[FaceTerms, np.ndarray | None]:
     """The faces' terms, and their cosines to the nearest anchor, [N]; None without a search.
 
@@ -239,23 +250,18 @@ def _face_terms(
     """
     parts = Parts(folder, len(faces), _FACE_SLAB, name="faces-{number:05d}.npy")
     left = parts.left(jax.process_index(), jax.process_count())
-    # A bad face never matches, so that any unit vector can take its place in the search.
-    stand_in = np.zeros(faces.shape[1], np.float32)
-    stand_in[0] = 1
     with _bar(sum(len(part.rows) for part in left), "faces", "face") as bar:
+        given = {"faces": faces, "bad": bad, "norms": norms, "labels": own}
+        if engine is not None:
+            engine.face_parts(left, given, bar.update)
+            left = []
         for rows, path in left:
-            slab, slab_bad = (values[rows.start : rows.stop] for values in (faces, bad))
-            labels = None
-            if own is not None:
-                labels = np.where(slab_bad, -1, own[rows.start : rows.stop])
-            if np.any(slab_bad):
-                slab = np.where(slab_bad[:, None], stand_in, slab)
-            terms, nearest = scorer.searched_terms(
-                slab, labels=labels, norms=norms[rows.start : rows.stop]
-            )
-            columns = [terms.values] if nearest is None else [terms.values, nearest[:, None]]
-            parts.write(path, np.concatenate(columns, axis=1))
-            bar.update(len(slab))
+            slab = {
+                name: None if values is None else values[rows.start : rows.stop]
+                for name, values in given.items()
+            }
+            parts.write(path, slab_terms(scorer, **slab))
+            bar.update(len(rows))
     agree()
     values = np.concatenate(list(parts.values()))
     values[bad] = np.nan

@@ -123,6 +123,16 @@ def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
         faces *= 2
 
 
+def compile_blocks(faces: jax.Array, terms: FaceTerms) -> None:
+    """Compiles all that `score_chunk` needs for these faces, whatever the number of pairs."""
+    for block in _gather_blocks():
+        gathered_cosines(faces, np.zeros((block, 2), np.int32))
+    if terms.rule != "cosine":
+        own = jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
+        for block in RULE_BLOCKS:
+            apply_rule(own, np.zeros(block, np.float32), np.zeros((block, 2), np.int32))
+
+
 def _sizes_to(sizes: tuple[int, ...], rows: int) -> list[int]:
     """The blocks that may hold up to this many rows."""
     return [size for size in sizes if size <= block_size(sizes, rows)]

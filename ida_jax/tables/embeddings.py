@@ -21,6 +21,7 @@ from ida_jax.common.files import load_npz, require_plausible
 from ida_jax.tables.blocks import one_line, open_npy
 from ida_jax.tables.parquet_files import (
     ParquetLayout,
+    is_parquet,
     parquet_batches,
     parquet_layout,
     row_place,
@@ -103,6 +104,22 @@ def read_embeddings(
         own_names = [canonical(name) for name in own_names]
         _check_names(own_names, len(embeddings), f"the names in {path}", "row", 0, row_place(path))
     return EmbeddingFile(embeddings, own_names, fingerprint)
+
+
+def read_column(path: str | os.PathLike[str], name: str) -> np.ndarray | None:
+    """A column of lists beside the embeddings, float32 [N, S]; None where there is none.
+
+    Raises:
+      UserError: lists of different lengths, or of other things than numbers.
+    """
+    path = Path(path)
+    if not is_parquet(path):
+        return None
+    layout = parquet_layout(path, what="embeddings")
+    if name not in layout.schema.names:
+        return None
+    _check_types(path, layout.schema.remove_metadata(), [name], lists=True)
+    return _from_lists(layout, name)
 
 
 def names_beside(embeddings: Path, names: Path | None) -> Path | None:
@@ -205,12 +222,12 @@ def _require_room(layout: ParquetLayout, width: int) -> None:
         require_plausible(part.path, 4 * part.rows * width)
 
 
-def _from_lists(layout: ParquetLayout) -> np.ndarray:
-    width = _list_width(layout.path)
+def _from_lists(layout: ParquetLayout, name: str = "embedding") -> np.ndarray:
+    width = _list_width(layout.path, name)
     _require_room(layout, width)
     out = np.full((layout.rows, width), np.nan, np.float32)
     start, rows = 0, max(1, _BLOCK // max(1, width))
-    for batch in parquet_batches(layout.path, ["embedding"], rows=rows):
+    for batch in parquet_batches(layout.path, [name], rows=rows):
         _fill_from_lists(out[start : start + len(batch)], batch.column(0), layout, start)
         start += len(batch)
     return out
@@ -239,7 +256,7 @@ def _check_types(path: Path, schema: "pa.Schema", columns: Sequence[str], *, lis
         if lists and (types.is_list(kind) or types.is_large_list(kind) or _is_fixed(kind)):
             kind = kind.value_type
         elif lists:
-            raise UserError(f"{path}: column 'embedding' is {kind}, expected lists of floats")
+            raise UserError(f"{path}: column '{name}' is {kind}, expected lists of floats")
         if not types.is_floating(kind):
             raise UserError(
                 f"{path}: column '{name}' is {schema.field(name).type}, expected floating point; "
@@ -258,10 +275,10 @@ def _is_fixed(kind: "pa.DataType") -> bool:
     return types.is_fixed_size_list(kind)
 
 
-def _list_width(path: Path) -> int:
+def _list_width(path: Path, name: str) -> int:
     import pyarrow.compute as pc
 
-    for batch in parquet_batches(path, ["embedding"], rows=64):
+    for batch in parquet_batches(path, [name], rows=64):
         lengths = pc.list_value_length(batch.column(0)).drop_null()
         if len(lengths):
             return lengths[0].as_py()

@@ -2,8 +2,8 @@
 
 P pairs. A file is .npy, .csv, .tsv or .parquet, or a folder of the last. Fields of text are
 separated by tabs where its first line has one, else by commas. That line is a header unless its
-fields are all numbers (or true, false). A file of one column needs no name for it; of several, the named one is
-read. The whole column is held in memory.
+fields are all numbers (or true, false). A file of one column needs no name for it; of several,
+the named one is read. The whole column is held in memory.
 """
 
 import os

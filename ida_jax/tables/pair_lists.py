@@ -192,6 +192,18 @@ class _Names:
         return np.fromiter(rows, np.int32, len(column))
 
 
+def name_lookup(names: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+    """A function of names [n] to the faces' rows, int32 [n]; −1 of an unknown one.
+
+    Args:
+      names: the N faces' names in the rows' order.
+    """
+    import pyarrow as pa
+
+    lookup = _Names(names)
+    return lambda column: lookup.rows(pa.array(column, pa.string())).astype(np.int32)
+
+
 def _write_header(file: BinaryIO, count: int) -> None:
     # NumPy leaves room for a longer count, so that the header can be written again in its place.
     header = {"descr": "<i4", "fortran_order": False, "shape": (count, 2)}

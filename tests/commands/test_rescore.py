@@ -344,7 +344,7 @@ def test_damaged_parts_are_made_again(files, capsys, monkeypatch):
     expected = (files / "scores.npy").read_bytes()
     (files / "scores.npy").unlink()
 
-    def stopped(*arguments):
+    def stopped(*arguments, **_):
         raise KeyboardInterrupt
 
     damages = (

@@ -1,0 +1,149 @@
+"""`ida-jax rescore --engine=ray`: the parts of a job (`ida_jax.rescoring.job`) made by Ray's actors.
+
+The driver reads, checks and assembles as without Ray; the slabs of faces and the chunks of pairs go
+to actors of Ray Data, one a GPU or, where the cluster has none, one a core. They are cut as without
+Ray, so that the scores are the same, and a part is written whole into the job's folder, which all
+nodes must see: what a killed actor was at is made again by the one that Ray starts in its place, and
+a killed driver goes on with the parts that are there.
+
+N faces, P pairs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ida_jax.common.errors import UserError, require_module
+from ida_jax.common.parts import Part, write_part
+from ida_jax.rescoring.batch import BatchFaceTerms, BatchPairScores, slab_terms
+from ida_jax.rescoring.terms import FaceTerms
+from ida_jax.tables.pair_lists import PairFile
+
+Advance = Callable[[int], object]
+
+
+class RayEngine:
+    """Makes a job's parts by actors of Ray Data."""
+
+    def __init__(self, terms: BatchFaceTerms, actors: int | None = None) -> None:
+        """Connects to the cluster of RAY_ADDRESS, or starts Ray on this host.
+
+        Args:
+          terms: the method.
+          actors: how many; one a GPU or, without GPUs, one a core if None.
+
+        Raises:
+          UserError: Ray is not installed.
+        """
+        require_module("ray")
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+        self._terms = terms
+        self._device = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+        self._actors = actors or int(ray.cluster_resources()[self._device])
+
+    def face_parts(self, left: Sequence[Part], faces: Mapping[str, Any], bar: Advance) -> None:
+        """Makes parts of `slab_terms`.
+
+        Args:
+          left: the parts that are not there.
+          faces: its arguments, of all N faces.
+          bar: called with how many faces are done.
+        """
+        self._map(_FaceParts, left, (self._terms,), faces, bar)
+
+    def score_parts(
+        self,
+        left: Sequence[Part],
+        faces: np.ndarray,
+        terms: FaceTerms,
+        pairs: Path,
+        finish: Callable[[np.ndarray], np.ndarray] | None,
+        bar: Advance,
+    ) -> None:
+        """Makes parts of `score_chunk`.
+
+        Args:
+          left: the parts that are not there.
+          faces: float32 [N, D], unit rows.
+          terms: of the N faces.
+          pairs: a list that `PairFile` reads.
+          finish: maps a chunk's scores to the scale that is written.
+          bar: called with how many pairs are done.
+        """
+        given = (self._terms, pairs.absolute(), finish)
+        self._map(_ScoreParts, left, given, {"unit": faces, "terms": np.asarray(terms.values)}, bar)
+
+    def _map(
+        self,
+        kind: type,
+        left: Sequence[Part],
+        given: tuple,
+        shared: Mapping[str, Any],
+        bar: Advance,
+    ) -> None:
+        import ray
+        from ray.data import ActorPoolStrategy, DataContext
+
+        if not left:
+            return
+        DataContext.get_current().enable_progress_bars = False
+        items = [
+            {"start": part.rows.start, "stop": part.rows.stop, "path": str(part.path.absolute())}
+            for part in left
+        ]
+        made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            kind,
+            # In Ray's memory once a node, and mapped by its actors.
+            fn_constructor_args=(*given, [ray.put(dict(shared))]),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=min(self._actors, len(items))),
+            **{f"num_{self._device.lower()}s": 1},
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        try:
+            for row in made.iter_rows():
+                bar(row["stop"] - row["start"])
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            raise cause or UserError(f"Ray could not finish: {str(error).strip()}") from error
+
+
+class _FaceParts:
+    def __init__(self, terms: BatchFaceTerms, shared: list) -> None:
+        import ray
+
+        self._terms, self._faces = terms, ray.get(shared[0])
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for start, stop, path in zip(batch["start"], batch["stop"], batch["path"], strict=True):
+            slab = {
+                name: None if values is None else values[start:stop]
+                for name, values in self._faces.items()
+            }
+            write_part(Path(path), slab_terms(self._terms.scorer, **slab))
+        return batch
+
+
+class _ScoreParts:
+    def __init__(
+        self, terms: BatchFaceTerms, pairs: Path, finish: Callable | None, shared: list
+    ) -> None:
+        import ray
+
+        self._pairs, self._finish = PairFile(pairs), finish
+        self._scores = BatchPairScores(terms, ray.get(shared[0]))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for start, stop, path in zip(batch["start"], batch["stop"], batch["path"], strict=True):
+            first, second = self._pairs.read(int(start), int(stop)).T
+            scores = self._scores({"first": first, "second": second})["score"]
+            write_part(Path(path), scores if self._finish is None else self._finish(scores))
+        return batch
