@@ -21,8 +21,7 @@ _SCANN = ["scann>=1.4; platform_system == 'Linux' and python_version < '3.14'"]
 _INDEX = ["duckdb", "faiss-cpu", "psycopg[binary]", "qdrant-client"]
 # A PostgreSQL with pgvector where the system's has none: its binaries alone are used.
 _PGVECTOR = ["pgserver; platform_system == 'Linux' and python_version < '3.13'"]
-# Its Data library reads no files here, and needs pyarrow alone beside Ray's core.
-_RAY = ["ray>=2.40"]
+_RAY = ["ray[data]>=2.50"]
 _TEST = ["hypothesis", "pytest>=8", "pytest-xdist", "ruff", "scikit-image"]
 
 setup(

@@ -1,4 +1,4 @@
-"""Faces' numbers and pairs' scores of batches: what Ray Data, Spark and their like map over a table.
+"""Faces' numbers and pairs' scores of batches: what Ray Data or Spark maps over a table.
 
 A batch is a dict of columns, {name: array of n rows}. Two callables take one and give it back with
 columns more:
@@ -7,8 +7,8 @@ columns more:
     BatchPairScores  two faces of each pair → score [n]
 
 Both pickle as settings, paths and arrays. A worker makes what is on its device at the first batch;
-copies of one callable in a process share it. Shapes are padded to few sizes, which are compiled then,
-so that no batch compiles anew. Every method of `ida_jax.rescoring.method_table` is served.
+copies of one callable in a process share it. Shapes are padded to few sizes, which are compiled
+then, so that no batch compiles anew. They serve every method of the method table.
 
 n rows of a batch, N faces, D embedding, S numbers of a face.
 """
@@ -24,7 +24,7 @@ import numpy as np
 from ida_jax.common.devices import filled, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
-from ida_jax.rescoring.method_table import HEADLINE, require_method
+from ida_jax.rescoring.method_table import ARTEFACTS, HEADLINE, require_method
 from ida_jax.rescoring.pairs import checked_pairs, compile_blocks, score_chunk
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import RULES, FaceTerms
@@ -71,12 +71,9 @@ class BatchFaceTerms:
         """
         require_method(method)
         given = {"anchors": anchors, "method": method, **settings}
+        files = [name for name in ARTEFACTS if isinstance(given.get(name), str | os.PathLike)]
         # A worker may run in another folder.
-        self.settings = {
-            name: os.path.abspath(value) if isinstance(value, str | os.PathLike) and name not in
-            ("method", "searcher") else value
-            for name, value in given.items()
-        }  # fmt: skip
+        self.settings = {**given, **{name: os.path.abspath(given[name]) for name in files}}
         self.embedding, self.label, self.skip_bad = embedding, label, skip_bad
         self._id = uuid.uuid4().hex
 
@@ -127,9 +124,6 @@ class BatchFaceTerms:
         """`__call__` for Spark's mapInArrow: record batches to record batches."""
         return over_arrow(self, batches)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(self))
-
 
 class BatchPairScores:
     """A method's scores of a batch's pairs of faces: `score_pairs` as a column."""
@@ -142,14 +136,17 @@ class BatchPairScores:
         first: str = "first",
         second: str = "second",
     ) -> None:
-        """Args:
-        terms: the method.
-        faces: what `read_embeddings` reads: of Parquet, a file or a folder, a column `terms` as
-          `BatchFaceTerms` wrote it is read too. Or the columns themselves, `embedding`, `terms`
-          and `name`. Without `terms` each worker makes them.
-        first: the column of the pairs' first faces, the enrolled ones where the method cares:
-          rows from 0, or names.
-        second: of the second ones.
+        """A method and the faces whose pairs it scores.
+
+        Args:
+          terms: the method.
+          faces: what `read_embeddings` reads: of Parquet, a file or a folder, a column `terms` as
+            `BatchFaceTerms` wrote it is read too. Or the columns themselves, `embedding`, `terms`
+            and `name`. Without `terms` each worker makes them. In the place of `embedding`, `unit`:
+            the unit rows of `unit_rows`, given with `terms`.
+          first: the column of the pairs' first faces, the enrolled ones where the method cares:
+            rows from 0, or names.
+          second: of the second ones.
         """
         self.terms, self.first, self.second = terms, first, second
         given = isinstance(faces, str | os.PathLike)
@@ -186,21 +183,20 @@ class BatchPairScores:
     def _make(self) -> tuple[jax.Array, FaceTerms, Callable[[Any], np.ndarray] | None]:
         faces = self.faces if isinstance(self.faces, dict) else _read_faces(self.faces)
         scorer = self.terms.scorer
-        unit, bad, _ = unit_rows(matrix(faces["embedding"]), skip_bad=self.terms.skip_bad)
+        unit = faces.get("unit")
+        if unit is None:
+            rows = matrix(faces["embedding"])
+            unit = unit_rows(rows, skip_bad=self.terms.skip_bad).embeddings
         values = faces.get("terms")
         if values is None:
             values = self.terms({self.terms.embedding: faces["embedding"]})["terms"]
-        values = np.array(matrix(values), np.float32).reshape(len(unit), -1)
-        values[bad] = np.nan
+        values = np.asarray(matrix(values), np.float32).reshape(len(unit), -1)
         terms = FaceTerms(scorer.rule, values, scorer.constants)
         terms.check(len(unit))
         on_device = jax.device_put(filled(unit))
         compile_blocks(on_device, terms)
         names = faces.get("name")
         return on_device, terms, None if names is None else name_lookup(list(names))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 def slab_terms(
@@ -257,20 +253,22 @@ def column(batch: Batch, name: str) -> np.ndarray:
 
 
 def matrix(rows: Any) -> np.ndarray:
-    """Rows of equal length as one array [n, D], as engines give a column of lists or tensors."""
+    """Rows of equal length as one array [n, D], as engines give a column of lists or tensors.
+
+    A row that is missing is NaN.
+
+    Raises:
+      UserError: rows of different lengths.
+    """
     rows = np.asarray(rows)
     if rows.dtype != object:
         return rows
-    widths = {-1 if row is None else len(row) for row in rows}
-    if len(widths - {-1}) > 1:
-        raise UserError(f"rows of {min(widths - {-1})} and of {max(widths)} numbers: expected one")
-    width = max(widths, default=0)
-    missing = np.full(max(width, 0), np.nan, np.float32)
-    return (
-        np.stack([missing if row is None else np.asarray(row) for row in rows])
-        if len(rows)
-        else np.empty((0, 0), np.float32)
-    )
+    widths = {len(row) for row in rows if row is not None}
+    if len(widths) > 1:
+        raise UserError(f"rows of {min(widths)} and of {max(widths)} numbers: expected one length")
+    missing = np.full(max(widths, default=0), np.nan, np.float32)
+    full = [missing if row is None else np.asarray(row) for row in rows]
+    return np.stack(full) if full else np.empty((0, 0), np.float32)
 
 
 def _state(identity: str, make: Callable[[], Any]) -> Any:
@@ -304,9 +302,5 @@ def _to_arrow(values: np.ndarray) -> "pa.Array":
 
     if values.ndim == 1:
         return pa.array(values)
-    ends = (
-        np.arange(0, values.size + 1, values.shape[1])
-        if values.shape[1]
-        else np.zeros(len(values) + 1)
-    )
-    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(values.ravel()))
+    ends = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values.ravel()))

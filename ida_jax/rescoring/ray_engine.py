@@ -1,14 +1,17 @@
-"""`ida-jax rescore --engine=ray`: the parts of a job (`ida_jax.rescoring.job`) made by Ray's actors.
+"""`ida-jax rescore --engine=ray`: the parts of a job are made by Ray's actors.
 
-The driver reads, checks and assembles as without Ray; the slabs of faces and the chunks of pairs go
-to actors of Ray Data, one a GPU or, where the cluster has none, one a core. They are cut as without
-Ray, so that the scores are the same, and a part is written whole into the job's folder, which all
-nodes must see: what a killed actor was at is made again by the one that Ray starts in its place, and
-a killed driver goes on with the parts that are there.
+The driver (`ida_jax.rescoring.job`) reads, checks and assembles as without Ray; the slabs of faces
+and the chunks of pairs go to actors of Ray Data, one a GPU or, where the cluster has none, one a
+core. They are cut as without Ray, so that the scores are the same, and a part is written whole into
+the job's folder, which all nodes must see: what a killed actor was at is made again by the one that
+Ray starts in its place, and a killed driver goes on with the parts that are there.
 
 N faces, P pairs.
 """
 
+import logging
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,10 +41,15 @@ class RayEngine:
           UserError: Ray is not installed.
         """
         require_module("ray")
+        # Its core reports as an error that Ray Data's actors start anew with what the driver holds.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
 
         if not ray.is_initialized():
-            ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+            with warnings.catch_warnings():
+                # jax warns of its threads wherever a process is started; Ray's are other programs.
+                warnings.filterwarnings("ignore", message=r"os\.fork", category=RuntimeWarning)
+                ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
         self._terms = terms
         self._device = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
         self._actors = actors or int(ray.cluster_resources()[self._device])
@@ -91,29 +99,31 @@ class RayEngine:
 
         if not left:
             return
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         DataContext.get_current().enable_progress_bars = False
         items = [
             {"start": part.rows.start, "stop": part.rows.stop, "path": str(part.path.absolute())}
             for part in left
         ]
+        shared_once = ray.put(dict(shared))  # in Ray's memory on a node, mapped by its actors
         made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             kind,
-            # In Ray's memory once a node, and mapped by its actors.
-            fn_constructor_args=(*given, [ray.put(dict(shared))]),
+            fn_constructor_args=(*given, [shared_once]),
             batch_size=1,
+            # A killed actor is started again, and its task too, however often: Ray Data's default.
             compute=ActorPoolStrategy(size=min(self._actors, len(items))),
             **{f"num_{self._device.lower()}s": 1},
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         try:
             for row in made.iter_rows():
                 bar(row["stop"] - row["start"])
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
+        except Exception as error:
+            cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__
-            raise cause or UserError(f"Ray could not finish: {str(error).strip()}") from error
+                cause = getattr(cause, "cause", None) or cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
 
 
 class _FaceParts:
