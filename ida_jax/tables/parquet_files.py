@@ -207,7 +207,8 @@ def _file_batches(path: Path, columns: Sequence[str], *, rows: int) -> Iterator[
             for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
                 if missing := set(columns) - set(batch.schema.names):
                     raise UserError(f"{path} is damaged: it lacks {len(missing)} of its columns")
-                yield batch
+                columns_stored = [getattr(column, "storage", column) for column in batch.columns]
+                yield pa.RecordBatch.from_arrays(columns_stored, names=batch.schema.names)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
 
@@ -221,13 +222,23 @@ def _part(path: Path, keys: Mapping[str, Any], what: str) -> Part:
         metadata = parquet.read_metadata(path)
         groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
         sizes = [group.total_byte_size for group in groups]
-        part = Part(path, metadata.schema.to_arrow_schema(), metadata.num_rows, keys)
+        part = Part(path, _stored(metadata.schema.to_arrow_schema()), metadata.num_rows, keys)
     # A footer that is not Unicode raises UnicodeDecodeError.
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
     # Equal rows take next to no room: sorted labels of 13.5 M pairs are a few KiB.
     require_plausible(path, max(sum(sizes), part.rows // 8))
     return part
+
+
+def _stored(schema: "pa.Schema") -> "pa.Schema":
+    """With the types that are stored in place of extensions: Ray writes matrices as tensors."""
+    import pyarrow as pa
+
+    for number, field in enumerate(schema):
+        if isinstance(field.type, pa.BaseExtensionType):
+            schema = schema.set(number, pa.field(field.name, field.type.storage_type))
+    return schema
 
 
 def _partitions(path: Path, files: Sequence[Path]) -> tuple["pa.Schema", list[dict[str, Any]]]:
