@@ -25,7 +25,7 @@ from ida_jax.common.devices import filled, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
 from ida_jax.rescoring.method_table import ARTEFACTS, HEADLINE, require_method
-from ida_jax.rescoring.pairs import checked_pairs, compile_blocks, score_chunk
+from ida_jax.rescoring.pairs import checked_pairs, compile_blocks, score_chunk, score_gathered
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import RULES, FaceTerms
 from ida_jax.tables.embeddings import read_column, read_embeddings
@@ -156,7 +156,8 @@ class BatchPairScores:
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """The batch with `score`, float32 [n]; NaN of a bad face, which never matches.
 
-        The same scores as `ida-jax rescore --chunk=n` gives these pairs.
+        On a CPU a score has the same bits in any batch; those of `ida-jax rescore` too, where it
+        takes no products of tiles (`ida_jax.rescoring.pairs`) and a chunk is of more than 64 pairs.
 
         Raises:
           UserError: no such columns; a pair of unknown faces, by its number in the batch.
@@ -173,8 +174,12 @@ class BatchPairScores:
                 row, side = unknown[0]
                 raise UserError(f"pair {row}: no face is named {str(sides[side][row])!r}")
         pairs = checked_pairs(pairs, len(terms.values)).astype(np.int32, copy=False)
-        scores = score_chunk(faces, pairs, terms) if len(pairs) else np.empty(0, np.float32)
-        return {**batch, "score": scores}
+        return {**batch, "score": score_gathered(faces, pairs, terms)}
+
+    def of_chunk(self, pairs: np.ndarray) -> np.ndarray:
+        """float32 [P] of rows int32 [P, 2], by `score_chunk`: the bits of `rescore`'s chunk."""
+        faces, terms, _ = _state(self._id, self._make)
+        return score_chunk(faces, pairs, terms)
 
     def arrow(self, batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
         """`__call__` for Spark's mapInArrow: record batches to record batches."""

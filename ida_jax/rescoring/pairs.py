@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import block_size, by_blocks, filled
+from ida_jax.common.devices import block_size, by_blocks, filled, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import cores
 from ida_jax.common.validation import require_unit
@@ -85,6 +85,16 @@ def score_chunk(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.nda
       terms: of the N faces.
     """
     return scores_of_cosines(_cosines(faces, len(terms.values), pairs), pairs, terms)
+
+
+def score_gathered(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
+    """`score_chunk` by blocks of one size and without products of tiles.
+
+    On a CPU a score then has the same bits whatever other pairs are scored with it.
+    """
+    count = max(len(pairs), _GATHER_BLOCKS[0] + 1)
+    rows = padded(pairs, count)
+    return scores_of_cosines(_gathered(faces, rows), rows, terms)[: len(pairs)]
 
 
 def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:

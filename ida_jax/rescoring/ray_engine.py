@@ -153,7 +153,6 @@ class _ScoreParts:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for start, stop, path in zip(batch["start"], batch["stop"], batch["path"], strict=True):
-            first, second = self._pairs.read(int(start), int(stop)).T
-            scores = self._scores({"first": first, "second": second})["score"]
+            scores = self._scores.of_chunk(self._pairs.read(int(start), int(stop)))
             write_part(Path(path), scores if self._finish is None else self._finish(scores))
         return batch
