@@ -25,6 +25,8 @@ from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.pair_lists import PairFile
 
 Advance = Callable[[int], object]
+Finish = Callable[[np.ndarray], np.ndarray]
+Make = Callable[[int, int], np.ndarray]
 
 
 class RayEngine:
@@ -62,7 +64,7 @@ class RayEngine:
           faces: its arguments, of all N faces.
           bar: called with how many faces are done.
         """
-        self._map(_FaceParts, left, (self._terms,), faces, bar)
+        self._map(_face_parts, left, (self._terms,), faces, bar)
 
     def score_parts(
         self,
@@ -70,7 +72,7 @@ class RayEngine:
         faces: np.ndarray,
         terms: FaceTerms,
         pairs: Path,
-        finish: Callable[[np.ndarray], np.ndarray] | None,
+        finish: Finish | None,
         bar: Advance,
     ) -> None:
         """Makes parts of `score_chunk`.
@@ -84,11 +86,13 @@ class RayEngine:
           bar: called with how many pairs are done.
         """
         given = (self._terms, pairs.absolute(), finish)
-        self._map(_ScoreParts, left, given, {"unit": faces, "terms": np.asarray(terms.values)}, bar)
+        self._map(
+            _score_parts, left, given, {"unit": faces, "terms": np.asarray(terms.values)}, bar
+        )
 
     def _map(
         self,
-        kind: type,
+        prepare: Callable[..., Make],
         left: Sequence[Part],
         given: tuple,
         shared: Mapping[str, Any],
@@ -107,8 +111,8 @@ class RayEngine:
         ]
         shared_once = ray.put(dict(shared))  # in Ray's memory on a node, mapped by its actors
         made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            kind,
-            fn_constructor_args=(*given, [shared_once]),
+            _Parts,
+            fn_constructor_args=(prepare, given, [shared_once]),
             batch_size=1,
             # A killed actor is started again, and its task too, however often: Ray Data's default.
             compute=ActorPoolStrategy(size=min(self._actors, len(items))),
@@ -126,33 +130,35 @@ class RayEngine:
             raise cause from None
 
 
-class _FaceParts:
-    def __init__(self, terms: BatchFaceTerms, shared: list) -> None:
+class _Parts:
+    """An actor: makes and writes the parts that it is given."""
+
+    def __init__(self, prepare: Callable[..., Make], given: tuple, shared: list) -> None:
         import ray
 
-        self._terms, self._faces = terms, ray.get(shared[0])
+        self._make = prepare(*given, **ray.get(shared[0]))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for start, stop, path in zip(batch["start"], batch["stop"], batch["path"], strict=True):
-            slab = {
-                name: None if values is None else values[start:stop]
-                for name, values in self._faces.items()
-            }
-            write_part(Path(path), slab_terms(self._terms.scorer, **slab))
+            write_part(Path(path), self._make(int(start), int(stop)))
         return batch
 
 
-class _ScoreParts:
-    def __init__(
-        self, terms: BatchFaceTerms, pairs: Path, finish: Callable | None, shared: list
-    ) -> None:
-        import ray
+def _face_parts(terms: BatchFaceTerms, **faces: np.ndarray | None) -> Make:
+    def make(start: int, stop: int) -> np.ndarray:
+        slab = {name: None if x is None else x[start:stop] for name, x in faces.items()}
+        return slab_terms(terms.scorer, **slab)
 
-        self._pairs, self._finish = PairFile(pairs), finish
-        self._scores = BatchPairScores(terms, ray.get(shared[0]))
+    return make
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for start, stop, path in zip(batch["start"], batch["stop"], batch["path"], strict=True):
-            scores = self._scores.of_chunk(self._pairs.read(int(start), int(stop)))
-            write_part(Path(path), scores if self._finish is None else self._finish(scores))
-        return batch
+
+def _score_parts(
+    terms: BatchFaceTerms, pairs: Path, finish: Finish | None, **faces: np.ndarray
+) -> Make:
+    listed, scorer = PairFile(pairs), BatchPairScores(terms, faces)
+
+    def make(start: int, stop: int) -> np.ndarray:
+        scores = scorer.of_chunk(listed.read(start, stop))
+        return scores if finish is None else finish(scores)
+
+    return make
