@@ -197,7 +197,8 @@ def rescore_files(
         # Only this process's share, so that the rate and the remaining time are right.
         with _bar(sum(len(part.rows) for part in left), "pairs", "pair") as bar:
             if engine is not None:
-                engine.score_parts(left, faces, terms, listed.path, finish, bar.update)
+                given = {"unit": faces, "terms": terms.values}
+                engine.score_parts(left, given, listed.path, finish, bar.update)
                 left = []
             on_device = jax.device_put(faces) if left else None
             del faces

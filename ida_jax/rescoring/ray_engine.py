@@ -14,17 +14,16 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ida_jax.common.errors import UserError, require_module
 from ida_jax.common.parts import Part, write_part
 from ida_jax.rescoring.batch import BatchFaceTerms, BatchPairScores, slab_terms
-from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.pair_lists import PairFile
 
 Advance = Callable[[int], object]
+Shared = Mapping[str, np.ndarray | None]
 Finish = Callable[[np.ndarray], np.ndarray]
 Make = Callable[[int, int], np.ndarray]
 
@@ -32,15 +31,12 @@ Make = Callable[[int, int], np.ndarray]
 class RayEngine:
     """Makes a job's parts by actors of Ray Data."""
 
-    def __init__(self, terms: BatchFaceTerms, actors: int | None = None) -> None:
+    def __init__(self, method: BatchFaceTerms, actors: int | None = None) -> None:
         """Connects to the cluster of RAY_ADDRESS, or starts Ray on this host.
 
         Args:
-          terms: the method.
+          method: what it scores by.
           actors: how many; one a GPU or, without GPUs, one a core if None.
-
-        Raises:
-          UserError: Ray is not installed.
         """
         require_module("ray")
         # Its core reports as an error that Ray Data's actors start anew with what the driver holds.
@@ -52,51 +48,27 @@ class RayEngine:
                 # jax warns of its threads wherever a process is started; Ray's are other programs.
                 warnings.filterwarnings("ignore", message=r"os\.fork", category=RuntimeWarning)
                 ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
-        self._terms = terms
+        self._method = method
         self._device = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
         self._actors = actors or int(ray.cluster_resources()[self._device])
 
-    def face_parts(self, left: Sequence[Part], faces: Mapping[str, Any], bar: Advance) -> None:
-        """Makes parts of `slab_terms`.
-
-        Args:
-          left: the parts that are not there.
-          faces: its arguments, of all N faces.
-          bar: called with how many faces are done.
-        """
-        self._map(_face_parts, left, (self._terms,), faces, bar)
+    def face_parts(self, left: Sequence[Part], faces: Shared, bar: Advance) -> None:
+        """Makes parts of `slab_terms`, `faces` being its arguments for all N faces."""
+        self._map(_face_parts, left, (self._method,), faces, bar)
 
     def score_parts(
-        self,
-        left: Sequence[Part],
-        faces: np.ndarray,
-        terms: FaceTerms,
-        pairs: Path,
-        finish: Finish | None,
-        bar: Advance,
+        self, left: Sequence[Part], faces: Shared, pairs: Path, finish: Finish | None, bar: Advance
     ) -> None:
-        """Makes parts of `score_chunk`.
-
-        Args:
-          left: the parts that are not there.
-          faces: float32 [N, D], unit rows.
-          terms: of the N faces.
-          pairs: a list that `PairFile` reads.
-          finish: maps a chunk's scores to the scale that is written.
-          bar: called with how many pairs are done.
-        """
-        given = (self._terms, pairs.absolute(), finish)
-        self._map(
-            _score_parts, left, given, {"unit": faces, "terms": np.asarray(terms.values)}, bar
-        )
+        """Makes parts of `BatchPairScores.of_chunk`, of the `pairs` that `PairFile` reads."""
+        self._map(_score_parts, left, (self._method, pairs.absolute(), finish), faces, bar)
 
     def _map(
         self,
         prepare: Callable[..., Make],
         left: Sequence[Part],
         given: tuple,
-        shared: Mapping[str, Any],
-        bar: Advance,
+        shared: Shared,
+        bar: Advance,  # called with how many rows are done
     ) -> None:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
@@ -144,18 +116,18 @@ class _Parts:
         return batch
 
 
-def _face_parts(terms: BatchFaceTerms, **faces: np.ndarray | None) -> Make:
+def _face_parts(method: BatchFaceTerms, **faces: np.ndarray | None) -> Make:
     def make(start: int, stop: int) -> np.ndarray:
         slab = {name: None if x is None else x[start:stop] for name, x in faces.items()}
-        return slab_terms(terms.scorer, **slab)
+        return slab_terms(method.scorer, **slab)
 
     return make
 
 
 def _score_parts(
-    terms: BatchFaceTerms, pairs: Path, finish: Finish | None, **faces: np.ndarray
+    method: BatchFaceTerms, pairs: Path, finish: Finish | None, **faces: np.ndarray
 ) -> Make:
-    listed, scorer = PairFile(pairs), BatchPairScores(terms, faces)
+    listed, scorer = PairFile(pairs), BatchPairScores(method, faces)
 
     def make(start: int, stop: int) -> np.ndarray:
         scores = scorer.of_chunk(listed.read(start, stop))

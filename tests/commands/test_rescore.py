@@ -234,7 +234,7 @@ def test_killed_in_ten_places_and_continued_to_the_same_bytes(files, monkeypatch
 
 
 def test_another_setting_starts_anew(files, monkeypatch):
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
