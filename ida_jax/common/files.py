@@ -13,7 +13,6 @@ import json
 import lzma
 import math
 import os
-import shutil
 import struct
 import sys
 import tempfile
@@ -77,7 +76,7 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
         for failing, temporary in zip(whole, temporaries, strict=True):  # noqa: B007  of the error
             if temporary.exists():
                 temporary.chmod(0o666 & ~umask)
-                _synchronise(temporary)
+                synchronise(temporary)
         first, *beside = zip(whole, temporaries, strict=True)
         if any(path.exists() or temporary.exists() for path, temporary in beside):
             whole[0].unlink(missing_ok=True)
@@ -86,7 +85,7 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
                 os.replace(temporary, failing)
             else:
                 failing.unlink(missing_ok=True)
-        _synchronise(whole[0].parent)
+        synchronise(whole[0].parent)
     except OSError as error:
         # NumPy says of a full disk only how many entries it has written.
         reason = error.strerror or f"not all of it was written ({error}); make room"
@@ -94,43 +93,6 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def written_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that takes its place on success, or else is removed.
-
-    A kill leaves the old folder, none, or the new one.
-
-    Raises:
-      UserError: the folder around it does not exist or cannot be written, or the disk is full.
-    """
-    path = Path(path)
-    try:
-        made = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name a writable folder") from error
-    try:
-        yield made
-        umask = os.umask(0)
-        os.umask(umask)
-        made.chmod(0o777 & ~umask)
-        for file in made.iterdir():
-            _synchronise(file)
-        _synchronise(made)
-        if path.is_dir():
-            old = tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent)
-            os.replace(path, old)
-            os.replace(made, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(made, path)
-        _synchronise(path.parent)
-    except OSError as error:
-        reason = error.strerror or f"not all of it was written ({error}); make room"
-        raise UserError(f"cannot write {path}: {reason}") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:
@@ -142,7 +104,7 @@ def _temporary(path: Path) -> Path:
     return Path(name)
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
     """Has what was written, a file or a folder's names, on the disk: renames may overtake data."""
     try:
         handle = os.open(path, os.O_RDONLY)
