@@ -56,6 +56,7 @@ CASES = {
     "block_65536": Case(65536),
     "sampled": Case(8192, 0.1),
     "plain_bfloat16": Case(dtype="bfloat16"),
+    "plain_bfloat16_x3": Case(dtype="bfloat16_x3"),
     "block_8192_bfloat16": Case(8192, dtype="bfloat16"),
     "block_65536_bfloat16": Case(65536, dtype="bfloat16"),
 }
@@ -102,7 +103,7 @@ def compiled_step(case: Case, *, classes: int, batch_size: int, width: int) -> A
             scale=64.0,
             block=case.block,
             sampled=sampled,
-            dtype=jnp.dtype(case.dtype),
+            dtype=case.dtype,
         )
         return out.classes, out.gradient, jnp.mean(out.losses)
 

@@ -15,6 +15,9 @@ output appears whole or not at all.
   P  the model's uncertainty module (PFE), pfe.safetensors of a run's stage pfe; log σ² of each
      image and dimension, float32 [N, D], then lies in E.log_variances.npy
 
+With --shard=I/N many processes share the work through the folder of E, which all of them must see;
+the same command with --join in its place then writes E.
+
 --degrade embeds a degraded copy in place of every image: behind the images' own embeddings, anchors
 and the SSR module's training faces that are as varied as poor probes.
 
@@ -22,6 +25,8 @@ examples:
   ida-jax embed --model=model.safetensors --images=crops --output=faces.npy
   ida-jax embed --model=model.safetensors --images=photos.tar --landmarks=points.txt --flip \\
       --output=faces.parquet
+  srun -n 64 sh -c 'ida-jax embed --model=model.safetensors --images=crops --output=faces.npy \\
+      --shard=$SLURM_PROCID/$SLURM_NTASKS'
 """
 
 import hashlib
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
+    from ida_jax.common.parts import Parts
     from ida_jax.data.degrade import Degradation
     from ida_jax.data.sources.image_files import ImageFiles
 
@@ -53,8 +59,12 @@ def main(argv: list[str]) -> None:
     """Parses flags, embeds, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
-    from ida_jax.common.outputs import writing
+    from ida_jax.common.outputs import refuse_overwriting, writing
 
+    if options.shard is not None:  # others write here too
+        refuse_overwriting(_inputs(options), _outputs(options.output))
+        _embed(options)
+        return
     with writing(_outputs(options.output), reading=_inputs(options)):
         _embed(options)
 
@@ -80,7 +90,14 @@ def _outputs(output: Path) -> dict[str, Path]:
 def _embed(options: Any) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
-    from ida_jax.common.parts import folder_beside, remove_empty, remove_parts
+    from ida_jax.common.parts import (
+        folder_beside,
+        key_of,
+        place_beside,
+        remove_empty,
+        remove_parts,
+    )
+    from ida_jax.common.shards import note_shard, refuse_other_shards, require_all, require_shards
     from ida_jax.data.degrade import degradation
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.image_names import hidden_note
@@ -102,12 +119,27 @@ def _embed(options: Any) -> None:
     if options.pfe is not None:
         uncertainty = UncertaintyModel.load(options.pfe)
         uncertainty.check_model(fingerprint=model.fingerprint, width=model.width)
-    folder = folder_beside(output, _key(options, model, files))
+    settings = _settings(options, model, files)
+    key = key_of(settings)
+    refuse_other_shards(output, place_beside(output, key), settings)
+    if options.join:
+        require_shards(output, place_beside(output, key))
+    folder = folder_beside(output, key)
     try:
-        paths = _embed_parts(folder, source, model, uncertainty, options)
-        skipped = _put_together(output, paths, files.names, model)
+        parts = _parts(folder, source, uncertainty, options)
+        if options.shard is not None:
+            note_shard(folder, options.shard, settings)
+        if options.join:
+            require_all(parts, output)
+        _embed_parts(parts, source, model, uncertainty, options)
+        if options.shard is not None:
+            own = sum(len(part.rows) for part in parts.share(options.shard))
+            print(f"shard {options.shard}: {own:,} of {len(files):,} embeddings")
+            return
+        skipped = _put_together(output, [part.path for part in parts], files.names, model)
     except BaseException:
-        remove_empty(folder)
+        if options.shard is None:
+            remove_empty(folder)
         raise
     remove_parts(output)
     print(f"{len(files):,} embeddings of {model.width} numbers in {output}")
@@ -124,6 +156,8 @@ def _embed(options: Any) -> None:
 
 
 def _parser() -> Parser:
+    from ida_jax.common.shards import add_shard_flags
+
     parser = Parser("embed", description=__doc__)
     # fmt: off
     add = parser.add_argument_group("files").add_argument
@@ -142,12 +176,15 @@ def _parser() -> Parser:
     add("--skip_bad", action="store_true", help="an image that cannot be decoded, aligned or "
         "embedded becomes NaN and is listed in E.skipped.txt, instead of ending the run")
     # fmt: on
+    add_shard_flags(parser)
     return parser
 
 
 def _check(options: Any) -> None:
+    from ida_jax.common.shards import check_shard_flags
     from ida_jax.tables.embedding_output import check_output
 
+    check_shard_flags(options)
     check_output(options.output)
     from ida_jax.data.degrade import degradation
 
@@ -251,18 +288,11 @@ def _file_name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _embed_parts(
-    folder: Path,
-    source: _Source,
-    model: "FaceModel",
-    uncertainty: "UncertaintyModel | None",
-    options: Any,
-) -> list[Path]:
-    """Makes the parts that are not there; the paths of all of them."""
+def _parts(
+    folder: Path, source: _Source, uncertainty: "UncertaintyModel | None", options: Any
+) -> "Parts":
     from ida_jax.common.parts import Parts, read_part
-    from ida_jax.common.progress import progress_bar
 
-    count = len(source.files)
     # Whole batches, one at least: all parts but the last are of one compiled shape.
     size = options.batch_size * max(1, _PART // options.batch_size)
 
@@ -274,8 +304,21 @@ def _embed_parts(
         # What a run with --skip_bad has skipped ends one without it.
         return source.skip_bad or not _reasons(part).is_file()
 
-    parts = Parts(folder, count, size, done=done)
-    left = parts.left()
+    return Parts(folder, len(source.files), size, done=done)
+
+
+def _embed_parts(
+    parts: "Parts",
+    source: _Source,
+    model: "FaceModel",
+    uncertainty: "UncertaintyModel | None",
+    options: Any,
+) -> None:
+    """Makes the parts, or the shard's, that are not there."""
+    from ida_jax.common.progress import progress_bar
+
+    left = parts.left(options.shard)
+    count = sum(len(part.rows) for part in parts.share(options.shard))
     todo = sum(len(part.rows) for part in left)
     with progress_bar(
         total=count, initial=count - todo, desc="embed", unit="image", leave=False
@@ -288,7 +331,6 @@ def _embed_parts(
             else:
                 embeddings, log_variances = uncertainty.raw_embeddings(model, crops, **how)
             _save_part(path, embeddings, log_variances, crops.skipped, source, rows)
-    return [part.path for part in parts]
 
 
 def _save_part(
@@ -377,19 +419,24 @@ def _put_together(
     return skipped
 
 
-def _key(options: Any, model: "FaceModel", files: "ImageFiles") -> str:
-    """Names a job: all that its embeddings depend on, to the last bit."""
-    from ida_jax.common.parts import key_of, stamp
+def _settings(options: Any, model: "FaceModel", files: "ImageFiles") -> dict[str, Any]:
+    """All that the embeddings depend on, to the last bit, by name."""
+    from ida_jax.common.parts import stamp
 
-    described = [model.fingerprint, options.flip, options.batch_size, files.stamp()]
+    described = {
+        "model": model.fingerprint,
+        "images": str(options.images.resolve()),
+        "the images": files.stamp(),
+        "flip": options.flip,
+        "batch_size": options.batch_size,
+    }
     if options.degrade:
-        described += [options.degrade, options.degrade_seed]
+        described |= {"degrade": options.degrade, "degrade_seed": options.degrade_seed}
     if options.pfe is not None:
-        described.append(hashlib.sha256(options.pfe.read_bytes()).hexdigest())
-    described.append(str(options.images.resolve()))
+        described["pfe"] = hashlib.sha256(options.pfe.read_bytes()).hexdigest()
     if options.landmarks is not None:
-        described += stamp(options.landmarks)
-    return key_of(described)
+        described["landmarks"] = stamp(options.landmarks)
+    return described
 
 
 if __name__ == "__main__":

@@ -179,7 +179,11 @@ def _parser() -> Parser:
         "(300, or as many as the anchors allow)",
     )
     add("--ddof", type=int, help="of the norms' standard deviation (0)")
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--searcher",
+        default="auto",
+        help="auto (default), exact, bfloat16_x6, …_x3, scann, scann_partitioned",
+    )
     add = parser.add_argument_group("the gallery").add_argument
     add(
         "--dtype",

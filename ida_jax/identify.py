@@ -165,7 +165,11 @@ def _parser() -> Parser:
     )
     add = parser.add_argument_group("what the gallery's method needs").add_argument
     add_artefact_flags(add)
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--searcher",
+        default="auto",
+        help="auto (default), exact, bfloat16_x6, …_x3, scann, scann_partitioned",
+    )
     add(
         "--verify",
         action="store_true",

@@ -6,8 +6,9 @@ kernels, bytes sent by each kind of collective, and a lower bound on a step's ti
 --config.key=value as in training.
 
 The topology is KIND:SHAPE: h200:1, h100:16 or a100:8 GPUs, nodes of eight; in chips, v5e:16x16 or
-v5p:4x4x8; or cpu:8 for fake devices. P is train (default), embed, search, pairs, identify, gan, pfe
-or ssr. GPUs need the compiler alone, 590 MB: pip install 'ida_jax[plan-gpu]'; TPUs [tpu].
+v5p:4x4x8; or cpu:8 for fake devices. P is train (default), embed, search, pairs, identify,
+likelihood (PFE's search and pairs), gan, pfe or ssr. GPUs need the compiler alone, 590 MB: pip
+install 'ida_jax[plan-gpu]'; TPUs [tpu].
 
 Bytes sent are those of rings: each device sends 2(n-1)/n of an array that n devices all-reduce, n-1
 of what it adds to an all-gather, (n-1)/n of what it reduce-scatters. A TPU's bound is the largest
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from ida_jax.runs.programs import DeviceProgram, Part
 
 _MIB = 2.0**20
-_PROGRAMS = ("train", "embed", "search", "pairs", "identify", "gan", "pfe", "ssr")
+_PROGRAMS = ("train", "embed", "search", "pairs", "identify", "likelihood", "gan", "pfe", "ssr")
 
 
 def main(argv: list[str]) -> None:
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
     sizes.add_argument("--classes", type=int, metavar="C", help="train: default, the data set's")
     sizes.add_argument(
         "--faces", type=int, default=1_000_000, metavar="N",
-        help="pairs: of which; identify: the gallery; ssr: its training faces (1,000,000)",
+        help="pairs, likelihood: of which; identify: the gallery; ssr: of its training (1,000,000)",
     )  # fmt: skip
     sizes.add_argument(
         "--batch_size", type=int, default=128, metavar="B", help="embed: images at once (128)"

@@ -12,17 +12,19 @@ the list; killed in the middle, the same command continues; the output appears w
 For .parquet a folder of such files may stand, as Spark and Ray write it, read in the order of the
 files' names; S without a suffix is such a folder.
 
-Several processes (SLURM, Open MPI, a TPU pod, or --coordinator) share the work through the folder
-of S, which all of them must see, and make the same file.
+With --shard=I/N many processes, an array job's say, share the work through the folder of S, which
+all of them must see; then the same command with --join in its place writes the same file. None
+waits for another: what a lost one has not made, its command makes when it is run again.
 
 examples:
   ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
       --output=scores.npy
   ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
       --calibration=calibration.safetensors --scale=percent --output=percent.csv
+  srun -n 64 sh -c 'ida-jax rescore --embeddings=faces.npy --pairs=pairs.npy \\
+      --anchors=anchors.safetensors --output=scores.npy --shard=$SLURM_PROCID/$SLURM_NTASKS'
 """
 
-import contextlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -49,10 +51,7 @@ def main(argv: list[str]) -> None:
     """Parses flags, rescores, prints what was done."""
     options = _parser().parse_args(argv)
     _check(options)
-    from ida_jax.common.outputs import writing
-    from ida_jax.common.processes import all_or_none, is_first, join_processes
-
-    join_processes(coordinator=options.coordinator, count=options.processes, number=options.process)
+    from ida_jax.common.outputs import refuse_overwriting, writing
     from ida_jax.rescoring.method_table import ARTEFACTS
     from ida_jax.tables.score_output import files_beside
 
@@ -60,16 +59,16 @@ def main(argv: list[str]) -> None:
     reading = {f"--{name}": getattr(options, name) for name in files}
     outputs = {f"--output (with {path.name})": path for path in files_beside(options.output)}
     outputs = {"--output": options.output, **outputs}
-    with contextlib.ExitStack() as held:
-        with all_or_none():
-            if is_first():
-                held.enter_context(writing(outputs, reading=reading))
+    if options.shard is not None:  # others write here too
+        refuse_overwriting(reading, outputs)
+        _rescore(options)
+        return
+    with writing(outputs, reading=reading):
         _rescore(options)
 
 
 def _rescore(options: Any) -> None:
     from ida_jax.common.parts import stamp
-    from ida_jax.common.processes import is_first
     from ida_jax.rescoring.job import JobFiles, rescore_files
     from ida_jax.rescoring.method_table import ARTEFACTS
     from ida_jax.tables.parquet_files import refuse_inside, require_table
@@ -83,17 +82,15 @@ def _rescore(options: Any) -> None:
         if calibration is None:
             return
         warning = calibration.check_scores(origin, name=str(options.calibration))
-        if warning and is_first():
+        if warning:
             print(f"warning: {warning}", file=sys.stderr)
 
-    files = [getattr(options, flag) for flag in (*ARTEFACTS, "calibration")]
-    files = [path for path in files if path is not None]
-    for path in files:
-        require_table(path, what="file")
-    settings = [
-        {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
-        [stamp(path) for path in files],
-    ]
+    settings = {key: value for key, value in vars(options).items() if key not in _NO_SETTINGS}
+    for flag in (*ARTEFACTS, "calibration"):
+        path = getattr(options, flag)
+        if path is not None:
+            require_table(path, what="file")
+            settings[flag] = stamp(path)
     summary = rescore_files(
         JobFiles(options.embeddings, options.pairs, options.names, options.labels),
         options.output,
@@ -106,23 +103,27 @@ def _rescore(options: Any) -> None:
         chunk=options.chunk,
         key=options.key,
         make_engine=partial(_engine, options) if options.engine == "ray" else None,
+        shard=options.shard,
+        join=options.join,
     )
-    if is_first():
-        rate = summary.pairs / summary.seconds
+    rate = summary.pairs / summary.seconds
+    took = f"({summary.seconds:.1f} s, {rate:,.0f} pairs/s)"
+    if options.shard is not None:
+        print(f"shard {options.shard}: {summary.pairs:,} scores by {options.method} {took}")
+        if not summary.pairs:
+            print(f"there are fewer chunks of {options.chunk:,} pairs than shards: see --chunk")
+        return
+    print(f"{summary.pairs:,} scores by {options.method} in {options.output} {took}")
+    if summary.bad_faces:
         print(
-            f"{summary.pairs:,} scores by {options.method} in {options.output} "
-            f"({summary.seconds:.1f} s, {rate:,.0f} pairs/s)"
+            f"{summary.bad_faces} faces are zero, NaN or infinite; {summary.unmatched:,} pairs "
+            "with them have the score NaN, which never counts as a match"
         )
-        if summary.bad_faces:
-            print(
-                f"{summary.bad_faces} faces are zero, NaN or infinite; {summary.unmatched:,} pairs "
-                "with them have the score NaN, which never counts as a match"
-            )
-        for note in summary.notes:
-            print(note)
-        shared = summary.origin.shared
-        if shared is not None and (shared.left_out or shared.likely):
-            print(shared.summary())
+    for note in summary.notes:
+        print(note)
+    shared = summary.origin.shared
+    if shared is not None and (shared.left_out or shared.likely):
+        print(shared.summary())
 
 
 def _give_memory_back() -> None:
@@ -141,12 +142,13 @@ def _give_memory_back() -> None:
 
 # What does not change the scores.
 _NO_SETTINGS = (
-    "output", "coordinator", "processes", "process", "embeddings", "pairs", "names", "labels",
-    "verify", "engine", "actors",
+    "output", "embeddings", "pairs", "names", "labels", "verify", "shard", "join", "engine",
+    "actors",
 )  # fmt: skip
 
 
 def _parser() -> Parser:
+    from ida_jax.common.shards import add_shard_flags
     from ida_jax.rescoring.method_table import (
         HEADLINE,
         add_artefact_flags,
@@ -181,7 +183,11 @@ def _parser() -> Parser:
         "(300, or as many as the anchors allow)",
     )
     add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--searcher",
+        default="auto",
+        help="auto (default), exact, bfloat16_x6, …_x3, scann, scann_partitioned",
+    )
     add(
         "--tolerance",
         type=float,
@@ -211,12 +217,18 @@ def _parser() -> Parser:
         help="zero, NaN or infinite embeddings give NaN scores instead of an error",
     )
     add(
+        "--chunk",
+        type=int,
+        default=1 << 24,
+        help="pairs at once, of which shards have whole numbers (16,777,216)",
+    )
+    add(
         "--verify",
         action="store_true",
         help="compare all of an anchor set of more than 256 MiB with its checksum",
     )
-    add = parser.add_argument_group("work shared out").add_argument
-    add("--chunk", type=int, default=1 << 24, help="pairs at once (16,777,216)")
+    add_shard_flags(parser)
+    add = parser.add_argument_group("engine").add_argument
     add(
         "--engine",
         choices=_ENGINES,
@@ -225,16 +237,15 @@ def _parser() -> Parser:
         "of this host, make the same scores",
     )
     add("--actors", type=int, help="Ray's (one a GPU or, without any, one a core)")
-    add("--coordinator", metavar="HOST:PORT", help="process 0's, with --processes and --process")
-    add("--processes", type=int, help="how many processes")
-    add("--process", type=int, help="which of them this is, from 0")
-    return parser  # fmt: skip
+    return parser
 
 
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
+    from ida_jax.common.shards import check_shard_flags
     from ida_jax.rescoring.method_table import is_dao, require_method
 
+    check_shard_flags(options)
     method = require_method(options.method)
     for need in method.needs:
         if getattr(options, need) is None and need != "anchors":
@@ -260,6 +271,11 @@ def _check(options: Any) -> None:
     if options.actors is not None and (options.engine != "ray" or options.actors < 1):
         raise UserError(f"--actors={options.actors}: expected 1 or more, with --engine=ray")
     if options.engine == "ray":
+        if options.shard is not None or options.join:
+            given = "--join" if options.join else f"--shard={options.shard}"
+            raise UserError(
+                f"--engine=ray and {given}: Ray shares the work itself; leave one of them out"
+            )
         require_module("ray")
         import jax
 
@@ -276,7 +292,6 @@ def _check(options: Any) -> None:
 
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.common.processes import is_first
     from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
     anchors = None
@@ -285,9 +300,8 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
             options.anchors, embeddings=options.embeddings, verify=options.verify
         )
     scorer = Rescorer(anchors, **_settings(options), expected_faces=faces)
-    if is_first():
-        for note in cohort_notes([scorer], options.top_n):
-            print(note)
+    for note in cohort_notes([scorer], options.top_n):
+        print(note)
     return scorer
 
 

@@ -205,6 +205,14 @@ def convolved(image, kernel, *, stride=1, pad=0):
     )
 
 
+def convolved_up(image, kernel):
+    """StyleGAN2's upsample_conv_2d of one image: a transposed convolution, and then the filter."""
+    height, width, channels = np.shape(image)
+    spread = np.zeros((2 * height - 1, 2 * width - 1, channels))
+    spread[::2, ::2] = image
+    return fir_filtered(convolved(spread, kernel, pad=2), before=1, after=1) * 4
+
+
 def leaky(x):
     return np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
 
@@ -229,16 +237,22 @@ def stylegan_mapping(params, latent):
     return x
 
 
-def stylegan_styled(layer, x, style, noise):
+def stylegan_styled(layer, x, style, noise, convolve=None):
     """One map, by weights of its own: modulated, then brought to unit norm for each output."""
     kernel = equalised_kernel(layer) * equalised(layer["style"], style)[:, None]
     kernel = kernel / np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)) + 1e-8)
-    x = convolved(x, kernel, pad=1) + float(layer["noise_strength"]) * np.float64(noise)
+    x = convolved(x, kernel, pad=1) if convolve is None else convolve(x, kernel)
+    x = x + float(layer["noise_strength"]) * np.float64(noise)
     return leaky(x + np.asarray(layer["bias"], np.float64))
 
 
-def stylegan_synthesis(params, styles, noise):
+def stylegan_synthesis(params, styles, noise, *, filter_first=False):
     """One image [R, R, 3] from its styles [L, W] and noise (4, 8, 8, … R, R)."""
+
+    def filtered_up(x, kernel):
+        return convolved(fir_filtered(x, up=2, before=2, after=1), kernel, pad=1)
+
+    up = filtered_up if filter_first else convolved_up
     styles = np.asarray(styles, np.float64)
     x = np.asarray(params["constant"], np.float64)
     x = stylegan_styled(params["block_4_conv_1"], x, styles[0], noise[0])
@@ -251,10 +265,9 @@ def stylegan_synthesis(params, styles, noise):
         if f"block_{size * 2}_rgb" not in params:
             return image
         size *= 2
-        x = fir_filtered(x, up=2, before=2, after=1)
-        for number in range(2):
+        for number, own in enumerate([{"convolve": up}, {}]):
             conv = params[f"block_{size}_conv_{number}"]
-            x = stylegan_styled(conv, x, styles[layer], noise[layer])
+            x = stylegan_styled(conv, x, styles[layer], noise[layer], **own)
             layer += 1
 
 
@@ -300,7 +313,7 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
 
     A pair of units a and b is written w_a · w_b times, of one unit w_a times; in each list the
     threshold of a FAR f is the ⌊f·n⌋-th highest impostor score. Intervals are percentiles, the
-    nearest sample.
+    nearest sample; the ratio's are at 1 − 0.05/m for the m pairs of groups that are compared.
     """
     scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
 
@@ -343,10 +356,11 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
         alone = units[:, 0] == units[:, 1]
         drawn.append(measured(np.where(alone, w[units[:, 0]], w[units[:, 0]] * w[units[:, 1]])))
 
-    def ends(samples):
+    def ends(samples, statements=1):
         samples = samples[~np.isnan(samples)]
+        tail = 0.025 / statements
         return (
-            np.quantile(samples, [0.025, 0.975], method="nearest")
+            np.quantile(samples, [tail, 1 - tail], method="nearest")
             if len(samples) > 1
             else [np.nan] * 2
         )
@@ -375,7 +389,8 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
         with np.errstate(divide="ignore", invalid="ignore"):
             of_draws = stacked["far"][:, high, f] / stacked["far"][:, low, f]
         ratio = rates[high] / rates[low] if rates[low] else None
-        whole["ratio"].append((high, low, ratio, list(ends(of_draws))))
+        pairs_of_groups = len(known) * (len(known) - 1) // 2
+        whole["ratio"].append((high, low, ratio, list(ends(of_draws, pairs_of_groups))))
     return whole
 
 
@@ -408,8 +423,8 @@ def supported_weight(faces, crowding, people, pair_crowding, *, copies=None):
     return 2 * scipy.optimize.brentq(excess, -400, 400) / steepness
 
 
-def threshold_gain(faces, log_f, tau, copies):
-    """The gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
+def threshold_gain(faces, log_f, tau, copies, far):
+    """A gain of `ida_jax.anchors.supported_weight.probe_gain`, each face `copies` times."""
     rows = [i for i, count in enumerate(copies) for _ in range(count)]
     x = np.asarray(faces, np.float64)
     cosines, aligned = [], []
@@ -418,6 +433,6 @@ def threshold_gain(faces, log_f, tau, copies):
             if i != j:
                 cosines.append(float(x[i] @ x[j]))
                 aligned.append(cosines[-1] + np.log(np.exp(log_f[i]) + np.exp(log_f[j])) / tau)
-    rank = int(np.ceil(len(cosines) / 1000)) - 1
+    rank = int(np.ceil(len(cosines) * far)) - 1
     of_genuine = np.mean([np.log(2 * np.exp(log_f[i])) for i in rows]) / tau
     return sorted(cosines)[::-1][rank] - (sorted(aligned)[::-1][rank] - of_genuine)

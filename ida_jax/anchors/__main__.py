@@ -53,8 +53,9 @@ scores) and for anchors of the wrong domain, or not as varied as the probes, wit
 worse than the cosine. With --groups, also for anchors that are denser around one group of people
 than around another, whose false accept rate then is higher.
 
-exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes or uneven groups; 2 a mistake
-in the call or in a file. Near-duplicates are listed, and do not change it.
+exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes, uneven groups, or faces that
+cannot tell whether IDA-R helps; 2 a mistake in the call or in a file. Near-duplicates are listed,
+and do not change it.
 
 examples:
   ida-jax anchors check --anchors=anchors.safetensors --against=faces.npy --labels=people.txt"""
@@ -397,11 +398,15 @@ def _against(
     gain = probe_gain(faces, anchors, people=_people_on(probes), threshold=threshold)
     report["gain"] = gain._asdict()
     print(gain.described())
-    if gain.harmful and not near.wrong_domain:
+    if not near.wrong_domain and not gain.helpful:
         findings.append(
-            "IDA-R does not lower the threshold among the probes' impostor pairs: the anchors are "
-            "of another domain, or few, and IDA can then be worse than the cosine: make them as "
-            "the probes, or take --method=ida_r_fallback"
+            "IDA-R raises a threshold among the probes' impostor pairs: the anchors are of another "
+            "domain, or few, and IDA can then be worse than the cosine: make them as the probes, "
+            "or take --method=ida_r_fallback"
+            if gain.harmful
+            else "these probes cannot tell whether IDA-R ranks better than the cosine with these "
+            "anchors: give more people's faces or, if that changes nothing, anchors that are more "
+            "or nearer to the probes, or take --method=ida_r_fallback or the cosine"
         )
     if probes.people is not None:
         known = check.known_leaks(faces, probes.people, anchors)

@@ -34,7 +34,7 @@ _HOST_ANCHORS = 65536
 # Rows that one thread sorts at once, so that its groups' maxima stay in cache.
 _ROWS = 32
 # Queries a device takes at once. Few shapes, since each is compiled once.
-DEVICE_QUERIES = (16, 512)
+DEVICE_QUERIES = (16, 512, 4096)
 # Anchors a device holds at once where it cannot hold them all.
 _DEVICE_ANCHORS = 262144
 
@@ -87,6 +87,7 @@ def device_search(
     k: int,
     devices: Sequence[jax.Device] | None = None,
     slab: int | None = None,
+    precision: str = "float32",
 ) -> Search:
     """Exact search on the devices: queries split over them, anchors on each.
 
@@ -100,6 +101,7 @@ def device_search(
       k: 1 … A.
       devices: those to use; this process's if None.
       slab: anchors held at once; chosen by the device's memory if None.
+      precision: of the cosines, of `ops.products.PRECISIONS`.
 
     Returns:
       As `host_search`.
@@ -127,7 +129,9 @@ def device_search(
     def compare(with_labels: bool, among: int) -> Callable[..., Neighbours]:
         key = with_labels, among
         if key not in compiled:
-            compiled[key] = compared(mesh, k=min(k, among), with_labels=with_labels)
+            compiled[key] = compared(
+                mesh, k=min(k, among), with_labels=with_labels, precision=precision
+            )
         return compiled[key]
 
     def search(queries: np.ndarray, labels: np.ndarray | None) -> Neighbours:
@@ -165,7 +169,9 @@ def search_mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(devices), ("data",))
 
 
-def compared(mesh: Mesh, *, k: int, with_labels: bool) -> Callable[..., Neighbours]:
+def compared(
+    mesh: Mesh, *, k: int, with_labels: bool, precision: str = "float32"
+) -> Callable[..., Neighbours]:
     """(queries, anchors) → `nearest_anchors`, jitted: queries split over a `search_mesh`.
 
     Both are tuples: embeddings [N, D] or [A, D], and the labels where there are any.
@@ -179,6 +185,7 @@ def compared(mesh: Mesh, *, k: int, with_labels: bool) -> Callable[..., Neighbou
             k=k,
             query_labels=queries[1] if with_labels else None,
             anchor_labels=anchors[1] if with_labels else None,
+            precision=precision,
         )
 
     # Explicitly per device: its queries need nothing from another's.

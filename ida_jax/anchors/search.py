@@ -8,12 +8,13 @@ neighbours as one identity can take away.
 
 ScaNN's partitioned search is chosen by "auto" only where it was measured to be at least twice as
 fast, and used only after a sample was searched exactly too: recall and the error in log F are
-printed, and beyond the tolerance the search is exact.
+printed, and beyond the tolerance the search is exact. So are products of bfloat16 parts on a GPU,
+which are used where they are asked for.
 """
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import NamedTuple
@@ -27,8 +28,9 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_unit
 from ida_jax.ops.dao import log_density
 from ida_jax.ops.hypersphere import Neighbours
+from ida_jax.ops.products import PRECISIONS
 
-SEARCHERS = ("auto", "exact", "scann", "scann_partitioned")
+SEARCHERS = ("auto", "exact", *PRECISIONS[1:], "scann", "scann_partitioned")
 
 # ScaNN's brute-force scorer copies what it searches: 65,536 anchors at once.
 _SCANN_ANCHORS = 65536
@@ -79,6 +81,8 @@ class SupportSearch:
       anchors: the anchor set.
       k: the support set's size, 1 … A.
       searcher: "exact": NumPy's product on a CPU, otherwise the devices, queries split over them.
+        "bfloat16_x6" and "bfloat16_x3": exact but for that precision of the cosines on a GPU
+        (`ida_jax.ops.products`), by estimate 2 and 3 times as fast; on a CPU as "exact".
         "scann": ScaNN's brute-force scorer, exact too, on the host. "scann_partitioned": ScaNN's
         tree and quantised scores, approximate; it copies the anchors. "auto": exact, but
         partitioned on a CPU where that is at least twice as fast (`_partitioned_wins`).
@@ -86,7 +90,7 @@ class SupportSearch:
       tau: τ of the log F that an approximate search is checked by; the anchor set's own if None.
       tolerance: the largest RMS error in log F, as a share of log F's standard deviation, that an
         approximate search may make on a sample of the first call's faces (of the anchors where they
-        are few). Past it, "auto" searches exactly and "scann_partitioned" is refused.
+        are few). Past it, "auto" searches exactly and a searcher that was asked for is refused.
 
     Raises:
       UserError: k outside 1 … A, an unknown searcher, a tolerance that is not positive; scann asked
@@ -175,14 +179,25 @@ class SupportSearch:
         if self.searcher == "scann":
             return _scann_brute_force(*arrays, k=self.k)
         if self.searcher == "scann_partitioned":
-            approximate = self._within_tolerance(queries, labels)
-            if approximate is not None:
-                return approximate
+            partitioned = _scann_partitioned(*arrays, k=self.k)
+            tried = {
+                f"scann_partitioned, {share:.0%} of its leaves": partial(partitioned, share=share)
+                for share in _LEAVES
+            }
+        elif self.searcher in PRECISIONS and jax.default_backend() != "cpu":
+            tried = {self.searcher: device_search(*arrays, k=self.k, precision=self.searcher)}
+        else:
+            return _exact(*arrays, k=self.k)
+        good = self._within_tolerance(tried, queries, labels)
+        if good is None:
             self.searcher = "exact"
-        return _exact(*arrays, k=self.k)
+            return _exact(*arrays, k=self.k)
+        return good
 
-    def _within_tolerance(self, queries: np.ndarray, labels: np.ndarray | None) -> Search | None:
-        """The partitioned search with as many leaves as it needs; prints how good it is."""
+    def _within_tolerance(
+        self, searches: Mapping[str, Search], queries: np.ndarray, labels: np.ndarray | None
+    ) -> Search | None:
+        """The first of the searches that is good enough; prints how good it is."""
         embeddings, anchor_labels = np.asarray(self.anchors.embeddings), self.anchors.labels
         if len(queries) < _ENOUGH:
             # Too few for a spread: anchors stand in for faces, each its own nearest neighbour.
@@ -190,25 +205,23 @@ class SupportSearch:
         rows = np.linspace(0, len(queries) - 1, min(_CHECKED, len(queries))).astype(int)
         queries, labels = queries[rows], None if labels is None else labels[rows]
         exact = _exact(embeddings, anchor_labels, k=self.k)(queries, labels)
-        search = _scann_partitioned(embeddings, anchor_labels, k=self.k)
-        for share in _LEAVES:
-            approximate = partial(search, share=share)
-            error = approximation_error(approximate(queries, labels), exact, tau=self.tau)
+        for name, search in searches.items():
+            error = approximation_error(search(queries, labels), exact, tau=self.tau)
             good = error.rms <= self.tolerance
+            line = (
+                f"{name}: recall@{self.k} {error.recall:.4f}; "
+                f"error in log F {error.rms:.2%} of its spread (RMS), {error.largest:.2%} at most, "
+                f"on {error.faces} faces searched exactly too"
+            )
             if good:
                 break
-        line = (
-            f"scann_partitioned, {share:.0%} of its leaves: recall@{self.k} {error.recall:.4f}; "
-            f"error in log F {error.rms:.2%} of its spread (RMS), {error.largest:.2%} at most, on "
-            f"{error.faces} faces searched exactly too"
-        )
         if not good and not self._may_fall_back:
             raise UserError(
                 f"{line}; past the tolerance of {self.tolerance:.2%}: choose the exact searcher, "
                 "or a larger tolerance"
             )
         print(line + ("" if good else "; searching exactly instead"), file=sys.stderr)
-        return approximate if good else None
+        return search if good else None
 
 
 def largest_identity(anchor_labels: np.ndarray) -> int:

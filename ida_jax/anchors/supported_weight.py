@@ -21,10 +21,11 @@ gain, and loses only where among the probes ω is below a quarter of what it was
 The standard error is a bootstrap's over people: the pairs are not independent, the people are.
 
 `own_weight` takes the anchors as faces, for `ida_r_fallback`. `probe_gain` takes probes, for
-`anchors check`, and measures what the model above only approximates: where the threshold goes
-(experiments/results/safe_anchors.md).
+`anchors check`, and measures what the model above only approximates: where the thresholds go
+(experiments/results/safe_anchors.md). At FAR 1e-4 as well as at 1e-3, because bad images that crowd
+where no anchor is show at the lower FAR first.
 
-N faces, A anchors, D embedding, K support, P pairs, R resamples (0 is the sample itself).
+N faces, A anchors, D embedding, K support, P pairs, F FARs, R resamples (0 is the sample itself).
 """
 
 import math
@@ -48,9 +49,11 @@ _STEEPEST = 400.0  # nats per unit of cosine: θ is between −this and this
 
 
 _DEPTH = 4  # neighbours searched for an anchor, in k
-_MOST_PROBES = 2000
+_MOST_PROBES = 3000
+_GAIN_FARS = (1e-3, 1e-4)
+_FEWEST_ABOVE = 5  # impostor pairs above a threshold; with fewer nothing is said of it
+_FEWEST_ANCHORS = 20  # people, in k: of fewer a support set is a sample rather than a neighbourhood
 _ONE_SIDED = 1.645  # standard errors: 95 % on one side
-_SHIFTED = 3.0  # standard errors of a share, more since support sets share anchors
 
 
 class SupportedWeight(NamedTuple):
@@ -68,39 +71,54 @@ class SupportedWeight(NamedTuple):
 
 
 class ProbeGain(NamedTuple):
-    """What IDA-R does to the threshold among probes.
+    """What IDA-R does to the thresholds among probes.
 
     Attributes:
-      gain: by how much the cosine that a pair of average faces must reach falls at a FAR of 1/1000.
-      error: its standard error; infinite where there are too few people for any statement.
+      gain: [F], by how much the cosine that a pair of average faces must reach falls at a FAR of
+        1/1000 and of 1/10,000.
+      error: [F], its standard error; infinite where there are too few people for any statement.
       people: how many people's faces it comes from.
       share_sparser: the share of the probes that are less similar to their nearest anchors than
         the median anchor is to its; about 0.5 in the right domain.
-      shifted: whether that is more than chance makes it: by three standard errors above 0.5.
-      harmful: whether IDA-R is likely to rank worse than the cosine: the gain is below 0 by a
-        one-sided 95 % interval or, where the probes are shifted, is not above 0 by one.
+      few_anchors: the anchors are of fewer than 20 k people.
+      harmful: IDA-R is likely to rank worse than the cosine: a threshold rises, by a one-sided 95 %
+        interval.
+      helpful: it is likely to rank better at these FARs: both thresholds fall by such an interval,
+        and the anchors are not few: with few of them the genuine pairs can lose more than that.
+        Where it is neither, there are too few faces, or it makes little difference to the probes.
     """
 
-    gain: float
-    error: float
+    gain: tuple[float, ...]
+    error: tuple[float, ...]
     people: int
     share_sparser: float
-    shifted: bool
+    few_anchors: bool
     harmful: bool
+    helpful: bool
 
     def described(self) -> str:
-        """In a line: how sparse the probes are, and what happens to the threshold."""
-        sparser = (
+        """In a line: how sparse the probes are, and what happens to the thresholds."""
+        parts = [
             f"domain: {self.share_sparser:.0%} of the probes are sparser than the median anchor "
-            "(50 % is usual); "
-        )
-        if math.isinf(self.error):
-            return f"{sparser}{self.people:,} people are too few to say what IDA-R does to them"
-        way = "lowers" if self.gain >= 0 else "raises"
-        return (
-            f"{sparser}IDA-R {way} the threshold at FAR 1e-3 by {abs(self.gain):.4f} ± "
-            f"{self.error:.4f} of cosine ({self.people:,} people)"
-        )
+            "(50 % is usual)"
+        ]
+        for far, gain, error in zip(_GAIN_FARS, self.gain, self.error, strict=True):
+            if math.isinf(error):
+                needed = _people_for(far)
+                parts.append(f"{self.people:,} people are too few for FAR {far:.0e}, for which "
+                             f"{needed:,} are needed")  # fmt: skip
+            else:
+                way = "lowers" if gain >= 0 else "raises"
+                parts.append(f"IDA-R {way} the threshold at FAR {far:.0e} by {abs(gain):.4f} ± "
+                             f"{error:.4f} of cosine ({self.people:,} people)")  # fmt: skip
+        if self.few_anchors:
+            parts.append(f"the anchors are of fewer than {_FEWEST_ANCHORS} k people")
+        return "; ".join(parts).replace("e-0", "e-")
+
+
+def _people_for(far: float) -> int:
+    """How many people have pairs enough for a FAR: n(n − 1)/2 · FAR ≥ 5."""
+    return math.ceil((1 + math.sqrt(1 + 8 * _FEWEST_ABOVE / far)) / 2)
 
 
 def own_weight(
@@ -155,13 +173,13 @@ def probe_gain(
     k: int | None = None,
     tau: float | None = None,
 ) -> ProbeGain:
-    """What IDA-R does to the threshold among the probes' impostor pairs, of at most 2,000 people.
+    """What IDA-R does to the thresholds among the probes' impostor pairs, of at most 3,000 people.
 
         gain = q(c) − (q(log DAO / τ) − mean (log F + ln 2)/τ)
 
-    with q the value that 1/1000 of the impostor pairs exceed. The mean is what the density term of
-    a genuine pair is on average. It needs no genuine pairs, and takes log F as independent of how
-    alike two images of a person are.
+    with q the value that a share of the impostor pairs exceeds, 1/1000 and 1/10,000. The mean is
+    what the density term of a genuine pair is on average. It needs no genuine pairs, and takes
+    log F as independent of how alike two images of a person are.
 
     Args:
       probes: float32 [N, D], unit rows.
@@ -196,31 +214,45 @@ def probe_gain(
     own = log_f(own_neighbours(anchors, k=k).similarities)
     probed = log_f(support_sets(faces, anchors, k=k).similarities)
     sparser = float(np.mean(probed > np.median(own)))
-    shifted = sparser > 0.5 + _SHIFTED * math.sqrt(0.25 / probed.size + 0.25 / own.size)
-    gain, error = _threshold_gain(faces, probed, tau)
+    gain, error = _threshold_gains(faces, probed, tau)
     margin = _ONE_SIDED * error
-    harmful = math.isfinite(error) and (gain <= margin if shifted else gain < -margin)
-    return ProbeGain(gain, error, len(faces), sparser, shifted, harmful)
+    few = np.unique(anchors.people()).size < _FEWEST_ANCHORS * k
+    return ProbeGain(
+        tuple(gain.tolist()),
+        tuple(error.tolist()),
+        len(faces),
+        sparser,
+        few_anchors=few,
+        harmful=bool(np.any(gain < -margin)),
+        helpful=not few and bool(np.all(gain > margin)),
+    )
 
 
-def _threshold_gain(faces: np.ndarray, log_f: np.ndarray, tau: float) -> tuple[float, float]:
-    """The gain of `probe_gain` and its error, from unit rows [N, D] of N people and log F/τ [N]."""
+def _threshold_gains(
+    faces: np.ndarray, log_f: np.ndarray, tau: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gains [F] of `probe_gain` and errors, of N people's unit rows [N, D] and log F/τ [N]."""
     count = len(faces)
-    if count < _FEWEST:
-        return 0.0, math.inf
+    gains, errors = np.zeros(len(_GAIN_FARS)), np.full(len(_GAIN_FARS), np.inf)
+    if count < _people_for(max(_GAIN_FARS)):
+        return gains, errors
     first, second = np.triu_indices(count, 1)
     cosines = (faces @ faces.T)[first, second].astype(np.float64)
     aligned = cosines + np.logaddexp(tau * log_f[first], tau * log_f[second]) / tau
     weights = _resampled(count)
     total = (weights.sum(axis=1) ** 2 - np.sum(weights**2, axis=1)) / 2
-    falls = []
-    for scores in (cosines, aligned):
-        top = _highest(scores, _FAR_TAIL)
-        number = np.cumsum(weights[:, first[top]] * weights[:, second[top]], axis=1)
-        falls.append(scores[top[_ranks(number, _FAR_TAIL * total)]])
     usual = (weights @ log_f) / weights.sum(axis=1) + math.log(2) / tau
-    gain = falls[0] - falls[1] + usual
-    return float(gain[0]), float(np.std(gain[1:]))
+    for f, far in enumerate(_GAIN_FARS):
+        if count < _people_for(far):
+            continue
+        falls = []
+        for scores in (cosines, aligned):
+            top = _highest(scores, far)
+            number = np.cumsum(weights[:, first[top]] * weights[:, second[top]], axis=1)
+            falls.append(scores[top[_ranks(number, far * total)]])
+        gain = falls[0] - falls[1] + usual
+        gains[f], errors[f] = gain[0], np.std(gain[1:])
+    return gains, errors
 
 
 def _resampled(count: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from inspect import signature
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, save_tensors
 from ida_jax.common.fingerprints import fingerprint_of
 from ida_jax.common.validation import require_variables, unit_embeddings
-from ida_jax.models import mobilefacenet, resnet
+from ida_jax.models import ir_se, mbf, mobilefacenet, resnet, vit
 
 KIND = "face_model"  # of its file
 # Crops at once where there are fewer than a batch: two shapes are compiled, with little padding.
@@ -39,6 +40,15 @@ _NETWORKS = {
     "iresnet100": resnet.iresnet100,
     "iresnet200": resnet.iresnet200,
     "mobilefacenet": mobilefacenet.MobileFaceNet,
+    "mbf": mbf.mbf,
+    "mbf_large": mbf.mbf_large,
+    "vit_t": vit.vit_t,
+    "vit_s": vit.vit_s,
+    "vit_b": vit.vit_b,
+    "vit_l": vit.vit_l,
+    "ir_se50": ir_se.ir_se50,
+    "ir_se100": ir_se.ir_se100,
+    "ir_se152": ir_se.ir_se152,
 }
 
 
@@ -71,7 +81,7 @@ class FaceModel:
     """A backbone with its weights.
 
     Attributes:
-      network: its name, one of iresnet_nano, iresnet18 … iresnet200, mobilefacenet.
+      network: its name, one of those that `build_network` knows.
       network_options: the module's options (embedding_dim, dropout_rate, …), JSON-able.
       preprocessing: how crops become the input.
       variables: {"params": …, "batch_stats": …}.
@@ -264,7 +274,7 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
     """
     if name not in _NETWORKS:
         raise UserError(f"network '{name}' is unknown: choose one of {', '.join(_NETWORKS)}")
-    if fixed := sorted({"stage_sizes", "widths"} & options.keys()):
+    if name.startswith("iresnet") and (fixed := sorted({"stage_sizes", "widths"} & options.keys())):
         raise UserError(f"model.options of {name}: {fixed[0]} follows from the network's name")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
     dtype, width = options.pop("dtype", "float32"), options.get("embedding_dim")
@@ -272,10 +282,12 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"model.options.dtype is '{dtype}': choose float32 or bfloat16")
     if not isinstance(width, int) or width < 1:
         raise UserError(f"model.options.embedding_dim is {width}: expected a width of at least 1")
-    try:
-        return _NETWORKS[name](dtype=jnp.dtype(dtype), **options)
-    except TypeError as error:
-        raise UserError(f"model.options of {name}: {error}") from error
+    known = [key for key in signature(_NETWORKS[name]).parameters if key not in ("parent", "name")]
+    if unknown := sorted(options.keys() - set(known)):
+        raise UserError(
+            f"model.options of {name}: unknown option '{unknown[0]}': it has {', '.join(known)}"
+        )
+    return _NETWORKS[name](dtype=jnp.dtype(dtype), **options)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

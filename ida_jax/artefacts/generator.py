@@ -36,7 +36,8 @@ class FaceGenerator:
     """A generator with its weights.
 
     Attributes:
-      options: the sizes of `ida_jax.models.stylegan.GeneratorNetwork`, JSON-able.
+      options: of `ida_jax.models.stylegan.GeneratorNetwork`, JSON-able; a file without filter_first
+        is of the time when every generator filtered first.
       variables: {"params": …}, the training's moving average.
       mean_style: float32 [W], w̄, the mean of w, towards which truncation moves styles.
       image_size: S, the side of the crops that it learned from and makes, independent of R.
@@ -55,7 +56,7 @@ class FaceGenerator:
     ) -> "FaceGenerator":
         """A generator of these parameters, its mean style estimated from 8,192 latents."""
         params = jax.tree.map(np.asarray, params)
-        network = GeneratorNetwork(**options)
+        network = _network(options)
         mean = np.asarray(_mean_style(network, {"params": params}))
         return cls(options, {"params": params}, mean, image_size, provenance)
 
@@ -135,7 +136,7 @@ class FaceGenerator:
             raise UserError(f"truncation is {truncation}: expected a number from 0 to 1")
         mesh = local_mesh()
         rows = -(-_BLOCK // mesh.size) * mesh.size
-        network, whole = GeneratorNetwork(**self.options), replicated(mesh)
+        network, whole = _network(self.options), replicated(mesh)
         variables, mean = jax.device_put((self.variables, self.mean_style), whole)
         faces = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
         with progress_bar(total=count, desc=progress, unit="face", disable=progress is None) as bar:
@@ -154,14 +155,21 @@ class FaceGenerator:
         return faces
 
 
+def _network(options: dict[str, Any]) -> GeneratorNetwork:
+    return GeneratorNetwork(**{"filter_first": True, **options})
+
+
 def _check(generator: FaceGenerator) -> None:
     """Raises ValueError where what was read is not a generator's sizes and arrays."""
-    sizes = {key: value for key, value in generator.options.items() if key != "dtype"}
+    others = ("dtype", "filter_first")
+    sizes = {key: value for key, value in generator.options.items() if key not in others}
     sizes["image_size"] = generator.image_size
     for name, size in sizes.items():
         if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
             raise ValueError(f"{name[:40]} is {size!r:.40}, expected from 1 to {_LARGEST_SIZE}")
-    network = GeneratorNetwork(**generator.options)
+    if type(generator.options.get("filter_first", True)) is not bool:
+        raise ValueError("filter_first is not true or false")
+    network = _network(generator.options)
     resolution = network.resolution
     if resolution < 8 or resolution.bit_count() != 1 or network.mapping_layers > _MOST_LAYERS:
         raise ValueError(f"resolution {resolution}, {network.mapping_layers} mapping layers")

@@ -94,6 +94,11 @@ def put_batch(arrays: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
 
 
+def on_cpu(array: jax.Array) -> bool:
+    """Whether the array lies in a processor's own memory."""
+    return next(iter(array.devices())).platform == "cpu"
+
+
 def block_size(sizes: Sequence[int], rows: int) -> int:
     """The smallest of the ascending sizes that holds this many rows; the largest if none does."""
     return next((size for size in sizes if size >= rows), sizes[-1])

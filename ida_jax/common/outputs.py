@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.shards import has_shards
 
 try:
     import fcntl
@@ -58,13 +59,13 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
             for path in (Path(path) for path in outputs.values() if path is not None):
                 held.enter_context(_locked(_lock_of(path), what=path))
                 for left in path.absolute().parent.glob(f".{_escaped(path.name)}.*"):
-                    if _UNFINISHED.fullmatch(left.name):
-                        if left.is_dir():  # of `written_folder`
+                    if left.is_dir():
+                        if _UNFINISHED.fullmatch(left.name):  # of `written_folder`
                             shutil.rmtree(left, ignore_errors=True)
-                        else:
-                            left.unlink(missing_ok=True)
-                    elif left.is_dir():
-                        _remove_unfinished(left)
+                        elif not has_shards(left):  # which others may be making
+                            _remove_unfinished(left)
+                    elif _UNFINISHED.fullmatch(left.name):
+                        left.unlink(missing_ok=True)
         yield
 
 

@@ -2,8 +2,9 @@
 
 A part is written whole, and an existing one is not made again: the same command continues where it
 was killed. How N rows are cut depends on N and the size alone, so that any number of processes
-makes the same parts. What parts depend on is in their folder's name, or stored inside them and
-compared when they are read, so that another job's parts are never used.
+makes the same parts; shards (`ida_jax.common.shards`) are shares of them. What parts depend on is
+in their folder's name, or stored inside them and compared when they are read, so that another job's
+parts are never used.
 
 N rows.
 """
@@ -33,6 +34,23 @@ class Part(NamedTuple):
 
     rows: range
     path: Path
+
+
+class Shard(NamedTuple):
+    """One of `count` shares of a job's parts, by its number from 0.
+
+    A share is a run of parts, for what lies together in a list often needs the same faces.
+    """
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def share(self, parts: int) -> slice:
+        """Which of so many parts are its own."""
+        return slice(*(parts * end // self.count for end in (self.number, self.number + 1)))
 
 
 def write_npy(path: Path, values: np.ndarray) -> None:
@@ -120,9 +138,18 @@ class Parts:
         for number, rows in enumerate(cut(self.rows, self.size)):
             yield Part(rows, self.folder / self.name.format(start=rows.start, number=number))
 
-    def left(self, process: int = 0, processes: int = 1) -> list[Part]:
-        """The parts of one process's share that are still to be made; damaged ones are named."""
-        return [part for part in list(self)[process::processes] if self._found(part.path) is None]
+    def share(self, shard: Shard | None = None) -> list[Part]:
+        """A shard's parts; all if None."""
+        parts = list(self)
+        return parts if shard is None else parts[shard.share(len(parts))]
+
+    def left(self, shard: Shard | None = None) -> list[Part]:
+        """The parts of a share that are still to be made; damaged ones are named."""
+        return [part for part in self.share(shard) if not self.has(part)]
+
+    def has(self, part: Part) -> bool:
+        """Whether a part is there and whole; a damaged one is named, and removed."""
+        return self._found(part.path) is not None
 
     def values(self, make: Callable[[range], np.ndarray] | None = None) -> Iterator[np.ndarray]:
         """The parts' values, in order; `make` gives those of the rows of a missing part."""
@@ -184,12 +211,26 @@ def folder_beside(output: Path, key: str) -> Path:
     Raises:
       UserError: it cannot be made.
     """
-    folder = output.parent / f".{output.name}.{key}.parts"
+    folder = place_beside(output, key)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
     return folder
+
+
+def place_beside(output: Path, key: str) -> Path:
+    """`folder_beside`, which may not be there."""
+    return output.parent / f".{output.name}.{key}.parts"
+
+
+def folders_beside(output: Path) -> list[Path]:
+    """All folders of an output's parts, finished and not."""
+    return [
+        path
+        for path in output.absolute().parent.iterdir()
+        if path.name.startswith(f".{output.name}.") and path.name.endswith(".parts")
+    ]
 
 
 def remove_empty(folder: Path) -> None:

@@ -65,9 +65,9 @@ def unit_embeddings(embeddings: ArrayLike, *, what: str = "embeddings") -> np.nd
 def unit_rows(
     embeddings: ArrayLike,
     *,
+    rows: np.ndarray | None = None,
     skip_bad: bool = False,
     what: str = "embeddings",
-    numbers: np.ndarray | None = None,
     place: Callable[[int], str] | None = None,
 ) -> UnitRows:
     """As `unit_embeddings`, and able to skip bad rows.
@@ -77,29 +77,38 @@ def unit_rows(
 
     Args:
       embeddings: [N, D] floating point, rows of any norm.
+      rows: int [n], which of them, and no others are read; all if None.
       skip_bad: makes rows that are zero, NaN or infinite NaN instead of raising.
       what: how an error names them.
-      numbers: int [N], the rows' numbers in an error; from 0 if None.
       place: where a row is, in words, by its number; an error then names the first bad row's.
 
     Raises:
       UserError: another rank or type; bad rows, named by number, unless they are skipped.
     """
     embeddings = _floating(embeddings, what)
-    out = np.empty(embeddings.shape, np.float32)
-    bad, norms = np.zeros(len(out), bool), np.empty(len(out))
-    step = max(1, _BLOCK // max(1, out.shape[1]))
-    for start in range(0, len(out), step):
-        rows = slice(start, start + step)
-        out[rows], bad[rows], norms[rows] = _unit_block(embeddings[rows])
+    count, width = len(embeddings) if rows is None else len(rows), embeddings.shape[1]
+    out = _aligned(count, width)
+    bad, norms = np.zeros(count, bool), np.empty(count)
+    step = max(1, _BLOCK // max(1, width))
+    for start in range(0, count, step):
+        some = slice(start, start + step)
+        block = embeddings[some if rows is None else rows[some]]
+        out[some], bad[some], norms[some] = _unit_block(block)
     if bad.any() and not skip_bad:
-        wrong = np.flatnonzero(bad) if numbers is None else numbers[bad]
+        wrong = np.flatnonzero(bad) if rows is None else rows[bad]
         first = "" if place is None else f" ({place(int(wrong[0]))})"
         raise UserError(
             f"{what}: {rows_are(wrong)} zero, NaN or infinite{first}; such a face cannot "
             "match: leave it out or embed it again"
         )
     return UnitRows(out, bad, norms)
+
+
+def _aligned(rows: int, width: int) -> np.ndarray:
+    """Float32 [rows, width] where jax, on a CPU, takes an array's memory instead of copying it."""
+    room = np.empty(rows * width + 16, np.float32)
+    start = -(room.ctypes.data // 4) % 16
+    return room[start : start + rows * width].reshape(rows, width)
 
 
 def row_norms(embeddings: np.ndarray, *, halves: bool = False) -> np.ndarray:

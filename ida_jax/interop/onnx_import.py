@@ -1,38 +1,35 @@
-"""InsightFace's ONNX files: an iresnet's graph back into its state dict.
+"""ONNX files of InsightFace's networks: a graph back into its state dict.
 
 PyTorch's exporter drops the names that matter and may fold each BatchNorm that follows a
 convolution into it. The weights are found by walking the graph from its input:
 
-    Conv [BatchNormalization] PRelu
-    blocks: BatchNormalization, Conv [BatchNormalization] PRelu Conv [BatchNormalization], added to
-            the input itself or to its Conv [BatchNormalization], which begins a stage
-    BatchNormalization, Flatten | Reshape, Gemm | MatMul Add [BatchNormalization]
+    iresnet  Conv [BatchNormalization] PRelu
+             blocks: BatchNormalization, Conv [BatchNormalization] PRelu Conv [BatchNormalization],
+             added to the input itself or to its Conv [BatchNormalization], which begins a stage
+             BatchNormalization, Flatten | Reshape, Gemm | MatMul Add [BatchNormalization]
+    IR-SE    no BatchNormalization before a block's PRelu, at its end GlobalAveragePool Conv Relu
+             Conv Sigmoid Mul; added to the input itself, by MaxPool, or to its Conv
+    mbf      bottlenecks of Conv [BatchNormalization] PRelu twice and Conv [BatchNormalization],
+             added to their input or not
+    ViT      Conv, Add; blocks of norm, MatMul, attention, MatMul Add, norm, MatMul Add, Clip,
+             MatMul Add, each half added to its input; norm, Flatten | Reshape, two products
 """
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
+from ida_jax.interop.exported import Graph
+from ida_jax.interop.onnx_walk import OnnxGraph
 
-# Of the BatchNorm in our networks and in PyTorch's.
-_EPSILON = 1e-5
-# Nodes that change no value here: the exporter shares equal weights through Identity, and mixed
-# precision leaves casts. Weights become float32 in any case.
-_NOTHING = ("Identity", "Cast", "Dropout")
-# What is filled with one number is a bias of zeros.
-_LARGEST_BIAS = 1 << 20
+# Of the ViTs' BatchNorms.
+_VIT_EPSILON = 2e-5
 
 
 def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
-    """The state dict, by arcface_torch's names, of an iresnet's ONNX file.
-
-    A folded BatchNorm becomes one of scale 1, mean 0 and variance 1 − 1e-5, whose bias is the
-    convolution's.
+    """The state dict, by its PyTorch names, of a network's ONNX file.
 
     Any opset from 11 on, by either of PyTorch's exporters, with constants folded or not.
 
@@ -46,7 +43,7 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise UserError(f"{path} needs onnx: pip install 'ida_jax[interop]'") from error
     try:
-        graph = _Graph(onnx.load(path).graph, path)
+        graph = OnnxGraph(onnx.load(path).graph, path)
     except Exception as error:  # protobuf's DecodeError, or external data that is not there
         raise UserError(f"{path} is not a whole ONNX file: {error}") from error
     try:
@@ -57,10 +54,54 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: a node has other inputs than ours: {graph.readable}") from error
 
 
-def _walked(graph: "_Graph", path: Path) -> dict[str, np.ndarray]:
+def onnx_function(path: Path) -> Graph:
+    """The function of images, image by image, that an ONNX file holds, by its first output.
+
+    Raises:
+      UserError: onnxruntime is not installed, or cannot run the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"reading the ViT {path} needs onnxruntime: pip install 'ida_jax[interop]'"
+        ) from error
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+    except Exception as error:  # onnxruntime raises many kinds
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be run: {reason}") from error
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = [session.run(None, {name: image[None]})[0] for image in images]
+        return {"embedding": np.concatenate(outputs)}
+
+    return run
+
+
+def _walked(graph: OnnxGraph, path: Path) -> dict[str, np.ndarray]:
     state: dict[str, np.ndarray] = {}
-    x = graph.convolution(graph.input, "conv1", "bn1", state)
-    x = graph.prelu(x, "prelu", state)
+    stem = graph.take(graph.input, "Conv").output[0]
+    if graph.consumer(stem, "Reshape", "Flatten"):
+        x = _vit(graph, state)
+    elif any(node.op_type == "Sigmoid" for node in graph.order):
+        x = _ir_se(graph, state)
+    else:
+        x = graph.convolution(graph.input, "conv1", "bn1", state)
+        x = graph.prelu(x, "prelu", state)
+        if graph.consumer(x, "Conv") and not graph.consumer(x, "BatchNormalization"):
+            state.clear()
+            x = _mbf(graph, state)
+        else:
+            x = _iresnet(graph, x, path, state)
+    if x != graph.output:
+        raise UserError(f"{path}: the graph continues after the embedding, '{x}': {graph.readable}")
+    return state
+
+
+def _iresnet(graph: OnnxGraph, x: str, path: Path, state: dict[str, np.ndarray]) -> str:
+    """The blocks behind the stem's value x."""
     stage, block, seen = 0, 0, {x}
     while (bn := graph.consumer(x, "BatchNormalization")) and graph.consumer(bn.output[0], "Conv"):
         shortcut = graph.consumer(x, "Conv")
@@ -82,151 +123,119 @@ def _walked(graph: "_Graph", path: Path) -> dict[str, np.ndarray]:
         seen.add(x)
     x = graph.batchnorm(x, "bn2", state)
     x = graph.take(x, "Flatten", "Reshape").output[0]
-    x = graph.gemm(x, state)
-    if x != graph.output:
-        raise UserError(f"{path}: the graph continues after the embedding, '{x}': {graph.readable}")
-    return state
+    return graph.dense_batchnorm(x, "fc", "features", state, biased=True)
 
 
-class _Graph:
-    """A graph's nodes by the values that they take; every constant as a NumPy array."""
+def _mbf(graph: OnnxGraph, state: dict[str, np.ndarray]) -> str:
+    """A row of convolutions, of which three are a bottleneck."""
+    x, row, inputs, added = graph.input, [], [], []
+    while graph.consumer(x, "Conv"):
+        inputs.append(x)
+        layer: dict[str, np.ndarray] = {}
+        x = graph.convolution(x, "0", "1", layer)
+        if graph.consumer(x, "PRelu"):
+            x = graph.prelu(x, "2", layer)
+        # A value that a convolution takes too is a later block's input.
+        total = None if graph.consumer(x, "Conv") else graph.consumer(x, "Add")
+        if total is not None:
+            if len(row) < 3 or set(total.input) != {x, inputs[-3]}:
+                raise UserError(
+                    f"{graph.path}: node '{total.name}' does not add a block to its input"
+                )
+            x = total.output[0]
+        row.append(layer)
+        added.append(total is not None)
+        if len(row) > len(graph.order):
+            raise UserError(f"{graph.path}: the graph runs in a circle at '{x}': {graph.readable}")
+    # Behind the stem: a convolution alone, or residuals already.
+    alone = int(len(row) > 1 and row[1]["0.weight"].shape[2] == 3)
+    bottlenecks = len(row) - 3 - alone
+    if bottlenecks < 0 or bottlenecks % 3:
+        raise UserError(f"{graph.path}: {len(row)} convolutions in a row: {graph.readable}")
+    names = ["layers.0.layers", "layers.1.layers"][: 1 + alone]
+    layer, block = alone, 0
+    for third in range(1 + alone, 1 + alone + bottlenecks, 3):
+        residual = added[third + 2]
+        block = block + 1 if residual and added[third - 1] else 0
+        layer += not block
+        name = f"layers.{layer}.layers.{block}.layers" if residual else f"layers.{layer}.layers"
+        names += [f"{name}.{part}.layers" for part in range(3)]
+    names += ["conv_sep.layers", "features.layers.0.layers"]
+    for name, arrays in zip(names, row, strict=True):
+        state.update({f"{name}.{key}": value for key, value in arrays.items()})
+    x = graph.take(x, "Flatten", "Reshape").output[0]
+    return graph.dense_batchnorm(x, "features.layers.2", "features.layers.3", state, biased=False)
 
-    readable = "PyTorch's exports of arcface_torch's iresnets alone can be read"
 
-    def __init__(self, graph: Any, path: Path) -> None:
-        from onnx import numpy_helper
-
-        self.path = path
-        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        self.nodes: dict[str, list[Any]] = {}
-        names: dict[str, str] = {}
-        for node in graph.node:
-            for i, name in enumerate(node.input):
-                node.input[i] = names.get(name, name)
-            folded = _folded(node, self.constants)
-            if folded is not None:
-                self.constants[node.output[0]] = folded
-            elif node.op_type in _NOTHING:
-                names[node.output[0]] = node.input[0]
-            else:
-                for name in set(node.input):
-                    self.nodes.setdefault(name, []).append(node)
-        self.input = next(i.name for i in graph.input if i.name not in self.constants)
-        self.output = names.get(graph.output[0].name, graph.output[0].name)
-
-    def consumer(self, value: str, *kinds: str) -> Any | None:
-        """A node of one of these kinds that takes the value, or None."""
-        return next((n for n in self.nodes.get(value, ()) if n.op_type in kinds), None)
-
-    def take(self, value: str, *kinds: str) -> Any:
-        node = self.consumer(value, *kinds)
-        if node is None:
-            operations = ", ".join(n.op_type for n in self.nodes.get(value, ())) or "nothing"
+def _ir_se(graph: OnnxGraph, state: dict[str, np.ndarray]) -> str:
+    """The whole network, and the division by the embedding's norm at its end if it is there."""
+    x = graph.convolution(graph.input, "input_layer.0", "input_layer.1", state)
+    x = graph.prelu(x, "input_layer.2", state)
+    block = 0
+    while (bn := graph.consumer(x, "BatchNormalization")) and graph.consumer(bn.output[0], "Conv"):
+        own = f"body.{block}.res_layer"
+        y = graph.batchnorm(x, f"{own}.0", state)
+        y = graph.prelu(graph.plain_convolution(y, f"{own}.1", state), f"{own}.2", state)
+        y = graph.convolution(y, f"{own}.3", f"{own}.4", state)
+        gate = graph.take(y, "GlobalAveragePool", "ReduceMean").output[0]
+        gate = graph.plain_convolution(gate, f"{own}.5.fc1", state)
+        gate = graph.plain_convolution(graph.take(gate, "Relu").output[0], f"{own}.5.fc2", state)
+        gate = graph.take(graph.take(gate, "Sigmoid").output[0], "Mul")
+        if y not in gate.input:
+            raise UserError(f"{graph.path}: node '{gate.name}' is no gate: {graph.readable}")
+        if pool := graph.consumer(x, "MaxPool"):
+            x = pool.output[0]
+        elif graph.consumer(x, "Conv"):
+            down = f"body.{block}.shortcut_layer"
+            x = graph.convolution(x, f"{down}.0", f"{down}.1", state)
+        total = graph.take(gate.output[0], "Add")
+        if set(total.input) != {x, gate.output[0]}:
             raise UserError(
-                f"{self.path}: expected {' or '.join(kinds)} after '{value}', found {operations}: "
-                f"{self.readable}"
+                f"{graph.path}: node '{total.name}' does not add a block to its shortcut"
             )
-        return node
-
-    def constant(self, name: str) -> np.ndarray:
-        if name not in self.constants:
-            raise UserError(f"{self.path}: '{name}' is computed, not a weight: {self.readable}")
-        return self.constants[name]
-
-    def convolution(self, x: str, conv: str, bn: str, state: dict[str, np.ndarray]) -> str:
-        """A convolution and its BatchNorm, whether folded into it or not."""
-        node = self.take(x, "Conv")
-        kernel, *bias = (self.constant(name) for name in node.input[1:])
-        state[f"{conv}.weight"] = kernel
-        x = node.output[0]
-        if self.consumer(x, "BatchNormalization"):
-            x = self.batchnorm(x, bn, state)
-        else:
-            _put_batchnorm(state, bn, bias=np.zeros(len(kernel), np.float32))
-        if bias:
-            state[f"{bn}.running_mean"] = state[f"{bn}.running_mean"] - bias[0]
-        return x
-
-    def batchnorm(self, x: str, name: str, state: dict[str, np.ndarray]) -> str:
-        node = self.take(x, "BatchNormalization")
-        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), _EPSILON)
-        scale, bias, mean, var = (self.constant(name) for name in node.input[1:])
-        var = (var.astype(np.float64) + (epsilon - _EPSILON)).astype(np.float32)
-        _put_batchnorm(state, name, scale=scale, bias=bias, mean=mean, var=var)
-        return node.output[0]
-
-    def prelu(self, x: str, name: str, state: dict[str, np.ndarray]) -> str:
-        node = self.take(x, "PRelu")
-        state[f"{name}.weight"] = self.constant(node.input[1]).reshape(-1)
-        return node.output[0]
-
-    def gemm(self, x: str, state: dict[str, np.ndarray]) -> str:
-        """The fully connected layer, as one node or as a product and a sum, and its BatchNorm."""
-        node = self.take(x, "Gemm", "MatMul")
-        kernel, *bias = (self.constant(name) for name in node.input[1:])
-        transposed = next((a.i for a in node.attribute if a.name == "transB"), 0)
-        state["fc.weight"] = kernel if transposed else kernel.T
-        x = node.output[0]
-        if node.op_type == "MatMul" and (added := self.consumer(x, "Add")):
-            bias = [self.constant(name) for name in added.input if name != x]
-            x = added.output[0]
-        width = len(state["fc.weight"])
-        state["fc.bias"] = bias[0] if bias else np.zeros(width, np.float32)
-        if self.consumer(x, "BatchNormalization"):
-            return self.batchnorm(x, "features", state)
-        _put_batchnorm(state, "features", bias=np.zeros(width, np.float32))
-        return x
+        x, block = total.output[0], block + 1
+        if block > len(graph.order):
+            raise UserError(f"{graph.path}: the graph runs in a circle at '{x}': {graph.readable}")
+    x = graph.batchnorm(x, "output_layer.0", state)
+    x = graph.take(x, "Flatten", "Reshape").output[0]
+    x = graph.dense_batchnorm(x, "output_layer.3", "output_layer.4", state, biased=True)
+    # Ours are not of unit length before they are made so.
+    if graph.consumer(x, "ReduceL2") and (unit := graph.consumer(x, "Div")):
+        return unit.output[0]
+    return x
 
 
-def _folded(node: Any, constants: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """What a node of constants gives, which exporters leave to the runtime; None for others."""
-    from onnx import helper, numpy_helper
+def _vit(graph: OnnxGraph, state: dict[str, np.ndarray]) -> str:
+    """The weights, in their order; what attention does with them, `ida_jax.interop.weights` checks.
 
-    kind = node.op_type
-    options = {attribute.name: attribute for attribute in node.attribute}
-    if kind == "Constant":
-        ((name, value),) = options.items()
-        value = helper.get_attribute_value(value)
-        return numpy_helper.to_array(value) if name == "value" else np.asarray(value)
-    if not node.input or node.input[0] not in constants:
-        return None
-    value, *others = (constants.get(name) for name in node.input)
-    if kind in (*_NOTHING, "CastLike"):
-        return value
-    if any(other is None for other in others):
-        return None
-    if kind == "Unsqueeze":
-        axes = others[0] if others else options["axes"].ints
-        return np.expand_dims(value, tuple(int(axis) for axis in axes))
-    if kind == "Squeeze":
-        return value.squeeze()  # no weight here has an axis of one that matters
-    if kind == "Reshape":
-        sizes = [value.shape[i] if size == 0 else size for i, size in enumerate(others[0].tolist())]
-        return value.reshape(sizes)
-    if kind == "Transpose":
-        return value.transpose(list(options["perm"].ints) if "perm" in options else None)
-    if kind == "Shape":
-        start, stop = (options[n].i if n in options else None for n in ("start", "end"))
-        return np.array(value.shape[start:stop], np.int64)
-    if kind == "Concat":
-        return np.concatenate([value, *others], axis=options["axis"].i)
-    if kind == "Expand" and math.prod(others[0].tolist()) <= _LARGEST_BIAS:
-        return value * np.ones(others[0].tolist(), value.dtype)
-    return None
-
-
-def _put_batchnorm(
-    state: dict[str, np.ndarray],
-    name: str,
-    *,
-    bias: np.ndarray,
-    scale: np.ndarray | None = None,
-    mean: np.ndarray | None = None,
-    var: np.ndarray | None = None,
-) -> None:
-    """A BatchNorm's four arrays; those left out make it add the bias alone."""
-    one = np.ones_like(bias)
-    state[f"{name}.weight"] = one if scale is None else scale
-    state[f"{name}.bias"] = bias
-    state[f"{name}.running_mean"] = 0 * one if mean is None else mean
-    state[f"{name}.running_var"] = np.float32(1 - _EPSILON) * one if var is None else var
+    The token that stands for masked ones is in no graph of an inference: zeros here.
+    """
+    node = graph.take(graph.input, "Conv")
+    kernel, bias = (graph.constant(name) for name in node.input[1:])
+    state["patch_embed.proj.weight"], state["patch_embed.proj.bias"] = kernel, bias
+    x = graph.take(node.output[0], "Reshape", "Flatten").output[0]
+    node = graph.take(graph.take(x, "Transpose").output[0], "Add")
+    state["pos_embed"] = graph.only_constant(node)
+    state["mask_token"] = np.zeros((1, 1, len(kernel)), np.float32)
+    x, block = node.output[0], 0
+    while True:
+        own = f"blocks.{block}"
+        y = graph.layer_norm(x, f"{own}.norm1", state)
+        if graph.consumer(y, "Flatten") or not graph.consumer(y, "MatMul"):
+            break
+        y = graph.dense(y, f"{own}.attn.qkv", state, biased=False)
+        y = graph.dense(graph.next_product(y), f"{own}.attn.proj", state, biased=True)
+        x = graph.sum_of(x, y)
+        y = graph.layer_norm(x, f"{own}.norm2", state)
+        y = graph.dense(y, f"{own}.mlp.fc1", state, biased=True)
+        y = graph.take(y, "Clip").output[0]
+        x = graph.sum_of(x, graph.dense(y, f"{own}.mlp.fc2", state, biased=True))
+        block += 1
+        if block > len(graph.order):
+            raise UserError(f"{graph.path}: the graph runs in a circle at '{x}': {graph.readable}")
+    for leaf in ("weight", "bias"):
+        state[f"norm.{leaf}"] = state.pop(f"{own}.norm1.{leaf}")
+    x = graph.take(y, "Flatten", "Reshape").output[0]
+    norms = {"state": state, "biased": False, "epsilon": _VIT_EPSILON}
+    x = graph.dense_batchnorm(x, "feature.0", "feature.1", **norms)
+    return graph.dense_batchnorm(x, "feature.2", "feature.3", **norms)

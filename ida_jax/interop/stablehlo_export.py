@@ -87,11 +87,12 @@ def _grouped_convolutions(call: Any, args: tuple, kwargs: dict[str, Any], contex
     if not isinstance(context.module, DepthwiseConv):
         return call(*args, **kwargs)
     (x,) = args
+    module = context.module
     return lax.conv_general_dilated(
         x,
-        context.module.get_variable("params", "kernel"),
-        (context.module.stride,) * 2,
+        module.get_variable("params", "kernel"),
+        (module.stride,) * 2,
         ((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        feature_group_count=x.shape[-1] // module.group_size,
     )

@@ -6,13 +6,18 @@ that these accept, beside the share at one threshold, is what it costs. `roc`'s 
 group, and NaN is never a match.
 
 Intervals are by the bootstrap over units of `ida_jax.metrics.bootstrap`, on the same resamples: in
-each the thresholds are found anew. The two groups of the ratio are those of the pairs as they are;
-of many groups the highest and the lowest are so by chance too, which the interval does not know.
-They are plain percentile intervals, not widened where few people have errors (few_units.py).
+each the thresholds are found anew. They are plain percentile intervals, not widened where few
+people have errors (few_units.py). A group's hold for that group alone: of 20 groups that are all
+alike some interval misses two times in three. Whether groups differ is for the ratio to say. Its
+two groups are those of the pairs as they are, and of many the highest and the lowest are so by
+chance too: its interval is at the level 1 − α/m, m the number of pairs of groups (Bonferroni),
+where the intervals of all m ratios hold at once with the chance 1 − α, and so the chosen one's.
+With more than α·R/2 pairs of groups it is the range of all R resamples, and too narrow.
 
 P pairs, G genuine and n impostor pairs, Q groups, F FARs, I units, R resamples, U sides.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -109,8 +114,8 @@ def group_rates(
       threshold of each overall FAR, and with resamples `tar_interval@far` and
       `realised_far_interval`}. A group without impostor (genuine) pairs has no FAR (TAR): None.
     - `far_ratio`: {FAR: `ratio` of the highest to the lowest group's FAR, their names `highest` and
-      `lowest`, with resamples the `interval`}; a FAR at which no two groups can be compared is
-      left out, and a ratio to a FAR of 0 is None.
+      `lowest`, with resamples the `interval`, which allows for their being chosen}; a FAR at
+      which no two groups can be compared is left out, and a ratio to a FAR of 0 is None.
     - `group_thresholds`, if asked for: {FAR: `threshold` {name: its own, and `no group`: the
       overall one, for all other pairs}, `tar` of all genuine pairs at these, `tar_gain` over one
       threshold, and with resamples `tar_interval` and `tar_gain_interval`}.
@@ -291,8 +296,8 @@ def _entries(
     if drawn:
         resampled = _Measured(*(np.stack(values) for values in zip(*drawn, strict=True)))
 
-    def interval(samples: np.ndarray) -> list[float] | None:
-        return _interval(samples, level)
+    def interval(samples: np.ndarray, statements: int = 1) -> list[float] | None:
+        return _interval(samples, 1 - (1 - level) / statements)
 
     entries: dict[str, Any] = {
         "groups": {
@@ -341,7 +346,7 @@ def _ratio_entry(
     resampled: _Measured | None,
     f: int,
     groups: PairGroups,
-    interval: Callable[[np.ndarray], list[float] | None],
+    interval: Callable[[np.ndarray, int], list[float] | None],
 ) -> dict[str, Any] | None:
     compared = [q for q in range(groups.compared) if whole.impostor[q]]
     if len(compared) < 2 or not whole.wrong[compared, f].any():
@@ -358,7 +363,7 @@ def _ratio_entry(
             _rates(resampled.wrong[:, q, [f]], resampled.impostor[:, q])[:, 0] for q in (high, low)
         )
         with np.errstate(divide="ignore", invalid="ignore"):  # a FAR of 0 in a resample
-            ratio["interval"] = interval(of_high / of_low)
+            ratio["interval"] = interval(of_high / of_low, math.comb(len(compared), 2))
     return ratio
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ida_jax.models.resnet import BatchNorm
@@ -144,26 +145,32 @@ class GlobalDepthwiseConv(nn.Module):
     """A depthwise convolution as large as the map: Σ over H and W of x · kernel, in float32."""
 
     dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] → float32 [B, C]."""
         shape = (*x.shape[1:3], 1, x.shape[3])
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         return jnp.sum(x.astype(jnp.float32) * kernel[:, :, 0][None], axis=(1, 2))
 
 
 class DepthwiseConv(nn.Module):
-    """3×3, each channel by itself, padded by 1 on every side, without a bias."""
+    """3×3, each channel by itself, padded by 1 on every side, without a bias.
+
+    With a `group_size` of G above 1, groups of G neighbouring channels by themselves.
+    """
 
     stride: int = 1
     dtype: Any = jnp.float32
+    group_size: int = 1
+    kernel_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, C]."""
-        shape = (3, 3, 1, x.shape[-1])
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        shape = (3, 3, self.group_size, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return _depthwise(x, kernel, self.stride)
 
@@ -175,20 +182,30 @@ def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         (stride, stride),
         ((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 
 def _nine_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`_convolution` as the sum of nine shifted products, which vectorises over the channels."""
-    _, h, w, _ = x.shape
+    """`_convolution` as the sum of nine shifted products, which vectorises over the channels.
+
+    Nine for each of a group's G channels: those of x are turned within their group, so that each
+    output channel has had all of them.
+    """
+    _, h, w, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
     kernel = kernel.astype(jnp.float32)
-    products = [
-        padded[:, i : i + h : stride, j : j + w : stride] * kernel[None, i : i + 1, j]
-        for i in range(3)
-        for j in range(3)
-    ]
+    members, products = kernel.shape[2], []
+    for turn in range(members):
+        turned = padded.reshape(*padded.shape[:3], -1, members)
+        turned = jnp.roll(turned, -turn, axis=-1).reshape(padded.shape)
+        inputs = (np.arange(channels) + turn) % members
+        own = kernel[:, :, inputs, np.arange(channels)]
+        products += [
+            turned[:, i : i + h : stride, j : j + w : stride] * own[None, i : i + 1, j, None]
+            for i in range(3)
+            for j in range(3)
+        ]
     return sum(products[1:], start=products[0]).astype(x.dtype)
 
 

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from ida_jax.common.errors import UserError
+from ida_jax.ops.channel_affine import add_affine, affine, affine_prelu, channel_sums
+from ida_jax.ops.normalised_conv import conv3x3, normalised_conv
 
 # InsightFace's initialisation of every convolution.
 _conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.normal(0.1))
@@ -27,13 +29,16 @@ _conv3x3 = partial(_conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)))
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + aᵢ · min(x, 0) with one learned slope aᵢ a channel, 0.25 at first."""
+    """max(x, 0) + sᵢ · min(x, 0) with one learned slope sᵢ a channel, 0.25 at first."""
 
     @nn.compact
+    def slope(self, channels: int) -> jax.Array:
+        """The slopes, float32 [C]."""
+        return self.param("slope", nn.initializers.constant(0.25), (channels,), jnp.float32)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., C] → [..., C], in x's type."""
-        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
-        slope = slope.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        slope = self.slope(x.shape[-1]).astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         # As a factor of x, the backward pass keeps nothing beside x: a third of the memory less.
         return x * jnp.where(x >= 0, jnp.ones((), x.dtype), slope)
 
@@ -53,30 +58,61 @@ class BatchNorm(nn.Module):
     has no part in it.
 
     Flax's own BatchNorm is the same function of one group. Written as x · a + b it keeps x alone
-    for the backward pass, where Flax's keeps x − mean too.
+    for the backward pass, where Flax's keeps x − mean too; and what a and b are for, `affine` gives
+    to those who compute x · a + b together with something else.
     """
 
     dtype: Any = jnp.float32
     use_scale: bool = True
     groups: int = 1
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """[B, ..., C] → [B, ..., C] in `dtype`; mask is bool [B], True for the real rows.
 
         Raises:
           UserError: in training, B is not a multiple of the groups.
         """
+        x = x.astype(jnp.float32)
+        return affine(x, *self.affine(x, train=train, mask=mask), self.dtype)
+
+    @nn.compact
+    def affine(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        mask: jax.Array | None = None,
+        without: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(a, b) of x · a + b, float32 [G, C] each, G being 1 but in training.
+
+        Args:
+          x: float32 [B, ..., C].
+          mask: bool [B], True for the real rows.
+          without: float32 [C], what x lacks, the same on all rows: only the running mean has it.
+        """
         channels = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         groups = self.groups if train and not self.is_initializing() else 1
-        x = x.astype(jnp.float32)
         if train:
-            real = None if mask is None else _in_groups(mask, groups)
-            mean, var = _group_statistics(_in_groups(x, groups), real)
+            if len(x) % groups:
+                raise UserError(
+                    f"BatchNorm has {groups} groups and the batch {len(x)} rows: expected a "
+                    "multiple; change train.batch_size or batch_norm_groups"
+                )
+            # Neighbours together: a sharded batch then stays in place.
+            real = None if mask is None else mask.reshape(groups, -1)
+            mean, var = _group_statistics(x, real, groups)
             if not self.is_initializing():
-                for running, batch in ((running_mean, mean), (running_var, var)):
+                whole = mean if without is None else mean + without[None]
+                for running, batch in ((running_mean, whole), (running_var, var)):
                     running.value = _moved(running.value, batch, real)
         else:
             mean, var = running_mean.value[None], running_var.value[None]
@@ -85,34 +121,19 @@ class BatchNorm(nn.Module):
             scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
             factor = factor * scale[None]
         offset = self.param("bias", nn.initializers.zeros, channels, jnp.float32)[None]
-        offset = offset - mean * factor
-        grouped = _in_groups(x, groups) if groups > 1 else x
-        shape = (groups,) + (1,) * (grouped.ndim - 2) + channels
-        y = grouped * factor.reshape(shape) + offset.reshape(shape)
-        return y.reshape(x.shape).astype(self.dtype)
+        return factor, offset - mean * factor
 
 
-def _in_groups(x: jax.Array, groups: int) -> jax.Array:
-    """[B, ...] → [G, B/G, ...], neighbours together: a sharded batch then stays in place."""
-    if x.shape[0] % groups:
-        raise UserError(
-            f"BatchNorm has {groups} groups and the batch {x.shape[0]} rows: expected a multiple; "
-            "change train.batch_size or batch_norm_groups"
-        )
-    return x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
-
-
-def _group_statistics(x: jax.Array, real: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance [G, C] of the real rows of [G, B/G, ..., C]; 0 where a group has none."""
-    axes = tuple(range(1, x.ndim - 1))
-    if real is None:
-        mean, mean_square = jnp.mean(x, axes), jnp.mean(x * x, axes)
-    else:
-        rows = jnp.maximum(jnp.sum(real.astype(jnp.float32), axis=1, keepdims=True), 1.0)
-        values = rows * float(math.prod(x.shape[2:-1]))
-        real = real.reshape(real.shape + (1,) * (x.ndim - 2))
-        mean = jnp.sum(x, axes, where=real) / values
-        mean_square = jnp.sum(x * x, axes, where=real) / values
+def _group_statistics(
+    x: jax.Array, real: jax.Array | None, groups: int
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [G, C] of the real rows of [B, ..., C]; 0 where a group has none."""
+    values = jnp.full((groups, 1), len(x) // groups, jnp.float32)
+    if real is not None:
+        x = jnp.where(real.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0.0)
+        values = jnp.maximum(jnp.sum(real.astype(jnp.float32), axis=1, keepdims=True), 1.0)
+    values = values * float(math.prod(x.shape[1:-1]))
+    mean, mean_square = channel_sums((x, x * x), groups) / values[None]
     # Rounding can take the difference below zero.
     return mean, jnp.maximum(mean_square - mean * mean, 0.0)
 
@@ -127,8 +148,24 @@ def _moved(running: jax.Array, batch: jax.Array, real: jax.Array | None) -> jax.
     return jnp.where(jnp.any(counts), 0.9 * running + 0.1 * mean, running)
 
 
+class _Kernel(nn.Module):
+    """A 3×3 convolution's parameter alone."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The kernel, float32 [3, 3, C, width], for x, [B, H, W, C]."""
+        shape = (3, 3, x.shape[-1], self.width)
+        return self.param("kernel", nn.initializers.normal(0.1), shape, jnp.float32)
+
+
 class Block(nn.Module):
-    """BN → 3×3 → BN → PReLU → 3×3 with the stride → BN, plus the shortcut."""
+    """BN → 3×3 → BN → PReLU → 3×3 with the stride → BN, plus the shortcut.
+
+    In training the first BatchNorm is folded into its convolution (`ops.normalised_conv`); not with
+    several groups, each of which would need a kernel of its own.
+    """
 
     width: int
     stride: int
@@ -137,23 +174,34 @@ class Block(nn.Module):
 
     # By position: what nn.remat may take as static, it knows by its index.
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """[B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, width]."""
+    def __call__(
+        self, x: tuple[jax.Array, jax.Array], train: bool, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, width], each given twice (`add_affine`)."""
+        x, again = x
         norm = partial(BatchNorm, dtype=self.dtype, groups=self.batch_norm_groups)
         stats = {"train": train, "mask": mask}
         strides = (self.stride, self.stride)
 
-        y = norm(name="bn1")(x, **stats)
-        y = _conv3x3(self.width, dtype=self.dtype, name="conv1")(y)
-        y = norm(name="bn2")(y, **stats)
-        y = PReLU(name="prelu")(y)
+        bn1, bn2 = norm(name="bn1"), norm(name="bn2")
+        kernel = _Kernel(self.width, name="conv1")(x)
+        if train and self.batch_norm_groups == 1 and not self.is_initializing():
+            wide = again.astype(jnp.float32)
+            factor, offset = bn1.affine(wide, **stats)
+            y, constant = normalised_conv(wide, factor[0], offset[0], kernel, self.dtype)
+        else:
+            y, constant = conv3x3(bn1(again, **stats), kernel.astype(self.dtype)), None
+            y = y.astype(jnp.float32)
+        normal = bn2.affine(y, without=constant, **stats)
+        y = affine_prelu(y, *normal, PReLU(name="prelu").slope(self.width), self.dtype)
         y = _conv3x3(self.width, strides=strides, dtype=self.dtype, name="conv2")(y)
-        y = norm(name="bn3")(y, **stats)
+        y = y.astype(jnp.float32)
+        normal = norm(name="bn3").affine(y, **stats)
         if x.shape != y.shape:
             x = x[:, :: self.stride, :: self.stride]
             x = _conv(self.width, (1, 1), dtype=self.dtype, name="shortcut_conv")(x)
             x = norm(name="shortcut_bn")(x, **stats)
-        return x + y
+        return add_affine(x, y, *normal)
 
 
 class IResNet(nn.Module):
@@ -204,8 +252,11 @@ class IResNet(nn.Module):
         block = partial(block, dtype=self.dtype, batch_norm_groups=self.batch_norm_groups)
 
         x = _conv3x3(self.widths[0], dtype=self.dtype, name="stem_conv")(images)
-        x = norm(dtype=self.dtype, name="stem_bn")(x, **stats)
-        x = PReLU(name="stem_prelu")(x)
+        x = x.astype(jnp.float32)
+        normal = norm(name="stem_bn").affine(x, **stats)
+        slope = PReLU(name="stem_prelu").slope(self.widths[0])
+        x = affine_prelu(x, *normal, slope, self.dtype)
+        x = x, x
         for stage, (size, width) in enumerate(
             zip(self.stage_sizes, self.widths, strict=True), start=1
         ):
@@ -213,7 +264,7 @@ class IResNet(nn.Module):
                 stride = 2 if index == 0 else 1
                 x = block(width, stride, name=f"stage{stage}_block{index + 1}")(x, train, mask)
 
-        x = norm(name="output_bn")(x, **stats)
+        x = norm(name="output_bn")(x[1], **stats)
         # For the uncertainty module; nothing unless the collection is asked for.
         self.sow("intermediates", "feature_map", x)
         x = x.reshape(x.shape[0], -1)

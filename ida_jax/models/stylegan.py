@@ -9,20 +9,20 @@ one size whatever the gradient's, then are of one size relative to each layer's 
 learning rate"). Activations are leaky ReLU of slope 0.2, times √2.
 
 Modulation scales the activations instead of the weights, so that a convolution has one kernel for
-all images and is not grouped. Up-convolutions filter first and then convolve: four times the
-products of a transposed convolution, whose gradient XLA computes ten times slower on a CPU.
+all images and is not grouped.
 
 B batch, R resolution, C channels, Z latent, W style, L styles of an image.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ida_jax.ops.convolution import conv, conv_down, conv_up
 from ida_jax.ops.resample import blur, downsample, upsample
 
 _MAPPING_RATE = 0.01  # the mapping network's learning rate, of the others'
@@ -57,6 +57,8 @@ class GeneratorNetwork(nn.Module):
       channel_base: a block of size r has min(channel_base / r, channel_max) channels.
       channel_max: see there.
       dtype: of the synthesis' activations, float32 or bfloat16. Parameters and images are float32.
+      filter_first: up-convolutions filter before they convolve, not behind, and so have zeros
+        where StyleGAN2 has the filter's outermost pixel: generators of before that are read so.
     """
 
     resolution: int
@@ -66,11 +68,12 @@ class GeneratorNetwork(nn.Module):
     channel_base: int = 16_384
     channel_max: int = 512
     dtype: Any = jnp.float32
+    filter_first: bool = False
 
     def setup(self) -> None:
         self.mapping = _Mapping(self.style_dim, self.mapping_layers)
         self.synthesis = _Synthesis(
-            self.resolution, self.channel_base, self.channel_max, dtype=self.dtype
+            self.resolution, self.channel_base, self.channel_max, self.dtype, self.filter_first
         )
 
     def map(self, latents: jax.Array) -> jax.Array:
@@ -163,6 +166,7 @@ class _Synthesis(nn.Module):
     channel_base: int
     channel_max: int
     dtype: Any
+    filter_first: bool
 
     @nn.compact
     def __call__(self, styles: jax.Array, noise: Sequence[jax.Array]) -> jax.Array:
@@ -174,8 +178,9 @@ class _Synthesis(nn.Module):
         for size in resolutions(self.resolution):
             width = _channels(size, self.channel_base, self.channel_max)
             if size > 4:
-                x = _StyledConv(width, name=f"block_{size}_conv_0")(
-                    upsample(x), styles[:, layer], noise[layer]
+                up = _filtered_up if self.filter_first else conv_up
+                x = _StyledConv(width, up, name=f"block_{size}_conv_0")(
+                    x, styles[:, layer], noise[layer]
                 )
                 layer += 1
             x = _StyledConv(width, name=f"block_{size}_conv_1")(x, styles[:, layer], noise[layer])
@@ -190,12 +195,13 @@ class _StyledConv(nn.Module):
     """Modulated and demodulated 3×3 convolution, noise, bias, activation."""
 
     channels: int
+    convolve: Callable[[jax.Array, jax.Array], jax.Array] = conv
 
     @nn.compact
     def __call__(self, x: jax.Array, style: jax.Array, noise: jax.Array) -> jax.Array:
         kernel = _kernel(self, (3, 3, x.shape[3], self.channels))
         scale = _Dense(x.shape[3], bias=1.0, name="style")(style)
-        x = _conv(x * _over_pixels(scale, x.dtype), kernel)
+        x = self.convolve(x * _over_pixels(scale, x.dtype), kernel.astype(x.dtype))
         x = x * _over_pixels(demodulation(kernel, scale), x.dtype)
         strength = self.param("noise_strength", nn.initializers.zeros, (), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
@@ -210,7 +216,8 @@ class _ToRgb(nn.Module):
         kernel = _kernel(self, (1, 1, x.shape[3], 3))
         scale = _Dense(x.shape[3], bias=1.0, name="style")(style)
         bias = self.param("bias", nn.initializers.zeros, (3,), jnp.float32)
-        return _conv(x * _over_pixels(scale, x.dtype), kernel) + _over_batch(bias, x.dtype)
+        x = conv(x * _over_pixels(scale, x.dtype), kernel.astype(x.dtype))
+        return x + _over_batch(bias, x.dtype)
 
 
 def demodulation(kernel: jax.Array, scale: jax.Array) -> jax.Array:
@@ -240,7 +247,8 @@ class _Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = _kernel(self, (self.kernel, self.kernel, x.shape[3], self.channels))
-        x = _conv(blur(x), kernel, stride=2, padding="VALID") if self.down else _conv(x, kernel)
+        kernel = kernel.astype(x.dtype)
+        x = conv_down(blur(x), kernel) if self.down else conv(x, kernel)
         if not self.bias:
             return x
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
@@ -268,11 +276,8 @@ def _kernel(module: nn.Module, shape: tuple[int, int, int, int]) -> jax.Array:
     return kernel / math.sqrt(math.prod(shape[:3]))
 
 
-def _conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SAME") -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride, stride), padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+def _filtered_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return conv(upsample(x), kernel)
 
 
 def _lrelu(x: jax.Array) -> jax.Array:

@@ -12,6 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ida_jax.ops.products import row_products
+
+# XLA's TopK kernel for GPUs takes rows at least this long and no more than that many of each; other
+# rows are sorted whole.
+_GPU_ROW, _GPU_MOST = 1024, 16
+
 
 class Neighbours(NamedTuple):
     """The nearest anchors of each query, the most similar first.
@@ -45,18 +51,33 @@ def largest_k(
       values: [N, A].
       k: how many, 1 ≤ k ≤ A.
       group_size: columns a group; the power of two below √(A / k), at most 64, if None, which
-        balances the two sums above.
+        balances the two sums above. On GPUs it is chosen so that XLA's TopK kernel takes both.
 
     Returns:
       The values [N, k], descending, and their columns, int32 [N, k]. Among equal values any
-      column may be named.
+      column may be named; of −inf, one that is not its own.
     """
+    a = values.shape[1]
+    if group_size is not None:
+        return grouped_largest_k(values, k, group_size)
+    balanced = min(64, 1 << int(math.log2(max(1, a // k)) / 2))
+    general = partial(grouped_largest_k, k=k, group_size=balanced)
+    if k > _GPU_MOST or a < _GPU_ROW:
+        return general(values)
+    size = min(64, 1 << int(math.log2(a // _GPU_ROW)))
+    on_gpu = partial(grouped_largest_k, k=k, group_size=size, shortest=_GPU_ROW)
+    return lax.platform_dependent(values, cuda=on_gpu, default=general)
+
+
+def grouped_largest_k(
+    values: jax.Array, k: int, group_size: int, *, shortest: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """`largest_k` by groups of a size; rows to choose from are filled up to `shortest` by −inf."""
     n, a = values.shape
-    if group_size is None:
-        group_size = min(64, 1 << int(math.log2(max(1, a // k)) / 2))
     groups = a // group_size
     if group_size == 1 or groups < 2 * k:
-        return lax.top_k(values, k)
+        top, position = lax.top_k(values, k)
+        return top, position
     head, tail = values[:, : groups * group_size], values[:, groups * group_size :]
     # Column j belongs to group j mod G, so that a group's maximum is taken across whole rows.
     grouped = head.reshape(n, group_size, groups)
@@ -69,6 +90,9 @@ def largest_k(
     columns = jnp.concatenate(
         [columns, jnp.broadcast_to(tail_columns[None, :], tail.shape)], axis=1
     )
+    if (missing := shortest - candidates.shape[1]) > 0:
+        candidates = jnp.pad(candidates, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+        columns = jnp.pad(columns, ((0, 0), (0, missing)))
     top, position = lax.top_k(candidates, k)
     return top, jnp.take_along_axis(columns, position, axis=1)
 
@@ -116,7 +140,7 @@ def blockwise_top_k(
     return best
 
 
-@partial(jax.jit, static_argnames=("k", "block_size"))
+@partial(jax.jit, static_argnames=("k", "block_size", "precision"))
 def nearest_anchors(
     queries: jax.Array,
     anchors: jax.Array,
@@ -125,6 +149,7 @@ def nearest_anchors(
     query_labels: jax.Array | None = None,
     anchor_labels: jax.Array | None = None,
     block_size: int = 65536,
+    precision: str = "float32",
 ) -> Neighbours:
     """The support set Ψ: each query's k most similar anchors of other identities (section 3.2).
 
@@ -138,6 +163,7 @@ def nearest_anchors(
       k: the support set's size, 1 ≤ k ≤ A.
       query_labels: int32 [N], with `anchor_labels`.
       anchor_labels: int32 [A], with `query_labels`.
+      precision: of the cosines, of `ops.products.PRECISIONS`.
 
     Returns:
       `Neighbours`.
@@ -154,7 +180,7 @@ def nearest_anchors(
 
     def similarities(first: jax.Array) -> jax.Array:
         block = lax.dynamic_slice_in_dim(anchors, first, block_size)
-        cosines = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
+        cosines = row_products(queries, block, precision=precision)
         if query_labels is None:
             return cosines
         labels = lax.dynamic_slice_in_dim(anchor_labels, first, block_size)

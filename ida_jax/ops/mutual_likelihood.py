@@ -13,18 +13,21 @@ all variances are equal, the MLS is an increasing function of the cosine alone.
 Variances are given by their logarithms v = log σ², as the module gives them, which are finite for
 any σ > 0.
 
-Matrices of the MLS are summed 32 dimensions at a time, four variances to one logarithm, in blocks
+Matrices of the MLS are summed some dimensions at a time, four variances to one logarithm, in blocks
 that stay in cache.
 
 N and M faces, B batch, D embedding.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Of the embedding, at once: fewer write the scores too often, more keep too much in registers.
-_DIMENSIONS = 32
+# Of the embedding, at once: fewer write the scores too often, more keep too much in registers, or
+# are more than XLA makes one GPU kernel of.
+_DIMENSIONS, _GPU_DIMENSIONS = 32, 16
 
 
 def mutual_likelihood(
@@ -61,15 +64,35 @@ def mls_matrix(
       log_variances_2: [M, D].
     """
 
-    def some(x: jax.Array, beyond: float) -> jax.Array:
-        """[N, D] → [⌈D/32⌉, 32, N]."""
-        rest = -x.shape[1] % _DIMENSIONS
-        x = jnp.pad(x, ((0, 0), (0, rest)), constant_values=beyond)
-        return x.T.reshape(x.shape[1] // _DIMENSIONS, _DIMENSIONS, len(x))
+    return lax.platform_dependent(
+        means_1,
+        log_variances_1,
+        means_2,
+        log_variances_2,
+        cuda=partial(summed_mls, dimensions=_GPU_DIMENSIONS),
+        default=partial(summed_mls, dimensions=_DIMENSIONS),
+    )
 
-    def add(scores: jax.Array, dimensions: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        mean_1, variance_1, mean_2, variance_2 = dimensions
-        for first in range(0, _DIMENSIONS, 4):
+
+def summed_mls(
+    means_1: jax.Array,
+    log_variances_1: jax.Array,
+    means_2: jax.Array,
+    log_variances_2: jax.Array,
+    *,
+    dimensions: int,
+) -> jax.Array:
+    """`mls_matrix` by so many dimensions at a time, a multiple of four; the same sums for any."""
+
+    def some(x: jax.Array, beyond: float) -> jax.Array:
+        """[N, D] → [⌈D/d⌉, d, N]."""
+        rest = -x.shape[1] % dimensions
+        x = jnp.pad(x, ((0, 0), (0, rest)), constant_values=beyond)
+        return x.T.reshape(x.shape[1] // dimensions, dimensions, len(x))
+
+    def add(scores: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        mean_1, variance_1, mean_2, variance_2 = part
+        for first in range(0, dimensions, 4):
             product = 1.0
             for d in range(first, first + 4):
                 variance = variance_1[d][:, None] + variance_2[d][None]

@@ -70,6 +70,24 @@ def blur(images: jax.Array) -> jax.Array:
     return images
 
 
+def smooth(images: jax.Array) -> jax.Array:
+    """The filter behind a transposed 3×3 convolution of stride 2, times 4.
+
+        y[j] = (x[j−1] + 3·x[j] + 3·x[j+1] + x[j+2]) / 4,  j = 0 … H−2
+
+    along each axis, with zeros outside.
+
+    Args:
+      images: [B, H, W, C].
+
+    Returns:
+      [B, H−1, W−1, C], of the same type.
+    """
+    for axis in (1, 2):
+        images = 2 * _filtered(images, axis, pad=1, stride=1)
+    return images
+
+
 def to_resolution(images: jax.Array, resolution: int) -> jax.Array:
     """Face crops at a generator's resolution: shrunk, or reflected outwards where they are smaller.
 

@@ -112,9 +112,11 @@ def group_section(results: Mapping[str, Any]) -> str:
     reading = (
         "The share of a group’s impostor pairs that are accepted, and of its genuine pairs, when "
         "all pairs share one threshold. The ratio is of the group with the highest FAR to that "
-        f"with the lowest; * marks fewer than {FEWEST_FALSE_ACCEPTS} false accepts, from which "
-        "nothing follows. “A threshold a group” is the TAR of all genuine pairs when each group "
-        "has its own threshold at this FAR, and what it is above that at one threshold."
+        "with the lowest, and its interval allows for their being chosen among all groups; a "
+        "group’s own intervals hold for it alone. * marks fewer than "
+        f"{FEWEST_FALSE_ACCEPTS} false accepts, from which nothing follows. “A threshold a group” "
+        "is the TAR of all genuine pairs when each group has its own threshold at this FAR, and "
+        "what it is above that at one threshold."
     )
     return "\n".join(["<h2>Groups</h2>", *cards, f'<p class="soft">{reading}</p>'])
 
@@ -147,8 +149,9 @@ def group_figure(methods: _Figures) -> Figure | None:
     figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False)
     figure.set_label(
         "Each group's false accept rate when all share the threshold of the overall rate (dotted); "
-        "equal heights are fair. Bars are 95 % intervals over people; one that ends at a thirtieth "
-        "of its rate goes on below."
+        "equal heights are fair. Bars are 95 % intervals over people, of each group by itself: "
+        "whether groups differ, the ratio's interval says. One that ends at a thirtieth of its "
+        "rate goes on below."
     )
     return figure
 

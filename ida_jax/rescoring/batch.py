@@ -25,7 +25,13 @@ from ida_jax.common.devices import filled, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_rows
 from ida_jax.rescoring.method_table import ARTEFACTS, HEADLINE, require_method
-from ida_jax.rescoring.pairs import checked_pairs, compile_blocks, score_chunk, score_gathered
+from ida_jax.rescoring.pairs import (
+    Subset,
+    checked_pairs,
+    compile_blocks,
+    score_chunk,
+    score_gathered,
+)
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import RULES, FaceTerms
 from ida_jax.tables.embeddings import read_column, read_embeddings
@@ -176,10 +182,10 @@ class BatchPairScores:
         pairs = checked_pairs(pairs, len(terms.values)).astype(np.int32, copy=False)
         return {**batch, "score": score_gathered(faces, pairs, terms)}
 
-    def of_chunk(self, pairs: np.ndarray) -> np.ndarray:
+    def of_chunk(self, pairs: np.ndarray, held: Subset | None = None) -> np.ndarray:
         """float32 [P] of rows int32 [P, 2], by `score_chunk`: the bits of `rescore`'s chunk."""
         faces, terms, _ = _state(self._id, self._make)
-        return score_chunk(faces, pairs, terms)
+        return score_chunk(faces, pairs, terms, held)
 
     def arrow(self, batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
         """`__call__` for Spark's mapInArrow: record batches to record batches."""

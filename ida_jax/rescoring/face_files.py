@@ -49,9 +49,7 @@ class Faces(NamedTuple):
         """
         what = "embeddings" if self.template is None else "templates"
         place = row_place(self.path) if self.template is None else None
-        return unit_rows(
-            self.embeddings[rows], what=f"{self.path}: {what}", numbers=rows, place=place
-        )
+        return unit_rows(self.embeddings, rows=rows, what=f"{self.path}: {what}", place=place)
 
 
 def read_faces(

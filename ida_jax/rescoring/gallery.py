@@ -35,9 +35,12 @@ from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import cosines, rule_scores, take_rows
 from ida_jax.tables.score_origin import ScoreOrigin
 
-# 512 × 8192 similarities are 16 MiB.
-PROBE_BLOCKS = (1, 16, 64, 512)
-GALLERY_BLOCK = 8192
+# Probes, and gallery faces, at once. On a CPU 512 × 8192 similarities are 16 MiB; other devices
+# take the whole of their share of a slab.
+_PROBE_BLOCKS = (1, 16, 64, 512)
+DEVICE_PROBE_BLOCKS = (1, 16, 64, 1024)
+_GALLERY_BLOCK = 8192
+DEVICE_GALLERY_BLOCK = 65536
 # Faces of a slab on each device: 64 MiB of 512 float16.
 _SLAB = 65536
 
@@ -165,6 +168,7 @@ def identify(
     *,
     top: int = 10,
     mesh: Mesh | None = None,
+    precision: str = "float32",
 ) -> Candidates:
     """The `top` gallery faces of each probe by the method's score.
 
@@ -175,6 +179,7 @@ def identify(
       top: how many, 1 ≤ top ≤ G.
       mesh: whose devices share the gallery, along all of its axes; this process's if None. In one
         of several processes all of them call this alike, and each reads its own share.
+      precision: of the cosines, of `ops.products.PRECISIONS`.
 
     Raises:
       UserError: widths that differ, `top` outside 1 … G, terms of another method.
@@ -185,9 +190,14 @@ def identify(
 
     def best(faces: np.ndarray, values: np.ndarray) -> Candidates:
         own = jax.device_put((faces, probe_terms._replace(values=values)), replicated(mesh))
-        return _search(*own, gallery, top, mesh)
+        return _search(*own, gallery, top, mesh, precision)
 
-    return by_blocks(best, probes, np.asarray(probe_terms.values), sizes=PROBE_BLOCKS)
+    sizes = _PROBE_BLOCKS if _on_cpu(mesh) else DEVICE_PROBE_BLOCKS
+    return by_blocks(best, probes, np.asarray(probe_terms.values), sizes=sizes)
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def _check(probes: np.ndarray, probe_terms: FaceTerms, gallery: Gallery, top: int) -> None:
@@ -215,14 +225,20 @@ def _check(probes: np.ndarray, probe_terms: FaceTerms, gallery: Gallery, top: in
 
 
 def _search(
-    probes: jax.Array, probe_terms: FaceTerms, gallery: Gallery, top: int, mesh: Mesh
+    probes: jax.Array,
+    probe_terms: FaceTerms,
+    gallery: Gallery,
+    top: int,
+    mesh: Mesh,
+    precision: str,
 ) -> Candidates:
+    block = max(top, _GALLERY_BLOCK if _on_cpu(mesh) else DEVICE_GALLERY_BLOCK)
     best = _nothing(mesh, len(probes), top)
     firsts = []
     for number, slab in enumerate(_slabs(gallery, mesh)):
         before = best
         best = best_with_slab(
-            mesh, max(top, GALLERY_BLOCK), best, np.int32(number), slab[1:], probes, probe_terms
+            mesh, block, precision, best, np.int32(number), slab[1:], probes, probe_terms
         )
         # One slab is worked on while the next one is read, and no more are held.
         jax.block_until_ready(before)
@@ -299,10 +315,11 @@ def _nothing(mesh: Mesh, probes: int, top: int) -> BestFaces:
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def best_with_slab(
     mesh: Mesh,
     block: int,
+    precision: str,
     best: BestFaces,
     number: jax.Array,
     slab: tuple[jax.Array, jax.Array, jax.Array],
@@ -327,7 +344,7 @@ def best_with_slab(
         def scores(first: jax.Array) -> jax.Array:
             faces = lax.dynamic_slice_in_dim(embeddings, first, size).astype(jnp.float32)
             found = rule_scores(
-                cosines(probes, faces),
+                cosines(probes, faces, precision=precision),
                 probe_terms,
                 take_rows(terms, first, size),
                 enrolled="columns",

@@ -116,7 +116,7 @@ def identify_faces(
     def search(rows: range) -> np.ndarray:
         unit = probes.unit(np.arange(rows.start, rows.stop))
         terms = scorer.terms(unit.embeddings, norms=unit.norms)
-        found = identify(unit.embeddings, terms, gallery, top=top)
+        found = identify(unit.embeddings, terms, gallery, top=top, precision=scorer.precision)
         kind = [("score", "<f4", (top,)), ("row", "<i8", (top,)), ("mate", "<f4")]
         made = np.zeros(len(rows), kind)
         made["score"], made["row"] = found

@@ -21,20 +21,21 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import by_blocks
+from ida_jax.common.devices import by_blocks, on_cpu
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import require_log_variances, require_unit
 from ida_jax.metrics.roc import SplitScores
 from ida_jax.ops.hypersphere import blockwise_top_k
 from ida_jax.ops.mutual_likelihood import mls_matrix
-from ida_jax.rescoring.pairs import checked_pairs
+from ida_jax.rescoring.pairs import DEVICE_GATHER_BLOCKS, checked_pairs
 from ida_jax.rescoring.terms import FaceTerms, cosine_terms
 from ida_jax.rescoring.tiles import checked_labels, split_all_pairs
 
+# Few sizes, as in `pairs`. On a CPU the gathered rows of a block must stay in cache.
 _PAIR_BLOCKS = (64, 2048)
 # Faces, and anchors or faces, at once. On a CPU a block of scores must stay in cache.
 _TILE = (64, 512)
-_DEVICE_TILE = (512, 4096)
+DEVICE_TILE = (512, 4096)
 
 
 def likelihood_scale(log_variances: np.ndarray) -> float:
@@ -83,7 +84,8 @@ def score_pairs_mls(
     pairs = checked_pairs(pairs, len(means)).astype(np.int32, copy=False)
     scale = _positive(scale)
     on_device = jax.device_put((means, log_variances))
-    return by_blocks(partial(_score_pairs, *on_device, scale), pairs, sizes=_PAIR_BLOCKS)
+    sizes = _PAIR_BLOCKS if on_cpu(on_device[0]) else DEVICE_GATHER_BLOCKS
+    return by_blocks(partial(likelihood_of_pairs, *on_device, scale), pairs, sizes=sizes)
 
 
 def score_all_pairs_mls(
@@ -125,7 +127,7 @@ def all_pair_scores_mls(
     means, log_variances = _faces(means, log_variances)
     scale, n = _positive(scale), len(means)
     on_device = jax.device_put((means, log_variances))
-    most, columns = (max(1, min(size, n)) for size in _tile())
+    most, columns = (max(1, min(size, n)) for size in _tile(on_device))
 
     def similarities(first: int, rows: int) -> np.ndarray:
         scores = np.empty((rows, n), np.float32)
@@ -191,15 +193,16 @@ def nearest_by_likelihood(
         )
     anchors = jax.device_put((anchor_means, anchor_log_variances, anchor_labels.astype(np.int32)))
     faces = (means, log_variances, labels.astype(np.int32))
-    rows, columns = _tile()
-    nearest = partial(_nearest, k, max(k, min(columns, a)), anchors)
+    rows, columns = _tile(anchors)
+    nearest = partial(nearest_likelihoods, k, max(k, min(columns, a)), anchors)
     return scale * by_blocks(nearest, *faces, sizes=(rows,), title="search")
 
 
 @jax.jit
-def _score_pairs(
+def likelihood_of_pairs(
     means: jax.Array, log_variances: jax.Array, scale: jax.Array, pairs: jax.Array
 ) -> jax.Array:
+    """scale · MLS of pairs [P, 2] of the faces [N, D], float32 [P]."""
     first, second = pairs[:, 0], pairs[:, 1]
     # Within ±20 the sum of the variances needs no logaddexp, which takes several times as long.
     variance = jnp.exp(log_variances[first]) + jnp.exp(log_variances[second])
@@ -222,7 +225,7 @@ def _likelihoods(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _nearest(
+def nearest_likelihoods(
     k: int,
     columns: int,
     anchors: tuple[jax.Array, ...],
@@ -230,6 +233,8 @@ def _nearest(
     log_variances: jax.Array,
     labels: jax.Array,
 ) -> jax.Array:
+    """The k highest MLS of faces [N, D] among the anchors, by blocks of `columns`, [N, k]."""
+
     def scores(first: jax.Array) -> jax.Array:
         block = (lax.dynamic_slice_in_dim(x, first, columns) for x in anchors)
         anchor_means, anchor_log_variances, anchor_labels = block
@@ -241,8 +246,8 @@ def _nearest(
     return blockwise_top_k(scores, shape, k=k, block_size=columns).similarities
 
 
-def _tile() -> tuple[int, int]:
-    return _TILE if jax.default_backend() == "cpu" else _DEVICE_TILE
+def _tile(arrays: tuple[jax.Array, ...]) -> tuple[int, int]:
+    return _TILE if on_cpu(arrays[0]) else DEVICE_TILE
 
 
 def _faces(

@@ -168,9 +168,10 @@ METHODS: dict[str, Method] = {
     ),
     "ida_r_fallback": Method(
         "IDA-R fallback",
-        "IDA-R, except that faces which the anchors do not cover get one constant F, so that their "
-        "pairs rank by their cosine, and that F counts half as much as the anchors’ own impostor "
-        "pairs support: the anchors may be of another domain. Ours, not the paper’s.",
+        "IDA-R, except that only faces in crowds have an F of their own (30 % of the anchors do) "
+        "and all others a constant, so that their pairs rank by their cosine, and that F "
+        "counts half as much as the anchors’ own impostor pairs support: the anchors may be of "
+        "another domain. Ours, not the paper’s.",
         rule="dao",
         needs=("anchors",),
         neighbours=_support,

@@ -3,7 +3,8 @@
 A listed pair in random order touches two far rows of the embeddings, and memory, not arithmetic,
 sets the speed. On a CPU pairs are therefore grouped by tile of the N×N matrix of products; a tile
 with enough of them is computed as one product, which costs less than gathering their rows. The
-other pairs' rows are gathered.
+other pairs' rows are gathered. On other devices one program gathers the rows and applies every
+method's rule, so that of a pair only its two numbers go there and its scores come back.
 
 P pairs, N faces, D embedding, S numbers a face.
 """
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import block_size, by_blocks, filled, padded
+from ida_jax.common.devices import block_size, by_blocks, filled, on_cpu, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import cores
 from ida_jax.common.validation import require_unit
@@ -45,6 +47,28 @@ _RUN = 1 << 18
 _MOST_THREADS = 8
 
 
+class Subset(NamedTuple):
+    """Which of N faces are held, where some are.
+
+    Attributes:
+      rows: int64 [n], ascending.
+      place: int32 [N], where each of these is among them.
+    """
+
+    rows: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, used: np.ndarray) -> "Subset | None":
+        """The faces that are marked in bool [N]; None where all are."""
+        if used.all():
+            return None
+        rows = np.flatnonzero(used)
+        place = np.zeros(len(used), np.int32)
+        place[rows] = np.arange(len(rows), dtype=np.int32)
+        return cls(rows, place)
+
+
 def score_pairs(faces: np.ndarray, pairs: np.ndarray, terms: FaceTerms | None = None) -> np.ndarray:
     """One score a pair, float32 [P].
 
@@ -67,24 +91,47 @@ def pair_scores(
 ) -> dict[str, np.ndarray]:
     """{method: `score_pairs`} of what was checked before; the cosines are computed once."""
     on_device, pairs = jax.device_put(filled(faces)), pairs.astype(np.int32, copy=False)
+    if not on_cpu(on_device):
+        return _gathered_scores(on_device, pairs, methods)
     cosines = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
-        cosines[start : start + CHUNK] = _cosines(on_device, len(faces), chunk)
+        cosines[start : start + CHUNK] = _cosines(on_device, len(faces), chunk, chunk)
     return {name: scores_of_cosines(cosines, pairs, terms) for name, terms in methods.items()}
 
 
-def score_chunk(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
+def score_chunk(
+    faces: jax.Array, pairs: np.ndarray, terms: FaceTerms, held: Subset | None = None
+) -> np.ndarray:
     """`score_pairs` of one chunk without its checks, the faces on the device.
 
-    The scores are a function of the chunk alone. Rows of NaN give NaN scores.
+    The scores are a function of the chunk alone, to the last bit, whichever other faces are held.
+    Rows of NaN give NaN scores.
 
     Args:
-      faces: float32 [N, D] on the device, or `filled`.
-      pairs: int32 [P, 2] within 0 … N−1.
-      terms: of the N faces.
+      faces: float32 [N, D] on the device, or `filled`; [n, D] of the faces that are held.
+      pairs: int32 [P, 2] within 0 … N−1, of faces that are held.
+      terms: of the N faces, or of those that are held.
+      held: which of the N faces they are; all if None.
     """
-    return scores_of_cosines(_cosines(faces, len(terms.values), pairs), pairs, terms)
+    places = pairs if held is None else held.place[pairs]
+    if not on_cpu(faces):
+        return _gathered_scores(faces, places, {"": terms})[""]
+    cosines = _cosines(faces, len(terms.values), pairs, places, held)
+    return scores_of_cosines(cosines, places, terms)
+
+
+def _gathered_scores(
+    faces: jax.Array, pairs: np.ndarray, methods: Mapping[str, FaceTerms]
+) -> dict[str, np.ndarray]:
+    own = {name: _filled(terms) for name, terms in methods.items()}
+    scores = by_blocks(partial(gathered_scores, faces, own), pairs, sizes=DEVICE_GATHER_BLOCKS)
+    return {name: scores[name] for name in methods}  # jax sorts a dict's keys
+
+
+def _filled(terms: FaceTerms) -> FaceTerms:
+    """The terms on the device, of as many faces as `filled` gives."""
+    return jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
 
 
 def score_gathered(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
@@ -94,6 +141,8 @@ def score_gathered(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.
     """
     count = max(len(pairs), _GATHER_BLOCKS[0] + 1)
     rows = padded(pairs, count)
+    if not on_cpu(faces):
+        return _gathered_scores(faces, rows, {"": terms})[""][: len(pairs)]
     return scores_of_cosines(_gathered(faces, rows), rows, terms)[: len(pairs)]
 
 
@@ -106,8 +155,7 @@ def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) 
     """
     if terms.rule == "cosine":
         return cosines.copy()
-    on_device = jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
-    return by_blocks(partial(apply_rule, on_device), cosines, pairs, sizes=RULE_BLOCKS)
+    return by_blocks(partial(apply_rule, _filled(terms)), cosines, pairs, sizes=RULE_BLOCKS)
 
 
 def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
@@ -121,11 +169,15 @@ def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
     faces = 64
     while True:
         on_device = jax.device_put(np.zeros((faces, width), np.float32))
-        for block in _sizes_to(_gather_blocks(), faces // 2):
-            gathered_cosines(on_device, np.zeros((block, 2), np.int32))
-        if terms.rule != "cosine":
-            values = np.zeros((faces, terms.values.shape[1]), np.float32)
-            own = jax.device_put(terms._replace(values=values))
+        values = np.zeros((faces, terms.values.shape[1]), np.float32)
+        own = jax.device_put(terms._replace(values=values))
+        if not on_cpu(on_device):
+            for block in _sizes_to(DEVICE_GATHER_BLOCKS, faces // 2):
+                gathered_scores(on_device, {"": own}, np.zeros((block, 2), np.int32))
+        else:
+            for block in _sizes_to(_GATHER_BLOCKS, faces // 2):
+                gathered_cosines(on_device, np.zeros((block, 2), np.int32))
+        if on_cpu(on_device) and terms.rule != "cosine":
             for block in _sizes_to(RULE_BLOCKS, faces // 2):
                 apply_rule(own, np.zeros(block, np.float32), np.zeros((block, 2), np.int32))
         if faces >= 2 * most:
@@ -135,10 +187,14 @@ def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
 
 def compile_blocks(faces: jax.Array, terms: FaceTerms) -> None:
     """Compiles all that `score_chunk` needs for these faces, whatever the number of pairs."""
-    for block in _gather_blocks():
+    own = _filled(terms)
+    if not on_cpu(faces):
+        for block in DEVICE_GATHER_BLOCKS:
+            gathered_scores(faces, {"": own}, np.zeros((block, 2), np.int32))
+        return
+    for block in _GATHER_BLOCKS:
         gathered_cosines(faces, np.zeros((block, 2), np.int32))
     if terms.rule != "cosine":
-        own = jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
         for block in RULE_BLOCKS:
             apply_rule(own, np.zeros(block, np.float32), np.zeros((block, 2), np.int32))
 
@@ -196,20 +252,27 @@ def all_pair_scores(
     return split_all_pairs(cosines, checked_labels(labels, len(faces)), methods)
 
 
-def _cosines(faces: jax.Array, count: int, pairs: np.ndarray) -> np.ndarray:
-    """⟨f₁, f₂⟩ of pairs of the first `count` faces, float32 [P]."""
-    if jax.default_backend() != "cpu":
-        return _gathered(faces, pairs)
-    # On a CPU the host's view of the faces is not a copy.
-    return _tiled_cosines(np.asarray(faces)[:count], pairs, partial(_gathered, faces))
+def _cosines(
+    faces: jax.Array,
+    count: int,
+    pairs: np.ndarray,
+    places: np.ndarray,
+    held: Subset | None = None,
+) -> np.ndarray:
+    """⟨f₁, f₂⟩ of pairs, float32 [P].
+
+    Args:
+      count: of the faces, those beyond which are filled in.
+      places: int32 [P, 2], the pairs as rows of `faces`.
+      held: as in `score_chunk`.
+    """
+    # In a CPU's memory: the host's view of the faces is not a copy.
+    tiles = _Tiles(np.asarray(faces)[:count], held)
+    return _tiled_cosines(tiles, pairs, lambda some: _gathered(faces, places[some]))
 
 
 def _gathered(faces: jax.Array, pairs: np.ndarray) -> np.ndarray:
-    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=_gather_blocks())
-
-
-def _gather_blocks() -> tuple[int, ...]:
-    return _GATHER_BLOCKS if jax.default_backend() == "cpu" else DEVICE_GATHER_BLOCKS
+    return by_blocks(partial(gathered_cosines, faces), pairs, sizes=_GATHER_BLOCKS)
 
 
 @jax.jit
@@ -227,22 +290,61 @@ def apply_rule(terms: FaceTerms, cosine: jax.Array, pairs: jax.Array) -> jax.Arr
     return RULES[terms.rule].score(cosine, first, second, terms.constants)
 
 
+@jax.jit
+def gathered_scores(
+    faces: jax.Array, methods: Mapping[str, FaceTerms], pairs: jax.Array
+) -> dict[str, jax.Array]:
+    """{method: its scores, float32 [P]} of pairs [P, 2] of the faces [N, D], in one program."""
+    cosines = gathered_cosines(faces, pairs)
+    return {name: apply_rule(terms, cosines, pairs) for name, terms in methods.items()}
+
+
+class _Tiles(NamedTuple):
+    """The faces of a tile's side, as they are among all N: the tiles are cut by N alone.
+
+    Attributes:
+      faces: float32 [N, D], or [n, D] of those that are held.
+      held: which these are; all if None.
+    """
+
+    faces: np.ndarray
+    held: Subset | None
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.faces if self.held is None else self.held.place)
+
+    def side(self, number: int, bits: int) -> np.ndarray:
+        """The faces of a side, those that are not held zeros."""
+        first, last = number << bits, min(number + 1 << bits, self.count)
+        if self.held is None:
+            return self.faces[first:last]
+        start, stop = np.searchsorted(self.held.rows, (first, last))
+        if stop - start == last - first:
+            return self.faces[start:stop]
+        side = np.zeros((last - first, self.faces.shape[1]), np.float32)
+        side[self.held.rows[start:stop] - first] = self.faces[start:stop]
+        return side
+
+
 def _tiled_cosines(
-    faces: np.ndarray, pairs: np.ndarray, gathered: Callable[[np.ndarray], np.ndarray]
+    faces: _Tiles, pairs: np.ndarray, gathered: Callable[[slice | np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """⟨f₁, f₂⟩ of each pair, float32 [P]. They do not depend on the number of threads.
 
     Args:
-      faces: float32 [N, D].
+      faces: all N.
       pairs: int32 [P, 2] within 0 … N−1.
-      gathered: the cosines of the pairs [n, 2] whose tiles have too few of them.
+      gathered: the cosines of some of the pairs, by their numbers: of those whose tiles have too
+        few of them.
     """
-    n = len(faces)
+    n = faces.count
     bits = min(_TILE_BITS, max(0, n - 1).bit_length())
     tiles = -(-n >> bits)
     worth = max(1, int(4**bits / _CELLS_A_PAIR))
     if len(pairs) < worth or tiles * tiles > np.iinfo(np.int32).max:
-        return gathered(pairs)
+        return gathered(slice(None))
     threads = min(_MOST_THREADS, cores())
     ends = np.linspace(0, len(pairs), threads + 1).astype(int).tolist()
     runs = [slice(*run) for run in itertools.pairwise(ends)]
@@ -252,15 +354,19 @@ def _tiled_cosines(
         for share in shares:
             counts.update({tile: stop - start for tile, (start, stop) in share.runs.items()})
         product = np.empty((1 << bits, 1 << bits), np.float32)
-        cells = product.reshape(-1)
+        cells, row = product.reshape(-1), -1
         for tile, count in sorted(counts.items()):
             if count >= worth:
-                left, right = (faces[i << bits : (i + 1) << bits] for i in divmod(tile, tiles))
+                if row != tile // tiles:
+                    row = tile // tiles
+                    left = faces.side(row, bits)
+                right = faces.side(tile % tiles, bits)
                 # BLAS: XLA's product takes about 1.2 times as long on a CPU.
                 np.matmul(left, right.T, out=product[: len(left), : len(right)])
                 list(pool.map(lambda share, tile=tile: share.take(tile, cells), shares))
-        for share in shares:
-            share.gather({tile for tile in share.runs if counts[tile] < worth}, gathered)
+        for share, run in zip(shares, runs, strict=True):
+            few = {tile for tile in share.runs if counts[tile] < worth}
+            share.gather(few, lambda some, first=run.start: gathered(first + some))
         cosines = np.empty(len(pairs), np.float32)
         list(pool.map(lambda share, run: share.put_back(cosines[run]), shares, runs))
     return cosines
@@ -270,8 +376,7 @@ class _Share:
     """A thread's share of the pairs, in the order of their tiles.
 
     Attributes:
-      pairs: int32 [P, 2], in the list's order.
-      order: int64 [P], the places in it of the ordered ones.
+      order: int64 [P], the places in the list of the ordered ones.
       cell: int32 [P], each ordered one's cell of its tile.
       runs: where each tile's begin and end.
       cosines: float32 [P], of the ordered ones.
@@ -289,7 +394,6 @@ class _Share:
             high = np.maximum(pairs[run, 0], pairs[run, 1])
             tile[run] = (low >> bits) * tiles + (high >> bits)
             cell[run] = ((low & inside) << bits) | (high & inside)
-        self.pairs = pairs
         self.order = np.argsort(tile, kind="stable" if small else "quicksort")
         self.cell = cell[self.order]
         tile = tile[self.order]
@@ -307,11 +411,15 @@ class _Share:
             np.take(cells, self.cell[run], out=self.cosines[run], mode="clip")
 
     def gather(self, tiles: set[int], gathered: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Computes the pairs of these tiles, in their order, which keeps near rows together."""
+        """Computes the pairs of these tiles, in their order, which keeps near rows together.
+
+        Args:
+          gathered: the cosines of pairs, by their places in this share.
+        """
         if not tiles:
             return
         places = np.concatenate([np.arange(*self.runs[tile]) for tile in sorted(tiles)])
-        self.cosines[places] = gathered(self.pairs[self.order[places]])
+        self.cosines[places] = gathered(self.order[places])
 
     def put_back(self, out: np.ndarray) -> None:
         """Writes the cosines in the list's order."""

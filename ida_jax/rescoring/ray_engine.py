@@ -20,6 +20,7 @@ import numpy as np
 from ida_jax.common.errors import UserError, require_module
 from ida_jax.common.parts import Part, write_part
 from ida_jax.rescoring.batch import BatchFaceTerms, BatchPairScores, slab_terms
+from ida_jax.rescoring.pairs import Subset
 from ida_jax.tables.pair_lists import PairFile
 
 Advance = Callable[[int], object]
@@ -59,7 +60,10 @@ class RayEngine:
     def score_parts(
         self, left: Sequence[Part], faces: Shared, pairs: Path, finish: Finish | None, bar: Advance
     ) -> None:
-        """Makes parts of `BatchPairScores.of_chunk`, of the `pairs` that `PairFile` reads."""
+        """Makes parts of `BatchPairScores.of_chunk`, of the `pairs` that `PairFile` reads.
+
+        `faces` are `unit` and `terms` of all faces or, with a `Subset`'s `rows` and `place`, of it.
+        """
         self._map(_score_parts, left, (self._method, pairs.absolute(), finish), faces, bar)
 
     def _map(
@@ -125,12 +129,18 @@ def _face_parts(method: BatchFaceTerms, **faces: np.ndarray | None) -> Make:
 
 
 def _score_parts(
-    method: BatchFaceTerms, pairs: Path, finish: Finish | None, **faces: np.ndarray
+    method: BatchFaceTerms,
+    pairs: Path,
+    finish: Finish | None,
+    rows: np.ndarray | None = None,
+    place: np.ndarray | None = None,
+    **faces: np.ndarray,
 ) -> Make:
+    held = None if rows is None else Subset(rows, place)
     listed, scorer = PairFile(pairs), BatchPairScores(method, faces)
 
     def make(start: int, stop: int) -> np.ndarray:
-        scores = scorer.of_chunk(listed.read(start, stop))
+        scores = scorer.of_chunk(listed.read(start, stop), held)
         return scores if finish is None else finish(scores)
 
     return make

@@ -27,6 +27,7 @@ from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
 from ida_jax.common.fingerprints import content_fingerprint, same_sketch
 from ida_jax.common.validation import require_tau, unit_embeddings, unit_rows
+from ida_jax.ops.products import PRECISIONS
 from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
@@ -139,7 +140,7 @@ class Rescorer:
           k: the support set's size; the anchor set's own default (10) if None.
           tau: τ; the anchor set's own default (1) if None.
           method: of `ida_jax.rescoring.method_table.METHODS`.
-          searcher: see `ida_jax.anchors.search.support_sets`.
+          searcher: see `ida_jax.anchors.search.support_sets`; a precision is `identify`'s too.
           tolerance: the error in log F, relative to its spread, up to which an approximate search
             is accepted.
           top_n: the cohort's size of as_norm; `usual_cohort`'s of the anchors if None.
@@ -324,7 +325,8 @@ class Rescorer:
                 f"the gallery was made with {'; '.join(found)}: identify with what made it"
             )
         faces, _, norms = unit_rows(probes, what="probes")
-        return identify(faces, self.terms(faces, norms=norms), gallery, top=top)
+        terms = self.terms(faces, norms=norms)
+        return identify(faces, terms, gallery, top=top, precision=self.precision)
 
     def index_vectors(
         self,
@@ -411,11 +413,16 @@ class Rescorer:
             # Of any length but one, which some methods refuse as normalised.
             terms = self.terms(faces, norms=np.linspace(2, 3, count))
             if gallery is not None:
-                identify(faces, terms, gallery, top=top)
+                identify(faces, terms, gallery, top=top, precision=self.precision)
         compile_pairs(width, terms, most=most)
         # A call has two faces a pair.
         faces = _any_faces(self.anchors, 2 * most, width)
         self.terms(faces, norms=np.linspace(2, 3, len(faces)))
+
+    @property
+    def precision(self) -> str:
+        """Of the cosines of `identify` on a GPU, of `ida_jax.ops.products.PRECISIONS`."""
+        return self.searcher if self.searcher in PRECISIONS else "float32"
 
     @property
     def rule(self) -> str:

@@ -14,7 +14,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike
 from ida_jax.common.errors import UserError
 from ida_jax.common.progress import progress_bar
 from ida_jax.metrics.roc import SplitScores
+from ida_jax.ops.products import row_products
 from ida_jax.rescoring.terms import RULES, FaceTerms
 
 _ROWS = 512
@@ -54,10 +54,10 @@ class PairTile(NamedTuple):
     scores: Iterator[tuple[Hashable, np.ndarray]]
 
 
-@jax.jit
-def cosines(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """⟨f, g⟩ of faces [m, D] and [n, D], float32 [m, n]."""
-    return jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST)
+@partial(jax.jit, static_argnames="precision")
+def cosines(rows: jax.Array, columns: jax.Array, *, precision: str = "float32") -> jax.Array:
+    """⟨f, g⟩ of faces [m, D] and [n, D], float32 [m, n]; see `ops.products`."""
+    return row_products(rows, columns, precision=precision)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -120,7 +120,7 @@ def train_section() -> ConfigDict:
     # The others: dense, momentum and weight decay move them as with a gradient of 0 (Partial FC's
     # second version, arcface_torch's); or frozen, they stay as they are until they are sampled.
     c.sample_rule = "dense"
-    c.head_dtype = "float32"  # or bfloat16, of the head's matrix products
+    c.head_dtype = "float32"  # the head's products; or bfloat16_x3, near it and faster, or bfloat16
     # The optimiser.
     c.batch_size = 512
     # Parts of a batch, one after the other: less memory. Their gradients are averaged, and steps

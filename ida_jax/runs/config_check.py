@@ -19,6 +19,7 @@ from ida_jax.data.augment import augmentation
 from ida_jax.data.degrade import Degradation, degradation
 from ida_jax.data.load import check_section
 from ida_jax.models.margin_head import MARGIN_LOSSES
+from ida_jax.ops.class_softmax import PRODUCTS
 from ida_jax.protocols.insightface_rule import RULES
 from ida_jax.rescoring.method_table import METHODS, methods_with
 from ida_jax.runs.workdir import METHOD_FILES
@@ -310,7 +311,7 @@ def check_training(c: ConfigDict) -> None:
     _one_of("train.head", train.head, MARGIN_LOSSES)
     _one_of("train.schedule", train.schedule, SCHEDULES)
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
-    _one_of("train.head_dtype", train.head_dtype, ("float32", "bfloat16"))
+    _one_of("train.head_dtype", train.head_dtype, tuple(PRODUCTS))
     _one_of("train.keep", train.keep, ("last", "best"))
     _one_of("train.sample_rule", train.get("sample_rule", "frozen"), ("dense", "frozen"))
     _one_of("train.verify_rule", train.get("verify_rule", RULES[0]), RULES)

@@ -17,19 +17,16 @@ from ida_jax.anchors.exact_search import DEVICE_QUERIES, compared, search_mesh
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network, embed_batch
 from ida_jax.common.devices import batch_sharding, replicated, training_mesh
 from ida_jax.common.errors import UserError
+from ida_jax.ops.products import PRECISIONS
 from ida_jax.rescoring.gallery import (
-    GALLERY_BLOCK,
-    PROBE_BLOCKS,
+    DEVICE_GALLERY_BLOCK,
+    DEVICE_PROBE_BLOCKS,
     BestFaces,
     best_with_slab,
     slab_share,
 )
-from ida_jax.rescoring.pairs import (
-    DEVICE_GATHER_BLOCKS,
-    RULE_BLOCKS,
-    apply_rule,
-    gathered_cosines,
-)
+from ida_jax.rescoring.likelihood import DEVICE_TILE, likelihood_of_pairs, nearest_likelihoods
+from ida_jax.rescoring.pairs import DEVICE_GATHER_BLOCKS, gathered_scores
 from ida_jax.rescoring.terms import RULES, FaceTerms
 from ida_jax.runs.config_check import check_config, check_training
 from ida_jax.training.gan_step import check_gan_batch, make_gan_program
@@ -149,40 +146,64 @@ def _search(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> Devi
     anchors = _whole(mesh, (count, width))
     part = Part(
         "search",
-        compared(mesh, k=min(config.k, count), with_labels=False),
+        compared(mesh, k=min(config.k, count), with_labels=False, precision=_precision(config)),
         ((queries,), (anchors,)),
     )
     return DeviceProgram(
-        f"{rows:,} faces among {count:,} anchors, {width}-d, k = {config.k}",
+        f"{rows:,} faces among {count:,} anchors, {width}-d, k = {config.k}, "
+        f"cosines in {_precision(config)}",
         [part], rows, "faces", None, mesh,
-        {"faces_at_once": rows, "anchors": count, "width": width, "k": config.k},
+        {"faces_at_once": rows, "anchors": count, "width": width, "k": config.k,
+         "precision": _precision(config)},
     )  # fmt: skip
 
 
 def _pairs(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> DeviceProgram:
-    mesh, width, rows = training_mesh(1, devices=devices[:1]), _width(config), RULE_BLOCKS[-1]
-    block = DEVICE_GATHER_BLOCKS[-1]
-    parts = [
-        Part(
-            "cosines",
-            gathered_cosines,
-            (_whole(mesh, (sizes.faces, width)), _whole(mesh, (block, 2), np.int32)),
-            block / rows,
-        ),
-        Part(
-            "rule",
-            apply_rule,
-            (_dao(mesh, sizes.faces), _whole(mesh, (rows,)), _whole(mesh, (rows, 2), np.int32)),
-        ),
-    ]
+    mesh, width = training_mesh(1, devices=devices[:1]), _width(config)
+    rows = DEVICE_GATHER_BLOCKS[-1]
+    part = Part(
+        "pairs",
+        gathered_scores,
+        (_whole(mesh, (sizes.faces, width)), {"ida_r": _dao(mesh, sizes.faces)},
+         _whole(mesh, (rows, 2), np.int32)),
+    )  # fmt: skip
     return DeviceProgram(
         f"{rows:,} pairs of {sizes.faces:,} faces, {width}-d, IDA-R, on one device",
-        parts, rows, "pairs", None, mesh, {"faces": sizes.faces, "width": width},
+        [part], rows, "pairs", None, mesh, {"faces": sizes.faces, "width": width},
+    )  # fmt: skip
+
+
+def _likelihood(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> DeviceProgram:
+    mesh, width = training_mesh(1, devices=devices[:1]), _width(config)
+    rows, columns = DEVICE_TILE
+    count, pairs = config.anchors.size, DEVICE_GATHER_BLOCKS[-1]
+    face, anchor = _whole(mesh, (rows, width)), _whole(mesh, (count, width))
+    everyone = _whole(mesh, (sizes.faces, width))
+    parts = [
+        Part(
+            "search",
+            nearest_likelihoods,
+            (min(config.k, count), max(config.k, min(columns, count)),
+             (anchor, anchor, _whole(mesh, (count,), np.int32)),
+             face, face, _whole(mesh, (rows,), np.int32)),
+        ),
+        Part(
+            "pairs",
+            likelihood_of_pairs,
+            (everyone, everyone, _whole(mesh, ()), _whole(mesh, (pairs, 2), np.int32)),
+            pairs / rows,
+        ),
+    ]  # fmt: skip
+    return DeviceProgram(
+        f"{rows:,} faces by their likelihood among {count:,} anchors, and as many pairs of "
+        f"{sizes.faces:,} faces, {width}-d, on one device",
+        parts, rows, "faces", None, mesh,
+        {"faces_at_once": rows, "pairs_at_once": pairs, "anchors": count, "width": width},
     )  # fmt: skip
 
 
 def _identify(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> DeviceProgram:
-    mesh, width, rows = training_mesh(1, devices=devices), _width(config), PROBE_BLOCKS[-1]
+    mesh, width, rows = training_mesh(1, devices=devices), _width(config), DEVICE_PROBE_BLOCKS[-1]
     top, share = min(_TOP, sizes.faces), slab_share(sizes.faces, mesh.size)
     size, rule = share * mesh.size, RULES["dao"]
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -195,13 +216,15 @@ def _identify(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> De
     part = Part(
         "identify",
         best_with_slab,
-        (mesh, max(top, GALLERY_BLOCK), best, _whole(mesh, (), np.int32), slab,
-         _whole(mesh, (rows, width)), _dao(mesh, rows)),
+        (mesh, max(top, DEVICE_GALLERY_BLOCK), _precision(config), best,
+         _whole(mesh, (), np.int32), slab, _whole(mesh, (rows, width)), _dao(mesh, rows)),
         1 / -(-sizes.faces // size),
     )  # fmt: skip
     return DeviceProgram(
-        f"{rows:,} probes in a gallery of {sizes.faces:,}, {width}-d, IDA-R",
-        [part], rows, "probes", None, mesh, {"faces": sizes.faces, "width": width},
+        f"{rows:,} probes in a gallery of {sizes.faces:,}, {width}-d, IDA-R, cosines in "
+        f"{_precision(config)}",
+        [part], rows, "probes", None, mesh,
+        {"faces": sizes.faces, "width": width, "precision": _precision(config)},
     )  # fmt: skip
 
 
@@ -275,14 +298,21 @@ def _ssr(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> DeviceP
 
 PROGRAMS = {
     "train": _train, "embed": _embed, "search": _search, "pairs": _pairs, "identify": _identify,
+    "likelihood": _likelihood,
     "gan": _gan, "pfe": _pfe, "ssr": _ssr,
 }  # fmt: skip
 # The config's entries that each is made from.
 _NEEDS = {
-    "train": ("train", "model"), "embed": ("model", "flip"), "search": ("model", "anchors", "k"),
-    "pairs": ("model",), "identify": ("model",), "gan": ("gan", "model"), "pfe": ("pfe", "model"),
+    "train": ("train", "model"), "embed": ("model", "flip"),
+    "search": ("model", "anchors", "k", "searcher"),
+    "pairs": ("model",), "identify": ("model", "searcher"),
+    "likelihood": ("model", "anchors", "k"), "gan": ("gan", "model"), "pfe": ("pfe", "model"),
     "ssr": ("ssr", "model", "anchors", "k", "tau"),
 }  # fmt: skip
+
+
+def _precision(config: ConfigDict) -> str:
+    return config.searcher if config.searcher in PRECISIONS else PRECISIONS[0]
 
 
 def _width(config: ConfigDict) -> int:

@@ -162,7 +162,11 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
     add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))} (300, or as "
         "many as the anchors allow)")
-    add("--searcher", default="auto", help="auto (default), exact, scann, scann_partitioned")
+    add(
+        "--searcher",
+        default="auto",
+        help="auto (default), exact, bfloat16_x6, bfloat16_x3, scann, scann_partitioned",
+    )
     add = parser.add_argument_group("what counts").add_argument
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
         f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")

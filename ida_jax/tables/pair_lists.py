@@ -14,6 +14,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
+from ida_jax.common.parts import seal
 from ida_jax.tables.blocks import open_npy, read_rows
 from ida_jax.tables.pair_keys import key_place, require_key
 from ida_jax.tables.parquet_files import (
@@ -88,15 +89,19 @@ class PairFile:
             self._refuse_outside(pairs, start, _LARGEST + 1)
         return pairs.astype(np.int32, copy=False)
 
-    def check(self, rows: int) -> None:
-        """Reads the whole list once.
+    def check(self, rows: int, pairs: range | None = None) -> np.ndarray:
+        """Reads some of the pairs once, all if None: which faces are in them, bool [rows].
 
         Raises:
           UserError: a pair outside 0 … rows−1; the first is named with its number, from 0.
         """
-        for start in range(0, self.count, _BLOCK):
-            block = read_rows(self._array, start, min(start + _BLOCK, self.count))
+        used = np.zeros(rows, bool)
+        pairs = range(self.count) if pairs is None else pairs
+        for start in range(pairs.start, pairs.stop, _BLOCK):
+            block = read_rows(self._array, start, min(start + _BLOCK, pairs.stop))
             self._refuse_outside(block, start, rows)
+            used[block.ravel()] = True
+        return used
 
     def _refuse_outside(self, pairs: np.ndarray, start: int, rows: int) -> None:
         bad = _first_outside(pairs[:, 0], pairs[:, 1], rows)
@@ -120,6 +125,7 @@ def convert_pairs(
     names: Sequence[str] | None = None,
     key: str | None = None,
     progress: Callable[[int], object] | None = None,
+    sealed: bool = False,
 ) -> None:
     """Turns a list of pairs into an int32 .npy file [P, 2] of rows, whole or not at all.
 
@@ -135,6 +141,7 @@ def convert_pairs(
       names: the N faces' names in the rows' order; needed where the pairs are names.
       key: a third column, which is no part of the pairs (`ida_jax.tables.pair_keys`).
       progress: called with how many bytes of the source were read since the last call.
+      sealed: with a checksum behind the pairs (`ida_jax.common.parts.seal`).
 
     Raises:
       UserError: a source that is absent, damaged or empty, or has other columns; the first pair
@@ -155,18 +162,21 @@ def convert_pairs(
         blocks = _text_pairs(source, rows, lookup, key)
     size = source_size(source)
     count = reported = 0
-    with written_whole(output) as temporary, temporary.open("wb") as file:
-        _write_header(file, count)
-        for pairs, share in blocks:
-            file.write(np.ascontiguousarray(pairs, "<i4"))
-            count += len(pairs)
-            if progress is not None:
-                progress(int(share * size) - reported)
-                reported = int(share * size)
-        if not count:
-            raise UserError(f"{source} holds no pairs")
-        file.seek(0)
-        _write_header(file, count)
+    with written_whole(output) as temporary:
+        with temporary.open("wb") as file:
+            _write_header(file, count)
+            for pairs, share in blocks:
+                file.write(np.ascontiguousarray(pairs, "<i4"))
+                count += len(pairs)
+                if progress is not None:
+                    progress(int(share * size) - reported)
+                    reported = int(share * size)
+            if not count:
+                raise UserError(f"{source} holds no pairs")
+            file.seek(0)
+            _write_header(file, count)
+        if sealed:
+            seal(temporary)
 
 
 class _Names:

@@ -91,9 +91,10 @@ class GanProgram(NamedTuple):
 
 
 def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The generator's sizes, as `GeneratorNetwork` takes them, from the section gan."""
+    """What `GeneratorNetwork` takes, from the section gan."""
     keys = ("latent_dim", "style_dim", "mapping_layers", "channel_base", "channel_max")
-    return {"resolution": config["resolution"], **{key: config[key] for key in keys}}
+    sizes = {key: config[key] for key in ("resolution", *keys)}
+    return {**sizes, "filter_first": False}
 
 
 def check_gan_batch(batch_size: int, devices: int) -> None:

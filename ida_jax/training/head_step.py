@@ -120,7 +120,7 @@ def head_step(
             block=config.class_block,
             sampled=sampled,
             dense=config.get("sample_rule", "frozen") == "dense",
-            dtype=jnp.dtype(config.head_dtype),
+            dtype=config.head_dtype,
         )
         sums = {
             "loss": jax.lax.psum(jnp.sum(row_weights * out.losses), "data"),

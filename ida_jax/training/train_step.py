@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -264,7 +265,8 @@ def _step(
         batch = jax.tree.map(split, (images, labels, row_weights, mask))
         carry, _ = jax.lax.scan(microbatch, carry, (numbers, *batch))
 
-    updates, opt_state = optimizer.update(carry.gradient, state.opt_state, state.params)
+    gradient = jax.tree.map(_row_major, carry.gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
@@ -281,6 +283,14 @@ def _step(
     }
     new = TrainState(state.step + 1, params, carry.batch_stats, opt_state, carry.head, average)
     return new, metrics
+
+
+def _row_major(gradient: jax.Array) -> jax.Array:
+    """The same; else XLA for GPUs takes over a convolution's gradient's own layout.
+
+    It updates weights and momentum in that one then, and copies both.
+    """
+    return with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
 
 
 def _split(x: jax.Array, *, parts: int, mesh: Mesh) -> jax.Array:

@@ -219,9 +219,9 @@ def test_check_against_probes(tmp_path, capsys):
     path = tmp_path / "A.safetensors"
     AnchorSet.from_embeddings(anchors, names=names).save(path)
     probes = {
-        "strangers": faces(0, 300),
-        "leaked": np.concatenate([faces(0, 300), anchors[[5]]]),
-        "elsewhere": faces(1, 300),
+        "strangers": faces(0, 500),
+        "leaked": np.concatenate([faces(0, 500), anchors[[5]]]),
+        "elsewhere": faces(1, 500),
     }
     found = {}
     for name, embeddings in probes.items():
@@ -236,19 +236,19 @@ def test_check_against_probes(tmp_path, capsys):
     report = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in probes}
     assert report["strangers"]["findings"] == []
     assert report["leaked"]["leaks"] == {
-        "threshold": 0.95, "total": 1, "first": [300], "second": [5], "cosine": [1.0],
+        "threshold": 0.95, "total": 1, "first": [500], "second": [5], "cosine": [1.0],
     }  # fmt: skip
-    assert report["leaked"]["known_leaks"]["first"] == [300]
+    assert report["leaked"]["known_leaks"]["first"] == [500]
     assert len(report["leaked"]["findings"]) == 2
     assert report["elsewhere"]["coverage"]["wrong_domain"]
     assert report["elsewhere"]["gain"]["harmful"]
     assert not report["strangers"]["gain"]["harmful"]
     assert not report["leaked"]["coverage"]["wrong_domain"]
     told = capsys.readouterr().out
-    assert "probe 300 (anchor 5/1)  anchor 5 (anchor 5)" in told
+    assert "probe 500 (anchor 5/1)  anchor 5 (anchor 5)" in told
     assert "warning: the anchors are not of the probes' domain" in told
     assert "100% of the probes are sparser than the median anchor" in told
-    assert "of cosine (300 people)" in told
+    assert "of cosine (500 people)" in told
 
 
 def test_check_by_integer_labels(built, tmp_path):
@@ -307,10 +307,7 @@ def test_help_says_the_exit_codes_and_loads_nothing_heavy():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, loaded = told.stdout.split("loaded:")
-    assert (
-        "exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes or uneven groups; 2"
-        in text
-    )
+    assert "exit code: 0 nothing found; 1 leaks, the wrong domain, crowded probes, uneven" in text
     assert "ida_jax.anchors.__main__" in loaded.split()
     assert not heavy & set(loaded.split())
 

@@ -16,6 +16,7 @@ from ida_jax.anchors.exact_search import device_search, host_search, largest_k_r
 from ida_jax.anchors.search import SupportSearch, approximation_error, support_sets
 from ida_jax.common.errors import UserError
 from ida_jax.ops.hypersphere import Neighbours
+from ida_jax.ops.products import PRECISIONS
 
 SCANN = ["scann", "scann_partitioned"] if search.has_scann() else []
 needs_scann = pytest.mark.skipif(not SCANN, reason="scann has no wheel here")
@@ -152,7 +153,7 @@ def test_devices_compile_and_upload_once(monkeypatch):
     run = device_search(anchors.embeddings, None, k=7, devices=jax.devices()[:2])
     for n in (1, 2, 31, 32, 33, 500, 1024, 1100):
         run(queries[:n], None)
-    assert sorted(traced) == [(16, 16), (512, 16)]
+    assert sorted(traced) == [(16, 16), (512, 16), (4096, 16)]
     assert uploads.count((300, 16)) == 1
 
 
@@ -203,6 +204,41 @@ def test_partitioned_past_the_tolerance(monkeypatch, capsys):
     run = SupportSearch(anchors, k=7)
     _agrees(run(queries), queries, anchors, 7)
     assert "; searching exactly instead" in capsys.readouterr().err
+
+
+def _with_error(error):
+    """A device's search whose products have an error, unless they are float32's."""
+
+    def made(embeddings, anchor_labels, *, k, precision="float32"):
+        exact = host_search(embeddings, anchor_labels, k=k)
+
+        def run(queries, labels):
+            found = exact(queries, labels)
+            noise = np.random.default_rng(0).normal(size=found.similarities.shape)
+            noise = error * noise.astype(np.float32) * (precision != "float32")
+            return Neighbours(found.similarities + noise, found.indices)
+
+        return run
+
+    return made
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_a_precision_is_checked_on_a_gpu_and_exact_on_a_cpu(precision, monkeypatch, capsys):
+    anchors, queries, labels = _set(), _faces(80), _labels(80)
+    here = SupportSearch(anchors, k=7, searcher=precision)(queries, labels)
+    exact = SupportSearch(anchors, k=7, searcher="exact")(queries, labels)
+    jax.tree.map(np.testing.assert_array_equal, here, exact)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(search.jax, "default_backend", lambda: "gpu")
+    run = SupportSearch(anchors, k=7, searcher=precision)
+    _agrees(run(queries, labels), queries, anchors, 7, labels)
+    run(queries)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"{precision}: recall@7 1.0000; error in log F 0.00%")
+    monkeypatch.setattr(search, "device_search", _with_error(0.1))
+    with pytest.raises(UserError, match=f"{precision}: .* past the tolerance of 2.00%: choose"):
+        SupportSearch(anchors, k=7, searcher=precision)(queries)
 
 
 @needs_scann

@@ -220,6 +220,7 @@ _FC, _STYLE, _HIDDEN = "params/fc/kernel", "mean_style", "params/hidden_fc/kerne
         ("generator", _header(options={**_SIZES, "resolution": 2**40}), "resolution is 1099"),
         ("generator", _header(options={**_SIZES, "mapping_layers": 10**6}), "1000000 mapping"),
         ("generator", _header(options={**_SIZES, "latent_dim": "4"}), "latent_dim is '4'"),
+        ("generator", _header(options={**_SIZES, "filter_first": 1}), "filter_first is not"),
         ("generator", _header(options=3), "AttributeError"),
         ("generator", _header(image_size=10**6), "crops of 1000000"),
         ("generator", _array(_STYLE, lambda a: a[:3]), r"mean_style is float32 \[3\]"),

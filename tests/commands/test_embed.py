@@ -279,6 +279,30 @@ def test_a_changed_input_starts_anew(tmp_path, model_dir, crops, monkeypatch):
     assert not _hidden(tmp_path)  # the other job's parts too
 
 
+def test_shards_make_the_same_bytes(tmp_path, model_dir, crops, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_PART", 2)
+    flags = ("--batch_size=2",)
+    _embed(tmp_path, model_dir, *flags, output="alone.npy")
+    for shard in ("2/3", "0/3"):
+        _embed(tmp_path, model_dir, *flags, f"--shard={shard}")
+    with pytest.raises(UserError, match="shard 1/3 is not finished: run --shard=1/3"):
+        _embed(tmp_path, model_dir, *flags, "--join")
+    for sharing in ("--shard=1/3", "--join"):
+        with pytest.raises(UserError, match=r"shards of other settings \(flip was False, is now"):
+            _embed(tmp_path, model_dir, *flags, "--flip", sharing)
+    assert not (tmp_path / "E.npy").exists()
+    capsys.readouterr()
+    _embed(tmp_path, model_dir, *flags, "--shard=1/3")
+    assert "shard 1/3: 4 of 11 embeddings" in capsys.readouterr().out
+    _embed(tmp_path, model_dir, *flags, "--join")
+    for name in ("{}.npy", "{}.names.txt", "{}.fingerprint.json"):
+        made, alone = (tmp_path / name.format(of) for of in ("E", "alone"))
+        assert made.read_bytes() == alone.read_bytes()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    with pytest.raises(UserError, match=r"E\.npy has no shards to join"):
+        _embed(tmp_path, model_dir, *flags, "--join")
+
+
 def test_killed_it_goes_on(tmp_path, model_dir, crops):
     expected = np.load(_embed(tmp_path, model_dir, output="whole.npy"))
     code = (

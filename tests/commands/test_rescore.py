@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -174,7 +173,6 @@ def test_mistakes_leave_nothing_behind_and_an_earlier_output_alone(files):
         ({}, ["--chunk=0"], "--chunk"),
         ({}, ["--searcher=fast"], "searcher 'fast' is unknown"),
         ({}, ["--anchor=x"], "--anchor"),
-        ({}, ["--processes=2"], "belong together"),
     ):
         with pytest.raises(UserError, match=message):
             rescore.main([*_flags(files, **changes), *more])
@@ -256,66 +254,6 @@ def test_another_number_of_devices_makes_the_same_bytes(files, devices):
     command = [sys.executable, "-m", "ida_jax.rescore", *_flags(files)]
     subprocess.run(command, env=os.environ | flags, check=True)
     assert (files / "scores.npy").read_bytes() == eight
-
-
-_SLURM = {
-    "SLURM_JOB_ID": "{job}", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_PROCID": "{number}", "SLURM_LOCALID": "{number}", "SLURM_STEP_NODELIST": "localhost",
-}  # fmt: skip
-_OPEN_MPI = {
-    "OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1:5000", "OMPI_COMM_WORLD_SIZE": "2",
-    "OMPI_COMM_WORLD_RANK": "{number}", "OMPI_COMM_WORLD_LOCAL_RANK": "{number}",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("launcher", ["flags", "slurm", "open_mpi"])
-def test_two_processes_make_the_same_bytes(files, launcher):
-    np.savetxt(files / "pairs.csv", PAIRS, fmt="%d", delimiter=",")
-    flags = [*_flags(files, pairs="pairs.csv"), "--chunk=16"]
-    rescore.main(flags)
-    alone = (files / "scores.npy").read_bytes()
-    (files / "scores.npy").unlink()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(number):
-        command, variables = [sys.executable, "-m", "ida_jax.rescore", *flags], {}
-        if launcher == "flags":
-            command += [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={number}"]
-        else:
-            variables = {"slurm": _SLURM, "open_mpi": _OPEN_MPI}[launcher]
-            variables = {k: v.format(job=port, number=number) for k, v in variables.items()}
-        return subprocess.Popen(
-            command, env=os.environ | variables, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    running = [start(number) for number in range(2)]
-    said = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    assert (files / "scores.npy").read_bytes() == alone
-    assert ["101 scores" in out for out, _ in said] == [True, False]  # the first one tells
-
-
-def test_a_process_that_fails_ends_the_others(files):
-    (files / "pairs.csv").write_text("0,1\n2,90\n")  # read by the first process alone
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "ida_jax.rescore", *_flags(files, pairs="pairs.csv")]
-    running = [
-        subprocess.Popen(
-            [*command, f"--coordinator={address}", "--processes=2", f"--process={number}"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [2, 2], said
-    assert "line 2" in said[0]
-    assert "1 other processes have failed" in said[1]
-    assert not [name for name in _listing(files) if name.startswith(".")]
 
 
 @pytest.mark.parametrize("tau", ["1e39", "1e-9", "nan", "-1", "0", "inf", "1e-4", "1e7"])

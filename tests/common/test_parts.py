@@ -10,6 +10,7 @@ import pytest
 from ida_jax.common.errors import UserError
 from ida_jax.common.parts import (
     Parts,
+    Shard,
     cut,
     folder_beside,
     is_sealed,
@@ -50,17 +51,17 @@ def test_rows_may_be_vectors_and_parts_numbered(tmp_path):
     assert Parts(tmp_path, 0, 2).whole(_squares, (3,)).shape == (0, 3)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_processes_share_the_same_parts_out(tmp_path, processes):
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_shards_share_the_same_parts_out(tmp_path, count):
     parts = Parts(tmp_path, 9, 2)
-    shares = [parts.left(process, processes) for process in range(processes)]
-    everyone = [part for share in shares for part in share]
-    assert sorted(everyone, key=lambda part: part.path) == list(parts)
+    shards = [Shard(number, count) for number in range(count)]
+    shares = [parts.left(shard) for shard in shards]
+    assert [part for share in shares for part in share] == list(parts)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
     parts.write(tmp_path / "from-000000004.npy", _squares(range(4, 6)))
     # What is there belongs to nobody's rest, and nobody takes over another's.
-    for process, share in enumerate(shares):
-        expected = [part for part in share if part.rows.start != 4]
-        assert parts.left(process, processes) == expected
+    for shard, share in zip(shards, shares, strict=True):
+        assert parts.left(shard) == [part for part in share if part.rows.start != 4]
 
 
 # Each run is killed where its second new part would appear.

@@ -12,7 +12,7 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing
 from ida_jax.common.files import load_npz
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.lfw_crops import load_lfw
-from ida_jax.interop.state_dict import mobilefacenet_variables
+from ida_jax.interop.torch_networks import mobilefacenet_from_state
 from ida_jax.metrics.roc import tar_at_far
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.pairs import score_all_pairs
@@ -92,7 +92,7 @@ def test_our_own_road_from_pixels_to_the_same_embeddings(shared_data):
         "mobilefacenet",
         {"embedding_dim": 128},
         Preprocessing(112, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        mobilefacenet_variables(load_npz(shared_data / "weights" / "mobilefacenet.npz")),
+        mobilefacenet_from_state(load_npz(shared_data / "weights" / "mobilefacenet.npz")).variables,
     )
     data = load_lfw(shared_data / "lfw")
     names = (shared_data / "lfw" / "names.txt").read_text().split()

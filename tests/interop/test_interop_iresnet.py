@@ -9,7 +9,8 @@ import pytest
 
 from ida_jax.artefacts.face_model import Preprocessing, build_network
 from ida_jax.common.errors import UserError
-from ida_jax.interop.state_dict import iresnet_from_state, read_state
+from ida_jax.interop.state_dict import read_state
+from ida_jax.interop.torch_networks import iresnet_from_state
 from ida_jax.interop.weights import import_model
 
 torch = pytest.importorskip("torch")
@@ -94,7 +95,7 @@ def test_depth_is_inferred_and_every_weight_used(name):
     network = getattr(torch_iresnet, name)(embedding_dim=4, image_size=16)
     state = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
     found = iresnet_from_state(state)
-    assert (found.network, found.image_size) == (name, 16)
+    assert (found.network, found.preprocessing.image_size) == (name, 16)
     given = sum(value.size for key, value in state.items() if "num_batches" not in key)
     # The last BatchNorm's fixed scale has no place in our network.
     assert sum(leaf.size for leaf in jax.tree.leaves(found.variables)) == given - 4

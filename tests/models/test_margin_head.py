@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,17 @@ def batch():
     embeddings = 3.0 * jax.random.normal(jax.random.key(0), (BATCH, DIM))
     labels = jnp.arange(BATCH, dtype=jnp.int32) % CLASSES
     return embeddings, labels
+
+
+@partial(jax.jit, static_argnums=0)
+def initial(head, embeddings, labels):
+    return head.init(jax.random.key(1), embeddings, labels)
+
+
+@partial(jax.jit, static_argnums=0)
+def applied(head, variables, embeddings, labels, mask=None):
+    """The logits, and the updated statistics."""
+    return head.apply(variables, embeddings, labels, mask=mask, mutable=["batch_stats"])
 
 
 def oracle(embeddings, weight, labels, kind, scale, margin):
@@ -54,10 +66,10 @@ def oracle(embeddings, weight, labels, kind, scale, margin):
 )
 def test_logits(batch, kind, scale, margin, sub_centres):
     head = MarginHead(CLASSES, kind, scale=scale, margin=margin, sub_centres=sub_centres)
-    variables = head.init(jax.random.key(1), *batch)
+    variables = initial(head, *batch)
     weight = variables["params"]["weight"]
     assert weight.shape == ((CLASSES, DIM) if sub_centres == 1 else (CLASSES, sub_centres, DIM))
-    logits, _ = head.apply(variables, *batch, mutable=["batch_stats"])
+    logits, _ = applied(head, variables, *batch)
     weight = np.reshape(weight, (CLASSES, sub_centres, DIM))
     expected = oracle(batch[0], weight, batch[1], kind, scale, margin)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=2e-4)
@@ -97,7 +109,7 @@ def test_straight_through_changes_the_gradient_alone():
 
 def test_class_weights_start_from_a_normal_of_deviation_001():
     head = MarginHead(2000)
-    params = head.init(jax.random.key(0), jnp.ones((1, 64)), jnp.zeros(1, jnp.int32))
+    params = initial(head, np.ones((1, 64), np.float32), np.zeros(1, np.int32))
     np.testing.assert_allclose(np.std(params["params"]["weight"]), 0.01, rtol=0.02)
 
 
@@ -105,20 +117,22 @@ def test_class_weights_start_from_a_normal_of_deviation_001():
 def test_the_embeddings_norm_does_not_matter(batch, kind):
     embeddings, labels = batch
     head = MarginHead(CLASSES, kind, scale=1.0)
-    variables = head.init(jax.random.key(1), embeddings, labels)
-    logits = head.apply(variables, embeddings, labels)
-    np.testing.assert_allclose(head.apply(variables, 1e3 * embeddings, labels), logits, atol=2e-6)
+    variables = initial(head, embeddings, labels)
+    logits, _ = applied(head, variables, embeddings, labels)
+    np.testing.assert_allclose(
+        applied(head, variables, 1e3 * embeddings, labels)[0], logits, atol=2e-6
+    )
 
 
 def test_adafaces_statistics_move_where_they_may_and_skip_padding(batch):
     embeddings, labels = batch
     head = MarginHead(CLASSES, "adaface")
-    variables = head.init(jax.random.key(1), embeddings, labels)
+    variables = initial(head, embeddings, labels)
     assert variables["batch_stats"] == {"norm_mean": 20.0, "norm_std": 100.0}
 
     mask = jnp.arange(BATCH) < 4
     padded = jnp.where(mask[:, None], embeddings, 1e3)
-    _, updates = head.apply(variables, padded, labels, mask=mask, mutable=["batch_stats"])
+    _, updates = applied(head, variables, padded, labels, mask=mask)
     norms = np.linalg.norm(np.float64(embeddings[:4]), axis=1)
     _, mean, std = reference.adaface_quality(norms, 20.0, 100.0)
     np.testing.assert_allclose(updates["batch_stats"]["norm_mean"], mean, rtol=1e-6)
@@ -129,9 +143,11 @@ def test_adaface_lets_no_gradient_through_the_norm(batch):
     """The logits' gradient by an embedding has no part along it: its length changes nothing."""
     embeddings, labels = batch
     head = MarginHead(CLASSES, "adaface")
-    variables = head.init(jax.random.key(1), embeddings, labels)
+    variables = initial(head, embeddings, labels)
     probe = jax.random.normal(jax.random.key(2), (BATCH, CLASSES))
-    gradient = jax.grad(lambda e: jnp.sum(head.apply(variables, e, labels) * probe))(embeddings)
+    gradient = jax.jit(jax.grad(lambda e: jnp.sum(head.apply(variables, e, labels) * probe)))(
+        embeddings
+    )
     assert np.max(np.abs(gradient)) > 1.0
     np.testing.assert_allclose(np.sum(gradient * embeddings, axis=1), 0.0, atol=1e-3)
 
@@ -153,11 +169,11 @@ def test_a_gradient_reaches_the_nearest_sub_centre_alone():
 def test_gradient_by_the_embeddings_is_that_of_the_formula(batch):
     embeddings, labels = batch
     head = MarginHead(CLASSES, scale=8.0, margin=0.5)
-    variables = head.init(jax.random.key(1), embeddings, labels)
+    variables = initial(head, embeddings, labels)
     probe = np.random.default_rng(0).normal(size=(BATCH, CLASSES))
-    gradient = jax.grad(lambda e: jnp.sum(head.apply(variables, e, labels) * jnp.float32(probe)))(
-        embeddings
-    )
+    gradient = jax.jit(
+        jax.grad(lambda e: jnp.sum(head.apply(variables, e, labels) * np.float32(probe)))
+    )(embeddings)
 
     weight, step = variables["params"]["weight"][:, None], 1e-6
     embeddings = np.float64(embeddings)
@@ -185,16 +201,16 @@ def test_gradients_stay_small_where_an_embedding_meets_its_class_weight(sign):
 
     # In exact arithmetic |∂ cos(θ+m)/∂e| = sin(θ+m) / |e|.
     bound = 2.0 / np.min(np.linalg.norm(weight, axis=1))
-    for gradient in jax.grad(target_sum, argnums=(0, 1))(weight, sign * weight):
+    for gradient in jax.jit(jax.grad(target_sum, argnums=(0, 1)))(weight, sign * weight):
         assert np.max(np.abs(gradient)) < bound
 
 
 @pytest.mark.parametrize("kind", MARGIN_LOSSES)
 def test_gradients_are_finite_at_a_zero_embedding(batch, kind):
     head = MarginHead(CLASSES, kind)
-    variables = head.init(jax.random.key(1), *batch)
-    gradient = jax.grad(lambda e: jnp.sum(head.apply(variables, e, batch[1])))(
-        jnp.zeros((BATCH, DIM))
+    variables = initial(head, *batch)
+    gradient = jax.jit(jax.grad(lambda e: jnp.sum(head.apply(variables, e, batch[1]))))(
+        np.zeros((BATCH, DIM), np.float32)
     )
     assert np.all(np.isfinite(gradient))
 
@@ -202,11 +218,11 @@ def test_gradients_are_finite_at_a_zero_embedding(batch, kind):
 def test_bfloat16_embeddings_are_multiplied_in_float32(batch):
     embeddings, labels = batch[0].astype(jnp.bfloat16), batch[1]
     head = MarginHead(CLASSES)
-    variables = head.init(jax.random.key(1), embeddings, labels)
-    logits = head.apply(variables, embeddings, labels)
+    variables = initial(head, embeddings, labels)
+    logits, _ = applied(head, variables, embeddings, labels)
     assert logits.dtype == jnp.float32
     np.testing.assert_array_equal(
-        logits, head.apply(variables, embeddings.astype(jnp.float32), labels)
+        logits, applied(head, variables, embeddings.astype(jnp.float32), labels)[0]
     )
 
 
@@ -241,7 +257,7 @@ def test_training_by_the_head_alone_separates_the_classes(batch, kind):
     embeddings, labels = batch
     embeddings = embeddings.at[CLASSES:].set(embeddings[: BATCH - CLASSES] + 0.1)
     head = MarginHead(CLASSES, kind, scale=16.0, margin={"sphereface": 2}.get(kind))
-    variables = head.init(jax.random.key(1), embeddings, labels)
+    variables = initial(head, embeddings, labels)
 
     def loss(params):
         logits = head.apply({**variables, "params": params}, embeddings, labels)

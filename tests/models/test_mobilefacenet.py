@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ida_jax.common.errors import UserError
-from ida_jax.interop.state_dict import mobilefacenet_variables
+from ida_jax.interop.torch_networks import mobilefacenet_from_state
 from ida_jax.models.mobilefacenet import (
     DepthwiseConv,
     MobileFaceNet,
@@ -70,11 +70,11 @@ def test_the_gradient_of_a_gpus_and_a_tpus_depthwise_convolution():
     x = jax.random.normal(jax.random.key(0), (2, 9, 6, 4))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 4))
     probe = jax.random.normal(jax.random.key(2), (2, 5, 3, 4))
-    for a, e in zip(
-        _convolution_backward(x, kernel, probe, stride=2),
-        _nine_products_backward(x, kernel, probe, stride=2),
-        strict=True,
-    ):
+    both = [
+        jax.jit(partial(backward, stride=2))(x, kernel, probe)
+        for backward in (_convolution_backward, _nine_products_backward)
+    ]
+    for a, e in zip(*both, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_imported_weights_give_pytorchs_embeddings(shared_data, weights):
     images = np.stack([faces[row] for row in rows]).astype(np.float32) / 255
     images = (images - np.float32((0.485, 0.456, 0.406))) / np.float32((0.229, 0.224, 0.225))
 
-    variables = mobilefacenet_variables(weights)
+    variables = mobilefacenet_from_state(weights).variables
     actual = np.concatenate(
         [embed(MobileFaceNet(), variables, chunk) for chunk in np.split(images, 4)]
     ).astype(np.float64)
@@ -193,7 +193,7 @@ def test_imported_weights_give_pytorchs_embeddings(shared_data, weights):
 
 
 def test_every_weight_is_used(weights):
-    variables = mobilefacenet_variables(weights)
+    variables = mobilefacenet_from_state(weights).variables
     given = sum(v.size for k, v in weights.items() if not k.endswith("num_batches_tracked"))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == given
 
@@ -203,12 +203,12 @@ def test_a_wrong_state_dict_is_named(weights):
         return {name: value for name, value in weights.items() if name not in names}
 
     with pytest.raises(UserError, match=r"lack 'bn\.running_var', 'features\.3\.conv\.1\.0\.w"):
-        mobilefacenet_variables(without("features.3.conv.1.0.weight", "bn.running_var"))
+        mobilefacenet_from_state(without("features.3.conv.1.0.weight", "bn.running_var"))
     with pytest.raises(UserError, match=r"'fc\.weight' is not among"):
-        mobilefacenet_variables({**weights, "fc.weight": np.zeros((3, 4))})
+        mobilefacenet_from_state({**weights, "fc.weight": np.zeros((3, 4))})
     with pytest.raises(UserError, match=r"'conv3\.weight' has shape \(512, 512, 1, 1\); \(128, 5"):
-        mobilefacenet_variables({**weights, "conv3.weight": np.zeros((512, 512, 1, 1))})
+        mobilefacenet_from_state({**weights, "conv3.weight": np.zeros((512, 512, 1, 1))})
     with pytest.raises(UserError, match=r"'bn\.weight' has shape \(64,\); \(128,\)"):
-        mobilefacenet_variables({**weights, "bn.weight": np.zeros(64)})
+        mobilefacenet_from_state({**weights, "bn.weight": np.zeros(64)})
     with pytest.raises(UserError, match=r"lack 'bn\.bias', .* and \d+ more"):
-        mobilefacenet_variables({})
+        mobilefacenet_from_state({})

@@ -11,15 +11,17 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ida_jax.models import resnet
 from ida_jax.models.resnet import BatchNorm, IResNet, PReLU
 
+# Machine code that runs a few times need not be fast; that of random draws takes a quarter.
+QUICK = {"xla_backend_optimization_level": 0}
 tiny = partial(IResNet, (2, 1), (6, 8), embedding_dim=5, dropout_rate=0.0)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def embed(network, variables, images):
     return network.apply(variables, images, train=False)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def embed_training(network, variables, images, **options):
     return network.apply(variables, images, train=True, mutable=["batch_stats"], **options)
 
@@ -46,7 +48,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def initial(images):
-    return jax.jit(partial(tiny().init, train=True))(jax.random.key(1), images)
+    init = jax.jit(partial(tiny().init, train=True), compiler_options=QUICK)
+    return init(jax.random.key(1), images)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +185,7 @@ def test_padding_rows_change_nothing(images, variables, real):
     padded = jnp.where(mask[:, None, None, None], images, 7.0)
     probe = jax.random.normal(jax.random.key(3), (real, 5))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK)
     def step(params, images, mask):
         def loss(params):
             embeddings, updates = tiny().apply(

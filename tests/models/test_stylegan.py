@@ -104,14 +104,18 @@ def test_mapping_is_the_transcription_whatever_the_latents_length(generator_para
     np.testing.assert_allclose(styles, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_synthesis_is_the_transcription(generator_params):
+@pytest.mark.parametrize("filter_first", [False, True])
+def test_synthesis_is_the_transcription(generator_params, filter_first):
     styles = normal(2, num_styles(16), 6)
     noise = noise_of(2, 16)
-    images = applied(generator, generator_params, (styles, noise), "synthesise")
+    network = generator.clone(filter_first=filter_first)
+    images = applied(network, generator_params, (styles, noise), "synthesise")
     assert images.dtype == jnp.float32
     for b in range(2):
         own_noise = [n[b] for n in noise]
-        expected = stylegan_synthesis(generator_params["synthesis"], styles[b], own_noise)
+        expected = stylegan_synthesis(
+            generator_params["synthesis"], styles[b], own_noise, filter_first=filter_first
+        )
         assert np.ptp(expected) > 1
         np.testing.assert_allclose(images[b], expected, rtol=1e-3, atol=1e-4)
 

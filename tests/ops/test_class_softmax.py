@@ -1,5 +1,7 @@
 """The blockwise, sharded softmax and its update against the plain loss in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,14 @@ from jax.sharding import PartitionSpec as P
 
 from ida_jax.common.devices import padded_classes, training_mesh
 from ida_jax.models.margin_head import MarginHead
-from ida_jax.ops.class_softmax import ClassWeights, Sampled, Sgd, sample_classes, softmax_step
+from ida_jax.ops.class_softmax import (
+    PRODUCTS,
+    ClassWeights,
+    Sampled,
+    Sgd,
+    sample_classes,
+    softmax_step,
+)
 
 ROWS, WIDTH, RATE, MU, DECAY = 16, 6, 0.1, 0.9, 5e-4
 
@@ -130,6 +139,22 @@ def test_every_margin_and_sub_centres(kind, margin, centres):
     np.testing.assert_allclose(got[0], loss, rtol=1e-5)
     np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got[2], weight - RATE * velocity, rtol=1e-5, atol=1e-5)
+
+
+def test_three_products_of_halves_are_near_the_whole():
+    """What bfloat16_x3 stands for, where no unit computes it: the table of `PRODUCTS`."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(n, 256)).astype(np.float32) for n in (64, 500))
+    b[:64] = a + 0.1 * b[:64]
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    high = lambda x: x.astype(jnp.bfloat16).astype(np.float32)  # noqa: E731
+    (a1, a2), (b1, b2) = ((high(x), high(x - high(x))) for x in (a, b))
+    exact = np.float64(a) @ np.float64(b).T
+    assert np.abs(a1 @ b1.T + (a2 @ b1.T + a1 @ b2.T) - exact).max() < 2e-6
+    assert np.abs(a1 @ b1.T - exact).max() > 2e-4
+    dtype, precision = PRODUCTS["bfloat16_x3"]
+    product = jax.jit(partial(jnp.matmul, precision=precision))(a.astype(dtype), b.T)
+    np.testing.assert_allclose(product, exact, atol=2e-6)
 
 
 def test_a_masked_row_counts_for_nothing():

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +71,9 @@ def test_tau_may_differ_by_face():
 @given(
     tau=st.floats(0.01, 500),
     cosine=st.floats(-1, 1, width=32),
-    s=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20),
+    s=st.sampled_from([1, 2, 9, 20]).flatmap(
+        lambda k: st.lists(st.floats(-1, 1, width=32), min_size=k, max_size=k)
+    ),
 )
 def test_finite_and_symmetric(tau, cosine, s):
     s, cosine = np.array(s, np.float32), np.float32(cosine)
@@ -115,24 +119,24 @@ def test_no_neighbour_is_no_density():
 def test_gradients_in_embeddings_and_tau(tau):
     f, psi = _support(2, 4, 5, seed=9)
     args = (*map(jnp.asarray, (*f, *psi)), jnp.float32(tau))
-    check_grads(_log_dao, args, order=1, modes=["rev"], eps=1e-3, atol=2e-2, rtol=2e-2)
+    check_grads(jax.jit(_log_dao), args, order=1, modes=["rev"], eps=1e-3, atol=2e-2, rtol=2e-2)
 
 
 def test_falling_back_follows_its_formula():
     own = -np.linspace(0, 2, 101, dtype=np.float32)
-    log_f = np.array([3.0, -0.4, -0.5, -1.9], np.float32)
-    # m, the median of log F, is -1; w = 3/4, 3/4, 1/2, 1/4, 0, 0, 0.
+    log_f = np.array([3.0, -0.4, -1.3, -1.9], np.float32)
+    # m, with 30 % of log F below it, is -1.4; w = 3/4, 3/4, 1/2, 1/4, 0, 0, 0.
     for (weight, error), last in {
-        (2.0, 0.1): -1.675,
-        (1.5, 0.0): -1.675,
-        (1.329, 0.2): -1.45,
-        (0.5, 0.0): -1.225,
-        (0.1, 0.07): -1,
-        (-1.0, 0.1): -1,
-        (0.0, np.inf): -1,
+        (2.0, 0.1): -1.775,
+        (1.5, 0.0): -1.775,
+        (1.329, 0.2): -1.65,
+        (0.5, 0.0): -1.525,
+        (0.1, 0.07): -1.4,
+        (-1.0, 0.1): -1.4,
+        (0.0, np.inf): -1.4,
     }.items():
         got = ops.fall_back(log_f, own, weight=weight, error=error)
-        np.testing.assert_allclose(got, [-1, -1, -1, last], atol=1e-6)
+        np.testing.assert_allclose(got, [-1.4, -1.4, -1.4, last], atol=1e-6)
         assert got.dtype == np.float32
 
 
@@ -156,8 +160,9 @@ def test_smooth_tar_and_its_gradient():
         threshold = np.mean(np.sort(z_impostor)[::-1][rank // 2 : 2 * rank])
         return np.mean(1 / (1 + np.exp((threshold - z) / temperature)))
 
-    value, slope = jax.value_and_grad(ops.smooth_tar)(
-        jnp.asarray(theta, jnp.float32), genuine, impostor, rank=rank,
+    smooth_tar = partial(ops.smooth_tar, rank=rank)
+    value, slope = jax.jit(jax.value_and_grad(smooth_tar))(
+        jnp.asarray(theta, jnp.float32), genuine, impostor,
         softness=jnp.float32(softness), temperature=jnp.float32(temperature),
     )  # fmt: skip
     assert value == pytest.approx(transcription(theta), abs=1e-5)

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ida_jax.ops.hypersphere import largest_k, nearest_anchors, normalize
+from ida_jax.ops.hypersphere import grouped_largest_k, largest_k, nearest_anchors, normalize
 
 
 def test_normalize_and_its_gradient_at_zero():
@@ -33,6 +35,22 @@ def test_largest_k_is_a_sort(a, k, group_size, levels, seed):
     np.testing.assert_array_equal(values, -np.sort(-x, axis=1)[:, :k])
     np.testing.assert_array_equal(np.take_along_axis(x, np.asarray(columns), 1), values)
     assert all(len(set(row)) == k for row in np.asarray(columns).tolist())
+
+
+@pytest.mark.parametrize(("a", "k"), [(1023, 10), (3000, 16), (5000, 17)])
+def test_what_a_gpu_chooses_from_suits_its_kernel(a, k):
+    """XLA's TopK takes rows of 1,024 and more, and 16 of them; the CPU chooses as ever."""
+    x = np.random.default_rng(0).normal(size=(2, a)).astype(np.float32)
+    chosen = jax.jit(lambda values: largest_k(values, k))
+    as_on_gpu = jax.jit(lambda values: grouped_largest_k(values, k, 2, shortest=1024))
+    for values, columns in (chosen(x), as_on_gpu(x)):
+        np.testing.assert_array_equal(values, -np.sort(-x, axis=1)[:, :k])
+        np.testing.assert_array_equal(np.take_along_axis(x, np.asarray(columns), 1), values)
+    text = chosen.trace(x).lower(lowering_platforms=("cuda",)).as_text()
+    rows = [int(n) for n in re.findall(r"chlo.top_k.*?: tensor<2x(\d+)xf32>", text)]
+    assert rows
+    if k <= 16 and a >= 1024:
+        assert min(rows) >= 1024
 
 
 @pytest.mark.parametrize("block_size", [10, 33, 64, 100, 101, 1000])

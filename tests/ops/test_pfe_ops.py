@@ -19,6 +19,7 @@ from ida_jax.ops import mutual_likelihood as likelihood
 mls_matrix = jax.jit(likelihood.mls_matrix)
 mutual_likelihood = jax.jit(likelihood.mutual_likelihood)
 positive_pairs_loss = jax.jit(likelihood.positive_pairs_loss, static_argnames="run")
+summed_mls = jax.jit(likelihood.summed_mls, static_argnames="dimensions")
 
 
 def _matrix(means_1, log_variances_1, means_2, log_variances_2):
@@ -37,7 +38,11 @@ def _matrix(means_1, log_variances_1, means_2, log_variances_2):
 def test_mutual_likelihood_and_matrix(n, m, d):
     first, second = reference.gaussians((n, d), 0), reference.gaussians((m, d), 1)
     expected = _matrix(*first, *second)
-    np.testing.assert_allclose(mls_matrix(*first, *second), expected, rtol=1e-6, atol=1e-5)
+    matrix = mls_matrix(*first, *second)
+    np.testing.assert_allclose(matrix, expected, rtol=1e-6, atol=1e-5)
+    # As a GPU has them.
+    by_16 = summed_mls(*first, *second, dimensions=16)
+    np.testing.assert_allclose(by_16, matrix, rtol=1e-6, atol=1e-6)
     for i in range(n):
         got = mutual_likelihood(first[0][i : i + 1], second[0], first[1][i : i + 1], second[1])
         np.testing.assert_allclose(got, expected[i], rtol=1e-6, atol=1e-5)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -301,6 +302,45 @@ def whole_config(tmp_path_factory):
     return config
 
 
+def absurdities(jaxpr):
+    """What no GPU has a fast kernel for.
+
+    Convolutions whose window is larger than a kernel, unless they are a kernel's gradient in the
+    form that XLA knows (no zeros between the pixels of the map, and a small result); float64; sorts
+    of more than 4,096; scatters.
+    """
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        values = [v.aval for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "dtype")]
+        if name == "conv_general_dilated":
+            numbers, kernel = parameters["dimension_numbers"], equation.invars[1].aval.shape
+            window = max(kernel[axis] for axis in numbers.rhs_spec[2:])
+            result = max(equation.outvars[0].aval.shape[axis] for axis in numbers.out_spec[2:])
+            if window > 3 and (result > 3 or max(parameters["lhs_dilation"]) > 1):
+                yield f"a window of {window} for a result of {result}"
+        if any(value.dtype == "float64" for value in values):
+            yield f"{name} in float64"
+        if name == "sort" and values[0].shape[parameters["dimension"]] > 4096:
+            yield f"a sort of {values[0].shape}"
+        if name.startswith("scatter"):
+            yield f"{name} into {values[0].shape}"
+        for body in jax.tree.leaves(parameters, is_leaf=lambda x: hasattr(x, "eqns")):
+            body = getattr(body, "jaxpr", body)
+            if hasattr(body, "eqns"):
+                yield from absurdities(body)
+
+
+def test_an_absurd_convolution_is_seen():
+    """JAX's own derivative of a gradient's norm, as R1 is one."""
+    conv = partial(jax.lax.conv, window_strides=(2, 2), padding="VALID")
+    by_x = jax.grad(lambda x, kernel: jnp.sum(conv(x, kernel) ** 2))
+    x, kernel = jnp.zeros((2, 2, 17, 17)), jnp.zeros((2, 2, 3, 3))
+    penalty = jax.grad(lambda kernel: jnp.sum(by_x(x, kernel) ** 2))
+    assert list(absurdities(jax.make_jaxpr(penalty)(kernel).jaxpr)) != []
+    double = jax.make_jaxpr(lambda x: jnp.sort(jnp.zeros(5000).at[0].add(x)))(0.0)
+    assert len(list(absurdities(double.jaxpr))) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "parts", "devices", "flops"),
     [
@@ -320,8 +360,12 @@ def test_every_device_program(whole_config, name, parts, devices, flops):
     program = device_program(name, whole_config, jax.devices(), Sizes(lambda: 41, _FACES, 16))
     assert {part.name: part.every for part in program.parts} == parts
     assert program.mesh.size == devices
-    counted = [count_flops(p.function.trace(*p.arguments).jaxpr).flops for p in program.parts]
+    traced = [part.function.trace(*part.arguments).jaxpr for part in program.parts]
+    counted = [count_flops(jaxpr).flops for jaxpr in traced]
     assert counted[0] > 0
+    seen = {find for jaxpr in traced for find in absurdities(jaxpr.jaxpr)}
+    # The gradient by the images of the augmentation, which moves pixels.
+    assert seen == ({"scatter-add into (16, 64, 3)"} if name == "gan" else set())
     if flops is not None:
         assert counted[0] == flops
 

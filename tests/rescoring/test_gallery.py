@@ -29,12 +29,20 @@ def _oracle(rule, cosine, gallery, probe):
 
 @pytest.mark.parametrize("rule", ["cosine", "dao", "z_norm", "t_norm"])
 @pytest.mark.parametrize(("m", "g", "top"), [(1, 1, 1), (3, 40, 5), (5, 41, 41), (4, 39, 40 - 1)])
-def test_the_best_of_every_gallery_face(rule, m, g, top, monkeypatch):
-    monkeypatch.setattr(module, "PROBE_BLOCKS", (1, 2))
-    monkeypatch.setattr(module, "GALLERY_BLOCK", 16)
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_best_of_every_gallery_face(rule, m, g, top, on_cpu, monkeypatch):
+    monkeypatch.setattr(module, "_on_cpu", lambda _: on_cpu)
+    device = "" if on_cpu else "DEVICE"
+    monkeypatch.setattr(module, f"{device}_PROBE_BLOCKS", (1, 2))
+    monkeypatch.setattr(module, f"{device}_GALLERY_BLOCK", 16)
     probes, faces = reference.unit((m, 8), 0), reference.unit((g, 8), 1)
     probe_terms, terms = _terms(rule, m, 2), _terms(rule, g, 3)
     got = identify(probes, probe_terms, Gallery(jax.device_put(faces), terms), top=top)
+    if not on_cpu:
+        # A CPU computes in float32 whatever is asked for.
+        gallery = Gallery(jax.device_put(faces), terms)
+        again = identify(probes, probe_terms, gallery, top=top, precision="bfloat16_x6")
+        jax.tree.map(np.testing.assert_array_equal, again, got)
     scores = np.array(
         [
             [

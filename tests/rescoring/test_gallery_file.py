@@ -182,8 +182,8 @@ def _best(stored, values, enrolled, probes, probe_terms):
     ("shape", "dtype"), [((1,), "float32"), ((3,), "float16"), ((4, 2), "float16")], ids=str
 )
 def test_searches_of_a_file_are_exact_for_what_is_stored(shape, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(search_module, "PROBE_BLOCKS", (1, 4))
-    monkeypatch.setattr(search_module, "GALLERY_BLOCK", 16)
+    monkeypatch.setattr(search_module, "_PROBE_BLOCKS", (1, 4))
+    monkeypatch.setattr(search_module, "_GALLERY_BLOCK", 16)
     monkeypatch.setattr(search_module, "_SLAB", 24)
     monkeypatch.setattr(module, "SEGMENT", 50)
     names = [f"face {i}" for i in range(217)]

@@ -40,8 +40,10 @@ def test_scale_gives_the_slope_of_the_cosine():
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 30])
-def test_score_pairs(count, monkeypatch):
-    monkeypatch.setattr(module, "_PAIR_BLOCKS", (4, 8))
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_score_pairs(count, on_cpu, monkeypatch):
+    monkeypatch.setattr(module, "on_cpu", lambda _: on_cpu)
+    monkeypatch.setattr(module, "_PAIR_BLOCKS" if on_cpu else "DEVICE_GATHER_BLOCKS", (4, 8))
     faces = reference.gaussians((20, 9), 0, clusters=3)
     pairs = np.random.default_rng(1).integers(20, size=(count, 2))
     got = score_pairs_mls(*faces, pairs, scale=0.5)
@@ -54,7 +56,7 @@ def test_score_pairs(count, monkeypatch):
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 9, 24, 25])
 @pytest.mark.parametrize("with_terms", [False, True])
 def test_all_pairs_in_the_order_of_the_cosines(n, with_terms, monkeypatch):
-    monkeypatch.setattr(module, "_tile", lambda: (8, 10))
+    monkeypatch.setattr(module, "_tile", lambda _: (8, 10))
     monkeypatch.setattr(tiles, "_ROWS", 8)
     faces = tuple(x[:n] for x in reference.gaussians((max(n, 1), 6), 0))
     labels = np.arange(n) % 4
@@ -95,7 +97,7 @@ def test_nearest(n, with_labels, monkeypatch):
         expected[i] = scores + [-np.inf] * (20 - len(scores))
     options = {"labels": labels, "anchor_labels": anchor_labels} if with_labels else {}
     for columns in (4, 22, 23, 100):
-        monkeypatch.setattr(module, "_tile", lambda columns=columns: (4, columns))
+        monkeypatch.setattr(module, "_tile", lambda _, columns=columns: (4, columns))
         for k in (1, 5, 20):
             got = nearest_by_likelihood(*faces, *anchors, k=k, scale=0.01, **options)
             assert got.dtype == np.float32

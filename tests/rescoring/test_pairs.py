@@ -48,9 +48,12 @@ def _oracle(faces, terms, i, j):
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 30])
 @pytest.mark.parametrize("rule", RULES)
-def test_score_pairs(count, rule, monkeypatch):
-    monkeypatch.setattr(module, "_GATHER_BLOCKS", (4, 8))
-    monkeypatch.setattr(module, "RULE_BLOCKS", (4, 8))
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_score_pairs(count, rule, on_cpu, monkeypatch):
+    """The program of other devices, too, which a CPU can run."""
+    monkeypatch.setattr(module, "on_cpu", lambda _: on_cpu)
+    for name in ("_GATHER_BLOCKS", "RULE_BLOCKS", "DEVICE_GATHER_BLOCKS"):
+        monkeypatch.setattr(module, name, (4, 8))
     faces, terms = _faces(), _terms(rule, 50)
     pairs = np.random.default_rng(2).integers(50, size=(count, 2))
     got = score_pairs(faces, pairs, terms)
@@ -60,6 +63,17 @@ def test_score_pairs(count, rule, monkeypatch):
     if rule not in ("z_norm", "t_norm"):
         swapped = score_pairs(faces, pairs[:, ::-1], terms)
         np.testing.assert_allclose(got, swapped, rtol=1e-6)
+
+
+def test_several_methods_in_one_program(monkeypatch):
+    faces, pairs = _faces(), np.random.default_rng(2).integers(50, size=(70, 2))
+    methods = {rule: _terms(rule, 50) for rule in RULES}
+    here = module.pair_scores(faces, pairs, methods)
+    monkeypatch.setattr(module, "on_cpu", lambda _: False)
+    there = module.pair_scores(faces, pairs, methods)
+    assert list(there) == list(methods)
+    for rule in RULES:
+        np.testing.assert_allclose(there[rule], here[rule], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 50])

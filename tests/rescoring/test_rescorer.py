@@ -10,6 +10,8 @@ import reference
 import ida_jax
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.common.errors import UserError
+from ida_jax.rescoring import gallery as gallery_module
+from ida_jax.rescoring import pairs
 from ida_jax.rescoring.method_table import METHODS, is_dao, scoring_methods
 from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
@@ -221,9 +223,14 @@ def test_the_usual_cohort_follows_the_anchors(count, labels, expected):
     assert all(f"top_n is {expected}" in note for note in notes)
 
 
-@pytest.mark.parametrize("method", ["cosine", "ida_r", "ida_l", "as_norm", "ida_q"])
-def test_a_server_compiles_nothing_once_it_is_warm(scorers, method, caplog):
-    """And eight threads at once get the scores of one."""
+@pytest.mark.parametrize(
+    ("method", "on_cpu"),
+    [(m, True) for m in ("cosine", "ida_r", "ida_l", "as_norm", "ida_q")] + [("ida_r", False)],
+)
+def test_a_server_compiles_nothing_once_it_is_warm(scorers, method, on_cpu, caplog, monkeypatch):
+    """And eight threads at once get the scores of one; by the programs of other devices, too."""
+    monkeypatch.setattr(pairs, "on_cpu", lambda _: on_cpu)
+    monkeypatch.setattr(gallery_module, "_on_cpu", lambda _: on_cpu)
     scorer, most = scorers[method], 150
     rows = np.random.default_rng(4).normal(size=(2, most, 16)) * 9
     gallery = scorer.gallery(RAW)

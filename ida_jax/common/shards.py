@@ -1,0 +1,198 @@
+"""Shards of a job: shares of its parts, made by processes that know nothing of one another.
+
+Each makes its own parts in the folder beside the output, which all of them must see. None waits for
+another, so that one that is lost ends no other: the same command makes the rest of its share,
+wherever it runs. No lock is needed, since a part is written whole and has the same bytes whoever
+makes it. `--join` puts the parts together. What the shards were made with is noted in their folder,
+so that those of other settings are refused by what differs.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ida_jax.common.command_line import Parser
+from ida_jax.common.errors import Damaged, UserError
+from ida_jax.common.files import read_json, written_whole
+from ida_jax.common.parts import Part, Parts, Shard, folders_beside
+
+_NOTE = "shards.json"
+_MOST_NAMED = 5
+# Where a launcher tells its processes their number and how many they are, for `--shard`.
+_LAUNCHERS = (
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+)
+
+
+def shard(text: str) -> Shard:
+    """An argparse type: I/N, the share I of 0 … N − 1.
+
+    Raises:
+      argparse.ArgumentTypeError: anything else.
+    """
+    numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    number, count = map(int, numbers.groups()) if numbers else (0, 0)
+    if number >= count:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': expected I/N, the share I of 0 … N−1, such as 0/4 … 3/4"
+        )
+    return Shard(number, count)
+
+
+def add_shard_flags(parser: Parser) -> None:
+    """--shard and --join."""
+    add = parser.add_argument_group("work shared out").add_argument
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="make the share I of 0 … N−1 alone; the shares need no order, and nothing but a "
+        "folder of --output that all of them see",
+    )
+    add(
+        "--join",
+        action="store_true",
+        help="write --output from the shares, with the same flags otherwise; refused while one "
+        "of them is not finished",
+    )
+
+
+def check_shard_flags(options: Any) -> None:
+    """Refuses a launcher's process that was given no share, and both flags at once.
+
+    Raises:
+      UserError: what was given, and what to give.
+    """
+    if options.shard is not None and options.join:
+        raise UserError(
+            "--shard makes a share and --join needs all of them: run one, then the other"
+        )
+    if options.shard is not None or options.join:
+        return
+    for number, count in _LAUNCHERS:
+        several = os.environ.get(count, "1")
+        if number in os.environ and several.isdecimal() and int(several) > 1:
+            raise UserError(
+                f"this is one of {several} processes ({count}): give each its share by "
+                f"--shard=${number}/${count}, in sh -c '…' so that its own shell fills it in, and "
+                "run the command once more with --join"
+            )
+
+
+def refuse_other_shards(output: Path, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses to begin beside shards that were made with other settings or files.
+
+    Args:
+      folder: that of this job's parts, which may not be there.
+      settings: JSON-able, by name, all that the parts depend on.
+
+    Raises:
+      UserError: there are such shards; it names the first difference.
+    """
+    for other in folders_beside(output):
+        if other.name == folder.name or not (other / _NOTE).is_file():
+            continue
+        try:
+            theirs = read_json(other / _NOTE, what="note").get("settings")
+        except Damaged:
+            theirs = None
+        raise UserError(
+            f"{output} has shards of other settings{_difference(theirs, settings)}: give the same "
+            f"flags and files as theirs, or name another output, or delete {other}"
+        )
+
+
+def note_shard(folder: Path, mine: Shard, settings: Mapping[str, Any]) -> None:
+    """Notes in the parts' folder that shards make them, and with what.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    note = {"shards": mine.count, "settings": _plain(settings)}
+    if not (folder / _NOTE).is_file() or _noted(folder) != mine.count:
+        with written_whole(folder / _NOTE) as temporary:
+            temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def require_shards(output: Path, folder: Path) -> None:
+    """Refuses to join where no shard has begun.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if not (folder / _NOTE).is_file():
+        raise UserError(
+            f"{output} has no shards to join: run this command with --shard=I/N first, for each I "
+            "of 0 … N−1"
+        )
+
+
+def require_all(parts: Parts, output: Path) -> None:
+    """Refuses to join while a part is missing; the shards that have to be run are named.
+
+    Raises:
+      UserError: parts are missing.
+    """
+    missing = {part.path for part in parts.left()}
+    if not missing:
+        return
+    count = _noted(parts.folder)
+    shards = [Shard(number, count) for number in range(count)]
+    unfinished = [
+        str(own) for own in shards if any(part.path in missing for part in parts.share(own))
+    ]
+    named = ", ".join(unfinished[:_MOST_NAMED]) + ", …" * (len(unfinished) > _MOST_NAMED)
+    are = "shard {} is" if len(unfinished) == 1 else f"{len(unfinished)} shards ({{}}) are"
+    raise UserError(
+        f"{output}: {are.format(named)} not finished: run --shard={unfinished[0]} and the like "
+        "again, which make what is missing, and then --join"
+    )
+
+
+def in_turn(parts: Sequence[Part], own: Shard | None) -> list[Part]:
+    """Parts that every shard needs, in the order in which one makes those that are not there yet.
+
+    Its own share first; then the others', in an order of its own, so that what a lost one has not
+    made is not made by all at once.
+    """
+    if own is None:
+        return list(parts)
+    share = own.share(len(parts))
+    rest = [*parts[: share.start], *parts[share.stop :]]
+    random.Random(own.number).shuffle(rest)
+    return [*parts[share], *rest]
+
+
+def has_shards(folder: Path) -> bool:
+    """Whether shards make, or have made, the parts in a folder."""
+    return (folder / _NOTE).is_file()
+
+
+def _noted(folder: Path) -> int:
+    """How many shards were begun last; 1 where the note is damaged."""
+    try:
+        count = read_json(folder / _NOTE, what="note").get("shards")
+    except Damaged:
+        return 1
+    return count if type(count) is int and 0 < count < 1 << 30 else 1
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings, sort_keys=True, default=str))
+
+
+def _difference(theirs: Any, ours: Mapping[str, Any]) -> str:
+    """The first setting that differs, in words."""
+    ours = _plain(ours)
+    for name in ours if isinstance(theirs, dict) else ():
+        if theirs.get(name) != ours[name]:
+            old, new = (str(value)[:80] for value in (theirs.get(name), ours[name]))
+            return f" ({name} was {old}, is now {new})"
+    return ""
