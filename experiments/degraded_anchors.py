@@ -192,10 +192,11 @@ def _quality(faces: Labelled, anchors: AnchorSet, path: Path) -> QualityFit:
 
 
 def _scorers(half: Half, name: str, methods: tuple[str, ...], cache: Path) -> dict[str, Rescorer]:
-    anchors, made = _anchors(half, name), {}
+    anchors = _anchors(half, name)
     pairs = half.training["mixed" if name == "degraded" else name] if methods == TRAINED else None
+    scorers = {}
     for method in methods:
-        path = cache / f"{name}.{method}.safetensors"
+        path, made = cache / f"{name}.{method}.safetensors", {}
         match method:
             case "ida_l":
                 faces = half.training[name]
@@ -204,7 +205,8 @@ def _scorers(half: Half, name: str, methods: tuple[str, ...], cache: Path) -> di
                 made["csn"] = _csn(pairs, anchors, path)
             case "ida_q":
                 made["quality_fit"] = _quality(pairs, anchors, path)
-    return {method: Rescorer(anchors, method=method, **made) for method in methods}
+        scorers[method] = Rescorer(anchors, method=method, **made)
+    return scorers
 
 
 def _anchors(half: Half, name: str) -> AnchorSet:

@@ -251,6 +251,36 @@ def degraded_gain() -> str:
     return table(["probes", "anchors", "IDA-R", "fall-back", "IDA-L", "AS-norm"], rows, words=2)
 
 
+def anchor_checks() -> str:
+    """What `anchors check` and the fall-back make of right, wrong and few anchors, by model."""
+    rows = []
+    runs = {
+        name: run
+        for of in ("safe_anchors", "safe_anchors_faceres")
+        for name, run in record(of)["runs"].items()
+    }
+    for name, run in runs.items():
+        sets = list(run["sets"].values())
+        harmful = [one for one in sets if one["methods"]["ida_r"]["harms"]]
+        harmless = [one for one in sets if not one["methods"]["ida_r"]["harms"]]
+        passed, kept = (sum(not one["check"] for one in some) for some in (harmful, harmless))
+        fallen = sum(one["methods"]["ida_r_fallback"]["harms"] for one in sets)
+        right = {m: run["sets"]["right"]["methods"][m] for m in ("ida_r", "ida_r_fallback")}
+        rows.append([
+            name.replace(", pairs of the", ",").removesuffix(" half"),
+            str(len(harmful)),
+            str(passed),
+            f"{kept} of {len(harmless)}",
+            str(fallen),
+            *(points(figures["gain"][FARS[1]]) for figures in right.values()),
+        ])  # fmt: skip
+    header = [
+        "model, half", "IDA-R harms with", "of these passed", "harmless, passed",
+        "the fall-back harms with", "right anchors: IDA-R's gain at 1e-4", "the fall-back's",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
 def group_ratios() -> str:
     """FAR of pairs of women over that of men by anchor sets, on both halves of LFW."""
     names = {
@@ -509,6 +539,41 @@ def gpu_bounds() -> str:
             "one device" if alone else _three(eight[name]["bound"][unit]),
         ])  # fmt: skip
     return table(header, rows)
+
+
+_SOURCES = {
+    "iresnet_nano": "the quickstart's",
+    "iresnet": "arcface_torch's `r18` … `r200`",
+    "mobilefacenet": "the article's, in the PyTorch variant with ReLU",
+    "mbf": "arcface_torch's `mbf`, `mbf_large`",
+    "vit": "arcface_torch's `vit_t` … `vit_l`",
+    "ir_se": "InsightFace_Pytorch's IR-SE",
+}
+
+
+def networks() -> str:
+    """Every network's size at 512 numbers and 112 pixels: counted, not measured."""
+    from functools import partial
+
+    import jax
+    import numpy as np
+
+    from ida_jax.artefacts.face_model import NETWORK_NAMES, build_network
+    from ida_jax.planning.flops import count_flops
+
+    rows = []
+    for name in NETWORK_NAMES:
+        network = build_network(name, {"embedding_dim": 512})
+        image = jax.ShapeDtypeStruct((1, 112, 112, 3), np.float32)
+        variables = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
+        weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        traced = jax.make_jaxpr(partial(network.apply, train=False))(variables, image)
+        source = next(text for start, text in _SOURCES.items() if name.startswith(start))
+        rows.append([
+            f"`{name}`", source, f"{weights / 1e6:.1f}", f"{count_flops(traced).flops / 2e9:.2f}"
+        ])  # fmt: skip
+    header = ["`model.network`", "whose", "M weights", "G multiply-adds an image"]
+    return table(header, rows, words=2)
 
 
 def _three(number: float) -> str:

@@ -50,6 +50,7 @@ _NETWORKS = {
     "ir_se100": ir_se.ir_se100,
     "ir_se152": ir_se.ir_se152,
 }
+NETWORK_NAMES = tuple(_NETWORKS)
 
 
 @dataclass(frozen=True)
