@@ -229,7 +229,7 @@ def folders_beside(output: Path) -> list[Path]:
     return [
         path
         for path in output.absolute().parent.iterdir()
-        if path.name.startswith(f".{output.name}.") and path.name.endswith(".parts")
+        if re.fullmatch(rf"\.{re.escape(output.name)}\.[^.]+\.parts", path.name)
     ]
 
 
@@ -245,7 +245,10 @@ def remove_parts(output: Path) -> None:
         if not path.name.startswith(f".{output.name}."):
             continue
         rest = path.name.removeprefix(f".{output.name}.")
-        if rest.endswith(".parts") or path.is_dir():
+        # Without a further dot: those of S.npy are not S's.
+        if not re.fullmatch(r"[^.]+\.parts|[a-z0-9_]{8}(\.tmp)?", rest):
+            continue
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"[a-z0-9_]{8}(\.tmp)?", rest):
+        elif not rest.endswith(".parts"):
             path.unlink(missing_ok=True)
