@@ -21,6 +21,7 @@ _SCANN = ["scann>=1.4; platform_system == 'Linux' and python_version < '3.14'"]
 _INDEX = ["duckdb", "faiss-cpu", "psycopg[binary]", "qdrant-client"]
 # A PostgreSQL with pgvector where the system's has none: its binaries alone are used.
 _PGVECTOR = ["pgserver; platform_system == 'Linux' and python_version < '3.13'"]
+_RAY = ["ray[data]>=2.50"]
 _TEST = ["hypothesis", "pytest>=8", "pytest-xdist", "ruff", "scikit-image"]
 
 setup(
@@ -55,6 +56,7 @@ setup(
         "train": _TRAIN,
         "scann": _SCANN,
         "interop": [*_EXPORT, "torch"],
+        "ray": _RAY,
         "index": [*_INDEX, *_SCANN],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -23,6 +23,7 @@ _PUBLIC = {
         "log_dao",
         "log_density",
     ),
+    "rescoring.batch": ("BatchFaceTerms", "BatchPairScores"),
     "rescoring.certificate": (
         "certified_above",
         "certified_search",

@@ -221,6 +221,7 @@ def _read(options: Any) -> _Given:
     from ida_jax.common.validation import unit_rows
     from ida_jax.tables.embeddings import read_embeddings
     from ida_jax.tables.identities import numbered, read_people
+    from ida_jax.tables.parquet_files import row_place
 
     faces, anchors = read_embeddings(options.embeddings), read_anchors(options.anchors)
     anchors.check_model(
@@ -233,7 +234,9 @@ def _read(options: Any) -> _Given:
         # People who are not among the anchors are numbered above those who are.
         others = labels + int(anchors.labels.max(initial=0)) + 1
         labels = others if own is None else np.where(own >= 0, own, others)
-    rows, _, norms = unit_rows(faces.embeddings, what=str(options.embeddings))
+    rows, _, norms = unit_rows(
+        faces.embeddings, what=str(options.embeddings), place=row_place(options.embeddings)
+    )
     return _Given(rows, norms, labels, anchors)
 
 

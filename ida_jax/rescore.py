@@ -9,6 +9,9 @@ the list; killed in the middle, the same command continues; the output appears w
   S  .npy, .csv or .parquet: one score a pair, in P's order; what made them is in a .parquet, or
      in S.origin.json beside it, for the calibration that is fitted to them
 
+For .parquet a folder of such files may stand, as Spark and Ray write it, read in the order of the
+files' names; S without a suffix is such a folder.
+
 With --shard=I/N many processes, an array job's say, share the work through the folder of S, which
 all of them must see; then the same command with --join in its place writes the same file. None
 waits for another: what a lost one has not made, its command makes when it is run again.
@@ -28,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, require_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ida_jax.artefacts.calibration import Calibration
+    from ida_jax.rescoring.ray_engine import RayEngine
     from ida_jax.rescoring.rescorer import Rescorer
     from ida_jax.tables.score_origin import ScoreOrigin
 
+_ENGINES = ("local", "ray")
 _SCALES = ("log", "dao", "llr", "percent")
 
 
@@ -63,12 +68,14 @@ def main(argv: list[str]) -> None:
 
 
 def _rescore(options: Any) -> None:
-    from ida_jax.common.files import require_file
     from ida_jax.common.parts import stamp
     from ida_jax.rescoring.job import JobFiles, rescore_files
     from ida_jax.rescoring.method_table import ARTEFACTS
+    from ida_jax.tables.parquet_files import refuse_inside, require_table
 
     _give_memory_back()
+    read = (options.embeddings, options.pairs, options.labels, options.anchors)
+    refuse_inside(options.output, read)
     calibration = _calibration(options)
 
     def check_origin(origin: "ScoreOrigin") -> None:
@@ -82,7 +89,7 @@ def _rescore(options: Any) -> None:
     for flag in (*ARTEFACTS, "calibration"):
         path = getattr(options, flag)
         if path is not None:
-            require_file(path, what="file")
+            require_table(path, what="file")
             settings[flag] = stamp(path)
     summary = rescore_files(
         JobFiles(options.embeddings, options.pairs, options.names, options.labels),
@@ -94,6 +101,8 @@ def _rescore(options: Any) -> None:
         check_origin=check_origin,
         skip_bad=options.skip_bad,
         chunk=options.chunk,
+        key=options.key,
+        make_engine=partial(_engine, options) if options.engine == "ray" else None,
         shard=options.shard,
         join=options.join,
     )
@@ -133,7 +142,8 @@ def _give_memory_back() -> None:
 
 # What does not change the scores.
 _NO_SETTINGS = (
-    "output", "embeddings", "pairs", "names", "labels", "verify", "shard", "join",
+    "output", "embeddings", "pairs", "names", "labels", "verify", "shard", "join", "engine",
+    "actors",
 )  # fmt: skip
 
 
@@ -151,6 +161,11 @@ def _parser() -> Parser:
     add("--embeddings", type=Path, required=True, metavar="E", help="the faces' embeddings")
     add("--pairs", type=Path, required=True, metavar="P", help="the pairs to score")
     add("--output", type=Path, required=True, metavar="S", help="where the scores go")
+    add(
+        "--key",
+        metavar="COLUMN",
+        help="a column of P (.csv, .tsv, .parquet) beside its two: carried to S before the scores",
+    )
     add = parser.add_argument_group("the method").add_argument
     add_artefact_flags(add)
     add(
@@ -213,6 +228,15 @@ def _parser() -> Parser:
         help="compare all of an anchor set of more than 256 MiB with its checksum",
     )
     add_shard_flags(parser)
+    add = parser.add_argument_group("engine").add_argument
+    add(
+        "--engine",
+        choices=_ENGINES,
+        default=_ENGINES[0],
+        help="local, in this process (default), or ray: actors of the cluster of RAY_ADDRESS, or "
+        "of this host, make the same scores",
+    )
+    add("--actors", type=int, help="Ray's (one a GPU or, without any, one a core)")
     return parser
 
 
@@ -244,16 +268,30 @@ def _check(options: Any) -> None:
         from ida_jax.common.validation import require_tau
 
         require_tau(options.tau, what="--tau")
+    if options.actors is not None and (options.engine != "ray" or options.actors < 1):
+        raise UserError(f"--actors={options.actors}: expected 1 or more, with --engine=ray")
+    if options.engine == "ray":
+        if options.shard is not None or options.join:
+            given = "--join" if options.join else f"--shard={options.shard}"
+            raise UserError(
+                f"--engine=ray and {given}: Ray shares the work itself; leave one of them out"
+            )
+        require_module("ray")
+        import jax
+
+        # The GPUs are the actors': this process only reads and writes.
+        jax.config.update("jax_platforms", "cpu")
+    if options.key is not None and options.output.suffix.lower() == ".npy":
+        raise UserError(
+            f"--key={options.key} needs scores with named columns: give --output as .csv, .parquet "
+            "or a folder"
+        )
     if options.chunk < 1:
         raise UserError(f"--chunk={options.chunk}: expected 1 or more")
 
 
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.artefacts.ssr_module import SSRModule
-    from ida_jax.rescoring.csn_fit import Csn
-    from ida_jax.rescoring.dao_fit import DaoFit
-    from ida_jax.rescoring.quality_fit import QualityFit
     from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
 
     anchors = None
@@ -261,24 +299,27 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         anchors = read_anchors(
             options.anchors, embeddings=options.embeddings, verify=options.verify
         )
-    scorer = Rescorer(
-        anchors,
-        k=options.k,
-        tau=options.tau,
-        method=options.method,
-        searcher=options.searcher,
-        tolerance=options.tolerance,
-        top_n=options.top_n,
-        ddof=options.ddof,
-        ssr=None if options.ssr is None else SSRModule.load(options.ssr),
-        csn=None if options.csn is None else Csn.load(options.csn),
-        dao_fit=None if options.dao_fit is None else DaoFit.load(options.dao_fit),
-        quality_fit=None if options.quality_fit is None else QualityFit.load(options.quality_fit),
-        expected_faces=faces,
-    )
+    scorer = Rescorer(anchors, **_settings(options), expected_faces=faces)
     for note in cohort_notes([scorer], options.top_n):
         print(note)
     return scorer
+
+
+def _settings(options: Any) -> dict[str, Any]:
+    """What a Rescorer takes beside the anchors; files by their paths."""
+    from ida_jax.rescoring.method_table import ARTEFACTS
+
+    of_method = ("method", "k", "tau", "top_n", "ddof", "searcher", "tolerance")
+    files = [name for name in ARTEFACTS if name != "anchors"]
+    return {name: getattr(options, name) for name in (*of_method, *files)}
+
+
+def _engine(options: Any, faces: int) -> "RayEngine":
+    from ida_jax.rescoring.batch import BatchFaceTerms
+    from ida_jax.rescoring.ray_engine import RayEngine
+
+    terms = BatchFaceTerms(options.anchors, **_settings(options), expected_faces=faces)
+    return RayEngine(terms, options.actors)
 
 
 def _calibration(options: Any) -> "Calibration | None":

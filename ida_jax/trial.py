@@ -200,6 +200,7 @@ def _data(options: Any) -> _Data:
     from ida_jax.common.validation import unit_rows
     from ida_jax.tables.embeddings import names_beside, read_embeddings
     from ida_jax.tables.identities import numbered, people_of_images, read_people
+    from ida_jax.tables.parquet_files import row_place
 
     table = read_embeddings(
         options.embeddings, names=names_beside(options.embeddings, options.names)
@@ -229,7 +230,9 @@ def _data(options: Any) -> _Data:
                 f"anchors of {options.anchors}, which lowers their scores: leave --anchors out, or "
                 "take anchors of other people"
             )
-    faces, _, norms = unit_rows(table.embeddings, what=str(options.embeddings))
+    faces, _, norms = unit_rows(
+        table.embeddings, what=str(options.embeddings), place=row_place(options.embeddings)
+    )
     try:
         log_norms(norms, len(norms), method=", ".join(methods_by_norm()))
     except UserError as error:

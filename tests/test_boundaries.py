@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "ida_jax"
 HEAVY = {"scann", "tensorflow_datasets", "grain", "matplotlib", "torch", "cv2", "tensorboardX",
-         "pyarrow", "onnx", "onnxruntime"}  # fmt: skip
+         "pyarrow", "onnx", "onnxruntime", "ray"}  # fmt: skip
 STANDARD = set(sys.stdlib_module_names)
 # The rooms from the lowest to the highest: each may import itself and those before it.
 ROOMS = (

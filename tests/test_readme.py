@@ -21,8 +21,8 @@ def _blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-# Every block of Python is run by a test: here, or those of one page in test_vector_indexes.py.
-_OTHERS = [page for page in PAGES if page.name != "vector_indexes.md"]
+# Every block of Python is run by a test: here, or in test_vector_indexes.py and test_engines.py.
+_OTHERS = [page for page in PAGES if page.name not in ("vector_indexes.md", "engines.md")]
 (FIVE_LINES,), (SCORER,) = _blocks("README.md", "python"), _blocks("docs/export.md", "python")
 (IDENTIFICATION,) = _blocks("docs/identification.md", "python")
 

@@ -4,7 +4,7 @@ A anchors, D embedding.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.fingerprints import same_sketch, sketch_of
-from ida_jax.common.validation import require_same_model, require_tau, unit_embeddings
+from ida_jax.common.validation import require_same_model, require_tau, unit_rows
 from ida_jax.tables.identities import labels_among, name_among
 from ida_jax.tables.text import name_fault
 
@@ -61,8 +61,12 @@ class AnchorSet:
         tau: float = 1.0,
         names: Sequence[str] = (),
         provenance: Mapping[str, Any] | None = None,
+        place: Callable[[int], str] | None = None,
     ) -> "AnchorSet":
         """An anchor set from [A, D] embeddings of any norm.
+
+        Args:
+          place: where a row is, in words, in an error; see `unit_rows`.
 
         Raises:
           UserError: embeddings that are not [A, D] floating point, or zero, NaN or infinite rows;
@@ -71,7 +75,7 @@ class AnchorSet:
         if k < 1:
             raise UserError(f"k is {k}: expected 1 or more")
         require_tau(tau)
-        embeddings = unit_embeddings(embeddings, what="anchors")
+        embeddings = unit_rows(embeddings, what="anchors", place=place).embeddings
         if labels is not None:
             labels = np.asarray(labels)
             if not np.issubdtype(labels.dtype, np.integer):

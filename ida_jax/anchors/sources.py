@@ -21,6 +21,7 @@ from ida_jax.data.degrade import Degradation, with_degraded
 from ida_jax.data.sources.image_files import decode, read_image
 from ida_jax.data.sources.image_names import SUFFIXES, is_hidden, is_image, sayable
 from ida_jax.tables.embeddings import read_embeddings
+from ida_jax.tables.parquet_files import row_place
 from ida_jax.tables.text import canonical
 
 
@@ -61,7 +62,7 @@ def read_anchors(
     embeddings: str | os.PathLike[str] | None = None,
     verify: bool = False,
 ) -> AnchorSet:
-    """An anchor set's file (.safetensors), or plain embeddings in .npy, .npz or .parquet.
+    """An anchor set's file (.safetensors), or plain embeddings as `read_embeddings` takes them.
 
     Args:
       embeddings: the file of the faces that are to be scored by the anchors, if there is one.
@@ -80,7 +81,9 @@ def read_anchors(
     if Path(path).suffix == ".safetensors":
         return AnchorSet.load(path, verify=verify)
     table = read_embeddings(path)
-    return AnchorSet.from_embeddings(table.embeddings, fingerprint=table.fingerprint)
+    return AnchorSet.from_embeddings(
+        table.embeddings, fingerprint=table.fingerprint, place=row_place(path)
+    )
 
 
 def real_db_rows(

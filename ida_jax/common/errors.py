@@ -72,6 +72,7 @@ _EXTRAS = {
     "onnxruntime": "interop",
     "torch": "interop",
     "scann": "scann",
+    "ray": "ray",
     "jax_cuda12_plugin": "plan-gpu",
 }
 

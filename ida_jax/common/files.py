@@ -76,7 +76,7 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
         for failing, temporary in zip(whole, temporaries, strict=True):  # noqa: B007  of the error
             if temporary.exists():
                 temporary.chmod(0o666 & ~umask)
-                _synchronise(temporary)
+                synchronise(temporary)
         first, *beside = zip(whole, temporaries, strict=True)
         if any(path.exists() or temporary.exists() for path, temporary in beside):
             whole[0].unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
                 os.replace(temporary, failing)
             else:
                 failing.unlink(missing_ok=True)
-        _synchronise(whole[0].parent)
+        synchronise(whole[0].parent)
     except OSError as error:
         # NumPy says of a full disk only how many entries it has written.
         reason = error.strerror or f"not all of it was written ({error}); make room"
@@ -104,7 +104,7 @@ def _temporary(path: Path) -> Path:
     return Path(name)
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
     """Has what was written, a file or a folder's names, on the disk: renames may overtake data."""
     try:
         handle = os.open(path, os.O_RDONLY)

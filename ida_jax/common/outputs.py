@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -26,7 +27,7 @@ try:
 except ImportError:  # not POSIX
     fcntl = None
 
-# What `written_whole` names a file that is not whole yet.
+# What `written_whole` and `written_folder` name what is not whole yet.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 Named = Mapping[str, str | os.PathLike[str] | None]
@@ -59,7 +60,9 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
                 held.enter_context(_locked(_lock_of(path), what=path))
                 for left in path.absolute().parent.glob(f".{_escaped(path.name)}.*"):
                     if left.is_dir():
-                        if not has_shards(left):  # which others may be making
+                        if _UNFINISHED.fullmatch(left.name):  # of `written_folder`
+                            shutil.rmtree(left, ignore_errors=True)
+                        elif not has_shards(left):  # which others may be making
                             _remove_unfinished(left)
                     elif _UNFINISHED.fullmatch(left.name):
                         left.unlink(missing_ok=True)

@@ -193,9 +193,16 @@ def key_of(described: Any, *, digits: int = 12) -> str:
 
 
 def stamp(path: Path) -> list[str | int]:
-    """A file's place, size and time of change, which differ once it has been changed."""
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    """A file's place, size and time of change, which differ once it has been changed.
+
+    Of a folder, those of all files in it.
+    """
+    found: list[str | int] = [str(path.resolve())]
+    inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+    for file in inside or [path]:
+        stat = file.stat()
+        found += [str(file.relative_to(path))] * bool(inside) + [stat.st_size, stat.st_mtime_ns]
+    return found
 
 
 def folder_beside(output: Path, key: str) -> Path:
@@ -222,7 +229,7 @@ def folders_beside(output: Path) -> list[Path]:
     return [
         path
         for path in output.absolute().parent.iterdir()
-        if path.name.startswith(f".{output.name}.") and path.name.endswith(".parts")
+        if re.fullmatch(rf"\.{re.escape(output.name)}\.[^.]+\.parts", path.name)
     ]
 
 
@@ -238,7 +245,10 @@ def remove_parts(output: Path) -> None:
         if not path.name.startswith(f".{output.name}."):
             continue
         rest = path.name.removeprefix(f".{output.name}.")
-        if rest.endswith(".parts"):
+        # Without a further dot: those of S.npy are not S's.
+        if not re.fullmatch(r"[^.]+\.parts|[a-z0-9_]{8}(\.tmp)?", rest):
+            continue
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"[a-z0-9_]{8}(\.tmp)?", rest):
+        elif not rest.endswith(".parts"):
             path.unlink(missing_ok=True)

@@ -68,6 +68,7 @@ def unit_rows(
     rows: np.ndarray | None = None,
     skip_bad: bool = False,
     what: str = "embeddings",
+    place: Callable[[int], str] | None = None,
 ) -> UnitRows:
     """As `unit_embeddings`, and able to skip bad rows.
 
@@ -79,6 +80,7 @@ def unit_rows(
       rows: int [n], which of them, and no others are read; all if None.
       skip_bad: makes rows that are zero, NaN or infinite NaN instead of raising.
       what: how an error names them.
+      place: where a row is, in words, by its number; an error then names the first bad row's.
 
     Raises:
       UserError: another rank or type; bad rows, named by number, unless they are skipped.
@@ -94,8 +96,9 @@ def unit_rows(
         out[some], bad[some], norms[some] = _unit_block(block)
     if bad.any() and not skip_bad:
         wrong = np.flatnonzero(bad) if rows is None else rows[bad]
+        first = "" if place is None else f" ({place(int(wrong[0]))})"
         raise UserError(
-            f"{what}: {rows_are(wrong)} zero, NaN or infinite; such a face cannot "
+            f"{what}: {rows_are(wrong)} zero, NaN or infinite{first}; such a face cannot "
             "match: leave it out or embed it again"
         )
     return UnitRows(out, bad, norms)

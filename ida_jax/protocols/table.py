@@ -29,6 +29,7 @@ from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.embeddings import EmbeddingFile
 from ida_jax.tables.identity_pairs import IdentityPairs, KnownPairs, pairs_among
+from ida_jax.tables.parquet_files import row_place
 
 FARS = (1e-3, 1e-4, 1e-5)
 
@@ -167,7 +168,9 @@ def unit_faces(request: Request) -> Faces:
     """The request's embeddings as unit rows."""
     what = f"embeddings in {request.path}"
     given = request.embeddings.embeddings
-    faces, bad, norms = unit_rows(given, skip_bad=request.skip_bad, what=what)
+    faces, bad, norms = unit_rows(
+        given, skip_bad=request.skip_bad, what=what, place=row_place(request.path)
+    )
     if not bad.any():
         return Faces(faces, bad, norms, ())
     faces[bad] = np.eye(1, faces.shape[1], dtype=np.float32)

@@ -14,6 +14,7 @@ from ida_jax.common.validation import UnitRows, unit_rows
 from ida_jax.metrics.templates import pool_templates, pooling_matrix
 from ida_jax.tables.embeddings import names_beside, read_embeddings
 from ida_jax.tables.identities import read_people
+from ida_jax.tables.parquet_files import row_place
 
 
 class Faces(NamedTuple):
@@ -47,7 +48,8 @@ class Faces(NamedTuple):
           UserError: faces that are zero, NaN or infinite, named by their number.
         """
         what = "embeddings" if self.template is None else "templates"
-        return unit_rows(self.embeddings, rows=rows, what=f"{self.path}: {what}")
+        place = row_place(self.path) if self.template is None else None
+        return unit_rows(self.embeddings, rows=rows, what=f"{self.path}: {what}", place=place)
 
 
 def read_faces(

@@ -22,13 +22,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from ida_jax.common.files import require_file
 from ida_jax.common.parts import (
     Parts,
     Shard,
@@ -50,6 +49,7 @@ from ida_jax.common.shards import (
     require_shards,
 )
 from ida_jax.common.validation import UnitRows, unit_rows
+from ida_jax.rescoring.batch import slab_terms
 from ida_jax.rescoring.log_norms import norm_notes
 from ida_jax.rescoring.methods import require_same_models
 from ida_jax.rescoring.pairs import CHUNK, Subset, score_chunk
@@ -63,9 +63,14 @@ from ida_jax.rescoring.shared_people import (
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.blocks import open_npy
 from ida_jax.tables.embeddings import read_embeddings
-from ida_jax.tables.pair_lists import PairFile, convert_pairs
+from ida_jax.tables.pair_keys import KeyColumn
+from ida_jax.tables.pair_lists import PairFile, convert_pairs, source_size
+from ida_jax.tables.parquet_files import require_table, row_place
 from ida_jax.tables.score_origin import ScoreOrigin
 from ida_jax.tables.score_output import check_output, write_scores
+
+if TYPE_CHECKING:
+    from ida_jax.rescoring.ray_engine import RayEngine
 
 _FACE_SLAB = 4096
 # Of the parts: those of another layout are not continued.
@@ -76,7 +81,7 @@ class JobFiles(NamedTuple):
     """The files of a job.
 
     Attributes:
-      embeddings: [N, D], .npy, .npz or .parquet.
+      embeddings: [N, D], .npy, .npz or .parquet, or a folder of such parts.
       pairs: [P, 2], .npy, .csv, .tsv or .parquet, rows of the embeddings or names.
       names: one name per line, in the embeddings' order; None where pairs are rows, or where the
         embeddings' file has names.
@@ -121,13 +126,15 @@ def rescore_files(
     check_origin: Callable[[ScoreOrigin], None] | None = None,
     skip_bad: bool = False,
     chunk: int = CHUNK,
+    key: str | None = None,
+    make_engine: "Callable[[int], RayEngine] | None" = None,
     shard: Shard | None = None,
     join: bool = False,
 ) -> Summary:
     """Writes one score per pair, in the pairs' order; the output appears whole or not at all.
 
     Args:
-      output: .npy, .csv or .parquet.
+      output: .npy, .csv or .parquet; without a suffix, a folder of .parquet parts.
       make_scorer: the number of faces to the method with its anchors.
       settings: JSON-able, everything else that the scores depend on (the method's options, the
         files that the scorer was read from): an interrupted job continues only with the same ones.
@@ -136,6 +143,9 @@ def rescore_files(
       check_origin: called before the work with what the scores, before `finish`, will be made with.
       skip_bad: gives NaN to pairs with a zero, NaN or infinite embedding instead of refusing them.
       chunk: pairs scored at once; it changes the last bits of scores.
+      key: a column of the pairs that is written before the scores.
+      make_engine: the number of faces to what makes the parts in this process' place, if anything;
+        neither with `shard` nor with `join`.
       shard: makes the parts of this share, and no output.
       join: makes no scores: the shards' must be there.
 
@@ -148,9 +158,11 @@ def rescore_files(
     """
     start = time.perf_counter()
     check_output(output)
-    require_file(inputs.pairs, what="pairs")
+    require_table(inputs.pairs, what="pairs")
+    keys = None if key is None else KeyColumn(inputs.pairs, key)
     embeddings, names, fingerprint = read_embeddings(inputs.embeddings, names=inputs.names)
     scorer = make_scorer(len(embeddings))
+    engine = None if make_engine is None else make_engine(len(embeddings))
     require_same_models(inputs.embeddings, fingerprint, [scorer])
     origin = scorer.origin(model=fingerprint)
     if check_origin is not None:
@@ -161,13 +173,13 @@ def rescore_files(
         own = own_labels(inputs.labels, scorer.anchors, len(embeddings))
     files = {what: stamp(path) for what, path in inputs._asdict().items() if path is not None}
     settings = {**settings, **files, "skip_bad": skip_bad, "chunk": chunk, "layout": _LAYOUT}
-    key = key_of(settings)
-    refuse_other_shards(output, place_beside(output, key), settings)
+    parts_key = key_of(settings)
+    refuse_other_shards(output, place_beside(output, parts_key), settings)
     if join:
-        require_shards(output, place_beside(output, key))
-    folder = folder_beside(output, key)
+        require_shards(output, place_beside(output, parts_key))
+    folder = folder_beside(output, parts_key)
     try:
-        listed = _listed(inputs.pairs, folder / "pairs.npy", names, len(embeddings))
+        listed = _listed(inputs.pairs, folder / "pairs.npy", names, len(embeddings), key)
         parts = Parts(folder, listed.count, chunk, name="scores-{number:05d}.npy")
         if join:
             require_all(parts, output)
@@ -178,7 +190,7 @@ def rescore_files(
         mine = range(share[0].rows.start, share[-1].rows.stop) if share else range(0)
         which = Subset.of(listed.check(len(embeddings), mine))
         if not join:
-            faces = _read_faces(embeddings, which, skip_bad)
+            faces = _read_faces(embeddings, which, skip_bad, row_place(inputs.embeddings))
         else:
             noted = skip_bad or scorer.quality_fit is not None
             faces = _read_no_faces(embeddings, which, norms=noted)
@@ -186,7 +198,7 @@ def rescore_files(
             embeddings = None  # what is not a map of its file is not held twice
         if shard is not None:
             note_shard(folder, shard, settings)
-        terms, nearest = _face_terms(folder, embeddings, faces, scorer, own, shard)
+        terms, nearest = _face_terms(folder, embeddings, faces, scorer, own, shard, engine)
         if nearest is not None:
             known = np.zeros(0, bool)
             if inputs.labels is None:
@@ -197,13 +209,18 @@ def rescore_files(
             origin = replace(origin, shared=shared)
             if warning := shared_warning(shared, scorer.anchors):
                 print(f"warning: {inputs.embeddings}: {warning}", file=sys.stderr)
-        bad, norms, on_device = faces.bad, faces.norms, faces.embeddings
+        bad, norms, unit = faces.bad, faces.norms, faces.embeddings
         del faces
         left = parts.left(shard)
-        if left:
-            on_device = jax.device_put(on_device)
         # What is left, so that the rate and the remaining time are right.
         with _bar(sum(len(part.rows) for part in left), "pairs", "pair") as bar:
+            if engine is not None:
+                given = {"unit": unit, "terms": terms.values}
+                given |= {} if which is None else which._asdict()
+                engine.score_parts(left, given, listed.path, finish, bar.update)
+                left = []
+            on_device = jax.device_put(unit) if left else None
+            del unit
             for rows, path in left:
                 pairs = listed.read(rows.start, rows.stop)
                 scores = score_chunk(on_device, pairs, terms, which)
@@ -219,7 +236,7 @@ def rescore_files(
                 yield scores
 
         if shard is None:
-            write_scores(output, finished(), listed.count, origin)
+            write_scores(output, finished(), listed.count, origin, keys=keys)
             remove_parts(output)
     except Exception:
         if shard is None:
@@ -233,16 +250,24 @@ def rescore_files(
     return Summary(len(mine), unmatched, int(np.sum(bad)), seconds, notes, origin)
 
 
-def _listed(source: Path, converted: Path, names: Sequence[str] | None, faces: int) -> PairFile:
+def _listed(
+    source: Path, converted: Path, names: Sequence[str] | None, faces: int, key: str | None
+) -> PairFile:
     """The pairs as rows; a list in text, in Parquet or of names is turned into them first."""
     if not _needs_conversion(source, names):
         return PairFile(source)
     if not is_sealed(converted):
         if converted.is_file():
             print(f"{converted} is damaged or not finished: it is made again", file=sys.stderr)
-        with _bar(source.stat().st_size, "pair list", "B") as bar:
+        with _bar(source_size(source), "pair list", "B") as bar:
             convert_pairs(
-                source, converted, names=names, rows=faces, progress=bar.update, sealed=True
+                source,
+                converted,
+                names=names,
+                rows=faces,
+                key=key,
+                progress=bar.update,
+                sealed=True,
             )
     return PairFile(converted)
 
@@ -274,14 +299,23 @@ class _Faces(NamedTuple):
         return values if self.which is None else values[self.which.rows]
 
 
-def _read_faces(embeddings: np.ndarray, which: Subset | None, skip_bad: bool) -> _Faces:
+def _read_faces(
+    embeddings: np.ndarray,
+    which: Subset | None,
+    skip_bad: bool,
+    place: Callable[[int], str] | None,
+) -> _Faces:
     """Reads these faces, and no others.
+
+    Args:
+      place: as in `unit_rows`.
 
     Raises:
       UserError: bad ones, unless they are skipped.
     """
     rows = None if which is None else which.rows
-    return _Faces(len(embeddings), which, *unit_rows(embeddings, rows=rows, skip_bad=skip_bad))
+    unit = unit_rows(embeddings, rows=rows, skip_bad=skip_bad, place=place)
+    return _Faces(len(embeddings), which, *unit)
 
 
 def _read_no_faces(embeddings: np.ndarray, which: Subset | None, *, norms: bool) -> _Faces:
@@ -303,6 +337,7 @@ def _face_terms(
     scorer: Rescorer,
     own: np.ndarray | None,
     shard: Shard | None,
+    engine: "RayEngine | None",
 ) -> tuple[FaceTerms, np.ndarray | None]:
     """The faces' terms, and their cosines to the nearest anchor, [n]; None without a search.
 
@@ -317,11 +352,18 @@ def _face_terms(
     every, rows = list(parts), faces.rows
     needed = [every[number] for number in np.unique(rows // _FACE_SLAB).tolist()]
     with _bar(sum(len(part.rows) for part in needed), "faces", "face") as bar:
-        for part in in_turn(needed, shard):
+        left = in_turn(needed, shard)
+        if engine is not None:
+            whole = _slab(embeddings, faces, range(faces.count))
+            given = {"faces": whole.embeddings, "bad": whole.bad, "norms": whole.norms}
+            missing = [part for part in left if not parts.has(part)]
+            engine.face_parts(missing, {**given, "labels": own}, bar.update)
+            left = []
+        for part in left:
             if not parts.has(part):
                 labels = None if own is None else own[part.rows.start : part.rows.stop]
-                unit = _slab(embeddings, faces, part.rows)
-                parts.write(part.path, _searched(unit, labels, scorer))
+                slab = _slab(embeddings, faces, part.rows)
+                parts.write(part.path, slab_terms(scorer, *slab, labels))
             bar.update(len(part.rows))
     made = []
     for part in needed:
@@ -342,21 +384,8 @@ def _slab(embeddings: np.ndarray | None, faces: _Faces, rows: range) -> UnitRows
     return UnitRows(faces.embeddings[some], faces.bad[some], faces.norms[some])
 
 
-def _searched(faces: UnitRows, labels: np.ndarray | None, scorer: Rescorer) -> np.ndarray:
-    """A slab's terms, and, where they come from a search, the nearest anchors' cosines beside."""
-    unit = faces.embeddings
-    if faces.bad.any():
-        # A bad face never matches, so that any unit vector can take its place in the search.
-        stand_in = np.eye(1, unit.shape[1], dtype=np.float32)
-        unit = np.where(faces.bad[:, None], stand_in, unit)
-        labels = None if labels is None else np.where(faces.bad, -1, labels)
-    terms, nearest = scorer.searched_terms(unit, labels=labels, norms=faces.norms)
-    columns = [terms.values] if nearest is None else [terms.values, nearest[:, None]]
-    return np.concatenate(columns, axis=1)
-
-
 def _needs_conversion(pairs: Path, names: Sequence[str] | None) -> bool:
-    if pairs.suffix.lower() != ".npy":
+    if pairs.suffix.lower() != ".npy" or pairs.is_dir():
         return True
     return names is not None and open_npy(pairs, what="pairs").dtype.kind == "U"
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from ida_jax.common.devices import block_size, by_blocks, filled, on_cpu
+from ida_jax.common.devices import block_size, by_blocks, filled, on_cpu, padded
 from ida_jax.common.errors import UserError
 from ida_jax.common.processes import cores
 from ida_jax.common.validation import require_unit
@@ -134,6 +134,18 @@ def _filled(terms: FaceTerms) -> FaceTerms:
     return jax.device_put(terms._replace(values=filled(np.asarray(terms.values))))
 
 
+def score_gathered(faces: jax.Array, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
+    """`score_chunk` by blocks of one size and without products of tiles.
+
+    On a CPU a score then has the same bits whatever other pairs are scored with it.
+    """
+    count = max(len(pairs), _GATHER_BLOCKS[0] + 1)
+    rows = padded(pairs, count)
+    if not on_cpu(faces):
+        return _gathered_scores(faces, rows, {"": terms})[""][: len(pairs)]
+    return scores_of_cosines(_gathered(faces, rows), rows, terms)[: len(pairs)]
+
+
 def scores_of_cosines(cosines: np.ndarray, pairs: np.ndarray, terms: FaceTerms) -> np.ndarray:
     """`score_pairs` from the pairs' cosines, which serve every method: float32 [P].
 
@@ -171,6 +183,20 @@ def compile_pairs(width: int, terms: FaceTerms, *, most: int) -> None:
         if faces >= 2 * most:
             return
         faces *= 2
+
+
+def compile_blocks(faces: jax.Array, terms: FaceTerms) -> None:
+    """Compiles all that `score_chunk` needs for these faces, whatever the number of pairs."""
+    own = _filled(terms)
+    if not on_cpu(faces):
+        for block in DEVICE_GATHER_BLOCKS:
+            gathered_scores(faces, {"": own}, np.zeros((block, 2), np.int32))
+        return
+    for block in _GATHER_BLOCKS:
+        gathered_cosines(faces, np.zeros((block, 2), np.int32))
+    if terms.rule != "cosine":
+        for block in RULE_BLOCKS:
+            apply_rule(own, np.zeros(block, np.float32), np.zeros((block, 2), np.int32))
 
 
 def _sizes_to(sizes: tuple[int, ...], rows: int) -> list[int]:

@@ -291,8 +291,8 @@ def _check(options: Any, protocol: Protocol) -> None:
 
 def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
     """The files that methods need, and the methods."""
-    from ida_jax.common.files import require_file
     from ida_jax.rescoring.method_table import ARTEFACTS, methods_with, require_method
+    from ida_jax.tables.parquet_files import require_table
 
     files = {kind: getattr(options, kind) for kind in ARTEFACTS}
     if options.run is not None:
@@ -309,7 +309,7 @@ def _artefacts(options: Any) -> tuple[dict[str, Path | None], tuple[str, ...]]:
                 files[kind] = path
     for kind, path in files.items():
         if path is not None:
-            require_file(path, what=kind)
+            require_table(path, what=kind)
     given = [kind for kind, path in files.items() if path is not None]
     if options.methods is None:
         return files, methods_with(given, usual=True)

@@ -1,21 +1,16 @@
-"""What the readers of embeddings, pairs and scores share: .npy and Parquet.
+"""What the readers of embeddings, pairs and scores share: suffixes and .npy.
 
 Whatever is read comes in blocks, so that memory does not grow with the file.
 """
 
-import os
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file, require_plausible
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from ida_jax.common.files import require_file
 
 
 def known_suffix(path: Path, allowed: Sequence[str], *, what: str) -> str:
@@ -76,59 +71,3 @@ def read_rows(array: np.memmap, start: int, stop: int) -> np.ndarray:
     if array.flags.c_contiguous:
         return read(2 * start, 2 * count).reshape(count, 2)
     return np.stack([read(start, count), read(len(array) + start, count)], axis=1)
-
-
-class ParquetLayout(NamedTuple):
-    """What a Parquet file holds.
-
-    Attributes:
-      schema: its columns.
-      rows: their length.
-    """
-
-    schema: "pa.Schema"
-    rows: int
-
-
-def parquet_layout(path: str | os.PathLike[str], *, what: str) -> ParquetLayout:
-    """Reads a Parquet file's footer.
-
-    Raises:
-      UserError: no such file, not a whole Parquet file, or a small one that promises very much.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = Path(path)
-    require_file(path, what=what)
-    try:
-        metadata = parquet.read_metadata(path)
-        groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-        sizes = [group.total_byte_size for group in groups]
-        layout = ParquetLayout(metadata.schema.to_arrow_schema(), metadata.num_rows)
-    # A footer that is not Unicode raises UnicodeDecodeError.
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
-    # Equal rows take next to no room: sorted labels of 13.5 M pairs are a few KiB.
-    require_plausible(path, max(sum(sizes), layout.rows // 8))
-    return layout
-
-
-def parquet_batches(path: Path, columns: Sequence[str], *, rows: int) -> Iterator["pa.RecordBatch"]:
-    """A Parquet file's columns by batches of at most `rows` rows.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        # A column's pages are read as they are needed, not a row group at once.
-        with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
-                if missing := set(columns) - set(batch.schema.names):
-                    raise UserError(f"{path} is damaged: it lacks {len(missing)} of its columns")
-                yield batch
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error

@@ -1,7 +1,8 @@
 """Embedding files: .npy, .npz or .parquet, with the faces' names and the model's fingerprint.
 
-The fingerprint is inside an .npz or .parquet, and in E.fingerprint.json beside an .npy, tied to it
-by its size and a hash of both ends.
+A folder of .parquet files is read as one (`ida_jax.tables.parquet_files`). The fingerprint is
+inside an .npz or .parquet, and in E.fingerprint.json beside an .npy, tied to it by its size and a
+hash of both ends.
 
 N faces, D embedding.
 """
@@ -9,7 +10,7 @@ N faces, D embedding.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,15 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import load_npz, require_plausible
-from ida_jax.tables.blocks import known_suffix, one_line, open_npy, parquet_batches, parquet_layout
+from ida_jax.tables.blocks import one_line, open_npy
+from ida_jax.tables.parquet_files import (
+    ParquetLayout,
+    is_parquet,
+    parquet_batches,
+    parquet_layout,
+    row_place,
+    table_suffix,
+)
 from ida_jax.tables.text import canonical, name_fault, text_lines
 
 if TYPE_CHECKING:
@@ -58,7 +67,7 @@ def read_embeddings(
       string, where it has them.
     - .parquet: a column `embedding` of lists, or one floating-point column a dimension; a column
       `name` and the schema's metadata `fingerprint` where it has them. float32; what is missing
-      becomes NaN.
+      becomes NaN. Also a folder of such files.
 
     Args:
       path: the file.
@@ -71,7 +80,7 @@ def read_embeddings(
         are empty, not text, repeated, or of a different number.
     """
     path = Path(path)
-    suffix = known_suffix(path, (".npy", ".npz", ".parquet"), what="embeddings")
+    suffix = table_suffix(path, (".npy", ".npz", ".parquet"), what="embeddings")
     own_names, fingerprint = None, ""
     if suffix == ".npy":
         embeddings = open_npy(path, what="embeddings")
@@ -79,7 +88,9 @@ def read_embeddings(
     elif suffix == ".npz":
         embeddings, own_names, fingerprint = _from_npz(path)
     else:
-        embeddings, own_names, fingerprint = _from_parquet(path)
+        layout = parquet_layout(path, what="embeddings")
+        embeddings, own_names = _from_parquet(layout)
+        fingerprint = layout.metadata("fingerprint")
     if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
         raise UserError(
             f"{path} is {embeddings.dtype} {list(embeddings.shape)}: expected floating point [N, D]"
@@ -91,8 +102,24 @@ def read_embeddings(
         _check_names(own_names, len(embeddings), str(names), "line", 1)
     elif own_names is not None:
         own_names = [canonical(name) for name in own_names]
-        _check_names(own_names, len(embeddings), f"the names in {path}", "row", 0)
+        _check_names(own_names, len(embeddings), f"the names in {path}", "row", 0, row_place(path))
     return EmbeddingFile(embeddings, own_names, fingerprint)
+
+
+def read_column(path: str | os.PathLike[str], name: str) -> np.ndarray | None:
+    """A column of lists beside the embeddings, float32 [N, S]; None where there is none.
+
+    Raises:
+      UserError: lists of different lengths, or of other things than numbers.
+    """
+    path = Path(path)
+    if not is_parquet(path):
+        return None
+    layout = parquet_layout(path, what="embeddings")
+    if name not in layout.schema.names:
+        return None
+    _check_types(path, layout.schema.remove_metadata(), [name], lists=True)
+    return _from_lists(layout, name)
 
 
 def names_beside(embeddings: Path, names: Path | None) -> Path | None:
@@ -171,16 +198,15 @@ def _is_text(array: np.ndarray) -> bool:
     return array.dtype.kind == "U" and array.size == 1
 
 
-def _from_parquet(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
-    schema, count = parquet_layout(path, what="embeddings")
-    fingerprint = (schema.metadata or {}).get(b"fingerprint", b"").decode("utf-8", "replace")
+def _from_parquet(layout: ParquetLayout) -> tuple[np.ndarray, list[str] | None]:
+    path, schema = layout.path, layout.schema
     lists = "embedding" in schema.names
     columns = ["embedding"] if lists else [name for name in schema.names if name != "name"]
     _check_types(path, schema, columns, lists=lists)
     with np.errstate(over="ignore"):  # a double too large for float32 is infinite
-        out = _from_lists(path, count) if lists else _from_columns(path, count, columns)
+        out = _from_lists(layout) if lists else _from_columns(layout, columns)
     if "name" not in schema.names:
-        return out, None, fingerprint
+        return out, None
     batches = parquet_batches(path, ["name"], rows=_BLOCK)
     try:
         names = [name for batch in batches for name in batch.column(0).to_pylist()]
@@ -188,29 +214,33 @@ def _from_parquet(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
         raise UserError(
             f"{path}: a name in its column 'name' is not UTF-8 text: {one_line(error)}"
         ) from error
-    return out, ["" if name is None else name for name in names], fingerprint
+    return out, ["" if name is None else name for name in names]
 
 
-def _from_lists(path: Path, count: int) -> np.ndarray:
-    width = _list_width(path)
-    require_plausible(path, 4 * count * width)
-    out = np.full((count, width), np.nan, np.float32)
-    start = 0
-    for batch in parquet_batches(path, ["embedding"], rows=max(1, _BLOCK // max(1, width))):
-        rows = out[start : start + len(batch)]
-        _fill_from_lists(rows, batch.column(0), f"{path}, row", start)
+def _require_room(layout: ParquetLayout, width: int) -> None:
+    for part in layout.parts:
+        require_plausible(part.path, 4 * part.rows * width)
+
+
+def _from_lists(layout: ParquetLayout, name: str = "embedding") -> np.ndarray:
+    width = _list_width(layout.path, name)
+    _require_room(layout, width)
+    out = np.full((layout.rows, width), np.nan, np.float32)
+    start, rows = 0, max(1, _BLOCK // max(1, width))
+    for batch in parquet_batches(layout.path, [name], rows=rows):
+        _fill_from_lists(out[start : start + len(batch)], batch.column(0), layout, start)
         start += len(batch)
     return out
 
 
-def _from_columns(path: Path, count: int, columns: Sequence[str]) -> np.ndarray:
-    require_plausible(path, 4 * count * len(columns))
-    out = np.empty((count, len(columns)), np.float32)
+def _from_columns(layout: ParquetLayout, columns: Sequence[str]) -> np.ndarray:
+    _require_room(layout, len(columns))
+    out = np.empty((layout.rows, len(columns)), np.float32)
     # A few columns at a time: of each that is open, a page (1 MiB as a rule) is in memory.
     for first in range(0, len(columns), _OPEN_COLUMNS):
         opened = columns[first : first + _OPEN_COLUMNS]
         start = 0
-        for batch in parquet_batches(path, opened, rows=max(1, _BLOCK // len(opened))):
+        for batch in parquet_batches(layout.path, opened, rows=max(1, _BLOCK // len(opened))):
             rows = out[start : start + len(batch)]
             for side, name in enumerate(opened, first):
                 rows[:, side] = batch.column(name).to_numpy(zero_copy_only=False)
@@ -226,7 +256,7 @@ def _check_types(path: Path, schema: "pa.Schema", columns: Sequence[str], *, lis
         if lists and (types.is_list(kind) or types.is_large_list(kind) or _is_fixed(kind)):
             kind = kind.value_type
         elif lists:
-            raise UserError(f"{path}: column 'embedding' is {kind}, expected lists of floats")
+            raise UserError(f"{path}: column '{name}' is {kind}, expected lists of floats")
         if not types.is_floating(kind):
             raise UserError(
                 f"{path}: column '{name}' is {schema.field(name).type}, expected floating point; "
@@ -245,17 +275,19 @@ def _is_fixed(kind: "pa.DataType") -> bool:
     return types.is_fixed_size_list(kind)
 
 
-def _list_width(path: Path) -> int:
+def _list_width(path: Path, name: str) -> int:
     import pyarrow.compute as pc
 
-    for batch in parquet_batches(path, ["embedding"], rows=64):
+    for batch in parquet_batches(path, [name], rows=64):
         lengths = pc.list_value_length(batch.column(0)).drop_null()
         if len(lengths):
             return lengths[0].as_py()
     return 0
 
 
-def _fill_from_lists(out: np.ndarray, column: "pa.Array", where: str, start: int) -> None:
+def _fill_from_lists(
+    out: np.ndarray, column: "pa.Array", layout: ParquetLayout, start: int
+) -> None:
     """Copies a column of lists into out; a missing list leaves its row as it is."""
     import pyarrow.compute as pc
 
@@ -264,23 +296,38 @@ def _fill_from_lists(out: np.ndarray, column: "pa.Array", where: str, start: int
     if (lengths != width).any():
         bad = int(np.argmax(lengths != width))
         raise UserError(
-            f"{where} {start + bad} has {lengths[bad]} dimensions, expected the first row's {width}"
+            f"{layout.place(start + bad)} has {lengths[bad]} dimensions, expected the first row's "
+            f"{width}"
         )
     values = column.flatten().to_numpy(zero_copy_only=False)
     out[column.is_valid().to_numpy(zero_copy_only=False)] = values.reshape(-1, width)
 
 
-def _check_names(names: Sequence[str], count: int, where: str, unit: str, first: int) -> None:
-    """Refuses too few or too many names, empty and repeated ones; `first` is the first's number."""
+def _check_names(
+    names: Sequence[str],
+    count: int,
+    where: str,
+    unit: str,
+    first: int,
+    place: Callable[[int], str] | None = None,
+) -> None:
+    """Refuses too few or too many names, empty and repeated ones.
+
+    Args:
+      first: the first one's number.
+      place: where a name is, in words; by `where`, `unit` and the number if None.
+    """
+
+    def at(number: int) -> str:
+        return f"{where}: {unit} {number}" if place is None else f"{place(number)}: its name"
+
     if len(names) != count:
         raise UserError(f"{where}: {len(names)} names for {count} embeddings, expected one each")
     seen = {}
     for number, name in enumerate(names, first):
         if fault := name_fault(name):
-            raise UserError(f"{where}: {unit} {number} {fault}")
+            raise UserError(f"{at(number)} {fault}")
         if name in seen:
-            raise UserError(
-                f"{where}: {unit} {number} repeats {name!r} of {unit} {seen[name]}; "
-                "names must be distinct"
-            )
+            other = f"{unit} {seen[name]}" if place is None else place(seen[name])
+            raise UserError(f"{at(number)} repeats {name!r} of {other}; names must be distinct")
         seen[name] = number

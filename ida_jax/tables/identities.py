@@ -12,15 +12,25 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
 from ida_jax.tables.blocks import one_line, open_npy
-from ida_jax.tables.text import canonical, name_fault, shown, text_lines, whole_number
+from ida_jax.tables.parquet_files import is_parquet, parquet_batches, parquet_layout
+from ida_jax.tables.text import (
+    canonical,
+    first_not_text,
+    name_fault,
+    shown,
+    text_lines,
+    whole_number,
+)
 
 _LARGEST = 2**63
+_BLOCK = 1 << 18
 
 
 def read_people(path: str | os.PathLike[str], rows: int | None = None) -> np.ndarray:
-    """Who is on each row: integers or strings [N], from .npy, or from text with one a line.
+    """Who is on each row: integers or strings [N], from .npy, Parquet, or text with one a line.
 
-    Lines are integers where every line is one (np.savetxt's too), and names otherwise.
+    Lines are integers where every line is one (np.savetxt's too), and names otherwise. Of Parquet,
+    a file or a folder of them, the column `label` is read, or the only one.
 
     Args:
       path: the file.
@@ -98,6 +108,8 @@ def labels_among(
 
 
 def _read(path: Path) -> np.ndarray:
+    if is_parquet(path):
+        return _from_parquet(path)
     if path.suffix.lower() == ".npy":
         require_file(path, what="labels")
         try:
@@ -130,6 +142,34 @@ def _read(path: Path) -> np.ndarray:
             "identity a line"
         )
     return np.array(lines, np.str_)
+
+
+def _from_parquet(path: Path) -> np.ndarray:
+    from pyarrow import types
+
+    layout = parquet_layout(path, what="labels")
+    fields = [*layout.schema, *layout.partitions]
+    chosen = fields if len(fields) == 1 else [field for field in fields if field.name == "label"]
+    if len(chosen) != 1:
+        names = ", ".join(shown(field.name) for field in fields[:9])
+        raise UserError(f"{path} has the columns {names}: expected one named label")
+    ((name, kind),) = [(field.name, field.type) for field in chosen]
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
+        raise UserError(f"{path}: column '{name}' is {kind}, expected integers or names")
+    done, people = 0, []
+    for batch in parquet_batches(path, [name], rows=_BLOCK):
+        column = batch.column(0)
+        if (bad := first_not_text(column)) is not None:
+            raise UserError(f"{layout.place(done + bad)}: its {name} is not UTF-8 text")
+        if column.null_count:
+            bad = column.is_null().index(True).as_py()
+            raise UserError(
+                f"{layout.place(done + bad)}: its {name} is empty, expected an identity"
+            )
+        done += len(column)
+        people += column.to_pylist()
+    return np.array(people) if types.is_integer(kind) else _named(path, np.array(people, np.str_))
 
 
 def _is_number(line: str) -> bool:

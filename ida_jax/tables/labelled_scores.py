@@ -1,9 +1,9 @@
 """Readers of what is known of pairs, one row a pair: scores, labels, groups and identities.
 
-P pairs. A file is .npy, .csv, .tsv or .parquet. Fields of text are separated by tabs where its
-first line has one, else by commas. That line is a header unless its fields are all numbers (or
-true, false). A file of one column needs no name for it; of several, the named one is
-read. The whole column is held in memory.
+P pairs. A file is .npy, .csv, .tsv or .parquet, or a folder of the last. Fields of text are
+separated by tabs where its first line has one, else by commas. That line is a header unless its
+fields are all numbers (or true, false). A file of one column needs no name for it; of several,
+the named one is read. The whole column is held in memory.
 """
 
 import os
@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file
-from ida_jax.tables.blocks import known_suffix, one_line, open_npy, parquet_layout
+from ida_jax.tables.blocks import one_line, open_npy
+from ida_jax.tables.parquet_files import (
+    ParquetLayout,
+    parquet_layout,
+    require_table,
+    table_suffix,
+)
 from ida_jax.tables.text import (
     canonical,
     delimiter_of,
@@ -128,7 +133,7 @@ def read_named_identities(path: str | os.PathLike[str]) -> Identities:
     import pyarrow as pa
 
     path = Path(path)
-    suffix = known_suffix(path, _SUFFIXES, what="identities")
+    suffix = table_suffix(path, _SUFFIXES, what="identities")
     if suffix == ".npy":
         array = np.asarray(open_npy(path, what="identities"))
         if array.ndim != 2 or array.shape[1] != 2:
@@ -216,7 +221,7 @@ def _npy_column(path: Path, *, what: str) -> np.ndarray:
 
 
 def _column(path: Path, name: str, *, what: str) -> "pa.ChunkedArray":
-    suffix = known_suffix(path, _SUFFIXES, what=what)
+    suffix = table_suffix(path, _SUFFIXES, what=what)
     if suffix == ".npy":
         return _chunked(_npy_column(path, what=what), path)
     table = _table(path, suffix, what=what)
@@ -254,21 +259,40 @@ def _is_float(column: "pa.ChunkedArray") -> bool:
 
 
 def _table(path: Path, suffix: str, *, what: str) -> "pa.Table":
+    require_table(path, what=what)
+    if suffix in _TEXTS:
+        return _text_table(path)
+    layout = parquet_layout(path, what=what)
+    table = _parquet_table(layout)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if (bad := first_not_text(column)) is not None:
+            where = f"{path}: {shown(name)} of pair {bad} (from 0)"
+            if path.is_dir():
+                where = f"{layout.place(bad)}: {shown(name)}"
+            raise UserError(f"{where} is not UTF-8 text")
+    return table
+
+
+def _parquet_table(layout: ParquetLayout) -> "pa.Table":
+    """All parts as one table."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    require_file(path, what=what)
-    if suffix in _TEXTS:
-        return _text_table(path)
-    parquet_layout(path, what=what)
-    try:
-        table = parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole .parquet file: {one_line(error)}") from error
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if (bad := first_not_text(column)) is not None:
-            raise UserError(f"{path}: {shown(name)} of pair {bad} (from 0) is not UTF-8 text")
-    return table
+    tables = []
+    for part in [part for part in layout.parts if part.rows] or layout.parts[:1]:
+        try:
+            # A folder's name K=3 above a file is no column of the file.
+            table = parquet.read_table(part.path, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{part.path} is not a whole .parquet file: {one_line(error)}"
+            ) from error
+        for field in layout.partitions:
+            column = pa.repeat(pa.scalar(part.keys[field.name], field.type), part.rows)
+            table = table.append_column(field, column)
+        tables.append(table.replace_schema_metadata(None))
+    names = tables[0].column_names
+    return tables[0] if len(tables) == 1 else pa.concat_tables(t.select(names) for t in tables)
 
 
 def _text_table(path: Path) -> "pa.Table":

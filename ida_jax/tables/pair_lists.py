@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file, written_whole
+from ida_jax.common.files import written_whole
 from ida_jax.common.parts import seal
-from ida_jax.tables.blocks import (
-    known_suffix,
-    open_npy,
+from ida_jax.tables.blocks import open_npy, read_rows
+from ida_jax.tables.pair_keys import key_place, require_key
+from ida_jax.tables.parquet_files import (
     parquet_batches,
     parquet_layout,
-    read_rows,
+    part_files,
+    require_table,
+    table_suffix,
 )
 from ida_jax.tables.text import (
     TextBlock,
@@ -31,6 +33,7 @@ from ida_jax.tables.text import (
     parse_columns,
     raise_first_fault,
     shown,
+    split_fields,
     text_blocks,
     whole_number,
     without_header,
@@ -109,18 +112,25 @@ class PairFile:
             )
 
 
+def source_size(source: Path) -> int:
+    """Bytes of a list, or of a folder's parts."""
+    return sum(path.stat().st_size for path in part_files(source))
+
+
 def convert_pairs(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     rows: int,
     names: Sequence[str] | None = None,
+    key: str | None = None,
     progress: Callable[[int], object] | None = None,
     sealed: bool = False,
 ) -> None:
     """Turns a list of pairs into an int32 .npy file [P, 2] of rows, whole or not at all.
 
-    The source is .csv, .tsv or .parquet with two columns, or .npy [P, 2]. Integers in .parquet and
+    The source is .csv, .tsv or .parquet with two columns, a folder of the last, or .npy [P, 2].
+    Integers in .parquet and
     .npy are rows, strings there are names. The fields of text are names where `names` are given and
     rows otherwise; a tab separates them where the first line has one, else a comma, or a blank
     between two numbers. Its first line is a header if no field in it is empty, a number or a
@@ -129,6 +139,7 @@ def convert_pairs(
     Args:
       rows: N; a pair's rows lie in 0 … N−1.
       names: the N faces' names in the rows' order; needed where the pairs are names.
+      key: a third column, which is no part of the pairs (`ida_jax.tables.pair_keys`).
       progress: called with how many bytes of the source were read since the last call.
       sealed: with a checksum behind the pairs (`ida_jax.common.parts.seal`).
 
@@ -138,18 +149,18 @@ def convert_pairs(
         1, the header counted) or its number (from 0); an output that cannot be written.
     """
     source = Path(source)
-    suffix = known_suffix(source, (".npy", ".csv", ".tsv", ".parquet"), what="pairs")
-    require_file(source, what="pairs")
+    suffix = table_suffix(source, (".npy", ".csv", ".tsv", ".parquet"), what="pairs")
+    require_table(source, what="pairs")
     if names is not None and len(names) != rows:
         raise UserError(f"{len(names)} names for {rows} faces: expected one each")
     lookup = None if names is None else _Names(names)
     if suffix == ".npy":
         blocks = _npy_pairs(source, rows, lookup)
     elif suffix == ".parquet":
-        blocks = _parquet_pairs(source, rows, lookup)
+        blocks = _parquet_pairs(source, rows, lookup, key)
     else:
-        blocks = _text_pairs(source, rows, lookup)
-    size = source.stat().st_size
+        blocks = _text_pairs(source, rows, lookup, key)
+    size = source_size(source)
     count = reported = 0
     with written_whole(output) as temporary:
         with temporary.open("wb") as file:
@@ -191,6 +202,18 @@ class _Names:
         return np.fromiter(rows, np.int32, len(column))
 
 
+def name_lookup(names: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+    """A function of names [n] to the faces' rows, int32 [n]; −1 of an unknown one.
+
+    Args:
+      names: the N faces' names in the rows' order.
+    """
+    import pyarrow as pa
+
+    lookup = _Names(names)
+    return lambda column: lookup.rows(pa.array(column, pa.string())).astype(np.int32)
+
+
 def _write_header(file: BinaryIO, count: int) -> None:
     # NumPy leaves room for a longer count, so that the header can be written again in its place.
     header = {"descr": "<i4", "fortran_order": False, "shape": (count, 2)}
@@ -209,49 +232,77 @@ def _open_pairs(path: Path) -> np.memmap:
     return array
 
 
-def _text_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
-    size, delimiter = source.stat().st_size, ""
+def _text_pairs(source: Path, rows: int, names: _Names | None, key: str | None) -> _Blocks:
+    size, delimiter, place = source.stat().st_size, "", None
+
+    def pair_of(fields: list[str]) -> list[str]:
+        return fields if place is None else fields[:place] + fields[place + 1 :]
+
     for block in text_blocks(source):
         if not delimiter:
             first = block.text.partition(b"\n")[0]
             delimiter = delimiter_of(first)
-            spaced = names is None and delimiter.encode() not in first
+            spaced = names is None and key is None and delimiter.encode() not in first
             if spaced and _is_numbers(first.decode().split()):
                 delimiter = " "  # np.savetxt's own
+            if key is not None:
+                place = key_place(source, split_fields(first, delimiter), key)
         block = without_header(
-            source, block, delimiter, lambda fields: _skips(source, fields, names)
+            source,
+            block,
+            delimiter,
+            lambda fields: key is not None or _skips(source, fields, names),
         )
         if not block.text:
             continue
-        columns = _parsed(block, delimiter, names)
+        columns = _parsed(block, delimiter, names, place)
         pairs = None if columns is None else _as_rows(columns, names)
         if pairs is None or _first_outside(*pairs, rows) is not None:
-            raise_first_fault(source, block, delimiter, lambda fields: _fault(fields, rows, names))
+            raise_first_fault(
+                source, block, delimiter, lambda fields: _fault(pair_of(fields), rows, names)
+            )
         yield np.stack([side.astype(np.int32) for side in pairs], axis=1), block.read / size
 
 
-def _parsed(block: TextBlock, delimiter: str, names: _Names | None) -> Sequence | None:
-    """Two columns of names or of numbers; None where a line is not two of them."""
+def _parsed(
+    block: TextBlock, delimiter: str, names: _Names | None, key: int | None
+) -> Sequence | None:
+    """Two columns of names or of numbers; None where a line is not two of them.
+
+    Args:
+      key: the place of a column between them that is left out; None for none.
+    """
     import pyarrow as pa
 
+    def parsed(kind: "pa.DataType") -> list | None:
+        kinds = [kind, kind]
+        if key is None:
+            return parse_columns(block, delimiter, kinds)
+        kinds.insert(key, pa.string())
+        columns = parse_columns(block, delimiter, kinds)
+        return columns and columns[:key] + columns[key + 1 :]
+
     if names is not None:
-        return parse_columns(block, delimiter, (pa.string(),) * 2)
-    rows = parse_columns(block, delimiter, (pa.int32(),) * 2)
-    return rows or parse_columns(block, delimiter, (pa.float64(),) * 2)
+        return parsed(pa.string())
+    return parsed(pa.int32()) or parsed(pa.float64())
 
 
 def _is_numbers(fields: list[str]) -> bool:
     return len(fields) == 2 and all(_NUMBER.fullmatch(field) for field in fields)
 
 
-def _parquet_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
+def _parquet_pairs(source: Path, rows: int, names: _Names | None, key: str | None) -> _Blocks:
     from pyarrow import types
 
     layout = parquet_layout(source, what="pairs")
-    if len(layout.schema) != 2:
+    if key is not None:
+        require_key(layout, key)
+    fields = [field for field in layout.schema if field.name != key]
+    if len(fields) != 2:
         columns = ", ".join(layout.schema.names)
-        raise UserError(f"{source} has the columns {columns}: expected two, one pair a row")
-    kinds = [f.type.value_type if types.is_dictionary(f.type) else f.type for f in layout.schema]
+        third = f", beside {key}" if key is not None else " (--key=COLUMN is for a third)"
+        raise UserError(f"{source} has the columns {columns}: expected two, one pair a row{third}")
+    kinds = [f.type.value_type if types.is_dictionary(f.type) else f.type for f in fields]
     if all(types.is_integer(kind) for kind in kinds):
         names = None
     elif not all(types.is_string(kind) or types.is_large_string(kind) for kind in kinds):
@@ -261,8 +312,10 @@ def _parquet_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
     elif names is None:
         raise UserError(f"{source} holds names: {_NAMES_NEEDED}")
     done = 0
-    for batch in parquet_batches(source, layout.schema.names, rows=_BLOCK):
-        pairs = _checked_columns(source, done, batch.columns, rows, names)
+    for batch in parquet_batches(source, [field.name for field in fields], rows=_BLOCK):
+        pairs = _checked_columns(
+            source, done, batch.columns, rows, names, layout.place if source.is_dir() else None
+        )
         done += len(pairs)
         yield pairs, done / layout.rows
 
@@ -286,18 +339,32 @@ def _npy_pairs(source: Path, rows: int, names: _Names | None) -> _Blocks:
 
 
 def _checked_columns(
-    source: Path, start: int, columns: Sequence["pa.Array"], rows: int, names: _Names | None
+    source: Path,
+    start: int,
+    columns: Sequence["pa.Array"],
+    rows: int,
+    names: _Names | None,
+    place: Callable[[int], str] | None = None,
 ) -> np.ndarray:
-    """The pairs, int32 [n, 2], that two columns stand for; `start` is the first one's number."""
+    """The pairs, int32 [n, 2], that two columns stand for.
+
+    Args:
+      start: the first one's number.
+      place: where a pair is, in words, by its number; None where the source is one file.
+    """
+
+    def at(pair: int) -> str:
+        return f"{source}, pair {start + pair}" if place is None else place(start + pair)
+
     for column in columns:
         if (bad := first_not_text(column)) is not None:
-            raise UserError(f"{source}, pair {start + bad}: its name is not UTF-8 text")
+            raise UserError(f"{at(bad)}: its name is not UTF-8 text")
     pairs = _as_rows(columns, names)
     bad = _first_outside(*pairs, rows)
     if bad is not None:
         values = [column[bad].as_py() for column in columns]
         fields = ["" if value is None else str(value) for value in values]
-        raise UserError(f"{source}, pair {start + bad}: {_fault(fields, rows, names)}")
+        raise UserError(f"{at(bad)}: {_fault(fields, rows, names)}")
     return np.stack([side.astype(np.int32, copy=False) for side in pairs], axis=1)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.fingerprints import same_sketch
-from ida_jax.tables.blocks import parquet_layout
 from ida_jax.tables.embeddings import file_stamp
+from ida_jax.tables.parquet_files import is_parquet, parquet_layout
 
 # The key in a .parquet's metadata.
 KEY = "score_origin"
@@ -174,9 +174,8 @@ def origin_record(origin: ScoreOrigin, scores: Path) -> bytes:
 def read_origin(path: Path) -> ScoreOrigin | None:
     """What a file of scores was made with; None where it does not say, or was changed since."""
     try:
-        if path.suffix.lower() == ".parquet":
-            schema, _ = parquet_layout(path, what="scores")
-            record = json.loads((schema.metadata or {})[KEY.encode()])
+        if is_parquet(path):
+            record = json.loads(parquet_layout(path, what="scores").metadata(KEY))
         else:
             record = json.loads(origin_file(path).read_bytes())
             stamp = file_stamp(path)

@@ -232,7 +232,7 @@ def test_killed_in_ten_places_and_continued_to_the_same_bytes(files, monkeypatch
 
 
 def test_another_setting_starts_anew(files, monkeypatch):
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -282,7 +282,7 @@ def test_damaged_parts_are_made_again(files, capsys, monkeypatch):
     expected = (files / "scores.npy").read_bytes()
     (files / "scores.npy").unlink()
 
-    def stopped(*arguments):
+    def stopped(*arguments, **_):
         raise KeyboardInterrupt
 
     damages = (

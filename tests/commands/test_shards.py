@@ -69,6 +69,28 @@ def test_shards_in_any_order_make_the_same_bytes(files, flags, count, tiled, mon
     assert not _hidden(files)
 
 
+@pytest.mark.parametrize("output", ["keyed.csv", "keyed"])
+def test_the_key_column_is_carried(files, output):
+    lines = [f"{first},{second},k{7 * n}" for n, (first, second) in enumerate(PAIRS.tolist())]
+    (files / "ids.csv").write_text("\n".join(["first,second,id", *lines, ""]))
+    flags = _FLAGS.replace("pairs.npy", "ids.csv").replace("scores.npy", output) + " --key=id"
+    _rescore(flags=flags)
+    alone = _contents(files / output)
+    (files / "other").mkdir()
+    for number in (2, 0, 1):
+        _rescore(f"--shard={number}/3", f"--output=other/{output}", flags=flags)
+    with pytest.raises(UserError, match=r"shards of other settings \(key was id, is now None"):
+        _rescore("--join", f"--output=other/{output}", flags=flags.removesuffix(" --key=id"))
+    _rescore("--join", f"--output=other/{output}", flags=flags)
+    assert _contents(files / "other" / output) == alone
+    assert not _hidden(files / "other")
+
+
+def _contents(output):
+    files = sorted(output.iterdir()) if output.is_dir() else [output]
+    return {path.name: path.read_bytes() for path in files}
+
+
 def test_a_missing_shard_is_named_and_nothing_is_lost(files, capsys):
     (files / "scores.npy").write_bytes(b"an earlier one")
     for shard in ("0/4", "3/4", "1/4"):
@@ -132,6 +154,9 @@ def test_mistakes(files, monkeypatch, capsys):
             _rescore(f"--shard={text}")
     with pytest.raises(UserError, match="--shard makes a share and --join needs all of them"):
         _rescore("--shard=0/2", "--join")
+    for sharing in ("--shard=0/2", "--join"):
+        with pytest.raises(UserError, match=f"--engine=ray and {sharing}: Ray shares the work"):
+            _rescore("--engine=ray", sharing)
     with pytest.raises(UserError, match="--output would overwrite --pairs"):
         _rescore("--output=pairs.npy", "--shard=0/2")
     for number, count in (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("PMI_RANK", "PMI_SIZE")):

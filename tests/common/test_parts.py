@@ -196,7 +196,9 @@ def test_another_jobs_parts_are_in_another_folder(tmp_path):
     Parts(theirs, 3, 2).whole(lambda rows: -_squares(rows))
     np.testing.assert_array_equal(Parts(ours, 3, 2).whole(_squares), _squares(range(3)))
     assert folder_beside(output, key_of(["ours"])) == ours
-    others = [tmp_path / ".E.npz.0123.parts", tmp_path / ".other"]
+    others = [
+        tmp_path / f".{name}" for name in ("E.npy.gz.0123.parts", "E.npz.0123.parts", "other")
+    ]
     for folder in others:
         folder.mkdir()
     (tmp_path / ".E.npy.abcd_123").write_bytes(b"half of an output")
