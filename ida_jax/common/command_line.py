@@ -5,6 +5,7 @@ Flags are spelled with underscores, as --top_n is; --top-n is accepted too.
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -68,10 +69,18 @@ def user_path(text: str) -> Path:
     A shell expands a ~ only at the beginning of a word, not in --data_dir=~/x.
 
     Raises:
-      argparse.ArgumentTypeError: an empty path; the home folder of an unknown user.
+      argparse.ArgumentTypeError: an empty path; an address such as gs://bucket/x; the home folder
+        of an unknown user.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty path: name a file or folder, or leave it out")
+    if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is an address, not a file's path: mount the bucket as a folder (gcsfuse, "
+            "Mountpoint for S3), or copy what is in it"
+            if address[1].lower() in ("gs", "s3", "gcs", "s3a")
+            else f"'{text}' is an address, not a file's path: copy the file and name the copy"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

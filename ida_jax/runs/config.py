@@ -335,8 +335,8 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         what = f"{type(error).__name__}: {_one_line(error)}"
         raise UserError(f"the config cannot be run: {what}") from error
     for name in others:
-        if getattr(parsed, name) == "":
-            _user_path(f"--{name}", "")
+        if (given := getattr(parsed, name)) is not None:
+            _user_path(f"--{name}", given)
     if config is not None:
         for section, given in sections.items():
             _rename_data(config, section, given)

@@ -213,6 +213,24 @@ def test_an_empty_path_is_refused(flags, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("rescore --embeddings=gs://bucket/x.npy", "mount the bucket as a folder"),
+        ("embed --output=s3://bucket/x.npy", "mount the bucket as a folder"),
+        ("train --config=quickstart --workdir=gs://bucket/run", "mount the bucket as a folder"),
+        ("anchors info --anchors=https://host/a.safetensors", "copy the file and name the copy"),
+    ],
+)
+def test_an_address_is_no_path(flags, line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command, *rest = flags.split()
+    module, words = COMMANDS[command]
+    with pytest.raises(UserError, match=f"is an address, not a file's path: .*{line}"):
+        _run(module, [*words, *rest], monkeypatch)
+    assert not list(tmp_path.iterdir())
+
+
 def test_home(monkeypatch, tmp_path):
     """A shell leaves the ~ of --data_dir=~/x alone."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -48,6 +48,7 @@ def _main(monkeypatch, capsys, *flags):
         (["--config.csn.top_n=15"], "csn.top_n is 15, but a cohort can have at most 14"),
         (["--config.csn.top_n=0"], "csn.top_n is 0: expected 1 or more"),
         (["--config.data_dir="], "argument --config.data_dir: an empty path"),
+        (["--config.data_dir=gs://bucket/x"], "argument --config.data_dir: 'gs://bucket/x' is"),
         (["--config.data_dir=~nobody_here/x"], "names the home folder of an unknown user"),
         (["--config.train_data.name=nothing"], "'nothing' is unknown: choose one of rendered, lfw"),
         (["--config.train_data.name=pairs"], "'pairs' is unknown: choose one of rendered, lfw"),
