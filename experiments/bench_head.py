@@ -78,7 +78,8 @@ def compiled_step(case: Case, *, classes: int, batch_size: int, width: int) -> A
     from jax.sharding import PartitionSpec
 
     from ida_jax.common.devices import training_mesh
-    from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
+    from ida_jax.ops.class_optimizers import ClassWeights, Sgd
+    from ida_jax.ops.class_softmax import sample_classes, softmax_step
     from ida_jax.ops.margin import arcface
 
     def on_device(state: ClassWeights, embeddings: jax.Array, labels: jax.Array) -> tuple:
@@ -159,7 +160,7 @@ def ours(options: dict[str, Any], case: Case, classes: int) -> dict[str, Callabl
     import jax
     import jax.numpy as jnp
 
-    from ida_jax.ops.class_softmax import ClassWeights
+    from ida_jax.ops.class_optimizers import ClassWeights
 
     shapes = {"classes": classes, "batch_size": options["batch_size"], "width": options["width"]}
     step = compiled_step(case, **shapes)

@@ -271,6 +271,10 @@ def _classes(config: "ConfigDict") -> int:
         import tensorflow_datasets as tfds
 
         return tfds.builder_from_directory(path).info.features["label"].num_classes
+    if data.name == "recordio":
+        from ida_jax.data.load import load_faces
+
+        return load_faces(data, data_dir=config.data_dir, seed=config.seed).num_identities
     raise UserError(f"how many classes? Unknown for the data set '{data.name}': give --classes=C")
 
 

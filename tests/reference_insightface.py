@@ -45,6 +45,19 @@ def margin_logit(c, margins):
     raise ValueError("no such margin")
 
 
+def filtered_cosines(cosines, labels, threshold):
+    """What is left of [B, C] cosines by interclass_filtering_threshold (losses.py)."""
+    dirty = np.float64(cosines > threshold)
+    for row, label in enumerate(labels):
+        dirty[row, label] = 0
+    return (1 - dirty) * cosines
+
+
+def polynomial_rates(rate, *, total, power):
+    """The rates of `PolyScheduler` without warm-up: its first one is taken twice."""
+    return [rate * (1 - max(0, step - 1) / total) ** power for step in range(total)]
+
+
 def learning_rates(rate, *, warmup, total):
     """The rate of each optimiser step: `PolynomialLRWarmup` of power 1, stepped after each."""
     rates = [rate]

@@ -1,16 +1,18 @@
 """From a config's data section to faces: the one place that knows the data sets' names."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import require_file
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.data.lfw_crops import find_crops, load_lfw
 from ida_jax.data.rendered import rendered_faces
+from ida_jax.data.sources.recordio import find_recordio, load_recordio
 from ida_jax.data.tfds_faces import find_tfds, load_tfds
 
 
@@ -30,12 +32,14 @@ _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
     },
     "lfw": {"role": str, "images_per_identity": int},
     "tfds": {"dataset": str, "split": str},
+    "recordio": {"dataset": str},
     "pairs": {"dataset": str},  # of verify_data alone
 }
 _NEEDED = {
     "rendered": ("identities", "images_per_identity"),
     "lfw": (),
     "tfds": ("dataset",),
+    "recordio": ("dataset",),
     "pairs": ("dataset",),
 }
 
@@ -75,12 +79,18 @@ def renamed_section(
     return changed, tuple(key for key in former if key not in known)
 
 
-def check_section(section: str, config: ConfigDict) -> None:
+def check_section(section: str, config: ConfigDict | Sequence[str]) -> None:
     """Refuses a section that its data set cannot be read by.
+
+    Args:
+      config: the section; of verify_data also the names of verification sets (.bin).
 
     Raises:
       UserError: an unknown data set, an option that it does not have, or lacks.
     """
+    if not isinstance(config, Mapping | ConfigDict):
+        bin_files(config)
+        return
     name = config.name
     known = _options_of(name, verify=section == "verify_data")
     for key in config:
@@ -104,12 +114,32 @@ def _expected(name: str) -> str:
     return f"expected {', '.join(_OPTIONS[name])}"
 
 
+def bin_files(listed: Sequence[str]) -> dict[str, str]:
+    """The verification sets that verify_data lists, {name: file}: "lfw.bin" is named lfw.
+
+    Raises:
+      UserError: another kind of entry, none, or two of one name.
+    """
+    files = [listed] if isinstance(listed, str) else list(listed)
+    unlike = [f for f in files if not (isinstance(f, str) and f.endswith(".bin"))]
+    if unlike or not files:
+        raise UserError(
+            f"verify_data lists {unlike[0] if unlike else 'nothing'!r}: expected verification "
+            'sets, such as ("lfw.bin", "cfp_fp.bin"), or a data set by its name'
+        )
+    named = {Path(file).stem: file for file in files}
+    if len(named) < len(files):
+        raise UserError(f"verify_data lists {', '.join(files)}: expected files of different names")
+    return named
+
+
 def load_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str], seed: int) -> FaceDataset:
     """The faces that a config's train_data or eval_data names.
 
     Args:
       config: `name` and the options of that source: "rendered" (synthetic, no files), "lfw"
-        (DATA_DIR/lfw), or "tfds" with `dataset` (DATA_DIR/DATASET).
+        (DATA_DIR/lfw), "tfds" with `dataset` (DATA_DIR/DATASET), or "recordio", InsightFace's
+        train.rec and train.idx in DATA_DIR/DATASET, read where they lie.
 
     Raises:
       UserError: an unknown name, or data that is missing or damaged.
@@ -122,8 +152,10 @@ def load_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str], seed: in
             return load_lfw(Path(data_dir) / "lfw", **options)
         case "tfds":
             return load_tfds(options.pop("dataset"), data_dir=data_dir, **options)
+        case "recordio":
+            return load_recordio(Path(data_dir) / options.pop("dataset"))
         case name:
-            raise UserError(f"data set '{name}' is unknown: choose rendered, lfw or tfds")
+            raise UserError(f"data set '{name}' is unknown: choose rendered, lfw, tfds or recordio")
 
 
 def require_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str]) -> None:
@@ -133,7 +165,23 @@ def require_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str]) -> No
             find_crops(Path(data_dir) / "lfw")
         case "tfds":
             find_tfds(config.dataset, data_dir=data_dir)
+        case "recordio":
+            find_recordio(Path(data_dir) / config.dataset)
         case "rendered":
             pass
         case name:
-            raise UserError(f"data set '{name}' is unknown: choose rendered, lfw or tfds")
+            raise UserError(f"data set '{name}' is unknown: choose rendered, lfw, tfds or recordio")
+
+
+def require_verification(
+    config: ConfigDict | Sequence[str], *, data_dir: str | os.PathLike[str]
+) -> None:
+    """Raises a UserError where a file of verify_data's is missing, without reading it."""
+    if isinstance(config, Mapping | ConfigDict):
+        if config.name == "pairs":
+            find_tfds(config.dataset, data_dir=data_dir, source="bin --from=X.bin")
+        else:
+            require_faces(config, data_dir=data_dir)
+        return
+    for file in bin_files(config).values():
+        require_file(Path(data_dir) / file, what="verification set (verify_data)")

@@ -59,10 +59,12 @@ class MarginHead(nn.Module):
       straight_through: InsightFace's gradient in place of the exact one, for "arcface" and for
         "combined" with (1, m, 0), the same loss. InsightFace drops m₁ and m₂ where m₃ > 0: that is
         "cosface" with m₃, not "combined".
+      interclass_filtering_threshold: t; where above 0, cosines above it to other classes than the
+        label's count as 0, without gradient (arcface_torch, for noisy labels).
 
     Raises:
-      UserError: at construction: an unknown kind, a margin out of the kind's range, S < 1,
-        straight_through with another kind, or with another combined margin.
+      UserError: at construction: an unknown kind, a margin out of the kind's range, S < 1, t out of
+        0 ≤ t < 1, straight_through with another kind, or with another combined margin.
     """
 
     num_classes: int
@@ -71,11 +73,17 @@ class MarginHead(nn.Module):
     margin: Margin = None
     sub_centres: int = 1
     straight_through: bool = False
+    interclass_filtering_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         _check_margin(self.kind, self._margin())
         if self.sub_centres < 1:
             raise UserError(f"sub_centres is {self.sub_centres}: expected 1 or more")
+        if not 0 <= self.interclass_filtering_threshold < 1:
+            raise UserError(
+                f"interclass_filtering_threshold is {self.interclass_filtering_threshold}: "
+                "expected a cosine below 1, such as 0.4, or 0 for none"
+            )
         of_arcface = self.kind == "arcface"
         if self.kind == "combined":
             of_arcface = self._margin()[0] == 1 and self._margin()[2] == 0
@@ -149,6 +157,9 @@ class MarginHead(nn.Module):
         if self.sub_centres > 1:
             cosines = jnp.max(cosines, axis=-1)
         cosines = jnp.clip(cosines, -1.0, 1.0)
+        if (t := self.interclass_filtering_threshold) > 0:
+            is_label = labels[:, None] == jnp.arange(self.num_classes)[None, :]
+            cosines = jnp.where((cosines > t) & ~is_label, 0.0, cosines)
         quality = self._quality(embeddings, mask) if self.kind == "adaface" else None
         of_label = self.label_logits(ops.at_label(cosines, labels), quality)
         return ops.replace_at_label(self.scale * cosines, labels, of_label)

@@ -155,15 +155,16 @@ class Block(nn.Module):
                 f"the tokens' width is {width}, the heads {self.heads}: take a multiple"
             )
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_INITIAL)
-        norm = partial(_layer_norm, dtype=self.dtype)
 
-        y = norm(name="norm1")(x)
+        y = _layer_norm(name="norm1")(x)
         qkv = dense(3 * width, use_bias=False, name="qkv")(y)
         qkv = qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        # It asks what bfloat16 and float32 promote to, which strict promotion rejects.
+        with jax.numpy_dtype_promotion("standard"):
+            y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         y = dense(width, name="proj")(y.reshape(x.shape))
         x = x + self._kept(y, rate)
-        y = dense(4 * width, name="mlp1")(norm(name="norm2")(x))
+        y = dense(4 * width, name="mlp1")(_layer_norm(name="norm2")(x))
         y = dense(width, name="mlp2")(nn.relu6(y))
         return x + self._kept(y, rate), None
 

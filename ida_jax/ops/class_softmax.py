@@ -1,4 +1,4 @@
-"""The softmax over all classes, its gradient and the class weights' SGD update, block by block.
+"""The softmax over all classes, its gradient and the class weights' update, block by block.
 
 With a million classes the logits [B, C] and the gradient [C, D] are what does not fit. Neither is
 ever whole here. A first pass over blocks of classes keeps a running maximum and sum; a second one
@@ -32,6 +32,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from ida_jax.ops.class_optimizers import AdamW, ClassWeights, Sgd
+
 # How the products with the embeddings are computed, by name; sums are float32 in all of them. The
 # largest errors of a cosine, of 512 × 4,000 at D = 256, against float64:
 #   float32      7e-7, in full precision, for which GPUs have no tensor cores;
@@ -45,39 +47,6 @@ PRODUCTS: dict[str, tuple[str, lax.Precision | lax.DotAlgorithmPreset]] = {
     "bfloat16": ("bfloat16", lax.Precision.HIGHEST),
     "bfloat16_x3": ("float32", lax.DotAlgorithmPreset.BF16_BF16_F32_X3),
 }
-
-
-class ClassWeights(NamedTuple):
-    """This device's classes.
-
-    Attributes:
-      weight: float32 [C, S, D], of any norm: what is compared is the direction.
-      momentum: float32 [C, S, D], SGD's.
-    """
-
-    weight: jax.Array
-    momentum: jax.Array
-
-
-class Sgd(NamedTuple):
-    """v ← μ v + (∇ + λ w), w ← w − η v, where ∇ may come in several parts (gradient accumulation).
-
-    The momentum itself accumulates the parts: it decays before the first, and the weights move
-    after the last.
-
-    Attributes:
-      rate: η, scalar.
-      momentum: μ.
-      weight_decay: λ.
-      is_first: bool scalar, whether this is ∇'s first part.
-      is_last: bool scalar, whether it is the last.
-    """
-
-    rate: jax.Array
-    momentum: float
-    weight_decay: float
-    is_first: jax.Array
-    is_last: jax.Array
 
 
 class SoftmaxStep(NamedTuple):
@@ -105,16 +74,17 @@ def softmax_step(
     row_weights: jax.Array,
     classes: ClassWeights,
     label_logits: Callable[[jax.Array], jax.Array],
-    sgd: Sgd,
+    optimizer: Sgd | AdamW,
     *,
     num_classes: int,
     scale: float,
+    filter_above: float = 0.0,
     block: int = 0,
     sampled: "Sampled | None" = None,
     dense: bool = True,
     dtype: str = "float32",
 ) -> SoftmaxStep:
-    """The loss of a batch over all classes, and one SGD step of the class weights.
+    """The loss of a batch over all classes, and one step of the class weights.
 
     The same loss and gradients as a plain softmax over [B, C] logits, whatever `block` is.
 
@@ -127,11 +97,14 @@ def softmax_step(
       label_logits: [R] cosines to [R] logits with margin, elementwise.
       num_classes: of the whole problem.
       scale: s, of the other classes' logits.
+      filter_above: t, where above 0: of a class other than the label's whose cosine is above it the
+        logit is 0 and has no gradient, since such an image may be one of that class with a wrong
+        label (arcface_torch's interclass_filtering_threshold).
       block: classes at a time; 0 takes all at once.
       sampled: the rows of `classes` that take part (`sample_classes`); all if None.
       dense: whether the others take the step of a gradient of 0, as in Partial FC's second version,
-        whose optimiser sees a dense gradient: v ← μ v + λ w, w ← w − η v. False: they stay as they
-        are, weight and momentum. Without effect where all take part.
+        whose optimiser sees a dense gradient: for SGD v ← μ v + λ w, w ← w − η v. False: they stay
+        as they are, weight and momentum. Without effect where all take part.
       dtype: of the products, one of `PRODUCTS`.
     """
     gathered = lax.all_gather(embeddings, "model", tiled=True)
@@ -144,21 +117,18 @@ def softmax_step(
         norms = _norms(old)
         cosines = products.cosines(old, norms)
         ids = first_class + rows
-        return _Look(
-            old,
-            norms,
-            cosines,
-            jnp.max(cosines, axis=-1),
-            labels[:, None] == ids[None, :],
-            fresh & (ids < num_classes),
-            fresh,
-        )
+        nearest, is_label = jnp.max(cosines, axis=-1), labels[:, None] == ids[None, :]
+        counts = fresh & (ids < num_classes)
+        if filter_above > 0:
+            is_out = ~is_label & (nearest > filter_above)
+            return _Look(norms, cosines, nearest, is_label, counts, fresh, is_out)
+        return _Look(norms, cosines, nearest, is_label, counts, fresh, None)
 
     def accumulate(i: jax.Array, carry: tuple) -> tuple:
         maximum, total, at_label = carry
         seen = look(i, blocks.take(classes.weight, i))
         others = seen.counts[None, :] & ~seen.is_label
-        logits = jnp.where(others, scale * seen.cosines, _LOW)
+        logits = jnp.where(others, scale * seen.kept_cosines, _LOW)
         higher = jnp.maximum(maximum, jnp.max(logits, axis=1))
         terms = jnp.where(others, jnp.exp(logits - higher[:, None]), 0.0)
         mine = jnp.where(seen.is_label & seen.counts[None, :], seen.cosines, 0.0)
@@ -184,57 +154,65 @@ def softmax_step(
     log_all = jnp.logaddexp(others, logits)
 
     def update(i: jax.Array, carry: tuple) -> tuple:
-        weight, momentum, old, v, gradient, squared = carry
-        seen = look(i, old)
-        p = jnp.exp(scale * seen.cosines - log_all[:, None])
+        classes, old, gradient, squared = carry
+        seen = look(i, old.weight)
+        p = jnp.exp(scale * seen.kept_cosines - log_all[:, None])
         slopes = jnp.where(seen.is_label, slope[:, None], scale * row_weights[:, None] * p)
         slopes = jnp.where(seen.counts[None, :] & is_real[:, None], slopes, 0.0)
+        if seen.is_out is not None:
+            slopes = jnp.where(seen.is_out, 0.0, slopes)
         # Of a class's sub-centres the nearest one alone is moved.
         slopes = jnp.where(seen.sub_cosines == seen.cosines[..., None], slopes[..., None], 0.0)
         # By w / ‖w‖ the slope is that by w times ‖w‖: one array serves both products.
         slopes = slopes / seen.norms[None, ..., 0]
-        gradient = gradient + products.by_embeddings(slopes, old)
+        gradient = gradient + products.by_embeddings(slopes, old.weight)
         by_product = products.by_classes(slopes)
         if lax.axis_size("data") > 1:
             by_product = lax.psum(by_product, "data")
         # The derivative of w / ‖w‖ leaves nothing along w.
-        along = jnp.sum(by_product * old, axis=-1, keepdims=True) / jnp.square(seen.norms)
-        by_weight = by_product - along * old
-        by_weight = by_weight + jnp.where(sgd.is_first, sgd.weight_decay * old, 0.0)
-        v_new = jnp.where(sgd.is_first, sgd.momentum * v, v) + by_weight
-        new = old - jnp.where(sgd.is_last, sgd.rate, 0.0) * v_new
-        keep = seen.fresh[:, None, None]
-        v_new, new = jnp.where(keep, v_new, v), jnp.where(keep, new, old)
-        squared = squared + jnp.sum(jnp.where(keep, jnp.square(v_new), 0.0))
-        weight = _row_major(blocks.put(weight, new, i))
-        momentum = _row_major(blocks.put(momentum, v_new, i))
-        # Read ahead, after the write: were a block read in the round that writes it, XLA would copy
-        # the whole weights wherever it cannot prove that every read comes first. (After the last
-        # block it is read again.)
-        old, v = blocks.take(weight, i + 1), blocks.take(momentum, i + 1)
-        return weight, momentum, old, v, gradient, squared
+        along = jnp.sum(by_product * old.weight, axis=-1, keepdims=True) / jnp.square(seen.norms)
+        new = optimizer.step(old, by_product - along * old.weight)
+        classes, old, more = _put(classes, old, new, seen.fresh, blocks, i)
+        return classes, old, gradient, squared + more
 
-    whole = [_row_major(array) for array in classes]
-    first = [blocks.take(array, jnp.int32(0)) for array in whole]
-    weight, momentum, _, _, gradient, squared = blocks.loop(
-        update, (*whole, *first, jnp.zeros_like(gathered), jnp.float32(0))
+    whole = jax.tree.map(_row_major, classes)
+    first = jax.tree.map(lambda array: blocks.take(array, jnp.int32(0)), whole)
+    classes, _, gradient, squared = blocks.loop(
+        update, (whole, first, jnp.zeros_like(gathered), jnp.float32(0))
     )
     if sampled is not None and dense:
-        weight, momentum, more = _decay_others(ClassWeights(weight, momentum), sampled, sgd, block)
+        classes, more = _decay_others(classes, sampled, optimizer, block)
         squared = squared + more
     return SoftmaxStep(
         losses,
         label_cosines,
         lax.psum_scatter(gradient, "model", tiled=True),
-        ClassWeights(weight, momentum),
+        classes,
         squared,
     )
 
 
+def _put(
+    classes: ClassWeights, old: ClassWeights, new: ClassWeights, change: jax.Array,
+    blocks: "_Blocks", i: jax.Array,
+) -> tuple[ClassWeights, ClassWeights, jax.Array]:  # fmt: skip
+    """The classes with block i as `new` where `change` [n]; the block i + 1; Σ v² of the changed.
+
+    The next block is read after the write: were it read in the round that writes it, XLA would copy
+    the whole weights wherever it cannot prove that every read comes first. (After the last block it
+    is read again.)
+    """
+    change = change[:, None, None]
+    new = jax.tree.map(lambda a, b: jnp.where(change, a, b), new, old)
+    squared = jnp.sum(jnp.where(change, jnp.square(new.momentum), 0.0))
+    put = jax.tree.map(lambda array, of: _row_major(blocks.put(array, of, i)), classes, new)
+    return put, jax.tree.map(lambda array: blocks.take(array, i + 1), put), squared
+
+
 def _decay_others(
-    classes: ClassWeights, sampled: "Sampled", sgd: Sgd, block: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weights and momentum after a gradient of 0 on all rows but the sampled; Σ v² of the others.
+    classes: ClassWeights, sampled: "Sampled", optimizer: Sgd | AdamW, block: int
+) -> tuple[ClassWeights, jax.Array]:
+    """The classes after a gradient of 0 on all rows but the sampled; Σ v² of the others.
 
     Blocks of classes too, read ahead as in `softmax_step`. A class's gradient is never in parts.
     """
@@ -244,20 +222,15 @@ def _decay_others(
     others = others.at[sampled.rows].set(~taken, unique_indices=True, mode="promise_in_bounds")
 
     def decay(i: jax.Array, carry: tuple) -> tuple:
-        weight, momentum, old, v, squared = carry
+        classes, old, squared = carry
         _, fresh = blocks.rows(i)
-        change = (fresh & blocks.take(others, i))[:, None, None]
-        v_new = jnp.where(change, sgd.momentum * v + sgd.weight_decay * old, v)
-        new = jnp.where(change, old - sgd.rate * v_new, old)
-        squared = squared + jnp.sum(jnp.where(change, jnp.square(v_new), 0.0))
-        weight = _row_major(blocks.put(weight, new, i))
-        momentum = _row_major(blocks.put(momentum, v_new, i))
-        old, v = blocks.take(weight, i + 1), blocks.take(momentum, i + 1)
-        return weight, momentum, old, v, squared
+        new = optimizer.step(old, jnp.zeros_like(old.weight))
+        classes, old, more = _put(classes, old, new, fresh & blocks.take(others, i), blocks, i)
+        return classes, old, squared + more
 
-    first = [blocks.take(array, jnp.int32(0)) for array in classes]
-    weight, momentum, _, _, squared = blocks.loop(decay, (*classes, *first, jnp.float32(0)))
-    return weight, momentum, squared
+    first = jax.tree.map(lambda array: blocks.take(array, jnp.int32(0)), classes)
+    classes, _, squared = blocks.loop(decay, (classes, first, jnp.float32(0)))
+    return classes, squared
 
 
 class Sampled(NamedTuple):
@@ -325,18 +298,23 @@ _LOW = -1e30
 class _Look(NamedTuple):
     """A block of classes as the batch sees it; n classes.
 
-    weight [n, S, D] and norms [n, S, 1], sub_cosines [R, n, S], cosines [R, n] the best of a
-    class, is_label [R, n], counts [n] whether a class takes part, fresh [n] whether this
-    block is the first to hold it.
+    norms [n, S, 1], sub_cosines [R, n, S], cosines [R, n] the best of a class, is_label [R, n],
+    counts [n] whether a class takes part, fresh [n] whether this block is the first to hold it,
+    is_out [R, n] where a class is filtered for a row (None: nowhere).
     """
 
-    weight: jax.Array
     norms: jax.Array
     sub_cosines: jax.Array
     cosines: jax.Array
     is_label: jax.Array
     counts: jax.Array
     fresh: jax.Array
+    is_out: jax.Array | None
+
+    @property
+    def kept_cosines(self) -> jax.Array:
+        """[R, n], 0 where filtered."""
+        return self.cosines if self.is_out is None else jnp.where(self.is_out, 0.0, self.cosines)
 
 
 class _Blocks:

@@ -11,7 +11,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from ida_jax.common.command_line import did_you_mean, underscored, user_path
@@ -28,6 +28,7 @@ _PATHS = (
 )  # fmt: skip
 # Beside the package in a checkout, inside it in a wheel.
 _CONFIGS = tuple(Path(__file__).parents[up] / "configs" for up in (1, 2))
+_BINS_FLAG = "--config.verify_data"
 _DATA_FLAG = re.compile(r"--config\.(train_data|eval_data|verify_data)\.(\w+)")
 
 
@@ -48,12 +49,16 @@ def run_section(title: str) -> ConfigDict:
 
     c.train_data = ConfigDict({"name": "tfds", "dataset": "ms1m", "split": "train"})
     c.eval_data = ConfigDict({"name": "lfw"})
-    # Held-out pairs, looked at during the training: InsightFace uses LFW's too. Also
-    # {"name": "pairs", "dataset": "agedb_30"}, from `ida-jax prepare bin`.
-    c.verify_data = ConfigDict({"name": "lfw"})
+    # Held-out pairs, looked at during the training: InsightFace uses LFW's too. Also verification
+    # sets of data_dir, ("lfw.bin", "cfp_fp.bin", "agedb_30.bin"), or of `ida-jax prepare bin`,
+    # {"name": "pairs", "dataset": "agedb_30"}.
+    c.verify_data = FieldReference(ConfigDict({"name": "lfw"}), field_type=object)
 
     c.model = ConfigDict()
     c.model.network = "iresnet50"
+    # Of the stage import: a file in data_dir, whose weights are the model; or, where train follows,
+    # what its backbone begins with.
+    c.model.weights = placeholder(str)
     c.model.options = ConfigDict({"embedding_dim": 256, "dropout_rate": 0.4, "dtype": "bfloat16"})
     c.model.image_size = 112
     c.model.mean = c.model.std = (0.5, 0.5, 0.5)
@@ -111,6 +116,9 @@ def train_section() -> ConfigDict:
     c.combined_margins = (1.0, 0.3, 0.2)
     # ArcFace, or combined with (1, m, 0), with InsightFace's gradient instead of the exact one.
     c.straight_through = False
+    # Cosines above it to other people than the label's count as 0, without gradient: for noisy
+    # labels (arcface_torch: 0.4, together with sample_rate 0.1 to 0.3); 0: none.
+    c.interclass_filtering_threshold = 0.0
     c.sub_centres = 1  # weight vectors a class; 3 for noisy labels (Sub-center ArcFace)
     c.class_shards = 0  # devices that share the classes; 0: all, 1: each has all classes
     c.class_block = 0  # classes at a time in the softmax; 0: all, which holds [B, C] logits
@@ -122,18 +130,26 @@ def train_section() -> ConfigDict:
     c.sample_rule = "dense"
     c.head_dtype = "float32"  # the head's products; or bfloat16_x3, near it and faster, or bfloat16
     # The optimiser.
+    c.optimizer = "sgd"  # or adamw, PyTorch's: β = (0.9, 0.999), and no momentum
     c.batch_size = 512
     # Parts of a batch, one after the other: less memory. Their gradients are averaged, and steps
     # are whole batches; arcface_torch's gradient_acc sums them, and counts every part as a step.
     c.accumulate = 1
     c.steps = 200_000
-    c.schedule = "steps"  # or linear, InsightFace's
+    # In place of steps: passes over the training set, ⌊its images / batch_size⌋ steps each as in
+    # arcface_torch; or images in all. In place of warmup_steps and decay_steps, likewise, epochs.
+    c.epochs, c.images = placeholder(float), placeholder(int)
+    c.warmup_epochs, c.decay_epochs = placeholder(float), placeholder(tuple)
+    c.schedule = "steps"  # or linear, InsightFace's; or polynomial, the line to the power `power`
+    c.power = 2.0
     c.learning_rate = 0.1
     # Step s of them has (s + 1) / warmup_steps of the rate, arcface_torch's s / warmup_steps.
     c.warmup_steps = 0
     c.decay_steps = (100_000, 140_000, 160_000)
     c.decay_factor = 0.1
     c.momentum = 0.9
+    # Of all parameters, as in arcface_torch: sgd's is part of the gradient, λ w, and enters the
+    # momentum; adamw's is apart from it, w ← w − η λ w (arcface_torch: 0.1).
     c.weight_decay = 5e-4
     c.clip_norm = 0.0  # of the backbone's gradient; 0: none, InsightFace: 5
     c.ema_decay = 0.0  # moving average of the backbone, which then is the model; 0: none
@@ -256,6 +272,7 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
     c.model.options.dtype = "float32"  # CPUs compute bfloat16 many times slower
     c.train.batch_size = 8
     c.train.steps, c.train.decay_steps, c.train.warmup_steps = 2, (1,), 0
+    c.train.epochs = c.train.images = c.train.warmup_epochs = c.train.decay_epochs = None
     c.train.checkpoint_every = c.train.log_every = 1
     c.train.verify_every = min(2, c.train.verify_every)
     c.ssr.steps, c.ssr.decay_steps = 200, (100,)
@@ -299,7 +316,8 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
     from absl import flags
     from ml_collections import config_flags
 
-    rest, sections = _renamed_data(underscored(arguments))
+    words, bins = _listed_bins(underscored(arguments))
+    rest, sections = _renamed_data(words)
     parsed, argv = flags.FlagValues(), ["", *_expanded(rest, ("config", *others))]
     config_flags.DEFINE_config_file(
         "config", None, "The run's config.", flag_values=parsed, sys_argv=argv
@@ -322,6 +340,8 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
     if config is not None:
         for section, given in sections.items():
             _rename_data(config, section, given)
+        if bins is not None:
+            config.verify_data = bins
         _expand_paths(config)
         if key := peers_key(config):
             raise UserError(no_such_key(config, key))
@@ -404,6 +424,20 @@ def _user_path(flag: str, text: str) -> str:
         raise UserError(f"argument {flag}: {error}") from error
 
 
+def _listed_bins(arguments: list[str]) -> tuple[list[str], tuple[str, ...] | None]:
+    """The arguments without --config.verify_data=X.bin,Y.bin, and its files."""
+    others: list[str] = []
+    files, words = None, iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == _BINS_FLAG:
+            listed = (value if equals else next(words, "")).strip("()[]").split(",")
+            files = tuple(text for f in listed if (text := f.strip().strip("'\"")))
+        else:
+            others.append(word)
+    return others, files
+
+
 def _renamed_data(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """The arguments without those of the data sections that a flag renames, and these by section.
 
@@ -426,9 +460,11 @@ def _renamed_data(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, 
 
 
 def _rename_data(config: ConfigDict, section: str, given: Mapping[str, str]) -> None:
-    if not isinstance(config.get(section), ConfigDict):
+    if section not in config:
         raise UserError(f"the config has no '{section}', which --config.{section}.name changes")
     former = config[section]
+    if not isinstance(former, ConfigDict):
+        former = ConfigDict()  # verification sets
     config[section], left_out = renamed_section(section, former, given)
     if left_out:
         print(

@@ -24,13 +24,14 @@ from ida_jax.protocols.insightface_rule import RULES
 from ida_jax.rescoring.method_table import METHODS, methods_with
 from ida_jax.runs.workdir import METHOD_FILES
 from ida_jax.training.head_step import margin_head
-from ida_jax.training.optimizer import SCHEDULES
+from ida_jax.training.length import check_length
+from ida_jax.training.optimizer import OPTIMIZERS, SCHEDULES, is_adamw
 
 ANCHOR_SOURCES = ("class_weights", "real_db", "fake_db")
 PAIR_LISTS = ("drawn", "lfw")
 INPUTS = ("unit", "scaled", "centred")
 SSR_CHOICES = ("given", "held_out", "auto")
-_ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data", "eval_data")
+_ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data")
 _SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
 
 
@@ -41,7 +42,8 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
       UserError: a value out of its range, an unknown choice, or two that do not go together.
     """
     c = config
-    for entry in (*_ALWAYS, *(stage for stage in unfinished if stage in _SECTIONS)):
+    evaluated = ("eval_data",) if "evaluate" in unfinished else ()
+    for entry in (*_ALWAYS, *evaluated, *(stage for stage in unfinished if stage in _SECTIONS)):
         if entry not in c:
             raise UserError(
                 f"the config has no '{entry}': begin it with ida_jax.runs.config.run_section"
@@ -52,7 +54,13 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
     _check_search(c)
     if "train" in unfinished:
         check_training(c)
-    if "import" in unfinished and c.anchors.source == "class_weights":
+    if "import" in c.stages[1:]:
+        raise UserError(
+            f"stages is {tuple(c.stages)}: import is the first, and train, if any, begins with it"
+        )
+    if "import" in c.stages and c.model.get("weights") is None:
+        raise UserError("stages has import, and model.weights names no file")
+    if "import" in unfinished and "train" not in c.stages and c.anchors.source == "class_weights":
         raise UserError(
             "imported weights come without class weights: set anchors.source to real_db"
         )
@@ -310,6 +318,7 @@ def check_training(c: ConfigDict) -> None:
     train = c.train
     _one_of("train.head", train.head, MARGIN_LOSSES)
     _one_of("train.schedule", train.schedule, SCHEDULES)
+    _one_of("train.optimizer", train.get("optimizer", "sgd"), OPTIMIZERS)
     _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
     _one_of("train.head_dtype", train.head_dtype, tuple(PRODUCTS))
     _one_of("train.keep", train.keep, ("last", "best"))
@@ -326,11 +335,15 @@ def check_training(c: ConfigDict) -> None:
     _positive(c, "train.scale")
     if not 0 <= train.ema_decay < 1:
         raise UserError(f"train.ema_decay is {train.ema_decay}: expected 0 ≤ ema_decay < 1")
-    if train.schedule == "linear" and train.warmup_steps >= train.steps:
+    if train.schedule == "polynomial":
+        _positive(c, "train.power")
+    if is_adamw(train) and train.accumulate > 1:
         raise UserError(
-            f"train.warmup_steps is {train.warmup_steps} of {train.steps} steps: the linear fall "
-            "begins after them, so take fewer"
+            f"train.optimizer is adamw and train.accumulate {train.accumulate}: its second moment "
+            "takes the class weights' whole gradient; keep accumulate at 1 (train.remat saves "
+            "memory), or take sgd"
         )
+    check_length(train)
     if train.sample_rate < 1 and train.accumulate > 1:
         raise UserError(
             f"train.sample_rate is {train.sample_rate} and train.accumulate {train.accumulate}: "

@@ -16,15 +16,17 @@ ARCFACE_TORCH = {
     "third is above 0, cosface with it",
     "network": "model.network: r50 is iresnet50",
     "num_classes": "not needed: the training set's identities are counted",
-    "num_epoch": "train.steps, images · epochs / train.batch_size",
+    "interclass_filtering_threshold": "train.interclass_filtering_threshold",
+    "num_epoch": "train.epochs",
     "num_image": "not needed: the training set's images are counted",
     "output": "--workdir=DIR",
-    "rec": "train_data.dataset=NAME, after ida-jax prepare recordio --from=REC --name=NAME",
+    "optimizer": "train.optimizer: sgd or adamw",
+    "rec": "train_data.name=recordio and train_data.dataset=FOLDER, read where it lies",
     "resume": "not needed: the same command with the same --workdir resumes",
     "sample_rate": "train.sample_rate",
-    "val_targets": "verify_data.name=pairs and verify_data.dataset=X, after ida-jax prepare bin "
-    "--from=X.bin --name=X",
-    "warmup_epoch": "train.warmup_steps, in steps",
+    "val_targets": "verify_data=lfw.bin,cfp_fp.bin, the release's files in data_dir",
+    "warmup_epoch": "train.warmup_epochs",
+    "weight_decay": "train.weight_decay",
 }
 
 
@@ -65,7 +67,10 @@ def peers_key(config: ConfigDict) -> str | None:
 
 
 # Those of the words that are ours too.
-_OURS = ("train.batch_size", "train.sample_rate", "model.network")
+_OURS = (
+    "train.batch_size", "train.sample_rate", "train.optimizer", "train.weight_decay",
+    "train.interclass_filtering_threshold", "model.network",
+)  # fmt: skip
 
 
 def _has(config: ConfigDict, key: str) -> bool:

@@ -3,7 +3,7 @@
 P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,19 @@ from ida_jax.common.validation import row_norms, unit_embeddings
 from ida_jax.data.labelled_pairs import PairList
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.protocols.insightface_rule import RULES, insightface_figures
+
+
+def figures_of_sets(
+    model: FaceModel, sets: Mapping[str, tuple[Sequence[np.ndarray], PairList]],
+    *, flip: bool, rule: str,
+) -> dict[str, float]:  # fmt: skip
+    """`held_out_figures` of one set; of several sets, SET_FIGURE, and the mean as "accuracy"."""
+    found = {name: held_out_figures(model, *of, flip=flip, rule=rule) for name, of in sets.items()}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    mean = float(np.mean([figures["accuracy"] for figures in found.values()]))
+    named = {f"{name}_{key}": v for name, of in found.items() for key, v in of.items()}
+    return {"accuracy": mean, **named}
 
 
 def held_out_figures(

@@ -30,6 +30,7 @@ from ida_jax.rescoring.pairs import DEVICE_GATHER_BLOCKS, gathered_scores
 from ida_jax.rescoring.terms import RULES, FaceTerms
 from ida_jax.runs.config_check import check_config, check_training
 from ida_jax.training.gan_step import check_gan_batch, make_gan_program
+from ida_jax.training.length import depends_on_images, in_steps
 from ida_jax.training.pfe import check_pfe_batch, make_pfe_program
 from ida_jax.training.ssr import STEPS_A_CALL, make_ssr_program, rows_of, searched_rows
 from ida_jax.training.train_step import make_program
@@ -108,12 +109,14 @@ def _train(config: ConfigDict, devices: list[jax.Device], sizes: Sizes) -> Devic
     classes, mesh = sizes.classes(), training_mesh(config.train.class_shards, devices=devices)
     program = make_program(config, num_classes=classes, mesh=mesh)
     given, rows = config.train.batch_size, program.batch[0].shape[0]
+    # In epochs it depends on a training set that need not be here.
+    steps = None if depends_on_images(config.train) else in_steps(config.train, 0).steps
     padded = "" if rows == given else f", padded to {rows:,}"
     return DeviceProgram(
         f"{config.model.network}, {classes:,} classes, batch {given:,}{padded}: "
         f"{rows // mesh.size:,} images a device",
         [Part("step", program.step, (program.state, *program.batch))],
-        given, "images", config.train.steps, mesh,
+        given, "images", steps, mesh,
         {"network": config.model.network, "classes": classes, "batch_size": given,
          "rows_per_device": rows // mesh.size},
     )  # fmt: skip

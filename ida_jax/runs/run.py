@@ -19,7 +19,7 @@ from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.artefacts.uncertainty_model import ProbabilisticEmbeddings, UncertaintyModel
 from ida_jax.common.parts import Parts, write_npy
 from ida_jax.common.validation import require_log_variances
-from ida_jax.data.dataset import FaceDataset, image_subset
+from ida_jax.data.dataset import FaceDataset, LazyImages, image_subset
 from ida_jax.data.degrade import Degradation, copies_of, degraded_rows
 from ida_jax.data.labelled_pairs import (
     PairList,
@@ -27,7 +27,9 @@ from ida_jax.data.labelled_pairs import (
     kfold_pairs,
     read_lfw_pairs,
 )
-from ida_jax.data.load import load_faces
+from ida_jax.data.load import bin_files, load_faces
+from ida_jax.data.sources.image_files import decode
+from ida_jax.data.sources.verification_bin import read_verification_bin
 from ida_jax.data.tfds_faces import load_pairs
 from ida_jax.metrics.groups import FaceGroups
 from ida_jax.protocols.group_figures import face_groups
@@ -102,8 +104,18 @@ class Run:
         return _pairs(c, c.evaluate.pairs, self.eval_faces, folds=c.evaluate.folds)
 
     @cached_property
-    def verification(self) -> Verification:
-        """The held-out pairs of verify_data: faces' (by its name as evaluate.pairs), or listed."""
+    def verifications(self) -> dict[str, Verification]:
+        """The held-out pairs of verify_data, by name: its verification sets (.bin), or its own."""
+        c = self.config
+        if isinstance(c.verify_data, ConfigDict):
+            return {c.verify_data.name: self._verification_of_a_data_set()}
+        return {
+            name: _verification_set(Path(c.data_dir) / file, folds=c.evaluate.folds)
+            for name, file in bin_files(c.verify_data).items()
+        }
+
+    def _verification_of_a_data_set(self) -> Verification:
+        """Pairs that are listed, or those of faces (by the data set's name as evaluate.pairs)."""
         c = self.config
         if c.verify_data.name == "pairs":
             listed = load_pairs(c.verify_data.dataset, data_dir=c.data_dir)
@@ -204,6 +216,12 @@ class Run:
     def embed(self, images: Sequence[np.ndarray], title: str) -> np.ndarray:
         # Anchors, the SSR module's faces and the evaluated ones alike: one distribution.
         return self.model.embed(images, flip=self.config.flip, progress=title)
+
+
+def _verification_set(path: Path, *, folds: int) -> Verification:
+    of = read_verification_bin(path)
+    images = LazyImages(len(of.images), lambda row: decode(of.images[row], where=of.where(row)))
+    return Verification(images, consecutive_pairs(of.same, folds=folds))
 
 
 def _pairs(config: ConfigDict, kind: str, faces: FaceDataset, *, folds: int) -> PairList:

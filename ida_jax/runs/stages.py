@@ -2,6 +2,7 @@
 
     train     → DIR/model.safetensors            backbone and margin head, by SGD
     import    → DIR/model.safetensors            or a backbone's weights from elsewhere
+                DIR/imported.safetensors         where train follows, which begins with them
     gan       → DIR/generator.safetensors        the generator of faces, for the fake-db
     anchors   → DIR/anchors/anchors.safetensors  class weights, real-db or fake-db (Table 4)
     ssr       → DIR/ssr.safetensors              the SSR module on the frozen backbone (IDA-L)
@@ -51,7 +52,7 @@ from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.balanced import balanced_rows
 from ida_jax.data.dataset import image_subset
 from ida_jax.data.degrade import with_degraded
-from ida_jax.data.load import require_faces
+from ida_jax.data.load import require_faces, require_verification
 from ida_jax.data.pipeline import check_labels
 from ida_jax.metrics.frechet import frechet_distance, precision_recall
 from ida_jax.protocols.insightface_rule import check_rule
@@ -61,7 +62,7 @@ from ida_jax.rescoring.method_table import methods_set_by
 from ida_jax.runs.config_check import check_config, section_degradation
 from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
 from ida_jax.runs.evaluate_stage import evaluate_run
-from ida_jax.runs.held_out import held_out_figures
+from ida_jax.runs.held_out import figures_of_sets
 from ida_jax.runs.run import Run, Stage
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
@@ -69,6 +70,7 @@ from ida_jax.runs.workdir import (
     CSN,
     FAKES,
     GENERATOR,
+    IMPORTED,
     MODEL,
     PFE,
     RESULTS,
@@ -78,6 +80,7 @@ from ida_jax.runs.workdir import (
     read_results,
 )
 from ida_jax.training.gan_step import check_gan_batch
+from ida_jax.training.length import in_steps
 from ida_jax.training.pfe import check_pfe_batch
 from ida_jax.training.train_step import check_batch
 
@@ -100,7 +103,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if "embeddings" in config:
         current, stages, check = EmbeddingRun(config, workdir), EMBEDDING_STAGES, check_embeddings
     else:
-        current, stages, check = Run(config, workdir), STAGES, _check
+        current, stages, check = Run(config, workdir), run_stages(config), _check
     if not config.stages:
         raise UserError("the config names no stages: name one or more")
     for name in config.stages:
@@ -143,6 +146,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
         _ = run.one_person
     if "train" in unfinished:
         check_batch(c.train, training_mesh(c.train.class_shards))
+        in_steps(c.train, len(run.train_faces.labels))
     if "gan" in unfinished:
         check_gan_batch(c.gan.batch_size, jax.device_count())
     if "anchors" in unfinished and c.anchors.source == "fake_db" and c.anchors.generator:
@@ -158,32 +162,41 @@ def _check(run: Run, unfinished: list[str]) -> None:
             run.train_faces.labels, identities=c.pfe.identities, images=c.pfe.images, seed=c.seed
         )
     if "train" in unfinished and c.train.verify_every and is_first():
-        images, pair_list = run.verification
-        run.model_preprocessing.check(images[0], what="verify_data's first image")
-        check_rule(c.train.get("verify_rule", "exact"), pair_list)
+        require_verification(c.verify_data, data_dir=c.data_dir)
+        for name, (images, pair_list) in run.verifications.items():
+            first = f"the first image of verify_data ({name})"
+            run.model_preprocessing.check(images[0], what=first)
+            check_rule(c.train.get("verify_rule", "exact"), pair_list)
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
     if {"train", "gan", "anchors", "ssr"} & set(unfinished):
         check_labels(run.train_faces)
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
-        anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
-        if c.anchors.source == "fake_db":
-            _check_fake_db(run)
-        if "anchors" in unfinished:
-            _ = _balance(run)
-        if not 1 <= c.k <= anchors:
-            raise UserError(
-                f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
-                "identity, a face's own left out): lower k or take more identities"
-            )
-        cohort = not set(c.evaluate.methods).isdisjoint(methods_set_by("top_n"))
-        _check_cohort(run, "evaluate.top_n", cohort, left_out=0)
-        # CSN's fit leaves out both people of a pair.
-        _check_cohort(run, "csn.top_n", "csn" in c.stages, left_out=2)
+        if {"anchors", "ssr", "csn", "evaluate"} & set(unfinished):
+            _check_anchors(run, unfinished)
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
         check_rule(c.evaluate.get("rule", "exact"), run.pair_list)  # draws or reads it
         _ = run.groups
+
+
+def _check_anchors(run: Run, unfinished: list[str]) -> None:
+    """Whether the training people are enough for the anchors, and for what takes them."""
+    c = run.config
+    anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
+    if c.anchors.source == "fake_db":
+        _check_fake_db(run)
+    if "anchors" in unfinished:
+        _ = _balance(run)
+    if not 1 <= c.k <= anchors:
+        raise UserError(
+            f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
+            "identity, a face's own left out): lower k or take more identities"
+        )
+    cohort = not set(c.evaluate.methods).isdisjoint(methods_set_by("top_n"))
+    _check_cohort(run, "evaluate.top_n", cohort and "evaluate" in c.stages, left_out=0)
+    # CSN's fit leaves out both people of a pair.
+    _check_cohort(run, "csn.top_n", "csn" in c.stages, left_out=2)
 
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
@@ -231,12 +244,14 @@ def _train(run: Run) -> None:
 
     def verify(model: FaceModel) -> dict[str, float]:
         rule = run.config.train.get("verify_rule", "exact")  # a section from before the entry
-        return held_out_figures(model, *run.verification, flip=run.config.flip, rule=rule)
+        return figures_of_sets(model, run.verifications, flip=run.config.flip, rule=rule)
 
+    imported = "import" in run.config.stages
     model = train(
         run.train_faces,
         run.config,
         workdir=run.workdir,
+        start=FaceModel.load(run.workdir / IMPORTED) if imported else None,
         verify=verify if verifying else None,
     )
     if is_first():
@@ -257,7 +272,7 @@ def _import(run: Run) -> None:
             f"{_description(expected)}: set model.network, model.options.embedding_dim and "
             "model.image_size to what the file holds"
         )
-    model.save(run.workdir / MODEL)
+    model.save(run.workdir / (IMPORTED if "train" in run.config.stages else MODEL))
 
 
 def _description(model: tuple[str, int, int]) -> str:
@@ -459,3 +474,10 @@ STAGES = {
     "csn": Stage(_csn, CSN, after=("anchors",), depends_on=(*_ON_FACES, "searcher", "csn")),
     "evaluate": Stage(evaluate_run, RESULTS, after=("anchors", "ssr", "csn")),
 }  # fmt: skip
+
+
+def run_stages(config: ConfigDict) -> dict[str, Stage]:
+    """The stages of a config's run from images: before a training, import ends in its own file."""
+    if not {"import", "train"} <= set(config.stages):
+        return STAGES
+    return {**STAGES, "import": STAGES["import"]._replace(result=IMPORTED)}

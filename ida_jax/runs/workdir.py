@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
+IMPORTED = "imported.safetensors"  # what a training begins with
 GENERATOR = "generator.safetensors"
 ANCHORS = "anchors/anchors.safetensors"
 ANCHOR_VARIANCES = "anchors/log_variances.npy"
@@ -46,14 +47,15 @@ _EMBEDDED = ("seed", "train_data")
 # Entries that configs of earlier versions lack, whose values here leave everything as it was.
 _ADDED = {
     "degrade": "", "degrade_share": 0.5, "degrade_copies": 1, "rule": "exact",
-    "verify_rule": "exact", "sample_rule": "frozen",
+    "verify_rule": "exact", "sample_rule": "frozen", "optimizer": "sgd",
+    "interclass_filtering_threshold": 0.0,
 }  # fmt: skip
 # Beside the parts of the training set's embeddings: their identities, int [N].
 LABELS = "labels.npy"
 # What stages end in, by the stage; the rest is written by every run.
 _WRITTEN = {
     "train": (MODEL,),
-    "import": (MODEL,),
+    "import": (MODEL, IMPORTED),
     "gan": (GENERATOR,),
     "anchors": (ANCHORS,),
     "ssr": (SSR,),
@@ -211,6 +213,8 @@ def _without_effect(config: Mapping[str, Any]) -> frozenset[str]:
     options = {f"{s}.{o}" for s in sections for o in ("workers", "log_every", "checkpoint_every")}
     if config.get("train", {}).get("sample_rate", 1) == 1:
         options.add("train.sample_rule")
+    if config.get("train", {}).get("schedule") != "polynomial":
+        options.add("train.power")
     if config.get("train", {}).get("keep") != "best":
         options |= {"train.verify_every", "train.verify_rule", "verify_data"}
     return frozenset(options)

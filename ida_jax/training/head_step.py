@@ -18,15 +18,17 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from ida_jax.models.margin_head import MarginHead
-from ida_jax.ops.class_softmax import ClassWeights, Sgd, sample_classes, softmax_step
+from ida_jax.ops.class_optimizers import AdamW, ClassWeights, Sgd
+from ida_jax.ops.class_softmax import sample_classes, softmax_step
 from ida_jax.ops.margin import NormStatistics, adaface_quality
+from ida_jax.training.optimizer import is_adamw
 
 
 class Head(NamedTuple):
     """The margin head's part of the state.
 
     Attributes:
-      classes: weight and momentum, float32 [C, S, D] each.
+      classes: weight and momentum, float32 [C, S, D] each; AdamW's second moment too.
       norms: AdaFace's running statistics of the embeddings' norms.
     """
 
@@ -47,6 +49,7 @@ def margin_head(train: ConfigDict, *, num_classes: int) -> MarginHead:
         margin=tuple(train.combined_margins) if train.head == "combined" else train.margin,
         sub_centres=train.sub_centres,
         straight_through=train.straight_through,
+        interclass_filtering_threshold=train.get("interclass_filtering_threshold", 0.0),
     )
 
 
@@ -66,7 +69,7 @@ def head_step(
     schedule: optax.Schedule,
     mesh: Mesh,
 ) -> tuple[Head, jax.Array, dict[str, jax.Array]]:
-    """One SGD step of the head, or one of its parts with gradient accumulation.
+    """One step of the head, or one of its parts with gradient accumulation.
 
     Args:
       embeddings: float32 [B, D], of norm 1.
@@ -88,6 +91,14 @@ def head_step(
         quality, statistics = adaface_quality(norms, statistics, mask=row_weights > 0)
     count = math.ceil(config.sample_rate * num_local)
 
+    if is_adamw(config):
+        optimizer = AdamW(schedule(step), config.weight_decay, count=step + 1)
+    else:
+        optimizer = Sgd(
+            schedule(step), config.momentum, config.weight_decay,
+            is_first=part == 0, is_last=part == config.accumulate - 1,
+        )  # fmt: skip
+
     def on_device(
         classes: ClassWeights, embeddings: jax.Array, quality: jax.Array, labels: jax.Array,
         row_weights: jax.Array,
@@ -104,19 +115,16 @@ def head_step(
                 count=count,
                 block=config.class_block,
             )
-        sgd = Sgd(
-            schedule(step), config.momentum, config.weight_decay,
-            is_first=part == 0, is_last=part == config.accumulate - 1,
-        )  # fmt: skip
         out = softmax_step(
             embeddings,
             row_labels,
             row_weights,
             classes,
             lambda cosines: head.label_logits(cosines, quality),
-            sgd,
+            optimizer,
             num_classes=head.num_classes,
             scale=head.scale,
+            filter_above=head.interclass_filtering_threshold,
             block=config.class_block,
             sampled=sampled,
             dense=config.get("sample_rule", "frozen") == "dense",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from ida_jax.common.processes import all_or_none, is_first
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.planning.topology import peak_flops
 from ida_jax.training.checkpoint import open_checkpoints
+from ida_jax.training.length import in_steps
 from ida_jax.training.loop import Progress, host_batches, open_metrics, preemption, training_steps
 from ida_jax.training.optimizer import learning_rate_schedule
 from ida_jax.training.train_step import TrainState, flops_per_image, make_program
@@ -28,22 +30,28 @@ def train(
     config: ConfigDict,
     *,
     workdir: str | os.PathLike[str],
+    start: FaceModel | None = None,
     verify: Callable[[FaceModel], Mapping[str, float]] | None = None,
 ) -> FaceModel:
-    """Trains to `train.steps` and returns the model; resumes from the workdir's last checkpoint.
+    """Trains to `train.steps` (or `epochs`) and returns the model.
+
+    Resumes from the workdir's last checkpoint.
 
     Args:
       dataset: faces with labels 0 … C−1.
       config: the run's, with model, train (`ida_jax.runs.config.train_section`) and seed.
+      start: whose weights the backbone begins with (fine-tuning); None draws them by the seed. The
+        class weights are drawn in either case.
       verify: returns a model's figures on held-out pairs, "accuracy" among them; called every
         `train.verify_every` steps.
 
     Raises:
-      UserError: labels outside the classes, a batch that the devices do not divide, a loss that is
-        no longer finite.
+      UserError: labels outside the classes, a start of another network, a batch that the devices
+        do not divide, a loss that is no longer finite.
       Stopped: SIGTERM or Ctrl-C was received, and the state is saved.
     """
-    c = config.train
+    config = config.copy_and_resolve_references()
+    config.train = c = in_steps(config.train, len(dataset.labels))
     mesh = training_mesh(c.class_shards)
     program = make_program(config, num_classes=dataset.num_identities, mesh=mesh)
     schedule = learning_rate_schedule(c)
@@ -56,7 +64,8 @@ def train(
         ) as checkpoints,
         preemption() as stop_requested,
     ):
-        progress = Progress(*(checkpoints.restore(program.state) or (0, program.init())))
+        restored = checkpoints.restore(program.state)
+        progress = Progress(*(restored or (0, _begun(program.init(), start))))
         batches = host_batches(
             dataset, c, batch_size=c.batch_size, seed=config.seed, first_step=progress.step
         )
@@ -123,6 +132,30 @@ def train(
             progress.state = kept.state
     weights = _class_weights(progress.state.head.classes.weight, dataset.num_identities)
     return _model(config, progress.state, weights)
+
+
+def _begun(state: TrainState, start: FaceModel | None) -> TrainState:
+    """The first state, with another model's backbone if there is one."""
+    if start is None:
+        return state
+    backbone = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = {"batch_stats": {}, **start.variables}
+    own, given = (jax.tree.map(np.shape, tree) for tree in (backbone, variables))
+    if own != given:
+        raise UserError(
+            f"the weights to begin with are of a {start.network} with other options than the "
+            "config's model: set model.network and model.options to theirs"
+        )
+
+    def placed() -> Any:
+        # Each a buffer of its own: the average's must not be the parameters', which are donated.
+        return jax.tree.map(
+            lambda x, like: jax.device_put(np.array(x, like.dtype), like.sharding),
+            variables, backbone,
+        )  # fmt: skip
+
+    average = None if state.average is None else placed()
+    return state._replace(**placed(), average=average)
 
 
 def _verified(

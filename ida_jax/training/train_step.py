@@ -30,12 +30,12 @@ from ml_collections import ConfigDict
 from ida_jax.artefacts.face_model import Preprocessing, build_network
 from ida_jax.common.devices import batch_sharding, class_sharding, padded_classes, replicated
 from ida_jax.common.errors import UserError
-from ida_jax.ops.class_softmax import ClassWeights
+from ida_jax.ops.class_optimizers import ClassWeights
 from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.margin import initial_norm_statistics
 from ida_jax.planning.flops import count_flops
 from ida_jax.training.head_step import Head, head_step, margin_head
-from ida_jax.training.optimizer import backbone_optimizer, learning_rate_schedule
+from ida_jax.training.optimizer import backbone_optimizer, is_adamw, learning_rate_schedule
 
 
 class TrainState(NamedTuple):
@@ -115,21 +115,20 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         shape = (classes, train.sub_centres, module.embedding_dim)
         # A value depends on its position alone, so that padding changes no class's weight.
         weight = 0.01 * jax.random.normal(head_key, shape, jnp.float32)
+        moments = [jnp.zeros_like(weight) for _ in range(2 if is_adamw(train) else 1)]
         return TrainState(
             jnp.int32(0),
             params,
             batch_stats,
             optimizer.init(params),
-            Head(ClassWeights(weight, jnp.zeros_like(weight)), initial_norm_statistics()),
+            Head(ClassWeights(weight, *moments), initial_norm_statistics()),
             {"params": params, "batch_stats": batch_stats} if train.ema_decay else None,
         )
 
     shapes = jax.eval_shape(init)
     shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
-    head_shardings = Head(
-        ClassWeights(class_sharding(mesh), class_sharding(mesh)), shardings.head.norms
-    )
-    shardings = shardings._replace(head=head_shardings)
+    by_class = jax.tree.map(lambda _: class_sharding(mesh), shapes.head.classes)
+    shardings = shardings._replace(head=Head(by_class, shardings.head.norms))
     size = (rows, c.image_size, c.image_size, 3)
     batch = (
         jax.ShapeDtypeStruct(size, jnp.uint8, sharding=batch_sharding(mesh)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from workers import Failed, Worker
 
-from ida_jax.ops.class_softmax import ClassWeights
+from ida_jax.ops.class_optimizers import ClassWeights
 
 
 @pytest.mark.parametrize(

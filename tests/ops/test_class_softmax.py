@@ -7,18 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import reference_insightface
 from jax.sharding import PartitionSpec as P
 
 from ida_jax.common.devices import padded_classes, training_mesh
 from ida_jax.models.margin_head import MarginHead
-from ida_jax.ops.class_softmax import (
-    PRODUCTS,
-    ClassWeights,
-    Sampled,
-    Sgd,
-    sample_classes,
-    softmax_step,
-)
+from ida_jax.ops.class_optimizers import AdamW, ClassWeights, Sgd
+from ida_jax.ops.class_softmax import PRODUCTS, Sampled, sample_classes, softmax_step
 
 ROWS, WIDTH, RATE, MU, DECAY = 16, 6, 0.1, 0.9, 5e-4
 
@@ -52,12 +47,14 @@ def _plain(head, embeddings, weight, labels, row_weights):
         nearest = np.argmax(unit @ f[b], axis=1)
         centres = unit[np.arange(len(w)), nearest]
         cosines = centres @ f[b]
-        logits = head.scale * cosines
+        is_out = (cosines > head.interclass_filtering_threshold) & (np.arange(len(w)) != y)
+        is_out &= head.interclass_filtering_threshold > 0
+        logits = head.scale * np.where(is_out, 0.0, cosines)
         logits[y] = margin(cosines[y])
         p = np.exp(logits - logits.max())
         p /= p.sum()
         loss -= row_weights[b] * np.log(p[y])
-        slopes = head.scale * p
+        slopes = np.where(is_out, 0.0, head.scale * p)
         step = 1e-6
         slopes[y] = (
             (p[y] - 1) * (margin(cosines[y] + step) - margin(cosines[y] - step)) / (2 * step)
@@ -71,18 +68,24 @@ def _plain(head, embeddings, weight, labels, row_weights):
 
 def _sharded(
     head, embeddings, weight, momentum, labels, row_weights, *, mesh, block=0, sampled=None,
-    parts=(True, True), dense=True,
+    parts=(True, True), dense=True, adamw=None,
 ):  # fmt: skip
     classes = len(weight)
     fill = ((0, padded_classes(classes, mesh) - classes), (0, 0), (0, 0))
     weight, momentum = np.pad(weight, fill), np.pad(momentum, fill)
-    sgd = Sgd(jnp.float32(RATE), MU, DECAY, *map(jnp.bool_, parts))
+    optimizer = Sgd(jnp.float32(RATE), MU, DECAY, *map(jnp.bool_, parts))
+    moments = [momentum]
+    if adamw is not None:  # (steps taken, second moments)
+        optimizer = AdamW(jnp.float32(RATE), DECAY, jnp.int32(adamw[0] + 1))
+        moments.append(np.pad(adamw[1], fill))
 
     def on_device(embeddings, classes_here, labels, row_weights):
         gather = lambda x: jax.lax.all_gather(x, "model", tiled=True)  # noqa: E731
         out = softmax_step(
-            embeddings, gather(labels), gather(row_weights), classes_here, head.label_logits, sgd,
-            num_classes=classes, scale=head.scale, block=block, sampled=sampled, dense=dense,
+            embeddings, gather(labels), gather(row_weights), classes_here, head.label_logits,
+            optimizer, num_classes=classes, scale=head.scale,
+            filter_above=head.interclass_filtering_threshold, block=block, sampled=sampled,
+            dense=dense,
         )  # fmt: skip
         loss = jax.lax.psum(jnp.sum(gather(row_weights) * out.losses), "data")
         return loss, out.gradient, out.classes, jax.lax.psum(out.velocity_squared, "model")
@@ -93,9 +96,10 @@ def _sharded(
         out_specs=(P(), rows, P("model"), P()), check_vma=False,
     )  # fmt: skip
     loss, gradient, out, squared = jax.jit(step)(
-        embeddings, ClassWeights(weight, momentum), labels, row_weights
+        embeddings, ClassWeights(weight, *moments), labels, row_weights
     )
-    return loss, gradient, out.weight[:classes], out.momentum[:classes], squared
+    second = () if adamw is None else (out.second[:classes],)
+    return loss, gradient, out.weight[:classes], out.momentum[:classes], squared, *second
 
 
 def _mesh(devices, shards):
@@ -139,6 +143,75 @@ def test_every_margin_and_sub_centres(kind, margin, centres):
     np.testing.assert_allclose(got[0], loss, rtol=1e-5)
     np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got[2], weight - RATE * velocity, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "margin", "centres"), [("arcface", 0.5, 1), ("cosface", 0.4, 2)])
+def test_interclass_filtering_is_arcface_torchs(kind, margin, centres):
+    """Others' cosines above the threshold are 0, in the softmax's sum too, and without gradient."""
+    threshold, classes = 0.3, 11
+    head = MarginHead(
+        classes, kind, 16.0, margin, sub_centres=centres, interclass_filtering_threshold=threshold
+    )
+    embeddings, weight, momentum, labels = _problem(classes, centres)
+    unit = weight / np.linalg.norm(weight, axis=-1, keepdims=True)
+    cosines = np.max(np.einsum("bd,csd->bcs", embeddings, unit), axis=-1)
+    is_label = labels[:, None] == np.arange(classes)
+    assert (cosines[is_label] > threshold).any()  # a label's cosine is never filtered
+    assert 10 < np.sum((cosines > threshold) & ~is_label) < cosines.size / 2
+    np.testing.assert_allclose(
+        reference_insightface.filtered_cosines(cosines, labels, threshold),
+        np.where((cosines > threshold) & ~is_label, 0, cosines),
+    )
+    row_weights = np.full(ROWS, 1 / ROWS, np.float32)
+    loss, by_embeddings, by_weight = _plain(head, embeddings, weight, labels, row_weights)
+    got = _sharded(
+        head, embeddings, weight, momentum, labels, row_weights, mesh=_mesh(4, 2), block=4
+    )
+    velocity = MU * momentum + by_weight + DECAY * weight
+    np.testing.assert_allclose(got[0], loss, rtol=1e-5)
+    np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[3], velocity, rtol=1e-5, atol=1e-5)
+    variables = {"params": {"weight": weight[:, 0] if centres == 1 else weight}}
+    logits = np.float64(jax.jit(head.apply)(variables, embeddings, labels))
+    plain = np.log(np.sum(np.exp(logits), 1)) - logits[np.arange(ROWS), labels]
+    np.testing.assert_allclose(plain.mean(), loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("taken", [0, 7])
+@pytest.mark.parametrize("dense", [True, False])
+def test_adamw_is_pytorchs(taken, dense):
+    """Sampled classes by their gradient, the others by one of 0, or not at all."""
+    torch = pytest.importorskip("torch")
+    head, classes = MarginHead(9, "cosface", 16.0, 0.3), 9
+    embeddings, weight, momentum, labels = _problem(classes)
+    labels = labels % 4  # of the classes 0 … 3
+    second = np.square(momentum) * 0.3
+    row_weights = np.full(ROWS, 1 / ROWS, np.float32)
+    sampled = Sampled(jnp.arange(6, dtype=jnp.int32), 6, 6)
+    _, _, by_weight = _plain(head, embeddings, weight[:6], labels, row_weights)
+    parameter = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+    theirs = torch.optim.AdamW([parameter], lr=RATE, weight_decay=DECAY)
+    parameter.grad = torch.tensor(np.pad(by_weight, ((0, 3), (0, 0), (0, 0))))
+    theirs.state[parameter] = {
+        "step": torch.tensor(float(taken)),
+        "exp_avg": torch.tensor(np.float64(momentum)),
+        "exp_avg_sq": torch.tensor(np.float64(second)),
+    }
+    theirs.step()
+    state = theirs.state[parameter]
+    expected = [parameter.detach().numpy(), state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()]
+    if not dense:
+        for moved, kept in zip(expected, (weight, momentum, second), strict=True):
+            moved[6:] = kept[6:]
+    got = _sharded(
+        head, embeddings, weight, momentum, labels, row_weights, mesh=_mesh(1, 1), block=4,
+        sampled=sampled, dense=dense, adamw=(taken, second),
+    )  # fmt: skip
+    for found, wanted in zip((got[2], got[3], got[5]), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        got[4], np.sum(np.square(expected[1][: None if dense else 6])), rtol=1e-5
+    )
 
 
 def test_three_products_of_halves_are_near_the_whole():

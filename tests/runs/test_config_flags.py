@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from ida_jax import main
 from ida_jax.common.errors import exit_code
 from ida_jax.runs import config_words
 from ida_jax.runs.config import config_file, parse_config
-from ida_jax.runs.stages import STAGES
+from ida_jax.runs.run import Run
+from ida_jax.runs.stages import STAGES, _check
 from ida_jax.runs.workdir import CONFIG, outdated_stages
 
 # ml_collections loads config files by a method that Python deprecates.
@@ -53,6 +55,16 @@ def _main(monkeypatch, capsys, *flags):
         (["--config.eval_data.name=tfds"], "eval_data is tfds, which needs 'dataset'"),
         (["--config.train_data.name=tfds", "--config.train_data.identities=3"],
          "train_data is tfds, which has no 'identities': expected dataset, split"),
+        (["--config.train_data.name=recordio"], "train_data is recordio, which needs 'dataset'"),
+        (["--config.train_data.name=recordio", "--config.train_data.dataset=absent"],
+         "no records at data/absent/train.rec"),
+        (["--config.verify_data=lfw.bin", "--config.train.verify_every=1"],
+         "no verification set (verify_data) at data/lfw.bin"),
+        (["--config.verify_data=lfw.bin,agedb_30", "--config.train.verify_every=1"],
+         "verify_data lists 'agedb_30': expected verification sets"),
+        (["--config.verify_data=", "--config.train.verify_every=1"], "verify_data lists 'nothing'"),
+        (["--config.verify_data=a/lfw.bin,b/lfw.bin", "--config.train.verify_every=1"],
+         "expected files of different names"),
         (["--config.train_data.name=rendered", "--config.train_data.identities=x"],
          "--config.train_data.identities=x: expected an integer"),
         (["--config.no_data.name=lfw"], "no_data"),
@@ -195,3 +207,30 @@ def test_an_option_of_later_versions_that_is_not_used_changes_nothing(tmp_path):
     config.anchors.balance = "clusters:2"
     changed = outdated_stages(tmp_path, config, STAGES)
     assert changed["anchors"] == "anchors.balance was absent, is now clusters:2"
+
+
+def test_verification_sets_by_a_flag_and_a_data_set_in_their_place():
+    config, _ = parse_config([MS1M, "--config.verify_data=lfw.bin, sets/agedb_30.bin"])
+    assert config.verify_data == ("lfw.bin", "sets/agedb_30.bin")
+    assert parse_config([MS1M, "--config.verify-data", "('lfw.bin',)"])[0].verify_data == (
+        "lfw.bin",
+    )
+    file = CONFIGS / "ms1m_arcface.py"
+    in_a_file = runpy.run_path(str(file))["get_config"]()
+    in_a_file.verify_data = ("lfw.bin", "sets/agedb_30.bin")
+    assert in_a_file.to_dict() == config.to_dict()
+    again = ["--config.verify_data.name=lfw", "--config.verify_data.role=eval"]
+    assert parse_config([MS1M, *again])[0].verify_data.to_dict() == {"name": "lfw", "role": "eval"}
+
+
+def test_training_alone_asks_for_nothing_of_later_stages(tmp_path):
+    """No anchors enough for k, no cohort for top_n, no faces to evaluate."""
+    config, _ = parse_config(
+        [SMOKE, "--config.stages=('train',)", "--config.k=99", "--config.evaluate.top_n=99",
+         "--config.csn.top_n=99", "--config.eval_data.name=lfw", "--config.evaluate.pairs=lfw",
+         "--config.evaluate.methods=('nothing',)", "--config.evaluate.groups=absent.csv"]
+    )  # fmt: skip
+    _check(Run(config, tmp_path), ["train"])
+    with config.unlocked():
+        del config.eval_data
+    _check(Run(config, tmp_path), ["train"])

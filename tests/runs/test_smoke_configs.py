@@ -27,6 +27,11 @@ EMBEDDINGS = "ssr_from_embeddings"
 MODULES = {name: module for name, module in ALL.items() if name != EMBEDDINGS}
 SMOKE = [name for name, module in MODULES.items() if "train" in module["get_config"]().stages]
 
+# Lowering takes up to 20 s: what differs in its numbers alone, or in its network's depth, is not.
+LOWERED = set(SMOKE) - {
+    "ms1mv3_r100", "glint360k_r100", "ms1mv3_r50", "webface600k_mbf", "webface42m_vit_b"
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_config_is_valid_and_names_its_own_command(name):
@@ -60,7 +65,7 @@ def test_smoke_is_the_same_training_on_little(name):
     check_config(smoke, smoke.stages)
     small = {
         "batch_size", "steps", "decay_steps", "warmup_steps", "checkpoint_every", "log_every",
-        "verify_every",
+        "verify_every", "epochs", "images", "warmup_epochs", "decay_epochs",
     }  # fmt: skip
     kept = [section.train.to_dict() for section in (whole, smoke)]
     for section in kept:
@@ -70,6 +75,8 @@ def test_smoke_is_the_same_training_on_little(name):
     assert smoke.model.network == whole.model.network
     assert smoke.stages == whole.stages
     assert smoke.evaluate.methods == whole.evaluate.methods
+    if name not in LOWERED:
+        return
     # Tracing and lowering reach all of the step's code; compiling takes up to a minute.
     mesh = training_mesh(devices=jax.devices()[:1])
     program = make_program(smoke, num_classes=smoke.train_data.identities, mesh=mesh)

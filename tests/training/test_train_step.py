@@ -51,9 +51,9 @@ def _compiled(config, mesh, classes=CLASSES):
 
 
 @cache
-def _initial():
+def _initial(optimizer="sgd"):
     """The state that the seed gives, on one device: values only."""
-    program = make_program(_config(), num_classes=CLASSES, mesh=_mesh(1, 1))
+    program = make_program(_config(optimizer=optimizer), num_classes=CLASSES, mesh=_mesh(1, 1))
     return jax.tree.map(np.asarray, program.init())
 
 
@@ -70,7 +70,7 @@ def _placed(program):
         filled[tuple(map(slice, value.shape))] = value
         return jax.device_put(filled, like.sharding)
 
-    state = _initial()
+    state = _initial("sgd" if program.state.head.classes.second is None else "adamw")
     if program.state.average is not None:
         state = state._replace(average=_averaged(state))
     leaves = map(place, jax.tree.leaves(state), jax.tree.leaves(program.state))
@@ -256,6 +256,39 @@ def test_accumulation_clipping_and_the_moving_average():
         _assert_close(state.average, average, rtol=1e-6)
 
 
+def test_adamw_moves_backbone_and_classes_by_their_gradients():
+    """Moments of the plain step's gradients; weights by these, as PyTorch's formula has it."""
+    decay, betas = 0.1, (0.9, 0.999)
+    config = _config(optimizer="adamw", weight_decay=decay, class_block=3)
+    program, compiled = _compiled(config, _mesh(4, 2))
+    start = _initial()
+    before = (start.params, start.head.classes.weight[:, 0])
+    norms = {"norm_mean": start.head.norms.mean, "norm_std": start.head.norms.std}
+    stats = start.batch_stats
+    zero = jax.tree.map(np.zeros_like, before)
+    first, second = zero, zero
+    for step, (state, metrics) in enumerate(_run(program, compiled, ROWS, steps=2)):
+        plain = (before, _OPTIMIZER.init(before), stats, norms)
+        (_, (_, sgd, _), _, _), expected = _plain_step(plain, _batch(step, ROWS), jnp.int32(step))
+        # From no momentum: the gradient, and the decay that SGD counts among it.
+        gradient = jax.tree.map(lambda v, w: np.float64(v) - 5e-4 * w, sgd.trace, before)
+        first = jax.tree.map(lambda m, g: betas[0] * m + (1 - betas[0]) * g, first, gradient)
+        second = jax.tree.map(lambda v, g: betas[1] * v + (1 - betas[1]) * g**2, second, gradient)
+        adam, classes = state.opt_state[0], state.head.classes
+        moments = (adam.mu, classes.momentum[:, 0]), (adam.nu, classes.second[:, 0])
+        _assert_close(moments, (first, second))
+        after = (state.params, classes.weight[:, 0])
+        t = step + 1
+
+        def moved(w, m, v, t=t):
+            m, v = np.float64(m) / (1 - betas[0] ** t), np.float64(v) / (1 - betas[1] ** t)
+            return w - RATE * (m / (np.sqrt(v) + 1e-8) + decay * w)
+
+        _assert_close(after, jax.tree.map(moved, before, *moments))
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+        before, stats = after, state.batch_stats
+
+
 def test_batch_norm_per_device_is_that_of_groups_of_their_own():
     config = _config(rows=32, batch_norm="per_device", dropout=0.0)
     program, compiled = _compiled(config, _mesh(2, 2))
@@ -291,6 +324,18 @@ def test_learning_rates(changes, expected):
     schedule = learning_rate_schedule(_config(steps=10, **changes).train)
     for step, factor in expected.items():
         assert float(schedule(jnp.int32(step))) == pytest.approx(RATE * factor, rel=1e-6), step
+
+
+def test_the_polynomial_rates_are_polyschedulers_a_step_earlier():
+    config = _config(steps=10, schedule="polynomial")
+    ours = [float(learning_rate_schedule(config.train)(jnp.int32(step))) for step in range(10)]
+    theirs = reference_insightface.polynomial_rates(RATE, total=10, power=2)
+    np.testing.assert_allclose(ours[:-1], theirs[1:], rtol=1e-6)
+    config.train.power = 1.0
+    linear = _config(steps=10, schedule="linear")
+    one, other = (learning_rate_schedule(of.train) for of in (config, linear))
+    for step in (0, 3, 9, 12):
+        assert one(step) == other(step)
 
 
 @pytest.mark.parametrize("warmup", [0, 3])

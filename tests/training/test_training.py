@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,14 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.artefacts.face_model import FaceModel, Preprocessing
+from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.data.dataset import FaceDataset
 from ida_jax.metrics.evaluation import regression_quality
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.runs.config import run_section
+from ida_jax.runs.stages import run
 from ida_jax.training.loop import open_metrics, read_metrics
 from ida_jax.training.optimizer import learning_rate_schedule, sgd
 from ida_jax.training.recognition import train
@@ -92,6 +95,43 @@ def test_training_learns_and_resumes_to_the_same_model(tmp_path):
     # Their speeds show that the first six steps were not taken again.
     assert records[:6] == before
     assert 123.0 not in [r["loss"] for r in records]
+
+
+def test_a_training_begins_with_imported_weights(tmp_path):
+    """Stages import and train: one step at a rate of almost 0 leaves the backbone as it was."""
+    network = build_network("tiny", NETWORK)
+    key = jax.random.key(7)
+    variables = jax.jit(partial(network.init, train=False))(key, np.zeros((1, 32, 32, 3)))
+    given = FaceModel("tiny", NETWORK, Preprocessing(32), jax.tree.map(np.asarray, variables))
+    given.save(tmp_path / "given.safetensors")
+    config = _config(steps=1, learning_rate=1e-12, ema_decay=0.5, decay_steps=(), batch_size=8)
+    config.stages, config.data_dir = ("import", "train"), str(tmp_path)
+    config.model.image_size = 32
+    config.model.weights = "given.safetensors"
+    config.train_data = ConfigDict(
+        {"name": "rendered", "identities": 4, "images_per_identity": 2, "image_size": 32}
+    )
+    run(config, tmp_path / "run")
+    trained = FaceModel.load(tmp_path / "run" / "model.safetensors")
+    for path, value in flatten_dict(trained.variables["params"]).items():
+        np.testing.assert_allclose(value, flatten_dict(given.variables["params"])[path], atol=1e-9)
+    assert trained.class_weights.shape == (4, 8)
+    assert given.fingerprint == FaceModel.load(tmp_path / "run/imported.safetensors").fingerprint
+    finished = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    run(config, tmp_path / "run")  # neither stage is run again
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == finished
+
+    config.model.options.embedding_dim = 9
+    with pytest.raises(UserError, match=r"holds tiny, 8-d, 32 px, but the config's model is tiny"):
+        run(config, tmp_path / "other")
+    for stages, weights, message in (
+        (("train", "import"), "w", "import is the first"),
+        (("import",), None, "stages has import, and model.weights names no file"),
+    ):
+        config.stages, config.model.weights = stages, weights
+        with pytest.raises(UserError, match=message):
+            run(config, tmp_path / "other")
+    assert not (tmp_path / "other" / "model.safetensors").exists()
 
 
 def test_a_model_file_holds_everything(tmp_path):

@@ -53,7 +53,7 @@ class Records(NamedTuple):
 class RecordImages(Sequence[bytes]):
     """The images of N records in a memory-mapped file, each read when it is asked for."""
 
-    def __init__(self, path: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
+    def __init__(self, path: Path, keys: Sequence[int], offsets: np.ndarray) -> None:
         self._path, self._keys, self._offsets = path, keys, offsets
         self._words = _map(path)
 

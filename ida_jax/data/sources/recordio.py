@@ -11,19 +11,61 @@ N faces, C identities, R records.
 """
 
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import require_file
-from ida_jax.data.dataset import EncodedFaces
+from ida_jax.common.processes import is_first
+from ida_jax.data.dataset import EncodedFaces, FaceDataset, LazyImages
+from ida_jax.data.sources.image_files import decode
 from ida_jax.data.sources.jpeg import check_image
 from ida_jax.data.sources.record_file import RecordImages, Records, read_records
 from ida_jax.tables.text import text_lines
 
 # Keys in a record are float32, which holds every whole number up to this one.
 _EXACT = 1 << 24
+
+
+def load_recordio(folder: str | os.PathLike[str]) -> FaceDataset:
+    """The same faces to train on, decoded when asked for, where they lie: nothing is copied.
+
+    Rows, labels, names and pixels are those of the data set that `ida_jax.prepare` makes of the
+    file (which encodes grey and CMYK JPEGs anew). Every start reads the head of each record.
+
+    Raises:
+      UserError: as `read_recordio`; on access, an image that cannot be decoded, by key and byte.
+    """
+    faces = read_recordio(folder)
+    for note in faces.notes if is_first() else ():
+        print(note)
+    images = LazyImages(len(faces.images), partial(_image, faces.images))
+    return FaceDataset(images, faces.labels, faces.identities)
+
+
+def _image(images: RecordImages, row: int) -> np.ndarray:
+    return decode(images[row], where=f"of {images.where(row)}")
+
+
+def find_recordio(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The records and their index; neither is read.
+
+    Raises:
+      UserError: one of them is missing.
+    """
+    folder = Path(folder)
+    path = folder if folder.suffix == ".rec" and folder.is_file() else folder / "train.rec"
+    require_file(path, what="records")
+    index = path.with_suffix(".idx")
+    if not index.is_file():
+        raise UserError(
+            f"{path} has no {index.name} beside it, which says where each record begins: copy it "
+            "from the release too, or make it with MXNet's tools/rec2idx.py"
+        )
+    return path, index
 
 
 def read_recordio(folder: str | os.PathLike[str]) -> EncodedFaces:
@@ -40,11 +82,7 @@ def read_recordio(folder: str | os.PathLike[str]) -> EncodedFaces:
       UserError: a file is missing, empty, truncated or damaged, the index disagrees with the
         records, or a label is not a whole number; file and byte, or line, are named.
     """
-    folder = Path(folder)
-    path = folder if folder.suffix == ".rec" and folder.is_file() else folder / "train.rec"
-    require_file(path, what="records")
-    index = path.with_suffix(".idx")
-    require_file(index, what="index of the records")
+    path, index = find_recordio(folder)
     records = read_records(path, index)
     is_image, notes = _images(path, index, records)
     taken = np.flatnonzero(is_image)
@@ -60,7 +98,10 @@ def read_recordio(folder: str | os.PathLike[str]) -> EncodedFaces:
             f"{records.labels[row, 0]}, expected a whole number below {_EXACT}"
         )
     names, labels = np.unique(found.astype(np.int64), return_inverse=True)
-    images = RecordImages(path, records.keys[taken], records.offsets[taken])
+    keys: Sequence[int] = records.keys[taken]
+    if keys[-1] - keys[0] == len(keys) - 1:
+        keys = range(keys[0], keys[-1] + 1)  # as in every release; worker processes pickle less
+    images = RecordImages(path, keys, records.offsets[taken])
     notes += _property_notes(path.parent / "property", len(names), images[0])
     return EncodedFaces(
         images,

@@ -4,12 +4,15 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from face_sources import jpeg, write_recordio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
 from ida_jax.data.sources import record_file
-from ida_jax.data.sources.recordio import read_recordio
+from ida_jax.data.sources.recordio import load_recordio, read_recordio
+from ida_jax.data.sources.tfds_writer import write_faces
+from ida_jax.data.tfds_faces import load_tfds
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 
@@ -256,3 +259,30 @@ def test_nothing_but_user_errors(tmp_path_factory, name, cut, flips, noise):
         assert len(images) == len(faces.labels)
     assert "\n" not in message
     assert str(folder) in message
+
+
+def test_in_place_they_are_the_faces_of_the_prepared_data_set(tmp_path):
+    labels = [7, 7, 0, 12, 12]
+    folder = write_recordio(tmp_path / "faces", [jpeg(40 * n) for n in range(5)], labels)
+    write_faces("faces_tfds", read_recordio(folder), data_dir=tmp_path)
+    prepared, in_place = load_tfds("faces_tfds", data_dir=tmp_path), load_recordio(folder)
+    np.testing.assert_array_equal(in_place.labels, prepared.labels)
+    assert in_place.labels.dtype == prepared.labels.dtype
+    assert in_place.identities == prepared.identities == ("0", "7", "12")
+    # As a worker process has them; the index travels, the records do not.
+    pickled = pickle.dumps(in_place.images)
+    assert len(pickled) < 600
+    for images in (in_place.images, pickle.loads(pickled)):
+        assert len(images) == len(prepared.images) == 5
+        for a, b in zip(images, prepared.images, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_in_place_what_cannot_be_read_is_named(tmp_path):
+    folder = write_recordio(tmp_path / "faces", [jpeg(80), b"no jpeg"], [0, 1])
+    images = load_recordio(folder).images
+    with pytest.raises(UserError, match=r"train\.rec, key 2, byte \d+ cannot be decoded"):
+        images[1]
+    (folder / "train.idx").unlink()
+    with pytest.raises(UserError, match=r"train\.rec has no train\.idx beside it"):
+        load_recordio(folder)
