@@ -11,6 +11,7 @@ import reference
 from ida_jax import AnchorSet, BatchFaceTerms, BatchPairScores, Rescorer
 from ida_jax.common.errors import UserError
 from ida_jax.rescoring import batch as batch_room
+from ida_jax.rescoring import pairs as pair_room
 from ida_jax.rescoring.method_table import methods_with
 
 N, D = 300, 8
@@ -51,7 +52,10 @@ def test_every_method_in_any_batches(method):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_no_batch_compiles_anew(caplog):
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_no_batch_compiles_anew(on_cpu, caplog, monkeypatch):
+    expected = Rescorer(ANCHORS).score_pairs(FACES, PAIRS)
+    monkeypatch.setattr(pair_room, "on_cpu", lambda _: on_cpu)
     jax.clear_caches()
     terms = BatchFaceTerms(ANCHORS)
     scores = BatchPairScores(terms, {"embedding": FACES})
@@ -59,7 +63,8 @@ def test_no_batch_compiles_anew(caplog):
         for size in (7, 1, 65, 128, 129, N, 0):
             made = terms({"embedding": FACES[:size]})
             pairs = scores({"first": PAIRS[:size, 0], "second": PAIRS[:size, 1]})
-            assert (len(made["terms"]), len(pairs["score"])) == (size, size)
+            assert len(made["terms"]) == size
+            np.testing.assert_allclose(pairs["score"], expected[:size], rtol=1e-5)
             assert any("Compiling" in line for line in caplog.messages) == (size == 7), size
             caplog.clear()
 
