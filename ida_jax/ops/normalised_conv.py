@@ -63,8 +63,11 @@ def _backward(
 ) -> tuple[jax.Array, ...]:
     x, factor, offset, kernel = kept
     by_y = gradients[0].astype(dtype)
-    _, backward = jax.vjp(conv3x3, x.astype(dtype), _scaled(kernel, factor, dtype))
-    by_x, by_scaled = (gradient.astype(jnp.float32) for gradient in backward(by_y))
+    narrow, scaled = x.astype(dtype), _scaled(kernel, factor, dtype)
+    # Not jax.vjp, whose trace has the forward convolution once more.
+    (by_x,) = jax.linear_transpose(lambda x: conv3x3(x, scaled), narrow)(by_y)
+    (by_scaled,) = jax.linear_transpose(lambda kernel: conv3x3(narrow, kernel), scaled)(by_y)
+    by_x, by_scaled = by_x.astype(jnp.float32), by_scaled.astype(jnp.float32)
     by_taps = -_outside_sums(by_y)[:, :, None]
     both = jnp.stack([by_scaled, jnp.broadcast_to(by_taps, kernel.shape)])
     by_factor, by_offset = jnp.sum(kernel[None] * both, axis=(1, 2, 4))
