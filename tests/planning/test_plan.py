@@ -346,10 +346,10 @@ def test_an_absurd_convolution_is_seen():
     [
         ("train", {"step": 1}, 8, None),
         ("embed", {"embed": 1}, 8, None),
-        ("search", {"search": 1}, 8, 2 * 8 * 512 * 130 * 24),
-        ("pairs", {"cosines": 1 / 8, "rule": 1}, 1, 2 * 131072 * 24),
+        ("search", {"search": 1}, 8, 2 * 8 * 4096 * 130 * 24),
+        ("pairs", {"pairs": 1}, 1, 2 * 131072 * 24),
         # A slab of a few faces is 64 on each device.
-        ("identify", {"identify": 1}, 8, 2 * 512 * 8 * 64 * 24),
+        ("identify", {"identify": 1}, 8, 2 * 1024 * 8 * 64 * 24),
         ("gan", {"generator": 1, "discriminator": 1, "r1": 16, "path_length": 4}, 8, None),
         ("pfe", {"backbone": 1, "step": 1}, 8, None),
         # Three products of 512 faces with the hidden layer, less the gradient by the faces.
