@@ -243,12 +243,10 @@ def degraded_gain() -> str:
         stated = f"{probes}; the cosine {percent(cosine[FARS[1]])} / {percent(cosine[FARS[2]])}"
         for key, name in anchors.items():
             methods = found[key]["probes"][probes]["methods"]
-            cells = [
-                _harmful(methods.get(m)) for m in ("ida_r", "ida_r_fallback", "ida_l", "as_norm")
-            ]
+            cells = [_harmful(methods.get(m)) for m in ("ida_r", "ida_l", "as_norm")]
             rows.append([stated, name, *cells])
             stated = ""
-    return table(["probes", "anchors", "IDA-R", "fall-back", "IDA-L", "AS-norm"], rows, words=2)
+    return table(["probes", "anchors", "IDA-R", "IDA-L", "AS-norm"], rows, words=2)
 
 
 def anchor_checks() -> str:
