@@ -1,7 +1,7 @@
 """A stand-in for ml_collections, so that a benchmark runs where that package is not installed.
 
 `ida_jax.runs.config` and what it configures use `ConfigDict` as a dict whose keys are attributes,
-its `to_dict`, and `placeholder`; nothing else of it. Import this module before ida_jax's.
+its `to_dict`, `placeholder`, and `FieldReference` for a value of any type; nothing else of it. Import this module before ida_jax's.
 """
 
 import sys
@@ -36,4 +36,5 @@ try:
 except ImportError:
     _package, _module = (types.ModuleType(f"ml_collections{end}") for end in ("", ".config_dict"))
     _package.ConfigDict, _module.placeholder = ConfigDict, lambda kind: None
+    _package.FieldReference = lambda value, field_type: value
     sys.modules |= {_package.__name__: _package, _module.__name__: _module}
