@@ -1,7 +1,8 @@
 """A stand-in for ml_collections, so that a benchmark runs where that package is not installed.
 
 `ida_jax.runs.config` and what it configures use `ConfigDict` as a dict whose keys are attributes,
-its `to_dict`, `placeholder`, and `FieldReference` for a value of any type; nothing else of it. Import this module before ida_jax's.
+its `to_dict`, `placeholder`, and `FieldReference` for a value of any type; nothing else of it.
+Import this module before ida_jax's.
 """
 
 import sys

@@ -188,12 +188,16 @@ class Block(nn.Module):
         if train and self.batch_norm_groups == 1 and not self.is_initializing():
             wide = again.astype(jnp.float32)
             factor, offset = bn1.affine(wide, **stats)
-            y, constant = normalised_conv(wide, factor[0], offset[0], kernel, self.dtype)
+            with jax.named_scope("conv1"):  # for profiles, as of a layer
+                y, constant = normalised_conv(wide, factor[0], offset[0], kernel, self.dtype)
         else:
-            y, constant = conv3x3(bn1(again, **stats), kernel.astype(self.dtype)), None
-            y = y.astype(jnp.float32)
+            y, constant = bn1(again, **stats), None
+            with jax.named_scope("conv1"):
+                y = conv3x3(y, kernel.astype(self.dtype)).astype(jnp.float32)
         normal = bn2.affine(y, without=constant, **stats)
-        y = affine_prelu(y, *normal, PReLU(name="prelu").slope(self.width), self.dtype)
+        slope = PReLU(name="prelu").slope(self.width)
+        with jax.named_scope("prelu"):
+            y = affine_prelu(y, *normal, slope, self.dtype)
         y = _conv3x3(self.width, strides=strides, dtype=self.dtype, name="conv2")(y)
         y = y.astype(jnp.float32)
         normal = norm(name="bn3").affine(y, **stats)
