@@ -19,9 +19,7 @@ IDA-Q: as for mixed ones, since copies of one image a person make no genuine pai
 model is the same embeddings' first 32 principal components of the other half.
 
 Gains are over the cosine, in TAR, intervals over identities and paired with it. A method harms
-where it loses more than 0.05 points at FAR 1e-3 or 1e-4, or where an interval lies below 0. (The
-record is older than this file: its intervals are not yet widened where few people have the errors,
-its fall-back is an earlier one, and it has neither IDA-Q nor IDA-L and CSN on the anchor half.)
+where it loses more than 0.05 points at FAR 1e-3 or 1e-4, or where an interval lies below 0.
 Embeddings and finished cells of the table are kept in CACHE: the same command continues, and with
 --finished it writes what there is.
 

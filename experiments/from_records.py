@@ -243,10 +243,12 @@ def degraded_gain() -> str:
         stated = f"{probes}; the cosine {percent(cosine[FARS[1]])} / {percent(cosine[FARS[2]])}"
         for key, name in anchors.items():
             methods = found[key]["probes"][probes]["methods"]
-            cells = [_harmful(methods.get(m)) for m in ("ida_r", "ida_l", "as_norm")]
+            shown = ("ida_r", "ida_r_fallback", "ida_l", "ida_q", "as_norm")
+            cells = [_harmful(methods.get(m)) for m in shown]
             rows.append([stated, name, *cells])
             stated = ""
-    return table(["probes", "anchors", "IDA-R", "IDA-L", "AS-norm"], rows, words=2)
+    header = ["probes", "anchors", "IDA-R", "fall-back", "IDA-L", "IDA-Q", "AS-norm"]
+    return table(header, rows, words=2)
 
 
 def anchor_checks() -> str:
