@@ -23,6 +23,7 @@ from ida_jax.common.parts import Part, Parts, Shard, folders_beside
 
 _NOTE = "shards.json"
 _MOST_NAMED = 5
+_MOST_SHOWN = 80  # characters
 # Where a launcher tells its processes their number and how many they are, for `--shard`.
 _LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
@@ -192,7 +193,16 @@ def _difference(theirs: Any, ours: Mapping[str, Any]) -> str:
     """The first setting that differs, in words."""
     ours = _plain(ours)
     for name in ours if isinstance(theirs, dict) else ():
-        if theirs.get(name) != ours[name]:
-            old, new = (str(value)[:80] for value in (theirs.get(name), ours[name]))
-            return f" ({name} was {old}, is now {new})"
+        if (old := theirs.get(name)) != (new := ours[name]):
+            old, new = map(_shown, (old, new))
+            return f" ({name} was {old}, is now {new})" if old != new else f" ({name} has changed)"
     return ""
+
+
+def _shown(setting: Any) -> str:
+    """A setting, of a file its path; of what is long the end, where paths differ."""
+    match setting:
+        case [str(path), int(), *_]:  # ida_jax.common.parts.stamp
+            setting = path
+    text = str(setting)
+    return text if len(text) <= _MOST_SHOWN else f"…{text[-_MOST_SHOWN:]}"
