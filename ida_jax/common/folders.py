@@ -15,7 +15,7 @@ from ida_jax.common.files import synchronise
 def written_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place on success, or else is removed.
 
-    A kill leaves the old folder, none, or the new one.
+    A kill between the two renames leaves neither, and the same command makes the new one again.
 
     Raises:
       UserError: the folder around it does not exist or cannot be written, or the disk is full.
