@@ -192,9 +192,9 @@ def _data(options: Any) -> _Data:
     from ida_jax.trials.rotate import Labelled
 
     if options.demo:
-        from ida_jax.trials.demo import demo_faces
+        from ida_jax.trials.demo import LEARNT, TRIED, demo_faces
 
-        print("rendering 800 people and learning a small model of 300 of them")
+        print(f"rendering {LEARNT + TRIED:,} people and learning a small model of {LEARNT} of them")
         return _Data(demo_faces(seed=options.seed)[0], None, None, None, None)
     from ida_jax.anchors.sources import read_anchors
     from ida_jax.common.validation import unit_rows

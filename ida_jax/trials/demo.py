@@ -12,7 +12,7 @@ from ida_jax.data.rendered import rendered_faces
 from ida_jax.trials.rotate import Labelled
 
 _SIZE, _IMAGES = 32, 4
-_LEARNT, _TRIED = 300, 1500
+LEARNT, TRIED = 300, 1500  # people
 _COMPONENTS, _WIDTH = 150, 64
 
 
@@ -23,7 +23,7 @@ def demo_faces(*, seed: int = 0) -> tuple[Labelled, np.ndarray]:
             identities=count, images_per_identity=_IMAGES, image_size=_SIZE, seed=seed,
             first_identity=first,
         )
-        for first, count in ((0, _LEARNT), (_LEARNT, _TRIED))
+        for first, count in ((0, LEARNT), (LEARNT, TRIED))
     ]  # fmt: skip
     learnt, tried = (
         np.asarray(faces.images).reshape(len(faces.images), -1) / 255 for faces in sets
