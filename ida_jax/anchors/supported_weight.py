@@ -80,7 +80,7 @@ class ProbeGain(NamedTuple):
       people: how many people's faces it comes from.
       share_sparser: the share of the probes that are less similar to their nearest anchors than
         the median anchor is to its; about 0.5 in the right domain.
-      few_anchors: the anchors are of fewer than 20 k people.
+      few_anchors: the anchors are of fewer than 20·k people.
       harmful: IDA-R is likely to rank worse than the cosine: a threshold rises, by a one-sided 95 %
         interval.
       helpful: it is likely to rank better at these FARs: both thresholds fall by such an interval,
