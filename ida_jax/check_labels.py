@@ -1,21 +1,21 @@
 """ida-jax check_labels --embeddings=E --output=DIR [--images=I] [--second=E2]
 
-One person under two names, and images under the wrong name: at low FARs they are most of what is
-accepted, and figures then measure the labels. The most similar pairs of images under two names are
-gathered by their names here, the most similar first, to be judged by eye:
+Finds one person under two names, and images under the wrong name: at low FARs these are most of
+what is accepted, and figures then measure the labels. The most similar pairs of images under two
+names are listed by their names, the most similar first, to be judged by eye:
 
-  DIR/candidates.csv   a line a pair of names, with the cosine of their most similar images and an
-                       empty column `decision`: write same (one person), mislabelled (an image of
-                       the one under the other's name), different or unsure
+  DIR/candidates.csv   one line per pair of names, with the cosine of their most similar images and
+                       an empty column `decision`: write same (one person), mislabelled (an image of
+                       one under the other's name), different or unsure
   DIR/candidates.html  the same with pictures, if I is given
 
-Once judged, ida-jax evaluate … --ignore_identity_pairs=DIR/candidates.csv leaves the
+Once they are judged, ida-jax evaluate … --ignore_identity_pairs=DIR/candidates.csv leaves the
 pairs of images between such names out of the figures.
 
   E   .npy, .npz or .parquet, of any model, with names PERSON/IMAGE (--names, or E.names.txt beside
       an .npy); L says instead who is on each row: .npy, or text with one a line
-  E2  the same faces by a second model: only what both find similar is shown, which leaves fewer
-      lookalikes of either
+  E2  the same faces by a second model: only pairs that both find similar are listed, which leaves
+      fewer lookalikes
   I   the images by E's names: a folder, a .tar or .tgz, or a list of paths
 
 examples:

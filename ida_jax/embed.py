@@ -1,25 +1,25 @@
 """ida-jax embed --model=M --images=I --output=E [--landmarks=L] [--flip] [--pfe=P]
 
-Embeddings of images by a model of ida_jax, float32 [N, D], as the network gives them: their norms
-are kept, and every command takes any norm. Killed in the middle, the same command continues; the
+Embeds images with a model of ida_jax: float32 [N, D], as the network gives them. Their norms
+are kept, and every command takes any norm. After a kill the same command resumes; the
 output appears whole or not at all.
 
   M  model.safetensors (ida-jax export makes one of .onnx or .pth), or a workdir
-  I  a folder (its images sorted by path), a .tar, .tgz or .zip (likewise), or a text file, a path a
-     line; a list of landmarks is one too; or a verification set (.bin), its images in their order
-  L  five points an image, LFW's or IJB's form: images are aligned; without it they are crops of the
-     model's size already
+  I  a folder (its images sorted by path), a .tar, .tgz or .zip (likewise), or a text file with one
+     path per line, such as a list of landmarks; or a verification set (.bin), in its own order
+  L  five points per image in LFW's or IJB's form, by which images are aligned; without it they must
+     be crops of the model's size
   E  .npy, with the images' names in E.names.txt and the model's fingerprint in E.fingerprint.json
      beside it; .npz or .parquet, with both inside. By the fingerprint other commands refuse anchors
      and modules of another model
   P  the model's uncertainty module (PFE), pfe.safetensors of a run's stage pfe; log σ² of each
-     image and dimension, float32 [N, D], then lies in E.log_variances.npy
+     image and dimension, float32 [N, D], is then written to E.log_variances.npy
 
 With --shard=I/N many processes share the work through the folder of E, which all of them must see;
-the same command with --join in its place then writes E.
+the same command with --join instead then writes E.
 
---degrade embeds a degraded copy in place of every image: behind the images' own embeddings, anchors
-and the SSR module's training faces that are as varied as poor probes.
+--degrade embeds a degraded copy of every image in its place: with the images' own embeddings, these
+make anchors and training faces of the SSR module as varied as poor probes.
 
 examples:
   ida-jax embed --model=model.safetensors --images=crops --output=faces.npy

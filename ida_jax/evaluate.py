@@ -1,9 +1,9 @@
 """ida-jax evaluate --scores=S --labels=L [--baseline=S0] [--identities=I] [--groups=G]
 
-What the scores of labelled pairs are worth, from any method or software: TAR, threshold and their
-confidence intervals at each FAR, EER, Cllr and min-Cllr; the difference to a second method's scores
-of the same pairs; realised FAR by group at one threshold. With --fit, a calibration to
-log-likelihood ratios for ida-jax rescore --calibration.
+Evaluates scores of labelled pairs, from any method or software: TAR, threshold and their
+confidence intervals at each FAR, EER, Cllr and min-Cllr; the difference from a second method's
+scores of the same pairs; realised FAR by group at one threshold. With --fit, also fits a
+calibration to log-likelihood ratios for ida-jax rescore --calibration.
 
   S, S0  scores, higher meaning more alike; NaN is never a match, and counts
   L      1 for a pair of one person, 0 for a pair of two (or true, false)
@@ -11,13 +11,13 @@ log-likelihood ratios for ida-jax rescore --calibration.
          .txt of person and group), which goes with --identities
   I      two columns: the identities of the pair's two sides, names or integers
 
-All are .npy, .csv or .parquet with one row a pair, in the same order. Of a file with several
-columns those named score, label, group, identity_1 and identity_2 are read.
+All are .npy, .csv or .parquet with one row per pair, in the same order. From a file with several
+columns, those named score, label, group, identity_1 and identity_2 are read.
 
-Of I's people some may be one under two names, which makes most false accepts at the lowest FARs:
-ida-jax check_labels proposes them as a list for --ignore_identity_pairs.
+Some of I's people may be one person under two names, which causes most false accepts at the lowest
+FARs: ida-jax check_labels proposes them as a list for --ignore_identity_pairs.
 
-A protocol's own files, with embeddings and all methods at once; the help lists the protocols:
+To evaluate all methods at once on a protocol's own files, see the list of protocols in
 ida-jax evaluate --protocol=lfw --help
 
 examples:

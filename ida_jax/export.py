@@ -1,24 +1,25 @@
 """ida-jax export --model=FILE|DIR --output=X.onnx|X.stablehlo [--ssr=FILE] [--norm] …
 
-Writes a face model as one graph: crops in, embeddings out; with --ssr the log-density of
-IDA-L beside them, with --norm the norms that the embeddings had, for IDA-Q. The batch is free, the
-weights are inside, the arithmetic is float32.
+Writes a face model as one graph: crops in, embeddings out; with --ssr also IDA-L's log-density,
+with --norm also the raw embeddings' norms, for IDA-Q. The graph takes any batch size, contains the
+weights, and computes in float32.
 
   X.onnx         for onnxruntime, TensorRT, OpenVINO, …
   X.stablehlo    jax.export, for CPU, GPU and TPU; X.stablehlo.json says what is in it
-  X.safetensors  no graph but a face model for ida_jax, from weights of elsewhere
+  X.safetensors  not a graph but a face model for ida_jax, from other software's weights
 
-FILE is a model.safetensors, DIR the workdir that has it. FILE may also be weights of elsewhere:
-InsightFace's iresnets as .pth, .pt, .ckpt, .npz or .onnx, and MobileFaceNet's state dict.
+FILE is a model.safetensors, DIR a workdir that holds one. FILE may also be other software's
+weights: arcface_torch's iresnet, mbf and ViT or InsightFace_Pytorch's IR-SE as .pth, .pt, .ckpt,
+.npz or .onnx, and MobileFaceNet's state dict.
 
-Input uint8 (default) is RGB crops [B, H, W, 3] as they are read, normalised inside the graph;
-float_nchw is float32 [B, 3, H, W], RGB and normalised already, as InsightFace's networks take.
+Input uint8 (default) is RGB crops [B, H, W, 3] as read from a file, normalised inside the graph;
+float_nchw is float32 [B, 3, H, W], RGB and already normalised, as InsightFace's networks take.
 
 Embeddings have unit length (--output_kind=unit, default), or are raw, as the network gives them,
-which a drop-in for InsightFace's files needs: its IJB protocol weighs images by their norm, and
+which a drop-in for InsightFace's files needs: its IJB protocol weights images by their norm, and
 adds mirrored images' raw embeddings.
 
-Before it is written, the graph runs on random images beside JAX; the largest difference is printed.
+Before the file is written, graph and model run on random images; the largest difference is printed.
 
 examples:
   ida-jax export --model=runs/quickstart --output=face.onnx

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FILES = """
   E  .npy, .npz or .parquet: development embeddings [N, D], never the faces under test
-  L  .npy, or text of one a line: N integers or names, the faces' identities; -1 where unknown
+  L  .npy, or text with one per line: N integers or names, the faces' identities; -1 where unknown
   A  the anchor set to rescore with (.safetensors), or embeddings as E. Its labels, where it has
      them, are in L's numbering, or L has its names: a face's own identity is then left out of its
      support set or cohort."""

@@ -1,8 +1,8 @@
 """python -m ida_jax.main --config=FILE[:variant] --workdir=DIR [--config.key=value …]
 
 Runs the stages that the config names: train or import, gan, anchors, ssr, pfe, csn, evaluate; or,
-from a file of embeddings, targets, ssr, evaluate. Each is resumable; run the same command again
-after an interruption.
+from a file of embeddings, targets, ssr, evaluate. After an interruption run the same command again:
+every stage resumes.
 
 --config takes a path or the name of a config that is installed with ida_jax, such as quickstart;
 any of its keys is a flag, such as --config.train.batch_size=256. Its sections, with every entry

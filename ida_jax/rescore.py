@@ -1,20 +1,20 @@
 """ida-jax rescore --embeddings=E --pairs=P --anchors=A --output=S [--method=ida_r …]
 
 Scores a list of pairs by IDA or by another method, from files to a file. Memory does not grow with
-the list; killed in the middle, the same command continues; the output appears whole or not at all.
+the list; after a kill the same command resumes; the output appears whole or not at all.
 
   E  .npy, .npz or .parquet: embeddings [N, D] of any model, of any norm
   P  .npy, .csv, .tsv or .parquet: two columns, rows of E from 0, or names
   A  an anchor set (ida-jax anchors build), or embeddings as E
-  S  .npy, .csv or .parquet: one score a pair, in P's order; what made them is in a .parquet, or
-     in S.origin.json beside it, for the calibration that is fitted to them
+  S  .npy, .csv or .parquet: one score per pair, in P's order; the .parquet itself, or S.origin.json
+     beside the others, records what made them, for the calibration that is fitted to them
 
-For .parquet a folder of such files may stand, as Spark and Ray write it, read in the order of the
-files' names; S without a suffix is such a folder.
+A folder of .parquet files, as Spark and Ray write it, is accepted wherever one such file is; it is
+read in the order of the files' names. S without a suffix is such a folder.
 
-With --shard=I/N many processes, an array job's say, share the work through the folder of S, which
-all of them must see; then the same command with --join in its place writes the same file. None
-waits for another: what a lost one has not made, its command makes when it is run again.
+With --shard=I/N many processes, such as an array job's, share the work through the folder of S,
+which all of them must see; the same command with --join instead then writes the same file. None
+waits for another: if one is lost, run its command again.
 
 examples:
   ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\

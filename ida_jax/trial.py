@@ -1,17 +1,17 @@
 """ida-jax trial --embeddings=E --labels=L --output=DIR [--anchors=A] [--far=1e-4]
                   [--groups=G] [--images=I]
 
-Does IDA help on your data, by which method, and at which threshold? Splits the people into five
-folds, so that everybody is tested once by anchors and fits that never saw them; compares every
-method with the cosine, with intervals over people; and ends in a verdict. DIR gets what production
-needs: deploy.json (method, thresholds), anchors and fits, calibration.safetensors, score.py, and
-results.json with report.html.
+Does IDA help on your data, with which method, and at which threshold? Splits the people into five
+folds, so that everybody is tested once, by anchors and fits that never saw them; compares every
+method with the cosine, with intervals over people; and ends in a verdict. DIR receives what
+production needs: deploy.json (method, thresholds), anchors and fits, calibration.safetensors,
+score.py, and results.json with report.html.
 
   E  .npy, .npz or .parquet: embeddings [N, D] of any model
-  L  .npy, or text of one a line: who is on each row; without it, E's names are PERSON/IMAGE
-  G  a list of person or image and group, or one group a row of E; norms:N, N levels of the norms
+  L  .npy, or text with one per line: each row's identity; without it, E's names are PERSON/IMAGE
+  G  a list of person or image and group, or one group per row of E; norms:N, N levels of the norms
   A  anchors of other people, to be used instead of the data's own
-  I  the images by E's names, for the report: a folder, a .tar, .tgz or .zip, or a list of paths
+  I  the images, by E's names, for the report: a folder, a .tar, .tgz or .zip, or a list of paths
 
 examples:
   ida-jax trial --demo --output=demo

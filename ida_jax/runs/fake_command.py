@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from ida_jax.anchors.fake_rules import TrainingFaces
     from ida_jax.artefacts.face_model import FaceModel
 
-_FAKE = """Makes an anchor set of faces of nobody, the paper's fake-db, from exactly one of
+_FAKE = """Makes an anchor set of nobody's faces, the paper's fake-db, from exactly one of
 
   --generator=G      generator.safetensors, or the workdir of a run with the stage gan
   --images=FOLDER    crops that an external generator made, all in one folder
 
-Faces are drawn in their order, embedded, and dropped where they are implausible, too near a
-training face (the privacy check) or near-duplicates of one that is kept, until COUNT are kept.
-A.report.html and A.report.json say what was dropped. Killed in the middle, the same command goes
-on. The training faces are those of the run in G, where it has them of the same model and --flip.
+Faces are drawn in order, embedded, and dropped if they are implausible, too near a training face
+(the privacy check) or near-duplicates of one that was kept, until COUNT are kept. A.report.html and
+A.report.json say what was dropped. After a kill the same command resumes. The training faces are
+those of the run in G, if it has them for the same model and --flip.
 
 examples:
   ida-jax anchors fake --model=model.safetensors --generator=runs/stylegan \\
