@@ -9,6 +9,7 @@ import pytest
 import reference
 from drawn import drawn_variables
 
+import ida_jax
 from ida_jax.__main__ import COMMANDS, main
 from ida_jax.runs.config import config_file
 
@@ -161,3 +162,9 @@ def test_every_file_that_the_documents_link_exists():
         missing = [link for link in links if not (document.parent / link).exists()]
         assert not missing, f"{document.name} links {missing}"
     assert "](docs/trial.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_api_page_has_every_public_name():
+    paths = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.M)
+    places = {name: f"ida_jax.{module}.{name}" for name, module in ida_jax._HOME.items()}
+    assert sorted(paths) == sorted(places.values())
