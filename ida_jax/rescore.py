@@ -14,7 +14,7 @@ files' names; S without a suffix is such a folder.
 
 With --shard=I/N many processes, an array job's say, share the work through the folder of S, which
 all of them must see; then the same command with --join in its place writes the same file. None
-waits for another: what a lost one has not made, its command makes when it is run again.
+needs another: what a lost one has not made, its command makes when it is run again.
 
 examples:
   ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\
