@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.command_line import Parser
-from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
     from ida_jax.rescoring.rescorer import Rescorer
+
+_MOST_NAMED = 5
 
 
 def main(argv: list[str]) -> None:
@@ -58,12 +60,17 @@ def main(argv: list[str]) -> None:
 def _enrol(options: Any) -> None:
     from ida_jax.common.parts import stamp
     from ida_jax.rescoring.enrol_job import enrol_faces
-    from ida_jax.rescoring.face_files import read_faces
+    from ida_jax.rescoring.face_files import read_faces, skipped_images
     from ida_jax.rescoring.method_table import ARTEFACTS
     from ida_jax.rescoring.rescorer import cohort_notes
 
-    faces = read_faces(options.embeddings, names=options.names, templates=options.templates)
-    scorer = _scorer(options, len(faces.embeddings))
+    faces = read_faces(
+        options.embeddings,
+        names=options.names,
+        templates=options.templates,
+        skip_bad=options.skip_bad,
+    )
+    scorer = _scorer(options, len(faces))
     for note in cohort_notes([scorer], options.top_n):
         print(note)
     files = [getattr(options, flag) for flag in ("names", "templates", *ARTEFACTS)]
@@ -84,6 +91,18 @@ def _enrol(options: Any) -> None:
     said += f"; {done.already:,} were enrolled already" if done.already else ""
     rate = done.enrolled / done.seconds
     print(f"{said}; it holds {done.faces:,} ({done.seconds:.1f} s, {rate:,.0f} faces/s)")
+    if done.skipped:
+        named = ", ".join(map(printable, done.skipped[:_MOST_NAMED]))
+        more = ", …" * (len(done.skipped) > _MOST_NAMED)
+        are = "is" if len(done.skipped) == 1 else "are"
+        print(
+            f"{_faces(len(done.skipped))} {are} zero, NaN or infinite and {are} not enrolled: "
+            f"{named}{more}"
+        )
+    if done.images:
+        print(skipped_images(done.images))
+    if done.shared is not None and done.shared.likely:
+        print(done.shared.summary())
 
 
 def _scorer(options: Any, faces: int) -> "Rescorer":
@@ -163,6 +182,12 @@ def _parser() -> Parser:
         "one face",
     )
     add("--delete", type=Path, metavar="NAMES", help="names to be deleted, one a line")
+    add(
+        "--skip_bad",
+        action="store_true",
+        help="zero, NaN or infinite embeddings are left out, of the gallery or of their template, "
+        "instead of an error",
+    )
     add = parser.add_argument_group("the method").add_argument
     add_artefact_flags(add)
     add(
@@ -207,6 +232,8 @@ def _check(options: Any) -> None:
         raise UserError("--embeddings enrols and --delete deletes: run one after the other")
     if options.names is not None and options.embeddings is None:
         raise UserError("--names are of --embeddings=E: give both, or --delete=NAMES")
+    if options.skip_bad and options.embeddings is None:
+        raise UserError("--skip_bad is of --embeddings=E: give both")
 
 
 if __name__ == "__main__":

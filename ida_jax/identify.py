@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
 def _identify(options: Any) -> None:
     from ida_jax.common.files import json_text, written_whole
     from ida_jax.common.parts import stamp
-    from ida_jax.rescoring.face_files import read_faces
+    from ida_jax.rescoring.face_files import read_faces, skipped_images
     from ida_jax.rescoring.gallery_file import GalleryFile
     from ida_jax.rescoring.identify_job import Wanted, identify_faces
     from ida_jax.rescoring.method_table import ARTEFACTS, require_flags
@@ -64,14 +64,19 @@ def _identify(options: Any) -> None:
     paths = {flag: getattr(options, flag) for flag in ARTEFACTS}
     whose = f"{options.gallery}, of {file.origin.method},"
     require_flags(file.origin.method, paths, whose=whose)
-    probes = read_faces(options.probes, names=options.names, templates=options.templates)
+    probes = read_faces(
+        options.probes,
+        names=options.names,
+        templates=options.templates,
+        skip_bad=options.skip_bad,
+    )
     (scorer,) = load_scorers(
         [file.origin.method],
         **paths,
         **file.origin.settings,
         embeddings=options.probes,
         searcher=options.searcher,
-        expected_faces=len(probes.embeddings),
+        expected_faces=len(probes),
         verify=options.verify,
     ).values()
     files = [options.names, options.templates, *paths.values()]
@@ -95,6 +100,10 @@ def _identify(options: Any) -> None:
         f"{done.probes:,} probes searched by {scorer.method} among {done.faces:,} faces, in "
         f"{options.output} ({done.seconds:.1f} s)"
     )
+    if done.bad:
+        print(f"{done.bad:,} probes are zero, NaN or infinite, and have no candidates")
+    if done.images:
+        print(skipped_images(done.images))
     if options.threshold is not None:
         print(f"{done.unknown:,} probes have no score above {options.threshold:g}")
     for line in _said(done.figures or {}):
@@ -105,7 +114,7 @@ def _labels(path: Path, probes: "Faces") -> list[str]:
     """Who is on each probe, as text; on a template, on its images."""
     from ida_jax.tables.identities import read_people
 
-    people = read_people(path, probes.images)
+    people = read_people(path, len(probes.embeddings))
     if probes.template is not None:
         other = people != people[probes.first_row][probes.template]
         if other.any():
@@ -162,6 +171,12 @@ def _parser() -> Parser:
         metavar="T",
         help="the template of each row of E, which names it: a template's images are pooled into "
         "one probe",
+    )
+    add(
+        "--skip_bad",
+        action="store_true",
+        help="a zero, NaN or infinite probe has no candidates, and such an image is left out of "
+        "its template, instead of an error",
     )
     add = parser.add_argument_group("what the gallery's method needs").add_argument
     add_artefact_flags(add)

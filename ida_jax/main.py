@@ -17,14 +17,22 @@ explained in ida_jax/runs/config.py:
   pfe, gan                          the uncertainty module; the generator of the fake-db
   evaluate                          methods, FARs, pairs, groups
 
+Several processes (SLURM, Open MPI, TPU pods, Kubernetes) run the same command, and are one run if
+jax.distributed finds them. Where it does not, each is told:
+
+  --coordinator=HOST:PORT           of process 0, any free port
+  --processes=N                     how many they are; 1 alone: there are no others to look for
+  --process=I                       which of 0 … N−1 this one is
+
 examples:
   ida-jax train --config=quickstart --workdir=runs/quickstart
   python -m ida_jax.main --config=configs/ms1m_arcface.py:smoke --workdir=runs/smoke
 """
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
@@ -36,10 +44,11 @@ def main(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(__doc__)
         return
+    joined, argv = _processes(argv)
     config, workdir = _flags(argv)
     from ida_jax.common.processes import join_processes
 
-    join_processes()
+    join_processes(coordinator=joined.coordinator, count=joined.processes, number=joined.process)
 
     from ida_jax.common.files import complete
     from ida_jax.report.tables import results_table
@@ -53,6 +62,15 @@ def main(argv: list[str]) -> None:
             table = results_table(results)
         print(printable(table))
         print(f"report: {workdir}/{REPORT}")
+
+
+def _processes(argv: list[str]) -> tuple[Any, list[str]]:
+    """The flags that name the other processes, and the arguments without them."""
+    parser = Parser("train", description=None)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    return parser.parse_known_args(argv)
 
 
 def _flags(argv: list[str]) -> "tuple[ConfigDict, str]":

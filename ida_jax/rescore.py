@@ -14,7 +14,7 @@ read in the order of the files' names. S without a suffix is such a folder.
 
 With --shard=I/N many processes, such as an array job's, share the work through the folder of S,
 which all of them must see; the same command with --join instead then writes the same file. None
-waits for another: if one is lost, run its command again.
+needs another: if one is lost, run its command again.
 
 examples:
   ida-jax rescore --embeddings=faces.npy --pairs=pairs.csv --anchors=anchors.safetensors \\

@@ -30,7 +30,13 @@ except ImportError:  # not POSIX
 # What `written_whole` and `written_folder` name what is not whole yet.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
+_MOMENT = 0.2  # seconds from making a lock to having written it, at most
+
 Named = Mapping[str, str | os.PathLike[str] | None]
+
+
+class Taken(UserError):
+    """Another job writes there."""
 
 
 @contextlib.contextmanager
@@ -46,8 +52,8 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
         where it is not there, and removed again where nothing was written.
 
     Raises:
-      UserError: an output that is an input, or another output; another job that writes there; a
-        folder that cannot be written.
+      UserError: an output that is an input, or another output; a folder that cannot be written.
+      Taken: another job writes there.
     """
     refuse_overwriting(reading, outputs)
     with contextlib.ExitStack() as held:
@@ -169,15 +175,15 @@ def _locked(lock: Path, *, what: Path) -> Iterator[None]:
 def _take(lock: Path, *, what: Path) -> int:
     """The open lock file, with this process in it."""
     while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        handle, made = _opened(lock)
         try:
             alone = _hold(handle)
-            holder = _holder(handle)
+            holder = {} if made else _holder(handle)
             here = holder.get("host") in (None, socket.gethostname())
             if alone is None:  # a file system without locks
                 alone = not (here and _lives(holder.get("pid")))
             if not (alone and here):
-                raise UserError(_taken(what, lock, holder, here))
+                raise Taken(_taken(what, lock, holder, here))
             # It may have been removed by the process that held it when it was opened.
             if _is_at(handle, lock):
                 mine = {
@@ -190,6 +196,7 @@ def _take(lock: Path, *, what: Path) -> int:
                     os.ftruncate(handle, 0)
                     os.lseek(handle, 0, os.SEEK_SET)
                     os.write(handle, json.dumps(mine).encode())
+                    os.fsync(handle)  # for other hosts: a mounted bucket would keep it to itself
                 except OSError:  # a full disk
                     lock.unlink(missing_ok=True)
                     raise
@@ -198,6 +205,18 @@ def _take(lock: Path, *, what: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _opened(lock: Path) -> tuple[int, bool]:
+    """The lock file, and whether this process has made it: of several only one, on any host.
+
+    That holds on file systems without locks too, or whose locks are those of one host.
+    """
+    while True:
+        with contextlib.suppress(FileExistsError):
+            return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            return os.open(lock, os.O_RDWR), False
 
 
 def _hold(handle: int) -> bool | None:
@@ -214,7 +233,11 @@ def _hold(handle: int) -> bool | None:
 def _holder(handle: int) -> dict:
     """What a lock says; nothing where its writer was killed before it said anything."""
     try:
-        found = json.loads(os.read(handle, 10_000))
+        text = os.read(handle, 10_000)
+        if not text:  # made a moment ago, or by one that was killed
+            time.sleep(_MOMENT)
+            text = os.read(handle, 10_000)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     found = found if isinstance(found, dict) else {}

@@ -1,6 +1,6 @@
 """Shards of a job: shares of its parts, made by processes that know nothing of one another.
 
-Each makes its own parts in the folder beside the output, which all of them must see. None waits for
+Each makes its own parts in the folder beside the output, which all of them must see. None needs
 another, so that one that is lost ends no other: the same command makes the rest of its share,
 wherever it runs. No lock is needed, since a part is written whole and has the same bytes whoever
 makes it. `--join` puts the parts together. What the shards were made with is noted in their folder,
@@ -8,11 +8,14 @@ so that those of other settings are refused by what differs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +23,13 @@ from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import Damaged, UserError
 from ida_jax.common.files import read_json, written_whole
 from ida_jax.common.parts import Part, Parts, Shard, folders_beside
+from ida_jax.common.processes import launched
 
 _NOTE = "shards.json"
 _MOST_NAMED = 5
 _MOST_SHOWN = 80  # characters
-# Where a launcher tells its processes their number and how many they are, for `--shard`.
-_LAUNCHERS = (
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "PMI_SIZE"),
-)
+# Seconds without a sign of life after which a maker counts as lost: NFS may show one a minute late.
+_PATIENCE, _POLL = 120, 0.5
 
 
 def shard(text: str) -> Shard:
@@ -77,14 +77,13 @@ def check_shard_flags(options: Any) -> None:
         )
     if options.shard is not None or options.join:
         return
-    for number, count in _LAUNCHERS:
-        several = os.environ.get(count, "1")
-        if number in os.environ and several.isdecimal() and int(several) > 1:
-            raise UserError(
-                f"this is one of {several} processes ({count}): give each its share by "
-                f"--shard=${number}/${count}, in sh -c '…' so that its own shell fills it in, and "
-                "run the command once more with --join"
-            )
+    step = launched()
+    if step and step.several > 1:
+        raise UserError(
+            f"this is one of {step.several} processes ({step.count}): give each its share by "
+            f"--shard=${step.number}/${step.count}, in sh -c '…' so that its own shell fills it "
+            "in, and run the command once more with --join"
+        )
 
 
 def refuse_other_shards(output: Path, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -169,6 +168,49 @@ def in_turn(parts: Sequence[Part], own: Shard | None) -> list[Part]:
     rest = [*parts[: share.start], *parts[share.stop :]]
     random.Random(own.number).shuffle(rest)
     return [*parts[share], *rest]
+
+
+def made_once(
+    path: Path, make: Callable[[Callable[[], None]], None], *, done: Callable[[], bool]
+) -> None:
+    """Has one of the shards that start together make a file that all of them need.
+
+    The others wait while the maker shows signs of life in a file beside it. A shard whose maker has
+    failed, or has shown none for two minutes, makes the file itself: so that no lost one ends
+    others, and at worst the same bytes are written twice.
+
+    Args:
+      path: the file, which appears whole.
+      make: writes it; calls what it is given as it gets on.
+      done: whether it is there and whole.
+    """
+    claim = path.parent / f".{path.name}.claim"
+    try:
+        os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        print(f"waiting for another shard, which makes {path.name}", file=sys.stderr)
+        while not path.is_file() and _seconds_since(claim) < _PATIENCE:
+            time.sleep(_POLL)
+        if done():
+            return
+
+    def lives() -> None:
+        with contextlib.suppress(OSError):
+            os.utime(claim)
+
+    try:
+        if not done():  # which another may have done since
+            make(lives)
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _seconds_since(file: Path) -> float:
+    """How long ago a file was touched; infinite where it is not there."""
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def has_shards(folder: Path) -> bool:

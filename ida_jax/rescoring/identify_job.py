@@ -21,7 +21,8 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.parts import Parts, folder_beside, key_of, remove_empty, remove_parts, stamp
 from ida_jax.common.progress import progress_bar
 from ida_jax.metrics.identification import RANKS, Searches, mate_ranks, search_figures
-from ida_jax.rescoring.face_files import Faces
+from ida_jax.rescoring.batch import slab_terms
+from ida_jax.rescoring.face_files import Bad, Faces
 from ida_jax.rescoring.gallery import Gallery, identify
 from ida_jax.rescoring.gallery_file import LIST, GalleryFile
 from ida_jax.rescoring.methods import require_same_models
@@ -57,6 +58,8 @@ class Identified(NamedTuple):
       probes: M.
       faces: of the gallery.
       unknown: probes without a score above the threshold.
+      bad: probes that are zero, NaN or infinite, which have no candidates.
+      images: how many such images were left out of templates.
       figures: open-set figures (`search_figures`), of labelled probes; None of others.
       seconds: of the whole job.
     """
@@ -64,6 +67,8 @@ class Identified(NamedTuple):
     probes: int
     faces: int
     unknown: int
+    bad: int
+    images: int
     figures: dict[str, Any] | None
     seconds: float
 
@@ -91,7 +96,7 @@ def identify_faces(
 
     Raises:
       UserError: an empty gallery, `top` beyond it, one of another method, k, τ, anchors or model;
-        bad probes, named; labels of which none is in the gallery.
+        bad probes, named, unless they are skipped; labels of which none is in the gallery.
     """
     start = time.perf_counter()
     if not len(file):
@@ -108,14 +113,18 @@ def identify_faces(
             f"no label is a name in {file.folder} ({labels[0]!r} is not): label probes by the "
             "names that were enrolled"
         )
-    count = len(probes.embeddings)
-    key = key_of([stamp(file.folder / LIST), stamp(probes.path), *settings, top, labels])
+    count = len(probes)
+    bad = probes.bad() if probes.skip_bad else Bad(np.zeros(count, bool), 0)
+    read = [stamp(file.folder / LIST), stamp(probes.path), *settings, top, labels, probes.skip_bad]
+    key = key_of(read)
     folder = folder_beside(output, key)
     parts = Parts(folder, count, _PROBES, name="candidates-{number:06d}.npy")
 
     def search(rows: range) -> np.ndarray:
         unit = probes.unit(np.arange(rows.start, rows.stop))
-        terms = scorer.terms(unit.embeddings, norms=unit.norms)
+        unit.embeddings[unit.bad] = 0
+        values = slab_terms(scorer, *unit)[:, : RULES[scorer.rule].values]
+        terms = FaceTerms(scorer.rule, values, scorer.constants)
         found = identify(unit.embeddings, terms, gallery, top=top, precision=scorer.precision)
         kind = [("score", "<f4", (top,)), ("row", "<i8", (top,)), ("mate", "<f4")]
         made = np.zeros(len(rows), kind)
@@ -125,6 +134,7 @@ def identify_faces(
             made["mate"] = _mate_scores(unit.embeddings, terms, gallery, own)
             at = found.rows == own[:, None]
             made["mate"][at.any(axis=1)] = found.scores[at]
+        made[unit.bad] = (-np.inf, -1, -np.inf)  # below every score, with nobody
         return made
 
     unknown, whole = 0, []
@@ -139,7 +149,8 @@ def identify_faces(
                 written, without = _lines(found, rows, probes, gallery, wanted)
                 unknown, first = unknown + without, first + len(found)
                 if mates is not None:
-                    whole.append(found)
+                    ranks = mate_ranks(found["row"], mates[rows])
+                    whole.append(np.stack([found["mate"], ranks, found["score"][:, 0]]))
                 bar.update(len(found))
                 yield written
 
@@ -157,8 +168,10 @@ def identify_faces(
     remove_parts(output)
     figures = None
     if mates is not None:
-        figures = _figures(np.concatenate(whole), mates, top, fpirs)
-    return Identified(count, len(gallery), unknown, figures, time.perf_counter() - start)
+        figures = _figures(np.concatenate(whole, axis=1), mates >= 0, top, fpirs)
+    seconds = time.perf_counter() - start
+    skipped = int(np.count_nonzero(bad.faces))
+    return Identified(count, len(gallery), unknown, skipped, bad.images, figures, seconds)
 
 
 def _mate_scores(
@@ -195,6 +208,7 @@ def _lines(
     probe, place = np.nonzero(chosen)
     known = above[probe, place]
     score = scores[probe, place]
+    score[np.isinf(score)] = np.nan  # of a bad probe
     names = gallery.names_of(np.where(known, found["row"][probe, place], -1))
     probability = None
     if wanted.calibration is not None:
@@ -207,20 +221,20 @@ def _lines(
 
 
 def _figures(
-    found: np.ndarray, mates: np.ndarray, top: int, fpirs: Sequence[float]
+    found: np.ndarray, mated: np.ndarray, top: int, fpirs: Sequence[float]
 ) -> dict[str, Any]:
-    """Open-set figures, and rank-k as far as `top`; rank-k alone where all probes are mated."""
-    mated = mates >= 0
+    """Open-set figures, and rank-k as far as `top`; rank-k alone where all probes are mated.
+
+    Args:
+      found: [3, M], each probe's score with its mate, the mate's rank, the highest score.
+      mated: bool [M].
+    """
     ranks = [rank for rank in RANKS if rank <= top]
-    searches = Searches(
-        found["mate"][mated],
-        mate_ranks(found["row"][mated], mates[mated]),
-        found["score"][~mated, 0],
-    )
+    searches = Searches(found[0, mated], found[1, mated], found[2, ~mated])
     if not mated.all():
         return search_figures(searches, fpirs=fpirs, ranks=ranks)
     return {
-        "mated_probes": len(found),
+        "mated_probes": found.shape[1],
         "nonmated_probes": 0,
         "rank": {str(rank): float(np.mean(searches.rank <= rank)) for rank in ranks},
     }

@@ -10,8 +10,9 @@ A part is written whole, and an existing one is not made again: the same command
 was killed. The parts depend on the input alone, so that any number of shards makes the same ones.
 In the end the output is assembled from them and the folder is removed.
 
-A shard makes the scores of its own chunks. What all of them need, the list as rows and the faces'
-numbers, each makes as far as it is not there yet, and of the faces only slabs that its pairs name.
+A shard makes the scores of its own chunks. Of what all of them need, the first makes the list as
+rows, while the others wait, and each the faces' numbers as far as they are not there yet, of slabs
+that its pairs name.
 
 P pairs, N faces, D embedding, S numbers of a face, n faces that the pairs of a job or a shard name.
 """
@@ -43,6 +44,7 @@ from ida_jax.common.parts import (
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.shards import (
     in_turn,
+    made_once,
     note_shard,
     refuse_other_shards,
     require_all,
@@ -179,7 +181,7 @@ def rescore_files(
         require_shards(output, place_beside(output, parts_key))
     folder = folder_beside(output, parts_key)
     try:
-        listed = _listed(inputs.pairs, folder / "pairs.npy", names, len(embeddings), key)
+        listed = _listed(inputs.pairs, folder / "pairs.npy", names, len(embeddings), key, shard)
         parts = Parts(folder, listed.count, chunk, name="scores-{number:05d}.npy")
         if join:
             require_all(parts, output)
@@ -251,24 +253,34 @@ def rescore_files(
 
 
 def _listed(
-    source: Path, converted: Path, names: Sequence[str] | None, faces: int, key: str | None
+    source: Path,
+    converted: Path,
+    names: Sequence[str] | None,
+    faces: int,
+    key: str | None,
+    shard: Shard | None,
 ) -> PairFile:
     """The pairs as rows; a list in text, in Parquet or of names is turned into them first."""
+
+    def convert(lives: Callable[[], None] = lambda: None) -> None:
+        def progress(read: int) -> None:
+            bar.update(read)
+            lives()
+
+        with _bar(source_size(source), "pair list", "B") as bar:
+            convert_pairs(
+                source, converted, names=names, rows=faces, key=key, progress=progress, sealed=True
+            )
+
     if not _needs_conversion(source, names):
         return PairFile(source)
     if not is_sealed(converted):
         if converted.is_file():
             print(f"{converted} is damaged or not finished: it is made again", file=sys.stderr)
-        with _bar(source_size(source), "pair list", "B") as bar:
-            convert_pairs(
-                source,
-                converted,
-                names=names,
-                rows=faces,
-                key=key,
-                progress=bar.update,
-                sealed=True,
-            )
+        if shard is None:
+            convert()
+        else:
+            made_once(converted, convert, done=lambda: is_sealed(converted))
     return PairFile(converted)
 
 

@@ -25,6 +25,9 @@ from ida_jax.tables.text import canonical, text_lines
 
 # The threshold is that which one of as many strangers reaches, so that few faces have none.
 _FEWEST_FACES = 1000
+_ADVICE = (
+    "give --labels=L to leave a face's own identity out, or make an anchor set of other people"
+)
 
 
 def own_labels(path: Path, anchors: AnchorSet, rows: int) -> np.ndarray | None:
@@ -60,8 +63,15 @@ def known_people(embeddings: Path, names: Sequence[str] | None, anchors: AnchorS
     people = people_of_images(names or [""])
     if people is None or not anchors.names:
         return np.zeros(0, bool)
-    there = set(map(canonical, anchors.names))
-    return np.array([canonical(person) in there for person in people])
+    return people_among(people, anchors)
+
+
+def people_among(people: Sequence[str], anchors: AnchorSet) -> np.ndarray:
+    """Which people are among the anchors by name, bool [N]; of images, PERSON/IMAGE, theirs too."""
+    there = set(map(canonical, anchors.names or ()))
+    persons = people_of_images(people) or people
+    pairs = zip(people, persons, strict=True)
+    return np.array([not there.isdisjoint(map(canonical, both)) for both in pairs], bool)
 
 
 def shared_people(
@@ -92,13 +102,14 @@ def shared_people(
     )
 
 
-def shared_warning(shared: Shared, anchors: AnchorSet) -> str:
-    """What a reader of the scores must know, in one line; "" for nothing."""
+def shared_warning(shared: Shared, anchors: AnchorSet, *, advice: str = _ADVICE) -> str:
+    """What a reader of the scores must know, in one line; "" for nothing.
+
+    Args:
+      advice: what can be done about it.
+    """
     if shared.share > MOST_SHARED:
-        return (
-            f"{shared.described()}, which lowers their scores: give --labels=L to leave a face's "
-            "own identity out, or make an anchor set of other people"
-        )
+        return f"{shared.described()}, which lowers their scores: {advice}"
     if shared.threshold >= HIGHEST_THRESHOLD and anchors.labels is None:
         return (
             "whether the faces' people are among the anchors cannot be told, since the set seems "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ida_jax.common.errors import Damaged, UserError
 from ida_jax.common.files import json_text, read_json, written_whole
-from ida_jax.common.outputs import writing
+from ida_jax.common.outputs import Taken, writing
 from ida_jax.common.parts import key_of
 from ida_jax.common.processes import all_or_none, is_first
 
@@ -83,7 +83,13 @@ def workdir_of_one_job(config: "ConfigDict", workdir: str | Path) -> Iterator[No
     with contextlib.ExitStack() as held:
         with all_or_none():
             if is_first():
-                held.enter_context(writing(outputs, reading=_inputs(config), folder=workdir))
+                try:
+                    held.enter_context(writing(outputs, reading=_inputs(config), folder=workdir))
+                except Taken as error:
+                    raise UserError(
+                        f"{error}; if both are processes of one run, give each --coordinator, "
+                        "--processes and --process, by which they find one another"
+                    ) from error
         yield
 
 

@@ -281,3 +281,97 @@ def test_embeddings_of_another_model_are_refused(files):
     np.savez("other.npz", **(model | {"fingerprint": np.array("def")}))
     with pytest.raises(UserError, match="H was made with model abc, not def"):
         _enrol("--embeddings=other.npz --anchors=A.npy", "H")
+
+
+def _with_bad_rows(name, rows):
+    """The file with these rows zero, NaN and infinite in turn, and those that are left."""
+    faces = np.load(f"{name}.npy")
+    for row, value in zip(rows, (0, np.nan, np.inf), strict=False):
+        faces[row] = value
+    np.save(f"{name}.npy", faces)
+    return np.delete(np.arange(len(faces)), rows)
+
+
+def test_bad_faces_are_not_enrolled_and_bad_probes_find_nobody(files, capsys):
+    _with_bad_rows("G", [2, 5, 22])
+    _with_bad_rows("P", [0, 7, 115])
+    with pytest.raises(UserError, match=r"G.npy: embeddings: rows 2, 5, 22 are zero, NaN or inf"):
+        _first()
+    assert not (files / "G").exists()
+    _first("--anchors=A.npy --k=3 --skip_bad")
+    said = capsys.readouterr().out
+    assert "20 faces enrolled by ida_r in G; it holds 20" in said
+    assert "3 faces are zero, NaN or infinite and are not enrolled: p02, p05, p22" in said
+    assert not {"p02", "p05", "p22"} & set(GalleryFile.open("G").names)
+    _first("--anchors=A.npy --k=3 --skip_bad")
+    assert "0 faces enrolled by ida_r in G; 20 were" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match=r"P.npy: embeddings: rows 0, 7, 115 are zero"):
+        _identify()
+    flags = "--top=3 --threshold=-9 --unknown --labels=L.txt --json=F.json --fpirs=0.5 --skip_bad"
+    found = _identify(flags)
+    said = capsys.readouterr().out
+    assert "3 probes are zero, NaN or infinite, and have no candidates" in said
+    assert "3 probes have no score above -9" in said
+    without = [line for line in found if line["rank"] == 0]
+    assert [line["probe"] for line in without] == [0, 7, 115]
+    assert all(line["name"] is None and np.isnan(line["score"]) for line in without)
+    figures = json.loads((files / "F.json").read_text())
+    # A bad probe of an enrolled person is a miss, one of a stranger no false alarm.
+    assert figures["mated_probes"] == 80
+    assert figures["nonmated_probes"] == 36
+    right = {(line["probe"], line["name"]) for line in found if line["rank"] == 1}
+    who = (files / "L.txt").read_text().split()
+    mated = [row for row in range(92) if who[row] not in ("p02", "p05", "p22")]
+    assert figures["rank"]["1"] == np.mean([(row, who[row]) in right for row in mated])
+
+    np.save("Z.npy", np.zeros((2, 8), np.float32))
+    flags = "--embeddings=Z.npy --names=two.txt --anchors=A.npy --skip_bad"
+    with pytest.raises(UserError, match=r"Z.npy: all faces are zero, NaN or infinite: none can"):
+        _enrol(flags, "H")
+    assert not (files / "H").exists()
+
+
+def test_bad_images_are_left_out_of_their_templates(files, capsys):
+    kept = _with_bad_rows("P", [1, 4, 5])
+    for row in (6, 7):
+        _with_bad_rows("P", [row])  # the second person has no image left
+    kept = kept[~np.isin(kept, (6, 7))]
+    with pytest.raises(UserError, match=r"P.npy: embeddings: rows 1, 4, 5, 6, 7 are zero.*--skip"):
+        _enrol("--embeddings=P.npy --templates=L.txt --anchors=A.npy")
+    _enrol("--embeddings=P.npy --templates=L.txt --anchors=A.npy --skip_bad")
+    said = capsys.readouterr().out
+    assert "1 face is zero, NaN or infinite and is not enrolled: p01" in said
+    assert "5 images are zero, NaN or infinite and left out of the templates" in said
+    pooled = [np.load("P.npy")[kept[kept // 4 == t]].mean(axis=0) for t in range(29) if t != 1]
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    np.testing.assert_allclose(GalleryFile.open("G").embeddings[:], pooled, atol=1e-6)
+    found = _identify("--templates=L.txt --top=1 --skip_bad")
+    assert [line["probe"] for line in found] == [line["name"] for line in found]
+    assert len(found) == 28
+    assert "1 probes are zero, NaN or infinite" in capsys.readouterr().out
+
+
+def test_enrolled_people_who_are_anchors_are_told(files, capsys):
+    rng = np.random.default_rng(5)
+    anchors = rng.normal(size=(300, 64)).astype(np.float32)
+    AnchorSet.from_embeddings(
+        anchors, labels=np.arange(300), names=[f"a{i}" for i in range(298)] + ["p00", "p01"]
+    ).save("N.safetensors")
+    faces = rng.normal(size=(23, 64)).astype(np.float32)
+    np.save("G.npy", faces)
+    _first("--anchors=N.safetensors")
+    said = capsys.readouterr()
+    assert "warning: G.npy: the people of 2 of 23 faces are among the anchors" in said.err
+    assert "make an anchor set of other people, and the gallery anew" in said.err
+    assert said.err.count("\n") == 1
+
+    faces[2:9] = anchors[:7]  # near-duplicates under other names
+    np.save("G.npy", faces)
+    _enrol("--embeddings=G.npy --names=G.txt --anchors=N.safetensors", "H")
+    said = capsys.readouterr()
+    assert "the people of 7 of 23 faces are likely among the anchors" in said.err
+    assert "7 of 23 faces have an anchor with a cosine of at least" in said.out
+    # Of no concern to those who were enrolled before.
+    _enrol("--embeddings=G.npy --names=G.txt --anchors=N.safetensors", "H")
+    assert not capsys.readouterr().err

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
 import reference
 
 from ida_jax import rescore
+from ida_jax.common import shards
 from ida_jax.common.errors import UserError, exit_code
+from ida_jax.common.shards import made_once
 from ida_jax.rescoring import job, pairs
 
 FACES = 7 * reference.unit((90, 16), 1, clusters=5)
@@ -219,3 +223,67 @@ def test_a_lost_shard_ends_no_other(files, monkeypatch):
     _rescore("--join")
     assert (files / "scores.npy").read_bytes() == alone
     assert not _hidden(files)
+
+
+def test_what_all_shards_need_one_of_them_makes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "_POLL", 0.01)
+    path, claim, made = tmp_path / "pairs.npy", tmp_path / ".pairs.npy.claim", []
+
+    def make(lives):
+        made.append(claim.exists())
+        if len(made) == 1:  # a second one comes
+            other.start()
+            while "waiting for another shard" not in capsys.readouterr().err:
+                lives()
+        path.write_bytes(b"rows")
+
+    other = threading.Thread(target=lambda: made_once(path, make, done=path.is_file))
+    made_once(path, make, done=path.is_file)
+    other.join(10)
+    assert made == [True]
+    assert not claim.exists()
+
+    # Of a maker that has shown no life for long, or has failed meanwhile, nobody waits for the end.
+    for last in (0, time.time()):
+        path.unlink()
+        claim.touch()
+        os.utime(claim, (last, last))
+        if last:
+            threading.Timer(0.1, claim.unlink).start()
+        made_once(path, make, done=path.is_file)
+        assert not claim.exists()
+    assert len(made) == 3
+
+
+def test_shards_that_start_at_once_read_a_list_once(files):
+    flags = _FLAGS.replace("pairs.npy", "pairs.csv").split()
+    command = [sys.executable, "-c", _COUNTED, *flags]
+    jobs = [subprocess.Popen([*command, f"--shard={i}/2"]) for i in range(2)]
+    assert [job.wait(120) for job in jobs] == [0, 0]
+    assert (files / "conversions").read_text() == "one\n"
+    _rescore("--join", flags=" ".join(flags))
+    assert len(np.load(files / "scores.npy")) == len(PAIRS)
+    assert not [name for name in _hidden(files) if "claim" in name]
+
+
+# All of them come to the list before the first has read it.
+_COUNTED = textwrap.dedent("""
+    import os, sys, time
+    from ida_jax import rescore
+    from ida_jax.rescoring import job
+    real = job.convert_pairs
+    def convert(*args, **kwargs):
+        with open("conversions", "a") as file:
+            file.write("one\\n")
+        time.sleep(0.5)
+        real(*args, **kwargs)
+    job.convert_pairs = convert
+    listed = job._listed
+    def together(*args):
+        open(f"here-{os.getpid()}", "x").close()
+        while sum(name.startswith("here-") for name in os.listdir(".")) < 2:
+            time.sleep(0.01)
+        return listed(*args)
+    job._listed = together
+    rescore.main(sys.argv[1:])
+""")
