@@ -10,6 +10,7 @@
 # checkpoint's folder is renamed in one step), which is mounted on ~/bucket. The run's files are in
 # its folder runs/ms1m_r100. Whether a config fits the slice, ida-jax plan says before.
 #
+# jax.distributed tells the workers of one another, and of several slices where TPU names them.
 # The workers train on when this ends or its connection breaks; it only shows the first one's log. To
 # stop them, with the state saved:
 #   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command='pkill -f ida_jax.main'
@@ -22,10 +23,6 @@ config=${1:?a config, such as configs/ms1m_r100_arcface.py}
 name=${2:?the name of the run, a folder in the bucket}
 shift 2
 
-# Nothing in a worker's environment tells that it has neighbours; an address of the first does.
-first=$(gcloud compute tpus tpu-vm describe "$TPU" --zone="$ZONE" \
-  --format='value(networkEndpoints[0].ipAddress)')
-
 # Quoted once more, for the workers' shells.
 flags=$(printf '%q ' --config="$config" --workdir="../bucket/runs/$name" "$@")
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
@@ -34,7 +31,7 @@ gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
   mountpoint -q ~/bucket || gcsfuse --implicit-dirs $BUCKET ~/bucket
   mkdir -p ~/bucket/runs
   cd ~/ida_jax
-  JAX_COORDINATOR_ADDRESS=$first:8476 nohup python -m ida_jax.main $flags \
+  nohup python -m ida_jax.main $flags \
     > ~/ida_jax.log 2>&1 < /dev/null &"
 exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=0 --command="
   tail -F --retry ~/ida_jax.log"

@@ -23,7 +23,8 @@ workdir=${2:?a folder that all nodes see}
 shift 2
 
 # Of SLURM's tasks jax takes one GPU each, unless told otherwise.
-JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
+gpus=${SLURM_GPUS_ON_NODE:?submit it with sbatch --gpus-per-node=N}
+JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))
 export JAX_LOCAL_DEVICE_IDS
 
 exec srun --kill-on-bad-exit=1 \

@@ -1,6 +1,7 @@
 """This process, its cores, and the others of its run, which JAX finds or flags name."""
 
 import os
+import socket
 import sys
 import threading
 import warnings
@@ -132,6 +133,14 @@ def _check_given(coordinator: str | None, count: int | None, number: int | None)
         raise UserError(
             f"--process={number} of --processes={count}: expected one of 0 … N−1 of N processes"
         )
+    if number == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:  # on which jax would crash
+            raise UserError(
+                f"--coordinator={coordinator}: process 0 cannot listen at this port of its host "
+                f"({error.strerror}): name another one"
+            ) from error
 
 
 def _leave(coordinator: str | None, wait: int) -> None:

@@ -67,7 +67,7 @@ def test_two_processes_find_one_another(environment):
         where = {"JAX_COORDINATOR_PORT": str(port)}
         jobs = [_start(**where, **environment(number)) for number in range(2)]
     said = [job.communicate(timeout=100) for job in jobs]
-    assert [out.strip() for out, _ in said] == ["0 of 2", "1 of 2"], said
+    assert [out.splitlines()[-1] for out, _ in said] == ["0 of 2", "1 of 2"], said
     assert [job.returncode for job in jobs] == [0, 0]
 
 
@@ -106,6 +106,10 @@ def test_mistakes(monkeypatch, capsys):
     for count, number in ((2, 2), (2, -1), (0, 0)):
         with pytest.raises(UserError, match=f"--process={number} of --processes={count}: expected"):
             join_processes(**{**given, "count": count, "number": number})
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--coordinator=a:{port}: process 0 cannot listen .*"):
+            join_processes(**{**given, "coordinator": f"a:{port}"})
 
     # A launcher that jax does not know.
     monkeypatch.setenv("PMI_RANK", "1")
