@@ -1,4 +1,5 @@
 """What every command does before it writes: no input is overwritten, and no other job writes there.
+And folders that are written whole; `ida_jax.common.files` writes files so.
 
 A lock is a small file, .OUTPUT.lock beside an output or .lock in a folder, which names the process
 that works there. On its own host the operating system knows whether that process is alive, and a
@@ -15,11 +16,13 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import synchronise
 from ida_jax.common.shards import has_shards
 
 try:
@@ -43,7 +46,8 @@ class Taken(UserError):
 def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> Iterator[None]:
     """A block in which this job alone writes its outputs, none of which it reads.
 
-    What a killed job left unfinished at these outputs is removed first.
+    What a killed job left unfinished at these outputs is removed first, and a folder that it had
+    set aside is put back.
 
     Args:
       outputs: each file that is written, None where it is not, by the flag that names it.
@@ -64,14 +68,9 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
         else:
             for path in (Path(path) for path in outputs.values() if path is not None):
                 held.enter_context(_locked(_lock_of(path), what=path))
-                for left in path.absolute().parent.glob(f".{_escaped(path.name)}.*"):
-                    if left.is_dir():
-                        if _UNFINISHED.fullmatch(left.name):  # of `written_folder`
-                            shutil.rmtree(left, ignore_errors=True)
-                        elif not has_shards(left):  # which others may be making
-                            _remove_unfinished(left)
-                    elif _UNFINISHED.fullmatch(left.name):
-                        left.unlink(missing_ok=True)
+                _put_back(_real(path))
+                for beside in {path.absolute(), _real(path)}:
+                    _remove_unfinished_of(beside)
         yield
 
 
@@ -287,6 +286,68 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(0, seconds):.0f} s"
+
+
+@contextlib.contextmanager
+def written_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes its place on success, or else is removed.
+
+    No rename replaces a folder that holds anything, so the old one is set aside for a moment. Where
+    a kill leaves it there, the next job that writes to `path` puts it back before it begins.
+
+    Raises:
+      UserError: the folder around it does not exist or cannot be written, or the disk is full.
+    """
+    path = _real(Path(path))
+    try:
+        made = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        _put_back(path)
+        yield made
+        umask = os.umask(0)
+        os.umask(umask)
+        made.chmod(0o777 & ~umask)
+        for file in made.iterdir():
+            synchronise(file)
+        synchronise(made)
+        if path.is_dir():
+            os.replace(path, _aside(path))
+        os.replace(made, path)
+        synchronise(path.parent)
+    except OSError as error:
+        reason = error.strerror or f"not all of it was written ({error}); make room"
+        raise UserError(f"cannot write {path}: {reason}") from error
+    finally:
+        _put_back(path)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old.tmp")
+
+
+def _put_back(path: Path) -> None:
+    """Removes the folder that was set aside, or puts it back where no new one is."""
+    aside = _aside(path)
+    if not aside.is_dir():
+        return
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.replace(aside, path)
+
+
+def _remove_unfinished_of(output: Path) -> None:
+    for left in output.parent.glob(f".{_escaped(output.name)}.*"):
+        if left.is_dir():
+            if _UNFINISHED.fullmatch(left.name):  # of `written_folder`
+                shutil.rmtree(left, ignore_errors=True)
+            elif not has_shards(left):  # which others may be making
+                _remove_unfinished(left)
+        elif _UNFINISHED.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def _remove_unfinished(folder: Path) -> None:

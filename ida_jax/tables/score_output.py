@@ -21,7 +21,7 @@ import numpy as np
 
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
-from ida_jax.common.folders import written_folder
+from ida_jax.common.outputs import written_folder
 from ida_jax.tables.blocks import known_suffix
 from ida_jax.tables.pair_keys import KeyColumn
 from ida_jax.tables.score_origin import KEY, ScoreOrigin, origin_file, origin_record

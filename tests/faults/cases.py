@@ -41,17 +41,23 @@ class Case(NamedTuple):
 _EMBED = ("--model=model.safetensors", "--output=out/E.npy", "--batch_size=4")
 _TRAINING = ("run/*checkpoints/*", "run/tensorboard/*", "run/metrics.jsonl")
 _ENROL = ("--gallery=out/G", "--embeddings=faces.npy", "--anchors=anchors.npy")
+_RESCORE = ("--embeddings=faces.npy", "--pairs=pairs.npy", "--anchors=anchors.npy")
 _EXPORT = ("--model=model.safetensors", "--output=out/model.stablehlo")
 CASES = {
     "rescore": Case(
         "ida_jax.rescore",
-        ("--embeddings=faces.npy", "--pairs=pairs.npy", "--anchors=anchors.npy",
-         "--output=out/scores.npy", "--chunk=40"),
+        (*_RESCORE, "--output=out/scores.npy", "--chunk=40"),
     ),
     "rescore_text": Case(
         "ida_jax.rescore",
         ("--embeddings=faces.npy", "--pairs=pairs.csv", "--names=names.txt",
          "--anchors=anchors.npy", "--output=out/scores.parquet"),
+    ),
+    "rescore_folder_over_another": Case(
+        "ida_jax.rescore",
+        (*_RESCORE, "--output=out/S"),
+        earlier=(*_RESCORE, "--output=out/S", "--k=5"),
+        quick=(),
     ),
     "enrol_in_place_of_others": Case(
         "ida_jax.enrol",

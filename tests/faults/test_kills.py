@@ -2,7 +2,7 @@
 
 import signal
 
-from faults.cases import contents, unfinished
+from faults.cases import CASES, contents, unfinished
 
 
 def test_a_killed_command_ends_in_the_same_bytes_when_run_again(
@@ -32,3 +32,23 @@ def test_a_killed_command_ends_in_the_same_bytes_when_run_again(
         assert not unfinished(out), where
     record_property("commands", 1)
     record_property("kills", len(points))
+
+
+def test_a_folder_that_was_to_be_replaced_is_the_old_or_the_new_one(
+    server, fresh, whole, record_property
+):
+    case = CASES["rescore_folder_over_another"]
+    old = contents(fresh(case) / "out", case)
+    expected, changes = whole(case).contents, whole(case).changes
+    assert expected != old
+    renames = [at for at, change in enumerate(changes, 1) if change.startswith("replace")][-2:]
+    for at in (*renames, renames[-1] + 1):
+        out = (folder := fresh(case)) / "out"
+        assert server.run(case, folder, fault="kill", at=at).code == -signal.SIGKILL
+        # A command that fails over its input has looked at its output before.
+        failed = case._replace(flags=(*case.flags, "--pairs=absent.npy"))
+        assert server.run(failed, folder).code == 2
+        left = {name: content for name, content in contents(out, case).items()
+                if name.startswith("S/")}  # fmt: skip
+        assert left == (old if at < renames[-1] + 1 else expected), changes[at - 1]
+    record_property("kills", len(renames) + 1)

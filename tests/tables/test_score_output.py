@@ -108,3 +108,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_output(tmp_path, suffix):
     assert ended.stderr.count("\n") == 1
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(tmp_path):
+    (tmp_path / "disk" / "scores").mkdir(parents=True)
+    (tmp_path / "scores").symlink_to(tmp_path / "disk" / "scores")
+    for value in (1.0, 2.0):
+        write_scores(tmp_path / "scores", [np.full(3, value, np.float32)], 3)
+        assert read_scores(tmp_path / "disk" / "scores").tolist() == [value] * 3
+    assert (tmp_path / "scores").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["scores"]
