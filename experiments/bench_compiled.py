@@ -65,7 +65,7 @@ SIZES = _Sizes(lambda: _CLASSES, _FACES, _BATCH_SIZE)
 
 def planned(case: Case, topology: Any) -> dict[str, Any]:
     """A case's plan, without what a compile took."""
-    from ida_jax.runs.config import parse_config
+    from ida_jax.runs.config_flags import parse_config
     from ida_jax.runs.programs import device_program
 
     config, _ = parse_config([f"--config={_CONFIGS / case.config}.py", *case.overrides])

@@ -7,6 +7,7 @@ The pages hold calls of these functions in comments, and cog (cogapp) writes wha
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -542,6 +543,69 @@ def gpu_bounds() -> str:
             "one device" if alone else _three(eight[name]["bound"][unit]),
         ])  # fmt: skip
     return table(header, rows)
+
+
+_CORES, _NODES = 64, 16  # of the clusters of `billion_costs`
+
+
+def billion_costs() -> str:
+    """10⁹ pairs and 10⁹ gallery faces on clusters of CPUs and GPUs, from the records' rates."""
+    bench, flat = record("bench_rescore"), record("bench_index")["flat"]
+    gpus = record("bench_compiled")["topologies"]["h200:8"]
+    made, stages = bench["settings"], bench["stages"]
+    cores = _recorded_cores("bench_rescore")
+    more = bench["command_ten_times_the_pairs_seconds"] - bench["seconds"]["command"]
+    few, apart = list(stages["pairs"].items())[1]
+    # A second and core: faces searched in `made["anchors"]`, pairs, and cosines of a 1:N search.
+    searched = made["faces"] / stages["search"] / cores
+    pairs = 9 * made["pairs"] / more / cores
+    scattered = int(few) / apart["seconds"] / cores
+    compared = flat["faces"] * flat["probes"] / flat["seconds"]["identify"]
+    compared /= _recorded_cores("bench_index")
+    faces_gpu = gpus["search"]["bound"]["faces_per_second"]
+    pairs_gpu = 8 * gpus["pairs"]["bound"]["pairs_per_second"] / gpus["pairs"]["devices"]
+    compared_gpu = gpus["identify"]["bound"]["probes_per_second"] * gpus["identify"]["faces"]
+    anchors, list_gpu = f"{made['anchors']:,} anchors", 1e9 / pairs_gpu
+    jobs = [
+        (f"densities of 10⁷ faces, {anchors}", 1e7 / searched, 1e7 / faces_gpu),
+        (
+            f"10⁹ pairs, {made['pairs'] / made['faces']:.0f} a face (as IJB-C's)",
+            1e9 / pairs,
+            list_gpu,
+        ),
+        (f"10⁹ pairs, {int(few) / made['faces']:.0f} a face", 1e9 / scattered, list_gpu),
+        (f"enrol 10⁹ faces, {anchors}", 1e9 / searched, 1e9 / faces_gpu),
+        ("1,000 probes in 10⁹ faces, exactly", 1e12 / compared, 1e12 / compared_gpu),
+        ("10⁶ probes in 10⁹ faces, exactly", 1e15 / compared, 1e15 / compared_gpu),
+    ]
+    rows = [
+        [
+            job, _two(cpu / 3600), _two(cpu / _CORES / 3600), _duration(cpu / _CORES / _NODES),
+            _two(gpu / 3600), _duration(gpu),
+        ]
+        for job, cpu, gpu in jobs
+    ]  # fmt: skip
+    header = ["", "core-hours", f"node-hours, {_CORES} cores", f"time on {_NODES} such nodes",
+              "node-hours, 8 × H200, at least", "time on one such node, at least"]  # fmt: skip
+    return table(header, rows)
+
+
+def _recorded_cores(name: str) -> int:
+    """How many cores a record was made on."""
+    return int(re.fullmatch(r".* (\d+) cores", record(name)["provenance"]["processor"])[1])
+
+
+def _two(number: float) -> str:
+    """Two digits, and noughts."""
+    rounded = float(f"{number:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:.6f}".rstrip("0").rstrip(".")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{_two(seconds / size)} {unit}"
+    return f"{_two(seconds)} s"
 
 
 _SOURCES = {

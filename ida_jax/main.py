@@ -74,7 +74,7 @@ def _processes(argv: list[str]) -> tuple[Any, list[str]]:
 
 
 def _flags(argv: list[str]) -> "tuple[ConfigDict, str]":
-    from ida_jax.runs.config import parse_config
+    from ida_jax.runs.config_flags import parse_config
 
     config, others = parse_config(argv, workdir="Where the run keeps its files.")
     workdir = others["workdir"]

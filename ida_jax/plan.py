@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     options, others = parser.parse_known_args(argv)
 
     from ida_jax.common.outputs import writing
-    from ida_jax.runs.config import config_file
+    from ida_jax.runs.config_flags import config_file
 
     with writing({"--json": options.json}, reading={"--config": config_file(others)}):
         _write(options, others)
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 def _write(options: Any, others: list[str]) -> None:
     from ida_jax.planning.topology import open_topology
-    from ida_jax.runs.config import parse_config
+    from ida_jax.runs.config_flags import parse_config
 
     config, _ = parse_config(others)
     if config is None:

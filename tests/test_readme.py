@@ -11,7 +11,7 @@ from drawn import drawn_variables
 
 import ida_jax
 from ida_jax.__main__ import COMMANDS, main
-from ida_jax.runs.config import config_file
+from ida_jax.runs.config_flags import config_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -89,7 +89,6 @@ def fake_anchors(
     parts: Path | None = None,
     align: bool = False,
     degrade: Degradation | None = None,
-    progress: str | None = "fake-db",
 ) -> tuple[AnchorSet, FakeReport]:
     """The first `count` plausible candidates, none of a training person, no duplicates.
 
@@ -131,7 +130,6 @@ def fake_anchors(
       align: whether moments are matched; it takes training faces.
       degrade: degraded copies of some of the anchors' faces are further anchors, behind the A, by
         the candidates' numbers. No rule drops a copy: implausible is what it is meant to be.
-      progress: the title of a progress bar; none if None.
 
     Returns:
       The anchors, with provenance, and what became of every candidate.
@@ -170,7 +168,7 @@ def fake_anchors(
         )
     if duplicate_cosine is not None:
         rules = rules._replace(duplicate=duplicate_cosine)
-    with progress_bar(total=count, desc=progress, unit="face", disable=progress is None) as bar:
+    with progress_bar(total=count, desc="fake-db", unit="face") as bar:
         chunks = _counted(
             embedded_chunks(candidates, model, stop=drawn, flip=flip, parts=parts), bar
         )

@@ -109,7 +109,6 @@ class FaceGenerator:
         *,
         seed: int = 0,
         truncation: float = 1.0,
-        progress: str | None = None,
     ) -> np.ndarray:
         """Faces number `first` … `first` + `count` − 1 of an endless sequence.
 
@@ -122,7 +121,6 @@ class FaceGenerator:
           first: the number of the first one, 0 or more.
           count: N.
           truncation: ψ, 1 for the whole distribution; less for more ordinary, less varied faces.
-          progress: the title of a progress bar; none if None.
 
         Returns:
           uint8 [N, S, S, 3], RGB.
@@ -130,8 +128,6 @@ class FaceGenerator:
         Raises:
           UserError: ψ outside 0 … 1.
         """
-        from ida_jax.common.progress import progress_bar
-
         if not 0 <= truncation <= 1:
             raise UserError(f"truncation is {truncation}: expected a number from 0 to 1")
         mesh = local_mesh()
@@ -139,19 +135,17 @@ class FaceGenerator:
         network, whole = _network(self.options), replicated(mesh)
         variables, mean = jax.device_put((self.variables, self.mean_style), whole)
         faces = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
-        with progress_bar(total=count, desc=progress, unit="face", disable=progress is None) as bar:
-            for block in range(first // _BLOCK, -(-(first + count) // _BLOCK)):
-                start = block * _BLOCK
-                numbers = jax.device_put(
-                    np.arange(start, start + rows, dtype=np.uint32), batch_sharding(mesh)
-                )
-                made = _faces(
-                    network, self.image_size, variables, mean, numbers,
-                    jax.random.key(seed), np.float32(truncation),
-                )  # fmt: skip
-                low, high = max(start, first), min(start + _BLOCK, first + count)
-                faces[low - first : high - first] = np.asarray(made)[low - start : high - start]
-                bar.update(high - low)
+        for block in range(first // _BLOCK, -(-(first + count) // _BLOCK)):
+            start = block * _BLOCK
+            numbers = jax.device_put(
+                np.arange(start, start + rows, dtype=np.uint32), batch_sharding(mesh)
+            )
+            made = _faces(
+                network, self.image_size, variables, mean, numbers,
+                jax.random.key(seed), np.float32(truncation),
+            )  # fmt: skip
+            low, high = max(start, first), min(start + _BLOCK, first + count)
+            faces[low - first : high - first] = np.asarray(made)[low - start : high - start]
         return faces
 
 

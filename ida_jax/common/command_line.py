@@ -76,8 +76,8 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError("an empty path: name a file or folder, or leave it out")
     if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text):
         raise argparse.ArgumentTypeError(
-            f"'{text}' is an address, not a file's path: mount the bucket as a folder (gcsfuse, "
-            "Mountpoint for S3), or copy what is in it"
+            f"'{text}' is an address, not a file's path: mount the bucket as a folder (gcsfuse; "
+            "Mountpoint for S3 to read from), or copy what is in it"
             if address[1].lower() in ("gs", "s3", "gcs", "s3a")
             else f"'{text}' is an address, not a file's path: copy the file and name the copy"
         )

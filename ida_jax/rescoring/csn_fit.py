@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.check import refuse_self_matches
-from ida_jax.anchors.search import largest_identity, support_sets
+from ida_jax.anchors.search import largest_identity
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.ops.cohort import csn_objective, polynomial_map
+from ida_jax.rescoring.development import Development
 from ida_jax.rescoring.pairs import score_pairs
 
 _KIND = "csn"
@@ -231,16 +231,10 @@ def fit_csn(
             f"top_n = {top_n} of {len(anchors)} anchors was asked for, but a pair's two "
             f"people may hold {2 * spare} of them: lower top_n or take more anchors"
         )
-    neighbours = support_sets(
-        faces, anchors, k=top_n + spare, labels=labels if known else None, searcher=searcher
-    )
-    refuse_self_matches(neighbours.similarities)
+    fitted_on = Development(rows, labels, identities, anchors, spare)
+    cohort = fitted_on.support(faces, top_n, searcher=searcher)
     cohorts = _Cohorts(
-        neighbours.similarities.astype(np.float64),
-        np.asarray(anchors.labels)[neighbours.indices]
-        if known
-        else np.full_like(neighbours.indices, -1),
-        polynomial_map(top_n, degree).T,
+        cohort.similarities.astype(np.float64), cohort.owners, polynomial_map(top_n, degree).T
     )
     both = sum(
         _coefficients(cohorts, side, labels[other])

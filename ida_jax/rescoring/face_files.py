@@ -139,11 +139,11 @@ class Faces:
 
     def _without(self, bad: np.ndarray) -> int:
         if not self.skip_bad:
-            wrong = np.sort(bad)
+            wrong, place = np.sort(bad), row_place(self.path)
+            first = "" if place is None else f" ({place(int(wrong[0]))})"
             raise UserError(
-                f"{self.path}: embeddings: {rows_are(wrong)} zero, NaN or infinite "
-                f"({row_place(self.path)(int(wrong[0]))}); embed such an image again, or leave it "
-                "out of its template (--skip_bad)"
+                f"{self.path}: embeddings: {rows_are(wrong)} zero, NaN or infinite{first}: embed "
+                "such an image again, or leave it out of its template (--skip_bad)"
             )
         return len(bad)
 

@@ -132,7 +132,7 @@ def identify_faces(
         if mates is not None:
             own = mates[rows.start : rows.stop]
             made["mate"] = _mate_scores(unit.embeddings, terms, gallery, own)
-            at = found.rows == own[:, None]
+            at = (found.rows == own[:, None]) & ~unit.bad[:, None]
             made["mate"][at.any(axis=1)] = found.scores[at]
         made[unit.bad] = (-np.inf, -1, -np.inf)  # below every score, with nobody
         return made

@@ -22,10 +22,8 @@ looks only at what it depends on (`STAGES`). Where that has changed, the cheap o
 and the trainings refuse the config. N faces, D embedding.
 """
 
-import shutil
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +33,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
-from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.balance import Balance, balance_option, requested_balance
-from ida_jax.anchors.candidates import generated_candidates
-from ida_jax.anchors.degraded import degraded_provenance
-from ida_jax.anchors.fake import fake_anchors
-from ida_jax.anchors.fake_rules import TrainingFaces
-from ida_jax.anchors.moments import fewest_faces
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import training_mesh
@@ -49,26 +40,25 @@ from ida_jax.common.errors import UserError, require_module
 from ida_jax.common.files import require_file
 from ida_jax.common.parts import write_npy
 from ida_jax.common.processes import all_or_none, is_first
+from ida_jax.common.validation import row_norms, unit_embeddings
 from ida_jax.data.balanced import balanced_rows
-from ida_jax.data.dataset import image_subset
-from ida_jax.data.degrade import with_degraded
+from ida_jax.data.labelled_pairs import PairList
 from ida_jax.data.load import require_faces, require_verification
 from ida_jax.data.pipeline import check_labels
 from ida_jax.metrics.frechet import frechet_distance, precision_recall
-from ida_jax.protocols.insightface_rule import check_rule
+from ida_jax.metrics.kfold import kfold_accuracy
+from ida_jax.protocols.insightface_rule import RULES, check_rule, insightface_figures
 from ida_jax.rescoring.csn_fit import fit_csn
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.rescoring.method_table import methods_set_by
+from ida_jax.runs.anchors_stage import check_anchors, make_anchors, real_db_images
 from ida_jax.runs.config_check import check_config, section_degradation
 from ida_jax.runs.embedding_run import EMBEDDING_STAGES, EmbeddingRun, check_embeddings
 from ida_jax.runs.evaluate_stage import evaluate_run
-from ida_jax.runs.held_out import figures_of_sets
 from ida_jax.runs.run import Run, Stage
 from ida_jax.runs.workdir import (
     ANCHOR_VARIANCES,
     ANCHORS,
     CSN,
-    FAKES,
     GENERATOR,
     IMPORTED,
     MODEL,
@@ -173,68 +163,11 @@ def _check(run: Run, unfinished: list[str]) -> None:
         check_labels(run.train_faces)
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
         if {"anchors", "ssr", "csn", "evaluate"} & set(unfinished):
-            _check_anchors(run, unfinished)
+            check_anchors(run, unfinished)
     if "evaluate" in unfinished:
         run.model_preprocessing.check(run.eval_faces.images[0], what="eval_data's first image")
         check_rule(c.evaluate.get("rule", "exact"), run.pair_list)  # draws or reads it
         _ = run.groups
-
-
-def _check_anchors(run: Run, unfinished: list[str]) -> None:
-    """Whether the training people are enough for the anchors, and for what takes them."""
-    c = run.config
-    anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
-    if c.anchors.source == "fake_db":
-        _check_fake_db(run)
-    if "anchors" in unfinished:
-        _ = _balance(run)
-    if not 1 <= c.k <= anchors:
-        raise UserError(
-            f"k is {c.k}, but a support set can have at most {anchors} anchors here (one an "
-            "identity, a face's own left out): lower k or take more identities"
-        )
-    cohort = not set(c.evaluate.methods).isdisjoint(methods_set_by("top_n"))
-    _check_cohort(run, "evaluate.top_n", cohort and "evaluate" in c.stages, left_out=0)
-    # CSN's fit leaves out both people of a pair.
-    _check_cohort(run, "csn.top_n", "csn" in c.stages, left_out=2)
-
-
-def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
-    c = run.config
-    anchors = _most_anchors(c, run.train_faces.num_identities, left_out=left_out)
-    section, name = key.split(".")
-    if used and (c[section][name] or 0) > anchors:
-        raise UserError(
-            f"{key} is {c[section][name]}, but a cohort can have at most {anchors} anchors here: "
-            "lower it or take more identities"
-        )
-
-
-def _check_fake_db(run: Run) -> None:
-    """Finds mistakes that would stop the choice of fakes by the training people."""
-    c, people = run.config, run.train_faces.num_identities
-    if not 1 <= c.k <= c.anchors.size:
-        raise UserError(
-            f"k is {c.k}, but anchors.size is {c.anchors.size}: lower k or raise the size"
-        )
-    if people <= c.k:
-        raise UserError(
-            f"the training set has {people} people, and fakes are judged by the {c.k} nearest of "
-            "them (k): lower k or take more people"
-        )
-    width = c.model.options.embedding_dim
-    if c.anchors.align and people < fewest_faces(width):
-        raise UserError(
-            f"anchors.align takes the covariance of {width} numbers from the training people, who "
-            f"are {people}: expected {fewest_faces(width)} or more; set it to False"
-        )
-
-
-def _most_anchors(config: ConfigDict, identities: int, *, left_out: int) -> int:
-    """The largest support set: one anchor an identity, without those of the faces themselves."""
-    if config.anchors.source == "fake_db":
-        return config.anchors.size
-    return min(config.anchors.size, identities) - left_out
 
 
 def _train(run: Run) -> None:
@@ -258,6 +191,45 @@ def _train(run: Run) -> None:
         model.save(run.workdir / MODEL)
 
 
+def figures_of_sets(
+    model: FaceModel, sets: Mapping[str, tuple[Sequence[np.ndarray], PairList]],
+    *, flip: bool, rule: str,
+) -> dict[str, float]:  # fmt: skip
+    """`held_out_figures` of one set; of several sets, SET_FIGURE, and the mean as "accuracy"."""
+    found = {name: held_out_figures(model, *of, flip=flip, rule=rule) for name, of in sets.items()}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    mean = float(np.mean([figures["accuracy"] for figures in found.values()]))
+    named = {f"{name}_{key}": v for name, of in found.items() for key, v in of.items()}
+    return {"accuracy": mean, **named}
+
+
+def held_out_figures(
+    model: FaceModel, images: Sequence[np.ndarray], pair_list: PairList, *, flip: bool, rule: str
+) -> dict[str, float]:
+    """The cosine's k-fold "accuracy"; by InsightFace's rule also its "val" at 1e-3 and "xnorm".
+
+    XNorm is the mean norm of the embeddings of images and of mirrored ones, as InsightFace has it.
+
+    Args:
+      images: crops, uint8 [H, W, 3].
+      flip: adds mirrored images' embeddings.
+      rule: of `RULES`.
+    """
+    if rule == RULES[0]:
+        faces, (pairs, same, fold) = model.embed(images, flip=flip), pair_list
+        cosines = np.sum(faces[pairs[:, 0]] * faces[pairs[:, 1]], axis=1)
+        return {"accuracy": kfold_accuracy(cosines, same, folds=fold).mean}
+    sides = [model.raw_embeddings(images)]
+    if flip:
+        sides.append(model.raw_embeddings([image[:, ::-1] for image in images]))
+    faces = unit_embeddings(np.sum(sides, axis=0), what="the model's embeddings")
+    xnorm = float(np.mean([row_norms(side) for side in sides]))
+    figures = insightface_figures(faces, pair_list, xnorm=xnorm)
+    (val,) = figures["val@far"].values()
+    return {"accuracy": figures["accuracy"], "val": val, "xnorm": xnorm}
+
+
 def _import(run: Run) -> None:
     from ida_jax.interop.weights import import_model
 
@@ -277,85 +249,6 @@ def _import(run: Run) -> None:
 
 def _description(model: tuple[str, int, int]) -> str:
     return f"{model[0]}, {model[1]}-d, {model[2]} px"
-
-
-def _anchors(run: Run) -> None:
-    c = run.config.anchors
-    (run.workdir / ANCHORS).parent.mkdir(exist_ok=True)
-    options = {"fingerprint": run.model.fingerprint, "k": run.config.k, "tau": run.config.tau}
-    match c.source:
-        case "class_weights":
-            anchors = sources.class_weights(
-                run.model.class_weights, size=c.size, seed=run.config.seed, **options
-            )
-        case "real_db":
-            faces, (images, rows, provenance) = run.train_faces, _real_db_images(run)
-            labels = faces.labels[rows]
-            anchors = AnchorSet.from_embeddings(
-                run.embed(images, "anchors"),
-                labels=labels,
-                source="real_db",
-                names=[faces.identities[label] for label in labels],
-                provenance=provenance,
-                **options,
-            )
-        case "fake_db":
-            anchors = _fake_db(run)
-    anchors.save(run.workdir / ANCHORS)
-    shutil.rmtree(run.workdir / FAKES, ignore_errors=True)
-
-
-def _balance(run: Run) -> Balance | None:
-    """What `anchors.balance` asks for, of the training faces."""
-    asked, faces = run.config.anchors.get("balance"), run.train_faces
-    if asked is None:
-        return None
-    names = [faces.identities[label] for label in faces.labels]
-    return requested_balance(balance_option(asked), names, len(names))
-
-
-def _balanced_rows(run: Run) -> tuple[np.ndarray, dict[str, Any]]:
-    """The rows of a real-db balanced over `anchors.balance`, and its provenance."""
-    c, faces, balance = run.config, run.train_faces, _balance(run)
-    every = sources.real_db_rows(faces.labels, size=len(faces.labels))
-    return sources.balanced_rows_of(
-        every, balance, size=c.anchors.size, seed=c.seed, k=c.k,
-        embeddings=lambda: run.embed(image_subset(faces.images, every), "anchors to choose from"),
-    )  # fmt: skip
-
-
-def _real_db_images(run: Run) -> tuple[Sequence[np.ndarray], np.ndarray, dict[str, Any]]:
-    """The real-db's images, degraded copies behind them; their training rows; the provenance."""
-    c, faces, provenance = run.config, run.train_faces, {}
-    rows = sources.real_db_rows(faces.labels, size=c.anchors.size, seed=c.seed)
-    if c.anchors.get("balance") is not None:
-        rows, provenance = _balanced_rows(run)
-    degrade = section_degradation(c, "anchors")
-    images, of = with_degraded(image_subset(faces.images, rows), degrade, numbers=rows)
-    return images, rows[of], {**provenance, **degraded_provenance(degrade, of)}
-
-
-def _fake_db(run: Run) -> AnchorSet:
-    """The fake-db of the run's generator, and its report beside it."""
-    from ida_jax.report.fake_report import write_fake_report
-
-    c = run.config
-    candidates = generated_candidates(run.generator, seed=c.seed, truncation=c.anchors.truncation)
-    faces, learned = run.train_faces, run.generator.provenance
-    size = {"faces": len(faces.labels), "identities": faces.num_identities}
-    learned_from = all(learned.get(name) == number for name, number in size.items())
-    training = TrainingFaces(
-        run.train_embeddings, faces.labels, "train_data", learned_from=learned_from
-    )
-    anchors, report = fake_anchors(
-        candidates, run.model, count=c.anchors.size, training=training, flip=c.flip, k=c.k,
-        tau=c.tau, parts=run.workdir / FAKES, align=c.anchors.align,
-        degrade=section_degradation(c, "anchors"),
-    )  # fmt: skip
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    write_fake_report((run.workdir / ANCHORS).with_suffix(".report.html"), report, candidates)
-    return anchors
 
 
 def _gan(run: Run) -> None:
@@ -432,7 +325,7 @@ def _pfe(run: Run) -> None:
         return
     # Class weights have no images, and so no variances.
     if "anchors" in c.stages and c.anchors.source == "real_db":
-        images, _, _ = _real_db_images(run)
+        images, _, _ = real_db_images(run)
         anchors = trained.embed(run.model, images, flip=c.flip, progress="anchors' variances")
         write_npy(run.workdir / ANCHOR_VARIANCES, anchors.log_variances)
     trained.save(run.workdir / PFE)
@@ -461,7 +354,7 @@ STAGES = {
         _gan, GENERATOR, by_all=True, remade=False, parts=("gan_checkpoints",),
         depends_on=("seed", "train_data", "flip", "gan"),
     ),
-    "anchors": Stage(_anchors, ANCHORS, depends_on=(*_ON_FACES, "k", "tau", "anchors")),
+    "anchors": Stage(make_anchors, ANCHORS, depends_on=(*_ON_FACES, "k", "tau", "anchors")),
     "ssr": Stage(
         _ssr, SSR, after=("anchors",), depends_on=(*_ON_FACES, "k", "tau", "searcher", "ssr")
     ),

@@ -220,6 +220,7 @@ ENROL = "--embeddings=G.npy --names=G.txt --anchors=A.npy"
         ("--embeddings=zero.npy --names=two.txt --anchors=A.npy --replace", "row 1 is zero"),
         ("--embeddings=W.npy --names=five.txt --anchors=A.npy", "9 wide, the gallery's 8"),
         ("--delete=none.txt", "no names at none.txt"),
+        ("--delete=two.txt --skip_bad", "--skip_bad is of --embeddings=E"),
     ],
 )  # fmt: skip
 def test_mistakes_of_enrol_change_nothing(flags, message, files):

@@ -12,7 +12,7 @@ from ida_jax.metrics.insightface import (
 )
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.protocols.insightface_rule import check_rule, insightface_figures
-from ida_jax.runs.held_out import held_out_figures
+from ida_jax.runs.stages import held_out_figures
 
 
 def _faces(pairs, seed, *, noise=0.8):

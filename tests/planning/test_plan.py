@@ -18,7 +18,7 @@ from ida_jax.planning.flops import count_flops
 from ida_jax.planning.hlo import array_bytes, parse, unknown_loops
 from ida_jax.planning.topology import CHIPS, hops, open_topology, peak_flops
 from ida_jax.planning.traffic import Collective, collectives, memory_bytes
-from ida_jax.runs.config import parse_config
+from ida_jax.runs.config_flags import parse_config
 from ida_jax.runs.programs import Sizes, device_program
 
 # Of reading a config.

@@ -10,8 +10,8 @@ import pytest
 
 from ida_jax import main
 from ida_jax.common.errors import exit_code
-from ida_jax.runs import config_words
-from ida_jax.runs.config import config_file, parse_config
+from ida_jax.runs import config_flags
+from ida_jax.runs.config_flags import config_file, parse_config
 from ida_jax.runs.run import Run
 from ida_jax.runs.stages import STAGES, _check
 from ida_jax.runs.workdir import CONFIG, outdated_stages
@@ -106,18 +106,18 @@ def test_an_unknown_key_is_answered_with_the_one_that_is_meant(
 
 def test_every_word_of_arcface_torch_is_answered_and_none_hides_ours(monkeypatch, capsys):
     config, _ = parse_config([MS1M])
-    ours = set(config_words._keys(config))
-    for word in config_words.ARCFACE_TORCH:
+    ours = set(config_flags._keys(config))
+    for word in config_flags.ARCFACE_TORCH:
         assert word not in config
-        assert f"arcface_torch's {word} is here" in config_words.no_such_key(config, word)
+        assert f"arcface_torch's {word} is here" in config_flags.no_such_key(config, word)
         named = re.findall(
-            r"\b(?:train|model|verify_data)\.[a-z_.]+\b", config_words.ARCFACE_TORCH[word]
+            r"\b(?:train|model|verify_data)\.[a-z_.]+\b", config_flags.ARCFACE_TORCH[word]
         )
         assert set(named) <= ours | {"verify_data.dataset"}
-    assert config_words.peers_key(config) is None
+    assert config_flags.peers_key(config) is None
     with config.unlocked():
         config.train.lr = 0.1
-    assert config_words.peers_key(config) == "train.lr"
+    assert config_flags.peers_key(config) == "train.lr"
 
 
 def test_the_help_lists_the_configs_sections(monkeypatch, capsys):

@@ -9,9 +9,8 @@ import pytest
 from ida_jax.common.errors import UserError
 from ida_jax.metrics.kfold import kfold_accuracy
 from ida_jax.runs.config import as_smoke, run_section
-from ida_jax.runs.held_out import figures_of_sets
 from ida_jax.runs.run import Run
-from ida_jax.runs.stages import _check
+from ida_jax.runs.stages import _check, figures_of_sets
 
 SAME = {"lfw": [1, 0, 1, 0, 1, 0, 1], "agedb_30": [0, 1, 1, 0, 1, 0]}
 

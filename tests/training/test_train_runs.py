@@ -196,6 +196,23 @@ def test_two_processes_are_one_run(start, undisturbed, tmp_path):
     assert not other_err
 
 
+def test_two_that_do_not_find_one_another_share_no_workdir(start, tmp_path):
+    both = [start(tmp_path) for _ in range(2)]  # each takes itself for the only one
+    while all(process.poll() is None for process in both):
+        time.sleep(0.1)
+    both.sort(key=lambda process: process.poll() is None)
+    second, first = both
+    assert first.poll() is None
+    out, err = _finish(second, 2)
+    assert not out
+    assert err.count("\n") == 1
+    assert f"{tmp_path} is being written by process {first.pid} on {socket.gethostname()}" in err
+    assert "give each --coordinator, --processes and --process" in err
+    _signal_at(first, tmp_path, 5, signal.SIGTERM)
+    assert _stopped_at(_finish(first)[1]) == _newest(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
 def test_a_loss_that_is_not_finite(start, tmp_path):
     flags = ("--config.train.decay_factor=1e30", "--config.train.decay_steps=(12,)")
     _, err = _finish(start(tmp_path, *flags), 2)
