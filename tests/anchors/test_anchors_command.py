@@ -1,7 +1,6 @@
 """ida-jax anchors: sets built from every source, told about, checked; and mistakes."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from drawn import drawn_variables
+from environment import with_devices
 
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -25,7 +25,7 @@ def _run(*flags):
         [sys.executable, "-m", "ida_jax.anchors", *map(str, flags)],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=with_devices(1),
     )
 
 

@@ -1,7 +1,6 @@
 """ida-jax anchors fake: from a generator or its images to a set; and users' mistakes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from environment import with_devices
 
 from ida_jax.anchors import candidates as candidates_module
 from ida_jax.anchors.__main__ import main
@@ -298,7 +298,7 @@ def test_exit_codes_and_help_as_scripts_see_them(run, tmp_path):
     def command(*flags):
         return subprocess.run(
             [sys.executable, "-m", "ida_jax.anchors", "fake", *flags],
-            capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""},
+            capture_output=True, text=True, env=with_devices(1),
         )  # fmt: skip
 
     wrong = command(f"--output={tmp_path}/A.safetensors", f"--model={run}")

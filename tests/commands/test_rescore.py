@@ -1,6 +1,5 @@
 """The rescore command, on files as a user has them."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 import reference
+from environment import with_devices
 
 from ida_jax import rescore
 from ida_jax.common.errors import UserError, exit_code
@@ -250,9 +250,8 @@ def test_another_setting_starts_anew(files, monkeypatch):
 def test_another_number_of_devices_makes_the_same_bytes(files, devices):
     rescore.main(_flags(files))
     eight = (files / "scores.npy").read_bytes()
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "ida_jax.rescore", *_flags(files)]
-    subprocess.run(command, env=os.environ | flags, check=True)
+    subprocess.run(command, env=with_devices(devices), check=True)
     assert (files / "scores.npy").read_bytes() == eight
 
 

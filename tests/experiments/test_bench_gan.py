@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from environment import with_devices
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ida_jax.models.stylegan import DiscriminatorNetwork, GeneratorNetwork, _StyledConv, draw_noise
@@ -186,9 +187,7 @@ assert bench_gan.machine(options)["describe"]()["provenance"]["versions"]
 
 def test_our_updates_run_without_the_packages_that_read_data_and_configs():
     path = os.pathsep.join(map(str, (_REPOSITORY, _REPOSITORY / "experiments")))
-    # Compiling takes most of the time, and half of that without optimisation.
-    flags = "--xla_backend_optimization_level=0"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "XLA_FLAGS": flags}
+    environment = with_devices(1) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import bench_train
 import pytest
+from environment import with_devices
 
 _REPOSITORY = Path(__file__).parents[2]
 _SCRIPT = """
@@ -28,7 +29,7 @@ assert train_workers.machine(options)["describe"]()["flops_per_image"] > 0
 
 def test_our_step_runs_and_is_profiled_without_them(tmp_path):
     path = os.pathsep.join(map(str, (_REPOSITORY, _REPOSITORY / "experiments")))
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "XLA_FLAGS": ""}
+    environment = with_devices(1) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(tmp_path)],
         env=environment, capture_output=True, text=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from environment import with_devices
 from faults.cases import CASES, Case, contents, make_inputs, unfinished
 
 
@@ -26,8 +27,7 @@ class Server:
 
     def __init__(self, cache: Path) -> None:
         environment = {
-            **os.environ,
-            "XLA_FLAGS": "",
+            **with_devices(1),
             "JAX_PLATFORMS": "cpu",
             "PYTHONWARNINGS": "ignore",
             "GIT_DIR": os.devnull,  # provenance notes the commit, which may change meanwhile

@@ -1,7 +1,6 @@
 """The SSR module from a file of embeddings: the command, its resumption, and mistakes."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from environment import with_devices
 from ml_collections import ConfigDict
 
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -377,8 +377,7 @@ def test_norms_that_say_nothing_are_found_before_any_work(files, tmp_path):
 
 def _command(*flags):
     command = [sys.executable, "-m", "ida_jax.main", *flags]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=with_devices(1), timeout=300)
 
 
 def test_the_command(tmp_path):

@@ -1,7 +1,6 @@
 """The command as users run it: the road end to end, interruptions, and mistakes."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from environment import with_devices
 
 from ida_jax import main
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 ROOT = Path(__file__).parents[2]
 GAN = f"--config={ROOT}/configs/stylegan_ms1m.py:smoke"
 SMOKE = f"--config={ROOT}/configs/quickstart.py:smoke"
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": ""}
+ENVIRONMENT = with_devices(1)
 
 
 def _command(*flags):

@@ -1,7 +1,6 @@
 """Every config builds its training, in full and as :smoke; the cheapest paper config runs."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from environment import with_devices
 
 from ida_jax import rescore
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -126,7 +126,7 @@ def _run(module, *flags):
     # What one process has compiled the next one need not.
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     done = subprocess.run(
-        [sys.executable, "-m", module, *flags], env={**os.environ, **cache, "XLA_FLAGS": ""},
+        [sys.executable, "-m", module, *flags], env={**with_devices(1), **cache},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,7 +1,6 @@
 """The order of a loop's work; stop signals between two steps, in one process and in two."""
 
 import itertools
-import os
 import signal
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import threading
 
 import jax
 import pytest
+from environment import with_devices
 
 from ida_jax.common.errors import Stopped, exit_code
 from ida_jax.training.checkpoint import Checkpoints
@@ -142,11 +142,10 @@ def run_processes(tmp_path, count, sent):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RUN, *map(str, (tmp_path, count, n, port, int(sent)))],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=with_devices(2),
         )
         for n in range(count)
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from environment import with_devices
 
 from ida_jax.artefacts import face_model
 from ida_jax.artefacts.face_model import FaceModel
@@ -69,11 +70,10 @@ def start(tmp_path_factory):
     }
 
     def start(workdir, *flags, devices=1, **environment):
-        count = f"--xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-m", "ida_jax.main", f"--config={folder}/config.py"]
         return subprocess.Popen(
             [*command, f"--workdir={workdir}", *flags],
-            env={**os.environ, **kept, "XLA_FLAGS": count, **environment},
+            env={**with_devices(devices), **kept, **environment},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
