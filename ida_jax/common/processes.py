@@ -98,6 +98,8 @@ def join_processes(
                 shutdown_timeout_seconds=20,
             )
     except Exception as error:  # of a launcher's, a cloud's or Kubernetes' client too
+        if not (any(given) or step) and _TOO_LATE in str(error):
+            return  # called in a Python session that has used jax: it is alone
         if str(error) != _NONE_FOUND:
             raise UserError(
                 f"cannot join the other processes: {str(error).splitlines()[0]}; {_GIVE}, or "
@@ -118,6 +120,8 @@ def join_processes(
 
 # What jax.distributed says where neither its detection nor the environment knows of others.
 _NONE_FOUND = "coordinator_address should be defined."
+# And where jax is in use already.
+_TOO_LATE = "must be called before any JAX calls"
 _GIVE = "give --coordinator=HOST:PORT, --processes=N and --process=I"
 
 
