@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from ida_jax.common.provenance import provenance
+
 _PARTS = 8
 _START = "import ray; ray.init(log_to_driver=False, include_dashboard=False)"
 
@@ -68,6 +70,8 @@ def _measured(options: argparse.Namespace, folder: Path) -> dict:
         "ratio_less_start": (median["ray"] - median["ray_start"]) / median["plain"],
         "bar": 1.3,
         "same_bits": bool(np.array_equal(*scores)),
+        "load_average": os.getloadavg()[0],
+        "provenance": provenance(),
     }
 
 

@@ -61,8 +61,8 @@ def join_processes(
 
     Call it before anything else uses jax. Without arguments JAX's own detection decides (SLURM,
     Open MPI, TPU pods and several of their slices, Kubernetes' indexed jobs and job sets). A
-    process that it finds nothing for is alone, and so is the only task of a step, which JAX would
-    leave a single device.
+    process that it finds nothing for is alone, and so are the only task of a step, which JAX would
+    leave a single device, and a process that has used jax before.
 
     Args:
       coordinator: HOST:PORT of process 0.
@@ -98,14 +98,13 @@ def join_processes(
                 shutdown_timeout_seconds=20,
             )
     except Exception as error:  # of a launcher's, a cloud's or Kubernetes' client too
-        if not (any(given) or step) and _TOO_LATE in str(error):
-            return  # called in a Python session that has used jax: it is alone
-        if str(error) != _NONE_FOUND:
+        if any(given) or not str(error).startswith(_ALONE):
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(
-                f"cannot join the other processes: {str(error).splitlines()[0]}; {_GIVE}, or "
-                "--processes=1 where there are no others"
+                f"cannot join the other processes: {reason}: {_GIVE}, or --processes=1 where there "
+                "are no others"
             ) from error
-        if step:
+        if step and step.several > 1:
             raise UserError(
                 f"this is one of {step.several} processes ({step.count}), which jax does not bring "
                 "together here: give each --coordinator=HOST:PORT of the first, "
@@ -118,10 +117,9 @@ def join_processes(
         print(f"warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
 
 
-# What jax.distributed says where neither its detection nor the environment knows of others.
-_NONE_FOUND = "coordinator_address should be defined."
-# And where jax is in use already.
-_TOO_LATE = "must be called before any JAX calls"
+# How jax.distributed begins where neither its detection nor the environment knows of others, and
+# where jax has been used without it.
+_ALONE = ("coordinator_address should be defined", "jax.distributed.initialize() must be called")
 _GIVE = "give --coordinator=HOST:PORT, --processes=N and --process=I"
 
 

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from ida_jax.common.errors import UserError, exit_code
@@ -122,9 +123,14 @@ def test_mistakes(monkeypatch, capsys):
     assert "--processes=$PMI_SIZE --process=$PMI_RANK, in sh -c" in said
     monkeypatch.delenv("PMI_SIZE")
     join_processes()  # it is alone
+    monkeypatch.undo()
+    assert jax.devices()
+    join_processes()  # as is one that uses jax already
+    with pytest.raises(UserError, match=r"cannot join .*: jax.distributed.initialize\(\) must be"):
+        join_processes(coordinator=f"127.0.0.1:{_free_port()}", count=2, number=0)
 
     monkeypatch.setattr("jax.distributed.initialize", _fails)
-    with pytest.raises(UserError, match=r"cannot join .*: 403; give .* or --processes=1 where"):
+    with pytest.raises(UserError, match=r"cannot join .*: 403: give .* or --processes=1 where"):
         join_processes()
 
 
