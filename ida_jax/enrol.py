@@ -60,7 +60,7 @@ def _enrol(options: Any) -> None:
     from ida_jax.rescoring.enrol_job import enrol_faces
     from ida_jax.rescoring.face_files import read_faces
     from ida_jax.rescoring.method_table import ARTEFACTS
-    from ida_jax.rescoring.rescorer import cohort_notes
+    from ida_jax.rescoring.methods import cohort_notes
 
     faces = read_faces(options.embeddings, names=options.names, templates=options.templates)
     scorer = _scorer(options, len(faces.embeddings))

@@ -13,11 +13,13 @@ import numpy as np
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import SupportSearch
 from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.common.fingerprints import same_sketch
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
+from ida_jax.rescoring.cohort_scores import USUAL_COHORT
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
-from ida_jax.rescoring.method_table import METHODS
+from ida_jax.rescoring.method_table import METHODS, methods_set_by
 from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.rescorer import Rescorer
 
@@ -114,6 +116,38 @@ def labels_among_anchors(
     if anchors is None or not anchors.names or anchors.labels is None:
         return None
     return anchors.labels_of(people)
+
+
+def cohort_notes(scorers: Iterable[Rescorer], top_n: int | None) -> tuple[str, ...]:
+    """What a reader must know: where `usual_cohort` had to lower top_n, anchors other than a
+    module's or fit's, and how held-out people judged an SSR module, if they did.
+
+    Args:
+      scorers: of any methods.
+      top_n: what was asked for; None for nothing.
+    """
+    notes = []
+    for scorer in scorers:
+        name, needs = scorer.method, METHODS[scorer.method].needs
+        cohort = name in methods_set_by("top_n") and top_n is None
+        if cohort and scorer.top_n < USUAL_COHORT:
+            notes.append(
+                f"{name}: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
+                f"has only {len(scorer.anchors)} anchors"
+            )
+        if "ssr" in needs:
+            own = scorer.ssr.anchors_sketch
+            if own and scorer.anchors is not None and not same_sketch(own, scorer.anchors.sketch):
+                notes.append(f"{name}: the SSR module was trained with other anchors than these")
+            if scorer.ssr.held_out is not None:
+                notes.append(scorer.ssr.held_out.note())
+        for need in (need for need in needs if need != "ssr"):
+            if getattr(getattr(scorer, need), "anchors_sketch", None) == "":
+                notes.append(
+                    f"{name}: --{need} does not say which anchors it was fitted with (an "
+                    "older version's): their number alone was compared; fit it again"
+                )
+    return tuple(dict.fromkeys(notes))
 
 
 def require_same_models(

@@ -8,7 +8,7 @@ P pairs, N faces, A anchors, M probes, G gallery faces, D embedding.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,16 +19,16 @@ from numpy.typing import ArrayLike
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
-from ida_jax.anchors.search import SupportSearch, largest_identity
+from ida_jax.anchors.search import SupportSearch
 from ida_jax.anchors.sources import read_anchors
 from ida_jax.anchors.supported_weight import SupportedWeight, own_weight
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
-from ida_jax.common.fingerprints import content_fingerprint, same_sketch
+from ida_jax.common.fingerprints import content_fingerprint
 from ida_jax.common.validation import require_tau, unit_embeddings, unit_rows
 from ida_jax.ops.products import PRECISIONS
-from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
+from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments, usual_cohort
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
@@ -49,7 +49,6 @@ from ida_jax.rescoring.method_table import (
     METHODS,
     REGRESSED,
     is_dao,
-    methods_set_by,
     require_method,
     scoring_methods,
 )
@@ -62,49 +61,6 @@ _Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
 
 # Rows of a call, of which `score` makes twice as many faces, the most that are `filled`.
 _MOST_WARM = 1 << 14
-# The default size of a face's cohort in AS-norm.
-USUAL_COHORT = 300
-
-
-def usual_cohort(anchors: AnchorSet) -> int:
-    """as_norm's top_n where none was given: 300, or as many as a small set has for every face.
-
-    A face's own identity may be left out of its cohort where the anchors have labels.
-    """
-    own = 0 if anchors.labels is None else largest_identity(anchors.labels)
-    return max(1, min(USUAL_COHORT, len(anchors) - own))
-
-
-def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know: where `usual_cohort` had to lower top_n, anchors other than a
-    module's or fit's, and how held-out people judged an SSR module, if they did.
-
-    Args:
-      scorers: of any methods.
-      top_n: what was asked for; None for nothing.
-    """
-    notes = []
-    for scorer in scorers:
-        name, needs = scorer.method, METHODS[scorer.method].needs
-        cohort = name in methods_set_by("top_n") and top_n is None
-        if cohort and scorer.top_n < USUAL_COHORT:
-            notes.append(
-                f"{name}: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
-                f"has only {len(scorer.anchors)} anchors"
-            )
-        if "ssr" in needs:
-            own = scorer.ssr.anchors_sketch
-            if own and scorer.anchors is not None and not same_sketch(own, scorer.anchors.sketch):
-                notes.append(f"{name}: the SSR module was trained with other anchors than these")
-            if scorer.ssr.held_out is not None:
-                notes.append(scorer.ssr.held_out.note())
-        for need in (need for need in needs if need != "ssr"):
-            if getattr(getattr(scorer, need), "anchors_sketch", None) == "":
-                notes.append(
-                    f"{name}: --{need} does not say which anchors it was fitted with (an "
-                    "older version's): their number alone was compared; fit it again"
-                )
-    return tuple(dict.fromkeys(notes))
 
 
 class Rescorer:
