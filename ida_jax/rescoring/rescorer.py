@@ -10,7 +10,7 @@ P pairs, N faces, A anchors, M probes, G gallery faces, D embedding.
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,7 +57,8 @@ from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.score_origin import ScoreOrigin, differences
 
-_Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
+# What was trained beforehand, by the argument of `Rescorer`, each from one file.
+KINDS = {"ssr": SSRModule, "csn": Csn, "dao_fit": DaoFit, "quality_fit": QualityFit}
 
 # Rows of a call, of which `score` makes twice as many faces, the most that are `filled`.
 _MOST_WARM = 1 << 14
@@ -117,16 +118,11 @@ class Rescorer:
             anchors = read_anchors(anchors)
         elif anchors is not None and not isinstance(anchors, AnchorSet):
             anchors = AnchorSet.from_embeddings(anchors)
-        ssr = _loaded("ssr", ssr, SSRModule)
-        csn = _loaded("csn", csn, Csn)
-        dao_fit = _loaded("dao_fit", dao_fit, DaoFit)
-        quality_fit = _loaded("quality_fit", quality_fit, QualityFit)
-        given = {
-            "anchors": anchors, "ssr": ssr, "csn": csn, "dao_fit": dao_fit,
-            "quality_fit": quality_fit,
-        }  # fmt: skip
+        artefacts = zip(KINDS, (ssr, csn, dao_fit, quality_fit), strict=True)
+        given = {name: _loaded(name, artefact) for name, artefact in artefacts}
+        ssr, csn, dao_fit, quality_fit = given.values()
         for need in entry.needs:
-            if given[need] is None:
+            if {"anchors": anchors, **given}[need] is None:
                 artefact = ARTEFACTS[need]
                 raise UserError(f"{method} needs {artefact.name}: {artefact.advice}")
         if entry.own_constants and "ssr" not in entry.needs and not k is tau is None:
@@ -480,8 +476,9 @@ def _any_faces(anchors: AnchorSet | None, count: int, width: int) -> np.ndarray:
     return np.eye(1, width, dtype=np.float32).repeat(count, axis=0)
 
 
-def _loaded(name: str, given: Any, kind: type[_Artefact]) -> _Artefact | None:
+def _loaded(name: str, given: Any) -> Any:
     """The artefact itself, or that of a file."""
+    kind = KINDS[name]
     if isinstance(given, str | os.PathLike):
         return kind.load(given)
     if given is not None and not isinstance(given, kind):
