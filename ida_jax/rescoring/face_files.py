@@ -22,7 +22,7 @@ class Faces(NamedTuple):
 
     Attributes:
       path: the file.
-      embeddings: [N, D], of any norm, mapped where they are no templates.
+      embeddings: [N, D], of any norm, mapped where they are not templates.
       names: N; None where unknown.
       fingerprint: of the model that made them; "" where unknown.
       template: int64, the face of each row of the file; None where a face is a row.

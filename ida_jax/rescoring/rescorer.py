@@ -298,9 +298,9 @@ class Rescorer:
           equal_lengths: for a store that ranks by the Euclidean distance or the cosine alone.
 
         Raises:
-          UserError: bad rows, named; a method whose score is no inner product (ida_q); a space that
-            another method, k, τ or model made, or in which these faces lie far outside; a gallery
-            that still holds deleted faces.
+          UserError: bad rows, named; a method whose score is not an inner product (ida_q); a space
+            that another method, k, τ or model made, or in which these faces lie far outside; a
+            gallery that still holds deleted faces.
         """
         index_form(self.rule, self.method)
         if not isinstance(gallery, Gallery):
