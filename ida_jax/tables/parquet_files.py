@@ -2,7 +2,8 @@
 
 The rows of a folder are those of its parts in the order of their paths in it, as text, and within a
 part in the file's order. What begins with "_" or "." is not a part (_SUCCESS, _committed_…, .crc),
-nor is what lies in a folder of such a name. Folders named KEY=VALUE (hive partitions) add a column KEY.
+nor is what lies in a folder of such a name. Folders named KEY=VALUE (hive partitions) add a column
+KEY.
 
 Whatever is read comes in blocks, so that memory does not grow with the file.
 """
