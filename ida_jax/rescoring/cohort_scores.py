@@ -14,25 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.search import largest_identity
 from ida_jax.common.errors import UserError
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import require_unit
 
-# The default size of a face's cohort in AS-norm.
+# The size of a face's cohort in AS-norm where none was given, of `search.usual_neighbours`.
 USUAL_COHORT = 300
 _BLOCK = 8192
 # Cosines in float32 differ by 1e-7 by rounding alone; faces' deviations are 0.03 and more.
 _LEAST_STD = 1e-6
-
-
-def usual_cohort(anchors: AnchorSet) -> int:
-    """as_norm's top_n where none was given: 300, or as many as a small set has for every face.
-
-    A face's own identity may be left out of its cohort where the anchors have labels.
-    """
-    own = 0 if anchors.labels is None else largest_identity(anchors.labels)
-    return max(1, min(USUAL_COHORT, len(anchors) - own))
 
 
 class CohortStatistics(NamedTuple):

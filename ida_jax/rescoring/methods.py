@@ -107,7 +107,7 @@ def labels_among_anchors(
 
 
 def cohort_notes(scorers: Iterable[Rescorer], top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know: where `usual_cohort` had to lower top_n, anchors other than a
+    """What a reader must know: where a small set lowered top_n, anchors other than a
     module's or fit's, and how held-out people judged an SSR module, if they did.
 
     Args:

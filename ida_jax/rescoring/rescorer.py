@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
-from ida_jax.anchors.search import SupportSearch
+from ida_jax.anchors.search import SupportSearch, usual_neighbours
 from ida_jax.anchors.sources import read_anchors
 from ida_jax.anchors.supported_weight import SupportedWeight, own_weight
 from ida_jax.artefacts.ssr_module import SSRModule
@@ -28,7 +28,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.fingerprints import content_fingerprint
 from ida_jax.common.validation import require_tau, unit_embeddings, unit_rows
 from ida_jax.ops.products import PRECISIONS
-from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments, usual_cohort
+from ida_jax.rescoring.cohort_scores import USUAL_COHORT, CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
@@ -100,7 +100,7 @@ class Rescorer:
           searcher: see `ida_jax.anchors.search.support_sets`; a precision is `identify`'s too.
           tolerance: the error in log F, relative to its spread, up to which an approximate search
             is accepted.
-          top_n: the cohort's size of as_norm; `usual_cohort`'s of the anchors if None.
+          top_n: the cohort's size of as_norm; 300, or as many as a small set has, if None.
           ddof: of as_norm's and the other norms' standard deviation.
           ssr: the SSR module of ida_l, or its file.
           csn: the trained classifier of csn, or its file.
@@ -141,7 +141,7 @@ class Rescorer:
         self.k = k if k is not None else getattr(trained, "k", 10)
         self.tau = require_tau(tau if tau is not None else getattr(trained, "tau", 1.0))
         if top_n is None and anchors is not None:
-            top_n = usual_cohort(anchors)
+            top_n = usual_neighbours(anchors, USUAL_COHORT)
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
         self.ssr, self.csn, self.dao_fit, self.quality_fit = ssr, csn, dao_fit, quality_fit
         if ssr is not None and (self.k, self.tau) != (ssr.k, ssr.tau):
