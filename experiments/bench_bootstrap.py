@@ -16,8 +16,8 @@ import numpy as np
 
 from ida_jax.common.provenance import provenance
 from ida_jax.metrics.bootstrap import bootstrap_tails
+from ida_jax.metrics.comparison import percentile_intervals
 from ida_jax.metrics.few_units import tail_share
-from ida_jax.metrics.rate_intervals import percentile_intervals
 from ida_jax.metrics.resampling import Tail, pair_list_total, tail
 from ida_jax.metrics.roc import accepted_impostors
 

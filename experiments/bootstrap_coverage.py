@@ -42,8 +42,8 @@ from known_population import (
 from ida_jax.common.files import written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.metrics.bootstrap import Resampled, bootstrap_means, resample
+from ida_jax.metrics.comparison import percentile_intervals, rate_intervals
 from ida_jax.metrics.kfold import kfold_accuracy
-from ida_jax.metrics.rate_intervals import percentile_intervals, rate_intervals
 from ida_jax.metrics.resampling import (
     Draw,
     Tail,

@@ -109,7 +109,7 @@ def _run(options: Any) -> None:
     every = one_person_candidates(faces.models, faces.labels, thresholds)
     candidates = every[: options.most]
     if images is not None:
-        from ida_jax.report.label_cards import candidate_page
+        from ida_jax.report.pair_cards import candidate_page
 
         page = candidate_page(candidates, faces.people, images, labels=faces.labels)
         with written_whole(options.output / PAGE) as temporary:

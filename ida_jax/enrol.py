@@ -62,7 +62,7 @@ def _enrol(options: Any) -> None:
     from ida_jax.rescoring.enrol_job import enrol_faces
     from ida_jax.rescoring.face_files import read_faces, skipped_images
     from ida_jax.rescoring.method_table import ARTEFACTS
-    from ida_jax.rescoring.rescorer import cohort_notes
+    from ida_jax.rescoring.methods import cohort_notes
 
     faces = read_faces(
         options.embeddings,

@@ -292,7 +292,8 @@ def _check(options: Any) -> None:
 
 def _scorer(options: Any, faces: int) -> "Rescorer":
     from ida_jax.anchors.sources import read_anchors
-    from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
+    from ida_jax.rescoring.methods import cohort_notes
+    from ida_jax.rescoring.rescorer import Rescorer
 
     anchors = None
     if options.anchors is not None:

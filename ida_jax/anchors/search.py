@@ -230,6 +230,12 @@ def largest_identity(anchor_labels: np.ndarray) -> int:
     return int(np.max(np.unique(known[known >= 0], return_counts=True)[1], initial=0))
 
 
+def usual_neighbours(anchors: AnchorSet, usual: int) -> int:
+    """`usual`, or as many as a small set has for every face, its own identity left out."""
+    own = 0 if anchors.labels is None else largest_identity(anchors.labels)
+    return max(1, min(usual, len(anchors) - own))
+
+
 class ApproximationError(NamedTuple):
     """The difference between two searches of the same faces.
 

@@ -173,7 +173,7 @@ def _leave(number: int) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Has Ctrl-C and SIGTERM raise an exception each; yields those that have come."""
+    """Has Ctrl-C and SIGTERM raise an exception each; yields those received."""
     received: list[int] = []
     ours, unraisable = os.getpid(), sys.unraisablehook
 

@@ -33,7 +33,7 @@ def sketch_of(rows: np.ndarray) -> str:
 
 
 def same_sketch(first: str, second: str) -> bool:
-    """Whether two sketches are of the same rows; of text that is none only itself."""
+    """Whether two sketches are of the same rows; other text equals only itself."""
     if first == second:
         return True
     try:

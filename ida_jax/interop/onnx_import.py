@@ -182,7 +182,7 @@ def _ir_se(graph: OnnxGraph, state: dict[str, np.ndarray]) -> str:
         gate = graph.plain_convolution(graph.take(gate, "Relu").output[0], f"{own}.5.fc2", state)
         gate = graph.take(graph.take(gate, "Sigmoid").output[0], "Mul")
         if y not in gate.input:
-            raise UserError(f"{graph.path}: node '{gate.name}' is no gate: {graph.readable}")
+            raise UserError(f"{graph.path}: node '{gate.name}' is not a gate: {graph.readable}")
         if pool := graph.consumer(x, "MaxPool"):
             x = pool.output[0]
         elif graph.consumer(x, "Conv"):

@@ -182,7 +182,7 @@ def mbf_from_state(state: Mapping[str, np.ndarray]) -> TorchWeights:
     """arcface_torch's MobileFaceNet's variables.
 
     The blocks follow from the names, the scale from the first convolution. A shape that neither
-    mbf nor mbf_large has is told as mbf's options, which any such network is.
+    mbf nor mbf_large has is given as options of mbf, which describe any such network.
     """
     axes = {
         "layers.0.layers.0.weight": 4,
@@ -210,7 +210,7 @@ def vit_from_state(state: Mapping[str, np.ndarray]) -> TorchWeights:
 
     Depth and width follow from the names and shapes, the image size from the number of tokens, in
     patches of 9 pixels 112 for 144 of them; heads are 8, as in all of theirs. A shape that no name
-    has is told as vit_t's options, which any such network is.
+    has is given as options of vit_t, which describe any such network.
     """
     axes = {"patch_embed.proj.weight": 4, "feature.2.weight": 2, "pos_embed": 3, "mask_token": 3}
     _require_axes(state, axes, what="an arcface_torch ViT")

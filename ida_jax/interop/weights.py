@@ -74,6 +74,6 @@ def _require_same_embeddings(path: Path, model: FaceModel) -> None:
     if not difference <= _LARGEST_DIFFERENCE:
         raise UserError(
             f"{path}: on random images the graph differs by {difference:.1e} from {model.network} "
-            "with its weights: another number of heads than 8, or other layers, which cannot be "
+            "with its weights: a number of heads other than 8, or other layers, which cannot be "
             "read"
         )

@@ -27,9 +27,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.common.errors import UserError
-from ida_jax.metrics.comparison import Compared
+from ida_jax.metrics.comparison import Compared, percentile_intervals, rate_intervals
 from ida_jax.metrics.few_units import units_behind
-from ida_jax.metrics.rate_intervals import percentile_intervals, rate_intervals
 from ida_jax.metrics.resampling import (
     Draw,
     ShortTail,

@@ -18,6 +18,8 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import require_unit
 
+# The size of a face's cohort in AS-norm where none was given, of `search.usual_neighbours`.
+USUAL_COHORT = 300
 _BLOCK = 8192
 # Cosines in float32 differ by 1e-7 by rounding alone; faces' deviations are 0.03 and more.
 _LEAST_STD = 1e-6

@@ -137,7 +137,7 @@ class GalleryFile:
         """
         folder = Path(folder)
         if not (folder / LIST).is_file():
-            what = "is no folder" if not folder.is_dir() else f"has no {LIST}"
+            what = "is not a folder" if not folder.is_dir() else f"has no {LIST}"
             raise UserError(f"no gallery at {folder}: it {what}; make one by ida-jax enrol")
         while True:
             record = read_json(folder / LIST, what="gallery")
@@ -162,7 +162,7 @@ class GalleryFile:
             names = tuple(entry["file"] for entry in record["segments"])
             for name in filter(None, (*names, record["deleted"])):
                 if not FILE.fullmatch(name):
-                    raise ValueError(f"{name[:40]!r} is no name of a gallery's file")
+                    raise ValueError(f"{name[:40]!r} is not the name of a gallery's file")
             paths = [folder / name for name in names]
             sizes = sum(path.stat().st_size for path in paths if path.is_file())
             sample = sizes > _LARGE

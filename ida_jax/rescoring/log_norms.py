@@ -38,7 +38,7 @@ def log_norms(
       absent: NaN stands for no face, instead of being refused.
 
     Raises:
-      UserError: no norms, or of another number of faces; a norm that is zero, negative, infinite or
+      UserError: no norms, or a different number of them; a norm that is zero, negative, infinite or
         NaN, named by row; embeddings that were normalised: all norms 1, or 10 and more of one
         value, within 0.1 %.
     """

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.search import largest_identity
+from ida_jax.anchors.search import usual_neighbours
 from ida_jax.common.command_line import did_you_mean
 from ida_jax.common.errors import UserError
 from ida_jax.ops.dao import fall_back
@@ -118,12 +117,6 @@ def _support(scorer: "Rescorer") -> tuple[str, int]:
 
 def _tau(scorer: "Rescorer") -> tuple[float, ...]:
     return (scorer.tau,)
-
-
-def _label_free_support(anchors: AnchorSet) -> int:
-    """30, or as many as a small set has for every face, its own identity left out."""
-    own = 0 if anchors.labels is None else largest_identity(anchors.labels)
-    return max(1, min(_LABEL_FREE_SUPPORT, len(anchors) - own))
 
 
 def _column(numbers: np.ndarray) -> np.ndarray:
@@ -232,7 +225,7 @@ METHODS: dict[str, Method] = {
         "unit of the logarithms of the two raw embeddings’ norms. Ours, not the paper’s.",
         rule="dao_norm",
         needs=("anchors",),
-        neighbours=lambda scorer: ("k", _label_free_support(scorer.anchors)),
+        neighbours=lambda scorer: ("k", usual_neighbours(scorer.anchors, _LABEL_FREE_SUPPORT)),
         values=lambda scorer, _, nearest: _column(-nearest.mean(axis=1)),
         log_norm=lambda scorer, log_norms: log_norms,
         constants=lambda scorer: (1.0, _LABEL_FREE_NORM_WEIGHT),

@@ -7,19 +7,18 @@ N faces, A anchors, K support.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import SupportSearch
-from ida_jax.artefacts.ssr_module import SSRModule
+from ida_jax.common.fingerprints import same_sketch
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
-from ida_jax.rescoring.csn_fit import Csn
-from ida_jax.rescoring.dao_fit import DaoFit
-from ida_jax.rescoring.method_table import METHODS
-from ida_jax.rescoring.quality_fit import QualityFit
-from ida_jax.rescoring.rescorer import Rescorer
+from ida_jax.rescoring.cohort_scores import USUAL_COHORT
+from ida_jax.rescoring.method_table import METHODS, methods_set_by
+from ida_jax.rescoring.rescorer import KINDS, Rescorer
 
 
 class SharedSearch:
@@ -46,21 +45,17 @@ def make_scorers(
     *,
     k: int | None = None,
     tau: float | None = None,
-    top_n: int | None = None,
-    ddof: int = 0,
     searcher: str = "auto",
-    ssr: SSRModule | None = None,
-    csn: Csn | None = None,
-    dao_fit: DaoFit | None = None,
-    quality_fit: QualityFit | None = None,
     expected_faces: int | None = None,
+    **options: Any,
 ) -> dict[str, Rescorer]:
     """{method: its Rescorer}; those that search the anchors share one search, by the largest k.
 
     Args:
       methods: of `ida_jax.rescoring.method_table.METHODS`.
       anchors: None where no method needs them.
-      k, tau, top_n, ddof, searcher, expected_faces: as in `Rescorer`.
+      k, tau, searcher, expected_faces: as in `Rescorer`.
+      **options: as there: top_n and ddof, and what was trained, for the methods that need it.
 
     Raises:
       UserError: as `Rescorer`.
@@ -76,14 +71,9 @@ def make_scorers(
             tau=None if own else tau,
             method=method,
             searcher=searcher,
-            top_n=top_n,
-            ddof=ddof,
-            ssr=ssr if "ssr" in needs else None,
-            csn=csn if "csn" in needs else None,
-            dao_fit=dao_fit if "dao_fit" in needs else None,
-            quality_fit=quality_fit if "quality_fit" in needs else None,
             expected_faces=expected_faces,
             search=search,
+            **{name: of for name, of in options.items() if name in needs or name not in KINDS},
         )
 
     alone = {method: scorer(method) for method in methods}
@@ -116,6 +106,38 @@ def labels_among_anchors(
     return anchors.labels_of(people)
 
 
+def cohort_notes(scorers: Iterable[Rescorer], top_n: int | None) -> tuple[str, ...]:
+    """What a reader must know: where a small set lowered top_n, anchors other than a
+    module's or fit's, and how held-out people judged an SSR module, if they did.
+
+    Args:
+      scorers: of any methods.
+      top_n: what was asked for; None for nothing.
+    """
+    notes = []
+    for scorer in scorers:
+        name, needs = scorer.method, METHODS[scorer.method].needs
+        cohort = name in methods_set_by("top_n") and top_n is None
+        if cohort and scorer.top_n < USUAL_COHORT:
+            notes.append(
+                f"{name}: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
+                f"has only {len(scorer.anchors)} anchors"
+            )
+        if "ssr" in needs:
+            own = scorer.ssr.anchors_sketch
+            if own and scorer.anchors is not None and not same_sketch(own, scorer.anchors.sketch):
+                notes.append(f"{name}: the SSR module was trained with other anchors than these")
+            if scorer.ssr.held_out is not None:
+                notes.append(scorer.ssr.held_out.note())
+        for need in (need for need in needs if need != "ssr"):
+            if getattr(getattr(scorer, need), "anchors_sketch", None) == "":
+                notes.append(
+                    f"{name}: --{need} does not say which anchors it was fitted with (an "
+                    "older version's): their number alone was compared; fit it again"
+                )
+    return tuple(dict.fromkeys(notes))
+
+
 def require_same_models(
     path: str | os.PathLike[str], fingerprint: str, scorers: Iterable[Rescorer]
 ) -> None:
@@ -146,41 +168,25 @@ def load_scorers(
     methods: Sequence[str],
     *,
     anchors: str | os.PathLike[str] | None,
-    ssr: str | os.PathLike[str] | None = None,
-    csn: str | os.PathLike[str] | None = None,
-    dao_fit: str | os.PathLike[str] | None = None,
-    quality_fit: str | os.PathLike[str] | None = None,
     embeddings: str | os.PathLike[str] | None = None,
-    k: int | None = None,
-    tau: float | None = None,
-    top_n: int | None = None,
-    ddof: int = 0,
-    searcher: str = "auto",
-    expected_faces: int | None = None,
     verify: bool = False,
+    **options: Any,
 ) -> dict[str, Rescorer]:
     """`make_scorers` from files.
 
     Args:
-      verify: as in `AnchorSet.load`.
       embeddings: the file of the faces that are to be scored, which the anchors must not be.
+      verify: as in `AnchorSet.load`.
+      **options: as in `make_scorers`, with files in place of what was trained.
 
     Raises:
       UserError: files that are absent or of another kind, and as `make_scorers`.
     """
     from ida_jax.anchors.sources import read_anchors
 
-    return make_scorers(
-        methods,
-        None if anchors is None else read_anchors(anchors, embeddings=embeddings, verify=verify),
-        k=k,
-        tau=tau,
-        top_n=top_n,
-        ddof=ddof,
-        searcher=searcher,
-        ssr=None if ssr is None else SSRModule.load(ssr),
-        csn=None if csn is None else Csn.load(csn),
-        dao_fit=None if dao_fit is None else DaoFit.load(dao_fit),
-        quality_fit=None if quality_fit is None else QualityFit.load(quality_fit),
-        expected_faces=expected_faces,
-    )
+    if anchors is not None:
+        anchors = read_anchors(anchors, embeddings=embeddings, verify=verify)
+    for name in KINDS.keys() & options.keys():
+        if options[name] is not None:
+            options[name] = KINDS[name].load(options[name])
+    return make_scorers(methods, anchors, **options)

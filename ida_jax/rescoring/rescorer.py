@@ -8,9 +8,9 @@ P pairs, N faces, A anchors, M probes, G gallery faces, D embedding.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,16 +19,16 @@ from numpy.typing import ArrayLike
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
-from ida_jax.anchors.search import SupportSearch, largest_identity
+from ida_jax.anchors.search import SupportSearch, usual_neighbours
 from ida_jax.anchors.sources import read_anchors
 from ida_jax.anchors.supported_weight import SupportedWeight, own_weight
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
-from ida_jax.common.fingerprints import content_fingerprint, same_sketch
+from ida_jax.common.fingerprints import content_fingerprint
 from ida_jax.common.validation import require_tau, unit_embeddings, unit_rows
 from ida_jax.ops.products import PRECISIONS
-from ida_jax.rescoring.cohort_scores import CohortMoments, cohort_moments
+from ida_jax.rescoring.cohort_scores import USUAL_COHORT, CohortMoments, cohort_moments
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
@@ -49,7 +49,6 @@ from ida_jax.rescoring.method_table import (
     METHODS,
     REGRESSED,
     is_dao,
-    methods_set_by,
     require_method,
     scoring_methods,
 )
@@ -58,53 +57,11 @@ from ida_jax.rescoring.quality_fit import QualityFit
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.tables.score_origin import ScoreOrigin, differences
 
-_Artefact = TypeVar("_Artefact", SSRModule, Csn, DaoFit, QualityFit)
+# What was trained beforehand, by the argument of `Rescorer`, each from one file.
+KINDS = {"ssr": SSRModule, "csn": Csn, "dao_fit": DaoFit, "quality_fit": QualityFit}
 
 # Rows of a call, of which `score` makes twice as many faces, the most that are `filled`.
 _MOST_WARM = 1 << 14
-# The default size of a face's cohort in AS-norm.
-USUAL_COHORT = 300
-
-
-def usual_cohort(anchors: AnchorSet) -> int:
-    """as_norm's top_n where none was given: 300, or as many as a small set has for every face.
-
-    A face's own identity may be left out of its cohort where the anchors have labels.
-    """
-    own = 0 if anchors.labels is None else largest_identity(anchors.labels)
-    return max(1, min(USUAL_COHORT, len(anchors) - own))
-
-
-def cohort_notes(scorers: "Iterable[Rescorer]", top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know: where `usual_cohort` had to lower top_n, anchors other than a
-    module's or fit's, and how held-out people judged an SSR module, if they did.
-
-    Args:
-      scorers: of any methods.
-      top_n: what was asked for; None for nothing.
-    """
-    notes = []
-    for scorer in scorers:
-        name, needs = scorer.method, METHODS[scorer.method].needs
-        cohort = name in methods_set_by("top_n") and top_n is None
-        if cohort and scorer.top_n < USUAL_COHORT:
-            notes.append(
-                f"{name}: top_n is {scorer.top_n}, for want of the usual {USUAL_COHORT}: the set "
-                f"has only {len(scorer.anchors)} anchors"
-            )
-        if "ssr" in needs:
-            own = scorer.ssr.anchors_sketch
-            if own and scorer.anchors is not None and not same_sketch(own, scorer.anchors.sketch):
-                notes.append(f"{name}: the SSR module was trained with other anchors than these")
-            if scorer.ssr.held_out is not None:
-                notes.append(scorer.ssr.held_out.note())
-        for need in (need for need in needs if need != "ssr"):
-            if getattr(getattr(scorer, need), "anchors_sketch", None) == "":
-                notes.append(
-                    f"{name}: --{need} does not say which anchors it was fitted with (an "
-                    "older version's): their number alone was compared; fit it again"
-                )
-    return tuple(dict.fromkeys(notes))
 
 
 class Rescorer:
@@ -143,7 +100,7 @@ class Rescorer:
           searcher: see `ida_jax.anchors.search.support_sets`; a precision is `identify`'s too.
           tolerance: the error in log F, relative to its spread, up to which an approximate search
             is accepted.
-          top_n: the cohort's size of as_norm; `usual_cohort`'s of the anchors if None.
+          top_n: the cohort's size of as_norm; 300, or as many as a small set has, if None.
           ddof: of as_norm's and the other norms' standard deviation.
           ssr: the SSR module of ida_l, or its file.
           csn: the trained classifier of csn, or its file.
@@ -161,16 +118,11 @@ class Rescorer:
             anchors = read_anchors(anchors)
         elif anchors is not None and not isinstance(anchors, AnchorSet):
             anchors = AnchorSet.from_embeddings(anchors)
-        ssr = _loaded("ssr", ssr, SSRModule)
-        csn = _loaded("csn", csn, Csn)
-        dao_fit = _loaded("dao_fit", dao_fit, DaoFit)
-        quality_fit = _loaded("quality_fit", quality_fit, QualityFit)
-        given = {
-            "anchors": anchors, "ssr": ssr, "csn": csn, "dao_fit": dao_fit,
-            "quality_fit": quality_fit,
-        }  # fmt: skip
+        artefacts = zip(KINDS, (ssr, csn, dao_fit, quality_fit), strict=True)
+        given = {name: _loaded(name, artefact) for name, artefact in artefacts}
+        ssr, csn, dao_fit, quality_fit = given.values()
         for need in entry.needs:
-            if given[need] is None:
+            if {"anchors": anchors, **given}[need] is None:
                 artefact = ARTEFACTS[need]
                 raise UserError(f"{method} needs {artefact.name}: {artefact.advice}")
         if entry.own_constants and "ssr" not in entry.needs and not k is tau is None:
@@ -189,7 +141,7 @@ class Rescorer:
         self.k = k if k is not None else getattr(trained, "k", 10)
         self.tau = require_tau(tau if tau is not None else getattr(trained, "tau", 1.0))
         if top_n is None and anchors is not None:
-            top_n = usual_cohort(anchors)
+            top_n = usual_neighbours(anchors, USUAL_COHORT)
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
         self.ssr, self.csn, self.dao_fit, self.quality_fit = ssr, csn, dao_fit, quality_fit
         if ssr is not None and (self.k, self.tau) != (ssr.k, ssr.tau):
@@ -346,9 +298,9 @@ class Rescorer:
           equal_lengths: for a store that ranks by the Euclidean distance or the cosine alone.
 
         Raises:
-          UserError: bad rows, named; a method whose score is no inner product (ida_q); a space that
-            another method, k, τ or model made, or in which these faces lie far outside; a gallery
-            that still holds deleted faces.
+          UserError: bad rows, named; a method whose score is not an inner product (ida_q); a space
+            that another method, k, τ or model made, or in which these faces lie far outside; a
+            gallery that still holds deleted faces.
         """
         index_form(self.rule, self.method)
         if not isinstance(gallery, Gallery):
@@ -524,8 +476,9 @@ def _any_faces(anchors: AnchorSet | None, count: int, width: int) -> np.ndarray:
     return np.eye(1, width, dtype=np.float32).repeat(count, axis=0)
 
 
-def _loaded(name: str, given: Any, kind: type[_Artefact]) -> _Artefact | None:
+def _loaded(name: str, given: Any) -> Any:
     """The artefact itself, or that of a file."""
+    kind = KINDS[name]
     if isinstance(given, str | os.PathLike):
         return kind.load(given)
     if given is not None and not isinstance(given, kind):

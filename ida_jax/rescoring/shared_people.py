@@ -112,7 +112,7 @@ def shared_warning(shared: Shared, anchors: AnchorSet, *, advice: str = _ADVICE)
         return f"{shared.described()}, which lowers their scores: {advice}"
     if shared.threshold >= HIGHEST_THRESHOLD and anchors.labels is None:
         return (
-            "whether the faces' people are among the anchors cannot be told, since the set seems "
+            "whether the faces' people are among the anchors is unknown, since the set seems "
             "to hold several images of a person without labels: build it with --labels"
         )
     return ""

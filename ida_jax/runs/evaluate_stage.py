@@ -30,9 +30,9 @@ from ida_jax.protocols.verification import evaluate_all_pairs, evaluate_kfold
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.density import searched_log_density
 from ida_jax.rescoring.method_table import METHODS, REGRESSED, SEARCHED
-from ida_jax.rescoring.methods import make_scorers
+from ida_jax.rescoring.methods import cohort_notes, make_scorers
 from ida_jax.rescoring.pairs import score_all_pairs
-from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs.run import Run
 from ida_jax.runs.workdir import CSN, figures_and_notes, write_results
 from ida_jax.tables.identities import labels_among

@@ -80,7 +80,7 @@ def _run(
     from ida_jax.metrics.evaluation import with_notes
     from ida_jax.report.run_report import write_protocol_report
     from ida_jax.report.tables import results_table
-    from ida_jax.rescoring.rescorer import cohort_notes
+    from ida_jax.rescoring.methods import cohort_notes
 
     request = _request(options)
     images = None

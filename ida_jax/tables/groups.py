@@ -108,8 +108,8 @@ def read_face_groups(path: Path, names: Sequence[str] | None, rows: int) -> Grou
       rows: N.
 
     Raises:
-      UserError: as `read_group_list`, `groups_of_names` and `read_groups`; another number of rows;
-        a list by name for faces without names.
+      UserError: as `read_group_list`, `groups_of_names` and `read_groups`; a different number of
+        rows; a list by name for faces without names.
     """
     groups = read_group_list(path)
     if groups is None:

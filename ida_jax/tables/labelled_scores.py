@@ -281,7 +281,7 @@ def _parquet_table(layout: ParquetLayout) -> "pa.Table":
     tables = []
     for part in [part for part in layout.parts if part.rows] or layout.parts[:1]:
         try:
-            # A folder's name K=3 above a file is no column of the file.
+            # A folder's name K=3 above a file is not a column of the file.
             table = parquet.read_table(part.path, partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise UserError(

@@ -139,7 +139,7 @@ def convert_pairs(
     Args:
       rows: N; a pair's rows lie in 0 … N−1.
       names: the N faces' names in the rows' order; needed where the pairs are names.
-      key: a third column, which is no part of the pairs (`ida_jax.tables.pair_keys`).
+      key: a third column, beside the pairs (`ida_jax.tables.pair_keys`).
       progress: called with how many bytes of the source were read since the last call.
       sealed: with a checksum behind the pairs (`ida_jax.common.parts.seal`).
 

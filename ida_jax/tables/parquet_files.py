@@ -1,8 +1,9 @@
 """Parquet: a file, or a folder of them as Spark, Ray and others write it (a data set).
 
 The rows of a folder are those of its parts in the order of their paths in it, as text, and within a
-part in the file's order. What begins with "_" or "." is no part (_SUCCESS, _committed_…, .crc), nor
-is what lies in a folder of such a name. Folders named KEY=VALUE (hive partitions) add a column KEY.
+part in the file's order. What begins with "_" or "." is not a part (_SUCCESS, _committed_…, .crc),
+nor is what lies in a folder of such a name. Folders named KEY=VALUE (hive partitions) add a column
+KEY.
 
 Whatever is read comes in blocks, so that memory does not grow with the file.
 """
@@ -202,7 +203,7 @@ def _file_batches(path: Path, columns: Sequence[str], *, rows: int) -> Iterator[
 
     try:
         # A column's pages are read as they are needed, not a row group at once. Without
-        # partitioning: a name such as K=3 above the file is no column of it.
+        # partitioning: a name such as K=3 above the file is not a column of it.
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
                 if missing := set(columns) - set(batch.schema.names):

@@ -68,8 +68,8 @@ def _require_replaceable(path: Path) -> None:
     for inside in path.iterdir():
         if not (_PART.fullmatch(inside.name) or inside.name == _SUCCESS):
             raise UserError(
-                f"cannot write {path}: the folder holds {inside.name}, which is no part of scores; "
-                "name a new folder"
+                f"cannot write {path}: the folder holds {inside.name}, which is not a part of "
+                "scores; name a new folder"
             )
 
 

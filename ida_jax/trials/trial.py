@@ -350,7 +350,7 @@ def require_distinct(data: Labelled) -> None:
     if counts.size == len(known):
         return
     if counts.size == 1:
-        raise UserError("all embeddings are the same: nothing can be told apart by them")
+        raise UserError("all embeddings are the same: they distinguish no one")
     twice = int(np.count_nonzero(counts > 1))
     code = int(np.flatnonzero(counts > 1)[np.argmin(first[counts > 1])])
     a, b = known[np.flatnonzero(codes == code)[:2]].tolist()

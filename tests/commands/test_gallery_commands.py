@@ -249,7 +249,7 @@ def test_mistakes_of_enrol_change_nothing(flags, message, files):
         ("--anchors=X.npy", "another set of 40 anchors"),
         ("--probes=W.npy", "are 9 wide"),
         ("--probes=zero.npy", r"zero.npy: embeddings: row 1 is zero"),
-        ("--gallery=A.npy", r"no gallery at A.npy: it is no folder"),
+        ("--gallery=A.npy", r"no gallery at A.npy: it is not a folder"),
         ("--gallery=empty", r"empty holds no faces: enrol some"),
     ],
 )  # fmt: skip

@@ -279,7 +279,7 @@ def test_damage_is_named(what, tmp_path):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(UserError, match=r"no gallery at .*: it is no folder; make one by"):
+    with pytest.raises(UserError, match=r"no gallery at .*: it is not a folder; make one by"):
         Gallery.load(tmp_path / "none")
     with pytest.raises(UserError, match=r"no gallery at .*: it has no gallery.json"):
         Gallery.load(tmp_path)

@@ -13,8 +13,9 @@ from ida_jax.common.errors import UserError
 from ida_jax.rescoring import gallery as gallery_module
 from ida_jax.rescoring import pairs
 from ida_jax.rescoring.method_table import METHODS, is_dao, scoring_methods
+from ida_jax.rescoring.methods import cohort_notes
 from ida_jax.rescoring.quality_fit import QualityFit
-from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.tables.score_origin import differences
 
 K, TAU, TOP_N = 4, 2.0, 12

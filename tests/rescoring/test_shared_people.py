@@ -58,7 +58,7 @@ def test_a_set_that_gives_no_threshold():
     twice = AnchorSet.from_embeddings(np.concatenate([STRANGERS[:300]] * 2))
     shared = shared_people(_nearest(STRANGERS[300:], twice), twice, labels=None, known=NOBODY)
     assert shared.threshold == HIGHEST_THRESHOLD
-    assert "cannot be told" in shared_warning(shared, twice)
+    assert "is unknown, since" in shared_warning(shared, twice)
     single = AnchorSet.from_embeddings(STRANGERS[:1])
     shared = shared_people(_nearest(STRANGERS[300:], single), single, labels=None, known=NOBODY)
     assert shared.threshold == HIGHEST_THRESHOLD

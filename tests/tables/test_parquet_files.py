@@ -178,7 +178,7 @@ def test_scores_as_a_folder(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_scores(folder), scores)
     assert [path.name for path in tmp_path.iterdir()] == ["scores"]
     Path(folder, "mine.txt").touch()
-    with pytest.raises(UserError, match=r"holds mine.txt, which is no part of scores"):
+    with pytest.raises(UserError, match=r"holds mine.txt, which is not a part of scores"):
         check_output(folder)
 
 

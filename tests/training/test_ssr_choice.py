@@ -11,7 +11,8 @@ from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.ssr_module import HeldOut, SSRModule
 from ida_jax.common.errors import UserError
 from ida_jax.rescoring.density import searched_log_density
-from ida_jax.rescoring.rescorer import Rescorer, cohort_notes
+from ida_jax.rescoring.methods import cohort_notes
+from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.runs.config import ssr_section
 from ida_jax.training import ssr_choice
 from ida_jax.training.ssr import train_ssr, with_copies

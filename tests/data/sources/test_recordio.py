@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
-from ida_jax.data.sources import record_file
+from ida_jax.data.sources import recordio
 from ida_jax.data.sources.recordio import load_recordio, read_recordio
 from ida_jax.data.sources.tfds_writer import write_faces
 from ida_jax.data.tfds_faces import load_tfds
@@ -115,7 +115,7 @@ def test_key_zero_with_two_labels_and_an_image_is_no_header(tmp_path):
 def test_heads_are_read_by_blocks(tmp_path, monkeypatch, block):
     write(tmp_path, insightface(IMAGES))
     whole = read_recordio(tmp_path)
-    monkeypatch.setattr(record_file, "_BLOCK", block)
+    monkeypatch.setattr(recordio, "_BLOCK", block)
     assert read_recordio(tmp_path).labels.tolist() == whole.labels.tolist()
 
 
