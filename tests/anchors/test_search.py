@@ -81,6 +81,7 @@ def test_host_by_any_slab(slab, k, with_labels):
     _agrees(found, queries, anchors, k, labels)
 
 
+@pytest.mark.bits
 def test_host_gives_the_same_bits_however_faces_are_divided():
     anchors, queries = _set(700, 128), _faces(40, 128)
     run = host_search(anchors.embeddings, None, k=9)

@@ -279,6 +279,7 @@ def test_a_changed_input_starts_anew(tmp_path, model_dir, crops, monkeypatch):
     assert not _hidden(tmp_path)  # the other job's parts too
 
 
+@pytest.mark.bits
 def test_shards_make_the_same_bytes(tmp_path, model_dir, crops, monkeypatch, capsys):
     monkeypatch.setattr(module, "_PART", 2)
     flags = ("--batch_size=2",)

@@ -206,6 +206,7 @@ _KILLED = textwrap.dedent("""
 """)
 
 
+@pytest.mark.bits
 def test_killed_in_ten_places_and_continued_to_the_same_bytes(files, monkeypatch):
     monkeypatch.setattr(job, "_FACE_SLAB", 32)
     np.savetxt(files / "pairs.csv", PAIRS, fmt="%d", delimiter=",")
@@ -246,6 +247,7 @@ def test_another_setting_starts_anew(files, monkeypatch):
     assert not [name for name in _listing(files) if name.startswith(".")]
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("devices", [1, 2])
 def test_another_number_of_devices_makes_the_same_bytes(files, devices):
     rescore.main(_flags(files))

@@ -49,6 +49,7 @@ def _hidden(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("flags", "count"),
     [(_FLAGS, 1), (_FLAGS, 3), (_FLAGS, 10), (_FLAGS.replace("pairs.npy", "pairs.csv"), 4),

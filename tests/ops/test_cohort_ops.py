@@ -30,6 +30,7 @@ _number = st.floats(-1, 1, width=32)
 _spread = st.floats(2**-6, 1, width=32)
 
 
+@pytest.mark.bits
 @given(c=_number, m1=_number, s1=_spread, m2=_number, s2=_spread)
 def test_s_norm_and_csn_are_symmetric_to_the_last_bit(c, m1, s1, m2, s2):
     c, m1, s1, m2, s2 = np.float32([c, m1, s1, m2, s2])

@@ -48,6 +48,7 @@ def test_mutual_likelihood_and_matrix(n, m, d):
         np.testing.assert_allclose(got, expected[i], rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.bits
 def test_symmetric_to_the_last_bit():
     (m1, v1), (m2, v2) = reference.gaussians((50, 32), 0), reference.gaussians((50, 32), 1)
     np.testing.assert_array_equal(

@@ -36,6 +36,7 @@ def _in_batches(call, columns, size):
     return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("method", methods_with(("anchors",)))
 def test_every_method_in_any_batches(method):
     settings = {"top_n": 30} if method == "as_norm" else {}

@@ -139,6 +139,7 @@ def undisturbed(start, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.bits
 def test_killed_stopped_and_damaged_it_ends_in_the_same_model(start, undisturbed, tmp_path):
     process = start(tmp_path)
     _signal_at(process, tmp_path, 5, signal.SIGKILL)

@@ -65,6 +65,7 @@ def records(workdir):
     ]
 
 
+@pytest.mark.bits
 def test_a_stopped_training_goes_on_to_the_bit(faces, undisturbed, tmp_path, monkeypatch):
     workdir, expected = undisturbed
     for stop in (3, 4):  # at step 3 an evaluation is due
