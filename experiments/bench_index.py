@@ -57,18 +57,29 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def both_seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Of one call, by the wall and by all of the process' threads."""
+    before = time.process_time()
+    wall = seconds(run)
+    return wall, time.process_time() - before
+
+
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict:
-    """Median seconds of each, in turn, and the median of each round's ratio to the first."""
+    """Median seconds of each, in turn, and the median of each round's ratio to the first.
+
+    Beside wall time also the processor's, which other programs on the machine change less.
+    """
     for run in runs.values():
         run()
-    rounds = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeats)]
-    first = next(iter(runs))
-    return {
-        "seconds": {name: statistics.median(r[name] for r in rounds) for name in runs},
-        f"ratio_to_{first}": {
-            name: statistics.median(r[name] / r[first] for r in rounds) for name in runs
-        },
-    }
+    rounds = [{name: both_seconds(run) for name, run in runs.items()} for _ in range(repeats)]
+    first, out = next(iter(runs)), {}
+    for place, clock in enumerate(("", "cpu_")):
+        took = [{name: both[place] for name, both in each.items()} for each in rounds]
+        out[f"{clock}seconds"] = {name: statistics.median(t[name] for t in took) for name in runs}
+        out[f"{clock}ratio_to_{first}"] = {
+            name: statistics.median(t[name] / t[first] for t in took) for name in runs
+        }
+    return out
 
 
 class Made:

@@ -9,6 +9,7 @@ N faces, D embedding.
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from ida_jax.common.errors import UserError
 from ida_jax.common.parts import Parts, folder_beside, key_of, remove_empty, remove_parts, stamp
 from ida_jax.common.progress import progress_bar
+from ida_jax.common.validation import UnitRows
 from ida_jax.rescoring.batch import slab_terms
 from ida_jax.rescoring.face_files import Bad, Faces
 from ida_jax.rescoring.gallery_file import DTYPES, LIST, GalleryFile
@@ -184,14 +186,16 @@ def _blocks(
     """
     count = RULES[scorer.rule].values
 
-    def numbers(rows: range) -> np.ndarray:
-        return slab_terms(scorer, *faces.unit(left[rows.start : rows.stop]))
+    @lru_cache(maxsize=1)  # a part that is made is read once
+    def unit(rows: range) -> UnitRows:
+        return faces.unit(left[rows.start : rows.stop])
 
     with progress_bar(
         total=len(left), desc="enrolment", unit="face", unit_scale=True, delay=2, leave=False
     ) as bar:
-        for part, values in zip(parts, parts.values(numbers), strict=True):
+        made = parts.values(lambda rows: slab_terms(scorer, *unit(rows)))
+        for part, values in zip(parts, made, strict=True):
             if scorer.neighbours:
                 nearest.append(values[:, -1])
-            yield faces.unit(left[part.rows.start : part.rows.stop]).embeddings, values[:, :count]
+            yield unit(part.rows).embeddings, values[:, :count]
             bar.update(len(values))

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from ida_jax.common import outputs
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import written_whole
 from ida_jax.common.outputs import refuse_overwriting, writing
@@ -190,5 +191,30 @@ def test_where_no_lock_can_be_written_one_line_says_so(tmp_path):
     with (
         pytest.raises(UserError, match=r"cannot write .*S\.npy: No such file.*; name a writable"),
         writing({"-o": tmp_path / "absent" / "S.npy"}, reading={}),
+    ):
+        raise AssertionError
+
+
+def test_without_the_file_systems_locks_the_one_that_made_the_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "_hold", lambda handle: None)
+    output, lock = tmp_path / "S.npy", tmp_path / ".S.npy.lock"
+    with writing({"-o": output}, reading={}):
+        with (
+            pytest.raises(UserError, match=f"by process {os.getpid()} on"),
+            writing({"-o": output}, reading={}),
+        ):
+            raise AssertionError
+        assert lock.exists()
+
+    # Another host's process has made it, and says who it is a moment later.
+    def other_host(seconds):
+        assert seconds < 1
+        lock.write_text(json.dumps({"pid": 7, "host": "elsewhere", "since": time.time()}))
+
+    lock.touch()
+    monkeypatch.setattr(outputs.time, "sleep", other_host)
+    with (
+        pytest.raises(UserError, match="by process 7 on elsewhere"),
+        writing({"-o": output}, reading={}),
     ):
         raise AssertionError
