@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     if isinstance(options.balance, Path):
         reading["--balance"] = options.balance
     if options.class_weights:
-        from ida_jax.interop.class_weights import class_weight_files
+        from ida_jax.interop.weights import class_weight_files
 
         files = class_weight_files(options.class_weights)
         reading |= {f"--class_weights ({path})": path for path in files}
@@ -128,7 +128,7 @@ def _build_set(options: Any) -> None:
 
 def _class_weights(options: Any) -> "tuple[np.ndarray, str]":
     """[C, D], and their model's fingerprint, "" where it is not known."""
-    from ida_jax.interop.class_weights import class_weight_files, read_class_weights
+    from ida_jax.interop.weights import class_weight_files, read_class_weights
 
     model = None if options.model is None else _model(options.model)
     if not options.class_weights:
