@@ -143,9 +143,6 @@ def augmentation(value: str | Mapping[str, float]) -> dict[str, float]:
 
     Returns:
       {name: probability}, in the order in which the changes are applied; those of 0 left out.
-
-    Raises:
-      UserError: an unknown name, or a probability outside [0, 1].
     """
     if isinstance(value, str):
         if value not in SETS:

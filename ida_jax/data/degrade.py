@@ -133,9 +133,6 @@ def degradation(
 
     Returns:
       None where the spec is empty.
-
-    Raises:
-      UserError: an unknown kind or strength, one kind twice, a share or number out of range.
     """
     if not spec:
         return None

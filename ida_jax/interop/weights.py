@@ -103,9 +103,6 @@ def class_weight_files(text: str) -> tuple[Path, ...]:
     """The files that FILE, FILE,FILE… or FOLDER stands for, in the order of their classes.
 
     A folder's are its shards, by rank.
-
-    Raises:
-      UserError: a folder without shards, with two kinds of them, or without one of the ranks.
     """
     paths = tuple(Path(part).expanduser() for part in text.split(",") if part)
     if len(paths) != 1 or not paths[0].is_dir():
@@ -135,10 +132,6 @@ def read_class_weights(paths: Sequence[Path]) -> np.ndarray:
     """float32 [C, D], the classes of all files, one after the other.
 
     Files are read by torch.load(weights_only=True), which runs no code.
-
-    Raises:
-      UserError: no file, one that cannot be read so, one without class weights, or files of
-        different widths.
     """
     shards: list[np.ndarray] = []
     for path in paths:

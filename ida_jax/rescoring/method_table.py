@@ -343,11 +343,7 @@ def scoring_methods() -> dict[str, Method]:
 
 
 def require_method(name: str) -> Method:
-    """A scoring method's entry.
-
-    Raises:
-      UserError: an unknown name, with the nearest one.
-    """
+    """A scoring method's entry."""
     known = scoring_methods()
     if name not in known:
         raise UserError(f"method '{name}' is unknown: {did_you_mean(name, known)}")
@@ -408,9 +404,6 @@ def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") 
     Args:
       given: {flag: its value or None}.
       whose: what an error says that takes the method; its flag if "".
-
-    Raises:
-      UserError: an unknown method, or a file that was not given.
     """
     for need in require_method(method).needs:
         if given[need] is None:

@@ -36,11 +36,7 @@ _SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
 
 
 def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
-    """Checks the sections that the unfinished stages will read.
-
-    Raises:
-      UserError: a value out of its range, an unknown choice, or two that do not go together.
-    """
+    """Checks the sections that the unfinished stages will read."""
     c = config
     evaluated = ("eval_data",) if "evaluate" in unfinished else ()
     for entry in (*_ALWAYS, *evaluated, *(stage for stage in unfinished if stage in _SECTIONS)):
@@ -159,11 +155,7 @@ def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
 
 
 def check_embedding_config(config: ConfigDict) -> None:
-    """Checks the sections of a run from a file of embeddings; the files, `embedding_inputs` does.
-
-    Raises:
-      UserError: a value out of its range, or an unknown choice.
-    """
+    """Checks the sections of a run from a file of embeddings; their files: `embedding_inputs`."""
     c = config
     _check_search(c)
     _check_ssr(c)
@@ -309,11 +301,7 @@ def _check_model(model: ConfigDict) -> None:
 
 
 def check_training(c: ConfigDict) -> None:
-    """Checks the sections model and train alone; what devices decide, `check_batch` does.
-
-    Raises:
-      UserError: a value out of its range, an unknown choice, or two that do not go together.
-    """
+    """Checks the sections model and train alone; what devices decide, `check_batch` does."""
     _check_model(c.model)
     train = c.train
     _one_of("train.head", train.head, MARGIN_LOSSES)
