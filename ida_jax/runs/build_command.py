@@ -62,8 +62,9 @@ def main(argv: list[str]) -> None:
     add_degrade_flags(parser)
     options = parser.parse_args(argv)
     _check_build(options)
+    from ida_jax.common.files import file_inside
     from ida_jax.common.outputs import writing
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.runs.workdir import MODEL
 
     reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "images")}
     if isinstance(options.balance, Path):
@@ -181,6 +182,7 @@ def _check_build(options: Any) -> None:
 
 def _model(path: Path) -> "FaceModel":
     from ida_jax.artefacts.face_model import FaceModel
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.common.files import file_inside
+    from ida_jax.runs.workdir import MODEL
 
     return FaceModel.load(file_inside(path, MODEL))
