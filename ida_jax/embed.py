@@ -70,7 +70,8 @@ def main(argv: list[str]) -> None:
 
 
 def _inputs(options: Any) -> "dict[str, Path | None]":
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.common.files import file_inside
+    from ida_jax.runs.workdir import MODEL
 
     return {
         "--model": file_inside(options.model, MODEL),
@@ -90,6 +91,7 @@ def _outputs(output: Path) -> dict[str, Path]:
 def _embed(options: Any) -> None:
     from ida_jax.artefacts.face_model import FaceModel
     from ida_jax.artefacts.uncertainty_model import UncertaintyModel
+    from ida_jax.common.files import file_inside
     from ida_jax.common.parts import (
         folder_beside,
         key_of,
@@ -102,7 +104,7 @@ def _embed(options: Any) -> None:
     from ida_jax.data.sources.image_files import open_images
     from ida_jax.data.sources.image_names import hidden_note
     from ida_jax.data.sources.verification_bin import open_bin
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.runs.workdir import MODEL
 
     model = FaceModel.load(file_inside(options.model, MODEL))
     if options.images.suffix.lower() == ".bin":

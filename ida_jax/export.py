@@ -50,8 +50,9 @@ def main(argv: list[str]) -> None:
     if options.info:
         _export(options)
         return
+    from ida_jax.common.files import file_inside
     from ida_jax.common.outputs import writing
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.runs.workdir import MODEL
 
     described = _described(options.output)
     outputs = {"--output": options.output, "--output (with its .json)": described}
@@ -115,8 +116,9 @@ def _check(options: Any) -> None:
 
 def _read_model(path: Path) -> "FaceModel":
     from ida_jax.artefacts.face_model import FaceModel
+    from ida_jax.common.files import file_inside
     from ida_jax.interop.weights import import_model
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.runs.workdir import MODEL
 
     path = file_inside(path, MODEL)
     return FaceModel.load(path) if path.suffix == ".safetensors" else import_model(path)

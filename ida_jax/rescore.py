@@ -152,7 +152,7 @@ def _parser() -> Parser:
     from ida_jax.rescoring.method_table import (
         HEADLINE,
         add_artefact_flags,
-        methods_set_by,
+        add_setting_flags,
         scoring_methods,
     )
 
@@ -174,20 +174,8 @@ def _parser() -> Parser:
         metavar="METHOD",
         help=f"{', '.join(scoring_methods())} (default: {HEADLINE})",
     )
-    add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
-    add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add(
-        "--top_n",
-        type=int,
-        help=f"the cohort of {', '.join(methods_set_by('top_n'))}: each face's nearest anchors "
-        "(300, or as many as the anchors allow)",
-    )
-    add("--ddof", type=int, default=0, help="of the norms' standard deviation (0)")
-    add(
-        "--searcher",
-        default="auto",
-        help="auto (default), exact, bfloat16_x6, …_x3, scann, scann_partitioned",
-    )
+    add_setting_flags(add)
+    parser.set_defaults(ddof=0)
     add(
         "--tolerance",
         type=float,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,15 @@ from ida_jax.tables.identities import labels_among, name_among
 from ida_jax.tables.text import name_fault
 
 _KIND = "anchor_set"
+
+
+class Fit(Protocol):
+    """What was fitted with an anchor set: the model's fingerprint, D, A and the set's sketch."""
+
+    fingerprint: str
+    width: int
+    anchors: int
+    anchors_sketch: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,36 +246,25 @@ class AnchorSet:
             fingerprint=fingerprint, width=width, whose=whose,
         )  # fmt: skip
 
-    def check_fit(
-        self,
-        what: str,
-        command: str,
-        *,
-        fingerprint: str,
-        width: int,
-        anchors: int,
-        sketch: str,
-    ) -> None:
+    def check_fit(self, fit: Fit, what: str, command: str) -> None:
         """Refuses a fit (`what`) that was made with other anchors, or those of another model.
 
-        Args:
-          anchors: their number.
-          sketch: their `sketch`; "" where unknown, as in fits of older versions, and not compared.
+        Sketches are compared unless one is unknown, as in fits of older versions.
 
         Raises:
           UserError: it names the command that fits again.
         """
         require_same_model(
-            what, fingerprint, width,
+            what, fit.fingerprint, fit.width,
             fingerprint=self.fingerprint, width=self.width, whose="the anchor set",
         )  # fmt: skip
-        if len(self) != anchors:
+        if len(self) != fit.anchors:
             raise UserError(
-                f"the {what} was fitted with {anchors} anchors, {len(self)} were given: use the "
-                f"same anchor set, or fit again (ida-jax fit {command})"
+                f"the {what} was fitted with {fit.anchors} anchors, {len(self)} were given: use "
+                f"the same anchor set, or fit again (ida-jax fit {command})"
             )
-        if sketch and not same_sketch(sketch, self.sketch):
+        if fit.anchors_sketch and not same_sketch(fit.anchors_sketch, self.sketch):
             raise UserError(
-                f"the {what} was fitted with another set of {anchors} anchors than the one given: "
-                f"use the same set, or fit again (ida-jax fit {command})"
+                f"the {what} was fitted with another set of {fit.anchors} anchors than the one "
+                f"given: use the same set, or fit again (ida-jax fit {command})"
             )

@@ -81,11 +81,7 @@ class FaceGenerator:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FaceGenerator":
-        """Reads a saved generator.
-
-        Raises:
-          UserError: the file is absent, torn, not a generator, or not what its fingerprint states.
-        """
+        """Reads a saved generator."""
         tensors, metadata = load_tensors(path, kind=_KIND)
         with complete(path):
             mean_style = tensors.pop("mean_style")
@@ -124,9 +120,6 @@ class FaceGenerator:
 
         Returns:
           uint8 [N, S, S, 3], RGB.
-
-        Raises:
-          UserError: ψ outside 0 … 1.
         """
         if not 0 <= truncation <= 1:
             raise UserError(f"truncation is {truncation}: expected a number from 0 to 1")

@@ -42,9 +42,6 @@ def training_mesh(class_shards: int = 0, *, devices: list[jax.Device] | None = N
       class_shards: the size of "model", over which the head's classes are split; 0 splits them over
         all devices, 1 keeps them whole on each (plain data parallelism).
       devices: which, where not those of this run (a planned pod's, say).
-
-    Raises:
-      UserError: it does not divide the device count.
     """
     count = jax.device_count() if devices is None else len(devices)
     model = class_shards or count

@@ -52,7 +52,7 @@ class _Interrupted(KeyboardInterrupt):
 
 
 class _Terminated(BaseException):
-    """SIGTERM has come."""
+    """SIGTERM was received."""
 
 
 # A full disk or quota, a file system of limited or no writing.

@@ -366,6 +366,11 @@ def require_file(path: Path, *, what: str) -> None:
         raise UserError(f"no {what} at {path}: put the file there, or name another one")
 
 
+def file_inside(path: Path, name: str) -> Path:
+    """The file itself, or the one of that name where the path is a folder's."""
+    return path / name if path.is_dir() else path
+
+
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file; pickled ones are refused.
 

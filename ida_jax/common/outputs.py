@@ -82,9 +82,6 @@ def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None =
       outputs: each file that is written, likewise.
       folders: each folder that is written as a whole, likewise: it must neither hold an input nor
         lie in one.
-
-    Raises:
-      UserError: an output is an input or another output; or a folder holds an input or lies in one.
     """
     read = {flag: Path(path) for flag, path in inputs.items() if path is not None}
     files = {flag: Path(path) for flag, path in outputs.items() if path is not None}
@@ -294,9 +291,6 @@ def written_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     No rename replaces a folder that holds anything, so the old one is set aside for a moment. Where
     a kill leaves it there, the next job that writes to `path` puts it back before it begins.
-
-    Raises:
-      UserError: the folder around it does not exist or cannot be written, or the disk is full.
     """
     path = _real(Path(path))
     try:

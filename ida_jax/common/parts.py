@@ -206,11 +206,7 @@ def stamp(path: Path) -> list[str | int]:
 
 
 def folder_beside(output: Path, key: str) -> Path:
-    """The hidden folder .OUTPUT.KEY.parts of an output's parts, made if it does not exist.
-
-    Raises:
-      UserError: it cannot be made.
-    """
+    """The hidden folder .OUTPUT.KEY.parts of an output's parts, made if it does not exist."""
     folder = place_beside(output, key)
     try:
         folder.mkdir(exist_ok=True)

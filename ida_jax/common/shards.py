@@ -66,11 +66,7 @@ def add_shard_flags(parser: Parser) -> None:
 
 
 def check_shard_flags(options: Any) -> None:
-    """Refuses a launcher's process that was given no share, and both flags at once.
-
-    Raises:
-      UserError: what was given, and what to give.
-    """
+    """Refuses a launcher's process that was given no share, and both flags at once."""
     if options.shard is not None and options.join:
         raise UserError(
             "--shard makes a share and --join needs all of them: run one, then the other"
@@ -122,11 +118,7 @@ def note_shard(folder: Path, mine: Shard, settings: Mapping[str, Any]) -> None:
 
 
 def require_shards(output: Path, folder: Path) -> None:
-    """Refuses to join where no shard has begun.
-
-    Raises:
-      UserError: there is no such folder.
-    """
+    """Refuses to join where no shard has begun."""
     if not (folder / _NOTE).is_file():
         raise UserError(
             f"{output} has no shards to join: run this command with --shard=I/N first, for each I "
@@ -135,11 +127,7 @@ def require_shards(output: Path, folder: Path) -> None:
 
 
 def require_all(parts: Parts, output: Path) -> None:
-    """Refuses to join while a part is missing; the shards that have to be run are named.
-
-    Raises:
-      UserError: parts are missing.
-    """
+    """Refuses to join while a part is missing; the shards that have to be run are named."""
     missing = {part.path for part in parts.left()}
     if not missing:
         return

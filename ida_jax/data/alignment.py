@@ -37,10 +37,6 @@ def similarity_transform(
 
     Returns:
       float64 [N, 2, 3] or [2, 3]: (x, y) of the picture goes to M·(x, y, 1) of the crop.
-
-    Raises:
-      UserError: another shape; points that are NaN or infinite, that coincide, or that no such
-        transform brings near the reference (the first such row is named).
     """
     points = np.asarray(points, np.float64)
     if points.ndim not in (2, 3) or points.shape[-2:] != (5, 2):

@@ -113,9 +113,13 @@ def jpeg(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Source: InsightFace's MXNet iterator, which draws 2 to 20; the milder range is ours.
     """
+    return compressed(image, int(rng.integers(10, 91)))
+
+
+def compressed(image: np.ndarray, quality: int) -> np.ndarray:
+    """The image as a JPEG of that quality, decoded."""
     import cv2
 
-    quality = int(rng.integers(10, 91))
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
@@ -143,9 +147,6 @@ def augmentation(value: str | Mapping[str, float]) -> dict[str, float]:
 
     Returns:
       {name: probability}, in the order in which the changes are applied; those of 0 left out.
-
-    Raises:
-      UserError: an unknown name, or a probability outside [0, 1].
     """
     if isinstance(value, str):
         if value not in SETS:

@@ -39,11 +39,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def download_and_prepare(
         self, *, download_config: tfds.download.DownloadConfig | None = None, **_: Any
     ) -> None:
-        """Writes the data set from `download_config.manual_dir`, unless it is there.
-
-        Raises:
-          UserError: no manual_dir was given, or what is in it is missing or damaged.
-        """
+        """Writes the data set from `download_config.manual_dir`, unless it is there."""
         if self.is_prepared():
             return
         if download_config is None or download_config.manual_dir is None:

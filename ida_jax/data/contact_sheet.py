@@ -18,9 +18,6 @@ def contact_sheet(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
 
     Returns:
       uint8 [rows · (H + 2) + 2, columns · (W + 2) + 2, 3], rows = ⌈N / columns⌉.
-
-    Raises:
-      UserError: no image, images that are not uint8 or not of one size, or columns below 1.
     """
     if columns < 1:
         raise UserError(f"columns is {columns}; give a whole number of at least 1")

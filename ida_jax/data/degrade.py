@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.data.augment import compressed
 from ida_jax.data.dataset import LazyImages, image_subset
 
 _SIDE = 112
@@ -72,11 +73,7 @@ def noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarr
 
 def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
     """Compressed to a JPEG of that quality and decoded."""
-    import cv2
-
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, round(quality)))
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    return compressed(image, round(quality))
 
 
 class _Kind(NamedTuple):
@@ -133,9 +130,6 @@ def degradation(
 
     Returns:
       None where the spec is empty.
-
-    Raises:
-      UserError: an unknown kind or strength, one kind twice, a share or number out of range.
     """
     if not spec:
         return None

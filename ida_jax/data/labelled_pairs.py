@@ -44,10 +44,6 @@ def kfold_pairs(
     Args:
       labels: int [N], the faces' identities.
       pairs_per_fold_and_kind: genuine pairs in a fold, and as many impostor pairs.
-
-    Raises:
-      UserError: labels that are not a flat array of integers, a count or a number of folds below 1,
-        or too few identities: a fold needs two, and one with two faces.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -113,11 +109,7 @@ def consecutive_pairs(same: ArrayLike, *, folds: int = 10) -> PairList:
 
 
 def contiguous_folds(pairs: int, folds: int) -> np.ndarray:
-    """int32 [P], the fold of each pair, cut as `consecutive_pairs` cuts them.
-
-    Raises:
-      UserError: fewer pairs than folds, or fewer than 1 fold.
-    """
+    """int32 [P], the fold of each pair, cut as `consecutive_pairs` cuts them."""
     if not 1 <= folds <= pairs:
         raise UserError(f"{folds} folds of {pairs} pairs: expected from 1 to {pairs} folds")
     sizes = [block.size for block in np.array_split(np.arange(pairs), folds)]

@@ -31,9 +31,6 @@ def load_lfw(
       root: the folder that holds the files above.
       role: "anchor" or "eval" keeps that part of the split's identities; None keeps all.
       images_per_identity: keeps at most this many images of an identity, the first by number.
-
-    Raises:
-      UserError: a file is missing, the role is unknown, or nothing is left.
     """
     root = Path(root)
     encoded = _read_crops(find_crops(root))

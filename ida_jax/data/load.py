@@ -57,9 +57,6 @@ def renamed_section(
     Returns:
       The section: of the former options those that the named data set has too, and the flags'; and
       the former options that fell away.
-
-    Raises:
-      UserError: an unknown data set, an option that it does not have, lacks, or cannot read.
     """
     name = given["name"]
     known = {"name": str, **_options_of(name, verify=section == "verify_data")}
@@ -84,9 +81,6 @@ def check_section(section: str, config: ConfigDict | Sequence[str]) -> None:
 
     Args:
       config: the section; of verify_data also the names of verification sets (.bin).
-
-    Raises:
-      UserError: an unknown data set, an option that it does not have, or lacks.
     """
     if not isinstance(config, Mapping | ConfigDict):
         bin_files(config)
@@ -115,11 +109,7 @@ def _expected(name: str) -> str:
 
 
 def bin_files(listed: Sequence[str]) -> dict[str, str]:
-    """The verification sets that verify_data lists, {name: file}: "lfw.bin" is named lfw.
-
-    Raises:
-      UserError: another kind of entry, none, or two of one name.
-    """
+    """The verification sets that verify_data lists, {name: file}: "lfw.bin" is named lfw."""
     files = [listed] if isinstance(listed, str) else list(listed)
     unlike = [f for f in files if not (isinstance(f, str) and f.endswith(".bin"))]
     if unlike or not files:
@@ -140,9 +130,6 @@ def load_faces(config: ConfigDict, *, data_dir: str | os.PathLike[str], seed: in
       config: `name` and the options of that source: "rendered" (synthetic, no files), "lfw"
         (DATA_DIR/lfw), "tfds" with `dataset` (DATA_DIR/DATASET), or "recordio", InsightFace's
         train.rec and train.idx in DATA_DIR/DATASET, read where they lie.
-
-    Raises:
-      UserError: an unknown name, or data that is missing or damaged.
     """
     options = config.to_dict()
     match options.pop("name"):

@@ -272,10 +272,6 @@ def rendered_faces(
     Returns:
       N = C · images_per_identity faces, identity by identity, as a uint8 array
       [N, image_size, image_size, 3], with labels 0 … C-1 and the domains.
-
-    Raises:
-      UserError: a count below 1, a negative seed or first identity, an image size below 32, shares
-        that are not one number of at least 0 for each domain.
     """
     for name, value, least in (
         ("identities", identities, 1), ("images_per_identity", images_per_identity, 1),

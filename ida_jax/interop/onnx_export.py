@@ -331,9 +331,6 @@ def onnx_bytes(
       ssr: its SSR module.
       norm: gives the raw embeddings' norms too.
       output_kind: of `OUTPUT_KINDS`.
-
-    Raises:
-      UserError: onnx is not installed, an unknown input or kind, an SSR module for another model.
     """
     try:
         import onnx
@@ -376,11 +373,7 @@ def onnx_bytes(
 
 
 def onnx_graph(data: bytes) -> Graph:
-    """The function that onnxruntime makes of an ONNX file's bytes, on the CPU.
-
-    Raises:
-      UserError: onnxruntime is not installed.
-    """
+    """The function that onnxruntime makes of an ONNX file's bytes, on the CPU."""
     try:
         import onnxruntime
     except ImportError as error:

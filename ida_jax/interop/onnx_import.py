@@ -32,10 +32,6 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
     """The state dict, by its PyTorch names, of a network's ONNX file.
 
     Any opset from 11 on, by either of PyTorch's exporters, with constants folded or not.
-
-    Raises:
-      UserError: no such file, not an ONNX file, onnx not installed, or another network's graph: the
-        first node that does not fit is named.
     """
     require_file(path, what="weights")
     try:
@@ -55,11 +51,7 @@ def read_onnx_state(path: Path) -> dict[str, np.ndarray]:
 
 
 def onnx_function(path: Path) -> Graph:
-    """The function of images, image by image, that an ONNX file holds, by its first output.
-
-    Raises:
-      UserError: onnxruntime is not installed, or cannot run the file.
-    """
+    """The function of images, image by image, that an ONNX file holds, by its first output."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -47,10 +47,6 @@ def stablehlo_bytes(
       ssr: its SSR module.
       norm: gives the raw embeddings' norms too.
       output_kind: of `OUTPUT_KINDS`.
-
-    Raises:
-      UserError: flatbuffers is not installed, an unknown input or kind, an SSR module for another
-        model.
     """
     try:
         import flatbuffers  # noqa: F401, jax's serialize needs it

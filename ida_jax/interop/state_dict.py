@@ -29,10 +29,6 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     and `_orig_mod.` before the names removed, the counters `num_batches_tracked` left out. Where a
     trainer's module holds the network under a name of its own (Lightning's "model."), that name and
     the module's other parts are left out.
-
-    Raises:
-      UserError: no such file, a torn one, one that would run code when read, one in another format,
-        or with several networks.
     """
     require_file(path, what="weights")
     match path.suffix:
@@ -79,10 +75,6 @@ def read_torch(path: Path, *, wrappers: Sequence[str] = _WRAPPERS) -> dict[str, 
     Args:
       path: the file, read by weights_only=True, which runs no code.
       wrappers: names under which a checkpoint may keep the wanted ones, from the outside inwards.
-
-    Raises:
-      UserError: PyTorch is not installed; a file that would run code, that is torn, or that holds
-        other things.
     """
     try:
         import torch

@@ -46,9 +46,6 @@ def variables_of(
       torch_name: from a variable's path, ("params", …, "kernel"), to its name in the state dict,
         with "*" for the number of each part of a stacked variable.
       what: the network's name in errors.
-
-    Raises:
-      UserError: a name is missing or unknown, or an array has another shape; it is named.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     expected = flatten_dict(

@@ -274,10 +274,6 @@ def bootstrap_means(
       resamples: R; 0 gives empty results.
       seed: of the draws: the same one gives the resamples of `bootstrap_tails`.
       level: the intervals' confidence, in (0, 1).
-
-    Raises:
-      UserError: lengths that differ, units outside 0 … I − 1, 1 resample or fewer than 0, or no
-        resample with pairs.
     """
     values = {name: np.asarray(given, np.float64) for name, given in outcomes.items()}
     units = np.asarray(units)

@@ -101,9 +101,6 @@ def changed_decisions(
       other: those of the same pairs, on any scale.
       base_threshold: one for all pairs, or one a pair.
       other_threshold: likewise.
-
-    Raises:
-      UserError: lengths that differ.
     """
     if [kind.shape for kind in base] != [kind.shape for kind in other]:
         raise UserError(

@@ -75,9 +75,6 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, *, k: int = 3) -> Pr
       real: [N, D].
       generated: [M, D].
       k: 1 … min(N, M) − 1.
-
-    Raises:
-      UserError: k out of range, widths that differ, or values that are not finite.
     """
     if k < 1:
         raise UserError(f"k is {k}: expected the number of a nearest neighbour, at least 1")

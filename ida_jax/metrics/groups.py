@@ -112,11 +112,7 @@ class PairGroups(NamedTuple):
 
 
 def named_cells(names: Sequence[str]) -> Cells:
-    """The cells of groups that are not in an order: within each, and across.
-
-    Raises:
-      UserError: a group that bears the name of a row of the figures' own, or more than 1,000.
-    """
+    """The cells of groups that are not in an order: within each, and across."""
     _refuse_names(names, ACROSS, REST)
     if len(names) > _MOST_GROUPS:
         raise UserError(
@@ -162,10 +158,6 @@ def norm_groups(embeddings: np.ndarray, count: int, *, what: str = "embeddings")
       embeddings: [N, D] as the model gives them; a row that is zero, NaN or infinite has no level.
       count: Q, at least 2.
       what: how an error names the embeddings.
-
-    Raises:
-      UserError: fewer than 2 levels, more than faces; norms that are all equal, as those of
-        embeddings that were made unit vectors.
     """
     n = len(embeddings)
     if not 2 <= count <= min(n, _MOST_GROUPS):

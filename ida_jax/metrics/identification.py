@@ -152,9 +152,6 @@ def distractor_searches(labels: ArrayLike) -> DistractorSearches:
 
     Args:
       labels: int [F], the probes' identities.
-
-    Raises:
-      UserError: labels that are not a flat array of integers, or no identity with two images.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -192,9 +189,6 @@ def prefix_sets(sizes: Sequence[int], kept: ArrayLike | None = None) -> dict[int
       sizes: numbers of distractors, as the list counts them.
       kept: int [N] ascending, places in the whole list of those that are left where noisy ones were
         deleted; a size then has as many fewer, and rows count what is left.
-
-    Raises:
-      UserError: a size below 1.
     """
     if wrong := [size for size in sizes if size < 1]:
         raise UserError(f"{wrong[0]} distractors were requested, expected at least 1")

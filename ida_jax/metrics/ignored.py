@@ -82,9 +82,6 @@ def labels_as_units(ignored: ArrayLike | None, identities: np.ndarray) -> np.nda
     Args:
       ignored: int [M, 2], or None.
       identities: [I], the labels, ascending.
-
-    Raises:
-      UserError: a label that no face has, or one with itself.
     """
     pairs = np.asarray(() if ignored is None else ignored).reshape(-1, 2)
     units = np.minimum(np.searchsorted(identities, pairs), identities.size - 1).astype(np.int64)

@@ -113,10 +113,6 @@ def fit_logistic(genuine: ArrayLike, impostor: ArrayLike, *, prior: float = 0.5)
       impostor: [n] scores.
       prior: π in (0, 1): where between the two kinds the map is to be most accurate. The LLR itself
         carries no prior.
-
-    Raises:
-      UserError: no finite scores of a kind, all scores equal, genuine scores that are no higher
-        than impostor ones, or a prior outside (0, 1).
     """
     _log_odds(prior)
     kinds = [_finite(scores, kind) for scores, kind in _both(genuine, impostor)]

@@ -69,9 +69,6 @@ def tail(scores: ArrayLike, same: ArrayLike, units: ArrayLike, *, highest_far: f
       same: bool [P], True for a genuine pair.
       units: int [P, U], each pair's units, from 0.
       highest_far: the highest FAR of the bootstrap; see `tail_depth`.
-
-    Raises:
-      UserError: lengths that differ, units of another shape or below 0, no pairs of a kind.
     """
     scores, same, units = np.asarray(scores), np.asarray(same, bool), np.asarray(units)
     if scores.ndim != 1 or scores.shape != same.shape:
@@ -106,9 +103,6 @@ def split_tail(
       genuine_units: int [G, U].
       impostor_units: the units int [m, U] of the impostors at m positions.
       highest_far: as in `tail`.
-
-    Raises:
-      UserError: no pairs of a kind.
     """
     for kind, given in (("genuine", genuine), ("impostor", impostor)):
         if not given.size:
@@ -339,11 +333,7 @@ def depth_of_pairs(highest_rank: int) -> int:
 
 
 def identity_codes(identities: ArrayLike, same: np.ndarray) -> tuple[np.ndarray, int]:
-    """The identities numbered from 0 without gaps, int32 [P, 2], and their number.
-
-    Raises:
-      UserError: not integers [P, 2], or a pair whose identities contradict its label.
-    """
+    """The identities numbered from 0 without gaps, int32 [P, 2], and their number."""
     identities = np.asarray(identities)
     if identities.shape != (same.size, 2) or not np.issubdtype(identities.dtype, np.integer):
         raise UserError(

@@ -235,11 +235,7 @@ def ascending(scores: np.ndarray) -> np.ndarray:
 
 
 def accepted_impostors(far: float, n: int) -> int:
-    """⌊far·n⌋: the largest r with r/n ≤ far in floating point.
-
-    Raises:
-      UserError: a FAR outside (0, 1].
-    """
+    """⌊far·n⌋: the largest r with r/n ≤ far in floating point."""
     far = float(far)
     if not 0 < far <= 1:
         raise UserError(f"FAR {far} was given, expected one above 0 and at most 1")

@@ -37,10 +37,6 @@ def pooling_matrix(
       media: int [N], each image's medium, any whole number; the same number in two templates is two
         media.
       weights: [N], w_i, finite and at least 0; 1 where None. The detector's score, for one.
-
-    Raises:
-      UserError: lengths that differ, a template without images, a weight that is negative or not
-        finite, or a template whose weights are all 0.
     """
     from scipy.sparse import csc_array
 
@@ -88,10 +84,6 @@ def pool_templates(
       halves: E holds the embeddings of each image and of its mirror image side by side, which are
         added.
       rows: int [N], the rows of E that the columns of S are; all where None.
-
-    Raises:
-      UserError: a different number of rows, an odd width of halves, or a row that is zero, NaN or
-        infinite, named by number.
     """
     if norm not in ("keep", "unit"):
         raise UserError(f"unknown norm '{norm}': choose keep or unit")
@@ -143,9 +135,6 @@ def dealt_templates(labels: ArrayLike, *, size: int) -> Templates:
     Args:
       labels: [N], the images' identities.
       size: at least 1.
-
-    Raises:
-      UserError: a size below 1, or no images.
     """
     labels = np.asarray(labels)
     if size < 1 or not labels.size:
@@ -193,10 +182,6 @@ def fuse(
       log_variances: floating point [N, D].
       templates: int [N], each image's template, 0 … T−1, none without images.
       rows: int [N], the rows of both that the images are; all where None.
-
-    Raises:
-      UserError: lengths that differ, a template without images, or a row of either that is zero,
-        NaN or infinite, named by number.
     """
     templates = np.asarray(templates)
     rows = np.arange(means.shape[0]) if rows is None else rows

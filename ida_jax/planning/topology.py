@@ -209,9 +209,6 @@ def open_topology(name: str) -> Topology:
     """The devices of KIND:SHAPE, without touching any accelerator.
 
     Call it before jax is used for anything: the process then computes on the CPU.
-
-    Raises:
-      UserError: an unknown kind or shape; no libtpu, or no XLA for GPUs.
     """
     parts = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     kind = parts[1] if parts else name
@@ -244,11 +241,7 @@ _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 def pool_fraction() -> float:
-    """The share of a GPU's memory that jax takes for its pool: 0.75 unless the environment says.
-
-    Raises:
-      UserError: the variable holds no share.
-    """
+    """The share of a GPU's memory that jax takes for its pool: 0.75 unless the environment says."""
     given = os.environ.get(_FRACTION, "0.75")
     try:
         fraction = float(given)

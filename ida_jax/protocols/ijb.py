@@ -98,10 +98,6 @@ def evaluate_ijb(
       one_person: subjects whose pairs count neither way, by their ids; in 1:N the one's entry is
         hidden from the other's probes.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
-
-    Raises:
-      UserError: an unknown choice, a different number of embeddings, or bad ones; subjects to be
-        left out where the lists give none, or not these.
     """
     for name, given, known in (("flip", flip, FLIPS), ("densities", densities, DENSITIES)):
         if given not in known:

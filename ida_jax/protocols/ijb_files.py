@@ -131,12 +131,7 @@ def read_ijb(folder: str | os.PathLike[str], *, subset: str) -> IjbMeta:
 def read_galleries(
     folder: str | os.PathLike[str], *, subset: str, template_ids: np.ndarray
 ) -> Galleries | None:
-    """Reads the 1:N protocol's lists; None if the release has none of them.
-
-    Raises:
-      UserError: an absent or malformed list, a template without images or of two subjects, a
-        subject twice in a gallery or in both, an enrolled probe; by file, and by line if it is one.
-    """
+    """Reads the 1:N protocol's lists; None if the release has none of them."""
     meta = _meta(folder)
     paths = {}
     for key, endings in (("g1", ("G1", "S1")), ("g2", ("G2", "S2"))):

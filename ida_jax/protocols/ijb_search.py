@@ -106,9 +106,6 @@ def evaluate_joined(
 
     Args:
       faces, terms, one_person: as `evaluate_searches`.
-
-    Raises:
-      UserError: a probe's subject who is in neither gallery, or in both.
     """
     parts, probes = galleries.galleries.values(), galleries.probes
     gallery = Enrolled(*(np.concatenate(column) for column in zip(*parts, strict=True)))

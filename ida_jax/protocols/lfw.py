@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import file_inside
 from ida_jax.data.labelled_pairs import (
     PairList,
     consecutive_pairs,
@@ -28,7 +29,6 @@ from ida_jax.protocols.table import (
     LeftOut,
     Protocol,
     Request,
-    file_inside,
     left_out,
     register,
     required_names,

@@ -122,9 +122,6 @@ def load_megaface(
       lists: the files; a size takes that many from the start of the distractors' list, less noise.
       facescrub: the probes' features, as `feature_blocks` takes them.
       sizes: numbers of distractors; those of 10, 100, … 10⁶ that the list has if None.
-
-    Raises:
-      UserError: absent or damaged files, images without a feature, sizes larger than the list.
     """
     probes, distractors = read_image_list(lists.facescrub), read_image_list(lists.megaface)
     if probes.labels is None:

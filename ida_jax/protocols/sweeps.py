@@ -65,10 +65,6 @@ def sweep(
     Returns:
       {"k": {"values": [1, 2], "tar@far": {"0.001": [0.90, 0.91]}, "cosine": {"0.001": 0.89}},
       "tau": …, "anchors": …}; a dimension of which no value is left is left out.
-
-    Raises:
-      UserError: a different number of labels, no pairs of a kind, a FAR or
-        τ out of range, values of k or sizes below 1, an anchor set smaller than its k.
     """
     labels = checked_labels(labels, len(faces))
     own = _Setting(anchors.k, anchors.tau, len(anchors))

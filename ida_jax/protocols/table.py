@@ -237,8 +237,3 @@ def noted(evaluation: Evaluation, known: KnownPairs | None, pairs: int) -> Evalu
     if known is None:
         return evaluation
     return with_ignored(evaluation, pairs=pairs, note=known.note(pairs))
-
-
-def file_inside(path: Path, name: str) -> Path:
-    """The file itself, or the one of that name in the folder."""
-    return path / name if path.is_dir() else path

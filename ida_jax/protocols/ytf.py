@@ -25,6 +25,7 @@ import numpy as np
 
 from ida_jax.common.devices import block_size, padded
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import file_inside
 from ida_jax.common.progress import progress_bar
 from ida_jax.common.validation import unit_embeddings, unit_rows
 from ida_jax.metrics.evaluation import Evaluation
@@ -35,7 +36,6 @@ from ida_jax.protocols.table import (
     NoOptions,
     Protocol,
     Request,
-    file_inside,
     left_out,
     register,
     required_names,

@@ -75,10 +75,6 @@ def cohort_statistics(
       faces: float32 [N, D], unit rows.
       moments: the anchors' `cohort_moments`.
       ddof: the variance is divided by A − ddof.
-
-    Raises:
-      UserError: faces that are not unit-norm, widths that differ, fewer than 2 anchors, ddof
-        outside 0 … A − 1, scores without spread.
     """
     faces, width = require_unit(faces), len(moments.mean)
     if faces.shape[1] != width:

@@ -93,11 +93,7 @@ class Csn:
 
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, other anchors than those that it was fitted with."""
-        anchors.check_fit(
-            "CSN classifier", "csn",
-            fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
-            sketch=self.anchors_sketch,
-        )  # fmt: skip
+        anchors.check_fit(self, "CSN classifier", "csn")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the classifier as one safetensors file, whole or not at all."""

@@ -121,11 +121,7 @@ class DaoFit:
 
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, other anchors than those that it was fitted with."""
-        anchors.check_fit(
-            "DAO fit", "dao",
-            fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
-            sketch=self.anchors_sketch,
-        )  # fmt: skip
+        anchors.check_fit(self, "DAO fit", "dao")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fit as one safetensors file, whole or not at all."""

@@ -99,9 +99,6 @@ def development(
       labels: int [N], identities; a negative one is unknown, and its face left out.
       images_per_identity: at most this many faces of an identity are taken, the first ones.
       exclude_own: the anchors' labels, where they have any, are in the numbering of `labels`.
-
-    Raises:
-      UserError: a different number of labels, or labels of fewer than two identities.
     """
     labels = np.asarray(labels)
     if labels.shape != faces.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

@@ -106,9 +106,6 @@ class GalleryFile:
 
         Args:
           folder: exists, and has no files but hidden ones.
-
-        Raises:
-          UserError: an unknown dtype; a folder with other files.
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype '{dtype}' is unknown: choose one of {', '.join(DTYPES)}")
@@ -242,11 +239,7 @@ class GalleryFile:
         return found
 
     def check_origin(self, origin: ScoreOrigin, *, whose: str = "these faces") -> None:
-        """Refuses faces of another method, k, τ, model, anchors or artefact.
-
-        Raises:
-          UserError: it names what differs.
-        """
+        """Refuses faces of another method, k, τ, model, anchors or artefact."""
         if found := differences(self.origin, origin):
             raise UserError(
                 f"{self.folder} was made with {'; '.join(found)}: give {whose} the same, or make "
@@ -254,12 +247,7 @@ class GalleryFile:
             )
 
     def check_new(self, names: Sequence[str], *, replacing: bool = False) -> np.ndarray:
-        """The rows that faces of these names replace, int64, ascending.
-
-        Raises:
-          UserError: a name that no list can hold or that is there twice; one that is enrolled,
-            unless it is to be replaced.
-        """
+        """The rows that faces of these names replace, int64, ascending."""
         for number, name in enumerate(names):
             if fault := name_fault(name):
                 raise UserError(f"the name of face {number} {fault}")
@@ -308,11 +296,7 @@ class GalleryFile:
         return self._write(chain(self.segments, named()), np.union1d(self.deleted, replaced))
 
     def delete(self, names: Sequence[str]) -> "GalleryFile":
-        """Deletes faces by name: no search finds them, and `compact` removes their bytes.
-
-        Raises:
-          UserError: a name that is not enrolled: nothing is deleted then.
-        """
+        """Deletes faces by name: no search finds them, and `compact` removes their bytes."""
         rows = self.find(names)
         missing = np.flatnonzero(rows < 0)
         if missing.size:

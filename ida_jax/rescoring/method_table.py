@@ -343,11 +343,7 @@ def scoring_methods() -> dict[str, Method]:
 
 
 def require_method(name: str) -> Method:
-    """A scoring method's entry.
-
-    Raises:
-      UserError: an unknown name, with the nearest one.
-    """
+    """A scoring method's entry."""
     known = scoring_methods()
     if name not in known:
         raise UserError(f"method '{name}' is unknown: {did_you_mean(name, known)}")
@@ -402,15 +398,26 @@ def add_artefact_flags(add: Callable[..., object]) -> None:
         )
 
 
+def add_setting_flags(add: Callable[..., object], *, ddof: bool = True) -> None:
+    """Adds the flags of the methods' settings, and of how the anchors are searched."""
+    # fmt: off
+    add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
+    add("--tau", type=float, help="τ (the anchor set's own, 1)")
+    add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))}: each "
+        "face's nearest anchors (300, or as many as the anchors allow)")
+    if ddof:
+        add("--ddof", type=int, help="of the norms' standard deviation (0)")
+    add("--searcher", default="auto", help="auto (default), exact, bfloat16_x6, …_x3, scann, "
+        "scann_partitioned")
+    # fmt: on
+
+
 def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") -> None:
     """Refuses a method without the files that it needs, by their flags.
 
     Args:
       given: {flag: its value or None}.
       whose: what an error says that takes the method; its flag if "".
-
-    Raises:
-      UserError: an unknown method, or a file that was not given.
     """
     for need in require_method(method).needs:
         if given[need] is None:

@@ -102,11 +102,7 @@ class QualityFit:
 
     def check_anchors(self, anchors: AnchorSet) -> None:
         """Refuses, by UserError, anchors of another model or width, and other anchors."""
-        anchors.check_fit(
-            "quality fit", "quality",
-            fingerprint=self.fingerprint, width=self.width, anchors=self.anchors,
-            sketch=self.anchors_sketch,
-        )  # fmt: skip
+        anchors.check_fit(self, "quality fit", "quality")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fit as one safetensors file, whole or not at all."""

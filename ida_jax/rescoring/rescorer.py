@@ -67,9 +67,6 @@ _MOST_WARM = 1 << 14
 class Rescorer:
     """Scores by one method against one anchor set.
 
-    Every method looks at the two faces, at the anchors and at what was trained beforehand, never at
-    the other faces that are scored with them: a score does not depend on those.
-
     The methods, with what each needs, are the entries of `ida_jax.rescoring.method_table.METHODS`.
     """
 

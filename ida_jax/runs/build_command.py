@@ -62,14 +62,15 @@ def main(argv: list[str]) -> None:
     add_degrade_flags(parser)
     options = parser.parse_args(argv)
     _check_build(options)
+    from ida_jax.common.files import file_inside
     from ida_jax.common.outputs import writing
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.runs.workdir import MODEL
 
     reading = {f"--{name}": getattr(options, name) for name in ("embeddings", "labels", "images")}
     if isinstance(options.balance, Path):
         reading["--balance"] = options.balance
     if options.class_weights:
-        from ida_jax.interop.class_weights import class_weight_files
+        from ida_jax.interop.weights import class_weight_files
 
         files = class_weight_files(options.class_weights)
         reading |= {f"--class_weights ({path})": path for path in files}
@@ -128,7 +129,7 @@ def _build_set(options: Any) -> None:
 
 def _class_weights(options: Any) -> "tuple[np.ndarray, str]":
     """[C, D], and their model's fingerprint, "" where it is not known."""
-    from ida_jax.interop.class_weights import class_weight_files, read_class_weights
+    from ida_jax.interop.weights import class_weight_files, read_class_weights
 
     model = None if options.model is None else _model(options.model)
     if not options.class_weights:
@@ -181,6 +182,7 @@ def _check_build(options: Any) -> None:
 
 def _model(path: Path) -> "FaceModel":
     from ida_jax.artefacts.face_model import FaceModel
-    from ida_jax.runs.workdir import MODEL, file_inside
+    from ida_jax.common.files import file_inside
+    from ida_jax.runs.workdir import MODEL
 
     return FaceModel.load(file_inside(path, MODEL))

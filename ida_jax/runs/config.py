@@ -265,11 +265,7 @@ def as_smoke(c: ConfigDict) -> ConfigDict:
 
 
 def choose_variant(c: ConfigDict, variant: str) -> ConfigDict:
-    """The config itself, or for the variant "smoke" `as_smoke`.
-
-    Raises:
-      ValueError: another variant, which ida_jax.main reports.
-    """
+    """The config itself, or for the variant "smoke" `as_smoke`."""
     if variant == "smoke":
         return as_smoke(c)
     if variant:

@@ -36,11 +36,7 @@ _SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
 
 
 def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
-    """Checks the sections that the unfinished stages will read.
-
-    Raises:
-      UserError: a value out of its range, an unknown choice, or two that do not go together.
-    """
+    """Checks the sections that the unfinished stages will read."""
     c = config
     evaluated = ("eval_data",) if "evaluate" in unfinished else ()
     for entry in (*_ALWAYS, *evaluated, *(stage for stage in unfinished if stage in _SECTIONS)):
@@ -94,11 +90,7 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
                     "anchors.source is fake_db, and no generator is named: add the stage 'gan', or "
                     "set anchors.generator to a generator's file"
                 )
-            if not 0 < c.anchors.truncation <= 1:
-                raise UserError(
-                    f"anchors.truncation is {c.anchors.truncation}: expected a number above 0, at "
-                    "most 1"
-                )
+            _expect(c, "anchors.truncation", lambda x: 0 < x <= 1, "a number above 0, at most 1")
     if "gan" in unfinished:
         _check_gan(c)
     if "ssr" in unfinished:
@@ -130,14 +122,9 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _one_of("evaluate.rule", c.evaluate.get("rule", RULES[0]), RULES)
         _check_groups(c)
         _check_fars(c)
-        if c.evaluate.template_size < 0:
-            raise UserError(
-                f"evaluate.template_size is {c.evaluate.template_size}: expected images a "
-                "template, or 0 for none"
-            )
+        _expect(c, "evaluate.template_size", lambda x: x >= 0, "images a template, or 0 for none")
         for key in ("folds", "resamples"):
-            if c.evaluate[key] < 2:
-                raise UserError(f"evaluate.{key} is {c.evaluate[key]}: expected 2 or more")
+            _expect(c, f"evaluate.{key}", lambda x: x >= 2, "2 or more")
 
 
 def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
@@ -159,29 +146,21 @@ def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
 
 
 def check_embedding_config(config: ConfigDict) -> None:
-    """Checks the sections of a run from a file of embeddings; the files, `embedding_inputs` does.
-
-    Raises:
-      UserError: a value out of its range, or an unknown choice.
-    """
+    """Checks the sections of a run from a file of embeddings; their files: `embedding_inputs`."""
     c = config
     _check_search(c)
     _check_ssr(c)
-    if not 0 < c.held_out < 1:
-        raise UserError(f"held_out is {c.held_out}: expected a share between 0 and 1, say 0.1")
+    _expect(c, "held_out", lambda x: 0 < x < 1, "a share between 0 and 1, say 0.1")
     _check_groups(c)
     _check_fars(c)
     for method in c.evaluate.get("further", ()):
         _one_of("evaluate.further", method, methods_with({"anchors"}))
-    if c.evaluate.most_faces < 2:
-        raise UserError(f"evaluate.most_faces is {c.evaluate.most_faces}: expected 2 or more")
-    if c.evaluate.resamples < 2:
-        raise UserError(f"evaluate.resamples is {c.evaluate.resamples}: expected 2 or more")
+    _expect(c, "evaluate.most_faces", lambda x: x >= 2, "2 or more")
+    _expect(c, "evaluate.resamples", lambda x: x >= 2, "2 or more")
 
 
 def _check_search(c: ConfigDict) -> None:
-    if not 0 <= c.seed < 2**63:
-        raise UserError(f"seed is {c.seed}: expected 0 or more, and less than 2^63")
+    _expect(c, "seed", lambda x: 0 <= x < 2**63, "0 or more, and less than 2^63")
     _at_least_1(c, "k")
     require_tau(c.tau)
     _one_of("searcher", c.searcher, SEARCHERS)
@@ -198,19 +177,15 @@ def _check_groups(c: ConfigDict) -> None:
 
 def _check_fars(c: ConfigDict) -> None:
     _numbers(c, "evaluate.fars")
-    if not c.evaluate.fars or not all(0 < far <= 1 for far in c.evaluate.fars):
-        raise UserError(f"evaluate.fars is {c.evaluate.fars}: expected rates in (0, 1]")
+    rates = "rates in (0, 1]"
+    _expect(c, "evaluate.fars", lambda x: x and all(0 < far <= 1 for far in x), rates)
 
 
 def _check_pfe(c: ConfigDict) -> None:
     for key in ("hidden", "identities", "steps", "checkpoint_every", "log_every"):
         _at_least_1(c, f"pfe.{key}")
-    if c.pfe.images < 2:
-        raise UserError(
-            f"pfe.images is {c.pfe.images}: expected 2 or more, since it learns from pairs"
-        )
-    if c.pfe.workers < 0:
-        raise UserError(f"pfe.workers is {c.pfe.workers}: expected 0 or more")
+    _expect(c, "pfe.images", lambda x: x >= 2, "2 or more, since it learns from pairs")
+    _expect(c, "pfe.workers", lambda x: x >= 0, "0 or more")
     _check_sgd(c, "pfe")
     augmentation(c.pfe.augment)
 
@@ -234,21 +209,16 @@ def _check_gan(c: ConfigDict) -> None:
         _at_least_1(c, f"gan.{key}")
     _positive(c, "gan.learning_rate")
     for key in ("r1_weight", "path_weight", "workers"):
-        if not 0 <= gan[key] < math.inf:
-            raise UserError(f"gan.{key} is {gan[key]}: expected 0 or more")
+        _expect(c, f"gan.{key}", lambda x: 0 <= x < math.inf, "0 or more")
     for key in ("style_mixing", "augment_target"):
-        if not 0 <= gan[key] <= 1:
-            raise UserError(f"gan.{key} is {gan[key]}: expected a number from 0 to 1")
+        _expect(c, f"gan.{key}", lambda x: 0 <= x <= 1, "a number from 0 to 1")
     if gan.batch_size % 4:
         raise UserError(
             f"gan.batch_size is {gan.batch_size}: expected a multiple of 4, the discriminator's "
             "groups"
         )
-    if gan.evaluate_faces < 4:
-        raise UserError(
-            f"gan.evaluate_faces is {gan.evaluate_faces}: expected 4 or more, for precision and "
-            "recall by the third neighbour"
-        )
+    third = "4 or more, for precision and recall by the third neighbour"
+    _expect(c, "gan.evaluate_faces", lambda x: x >= 4, third)
     augmentation(gan.augment)
 
 
@@ -264,12 +234,8 @@ def _check_ssr(c: ConfigDict) -> None:
     _one_of("ssr.target", c.ssr.target, TARGETS)
     _one_of("ssr.input", c.ssr.input, INPUTS)
     for key in ("copies", "mix", "noise"):
-        if not 0 <= c.ssr[key] < math.inf:
-            raise UserError(f"ssr.{key} is {c.ssr[key]}: expected 0 or more")
-    if c.ssr.mix > 0.5:
-        raise UserError(
-            f"ssr.mix is {c.ssr.mix}: expected at most 0.5, where a face is half another's"
-        )
+        _expect(c, f"ssr.{key}", lambda x: 0 <= x < math.inf, "0 or more")
+    _expect(c, "ssr.mix", lambda x: x <= 0.5, "at most 0.5, where a face is half another's")
     for key in ("hidden", "batch_size", "steps"):
         _at_least_1(c, f"ssr.{key}")
     _check_sgd(c, "ssr")
@@ -279,11 +245,9 @@ def _check_sgd(c: ConfigDict, section: str) -> None:
     """The optimiser's entries, which the sections train, ssr and pfe share."""
     own = c[section]
     _positive(c, f"{section}.learning_rate")
-    if not 0 <= own.momentum < 1:
-        raise UserError(f"{section}.momentum is {own.momentum}: expected 0 ≤ momentum < 1")
+    _expect(c, f"{section}.momentum", lambda x: 0 <= x < 1, "0 ≤ momentum < 1")
     for key in ("weight_decay", "decay_factor"):
-        if not 0 <= own[key] < math.inf:
-            raise UserError(f"{section}.{key} is {own[key]}: expected 0 or more")
+        _expect(c, f"{section}.{key}", lambda x: 0 <= x < math.inf, "0 or more")
     _numbers(c, f"{section}.decay_steps")
     if list(own.decay_steps) != sorted(own.decay_steps):
         raise UserError(f"{section}.decay_steps is {own.decay_steps}: expected ascending steps")
@@ -309,11 +273,7 @@ def _check_model(model: ConfigDict) -> None:
 
 
 def check_training(c: ConfigDict) -> None:
-    """Checks the sections model and train alone; what devices decide, `check_batch` does.
-
-    Raises:
-      UserError: a value out of its range, an unknown choice, or two that do not go together.
-    """
+    """Checks the sections model and train alone; what devices decide, `check_batch` does."""
     _check_model(c.model)
     train = c.train
     _one_of("train.head", train.head, MARGIN_LOSSES)
@@ -329,12 +289,10 @@ def check_training(c: ConfigDict) -> None:
     for key in (
         "class_shards", "class_block", "warmup_steps", "clip_norm", "workers", "verify_every"
     ):  # fmt: skip
-        if not 0 <= train[key] < math.inf:
-            raise UserError(f"train.{key} is {train[key]}: expected 0 or more")
+        _expect(c, f"train.{key}", lambda x: 0 <= x < math.inf, "0 or more")
     _check_sgd(c, "train")
     _positive(c, "train.scale")
-    if not 0 <= train.ema_decay < 1:
-        raise UserError(f"train.ema_decay is {train.ema_decay}: expected 0 ≤ ema_decay < 1")
+    _expect(c, "train.ema_decay", lambda x: 0 <= x < 1, "0 ≤ ema_decay < 1")
     if train.schedule == "polynomial":
         _positive(c, "train.power")
     if is_adamw(train) and train.accumulate > 1:
@@ -349,8 +307,7 @@ def check_training(c: ConfigDict) -> None:
             f"train.sample_rate is {train.sample_rate} and train.accumulate {train.accumulate}: "
             "each part of a batch would draw other classes; keep one of them at 1"
         )
-    if not 0 < train.sample_rate <= 1:
-        raise UserError(f"train.sample_rate is {train.sample_rate}: expected a share in (0, 1]")
+    _expect(c, "train.sample_rate", lambda x: 0 < x <= 1, "a share in (0, 1]")
     if train.keep == "best" and not train.verify_every:
         raise UserError(
             "train.keep is best, which verification decides: set train.verify_every, or keep last"
@@ -376,20 +333,22 @@ def _value(config: ConfigDict, key: str) -> float:
     return config
 
 
-def _at_least_1(config: ConfigDict, key: str) -> None:
-    if _value(config, key) < 1:
-        raise UserError(f"{key} is {_value(config, key)}: expected 1 or more")
+def _expect(c: ConfigDict, key: str, fits: Callable[[Any], bool], expected: str) -> None:
+    if not fits(given := _value(c, key)):
+        raise UserError(f"{key} is {given}: expected {expected}")
 
 
-def _positive(config: ConfigDict, key: str) -> None:
-    if not 0 < _value(config, key) < math.inf:
-        raise UserError(f"{key} is {_value(config, key)}: expected a finite number above 0")
+def _at_least_1(c: ConfigDict, key: str) -> None:
+    _expect(c, key, lambda x: not x < 1, "1 or more")
 
 
-def _numbers(config: ConfigDict, key: str) -> None:
-    given = _value(config, key)
-    if not all(isinstance(number, int | float) for number in given):
-        raise UserError(f"{key} is {given}: expected numbers separated by commas")
+def _positive(c: ConfigDict, key: str) -> None:
+    _expect(c, key, lambda x: 0 < x < math.inf, "a finite number above 0")
+
+
+def _numbers(c: ConfigDict, key: str) -> None:
+    numbers = "numbers separated by commas"
+    _expect(c, key, lambda x: all(isinstance(n, int | float) for n in x), numbers)
 
 
 def _one_of(key: str, given: Any, known: Sequence[Any]) -> None:

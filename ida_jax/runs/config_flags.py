@@ -59,9 +59,6 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
 
     Returns:
       The config, None where --config is not given; and the further flags' values, None likewise.
-
-    Raises:
-      UserError: an unknown flag or key, a value of another type, or no such file.
     """
     from absl import flags
     from ml_collections import config_flags

@@ -48,12 +48,7 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(config: ConfigDict) -> Inputs:
-    """Embeddings, anchors and labels, from their files.
-
-    Raises:
-      UserError: a file that is missing, not whole or of another form; sizes, widths or models that
-        differ; labels that are missing or cannot be matched with the anchors'.
-    """
+    """Embeddings, anchors and labels, from their files."""
     c = config
     if c.embeddings == _SYNTHETIC:
         if c.anchors is not None or c.labels is not None:
@@ -95,9 +90,6 @@ def held_out_rows(inputs: Inputs, config: ConfigDict) -> np.ndarray:
 
     Identities are drawn from `config.seed` up to the share `config.held_out` of them, and to
     `config.evaluate.most_faces` faces. Faces of unknown identity are trained on.
-
-    Raises:
-      UserError: too few identities, or faces, for both sides.
     """
     c, rng = config, np.random.default_rng(config.seed)
     n, most = len(inputs.faces), config.evaluate.most_faces

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ida_jax.anchors.degraded import add_degrade_flags, asked_degradation
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError
-from ida_jax.runs.workdir import GENERATOR, LABELS, MODEL, file_inside, training_embeddings
+from ida_jax.common.files import file_inside
+from ida_jax.runs.workdir import GENERATOR, LABELS, MODEL, training_embeddings
 
 if TYPE_CHECKING:
     import numpy as np

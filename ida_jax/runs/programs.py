@@ -90,11 +90,7 @@ class DeviceProgram(NamedTuple):
 def device_program(
     name: str, config: ConfigDict, devices: Sequence[jax.Device], sizes: Sizes
 ) -> DeviceProgram:
-    """A config's program of a name in `PROGRAMS`, for these devices.
-
-    Raises:
-      UserError: a config without what the program needs, or values that do not go together.
-    """
+    """A config's program of a name in `PROGRAMS`, for these devices."""
     for entry in _NEEDS[name]:
         if entry not in config:
             raise UserError(f"the config has no '{entry}', which --program={name} is made from")

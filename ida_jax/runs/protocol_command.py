@@ -22,7 +22,7 @@ from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
-from ida_jax.rescoring.method_table import SEARCHED, add_artefact_flags, methods_set_by
+from ida_jax.rescoring.method_table import SEARCHED, add_artefact_flags, add_setting_flags
 from ida_jax.runs.workdir import (
     ANCHORS,
     METHOD_FILES,
@@ -158,15 +158,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--run", type=Path, metavar="W", help=f"a workdir: its {', '.join(METHOD_FILES)}")
     add_artefact_flags(add)
     add("--methods", type=_names, metavar="METHOD,…", help="all that the files allow")
-    add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
-    add("--tau", type=float, help="τ (the anchor set's own, 1)")
-    add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))} (300, or as "
-        "many as the anchors allow)")
-    add(
-        "--searcher",
-        default="auto",
-        help="auto (default), exact, bfloat16_x6, bfloat16_x3, scann, scann_partitioned",
-    )
+    add_setting_flags(add, ddof=False)
     add = parser.add_argument_group("what counts").add_argument
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
         f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")

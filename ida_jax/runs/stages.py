@@ -85,9 +85,6 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the config's stages in their order and returns results.json's content.
 
     A config with `embeddings` is a run from a file of embeddings, with stages of its own.
-
-    Raises:
-      UserError: an unknown stage, missing data, or a workdir that another config has begun.
     """
     workdir = Path(workdir)
     if "embeddings" in config:

@@ -129,11 +129,6 @@ def degraded_training_embeddings(
     return folder.with_name(f"degraded-{folder.name}-{key_of(how)}")
 
 
-def file_inside(path: Path, name: str) -> Path:
-    """The file itself, or the one of that name where the path is a workdir's."""
-    return path / name if path.is_dir() else path
-
-
 def outdated_stages(
     workdir: Path, config: "ConfigDict", stages: "Mapping[str, Stage]"
 ) -> dict[str, str]:

@@ -14,11 +14,7 @@ from ida_jax.common.files import require_file
 
 
 def known_suffix(path: Path, allowed: Sequence[str], *, what: str) -> str:
-    """The file's suffix in lower case.
-
-    Raises:
-      UserError: a suffix that is not one of those allowed.
-    """
+    """The file's suffix in lower case."""
     suffix = path.suffix.lower()
     if suffix not in allowed:
         raise UserError(
@@ -33,11 +29,7 @@ def one_line(error: Exception) -> str:
 
 
 def open_npy(path: Path, *, what: str) -> np.memmap:
-    """The array of an .npy file as a read-only map; no page of it is read yet.
-
-    Raises:
-      UserError: no such file, a truncated one, one of pickled objects, or not an .npy file.
-    """
+    """The array of an .npy file as a read-only map; no page of it is read yet."""
     require_file(path, what=what)
     try:
         return np.lib.format.open_memmap(path, mode="r")
@@ -51,9 +43,6 @@ def read_rows(array: np.memmap, start: int, stop: int) -> np.ndarray:
 
     The pages that a map has touched count as resident memory, and would grow with the file; what is
     read belongs to the caller. Both orders are read: `np.array([i, j]).T` is saved by columns.
-
-    Raises:
-      UserError: the file was truncated or became unreadable since it was opened.
     """
     count, size = stop - start, array.dtype.itemsize
 

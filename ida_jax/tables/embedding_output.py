@@ -20,11 +20,7 @@ from ida_jax.tables.embeddings import file_stamp, fingerprint_file
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Checks before the work that embeddings can be written to a path.
-
-    Raises:
-      UserError: a suffix other than .npy, .npz and .parquet, a folder in its place, or none around.
-    """
+    """Checks before the work that embeddings can be written to a path."""
     path = Path(path)
     known_suffix(path, tuple(_WRITERS), what="embeddings")
     if path.is_dir():

@@ -36,11 +36,7 @@ _NAMED = ("person", "people", "identity", "name", "image", "face", "file", "labe
 
 
 def read_group_list(path: Path) -> dict[str, str] | None:
-    """{name: group} of a list by name; None where the file holds one group a row.
-
-    Raises:
-      UserError: no such file, a line that is not a name and a group, a name with two groups.
-    """
+    """{name: group} of a list by name; None where the file holds one group a row."""
     require_file(path, what="groups")
     if path.suffix.lower() not in _TEXTS:
         return None
@@ -84,9 +80,6 @@ def groups_of_names(path: Path, groups: dict[str, str], names: Sequence[str]) ->
       path: the list's, for a message.
       groups: the list.
       names: N people, or images.
-
-    Raises:
-      UserError: no name is in the list.
     """
     found = [next((groups[k] for k in _keys(name) if k in groups), None) for name in names]
     present = sorted({group for group in found if group is not None})
@@ -145,11 +138,7 @@ def groups_option(text: str) -> Path | str:
 
 
 def norm_levels(text: str) -> int | None:
-    """N of "norms:N", 20 of "norms": groups by the embeddings' norms; None of any other text.
-
-    Raises:
-      UserError: an N that is not a whole number of at least 2.
-    """
+    """N of "norms:N", 20 of "norms": groups by the embeddings' norms; None of any other text."""
     kind, colon, count = text.partition(":")
     if kind != "norms":
         return None

@@ -119,9 +119,6 @@ def pairs_among(
       listed: names, or integers where the identities are integers.
       identities: the distinct ones of the evaluation.
       what: how an error calls them.
-
-    Raises:
-      UserError: the list names none of them.
     """
     values = np.asarray(identities)
     numbers = np.issubdtype(values.dtype, np.integer)

@@ -70,11 +70,7 @@ class Identities(NamedTuple):
 
 
 def read_scores(path: str | os.PathLike[str]) -> np.ndarray:
-    """Floating point [P] from a column `score`; a missing one is NaN.
-
-    Raises:
-      UserError: no such file, a damaged one, no such column, or something else than numbers.
-    """
+    """Floating point [P] from a column `score`; a missing one is NaN."""
     column = _numeric(Path(path), "score", what="scores")
     if column.dtype == bool or not np.issubdtype(column.dtype, np.number):
         raise UserError(f"{path} holds {_kind(column)}: expected numbers, one score a pair")

@@ -76,11 +76,7 @@ class KeyColumn:
 
 
 def require_key(layout: ParquetLayout, name: str) -> "pa.DataType":
-    """The type of a key column: an integer one, or string.
-
-    Raises:
-      UserError: no such column, or one of another type.
-    """
+    """The type of a key column: an integer one, or string."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -104,9 +100,6 @@ def key_place(source: Path, header: Sequence[str], name: str) -> int:
 
     Args:
       header: the fields of the first line.
-
-    Raises:
-      UserError: no header with three columns, one of which is the key.
     """
     fields = [field.strip() for field in header]
     if len(fields) != 3 or fields.count(name) != 1:

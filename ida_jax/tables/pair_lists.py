@@ -66,11 +66,7 @@ class PairFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Reads the header.
-
-        Raises:
-          UserError: no such file, not a whole .npy file, not integers [P, 2], or no pairs.
-        """
+        """Reads the header."""
         self.path = Path(path)
         self._array = _open_pairs(self.path)
         if not np.issubdtype(self._array.dtype, np.integer):

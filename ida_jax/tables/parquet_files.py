@@ -65,11 +65,7 @@ class ParquetLayout(NamedTuple):
         return f"{part.path}, row {row - ends[number] + part.rows}"
 
     def metadata(self, key: str) -> str:
-        """An entry of the parts' metadata, "" where a part has none.
-
-        Raises:
-          UserError: two parts have different ones.
-        """
+        """An entry of the parts' metadata, "" where a part has none."""
         values = {}
         for part in self.parts:
             value = (part.schema.metadata or {}).get(key.encode(), b"").decode("utf-8", "replace")
@@ -120,11 +116,7 @@ def refuse_inside(output: Path, sources: Iterable[Path | None]) -> None:
 
 
 def part_files(path: str | os.PathLike[str], *, what: str = "table") -> list[Path]:
-    """The files of a Parquet file or folder, in the order of their rows.
-
-    Raises:
-      UserError: a folder without parts, or with another file among them.
-    """
+    """The files of a Parquet file or folder, in the order of their rows."""
     path = Path(path)
     if not path.is_dir():
         return [path]

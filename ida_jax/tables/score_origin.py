@@ -101,11 +101,7 @@ class ScoreOrigin:
 
     @classmethod
     def from_json(cls, record: Any) -> "ScoreOrigin":
-        """What `to_json` gave.
-
-        Raises:
-          ValueError, TypeError: something else.
-        """
+        """What `to_json` gave."""
         given = dict(record)
         if given.get("shared") is not None:
             given["shared"] = Shared(**given["shared"])

@@ -62,9 +62,6 @@ def text_blocks(path: Path, *, normal: bool = True) -> Iterator[TextBlock]:
     Args:
       path: UTF-8; or UTF-16 or UTF-32 with a byte order mark.
       normal: letters in Unicode's form NFC; otherwise as they are, as paths of files must be.
-
-    Raises:
-      UserError: the file cannot be read, a line is not text, or is of more than 1 MiB.
     """
     line, rest, read = 1, b"", 0
     for chunk, read in _chunks(path):

@@ -40,9 +40,6 @@ def rotations(people: np.ndarray, *, own_anchors: bool, seed: int) -> tuple[Rota
     Args:
       people: int [N], identities from 0; negative where unknown: those faces are left out.
       own_anchors: whether anchors are taken from the faces.
-
-    Raises:
-      UserError: fewer than 20 identities, or fewer than two with two images in each fold.
     """
     known = np.flatnonzero(people >= 0)
     identities, codes, counts = np.unique(people[known], return_inverse=True, return_counts=True)

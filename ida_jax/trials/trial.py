@@ -38,15 +38,20 @@ from ida_jax.rescoring.method_table import (
     methods_with,
 )
 from ida_jax.rescoring.tiles import pair_counts
-from ida_jax.trials.pool import groups_of, joined, log_density_of, pooled, rows_of, sides_of
 from ida_jax.trials.rotate import (
     MOST_LEARNT,
     Labelled,
     Scored,
     Trained,
     choose,
+    groups_of,
+    joined,
     operating_points,
+    pooled,
+    pooled_log_density,
+    rows_of,
     score,
+    sides_of,
     standardise,
     train,
     unstandardised,
@@ -150,7 +155,7 @@ def run_trial(
         data.faces,
         names or [f"row {row}" for row in range(len(data.faces))],
         decided=_reading(tested.firm_far, rotated.measured, method),
-        densities=log_density_of(rotated.tested, len(data.faces)),
+        densities=pooled_log_density(rotated.tested, len(data.faces)),
         groups=groups,
         probability=probability,
     )

@@ -20,12 +20,16 @@ from ida_jax.metrics.roc import Interval, SplitScores
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.trials import split
 from ida_jax.trials.files import score_script
-from ida_jax.trials.pool import groups_of, log_density_of, pooled, rows_of, sides_of
 from ida_jax.trials.rotate import (
     Labelled,
     Scored,
     choose,
+    groups_of,
     operating_points,
+    pooled,
+    pooled_log_density,
+    rows_of,
+    sides_of,
     standardise,
     unstandardised,
 )
@@ -124,7 +128,7 @@ def test_pooled_pairs_know_their_people_and_groups():
     for of_kind, pairs in zip(rows_of(parts), listed, strict=True):
         some = rng.permutation(len(pairs))[:9]
         np.testing.assert_array_equal(of_kind(some), np.array(pairs)[some])
-    log_f = log_density_of(parts, 13)["ida_r"]
+    log_f = pooled_log_density(parts, 13)["ida_r"]
     np.testing.assert_array_equal(log_f, [*-np.arange(12.0), np.nan])
     whole = pooled(parts)
     assert list(whole) == ["cosine"]

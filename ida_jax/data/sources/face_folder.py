@@ -23,10 +23,6 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     Images are read when asked for. The notes report identity folders without an image, and of what
     is left out: other files, what lies in FOLDER itself or below an identity's folder, and hidden
     entries.
-
-    Raises:
-      UserError: no such folder, no image in it, one that cannot be listed, a name that is not
-        UTF-8, or two identities whose names differ by case (or by how accents are encoded) alone.
     """
     folder = os.fspath(folder)
     if not os.path.isdir(folder):

@@ -118,10 +118,6 @@ def open_images(
         path a line and in its order. More fields may follow the path after a tab or a space: a list
         of landmarks is a list of images.
       root: the folder that a list's paths start from; the list's own if None.
-
-    Raises:
-      UserError: nothing there, a damaged archive, no images, or a list with an absent or repeated
-        file (by line).
     """
     path = Path(path)
     is_archive = path.name.lower().endswith(ARCHIVES)

@@ -57,9 +57,6 @@ def image_layout(encoded: bytes) -> Layout:
 
     A JPEG's segments and a PNG's chunks are followed to the end, behind which anything may stand
     (phones put a film there).
-
-    Raises:
-      ImageFault: another kind of file, a JPEG or PNG that is not whole, no pixels, or too many.
     """
     if encoded.startswith(_JPEG):
         layout = _jpeg_layout(encoded)

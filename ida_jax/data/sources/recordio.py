@@ -259,11 +259,7 @@ def _image(images: RecordImages, row: int) -> np.ndarray:
 
 
 def find_recordio(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The records and their index; neither is read.
-
-    Raises:
-      UserError: one of them is missing.
-    """
+    """The records and their index; neither is read."""
     folder = Path(folder)
     path = folder if folder.suffix == ".rec" and folder.is_file() else folder / "train.rec"
     require_file(path, what="records")
@@ -285,10 +281,6 @@ def read_recordio(folder: str | os.PathLike[str]) -> EncodedFaces:
 
     Args:
       folder: the folder, or a .rec file that has its .idx beside it.
-
-    Raises:
-      UserError: a file is missing, empty, truncated or damaged, the index disagrees with the
-        records, or a label is not a whole number; file and byte, or line, are named.
     """
     path, index = find_recordio(folder)
     records = read_records(path, index)

@@ -180,11 +180,7 @@ def write_pairs(
 
 
 def require_new(name: str, *, data_dir: str | os.PathLike[str]) -> Path:
-    """The folder of a data set that is yet to be written, or whose writer was killed as it ended.
-
-    Raises:
-      UserError: a name that TFDS does not take, or a data set that already exists.
-    """
+    """The folder of a data set that is to be written, or whose writer was killed as it ended."""
     if not (name.isascii() and name.isidentifier() and name == name.lower()):
         raise UserError(f"'{name}' is not a data set's name: use a-z, digits and underscores")
     path = Path(data_dir) / name / VERSION

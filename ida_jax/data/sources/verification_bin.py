@@ -43,10 +43,6 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
     """Reads a .bin file of any pickle protocol, written by Python 2 or 3, NumPy 1 or 2.
 
     Images are bytes, or arrays of them; matches are bools, 0 and 1, or an array of them.
-
-    Raises:
-      UserError: no such file, one that is not a whole pickle, that would call or build anything
-        other than the above (it is named), or that holds other than two images a pair.
     """
     path = Path(path)
     require_file(path, what="verification set")
@@ -104,9 +100,6 @@ def write_verification_bin(
       images: what `open_images` takes: a folder, a list or a tar file.
       pairs: LFW's pairs.txt, or a .csv of the lines NAME,NAME,SAME (1 or 0, true or false), with or
         without a header. Names are the images' relative paths, their suffix may be left out.
-
-    Raises:
-      UserError: a list that cannot be read or names an absent image, or an image that is damaged.
     """
     files = open_images(images)
     stems = [os.path.splitext(name)[0] for name in files.names]
