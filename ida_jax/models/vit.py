@@ -159,9 +159,7 @@ class Block(nn.Module):
         y = _layer_norm(name="norm1")(x)
         qkv = dense(3 * width, use_bias=False, name="qkv")(y)
         qkv = qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads)
-        # It asks what bfloat16 and float32 promote to, which strict promotion rejects.
-        with jax.numpy_dtype_promotion("standard"):
-            y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        y = _attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         y = dense(width, name="proj")(y.reshape(x.shape))
         x = x + self._kept(y, rate)
         y = dense(4 * width, name="mlp1")(_layer_norm(name="norm2")(x))
@@ -175,6 +173,17 @@ class Block(nn.Module):
             return branch
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (branch.shape[0], 1, 1))
         return jnp.where(kept, branch / (1 - rate), 0)
+
+
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(q·k / √d) v of [B, L, heads, d] each, in their type; the softmax is float32.
+
+    As `jax.nn.dot_product_attention`, whose casts are implicit: strict promotion rejects them, in
+    the backward pass too.
+    """
+    product = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    weights = nn.softmax(product / query.shape[-1] ** 0.5)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
 def _patches(images: jax.Array, size: int) -> jax.Array:
