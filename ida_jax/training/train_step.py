@@ -48,11 +48,10 @@ class TrainState(NamedTuple):
       step: int32 scalar, steps taken.
       params: the backbone's parameters.
       batch_stats: the backbone's BatchNorm statistics.
-      opt_state: of the backbone's optimiser.
+      opt_state: of the backbone's optimiser; `Scaled` for a float16 network.
       head: the margin head's.
       average: the moving average of both, {"params": …, "batch_stats": …}, which is then the model;
         None if the config asks for none. The head's weights are not averaged.
-      loss_scale: of a float16 network; None for other types.
     """
 
     step: jax.Array
@@ -61,7 +60,16 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     head: Head
     average: Any
-    loss_scale: LossScale | None = None
+
+
+class Scaled(NamedTuple):
+    """A state of the optimiser with its loss scaling.
+
+    Not a field of `TrainState`: checkpoints of other types, also of earlier versions, are without.
+    """
+
+    optimizer: optax.OptState
+    loss_scale: LossScale
 
 
 class Program(NamedTuple):
@@ -120,16 +128,18 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         shape = (classes, train.sub_centres, module.embedding_dim)
         # A value depends on its position alone, so that padding changes no class's weight.
+        opt_state = optimizer.init(params)
+        if c.options.get("dtype") == "float16":
+            opt_state = Scaled(opt_state, initial_loss_scale())
         weight = 0.01 * jax.random.normal(head_key, shape, jnp.float32)
         moments = [jnp.zeros_like(weight) for _ in range(2 if is_adamw(train) else 1)]
         return TrainState(
             jnp.int32(0),
             params,
             batch_stats,
-            optimizer.init(params),
+            opt_state,
             Head(ClassWeights(weight, *moments), initial_norm_statistics()),
             {"params": params, "batch_stats": batch_stats} if train.ema_decay else None,
-            initial_loss_scale() if c.options.get("dtype") == "float16" else None,
         )
 
     shapes = jax.eval_shape(init)
@@ -224,7 +234,9 @@ def _step(
     real = jnp.ones(labels.shape, jnp.bool_) if mask is None else mask
     row_weights = real.astype(jnp.float32) / jnp.sum(real, dtype=jnp.float32)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    scaling = state.loss_scale
+    opt_state, scaling = state.opt_state, None
+    if isinstance(opt_state, Scaled):
+        opt_state, scaling = opt_state
     # Steps that moved the weights: the optimiser's and the schedule's count.
     taken = state.step if scaling is None else state.step - scaling.skipped
 
@@ -281,7 +293,7 @@ def _step(
         gradient = jax.tree.map(lambda x: x / scaling.scale, gradient)
     gradient_norm = optax.tree.norm(gradient)
     gradient = jax.tree.map(_row_major, gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradient, opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
@@ -296,16 +308,16 @@ def _step(
         "head_velocity": jnp.sqrt(carry.velocity_squared),
         "genuine_cosine": carry.genuine_cosine,
     }
-    new = TrainState(
-        state.step + 1, params, carry.batch_stats, opt_state, carry.head, average, scaling
-    )
+    new = TrainState(state.step + 1, params, carry.batch_stats, opt_state, carry.head, average)
     if scaling is None:
         return new, metrics
+    new = new._replace(opt_state=Scaled(opt_state, scaling))
     finite = jnp.isfinite(carry.loss) & jnp.isfinite(gradient_norm)
     kept = jax.tree.map(partial(jnp.where, finite), new, state)
     scaled = adjusted(scaling, finite)
     metrics |= {"loss_scale": scaling.scale, "skipped_steps": scaled.skipped}
-    return kept._replace(step=new.step, loss_scale=scaled), metrics
+    kept = kept._replace(step=new.step, opt_state=kept.opt_state._replace(loss_scale=scaled))
+    return kept, metrics
 
 
 def _row_major(gradient: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """float16 training: the scale against PyTorch's GradScaler, and what an overflow leaves alone."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,8 @@ from ida_jax.training.train_step import make_program
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 SIZE, CLASSES, ROWS = 8, 5, 16
+# Machine code that runs a few times need not be fast.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def _config(dtype="float16", **changes):
@@ -58,58 +62,59 @@ def test_the_scale_is_gradscalers(monkeypatch):
     assert weight.item() == -(len(overflows) - sum(overflows))  # as many steps as were taken
 
 
-def _stepped(config, scale=None, devices=1):
+@cache
+def _compiled(dtype, changes):
+    mesh = training_mesh(1, devices=jax.devices()[:1])
+    program = make_program(_config(dtype, **dict(changes)), num_classes=CLASSES, mesh=mesh)
+    return program, program.step.lower(program.state, *program.batch).compile(QUICK)
+
+
+def _stepped(dtype="float16", scale=None, **changes):
     """(state before, state after, metrics) of a first step, at another scale."""
-    mesh = training_mesh(1, devices=jax.devices()[:devices])
-    program = make_program(config, num_classes=CLASSES, mesh=mesh)
+    program, step = _compiled(dtype, tuple(changes.items()))
     state, faces = program.init(), _faces(ROWS)
     if scale is not None:
-        state = state._replace(loss_scale=state.loss_scale._replace(scale=jnp.float32(scale)))
+        loss_scale = state.opt_state.loss_scale._replace(scale=jnp.float32(scale))
+        state = state._replace(opt_state=state.opt_state._replace(loss_scale=loss_scale))
     before = jax.tree.map(np.array, state)
     places = jax.tree.map(lambda like: like.sharding, program.batch)
-    batch = jax.device_put((faces.images, faces.labels, None), places)
-    after, metrics = program.step(state, *batch)
+    after, metrics = step(state, *jax.device_put((faces.images, faces.labels, None), places))
     return before, jax.tree.map(np.array, after), jax.tree.map(float, metrics)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"accumulate": 2, "ema_decay": 0.5, "class_block": 2}, {"optimizer": "adamw"}]
-)
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "ema_decay": 0.5, "class_block": 2}])
 def test_a_step_without_overflow_is_float32s(changes):
-    before, half, metrics = _stepped(_config(**changes))
-    _, single, expected = _stepped(_config("float32", **changes))
-    assert single.loss_scale is None
+    before, half, metrics = _stepped(scale=2.0**8, **changes)
+    _, single, expected = _stepped("float32", **changes)
     assert "loss_scale" not in expected
-    assert (metrics["loss_scale"], metrics["skipped_steps"]) == (2.0**16, 0)
+    assert (metrics["loss_scale"], metrics["skipped_steps"]) == (2.0**8, 0)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=2e-3)
     assert metrics["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=5e-3)
-    assert (int(half.loss_scale.finite), int(half.step)) == (1, 1)
-    if changes.get("optimizer") == "adamw":
-        return  # whose first step is the gradient's sign, which rounding may turn
+    assert tuple(half.opt_state.loss_scale) == (2.0**8, 1, 0)
+    assert int(half.step) == 1
     moved = lambda state: jax.tree.map(np.subtract, state.params, before.params)  # noqa: E731
     for ours, theirs in zip(*map(jax.tree.leaves, (moved(half), moved(single))), strict=True):
         # Rounding of 11 bits, summed over the layers behind.
-        assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs)
+        assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs) + 1e-6
     np.testing.assert_allclose(
         half.head.classes.weight, single.head.classes.weight, rtol=0.02, atol=1e-4
     )
 
 
-@pytest.mark.parametrize(
-    "changes", [{"ema_decay": 0.5}, {"accumulate": 2, "optimizer": "adamw", "head": "adaface"}]
-)
-def test_a_step_that_overflows_changes_the_scale_alone(changes):
-    before, after, metrics = _stepped(_config(**changes), scale=2.0**40)
-    same = before._replace(step=after.step, loss_scale=after.loss_scale)
+def test_a_step_that_overflows_changes_the_scale_alone():
+    changes = {"accumulate": 2, "optimizer": "adamw", "head": "adaface", "ema_decay": 0.5}
+    before, after, metrics = _stepped(scale=2.0**40, **changes)
+    scaled = before.opt_state._replace(loss_scale=after.opt_state.loss_scale)
+    same = before._replace(step=after.step, opt_state=scaled)
     jax.tree.map(np.testing.assert_array_equal, after, same)
     assert int(after.step) == 1
-    assert tuple(map(float, after.loss_scale)) == (2.0**39, 0, 1)
+    assert tuple(after.opt_state.loss_scale) == (2.0**39, 0, 1)
     assert not np.isfinite(metrics["gradient_norm"])
 
 
 def test_gradients_too_small_for_float16_are_kept():
-    _, scaled, _ = _stepped(_config())
-    before, unscaled, _ = _stepped(_config(), scale=2.0**-20)
+    _, scaled, _ = _stepped(scale=2.0**8)
+    before, unscaled, _ = _stepped(scale=2.0**-26)
     moved = [
         np.linalg.norm(state.params["stem_conv"]["kernel"] - before.params["stem_conv"]["kernel"])
         for state in (scaled, unscaled)
@@ -149,7 +154,7 @@ def test_an_overflow_at_every_scale_ends_the_run(tmp_path):
 
 def test_float16_begins_no_other_types_checkpoint(tmp_path):
     train(_faces(), _config("bfloat16", steps=3), workdir=tmp_path)
-    with pytest.raises(UserError, match=r"has no loss_scale/\w+ and this run's state has"):
+    with pytest.raises(UserError, match=r"checkpoint .*/3 has .*: another config wrote it"):
         train(_faces(), _config(), workdir=tmp_path)
 
 
