@@ -43,13 +43,9 @@ class VisionTransformer(nn.Module):
       mask_ratio: the share of an image's tokens that training leaves out of the blocks:
         K = ⌊L · (1 − ratio)⌋ others are drawn for each image. arcface_torch takes 0.1 for every
         ratio above 0, so that its `…_mask_005` is 0.1 here.
-      dtype: of the blocks' products, float32 or bfloat16. Parameters, the sum over the blocks,
-        softmax, norms, the output layers and the embeddings are float32 in either case.
-      batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
-        whole batch, or the device count as under PyTorch's DDP (`models.resnet.BatchNorm`).
-      remat: a block keeps its input alone for the backward pass, which computes the rest again:
-        less memory, more time. arcface_torch has it in vit_b and vit_l. Same parameters, same
-        outputs.
+      dtype, batch_norm_groups, remat: as in `models.resnet.IResNet`, the dtype of the blocks'
+        products; float32 are the sum over the blocks, softmax, norms and the output layers.
+        arcface_torch has remat in vit_b and vit_l.
     """
 
     depth: int = 12

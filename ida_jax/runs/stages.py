@@ -169,6 +169,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
             check_rule(c.train.get("verify_rule", "exact"), pair_list)
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
+        _ = run.given_class_weights
     if {"train", "gan", "anchors", "ssr"} & set(unfinished):
         check_labels(run.train_faces)
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
@@ -183,7 +184,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
 def _check_anchors(run: Run, unfinished: list[str]) -> None:
     """Whether the training people are enough for the anchors, and for what takes them."""
     c = run.config
-    anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
+    anchors = _most_anchors(run, left_out="ssr" in c.stages)
     if c.anchors.source == "fake_db":
         _check_fake_db(run)
     if "anchors" in unfinished:
@@ -201,7 +202,7 @@ def _check_anchors(run: Run, unfinished: list[str]) -> None:
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
     c = run.config
-    anchors = _most_anchors(c, run.train_faces.num_identities, left_out=left_out)
+    anchors = _most_anchors(run, left_out=left_out)
     section, name = key.split(".")
     if used and (c[section][name] or 0) > anchors:
         raise UserError(
@@ -230,11 +231,14 @@ def _check_fake_db(run: Run) -> None:
         )
 
 
-def _most_anchors(config: ConfigDict, identities: int, *, left_out: int) -> int:
+def _most_anchors(run: Run, *, left_out: int) -> int:
     """The largest support set: one anchor an identity, without those of the faces themselves."""
-    if config.anchors.source == "fake_db":
-        return config.anchors.size
-    return min(config.anchors.size, identities) - left_out
+    anchors, given = run.config.anchors, run.given_class_weights
+    if anchors.source == "fake_db":
+        return anchors.size
+    if anchors.source == "class_weights" and given is not None:
+        return min(anchors.size, len(given)) - left_out
+    return min(anchors.size, run.train_faces.num_identities) - left_out
 
 
 def _train(run: Run) -> None:
@@ -272,6 +276,7 @@ def _import(run: Run) -> None:
             f"{_description(expected)}: set model.network, model.options.embedding_dim and "
             "model.image_size to what the file holds"
         )
+    model = replace(model, class_weights=run.given_class_weights)
     model.save(run.workdir / (IMPORTED if "train" in run.config.stages else MODEL))
 
 
@@ -285,9 +290,14 @@ def _anchors(run: Run) -> None:
     options = {"fingerprint": run.model.fingerprint, "k": run.config.k, "tau": run.config.tau}
     match c.source:
         case "class_weights":
-            anchors = sources.class_weights(
-                run.model.class_weights, size=c.size, seed=run.config.seed, **options
-            )
+            weights, people = run.model.class_weights, run.train_faces.num_identities
+            anchors = sources.class_weights(weights, size=c.size, seed=run.config.seed, **options)
+            if len(weights) != people:
+                print(
+                    f"the {len(weights)} class weights are not of train_data's {people} people: "
+                    "no face's own class is left out of its support set"
+                )
+                anchors = replace(anchors, labels=None)
         case "real_db":
             faces, (images, rows, provenance) = run.train_faces, _real_db_images(run)
             labels = faces.labels[rows]

@@ -92,13 +92,13 @@ def test_a_step_without_overflow_is_float32s(changes):
     assert metrics["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=5e-3)
     assert tuple(half.opt_state.loss_scale) == (2.0**8, 1, 0)
     assert int(half.step) == 1
-    moved = lambda state: jax.tree.map(np.subtract, state.params, before.params)  # noqa: E731
-    for ours, theirs in zip(*map(jax.tree.leaves, (moved(half), moved(single))), strict=True):
-        # Rounding of 11 bits, summed over the layers behind.
-        assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs) + 1e-6
-    np.testing.assert_allclose(
-        half.head.classes.weight, single.head.classes.weight, rtol=0.02, atol=1e-4
-    )
+    for of in (lambda state: state.params, lambda state: state.head.classes.weight):
+        start, ours, theirs = (
+            np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(of(state))])
+            for state in (before, half, single)
+        )
+        # Rounding to 11 bits, summed over the layers behind.
+        assert np.linalg.norm(ours - theirs) < 0.01 * np.linalg.norm(theirs - start)
 
 
 def test_a_step_that_overflows_changes_the_scale_alone():
