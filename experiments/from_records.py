@@ -618,6 +618,24 @@ _SOURCES = {
 }
 
 
+def insightface_parity() -> str:
+    """Every item of the record, with its largest difference from InsightFace."""
+    rows = [
+        [of["item"], of["theirs"], of["ours"], of["measured"], _power(of["largest_difference"])]
+        for of in record("parity_insightface")["items"]
+    ]
+    header = ["item", "theirs", "ours", "measured on", "largest difference"]
+    return table(header, rows, words=4)
+
+
+def _power(number: float) -> str:
+    """0, or 2·10⁻⁷: one digit and a power of ten."""
+    if number == 0:
+        return "0"
+    digit, exponent = f"{number:.0e}".split("e")
+    return f"{digit}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
 def networks() -> str:
     """Every network's size at 512 numbers and 112 pixels: counted, not measured."""
     from functools import partial

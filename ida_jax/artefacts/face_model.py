@@ -279,8 +279,8 @@ def build_network(name: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"model.options of {name}: {fixed[0]} follows from the network's name")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
     dtype, width = options.pop("dtype", "float32"), options.get("embedding_dim")
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"model.options.dtype is '{dtype}': choose float32 or bfloat16")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"model.options.dtype is '{dtype}': choose float32, bfloat16 or float16")
     if not isinstance(width, int) or width < 1:
         raise UserError(f"model.options.embedding_dim is {width}: expected a width of at least 1")
     known = [key for key in signature(_NETWORKS[name]).parameters if key not in ("parent", "name")]

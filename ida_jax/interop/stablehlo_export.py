@@ -42,7 +42,7 @@ def stablehlo_bytes(
     belongs beside the file.
 
     Args:
-      model: a bfloat16 one is written as float32.
+      model: one of bfloat16 or float16 is written as float32.
       input: "uint8" or "float_nchw".
       ssr: its SSR module.
       norm: gives the raw embeddings' norms too.

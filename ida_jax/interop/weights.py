@@ -128,10 +128,16 @@ def class_weight_files(text: str) -> tuple[Path, ...]:
     return tuple(shards[rank] for rank in range(len(shards)))
 
 
-def read_class_weights(paths: Sequence[Path]) -> np.ndarray:
+def read_class_weights(
+    paths: Sequence[Path], *, width: int | None = None, model: str = "the model"
+) -> np.ndarray:
     """float32 [C, D], the classes of all files, one after the other.
 
     Files are read by torch.load(weights_only=True), which runs no code.
+
+    Args:
+      width: the D of the embeddings that they are for; None takes any.
+      model: what makes these, for an error.
     """
     shards: list[np.ndarray] = []
     for path in paths:
@@ -154,4 +160,9 @@ def read_class_weights(paths: Sequence[Path]) -> np.ndarray:
         shards.append(weight)
     if not shards:
         raise UserError("no file of class weights was named")
+    if width is not None and shards[0].shape[1] != width:
+        raise UserError(
+            f"the class weights in {paths[0]} are {shards[0].shape[1]} wide, the embeddings of "
+            f"{model} {width}: expected those of its own training"
+        )
     return np.concatenate(shards)

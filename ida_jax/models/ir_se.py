@@ -31,12 +31,7 @@ class IRSE(nn.Module):
       widths: channels of each stage; the stem has those of the first.
       embedding_dim: D.
       dropout_rate: before the fully connected layer.
-      dtype: of the convolutions' computation, float32 or bfloat16. Parameters, BatchNorm, gates,
-        the fully connected layer and the embeddings are float32 in either case.
-      batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
-        whole batch, or the device count as under PyTorch's DDP (`models.resnet.BatchNorm`).
-      remat: a block keeps its input alone for the backward pass, which computes the rest again:
-        less memory, more time. Parameters and outputs are the same.
+      dtype, batch_norm_groups, remat: as in `models.resnet.IResNet`; gates are float32.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 14, 3)

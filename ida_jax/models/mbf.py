@@ -39,12 +39,8 @@ class MBF(nn.Module):
       blocks: residuals of the four stages; a first number of 1 stands for the grouped convolution.
       scale: of the widths between the expansions.
       embedding_dim: D.
-      dtype: of the convolutions' computation, float32 or bfloat16. Parameters, BatchNorm, all
-        layers from the last 1×1 convolution on and the embeddings are float32 in either case.
-      batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
-        whole batch, or the device count as under PyTorch's DDP (`models.resnet.BatchNorm`).
-      remat: a bottleneck keeps its input alone for the backward pass, which computes the rest
-        again: less memory, more time. Parameters and outputs are the same.
+      dtype, batch_norm_groups, remat: as in `models.resnet.IResNet`; float32 are all layers from
+        the last 1×1 convolution on.
     """
 
     blocks: tuple[int, ...] = (1, 4, 6, 2)

@@ -47,12 +47,7 @@ class MobileFaceNet(nn.Module):
 
     Attributes:
       embedding_dim: D.
-      dtype: of the convolutions' computation, float32 or bfloat16. Parameters, BatchNorm, the last
-        layer and the embeddings are float32 in either case.
-      batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
-        whole batch, or the device count as under PyTorch's DDP (`models.resnet.BatchNorm`).
-      remat: an inverted residual keeps its input alone for the backward pass, which computes the
-        rest again: less memory, more time. Parameters and outputs are the same.
+      dtype, batch_norm_groups, remat: as in `models.resnet.IResNet`.
     """
 
     embedding_dim: int = 128

@@ -216,8 +216,8 @@ class IResNet(nn.Module):
       widths: channels of each stage; the stem has those of the first.
       embedding_dim: D. The paper has 256.
       dropout_rate: before the fully connected layer (ArcFace's original: 0.4).
-      dtype: of the convolutions' computation, float32 or bfloat16. Parameters, BatchNorm, the
-        fully connected layer and the embeddings are float32 in either case.
+      dtype: of the convolutions' computation, float32, bfloat16 or float16. Parameters, BatchNorm,
+        the fully connected layer and the embeddings are float32 in any case.
       batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
         whole batch, or the device count as under PyTorch's DDP (`BatchNorm`).
       remat: a block keeps its input alone for the backward pass, which computes the rest again:

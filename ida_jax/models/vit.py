@@ -43,13 +43,9 @@ class VisionTransformer(nn.Module):
       mask_ratio: the share of an image's tokens that training leaves out of the blocks:
         K = ⌊L · (1 − ratio)⌋ others are drawn for each image. arcface_torch takes 0.1 for every
         ratio above 0, so that its `…_mask_005` is 0.1 here.
-      dtype: of the blocks' products, float32 or bfloat16. Parameters, the sum over the blocks,
-        softmax, norms, the output layers and the embeddings are float32 in either case.
-      batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
-        whole batch, or the device count as under PyTorch's DDP (`models.resnet.BatchNorm`).
-      remat: a block keeps its input alone for the backward pass, which computes the rest again:
-        less memory, more time. arcface_torch has it in vit_b and vit_l. Same parameters, same
-        outputs.
+      dtype, batch_norm_groups, remat: as in `models.resnet.IResNet`, the dtype of the blocks'
+        products; float32 are the sum over the blocks, softmax, norms and the output layers.
+        arcface_torch has remat in vit_b and vit_l.
     """
 
     depth: int = 12
@@ -159,9 +155,7 @@ class Block(nn.Module):
         y = _layer_norm(name="norm1")(x)
         qkv = dense(3 * width, use_bias=False, name="qkv")(y)
         qkv = qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads)
-        # It asks what bfloat16 and float32 promote to, which strict promotion rejects.
-        with jax.numpy_dtype_promotion("standard"):
-            y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        y = _attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         y = dense(width, name="proj")(y.reshape(x.shape))
         x = x + self._kept(y, rate)
         y = dense(4 * width, name="mlp1")(_layer_norm(name="norm2")(x))
@@ -175,6 +169,17 @@ class Block(nn.Module):
             return branch
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (branch.shape[0], 1, 1))
         return jnp.where(kept, branch / (1 - rate), 0)
+
+
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(q·k / √d) v of [B, L, heads, d] each, in their type; the softmax is float32.
+
+    As `jax.nn.dot_product_attention`, whose casts are implicit: strict promotion rejects them, in
+    the backward pass too.
+    """
+    product = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    weights = nn.softmax(product / query.shape[-1] ** 0.5)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
 def _patches(images: jax.Array, size: int) -> jax.Array:

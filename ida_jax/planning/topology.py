@@ -162,7 +162,7 @@ def peak_flops(dtype: str, device_kind: str | None = None) -> float | None:
     """The peak FLOP/s of one device; None where the tables have no figure for it.
 
     Args:
-      dtype: "bfloat16" or "float32".
+      dtype: "bfloat16", "float16" (as fast) or "float32".
       device_kind: jax's name of the device; None is this run's first device.
     """
     if device_kind is None:
@@ -179,7 +179,7 @@ def peak_flops(dtype: str, device_kind: str | None = None) -> float | None:
     if name in _TPUS:
         chip, devices = _TPUS[name]
         return CHIPS[chip].flops / devices
-    return _PEAKS[name][dtype != "bfloat16"]
+    return _PEAKS[name][dtype == "float32"]
 
 
 EXAMPLES = "h200:8, v5e:16x16, v5p:4x4x8, cpu:8"

@@ -3,10 +3,10 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ida_jax.anchors import sources
 from ida_jax.anchors.anchor_set import AnchorSet
@@ -28,7 +28,7 @@ from ida_jax.runs.workdir import ANCHORS, FAKES
 def check_anchors(run: Run, unfinished: list[str]) -> None:
     """Whether the training people are enough for the anchors, and for what takes them."""
     c = run.config
-    anchors = _most_anchors(c, run.train_faces.num_identities, left_out="ssr" in c.stages)
+    anchors = _most_anchors(run, left_out="ssr" in c.stages)
     if c.anchors.source == "fake_db":
         _check_fake_db(run)
     if "anchors" in unfinished:
@@ -46,7 +46,7 @@ def check_anchors(run: Run, unfinished: list[str]) -> None:
 
 def _check_cohort(run: Run, key: str, used: bool, *, left_out: int) -> None:
     c = run.config
-    anchors = _most_anchors(c, run.train_faces.num_identities, left_out=left_out)
+    anchors = _most_anchors(run, left_out=left_out)
     section, name = key.split(".")
     if used and (c[section][name] or 0) > anchors:
         raise UserError(
@@ -75,11 +75,14 @@ def _check_fake_db(run: Run) -> None:
         )
 
 
-def _most_anchors(config: ConfigDict, identities: int, *, left_out: int) -> int:
-    """The largest support set: one anchor an identity, without those of the faces themselves."""
-    if config.anchors.source == "fake_db":
-        return config.anchors.size
-    return min(config.anchors.size, identities) - left_out
+def _most_anchors(run: Run, *, left_out: int) -> int:
+    """The largest support set: one anchor per identity, without those of the faces themselves."""
+    anchors, given = run.config.anchors, run.given_class_weights
+    if anchors.source == "fake_db":
+        return anchors.size
+    if anchors.source == "class_weights" and given is not None:
+        return min(anchors.size, len(given)) - left_out
+    return min(anchors.size, run.train_faces.num_identities) - left_out
 
 
 def make_anchors(run: Run) -> None:
@@ -89,9 +92,14 @@ def make_anchors(run: Run) -> None:
     options = {"fingerprint": run.model.fingerprint, "k": run.config.k, "tau": run.config.tau}
     match c.source:
         case "class_weights":
-            anchors = sources.class_weights(
-                run.model.class_weights, size=c.size, seed=run.config.seed, **options
-            )
+            weights, people = run.model.class_weights, run.train_faces.num_identities
+            anchors = sources.class_weights(weights, size=c.size, seed=run.config.seed, **options)
+            if len(weights) != people:
+                print(
+                    f"the {len(weights)} class weights are not of train_data's {people} people: "
+                    "no face's own class is left out of its support set"
+                )
+                anchors = replace(anchors, labels=None)
         case "real_db":
             faces, (images, rows, provenance) = run.train_faces, real_db_images(run)
             labels = faces.labels[rows]

@@ -139,13 +139,11 @@ def _class_weights(options: Any) -> "tuple[np.ndarray, str]":
                 "of its arcface_torch training as --class_weights=FILES"
             )
         return model.class_weights, model.fingerprint
-    weights = read_class_weights(class_weight_files(options.class_weights))
-    if model is not None and weights.shape[1] != model.width:
-        raise UserError(
-            f"the class weights in {options.class_weights} are {weights.shape[1]} wide, the "
-            f"embeddings of {options.model} {model.width}: expected those of its own training"
-        )
-    return weights, "" if model is None else model.fingerprint
+    files = class_weight_files(options.class_weights)
+    if model is None:
+        return read_class_weights(files), ""
+    weights = read_class_weights(files, width=model.width, model=str(options.model))
+    return weights, model.fingerprint
 
 
 def _check_build(options: Any) -> None:

@@ -38,6 +38,10 @@ def run_section(title: str) -> ConfigDict:
     # Of the stage import: a file in data_dir, whose weights are the model; or, where train follows,
     # what its backbone begins with.
     c.model.weights = placeholder(str)
+    # Of the stage import without train: the class weights of arcface_torch's training, for
+    # anchors.source=class_weights; a file in data_dir, files by commas, or a folder of shards.
+    c.model.class_weights = placeholder(str)
+    # float16 is trained with loss scaling, as arcface_torch's fp16; bfloat16 needs none.
     c.model.options = ConfigDict({"embedding_dim": 256, "dropout_rate": 0.4, "dtype": "bfloat16"})
     c.model.image_size = 112
     c.model.mean = c.model.std = (0.5, 0.5, 0.5)

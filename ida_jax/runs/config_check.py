@@ -56,9 +56,16 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         )
     if "import" in c.stages and c.model.get("weights") is None:
         raise UserError("stages has import, and model.weights names no file")
-    if "import" in unfinished and "train" not in c.stages and c.anchors.source == "class_weights":
+    only_imported = "import" in c.stages and "train" not in c.stages
+    given = c.model.get("class_weights")
+    if only_imported and c.anchors.source == "class_weights" and given is None:
         raise UserError(
-            "imported weights come without class weights: set anchors.source to real_db"
+            "imported weights come without class weights: name those of their training as "
+            "model.class_weights, or set anchors.source to real_db"
+        )
+    if given is not None and not only_imported:
+        raise UserError(
+            "model.class_weights goes with the stage import and without train, which learns its own"
         )
     for section in ("anchors", "ssr"):
         if section in unfinished:

@@ -27,7 +27,7 @@ _DATA_FLAG = re.compile(r"--config\.(train_data|eval_data|verify_data)\.(\w+)")
 ARCFACE_TORCH = {
     "batch_size": "train.batch_size, of all devices together",
     "embedding_size": "model.options.embedding_dim",
-    "fp16": "model.options.dtype=bfloat16",
+    "fp16": "model.options.dtype=float16, with its loss scaling, or bfloat16, which needs none",
     "gradient_acc": "train.accumulate, which averages the parts of one batch",
     "lr": "train.learning_rate",
     "margin_list": "train.head and train.margin: (1, m, 0) is arcface with m, and wherever the "

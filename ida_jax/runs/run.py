@@ -149,6 +149,19 @@ class Run:
         return FaceModel.load(self.workdir / MODEL)
 
     @cached_property
+    def given_class_weights(self) -> np.ndarray | None:
+        """float32 [C, D], those of `model.class_weights` in data_dir; None where it names none."""
+        from ida_jax.interop.weights import class_weight_files, read_class_weights
+
+        c = self.config.model
+        if c.get("class_weights") is None:  # a section from before the entry
+            return None
+        named = [str(Path(self.config.data_dir) / part) for part in c.class_weights.split(",")]
+        return read_class_weights(
+            class_weight_files(",".join(named)), width=c.options.embedding_dim, model="the config"
+        )
+
+    @cached_property
     def generator(self) -> FaceGenerator:
         """The one that anchors.generator names, or else the one trained by the stage gan."""
         return FaceGenerator.load(self.config.anchors.generator or self.workdir / GENERATOR)

@@ -156,6 +156,7 @@ def _check(run: Run, unfinished: list[str]) -> None:
             check_rule(c.train.get("verify_rule", "exact"), pair_list)
     if "import" in unfinished:
         require_file(Path(c.data_dir) / c.model.weights, what="weights")
+        _ = run.given_class_weights
     if {"train", "gan", "anchors", "ssr"} & set(unfinished):
         check_labels(run.train_faces)
         run.model_preprocessing.check(run.train_faces.images[0], what="train_data's first image")
@@ -241,6 +242,7 @@ def _import(run: Run) -> None:
             f"{_description(expected)}: set model.network, model.options.embedding_dim and "
             "model.image_size to what the file holds"
         )
+    model = replace(model, class_weights=run.given_class_weights)
     model.save(run.workdir / (IMPORTED if "train" in run.config.stages else MODEL))
 
 

@@ -76,7 +76,7 @@ def head_step(
       norms: float32 [B], the embeddings' before normalisation.
       labels: int32 [B].
       row_weights: float32 [B], see `softmax_step`.
-      step: int32 scalar, the schedule's argument.
+      step: int32 scalar, the steps taken before: the schedule's argument.
       part: int32 scalar, which of `accumulate` parts.
       num_local: classes of each device along "model".
 

@@ -76,10 +76,23 @@ def train(
 
             def check(step: int, values: dict[str, float]) -> None:
                 # The loss is that of the weights before the step, the rest is of those after it.
-                if all(map(np.isfinite, values.values())):
+                overflowed = [name for name, value in values.items() if not np.isfinite(value)]
+                if not overflowed:
                     return
                 saved = progress.saved
                 kept = f"keeps its checkpoint of step {saved}" if saved else "has saved none"
+                if (scale := values.get("loss_scale")) is not None:
+                    if scale < 1:
+                        raise UserError(
+                            f"float16 overflows at step {step} whatever the loss scale, "
+                            f"{values['skipped_steps']:g} steps were skipped: begin another "
+                            "--workdir with model.options.dtype=bfloat16 or a lower "
+                            f"train.learning_rate; this one {kept}"
+                        )
+                    # The step was skipped, and its record has the rest.
+                    for name in overflowed:
+                        del values[name]
+                    return
                 raise UserError(
                     f"the loss is {values['loss']}, the gradient's norm "
                     f"{values['gradient_norm']} at step {step}, after step {step - 1} was still "
@@ -89,15 +102,14 @@ def train(
 
             def record(step: int, values: dict[str, float], steps_per_second: float) -> str:
                 speed = steps_per_second * c.batch_size
-                values["learning_rate"] = float(schedule(step - 1))
+                taken = step - 1 - int(values.get("skipped_steps", 0))
+                values["learning_rate"] = float(schedule(taken))
                 values["images_per_second"] = speed
                 if peak:
                     values["mfu"] = speed * flops / (peak * mesh.size)
                 write(step, values)
-                return (
-                    f"loss {values['loss']:.4g}, rate {values['learning_rate']:.3g}, "
-                    f"{speed:.4g} images/s"
-                )
+                loss = f"loss {values['loss']:.4g}" if "loss" in values else "float16 overflow"
+                return f"{loss}, rate {values['learning_rate']:.3g}, {speed:.4g} images/s"
 
             def accuracy(step: int) -> float | None:
                 if verify is None:

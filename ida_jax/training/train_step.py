@@ -9,7 +9,9 @@ not divide is padded, and the padding travels as a mask to every BatchNorm and t
 training is the same on one device and on eight.
 
 With bfloat16 convolutions their gradients are summed over devices in bfloat16, since XLA puts the
-sum before the cast. Parameters, momentum and the head are float32.
+sum before the cast. Parameters, momentum and the head are float32. A float16 network is trained
+with loss scaling (`training.loss_scale`): a step that overflows is undone, for which the state
+before it is kept until its gradients are known, class weights and all; bfloat16 needs neither.
 
 B batch, M microbatches, C classes padded to the devices, S sub-centres, D embedding, H height,
 W width.
@@ -35,6 +37,7 @@ from ida_jax.ops.hypersphere import normalize
 from ida_jax.ops.margin import initial_norm_statistics
 from ida_jax.planning.flops import count_flops
 from ida_jax.training.head_step import Head, head_step, margin_head
+from ida_jax.training.loss_scale import LossScale, adjusted, initial_loss_scale
 from ida_jax.training.optimizer import backbone_optimizer, is_adamw, learning_rate_schedule
 
 
@@ -45,7 +48,7 @@ class TrainState(NamedTuple):
       step: int32 scalar, steps taken.
       params: the backbone's parameters.
       batch_stats: the backbone's BatchNorm statistics.
-      opt_state: of the backbone's optimiser.
+      opt_state: of the backbone's optimiser; `Scaled` for a float16 network.
       head: the margin head's.
       average: the moving average of both, {"params": …, "batch_stats": …}, which is then the model;
         None if the config asks for none. The head's weights are not averaged.
@@ -59,6 +62,16 @@ class TrainState(NamedTuple):
     average: Any
 
 
+class Scaled(NamedTuple):
+    """A state of the optimiser with its loss scaling.
+
+    Not a field of `TrainState`: checkpoints of other types, also of earlier versions, are without.
+    """
+
+    optimizer: optax.OptState
+    loss_scale: LossScale
+
+
 class Program(NamedTuple):
     """What a config trains, on a mesh.
 
@@ -67,7 +80,8 @@ class Program(NamedTuple):
         images are uint8 [B, H, W, 3], labels int32 [B]; mask, bool [B] or None, is false on rows
         that only pad the batch to the device count: they enter neither the loss nor any statistic.
         metrics are scalars: loss, gradient_norm (the backbone's, before clipping), head_velocity
-        (‖v‖ of the class weights), genuine_cosine (the mean of cos θ_y).
+        (‖v‖ of the class weights), genuine_cosine (the mean of cos θ_y); for float16 loss_scale,
+        and skipped_steps, those so far whose loss or norm was not finite: they overflowed.
       init: () → the state that the seed gives, on the mesh's devices.
       state: the state's shapes, types and shardings, for compiling and restoring.
       batch: (images, labels, mask), likewise.
@@ -114,13 +128,16 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         shape = (classes, train.sub_centres, module.embedding_dim)
         # A value depends on its position alone, so that padding changes no class's weight.
+        opt_state = optimizer.init(params)
+        if c.options.get("dtype") == "float16":
+            opt_state = Scaled(opt_state, initial_loss_scale())
         weight = 0.01 * jax.random.normal(head_key, shape, jnp.float32)
         moments = [jnp.zeros_like(weight) for _ in range(2 if is_adamw(train) else 1)]
         return TrainState(
             jnp.int32(0),
             params,
             batch_stats,
-            optimizer.init(params),
+            opt_state,
             Head(ClassWeights(weight, *moments), initial_norm_statistics()),
             {"params": params, "batch_stats": batch_stats} if train.ema_decay else None,
         )
@@ -217,6 +234,11 @@ def _step(
     real = jnp.ones(labels.shape, jnp.bool_) if mask is None else mask
     row_weights = real.astype(jnp.float32) / jnp.sum(real, dtype=jnp.float32)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    opt_state, scaling = state.opt_state, None
+    if isinstance(opt_state, Scaled):
+        opt_state, scaling = opt_state
+    # Steps that moved the weights: the optimiser's and the schedule's count.
+    taken = state.step if scaling is None else state.step - scaling.skipped
 
     def embed(params: Any, batch_stats: Any, images: jax.Array, mask: Any, key: Any) -> Any:
         embeddings, updates = module.apply(
@@ -239,8 +261,10 @@ def _step(
             has_aux=True,
         )
         head, by_embeddings, sums = update_head(
-            carry.head, embeddings, norms, labels, row_weights, state.step, number, part_key
+            carry.head, embeddings, norms, labels, row_weights, taken, number, part_key
         )
+        if scaling is not None:
+            by_embeddings = by_embeddings * scaling.scale
         (gradient,) = backward(by_embeddings)
         return _Carry(
             jax.tree.map(jnp.add, carry.gradient, gradient),
@@ -264,24 +288,36 @@ def _step(
         batch = jax.tree.map(split, (images, labels, row_weights, mask))
         carry, _ = jax.lax.scan(microbatch, carry, (numbers, *batch))
 
-    gradient = jax.tree.map(_row_major, carry.gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    gradient = carry.gradient
+    if scaling is not None:
+        gradient = jax.tree.map(lambda x: x / scaling.scale, gradient)
+    gradient_norm = optax.tree.norm(gradient)
+    gradient = jax.tree.map(_row_major, gradient)
+    updates, opt_state = optimizer.update(gradient, opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
         # As TensorFlow's ExponentialMovingAverage: the first steps lose their weight quickly.
-        taken = state.step.astype(jnp.float32)
-        decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
+        before = taken.astype(jnp.float32)
+        decay = jnp.minimum(config.ema_decay, (1.0 + before) / (10.0 + before))
         new = {"params": params, "batch_stats": carry.batch_stats}
         average = jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), average, new)
     metrics = {
         "loss": carry.loss,
-        "gradient_norm": optax.tree.norm(carry.gradient),
+        "gradient_norm": gradient_norm,
         "head_velocity": jnp.sqrt(carry.velocity_squared),
         "genuine_cosine": carry.genuine_cosine,
     }
     new = TrainState(state.step + 1, params, carry.batch_stats, opt_state, carry.head, average)
-    return new, metrics
+    if scaling is None:
+        return new, metrics
+    new = new._replace(opt_state=Scaled(opt_state, scaling))
+    finite = jnp.isfinite(carry.loss) & jnp.isfinite(gradient_norm)
+    kept = jax.tree.map(partial(jnp.where, finite), new, state)
+    scaled = adjusted(scaling, finite)
+    metrics |= {"loss_scale": scaling.scale, "skipped_steps": scaled.skipped}
+    kept = kept._replace(step=new.step, opt_state=kept.opt_state._replace(loss_scale=scaled))
+    return kept, metrics
 
 
 def _row_major(gradient: jax.Array) -> jax.Array:

@@ -1,13 +1,16 @@
 """The class weights of arcface_torch's checkpoints as anchors."""
 
+import shutil
+
 import numpy as np
 import pytest
 from drawn import drawn_variables
 
+from ida_jax import main as train
 from ida_jax.anchors.__main__ import main
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
-from ida_jax.common.errors import UserError
+from ida_jax.common.errors import UserError, exit_code
 
 torch = pytest.importorskip("torch")
 
@@ -99,3 +102,56 @@ def test_mistakes_are_one_line(tmp_path, model, capsys):
     refused(r"2 shards .* but not softmax_fc_gpu_1\.pt", tmp_path / "gap")
     refused("has no class weights: it was not trained", "", f"--model={model}")
     assert not (tmp_path / "A.safetensors").exists()
+
+
+def _run(tmp_path, capsys, *flags):
+    """Exit code, and what is said, of a run on imported weights with class weights as anchors."""
+    arguments = [
+        "--config=quickstart:smoke", f"--workdir={tmp_path}/w", f"--config.data_dir={tmp_path}",
+        "--config.stages=('import','anchors')", "--config.model.weights=model.safetensors",
+        f"--config.model.options.embedding_dim={WIDTH}", "--config.anchors.source=class_weights",
+        "--config.anchors.size=9", "--config.k=3", *flags,
+    ]  # fmt: skip
+    code = exit_code(lambda: train.main(arguments))
+    said = capsys.readouterr()
+    return code, (said.err if code else said.out).strip()
+
+
+def test_a_run_takes_them_from_its_config(tmp_path, model, capsys):
+    (tmp_path / "model.safetensors").write_bytes(model.read_bytes())
+    _written(tmp_path / "run", ranks=3)
+    given = "--config.model.class_weights=run"
+    code, said = _run(tmp_path, capsys, given)
+    assert code == 0, said
+    assert "the 11 class weights are not of train_data's 16 people" in said
+    anchors = AnchorSet.load(tmp_path / "w" / "anchors" / "anchors.safetensors")
+    trained = FaceModel.load(tmp_path / "w" / "model.safetensors")
+    np.testing.assert_array_equal(trained.class_weights, WEIGHTS)
+    assert (anchors.source, len(anchors), anchors.labels) == ("class_weights", 9, None)
+    assert anchors.fingerprint == FaceModel.load(model).fingerprint
+
+    torch.save({"weight": torch.ones(4, WIDTH + 1)}, tmp_path / "wide.pt")
+    shutil.rmtree(tmp_path / "w")
+    for flags, message in (
+        (["--config.model.class_weights=wide.pt"], "wide.pt are 7 wide, the embeddings of the"),
+        (["--config.model.class_weights=absent.pt"], "no class weights at"),
+        ([], "name those of their training as model.class_weights"),
+        ([given, "--config.k=10"], "k is 10, but a support set can have at most 9 anchors"),
+        ([given, "--config.stages=('import','train')"], "goes with the stage import and without"),
+    ):
+        code, said = _run(tmp_path, capsys, *flags)
+        assert code == 2
+        assert message in said
+        assert len(said.splitlines()) == 1
+        assert not (tmp_path / "w").exists()
+
+
+def test_classes_of_the_training_set_keep_their_labels(tmp_path, model, capsys):
+    (tmp_path / "model.safetensors").write_bytes(model.read_bytes())
+    weights = np.random.default_rng(1).normal(size=(16, WIDTH)).astype(np.float32)
+    torch.save({"weight": torch.from_numpy(weights)}, tmp_path / "softmax_fc_gpu_0.pt")
+    code, said = _run(tmp_path, capsys, "--config.model.class_weights=softmax_fc_gpu_0.pt")
+    assert code == 0, said
+    anchors = AnchorSet.load(tmp_path / "w" / "anchors" / "anchors.safetensors")
+    unit = weights / np.linalg.norm(weights, axis=1, keepdims=True)
+    np.testing.assert_allclose(anchors.embeddings, unit[anchors.labels], atol=1e-6)

@@ -68,6 +68,25 @@ def test_training(name):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), kept[0], gradients)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("dtype", "rounding"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11)])
+def test_gradients_in_halves_are_float32s_to_rounding(name, dtype, rounding):
+    """Under strict promotion, and as a whole: single entries may be all rounding."""
+    found = {}
+    for type_ in ("float32", dtype):
+        module, size = _network(name, dtype=type_)
+        variables = drawn_variables(module, (1, size, size, 3))
+        images = np.random.default_rng(0).normal(size=(6, size, size, 3)).astype(np.float32)
+        gradients, (out, _) = _trained(
+            module, variables, images, np.ones(6, bool), jax.random.key(3)
+        )
+        assert out.dtype == np.float32
+        found[type_] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients)])
+    difference = np.linalg.norm(found[dtype] - found["float32"])
+    # A few dozen roundings one after the other.
+    assert difference < 30 * rounding * np.linalg.norm(found["float32"])
+
+
 def test_what_a_vit_leaves_out_follows_from_the_key():
     module, size = _network("vit_t")
     variables = drawn_variables(module, (1, size, size, 3))

@@ -286,10 +286,11 @@ def _sampled(rows, block, *, beyond=()):
     return Sampled(jnp.int32([*rows, *beyond]), jnp.int32(len(rows)) if beyond else len(rows), size)
 
 
-@pytest.mark.parametrize(("block", "beyond"), [(0, ()), (4, ()), (3, (1, 4, 5)), (9, (1, 17))])
-@pytest.mark.parametrize("dense", [True, False])
-def test_sampled_classes_are_a_softmax_of_their_own(block, beyond, dense):
-    """Partial FC against SGD in float64: over steps, all rows moved (V2's rule), or only some."""
+def sampled_steps(*, dense, block=0, beyond=()):
+    """Each step's (found, expected): loss, gradient by embeddings, weights, momenta, ‖v‖².
+
+    Partial FC against SGD in float64: all rows are moved (V2's rule), or only the sampled ones.
+    """
     classes, steps = 20, 1 if beyond else 4
     draws = [np.array([0, 2, 3, 7, 8, 11, 15, 16, 19]), np.array([1, 2, 4, 5, 8, 10, 12, 13, 18])]
     head = MarginHead(classes, "arcface", 16.0, 0.3)
@@ -311,11 +312,18 @@ def test_sampled_classes_are_a_softmax_of_their_own(block, beyond, dense):
             mesh=_mesh(1, 1), block=block, sampled=_sampled(rows, block, beyond=beyond),
             dense=dense,
         )  # fmt: skip
-        np.testing.assert_allclose(got[0], loss, rtol=1e-5)
-        np.testing.assert_allclose(got[1], by_embeddings, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(got[3], v, rtol=1e-4, atol=2e-5)
-        np.testing.assert_allclose(got[2], w, rtol=1e-4, atol=5e-6)
-        np.testing.assert_allclose(got[4], np.sum(v[moved] ** 2), rtol=1e-4)
+        yield got, (loss, by_embeddings, w, v, np.sum(v[moved] ** 2))
+
+
+@pytest.mark.parametrize(("block", "beyond"), [(0, ()), (4, ()), (3, (1, 4, 5)), (9, (1, 17))])
+@pytest.mark.parametrize("dense", [True, False])
+def test_sampled_classes_are_a_softmax_of_their_own(block, beyond, dense):
+    for got, expected in sampled_steps(dense=dense, block=block, beyond=beyond):
+        np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got[3], expected[3], rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(got[2], expected[2], rtol=1e-4, atol=5e-6)
+        np.testing.assert_allclose(got[4], expected[4], rtol=1e-4)
 
 
 def test_sampling_keeps_the_batch_s_classes_and_draws_the_rest_evenly():
