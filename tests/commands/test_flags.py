@@ -26,9 +26,6 @@ from ida_jax.anchors import __main__ as anchors
 from ida_jax.common.command_line import Parser, underscored
 from ida_jax.common.errors import UserError
 
-# ml_collections loads config files by a method that Python deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
-
 COMMANDS = {
     "trial": (trial, []),
     "rescore": (rescore, []),

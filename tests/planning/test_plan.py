@@ -21,9 +21,6 @@ from ida_jax.planning.traffic import Collective, collectives, memory_bytes
 from ida_jax.runs.config_flags import parse_config
 from ida_jax.runs.programs import Sizes, device_program
 
-# Of reading a config.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
-
 
 def _module(name):
     return parse((Path(__file__).parent / "hlo" / f"{name}.txt").read_text())

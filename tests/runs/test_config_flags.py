@@ -16,9 +16,6 @@ from ida_jax.runs.run import Run
 from ida_jax.runs.stages import STAGES, _check
 from ida_jax.runs.workdir import CONFIG, outdated_stages
 
-# ml_collections loads config files by a method that Python deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
-
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMOKE = f"--config={CONFIGS}/quickstart.py:smoke"
 MS1M = f"--config={CONFIGS}/ms1m_arcface.py"

@@ -19,9 +19,6 @@ from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.common.errors import UserError
 from ida_jax.training.loop import read_metrics
 
-# ml_collections loads config files by a method that Python deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
-
 ROOT = Path(__file__).parents[2]
 GAN = f"--config={ROOT}/configs/stylegan_ms1m.py:smoke"
 SMOKE = f"--config={ROOT}/configs/quickstart.py:smoke"
