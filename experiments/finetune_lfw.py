@@ -167,7 +167,7 @@ def _split_again(options: Any) -> Path:
 def _evaluated(options: Any, folder: Path, head: str) -> dict[str, Any]:
     """The figures on the eval half: the tuned model's, and both models' with gains on the given."""
     config = _config(options.data_dir, head, GIVEN)
-    config.stages = ("anchors", "ssr")
+    config.stages = ("import", "anchors", "ssr")  # the first is finished: the tuned model is there
     stages.run(config, folder)
     run = Run(config, folder)
     faces, labels = eval_embeddings(run), run.eval_faces.labels

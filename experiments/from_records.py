@@ -618,6 +618,28 @@ _SOURCES = {
 }
 
 
+def finetune_lfw() -> str:
+    """TAR on LFW's eval half before and after a fine-tuning, and the gain on the given cosine."""
+    rows = []
+    for head, found in record("finetune_lfw")["heads"].items():
+        for name, figures in found["with_the_given"].items():
+            model = f"after, {head}" if name.startswith("tuned_") else "as given"
+            row = [NAMES[name.removeprefix("tuned_")], model]
+            for far in FARS[1:]:
+                row.append(_tar_and_interval(figures, far))
+                gain = figures.get("tar_gain@far")
+                bounds = figures.get("tar_gain_interval@far")
+                row.append(f"{points(gain[far])} {interval(bounds[far])}" if gain else "")
+            rows.append(row)
+    header = ["method", "weights", "TAR@1e-4", "gain", "TAR@1e-5", "gain"]
+    return table(header, rows, words=2)
+
+
+def _tar_and_interval(figures: dict[str, Any], far: str) -> str:
+    low, high = figures["tar_interval@far"][far]
+    return f"{percent(figures['tar@far'][far])} [{percent(low)}, {percent(high)}]"
+
+
 def insightface_parity() -> str:
     """Every item of the record, with its largest difference from InsightFace."""
     rows = [

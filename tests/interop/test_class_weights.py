@@ -13,6 +13,8 @@ from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.common.errors import UserError, exit_code
 
 torch = pytest.importorskip("torch")
+# ml_collections loads config files by a method that Python deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
 WIDTH = 6
 WEIGHTS = np.random.default_rng(0).normal(size=(11, WIDTH)).astype(np.float32)
