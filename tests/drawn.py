@@ -6,6 +6,12 @@ import jax
 import numpy as np
 
 
+def shapes_of(network, size=112):
+    """Shapes and types of a network's variables on images of size × size pixels."""
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
+
+
 def drawn_variables(network, shape, *, seed=0):
     """Every weight and statistic of a network on images of `shape`, drawn.
 

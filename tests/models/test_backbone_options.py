@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import shapes_of
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ida_jax.common.errors import UserError
@@ -18,13 +19,6 @@ tiny = partial(IResNet, (2, 1), (6, 8), embedding_dim=5, dropout_rate=0.0)
 # Both kinds of block, and a third less to compile.
 small = partial(IResNet, (2,), (6,), embedding_dim=5, dropout_rate=0.0)
 NETWORKS = {"iresnet": tiny, "mobilefacenet": partial(MobileFaceNet, embedding_dim=5)}
-
-
-def shapes_of(network, size=112):
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return jax.eval_shape(
-        lambda images: network.init(jax.random.key(0), images, train=False), images
-    )
 
 
 def train_step(network, variables, images, mask=None):

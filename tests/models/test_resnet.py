@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import shapes_of
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -24,13 +25,6 @@ def embed(network, variables, images):
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def embed_training(network, variables, images, **options):
     return network.apply(variables, images, train=True, mutable=["batch_stats"], **options)
-
-
-def shapes_of(network, size=112):
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return jax.eval_shape(
-        lambda images: network.init(jax.random.key(0), images, train=False), images
-    )
 
 
 def randomised(variables, seed=0):
