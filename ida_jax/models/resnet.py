@@ -21,10 +21,16 @@ import jax.numpy as jnp
 
 from ida_jax.common.errors import UserError
 from ida_jax.ops.channel_affine import add_affine, affine, affine_prelu, channel_sums
-from ida_jax.ops.normalised_conv import conv3x3, normalised_conv
+from ida_jax.ops.convolution import conv, conv_of_layer
+from ida_jax.ops.normalised_conv import normalised_conv
 
 # InsightFace's initialisation of every convolution.
-_conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.normal(0.1))
+_conv = partial(
+    nn.Conv,
+    use_bias=False,
+    kernel_init=nn.initializers.normal(0.1),
+    conv_general_dilated=conv_of_layer,
+)
 _conv3x3 = partial(_conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)))
 
 
@@ -193,7 +199,7 @@ class Block(nn.Module):
         else:
             y, constant = bn1(again, **stats), None
             with jax.named_scope("conv1"):
-                y = conv3x3(y, kernel.astype(self.dtype)).astype(jnp.float32)
+                y = conv(y, kernel.astype(self.dtype)).astype(jnp.float32)
         normal = bn2.affine(y, without=constant, **stats)
         slope = PReLU(name="prelu").slope(self.width)
         with jax.named_scope("prelu"):

@@ -24,7 +24,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+
+from ida_jax.ops.convolution import conv, conv_by_kernel, conv_by_map
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -49,7 +50,7 @@ def normalised_conv(
 def _forward(
     x: jax.Array, factor: jax.Array, offset: jax.Array, kernel: jax.Array, dtype: jnp.dtype
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    y = conv3x3(x.astype(dtype), _scaled(kernel, factor, dtype)).astype(jnp.float32)
+    y = conv(x.astype(dtype), _scaled(kernel, factor, dtype)).astype(jnp.float32)
     taps = jnp.sum(kernel * offset[None, None, :, None], axis=2)
     _, height, width, _ = x.shape
     above, left = _outside(height), _outside(width)
@@ -64,9 +65,8 @@ def _backward(
     x, factor, offset, kernel = kept
     by_y = gradients[0].astype(dtype)
     narrow, scaled = x.astype(dtype), _scaled(kernel, factor, dtype)
-    # Not jax.vjp, whose trace has the forward convolution once more.
-    (by_x,) = jax.linear_transpose(lambda x: conv3x3(x, scaled), narrow)(by_y)
-    (by_scaled,) = jax.linear_transpose(lambda kernel: conv3x3(narrow, kernel), scaled)(by_y)
+    by_x = conv_by_map(narrow.shape, by_y, scaled)
+    by_scaled = conv_by_kernel(scaled.shape, narrow, by_y)
     by_x, by_scaled = by_x.astype(jnp.float32), by_scaled.astype(jnp.float32)
     by_taps = -_outside_sums(by_y)[:, :, None]
     both = jnp.stack([by_scaled, jnp.broadcast_to(by_taps, kernel.shape)])
@@ -76,13 +76,6 @@ def _backward(
 
 
 normalised_conv.defvjp(_forward, _backward)
-
-
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[B, H, W, C] and [3, 3, C, O] of one type → [B, H, W, O], padded by 1 with zeros."""
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def _scaled(kernel: jax.Array, factor: jax.Array, dtype: jnp.dtype) -> jax.Array:

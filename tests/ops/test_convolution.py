@@ -7,7 +7,7 @@ import pytest
 from reference import convolved, convolved_up
 
 from ida_jax.ops import convolution
-from ida_jax.ops.convolution import conv, conv_down, conv_up
+from ida_jax.ops.convolution import conv, conv_by_kernel, conv_down, conv_of_layer, conv_up
 
 
 def normal(*shape, seed=0):
@@ -67,3 +67,29 @@ def test_gradients_and_gradients_of_gradients(function):
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert np.ptp(e) > 0.1
         np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-3 * np.ptp(e))
+
+
+@pytest.mark.parametrize(("size", "shape"), [(3, (3, 21, 22)), (1, (2, 5, 3))])
+def test_the_kernels_gradient_on_large_maps_and_of_1x1(size, shape):
+    """Whose rule on a CPU is its own; each tap's gradient is a sum over the pixels it sees."""
+    x, y = normal(*shape, 3), normal(*shape, 5, seed=1)
+    assert size == 1 or shape[1] * shape[2] >= convolution._LARGE
+    pad, (_, height, width) = size // 2, shape
+    wide = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    expected = [
+        [np.einsum("bhwc,bhwo->co", wide[:, i : i + height, j : j + width], y) for j in range(size)]
+        for i in range(size)
+    ]
+    actual = jax.jit(lambda x, y: conv_by_kernel((size, size, 3, 5), x, y))(x, y)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_layers_convolution(stride):
+    x, kernel = normal(2, 7, 6, 3), normal(3, 3, 3, 4, seed=1)
+    layout = ("NHWC", "HWIO", "NHWC")
+    actual, expected = (
+        f(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layout)
+        for f in (conv_of_layer, jax.lax.conv_general_dilated)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
