@@ -12,7 +12,7 @@ from ida_jax.anchors.fake_rules import TrainingFaces
 from ida_jax.anchors.moments import matched, moments
 from ida_jax.common.errors import UserError
 
-OPTIONS = {"count": 80, "k": K, "progress": None, "privacy_cosine": 1.0, "duplicate_cosine": 1.0}
+OPTIONS = {"count": 80, "k": K, "privacy_cosine": 1.0, "duplicate_cosine": 1.0}
 
 
 def people():

@@ -110,7 +110,7 @@ def _transcribed(candidates, training, thresholds, *, count):
     return np.array(verdicts), np.array(kept)
 
 
-OPTIONS = {"k": K, "progress": None, "flip": True, "tau": 2.0}
+OPTIONS = {"k": K, "flip": True, "tau": 2.0}
 
 
 def test_the_rules_as_transcribed():
