@@ -1,10 +1,6 @@
-"""The environment of the tests, and of the commands that they start."""
+"""The environment of the commands that tests start."""
 
 import os
-
-# Tests compile much and compute little: without optimisation XLA's CPU programs compile in a sixth
-# of the time, and a step of training takes three times as long.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def with_devices(count: int = 1) -> dict[str, str]:

@@ -19,6 +19,8 @@ from ida_jax.ops.adaptive_augment import (
     warp,
 )
 
+# Images are compared to the bit, as two programs give them.
+pytestmark = pytest.mark.usefixtures("optimised")
 _AUGMENT = jax.jit(augment)
 _DRAW = jax.jit(draw_changes, static_argnums=(1, 2))
 _GEOMETRY_MATRICES, _COLOUR_MATRICES = jax.jit(geometry_matrices), jax.jit(colour_matrices)

@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,9 +14,12 @@ from environment import with_devices
 
 from ida_jax import rescore
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.artefacts import face_model
 from ida_jax.artefacts.face_model import FaceModel
 from ida_jax.artefacts.generator import FaceGenerator
 from ida_jax.common.devices import training_mesh
+from ida_jax.models.resnet import IResNet
+from ida_jax.models.vit import VisionTransformer
 from ida_jax.runs.config_check import check_config, check_embedding_config
 from ida_jax.training.loop import read_metrics
 from ida_jax.training.train_step import make_program
@@ -27,8 +31,13 @@ EMBEDDINGS = "ssr_from_embeddings"
 MODULES = {name: module for name, module in ALL.items() if name != EMBEDDINGS}
 SMOKE = [name for name, module in MODULES.items() if "train" in module["get_config"]().stages]
 
-# Lowering takes up to 20 s: what differs in its numbers alone, or in its network's depth, is not.
+# Lowering takes seconds: what differs in its numbers alone, or in its network's depth, is not.
 LOWERED = set(SMOKE) - {"ms1mv3_r100", "glint360k_r100", "ms1mv3_r50", "webface600k_mbf"}
+# And a tenth of that for a network of one block a stage, which has all of the code.
+SHALLOW = {
+    **dict.fromkeys(("iresnet18", "iresnet50", "iresnet100"), partial(IResNet, (1, 1, 1, 1))),
+    "vit_b": partial(VisionTransformer, depth=1, width=512),
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -58,7 +67,7 @@ def test_the_config_of_embeddings_is_valid_and_names_its_own_command(variant):
 
 
 @pytest.mark.parametrize("name", SMOKE)
-def test_smoke_is_the_same_training_on_little(name):
+def test_smoke_is_the_same_training_on_little(name, monkeypatch):
     whole, smoke = (MODULES[name]["get_config"](variant) for variant in ("", "smoke"))
     check_config(smoke, smoke.stages)
     small = {
@@ -76,6 +85,8 @@ def test_smoke_is_the_same_training_on_little(name):
     if name not in LOWERED:
         return
     # Tracing and lowering reach all of the step's code; compiling takes up to a minute.
+    for network, shallow in SHALLOW.items():
+        monkeypatch.setitem(face_model._NETWORKS, network, shallow)
     mesh = training_mesh(devices=jax.devices()[:1])
     program = make_program(smoke, num_classes=smoke.train_data.identities, mesh=mesh)
     product = "dot_general" if smoke.model.network.startswith("vit") else "convolution"
@@ -83,7 +94,7 @@ def test_smoke_is_the_same_training_on_little(name):
     assert f"stablehlo.{product}" in lowered
 
 
-def test_the_generator_runs_from_rendered_faces_to_a_fake_db_in_use(tmp_path):
+def test_the_generator_runs_from_rendered_faces_to_a_fake_db_in_use(tmp_path, optimised):
     """In a process of its own, as a user would: train, gan, anchors, ssr, evaluate."""
     workdir, anchors = tmp_path / "run", tmp_path / "fake.safetensors"
     _run("ida_jax.main", f"--config={CONFIGS}/stylegan_ms1m.py:smoke", f"--workdir={workdir}")
@@ -132,7 +143,7 @@ def _run(module, *flags):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_smallest_of_the_papers_runs_to_its_report(tmp_path):
+def test_the_smallest_of_the_papers_runs_to_its_report(tmp_path, optimised):
     _run("ida_jax.main", f"--config={CONFIGS}/casia_r18_arcface.py:smoke", f"--workdir={tmp_path}")
     config = MODULES["casia_r18_arcface"]["get_config"]("smoke")
     results = json.loads((tmp_path / "results.json").read_text())

@@ -220,7 +220,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(files):
+def done(files, optimised):
     trial.main([
         f"--embeddings={files}/e.npy", f"--labels={files}/l.txt", f"--output={files}/out",
         "--far=0.01", "--resamples=30", "--model_name=<b>m</b>", f"--groups={files}/g.csv",
