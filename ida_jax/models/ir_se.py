@@ -16,10 +16,16 @@ import jax
 import jax.numpy as jnp
 
 from ida_jax.models.resnet import BatchNorm, PReLU
+from ida_jax.ops.convolution import conv_of_layer
 
 # A gate's inner layer has C / 16 channels.
 REDUCTION = 16
-_conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.normal(0.1))
+_conv = partial(
+    nn.Conv,
+    use_bias=False,
+    kernel_init=nn.initializers.normal(0.1),
+    conv_general_dilated=conv_of_layer,
+)
 _conv3x3 = partial(_conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)))
 
 
