@@ -104,14 +104,11 @@ def test_mistakes_are_one_line(tmp_path, model, capsys):
     assert not (tmp_path / "A.safetensors").exists()
 
 
-def _run(tmp_path, capsys, *flags):
+def _run(tmp_path, capsys, *flags, stages="('import','anchors')"):
     """Exit code, and what is said, of a run on imported weights with class weights as anchors."""
-    # A tuple that is given twice is the two in a row.
-    stages = [] if "stages" in "".join(flags) else ["--config.stages=('import','anchors')"]
     arguments = [
         "--config=quickstart:smoke", f"--workdir={tmp_path}/w", f"--config.data_dir={tmp_path}",
-        *stages,
-        "--config.model.weights=model.safetensors",
+        f"--config.stages={stages}", "--config.model.weights=model.safetensors",
         f"--config.model.options.embedding_dim={WIDTH}", "--config.anchors.source=class_weights",
         "--config.anchors.size=9", "--config.k=3", *flags,
     ]  # fmt: skip
@@ -140,13 +137,15 @@ def test_a_run_takes_them_from_its_config(tmp_path, model, capsys):
         (["--config.model.class_weights=absent.pt"], "no class weights at"),
         ([], "name those of their training as model.class_weights"),
         ([given, "--config.k=10"], "k is 10, but a support set can have at most 9 anchors"),
-        ([given, "--config.stages=('import','train')"], "goes with the stage import and without"),
     ):
         code, said = _run(tmp_path, capsys, *flags)
         assert code == 2
         assert message in said
         assert len(said.splitlines()) == 1
         assert not (tmp_path / "w").exists()
+
+    code, said = _run(tmp_path, capsys, given, stages="('import','train')")
+    assert (code, "goes with the stage import and without train" in said) == (2, True)
 
 
 def test_classes_of_the_training_set_keep_their_labels(tmp_path, model, capsys):
