@@ -110,33 +110,8 @@ def _affine_prelu_forward(
 
 def _affine_prelu_backward(
     dtype: jnp.dtype, kept: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, ...]:
-    return lax.platform_dependent(
-        *kept, gradient, cpu=_prelu_gradients_on_a_cpu, default=partial(_prelu_gradients, dtype)
-    )
-
-
-def _prelu_gradients_on_a_cpu(
-    x: jax.Array, factor: jax.Array, offset: jax.Array, slope: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, ...]:
-    """As it is written down: barriers and sums by image take XLA for CPUs three times as long."""
-    gradient = gradient.astype(jnp.float32)
-    y = _affine(x, factor, offset)
-    below = y < 0
-    by_y = jnp.where(below, gradient * _over_rows(slope[None], y), gradient)
-    by_slope = jnp.where(below, gradient * y, 0.0)
-
-    def sums(array: jax.Array, groups: int) -> jax.Array:
-        return jnp.sum(array.reshape(groups, -1, array.shape[-1]), axis=1)
-
-    by_factor, by_offset = (sums(array, len(factor)) for array in (by_y * x, by_y))
-    return by_y * _over_rows(factor, x), by_factor, by_offset, sums(by_slope, 1)[0]
-
-
-def _prelu_gradients(
-    dtype: jnp.dtype, x: jax.Array, *others: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    *vectors, gradient = others
+    x, *vectors = kept
 
     def of(vectors: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         """y, and the gradient by y."""
