@@ -64,12 +64,18 @@ def start(tmp_path_factory):
     """(workdir, *flags, devices=1, **environment) → the command, running."""
     folder = tmp_path_factory.mktemp("config")
     (folder / "config.py").write_text(CONFIG)
+    # A network is compiled once for all of these runs. The folder is theirs alone: an entry that is
+    # half written, by a run of other tests or one that is killed, is a line on stderr.
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
 
     def start(workdir, *flags, devices=1, **environment):
         command = [sys.executable, "-m", "ida_jax.main", f"--config={folder}/config.py"]
         return subprocess.Popen(
             [*command, f"--workdir={workdir}", *flags],
-            env={**with_devices(devices), **environment},
+            env={**with_devices(devices), **kept, **environment},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
