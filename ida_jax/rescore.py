@@ -178,6 +178,7 @@ def _parser() -> Parser:
     )
     add_setting_flags(add)
     parser.set_defaults(ddof=0)
+    add = parser.add_argument_group("the search").add_argument
     add(
         "--tolerance",
         type=float,

@@ -66,7 +66,7 @@ _LABEL_FREE_SUPPORT, _LABEL_FREE_NORM_WEIGHT = 30, 0.06
 
 
 # What a scorer is set to.
-SETTINGS = ("k", "tau", "weight", "top_n", "ddof")
+SETTINGS = ("k", "tau", "top_n", "ddof", "weight")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Method:
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
       settings: the scorer's attributes that its scores depend on beside faces, anchors and
-        artefacts; all of `SETTINGS` by default.
+        artefacts; all of `SETTINGS` but the weight by default.
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
@@ -103,7 +103,7 @@ class Method:
     log_norm: "Callable[[Rescorer, np.ndarray], np.ndarray] | None" = None
     constants: "Callable[[Rescorer], tuple[float, ...]]" = lambda scorer: ()
     own_constants: bool = False
-    settings: tuple[str, ...] = SETTINGS
+    settings: tuple[str, ...] = SETTINGS[:-1]
     usual: bool = True
     style: tuple | None = None
     score_name: str = ""
