@@ -99,7 +99,7 @@ def _scorers(anchors: int, width: int) -> dict:
     ssr = SSRModule(params, "standardised", 0.06, 0.005, 0.01, 10, 1.0)
     anchor_set = AnchorSet.from_embeddings(embeddings)
     csn = _csn(anchor_set, width)
-    return make_scorers(METHODS, anchor_set, ssr=ssr, csn=csn)
+    return make_scorers(METHODS, anchor_set, weight=0.5, ssr=ssr, csn=csn)
 
 
 def _csn(anchors: AnchorSet, width: int) -> Csn:

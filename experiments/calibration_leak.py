@@ -30,6 +30,7 @@ from lfw_faces import HALVES, lfw_embeddings, lfw_faces
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.sources import real_db_rows
+from ida_jax.anchors.supported_weight import supported_weight
 from ida_jax.artefacts.calibration import fit_calibration
 from ida_jax.common.provenance import provenance
 from ida_jax.common.validation import unit_embeddings
@@ -80,8 +81,10 @@ def _case(own: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarr
         },
         "realised FAR": {},
     }  # fmt: skip
+    weight = supported_weight(development[0], anchors).weight
     for method in METHODS:
-        scorer = Rescorer(anchors, method=method, top_n=300 if method == "as_norm" else None)
+        top_n = 300 if method == "as_norm" else None
+        scorer = Rescorer(anchors, method=method, weight=weight, top_n=top_n)
         made = {
             "leak": score_all_pairs(*own, scorer.terms(faces)),
             "labels": score_all_pairs(*own, scorer.terms(faces, labels=labels)),

@@ -40,6 +40,7 @@ from lfw_faces import lfw_embeddings
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.coverage import coverage
 from ida_jax.anchors.crowding import crowding
+from ida_jax.anchors.supported_weight import supported_weight
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
@@ -191,13 +192,17 @@ def _quality(faces: Labelled, anchors: AnchorSet, path: Path) -> QualityFit:
     return QualityFit.load(path)
 
 
-def _scorers(half: Half, name: str, methods: tuple[str, ...], cache: Path) -> dict[str, Rescorer]:
+def _scorers(
+    half: Half, name: str, methods: tuple[str, ...], cache: Path, probes: np.ndarray
+) -> dict[str, Rescorer]:
     anchors = _anchors(half, name)
     pairs = half.training["mixed" if name == "degraded" else name] if methods == TRAINED else None
     scorers = {}
     for method in methods:
         path, made = cache / f"{name}.{method}.safetensors", {}
         match method:
+            case "ida_r_fallback":
+                made["weight"] = supported_weight(probes, anchors).weight
             case "ida_l":
                 faces = half.training[name]
                 made["ssr"] = _ssr(faces.rows, faces.labels, anchors, path)
@@ -276,7 +281,7 @@ def _cell(
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         faces = _labelled(half.faces[probes], half.labels)
-        scorers = _scorers(half, name, methods, cache)
+        scorers = _scorers(half, name, methods, cache, faces.rows)
         terms = {m: of.terms(faces.rows, norms=faces.norms) for m, of in scorers.items()}
         cell = {
             "methods": _figures(faces.rows, faces.labels, terms),

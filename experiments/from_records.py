@@ -244,11 +244,11 @@ def degraded_gain() -> str:
         stated = f"{probes}; the cosine {percent(cosine[FARS[1]])} / {percent(cosine[FARS[2]])}"
         for key, name in anchors.items():
             methods = found[key]["probes"][probes]["methods"]
-            shown = ("ida_r", "ida_r_fallback", "ida_l", "ida_q", "as_norm")
+            shown = ("ida_r", "ida_l", "ida_q", "as_norm")
             cells = [_harmful(methods.get(m)) for m in shown]
             rows.append([stated, name, *cells])
             stated = ""
-    header = ["probes", "anchors", "IDA-R", "fall-back", "IDA-L", "IDA-Q", "AS-norm"]
+    header = ["probes", "anchors", "IDA-R", "IDA-L", "IDA-Q", "AS-norm"]
     return table(header, rows, words=2)
 
 

@@ -23,6 +23,7 @@ _PUBLIC = {
         "log_dao",
         "log_density",
     ),
+    "anchors.supported_weight": ("supported_weight",),
     "rescoring.batch": ("BatchFaceTerms", "BatchPairScores"),
     "rescoring.certificate": (
         "certified_above",

@@ -27,6 +27,7 @@ from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
+    from ida_jax.rescoring.face_files import Faces
     from ida_jax.rescoring.rescorer import Rescorer
 
 _MOST_NAMED = 5
@@ -70,7 +71,7 @@ def _enrol(options: Any) -> None:
         templates=options.templates,
         skip_bad=options.skip_bad,
     )
-    scorer = _scorer(options, len(faces))
+    scorer = _scorer(options, faces)
     for note in cohort_notes([scorer], options.top_n):
         print(note)
     files = [getattr(options, flag) for flag in ("names", "templates", *ARTEFACTS)]
@@ -80,7 +81,15 @@ def _enrol(options: Any) -> None:
         scorer,
         settings=[
             [stamp(path) for path in files if path is not None],
-            [options.method, options.k, options.tau, options.top_n, options.ddof, options.searcher],
+            [
+                options.method,
+                options.k,
+                options.tau,
+                options.weight,
+                options.top_n,
+                options.ddof,
+                options.searcher,
+            ],
         ],
         dtype=options.dtype,
         replacing=options.replace,
@@ -105,8 +114,12 @@ def _enrol(options: Any) -> None:
         print(done.shared.summary())
 
 
-def _scorer(options: Any, faces: int) -> "Rescorer":
-    """The method of the flags, which are those of the gallery where they were not given."""
+def _scorer(options: Any, faces: "Faces") -> "Rescorer":
+    """The method of the flags, which are those of the gallery where they were not given.
+
+    Args:
+      faces: to be enrolled.
+    """
     from ida_jax.rescoring.gallery_file import LIST, GalleryFile
     from ida_jax.rescoring.method_table import ARTEFACTS, HEADLINE, SETTINGS, require_flags
     from ida_jax.rescoring.methods import load_scorers
@@ -129,8 +142,9 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
         **paths,
         **settings,
         embeddings=options.embeddings,
+        probes=faces.embeddings,
         searcher=options.searcher,
-        expected_faces=faces,
+        expected_faces=len(faces),
         verify=options.verify,
     ).values()
     return scorer

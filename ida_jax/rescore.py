@@ -70,13 +70,15 @@ def main(argv: list[str]) -> None:
 def _rescore(options: Any) -> None:
     from ida_jax.common.parts import stamp
     from ida_jax.rescoring.job import JobFiles, rescore_files
-    from ida_jax.rescoring.method_table import ARTEFACTS
+    from ida_jax.rescoring.method_table import ARTEFACTS, methods_set_by
     from ida_jax.tables.parquet_files import refuse_inside, require_table
 
     _give_memory_back()
     read = (options.embeddings, options.pairs, options.labels, options.anchors)
     refuse_inside(options.output, read)
     calibration = _calibration(options)
+    if options.weight is None and options.method in methods_set_by("weight"):
+        options.weight = _supported_weight(options)
 
     def check_origin(origin: "ScoreOrigin") -> None:
         if calibration is None:
@@ -176,6 +178,7 @@ def _parser() -> Parser:
     )
     add_setting_flags(add)
     parser.set_defaults(ddof=0)
+    add = parser.add_argument_group("the search").add_argument
     add(
         "--tolerance",
         type=float,
@@ -294,11 +297,29 @@ def _scorer(options: Any, faces: int) -> "Rescorer":
     return scorer
 
 
+def _supported_weight(options: Any) -> float | None:
+    """The weight of log F that E's faces support; the same in every shard."""
+    if options.anchors is None:
+        return None
+    from ida_jax.anchors.sources import read_anchors
+    from ida_jax.anchors.supported_weight import supported_weight
+    from ida_jax.rescoring.shared_people import own_labels
+    from ida_jax.tables.embeddings import read_embeddings
+
+    faces = read_embeddings(options.embeddings).embeddings
+    anchors = read_anchors(options.anchors, embeddings=options.embeddings)
+    labels = None
+    if options.labels is not None:
+        labels = own_labels(options.labels, anchors, len(faces))
+    given = {name: getattr(options, name) for name in ("k", "tau", "searcher")}
+    return supported_weight(faces, anchors, labels=labels, **given).weight
+
+
 def _settings(options: Any) -> dict[str, Any]:
     """What a Rescorer takes beside the anchors; files by their paths."""
     from ida_jax.rescoring.method_table import ARTEFACTS
 
-    of_method = ("method", "k", "tau", "top_n", "ddof", "searcher", "tolerance")
+    of_method = ("method", "k", "tau", "weight", "top_n", "ddof", "searcher", "tolerance")
     files = [name for name in ARTEFACTS if name != "anchors"]
     return {name: getattr(options, name) for name in (*of_method, *files)}
 

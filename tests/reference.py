@@ -394,33 +394,57 @@ def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamp
     return whole
 
 
-def supported_weight(faces, crowding, people, pair_crowding, *, copies=None):
-    """ω of `ida_jax.anchors.supported_weight`, pair by pair, each face `copies` times (once).
+def one_face_each(faces, margin=1.3):
+    """Rows of `ida_jax.anchors.supported_weight` that are left of likely images of one person."""
+    x, n = np.asarray(faces, np.float64), len(faces)
+    cosines = {(i, j): float(x[i] @ x[j]) for j in range(n) for i in range(j)}
+    middle, upper = np.quantile(list(cosines.values()), [0.5, 0.9])
+    deviation = (upper - middle) / scipy.stats.norm.ppf(0.9)
+    end = middle + margin * scipy.stats.norm.ppf(1 - 1 / len(cosines)) * deviation
+    return [j for j in range(n) if all(cosines[i, j] <= end for i in range(j))]
 
-    Copies of one person's faces are no pairs. The tail are the 1/100 highest pairs, rounded up,
-    with all copies of the last.
+
+def supported_weight(faces, crowding, share, *, copies=None):
+    """ω of `ida_jax.anchors.supported_weight` by a tail's share, each face `copies` times (once).
+
+    Copies of a face are no pairs. The tail are a share of the pairs, rounded up, with all copies of
+    the last.
     """
-    rows = [i for i, count in enumerate(copies or [1] * len(faces)) for _ in range(count)]
     x = np.asarray(faces, np.float64)
-    pairs = sorted(
-        (
-            (float(x[i] @ x[j]), pair_crowding(i, j))
-            for n, i in enumerate(rows)
-            for j in rows[n + 1 :]
-            if people[i] != people[j]
-        ),
-        key=lambda pair: -pair[0],
-    )
-    tail, far = int(np.ceil(len(pairs) / 100)) - 1, int(np.ceil(len(pairs) / 1000)) - 1
-    steepness = np.log(10) / (pairs[far][0] - pairs[tail][0])
-    mean = np.mean([h for c, h in pairs if c >= pairs[tail][0]])
+    rows = [i for i, number in enumerate(copies or [1] * len(x)) for _ in range(number)]
+    pairs = [
+        (float(x[i] @ x[j]), (crowding[i] + crowding[j]) / 2)
+        for place, i in enumerate(rows)
+        for j in rows[place + 1 :]
+        if i != j
+    ]
+    pairs.sort(key=lambda pair: -pair[0])
+    ends = [pairs[int(np.ceil(len(pairs) * p)) - 1][0] for p in (1e-2, 1e-3, share)]
+    mean = np.mean([h for c, h in pairs if c >= ends[2]])
     h = np.array([crowding[i] for i in rows], np.float64)
 
     def excess(theta):
         tilted = np.exp(theta * (h - h.mean()))
         return (h @ tilted) / tilted.sum() - mean
 
-    return 2 * scipy.optimize.brentq(excess, -400, 400) / steepness
+    return 2 * scipy.optimize.brentq(excess, -400, 400) * (ends[1] - ends[0]) / np.log(10)
+
+
+def lowering_weight(faces, log_f, tau, share):
+    """v of `ida_jax.anchors.supported_weight` by a tail's share, of all pairs."""
+    x, f = np.asarray(faces, np.float64), np.asarray(log_f, np.float64) - np.mean(log_f)
+    pairs = [(i, j) for j in range(len(x)) for i in range(j)]
+    thresholds = [
+        sorted(
+            (
+                tau * float(x[i] @ x[j]) + np.log(np.exp(w * f[i]) + np.exp(w * f[j]))
+                for i, j in pairs
+            ),
+            reverse=True,
+        )[int(share * len(pairs))]
+        for w in np.arange(11) / 10
+    ]
+    return np.argmin(thresholds) / 10
 
 
 def threshold_gain(faces, log_f, tau, copies, far):

@@ -12,62 +12,68 @@ c − (h₁ + h₂)/2). The supported weight is therefore
     ω = 2θ/T        1: all of DAO's weight; 0: log F says nothing of impostors
 
     T = ln 10 / (q(10⁻³) − q(10⁻²))                 q(p): the cosine that a share p of them exceeds
-    mean of (h₁ + h₂)/2 over pairs above q(10⁻²)  =  Σ h e^{θh} / Σ e^{θh}  over the faces
+    mean of (h₁ + h₂)/2 over pairs above q(p)  =  Σ h e^{θh} / Σ e^{θh}  over the faces
 
 To second order a score with w times DAO's weight gains in proportion to w·(2ω − w): it loses to
-the cosine where ω < w/2. IDA-R (w = 1) needs ω > ½; half of ω still has three quarters of the best
-gain, and loses only where among the probes ω is below a quarter of what it was estimated at.
+the cosine where ω < w/2. Bad images that crowd where no anchor is show in the far tail first, so
+ω is taken at p = 10⁻², 3·10⁻³ and 10⁻³, and the least counts. The standard error is a bootstrap's
+over faces: the pairs are not independent.
 
-The standard error is a bootstrap's over people: the pairs are not independent, the people are.
+`supported_weight` finds the weight for `ida_r_fallback`, of unlabelled probes. `probe_gain`, for
+`anchors check`, also measures what the model above only approximates: where the thresholds go
+(experiments/results/safe_anchors.md).
 
-`own_weight` takes the anchors as faces, for `ida_r_fallback`. `probe_gain` takes probes, for
-`anchors check`, and measures what the model above only approximates: where the thresholds go
-(experiments/results/safe_anchors.md). At FAR 1e-4 as well as at 1e-3, because bad images that crowd
-where no anchor is show at the lower FAR first.
-
-N faces, A anchors, D embedding, K support, P pairs, F FARs, R resamples (0 is the sample itself).
+N faces, A anchors, D embedding, K support, P pairs, F FARs, Q tails, R resamples (0 is the sample
+itself).
 """
 
 import math
-from collections.abc import Callable
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.coverage import own_neighbours, sampled_rows
+from ida_jax.anchors.coverage import own_neighbours
 from ida_jax.anchors.search import support_sets
 from ida_jax.common.errors import UserError
+from ida_jax.common.validation import unit_rows
 from ida_jax.ops.dao import log_density
 
-_TAIL, _FAR_TAIL = 1e-2, 1e-3
+_TAILS = (1e-2, 3e-3, 1e-3)
+_MARGIN = 1.3  # the impostors' end, in that of a normal distribution: their tail is longer
 _SPARE = 3  # pairs kept, in the tail's number: a resample's tail is another one
 _RESAMPLES = 50
-_FEWEST = 20  # people: 190 pairs, of which two are the tail
 _STEPS = 40
 _STEEPEST = 400.0  # nats per unit of cosine: θ is between −this and this
 
+_PROBES, FEWEST_PROBES = 1500, 500
+# Chosen on LFW's anchor half (experiments/safe_anchors.py).
+_CAUTION = 0.85
+_FEWEST_WEIGHED = 5  # people, in k
 
-_DEPTH = 4  # neighbours searched for an anchor, in k
 _MOST_PROBES = 3000
 _GAIN_FARS = (1e-3, 1e-4)
 _FEWEST_ABOVE = 5  # impostor pairs above a threshold; with fewer nothing is said of it
 _FEWEST_ANCHORS = 20  # people, in k: of fewer a support set is a sample rather than a neighbourhood
+_MISFIT = 0.25  # of the weight
 _ONE_SIDED = 1.645  # standard errors: 95 % on one side
 
 
 class SupportedWeight(NamedTuple):
-    """The weight that impostor pairs support, as a multiple of DAO's.
+    """The weight that unlabelled probes support, as a multiple of DAO's.
 
     Attributes:
-      weight: ω.
-      error: its standard error; infinite where there are too few people for any statement.
-      people: how many people's faces it comes from.
+      weight: w, from 0 (the cosine) to 1 (DAO), in hundredths.
+      supported: [Q], ω by the pairs of each tail.
+      error: [Q], their standard errors; infinite where there are too few probes.
+      probes: how many it comes from, one of each likely person.
     """
 
     weight: float
-    error: float
-    people: int
+    supported: tuple[float, ...]
+    error: tuple[float, ...]
+    probes: int
 
 
 class ProbeGain(NamedTuple):
@@ -80,11 +86,14 @@ class ProbeGain(NamedTuple):
       people: how many people's faces it comes from.
       share_sparser: the share of the probes that are less similar to their nearest anchors than
         the median anchor is to its; about 0.5 in the right domain.
+      supported: the least of ω − 1.645 σ over the tails; −inf where there are too few people.
+      lowering: v of `supported_weight`.
       few_anchors: the anchors are of fewer than 20·k people.
       harmful: IDA-R is likely to rank worse than the cosine: a threshold rises, by a one-sided 95 %
         interval.
       helpful: it is likely to rank better at these FARs: both thresholds fall by such an interval,
-        and the anchors are not few: with few of them the genuine pairs can lose more than that.
+        and v is not far below the supported weight: else log F tells who the faces are rather than
+        how crowded. And the anchors are not few, with which the genuine pairs can lose more.
         Where it is neither, there are too few faces, or it makes little difference to the probes.
     """
 
@@ -92,6 +101,8 @@ class ProbeGain(NamedTuple):
     error: tuple[float, ...]
     people: int
     share_sparser: float
+    supported: float
+    lowering: float
     few_anchors: bool
     harmful: bool
     helpful: bool
@@ -111,6 +122,9 @@ class ProbeGain(NamedTuple):
                 way = "lowers" if gain >= 0 else "raises"
                 parts.append(f"IDA-R {way} the threshold at FAR {far:.0e} by {abs(gain):.4f} ± "
                              f"{error:.4f} of cosine ({self.people:,} people)")  # fmt: skip
+        if not math.isinf(self.supported):
+            parts.append(f"they support {self.supported:.2f} of IDA-R's weight of log F, and "
+                         f"{self.lowering:g} lowers the thresholds most")  # fmt: skip
         if self.few_anchors:
             parts.append(f"the anchors are of fewer than {_FEWEST_ANCHORS} k people")
         return "; ".join(parts).replace("e-0", "e-")
@@ -121,46 +135,61 @@ def _people_for(far: float) -> int:
     return math.ceil((1 + math.sqrt(1 + 8 * _FEWEST_ABOVE / far)) / 2)
 
 
-def own_weight(
-    anchors: AnchorSet, *, k: int, tau: float, searcher: str = "auto"
+def supported_weight(
+    probes: np.ndarray,
+    anchors: AnchorSet,
+    *,
+    k: int | None = None,
+    tau: float | None = None,
+    labels: np.ndarray | None = None,
+    searcher: str = "auto",
 ) -> SupportedWeight:
-    """ω of the anchors' own impostor pairs: of at most 1,000 anchors of different identities.
+    """The weight of log F that is safe for faces of the probes' kind, by 1,500 of them at random.
 
-    An anchor without a known identity counts as a person of its own. Either anchor's identity is
-    left out of the other's support set, since their own cosine would enter both sides.
+        w = clip(min(0.85 · (ω − 1.645 σ), v), 0, 1)            the least over the three tails
+        v = the weight, in tenths, with which τc + logaddexp(v log F₁, v log F₂), log F less its
+            mean, has the lowest q(p): where the anchors are near to some of the faces alone, log F
+            tells who they are rather than how crowded, which the model of ω does not see
+
+    Who is on the probes is not known. Nearly all of their P pairs are impostors, of which about
+    one would reach
+
+        q(0.5) + 1.3 · Φ⁻¹(1 − 1/P) / Φ⁻¹(0.9) · (q(0.1) − q(0.5))
+
+    The second face of each pair above is taken for another image of the first one's person and left
+    out. Images of one person that stay do no harm where they are few among the pairs: give probes
+    of many people.
 
     Args:
-      k: the support set's size.
-      tau: τ of log F.
+      probes: [N, D], of any norm; rows that are zero, NaN or infinite are left out. With fewer than
+        500 people's the weight is 0, as with anchors of fewer than 5·k people.
+      k: the support set's size; the anchor set's own default if None.
+      tau: τ; the anchor set's own default if None.
+      labels: int [N], identities in the anchors' numbering, each left out of its own support set.
       searcher: see `ida_jax.anchors.search.support_sets`.
 
     Raises:
-      UserError: as `own_neighbours`.
+      UserError: as `support_sets`.
     """
-    rows, people = sampled_rows(anchors), anchors.people()
-    others = len(anchors) - int(np.unique(people, return_counts=True)[1].max())
-    near = own_neighbours(anchors, k=max(k, min(_DEPTH * k, others)), searcher=searcher)
-    similarities = np.asarray(near.similarities, np.float64)
-    whose = people[np.asarray(near.indices)]
-    people = people[rows]
-
-    def crowding(members: np.ndarray, faces: np.ndarray) -> np.ndarray:
-        return np.logaddexp.reduce(np.where(members, tau * similarities[faces], -np.inf), 1) / tau
-
-    every = np.arange(rows.size)
-    own = crowding(np.broadcast_to(np.arange(similarities.shape[1]) < k, similarities.shape), every)
-
-    def without(faces: np.ndarray, left_out: np.ndarray) -> np.ndarray:
-        members = whose[faces] != people[left_out][:, None]
-        members &= np.cumsum(members, axis=1) <= k
-        enough = members.sum(axis=1) == k
-        return np.where(enough, crowding(members | ~enough[:, None], faces), own[faces])
-
-    return _supported_weight(
-        np.asarray(anchors.embeddings[rows], np.float32),
-        own,
-        people,
-        lambda first, second: (without(first, second) + without(second, first)) / 2,
+    k, tau = anchors.k if k is None else k, anchors.tau if tau is None else tau
+    rows = np.sort(np.random.default_rng(0).permutation(len(probes))[:_PROBES])
+    unit = unit_rows(probes, rows=rows, skip_bad=True)
+    faces, rows = unit.embeddings[~unit.bad], rows[~unit.bad]
+    if len(faces) >= FEWEST_PROBES:
+        kept = _one_each(faces)
+        faces, rows = faces[kept], rows[kept]
+    few = np.unique(anchors.people()).size < _FEWEST_WEIGHED * k
+    if few or len(faces) < FEWEST_PROBES:
+        nothing = (0.0,) * len(_TAILS)
+        return SupportedWeight(0.0, nothing, (math.inf,) * len(_TAILS), len(faces))
+    labels = None if labels is None else labels[rows]
+    near = support_sets(faces, anchors, k=k, labels=labels, searcher=searcher)
+    crowding = -np.asarray(log_density(near.similarities, tau=tau), np.float64) / tau
+    supported, error = _supported(faces, crowding)
+    safe = _CAUTION * float(np.min(supported - _ONE_SIDED * error))
+    safe = min(max(safe, 0.0), _lowering(faces, crowding, tau))
+    return SupportedWeight(
+        math.floor(100 * safe) / 100, tuple(supported.tolist()), tuple(error.tolist()), len(faces)
     )
 
 
@@ -216,15 +245,22 @@ def probe_gain(
     sparser = float(np.mean(probed > np.median(own)))
     gain, error = _threshold_gains(faces, probed, tau)
     margin = _ONE_SIDED * error
+    supported, lowering = -math.inf, 0.0
+    if np.all(np.isfinite(error)):
+        weight, deviation = _supported(faces, -probed)
+        supported = float(np.min(weight - _ONE_SIDED * deviation))
+        lowering = _lowering(faces, -probed, tau)
     few = np.unique(anchors.people()).size < _FEWEST_ANCHORS * k
     return ProbeGain(
         tuple(gain.tolist()),
         tuple(error.tolist()),
         len(faces),
         sparser,
+        supported,
+        lowering,
         few_anchors=few,
         harmful=bool(np.any(gain < -margin)),
-        helpful=not few and bool(np.all(gain > margin)),
+        helpful=not few and bool(np.all(gain > margin)) and lowering > min(supported, 1) - _MISFIT,
     )
 
 
@@ -274,43 +310,60 @@ def _ranks(number: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.minimum(found, number.shape[1] - 1)
 
 
-def _supported_weight(
-    faces: np.ndarray,
-    crowding: np.ndarray,
-    people: np.ndarray,
-    pair_crowding: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> SupportedWeight:
-    """ω and its error.
+def _one_each(faces: np.ndarray) -> np.ndarray:
+    """bool [N]: of unit faces [N, D] one of each likely person, as in `supported_weight`."""
+    cosines = faces @ faces.T
+    pairs = cosines[np.triu_indices(len(faces), 1)]
+    middle, upper = np.quantile(pairs, (0.5, 0.9))
+    normal = NormalDist()
+    reach = normal.inv_cdf(1 - 1 / pairs.size) / normal.inv_cdf(0.9)
+    return ~np.any(np.triu(cosines > middle + _MARGIN * reach * (upper - middle), 1), axis=0)
+
+
+def _supported(faces: np.ndarray, crowding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ω and its standard error by each tail, [Q].
 
     Args:
-      faces: float32 [N, D], unit rows.
+      faces: float32 [N, D], unit rows of N people.
       crowding: float64 [N], h.
-      people: int [N].
-      pair_crowding: (rows [P], rows [P]) to the mean h of each pair [P].
     """
-    _, people = np.unique(people, return_inverse=True)
-    count = int(people.max(initial=-1)) + 1
-    if count < _FEWEST or np.ptp(crowding) == 0:
-        return SupportedWeight(0.0, math.inf, count)
+    if np.ptp(crowding) == 0:
+        return np.zeros(len(_TAILS)), np.full(len(_TAILS), np.inf)
     first, second = np.triu_indices(len(faces), 1)
-    cosines = (faces @ faces.T)[first, second]
-    differ = people[first] != people[second]
-    first, second, cosines = first[differ], second[differ], cosines[differ]
-    top = _highest(cosines, _TAIL)
-    first, second, cosines = first[top], second[top], cosines[top].astype(np.float64)
-    weights = _resampled(count)[:, people]
-    of_people = np.stack([np.bincount(people, w, minlength=count) for w in weights])
-    total = (weights.sum(axis=1) ** 2 - np.sum(of_people**2, axis=1)) / 2
+    cosines = (faces @ faces.T)[first, second].astype(np.float64)
+    top = _highest(cosines, _TAILS[0])
+    first, second, cosines = first[top], second[top], cosines[top]
+    weights = _resampled(len(faces))
+    total = (weights.sum(axis=1) ** 2 - np.sum(weights**2, axis=1)) / 2
     pairs = weights[:, first] * weights[:, second]
     number = np.cumsum(pairs, axis=1)
-    crowded = np.cumsum(pairs * pair_crowding(first, second), axis=1)
+    crowded = np.cumsum(pairs * (crowding[first] + crowding[second]) / 2, axis=1)
     every = np.arange(len(weights))
-    ends = [_ranks(number, share * total) for share in (_TAIL, _FAR_TAIL)]
-    rise = np.maximum(cosines[ends[1]] - cosines[ends[0]], 1e-6)
-    steepness = math.log(_TAIL / _FAR_TAIL) / rise
-    mean = crowded[every, ends[0]] / np.maximum(number[every, ends[0]], 1)
-    weight = 2 * _tilt(crowding, weights, mean) / steepness
-    return SupportedWeight(float(weight[0]), float(np.std(weight[1:])), count)
+    ends = [_ranks(number, share * total) for share in _TAILS]
+    rise = np.maximum(cosines[ends[-1]] - cosines[ends[0]], 1e-6)
+    steepness = math.log(_TAILS[0] / _TAILS[-1]) / rise
+    tilts = [
+        _tilt(crowding, weights, crowded[every, end] / np.maximum(number[every, end], 1))
+        for end in ends
+    ]
+    found = 2 * np.stack(tilts) / steepness
+    return found[:, 0], np.std(found[:, 1:], axis=1)
+
+
+def _lowering(faces: np.ndarray, crowding: np.ndarray, tau: float) -> float:
+    """v of `supported_weight`, in tenths: the least over the tails; arguments as `_supported`."""
+    first, second = np.triu_indices(len(faces), 1)
+    cosines = (faces @ faces.T)[first, second]
+    top = _highest(cosines, 2 * _TAILS[0])
+    cosines, log_f = cosines[top].astype(np.float64), -tau * (crowding - crowding.mean())
+    tried = np.arange(11) / 10
+    ranks = [int(share * first.size) for share in _TAILS]
+    first, second = first[top], second[top]
+    thresholds = [
+        np.sort(tau * cosines + np.logaddexp(w * log_f[first], w * log_f[second]))[::-1][ranks]
+        for w in tried
+    ]
+    return float(tried[np.argmin(thresholds, axis=0)].min())
 
 
 def _tilt(values: np.ndarray, weights: np.ndarray, means: np.ndarray) -> np.ndarray:

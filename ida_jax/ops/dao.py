@@ -20,13 +20,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-# `fall_back`'s constants (experiments/safe_anchors.py).
-_USUAL = 0.3
-_CAUTION = 0.5
-_ONE_SIDED = 1.645  # standard errors: 95 % on one side
-_MOST = 1.5
 
 # One program where it is called by itself, and the operations themselves within another.
 _compiled = partial(jax.jit, inline=True)
@@ -131,45 +124,6 @@ def soft_log_density(
     members = jax.nn.log_sigmoid((support - rank + 0.5) / softness)
     members = members.reshape((1,) * (similarities.ndim - 1) + members.shape)
     return -jax.nn.logsumexp(tau * similarities + members, axis=-1)
-
-
-def fall_back(
-    log_density: np.ndarray, own_log_density: np.ndarray, *, weight: float, error: float
-) -> np.ndarray:
-    """log F that falls back to a constant, and the score to the cosine, where log F says nothing.
-
-        log F̃ = m + w · min(log F − m, 0)
-
-        m = the value below which 30 % of the anchors' own log F lie: only crowded faces differ
-        w = ½ · clip(ω − 1.645 σ, 0, 1.5)
-
-    Anchors may lie elsewhere: then log F is the distance to them, above what is usual among them,
-    and the minimum makes it one constant; pairs of two such faces rank by their cosine. It also
-    bounds what bad images gain that crowd where no anchor is: they are preferred to the faces in
-    the anchors' own crowds alone, 30 % of the right domain, and no longer to half of it. Or there
-    is nothing to be near to (random directions, few anchors): then the anchors' own impostor pairs
-    support no weight of log F, and w takes it out. Or their domain overlaps the faces', and log F
-    means less there than among the anchors, which nothing in the anchors shows: so w is half of
-    what they support, by the lower end of its one-sided 95 % interval. In theory half of the best
-    weight has three quarters of the best gain, and loses to the cosine only where the faces
-    support less than a quarter of it (`ida_jax.anchors.supported_weight`).
-
-    No function of a face and the anchors alone is safe whatever the probes: where half of them are
-    degraded and no anchor is, the little that is left of log F still costs TAR.
-
-    Args:
-      log_density: [N], log F of each face.
-      own_log_density: [S], log F of anchors among the other anchors, with the same k and τ.
-      weight: ω, the weight that the anchors' own impostor pairs support, 1 for DAO's own
-        (`ida_jax.anchors.supported_weight.own_weight`).
-      error: σ, its standard error; infinite where nothing is known.
-
-    Returns:
-      float32 [N].
-    """
-    usual = np.quantile(own_log_density, _USUAL).astype(np.float32)
-    shrunk = np.float32(_CAUTION * min(max(weight - _ONE_SIDED * error, 0.0), _MOST))
-    return usual + shrunk * np.minimum(np.asarray(log_density, np.float32) - usual, 0)
 
 
 class PairSimilarities(NamedTuple):

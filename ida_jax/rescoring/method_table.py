@@ -17,7 +17,6 @@ import numpy as np
 from ida_jax.anchors.search import usual_neighbours
 from ida_jax.common.command_line import did_you_mean
 from ida_jax.common.errors import UserError
-from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.cohort_scores import cohort_statistics, nearest_statistics
 from ida_jax.rescoring.density import log_density_of
 
@@ -67,7 +66,7 @@ _LABEL_FREE_SUPPORT, _LABEL_FREE_NORM_WEIGHT = 30, 0.06
 
 
 # What a scorer is set to.
-SETTINGS = ("k", "tau", "top_n", "ddof")
+SETTINGS = ("k", "tau", "top_n", "ddof", "weight")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Method:
       constants: the rule's constants.
       own_constants: its k and τ come from its artefact, and cannot be given.
       settings: the scorer's attributes that its scores depend on beside faces, anchors and
-        artefacts; all of `SETTINGS` by default.
+        artefacts; all of `SETTINGS` but the weight by default.
       usual: an evaluation includes it where no methods are named.
       style: colour, line and marker in figures; a spare one if None.
       score_name: what its score is called; by the rule if "".
@@ -104,7 +103,7 @@ class Method:
     log_norm: "Callable[[Rescorer, np.ndarray], np.ndarray] | None" = None
     constants: "Callable[[Rescorer], tuple[float, ...]]" = lambda scorer: ()
     own_constants: bool = False
-    settings: tuple[str, ...] = SETTINGS
+    settings: tuple[str, ...] = SETTINGS[:-1]
     usual: bool = True
     style: tuple | None = None
     score_name: str = ""
@@ -121,12 +120,6 @@ def _tau(scorer: "Rescorer") -> tuple[float, ...]:
 
 def _column(numbers: np.ndarray) -> np.ndarray:
     return numbers[:, None]
-
-
-def _fallen_back(scorer: "Rescorer", _: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    log_density, own = log_density_of(nearest, tau=scorer.tau), scorer.own_weight
-    usual = scorer.own_neighbourhood.log_density
-    return _column(fall_back(log_density, usual, weight=own.weight, error=own.error))
 
 
 def _whole_cohort(scorer: "Rescorer", faces: np.ndarray, _: None) -> np.ndarray:
@@ -161,17 +154,18 @@ METHODS: dict[str, Method] = {
     ),
     "ida_r_fallback": Method(
         "IDA-R fallback",
-        "IDA-R, except that only faces in crowds have an F of their own (30 % of the anchors do) "
-        "and all others a constant, so that their pairs rank by their cosine, and that F "
-        "counts half as much as the anchors’ own impostor pairs support: the anchors may be of "
-        "another domain. Ours, not the paper’s.",
+        "IDA-R with a weight w of log F that unlabelled faces support with these anchors, from 0 "
+        "(the cosine: the anchors say nothing of their impostor pairs) to 1 (IDA-R): the anchors "
+        "may be of another domain. Ours, not the paper’s.",
         rule="dao",
         needs=("anchors",),
         neighbours=_support,
-        values=_fallen_back,
+        values=lambda scorer, _, nearest: _column(
+            np.float32(scorer.weight) * log_density_of(nearest, tau=scorer.tau)
+        ),
         constants=_tau,
         style=("#56B4E9", "--", "X"),
-        settings=("k", "tau"),
+        settings=("k", "tau", "weight"),
     ),
     "ida_r_fitted": Method(
         "IDA-R fitted",
@@ -403,6 +397,8 @@ def add_setting_flags(add: Callable[..., object], *, ddof: bool = True) -> None:
     # fmt: off
     add("--k", type=int, help="size of the support set (the anchor set's own, 10)")
     add("--tau", type=float, help="τ (the anchor set's own, 1)")
+    add("--weight", type=float, help=f"of log F in {', '.join(methods_set_by('weight'))}, 0 … 1 "
+        "(what E's faces support)")
     add("--top_n", type=int, help=f"the cohort of {', '.join(methods_set_by('top_n'))}: each "
         "face's nearest anchors (300, or as many as the anchors allow)")
     if ddof:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
 from ida_jax.anchors.search import SupportSearch
+from ida_jax.anchors.supported_weight import FEWEST_PROBES, supported_weight
 from ida_jax.common.fingerprints import same_sketch
 from ida_jax.common.validation import require_same_model
 from ida_jax.ops.hypersphere import Neighbours
@@ -45,6 +46,8 @@ def make_scorers(
     *,
     k: int | None = None,
     tau: float | None = None,
+    weight: float | None = None,
+    probes: np.ndarray | None = None,
     searcher: str = "auto",
     expected_faces: int | None = None,
     **options: Any,
@@ -54,12 +57,17 @@ def make_scorers(
     Args:
       methods: of `ida_jax.rescoring.method_table.METHODS`.
       anchors: None where no method needs them.
-      k, tau, searcher, expected_faces: as in `Rescorer`.
+      k, tau, weight, searcher, expected_faces: as in `Rescorer`.
+      probes: [N, D], of any norm: where the weight is None, the one that these support.
       **options: as there: top_n and ddof, and what was trained, for the methods that need it.
 
     Raises:
       UserError: as `Rescorer`.
     """
+    weighted = not set(methods).isdisjoint(methods_set_by("weight"))
+    if weighted and weight is None and anchors is not None and probes is not None:
+        given = {"k": k, "tau": tau, "searcher": searcher}
+        weight = supported_weight(probes, anchors, **given).weight
 
     def scorer(method: str, search: SharedSearch | None = None) -> Rescorer:
         # An SSR module knows the k and τ that it replaces, a fit its own.
@@ -69,6 +77,7 @@ def make_scorers(
             anchors,
             k=None if own else k,
             tau=None if own else tau,
+            weight=weight,
             method=method,
             searcher=searcher,
             expected_faces=expected_faces,
@@ -107,8 +116,8 @@ def labels_among_anchors(
 
 
 def cohort_notes(scorers: Iterable[Rescorer], top_n: int | None) -> tuple[str, ...]:
-    """What a reader must know: where a small set lowered top_n, anchors other than a
-    module's or fit's, and how held-out people judged an SSR module, if they did.
+    """What a reader must know: the weight of log F, where a small set lowered top_n, anchors other
+    than a module's or fit's, and how held-out people judged an SSR module, if they did.
 
     Args:
       scorers: of any methods.
@@ -117,6 +126,13 @@ def cohort_notes(scorers: Iterable[Rescorer], top_n: int | None) -> tuple[str, .
     notes = []
     for scorer in scorers:
         name, needs = scorer.method, METHODS[scorer.method].needs
+        if name in methods_set_by("weight"):
+            notes.append(f"{name}: log F has the weight {scorer.weight:g} (--weight)")
+            if not scorer.weight:
+                notes[-1] += (
+                    ": it is the cosine; the faces' impostor pairs support no log F by these "
+                    f"anchors, or the faces are fewer than {FEWEST_PROBES}"
+                )
         cohort = name in methods_set_by("top_n") and top_n is None
         if cohort and scorer.top_n < USUAL_COHORT:
             notes.append(

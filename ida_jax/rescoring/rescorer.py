@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.coverage import Neighbourhood, own_neighbourhood
 from ida_jax.anchors.exact_search import Search
 from ida_jax.anchors.search import SupportSearch, usual_neighbours
 from ida_jax.anchors.sources import read_anchors
-from ida_jax.anchors.supported_weight import SupportedWeight, own_weight
+from ida_jax.anchors.supported_weight import FEWEST_PROBES
 from ida_jax.artefacts.ssr_module import SSRModule
 from ida_jax.common.devices import filled
 from ida_jax.common.errors import UserError
@@ -76,6 +75,7 @@ class Rescorer:
         *,
         k: int | None = None,
         tau: float | None = None,
+        weight: float | None = None,
         method: str = HEADLINE,
         searcher: str = "auto",
         tolerance: float = 0.02,
@@ -93,6 +93,7 @@ class Rescorer:
             for `cosine` and `ida_l`, which need none.
           k: the support set's size; the anchor set's own default (10) if None.
           tau: τ; the anchor set's own default (1) if None.
+          weight: of log F in ida_r_fallback, 0 … 1, which `ida_jax.supported_weight` finds.
           method: of `ida_jax.rescoring.method_table.METHODS`.
           searcher: see `ida_jax.anchors.search.support_sets`; a precision is `identify`'s too.
           tolerance: the error in log F, relative to its spread, up to which an approximate search
@@ -108,7 +109,8 @@ class Rescorer:
             share (`ida_jax.rescoring.methods`); one of its own if None.
 
         Raises:
-          UserError: an unknown method, one without what it needs, k outside 1 … A, τ not positive.
+          UserError: an unknown method, one without what it needs, k outside 1 … A, τ not positive,
+            a weight outside 0 … 1.
         """
         entry = require_method(method)
         if isinstance(anchors, str | os.PathLike):
@@ -137,6 +139,14 @@ class Rescorer:
         self.method = method
         self.k = k if k is not None else getattr(trained, "k", 10)
         self.tau = require_tau(tau if tau is not None else getattr(trained, "tau", 1.0))
+        if weight is None and "weight" in entry.settings:
+            raise UserError(
+                f"{method} needs a weight of log F: find it with ida_jax.supported_weight, of "
+                f"{FEWEST_PROBES} unlabelled faces or more, and give weight=W"
+            )
+        if weight is not None and not 0 <= weight <= 1:
+            raise UserError(f"weight is {weight:g}: expected 0 (the cosine) … 1 (ida_r)")
+        self.weight = 1.0 if weight is None else float(weight)
         if top_n is None and anchors is not None:
             top_n = usual_neighbours(anchors, USUAL_COHORT)
         self.searcher, self.top_n, self.ddof = searcher, top_n, ddof
@@ -454,16 +464,6 @@ class Rescorer:
     def cohort_moments(self) -> CohortMoments:
         """Mean and covariance of the anchors, computed when first asked for."""
         return cohort_moments(self.anchors)
-
-    @cached_property
-    def own_neighbourhood(self) -> Neighbourhood:
-        """The anchors' support sets among themselves, searched when first asked for."""
-        return own_neighbourhood(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
-
-    @cached_property
-    def own_weight(self) -> SupportedWeight:
-        """What weight of log F the anchors' own pairs support, computed when first asked for."""
-        return own_weight(self.anchors, k=self.k, tau=self.tau, searcher=self.searcher)
 
 
 def _any_faces(anchors: AnchorSet | None, count: int, width: int) -> np.ndarray:

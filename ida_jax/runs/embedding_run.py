@@ -216,6 +216,7 @@ def _further(run: EmbeddingRun) -> dict[str, Rescorer]:
     """The methods that are evaluated beside the usual three."""
     c = run.config
     methods, options = c.evaluate.get("further", ()), {"k": c.k, "tau": c.tau}
+    options["probes"] = run.inputs.faces[run.held]
     return make_scorers(methods, run.inputs.anchors, searcher=c.searcher, **options)
 
 

@@ -63,6 +63,7 @@ def evaluate_run(run: Run) -> None:
         run.anchors,
         k=c.k,
         tau=c.tau,
+        probes=faces,
         top_n=c.evaluate.top_n,
         searcher=c.searcher,
         ssr=run.ssr if "ssr" in needs else None,

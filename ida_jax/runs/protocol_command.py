@@ -22,7 +22,12 @@ from ida_jax.common.command_line import Parser, numbers, user_path
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
-from ida_jax.rescoring.method_table import SEARCHED, add_artefact_flags, add_setting_flags
+from ida_jax.rescoring.method_table import (
+    SEARCHED,
+    add_artefact_flags,
+    add_setting_flags,
+    methods_set_by,
+)
 from ida_jax.runs.workdir import (
     ANCHORS,
     METHOD_FILES,
@@ -34,6 +39,8 @@ from ida_jax.runs.workdir import (
 from ida_jax.tables.groups import groups_option
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ida_jax.metrics.groups import FaceGroups
     from ida_jax.report.run_report import DensitiesByGroup
     from ida_jax.rescoring.rescorer import Rescorer
@@ -88,7 +95,7 @@ def _run(
         from ida_jax.data.named_images import image_of_name
 
         images = image_of_name(options.images, request.embeddings.names)
-    scorers = _scorers(options, files, methods, request.embeddings)
+    scorers = _scorers(options, own, files, methods, request.embeddings)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
     notes = cohort_notes(scorers.values(), options.top_n)
@@ -338,6 +345,7 @@ def _request(options: Any) -> Request:
 
 def _scorers(
     options: Any,
+    own: Any,
     files: Mapping[str, Path | None],
     methods: tuple[str, ...],
     embeddings: "EmbeddingFile",
@@ -350,12 +358,22 @@ def _scorers(
         embeddings=options.embeddings,
         k=options.k,
         tau=options.tau,
+        weight=options.weight,
+        probes=_probes(own, embeddings.embeddings),
         top_n=options.top_n,
         searcher=options.searcher,
         expected_faces=len(embeddings.embeddings),
     )
     require_same_models(options.embeddings, embeddings.fingerprint, scorers.values())
     return scorers
+
+
+def _probes(own: Any, rows: "np.ndarray") -> "np.ndarray":
+    """Of E's rows [N, D] or, of halves, [N, 2D] some as they are scored, for a weight of log F."""
+    if getattr(own, "flip", "") != "halves" or rows.shape[1] % 2:
+        return rows
+    some = rows[:: max(1, len(rows) // 2000)]
+    return some[:, : some.shape[1] // 2] + some[:, some.shape[1] // 2 :]
 
 
 def _face_groups(options: Any, embeddings: "EmbeddingFile") -> "FaceGroups | None":
@@ -412,6 +430,8 @@ def _settings(
         if scorer.anchors is not None:
             used |= {"k": scorer.k, "tau": scorer.tau, "top_n": scorer.top_n}
             break
+    for name in scorers.keys() & methods_set_by("weight"):
+        used["weight"] = scorers[name].weight
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in {**vars(options), **files, **used}.items()

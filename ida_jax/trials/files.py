@@ -42,7 +42,8 @@ scores = tau * cosine + np.logaddexp(a, b)  # log DAO
 }
 _PACKAGE = """files = {name: HERE / file for name, file in deploy["files"].items()}
 anchors = files.pop("anchors", None)
-scorer = Rescorer(anchors and str(anchors), method=deploy["method"], **files)
+settings = {"method": deploy["method"], "weight": deploy["weight"]}
+scorer = Rescorer(anchors and str(anchors), **settings, **files)
 scores = scorer.score_pairs(raw, pairs)
 """
 _TAIL = """np.save(sys.argv[3], scores.astype(np.float32))
@@ -66,6 +67,8 @@ def write_files(
     used = {name: kept[name] for name in entry.needs}
     line = ["ida-jax", "rescore", "--embeddings=E", "--pairs=P", f"--method={method}"]
     line += [f"--{name}={folder / file}" for name, file in used.items()]
+    if "weight" in entry.settings:
+        line.append(f"--weight={scorer.weight:g}")
     anchors = artefacts["anchors"]
     deploy: dict[str, Any] = {
         "method": method,
@@ -73,6 +76,7 @@ def write_files(
         "verdict": trial.text,
         "k": scorer.k,
         "tau": scorer.tau,
+        "weight": scorer.weight,
         "far": far_key(trial.finding.far),
         "threshold": trial.thresholds,
         "calibration": CALIBRATION,

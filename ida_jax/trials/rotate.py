@@ -121,7 +121,10 @@ def train(
         except UserError as error:
             missing[name] = str(error)
     scorers = make_scorers(
-        methods_with(artefacts, **options), expected_faces=len(rotation.test), **artefacts
+        methods_with(artefacts, **options),
+        probes=fit.faces,
+        expected_faces=len(rotation.test),
+        **artefacts,
     )
     return Trained(scorers, artefacts, missing)
 

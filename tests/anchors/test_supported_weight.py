@@ -8,11 +8,10 @@ import reference
 
 from ida_jax.anchors import supported_weight as module
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.anchors.coverage import coverage, own_neighbourhood
-from ida_jax.anchors.supported_weight import own_weight, probe_gain
+from ida_jax.anchors.coverage import coverage
+from ida_jax.anchors.supported_weight import probe_gain, supported_weight
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
-from ida_jax.ops.dao import fall_back
 from ida_jax.rescoring.density import searched_log_density
 
 WIDTH = 24
@@ -26,35 +25,36 @@ def _crowd(count, seed, *, where=0, reach=(0.3, 2.5)):
     return unit_embeddings(centre + far * rng.normal(size=(count, WIDTH)) / math.sqrt(WIDTH))
 
 
-def _crowding(x, i, allowed, k, tau):
-    similarities = np.sort(np.asarray(x, np.float64)[allowed] @ x[i].astype(np.float64))[::-1][:k]
-    return -np.log(reference.density(similarities, tau)) / tau
-
-
-@pytest.mark.parametrize("k", [1, 4])
-@pytest.mark.parametrize("kind", ["none", "labels", "some unknown"])
-def test_the_anchors_weight_is_its_formula(kind, k):
-    tau, count = 2.0, 71
-    x = _crowd(count, 3)
-    labels = {
-        "none": None,
-        "labels": np.arange(count) // 2,
-        "some unknown": np.where(np.arange(count) < 20, -1, np.arange(count) // 2),
-    }[kind]
-    own = (
-        np.arange(count) if labels is None else np.where(labels < 0, 100 + np.arange(count), labels)
-    )
-    crowding = [_crowding(x, i, own != own[i], k, tau) for i in range(count)]
-
-    def of_pair(i, j):
-        allowed = (own != own[i]) & (own != own[j])
-        return (_crowding(x, i, allowed, k, tau) + _crowding(x, j, allowed, k, tau)) / 2
-
-    expected = reference.supported_weight(x, crowding, own, of_pair)
-    got = own_weight(AnchorSet.from_embeddings(x, labels=labels), k=k, tau=tau)
-    assert got.weight == pytest.approx(expected, abs=2e-3)
-    assert got.people == np.unique(own).size
-    assert 0.01 < got.error < 10
+def test_the_weight_is_its_formula(monkeypatch):
+    monkeypatch.setattr(module, "_RESAMPLES", 4)
+    monkeypatch.setattr(module, "_SPARE", 60)
+    monkeypatch.setattr(module, "FEWEST_PROBES", 60)
+    monkeypatch.setattr(module, "_MARGIN", 0.8)
+    k, tau = 3, 2.0
+    anchors = AnchorSet.from_embeddings(_crowd(200, 1), k=k, tau=tau)
+    people = _crowd(70, 2)
+    again = people[:9] + 0.02 * np.random.default_rng(3).normal(size=(9, WIDTH))
+    faces = np.concatenate([people, again])
+    x = unit_embeddings(faces)
+    x = x[reference.one_face_each(x, 0.8)]
+    count = len(x)
+    assert 60 <= count < len(faces)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=4)
+    crowding = -np.asarray(searched_log_density(x, anchors), np.float64) / tau
+    got = supported_weight(3 * faces, anchors)
+    assert got.probes == count
+    for q, share in enumerate((1e-2, 3e-3, 1e-3)):
+        omega, *others = [
+            reference.supported_weight(x, crowding, share, copies=copies)
+            for copies in ([1] * count, *drawn.tolist())
+        ]
+        assert got.supported[q] == pytest.approx(omega, abs=2e-3)
+        assert got.error[q] == pytest.approx(np.std(others), abs=2e-3)
+    safe = 0.85 * np.min(np.array(got.supported) - 1.645 * np.array(got.error))
+    lowering = [
+        reference.lowering_weight(x, -tau * crowding, tau, share) for share in (1e-2, 3e-3, 1e-3)
+    ]
+    assert got.weight == np.floor(100 * min(max(safe, 0), *lowering)) / 100
 
 
 @pytest.mark.parametrize("tau", [1.0, 20.0])
@@ -81,10 +81,35 @@ def test_the_threshold_gains_and_their_errors_are_their_formula(tau, monkeypatch
 
 
 def test_chance_supports_nothing_and_a_domain_does():
-    random = own_weight(AnchorSet.from_embeddings(reference.unit((800, 64), 0)), k=10, tau=1.0)
-    assert abs(random.weight) < 3 * random.error < 0.6
-    domain = own_weight(AnchorSet.from_embeddings(_crowd(800, 0)), k=10, tau=1.0)
-    assert domain.weight - 3 * domain.error > 0.5
+    probes = _crowd(600, 1)
+    random = supported_weight(probes, AnchorSet.from_embeddings(reference.unit((600, WIDTH), 0)))
+    assert random.weight < 0.1
+    domain = supported_weight(probes, AnchorSet.from_embeddings(_crowd(600, 0)))
+    assert domain.weight > 0.5
+    # A crowd where no anchor is supports less, though half of the probes are of the domain.
+    crowd = np.concatenate([probes[:300], _crowd(300, 4, where=1, reach=(0.1, 0.6))])
+    assert supported_weight(crowd, AnchorSet.from_embeddings(_crowd(600, 0))).weight == 0
+
+
+def test_who_is_left_out_of_a_weight():
+    faces = _crowd(600, 1)
+    labels = np.arange(600)
+    own = AnchorSet.from_embeddings(faces, labels=labels)
+    others = supported_weight(faces, own, labels=labels)
+    assert others != supported_weight(faces, own)
+    bad = np.concatenate([faces, np.zeros((3, WIDTH)), np.full((2, WIDTH), np.nan)])
+    anchors = AnchorSet.from_embeddings(_crowd(100, 0))
+    some = supported_weight(bad, anchors)
+    assert 500 < some.probes <= 600
+    assert some == supported_weight(faces, anchors)
+
+
+def test_other_images_of_one_person_are_found():
+    people = reference.unit((600, 64), 0)
+    again = people[:200] + 0.05 * reference.unit((200, 64), 1)
+    anchors = AnchorSet.from_embeddings(reference.unit((100, 64), 2))
+    found = supported_weight(np.concatenate([people, again]), anchors)
+    assert found.probes == supported_weight(people, anchors).probes == 600
 
 
 def test_probes_of_the_domain_gain_and_others_do_not():
@@ -147,18 +172,20 @@ def test_few_people_support_no_statement(count):
     assert (found.gain, found.error, found.people) == ((0, 0), (math.inf, math.inf), count)
     assert not found.harmful
     assert not found.helpful
-    few = own_weight(AnchorSet.from_embeddings(_crowd(19, 0)), k=1, tau=1.0)
-    assert few.error == math.inf
-    same = own_weight(AnchorSet.from_embeddings(np.eye(30, dtype=np.float32)), k=3, tau=1.0)
-    assert same.error == math.inf
+    anchors = AnchorSet.from_embeddings(_crowd(300, 0))
+    few = supported_weight(_crowd(499, 1), anchors)
+    assert (few.weight, few.error, few.probes) == (0, (math.inf,) * 3, 499)
+    nowhere = AnchorSet.from_embeddings(np.eye(1, 2 * WIDTH, dtype=np.float32).repeat(30, axis=0))
+    faces = np.concatenate([np.zeros((600, WIDTH)), _crowd(600, 0)], axis=1)
+    assert supported_weight(faces, nowhere).weight == 0
 
 
 def test_nothing_to_look_at():
     anchors = AnchorSet.from_embeddings(_crowd(30, 0), k=4)
     with pytest.raises(UserError, match="0 probes"):
         probe_gain(_crowd(30, 1)[:0], anchors)
-    with pytest.raises(UserError, match=r"k = 30 neighbours"):
-        own_weight(anchors, k=30, tau=1.0)
+    assert supported_weight(_crowd(500, 1), anchors, k=7).error[0] == math.inf
+    assert supported_weight(_crowd(500, 1), anchors, k=6).error[0] < 1
 
 
 @pytest.fixture(scope="module")
@@ -195,20 +222,17 @@ def test_a_shift_of_the_bulk_is_seen_on_real_faces(lfw):
 
 
 def test_falling_back_on_real_faces(lfw):
-    faces, probes, _ = lfw
-    anchors = AnchorSet.from_embeddings(faces)
-    rng = np.random.default_rng(0)
-    rotation = np.linalg.qr(rng.normal(size=(128, 128)))[0].astype(np.float32)
-    left = {}
-    for name, given in {
-        "right": anchors,
-        "another space": AnchorSet.from_embeddings(faces @ rotation),
-        "random": AnchorSet.from_embeddings(reference.unit((2870, 128), 0)),
-    }.items():
-        searched = searched_log_density(probes, given)
-        own, weight = own_neighbourhood(given, k=10, tau=1.0), own_weight(given, k=10, tau=1.0)
-        fallen = fall_back(searched, own.log_density, weight=weight.weight, error=weight.error)
-        left[name] = np.std(fallen) / np.std(searched)
-    assert 0.1 < left["right"] < 0.4
-    assert left["another space"] < 0.05
-    assert left["random"] < 0.05
+    faces, probes, people = lfw
+    probes = probes[np.unique(people, return_index=True)[1]]
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(128, 128)))[0]
+    weights = {
+        name: supported_weight(probes, AnchorSet.from_embeddings(given)).weight
+        for name, given in {
+            "right": faces,
+            "another space": faces @ rotation.astype(np.float32),
+            "random": reference.unit((2870, 128), 0),
+        }.items()
+    }
+    assert 0.5 < weights["right"] < 1
+    assert weights["another space"] < 0.1
+    assert weights["random"] < 0.1

@@ -11,6 +11,8 @@ import reference
 from environment import with_devices
 
 from ida_jax import rescore
+from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.supported_weight import supported_weight
 from ida_jax.common.errors import UserError, exit_code
 from ida_jax.rescoring import job
 from ida_jax.rescoring.rescorer import Rescorer
@@ -108,9 +110,36 @@ def test_a_calibration_is_applied(files):
 def test_other_methods(files, method):
     flags = _flags(files, anchors=None) if method == "cosine" else _flags(files)
     rescore.main([*flags, f"--method={method}", "--top_n=20"])
-    scorer = Rescorer(None if method == "cosine" else ANCHORS, method=method, top_n=20)
+    anchors = None if method == "cosine" else ANCHORS
+    # Too few faces to support a weight: the cosine.
+    scorer = Rescorer(anchors, method=method, top_n=20, weight=0)
     expected = scorer.score_pairs(FACES, PAIRS)
     np.testing.assert_allclose(np.load(files / "scores.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weight_is_that_of_the_faces_or_given(files, capsys):
+    # Faces that crowd around anchors: near ones and far ones.
+    rng = np.random.default_rng(0)
+    crowd = np.eye(16)[0] + rng.uniform(0.3, 2.5, (900, 1)) * rng.normal(size=(900, 16)) / 4
+    crowd = crowd.astype(np.float32)
+    np.save(files / "crowd.npy", crowd[:600])
+    AnchorSet.from_embeddings(crowd[600:]).save(files / "crowd.safetensors")
+    output = files / "scores.npy"
+    flags = [f"--embeddings={files}/crowd.npy", f"--pairs={files}/pairs.npy",
+             f"--anchors={files}/crowd.safetensors", f"--output={output}",
+             "--method=ida_r_fallback"]  # fmt: skip
+    rescore.main(flags)
+    scores, origin = np.load(output), read_origin(output)
+    weight = supported_weight(crowd[:600], AnchorSet.load(files / "crowd.safetensors")).weight
+    assert origin.settings == {"k": 10, "tau": 1, "weight": weight}
+    assert 0.2 < weight <= 1
+    assert f"log F has the weight {weight:g} (--weight)" in capsys.readouterr().out
+    rescore.main([*flags, f"--weight={weight}"])
+    np.testing.assert_array_equal(np.load(output), scores)
+    rescore.main([*flags, "--weight=0.1"])
+    assert not np.allclose(np.load(output), scores, atol=1e-3)
+    with pytest.raises(UserError, match=r"weight is 2: expected 0 \(the cosine\)"):
+        rescore.main([*flags, "--weight=2"])
 
 
 def test_few_anchors_have_a_smaller_cohort(files, capsys):

@@ -122,24 +122,6 @@ def test_gradients_in_embeddings_and_tau(tau):
     check_grads(jax.jit(_log_dao), args, order=1, modes=["rev"], eps=1e-3, atol=2e-2, rtol=2e-2)
 
 
-def test_falling_back_follows_its_formula():
-    own = -np.linspace(0, 2, 101, dtype=np.float32)
-    log_f = np.array([3.0, -0.4, -1.3, -1.9], np.float32)
-    # m, with 30 % of log F below it, is -1.4; w = 3/4, 3/4, 1/2, 1/4, 0, 0, 0.
-    for (weight, error), last in {
-        (2.0, 0.1): -1.775,
-        (1.5, 0.0): -1.775,
-        (1.329, 0.2): -1.65,
-        (0.5, 0.0): -1.525,
-        (0.1, 0.07): -1.4,
-        (-1.0, 0.1): -1.4,
-        (0.0, np.inf): -1.4,
-    }.items():
-        got = ops.fall_back(log_f, own, weight=weight, error=error)
-        np.testing.assert_allclose(got, [-1.4, -1.4, -1.4, last], atol=1e-6)
-        assert got.dtype == np.float32
-
-
 def test_smooth_tar_and_its_gradient():
     genuine, impostor = (
         ops.PairSimilarities(*map(jnp.asarray, reference.pairs_with_neighbours(*each)))

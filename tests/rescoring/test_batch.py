@@ -39,7 +39,7 @@ def _in_batches(call, columns, size):
 @pytest.mark.bits
 @pytest.mark.parametrize("method", methods_with(("anchors",)))
 def test_every_method_in_any_batches(method):
-    settings = {"top_n": 30} if method == "as_norm" else {}
+    settings = {"as_norm": {"top_n": 30}, "ida_r_fallback": {"weight": 0.4}}.get(method, {})
     expected = Rescorer(ANCHORS, method=method, **settings).score_pairs(FACES, PAIRS)
     terms = pickle.loads(pickle.dumps(BatchFaceTerms(ANCHORS, method=method, **settings)))
     faces = _in_batches(terms, {"embedding": FACES, "name": NAMES}, 101)

@@ -23,11 +23,13 @@ def anchors():
 
 
 def test_shared_search_gives_each_methods_own_terms(faces, anchors):
-    scorers = make_scorers(("cosine", *SEARCHED, "s_norm"), anchors, k=7, tau=2.0, top_n=20)
+    scorers = make_scorers(
+        ("cosine", *SEARCHED, "s_norm"), anchors, k=7, tau=2.0, weight=0.3, top_n=20
+    )
     labels = np.where(np.arange(33) % 3 == 0, np.arange(33), -1).astype(np.int32)
     for given in (None, labels):
         for method, scorer in scorers.items():
-            alone = Rescorer(anchors, method=method, k=7, tau=2.0, top_n=20)
+            alone = Rescorer(anchors, method=method, k=7, tau=2.0, weight=0.3, top_n=20)
             expected = alone.terms(faces, labels=given)
             found = scorer.terms(faces, labels=given)
             assert found.rule == expected.rule
@@ -43,7 +45,7 @@ def test_methods_search_once(faces, anchors, monkeypatch):
             return super().__call__(queries, labels)
 
     monkeypatch.setattr(methods, "SupportSearch", Counted)
-    scorers = make_scorers(SEARCHED, anchors, k=7, top_n=20)
+    scorers = make_scorers(SEARCHED, anchors, k=7, weight=0.3, top_n=20)
     for block in (faces[:20], faces[20:]):
         for scorer in scorers.values():
             scorer.terms(block)

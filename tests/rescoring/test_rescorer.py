@@ -46,6 +46,7 @@ def scorers(tmp_path_factory):
         ida_jax.AnchorSet.from_embeddings(ANCHORS).sketch,
     )  # fmt: skip
     made["ida_q"] = {"quality_fit": quality, "k": None, "tau": None}
+    made["ida_r_fallback"] = {"weight": 0.4}
     made["ida_q_label_free"] = {"k": None, "tau": None}
     scorers = {
         method: Rescorer(ANCHORS, method=method, **({"k": K, "tau": TAU} | options))
@@ -101,7 +102,7 @@ def test_identify_ranks_as_the_pairs_scores(scorers, method):
     np.testing.assert_array_equal(got.rows, again.rows)
 
 
-_OTHER = {"k": K + 1, "tau": TAU + 1, "top_n": TOP_N + 1, "ddof": 1}
+_OTHER = {"k": K + 1, "tau": TAU + 1, "weight": 0.5, "top_n": TOP_N + 1, "ddof": 1}
 
 
 @pytest.mark.parametrize("setting", _OTHER)
@@ -114,6 +115,7 @@ def test_scores_depend_on_the_settings_that_the_method_names(scorers, method, se
         return  # they come from the artefact, of which the origin has the fingerprint
     given = {need: getattr(scorer, need) for need in METHODS[method].needs if need != "anchors"}
     given |= {"top_n": scorer.top_n, "ddof": scorer.ddof, "k": scorer.k, "tau": scorer.tau}
+    given["weight"] = scorer.weight
     if METHODS[method].own_constants:
         del given["k"], given["tau"]
     other = Rescorer(scorer.anchors, method=method, **(given | {setting: _OTHER[setting]}))
@@ -169,16 +171,21 @@ def test_searched_densities_are_the_formula(scorers):
     np.testing.assert_allclose(scorers["ida_r"].densities(FACES), expected, rtol=1e-5)
 
 
-def test_faces_that_no_anchor_is_near_fall_back_to_the_cosine(scorers):
-    # Anchors and most faces in one half of the space, the strangers in the other.
-    rng = np.random.default_rng(4)
-    anchors = np.hstack([reference.unit((200, 16), 5, clusters=20), np.zeros((200, 16))])
-    strangers = np.hstack([np.zeros((12, 16)), rng.normal(size=(12, 16))]).astype(np.float32)
-    anchors = anchors.astype(np.float32)
-    pairs = np.argwhere(np.triu(np.ones((12, 12)), 1))
-    fallen = Rescorer(anchors, k=K, method="ida_r_fallback").score_pairs(strangers, pairs)
-    cosine = Rescorer(None, method="cosine").score_pairs(strangers, pairs)
-    np.testing.assert_allclose(fallen - cosine, np.mean(fallen - cosine), atol=1e-5)
+def test_the_weight_goes_from_the_cosine_to_ida_r(scorers):
+    for weight, other in ((0, "cosine"), (1, "ida_r")):
+        fallen = Rescorer(ANCHORS, k=K, tau=TAU, method="ida_r_fallback", weight=weight)
+        difference = fallen.score_pairs(RAW, PAIRS)
+        difference -= (1 if weight else TAU) * scorers[other].score_pairs(RAW, PAIRS)
+        np.testing.assert_allclose(difference, np.mean(difference), atol=1e-5)
+    (note,) = cohort_notes([scorers["ida_r_fallback"]], None)
+    assert note == "ida_r_fallback: log F has the weight 0.4 (--weight)"
+    fallen = Rescorer(ANCHORS, method="ida_r_fallback", weight=0)
+    assert "it is the cosine" in cohort_notes([fallen], None)[0]
+    with pytest.raises(UserError, match="ida_r_fallback needs a weight of log F"):
+        Rescorer(ANCHORS, method="ida_r_fallback")
+    for weight in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match=r"weight is .*: expected 0"):
+            Rescorer(ANCHORS, method="ida_r_fallback", weight=weight)
 
 
 def test_the_operators_work_inside_a_users_own_jit(scorers):
