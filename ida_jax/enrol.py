@@ -115,13 +115,16 @@ def _enrol(options: Any) -> None:
 
 
 def _scorer(options: Any, faces: "Faces") -> "Rescorer":
-    """The method of the flags, which are those of the gallery where they were not given.
-
-    Args:
-      faces: to be enrolled.
-    """
+    """The method of the flags, which are those of the gallery where they were not given."""
+    from ida_jax.anchors.supported_weight import PROBES
     from ida_jax.rescoring.gallery_file import LIST, GalleryFile
-    from ida_jax.rescoring.method_table import ARTEFACTS, HEADLINE, SETTINGS, require_flags
+    from ida_jax.rescoring.method_table import (
+        ARTEFACTS,
+        HEADLINE,
+        SETTINGS,
+        methods_set_by,
+        require_flags,
+    )
     from ida_jax.rescoring.methods import load_scorers
 
     method, settings = options.method, {name: getattr(options, name) for name in SETTINGS}
@@ -136,13 +139,14 @@ def _scorer(options: Any, faces: "Faces") -> "Rescorer":
     method = method or HEADLINE
     paths = {flag: getattr(options, flag) for flag in ARTEFACTS}
     require_flags(method, paths, whose=whose)
+    sought = method in methods_set_by("weight") and settings["weight"] is None
     settings["ddof"] = settings["ddof"] or 0
     (scorer,) = load_scorers(
         [method],
         **paths,
         **settings,
         embeddings=options.embeddings,
-        probes=faces.embeddings,
+        probes=faces.sample(PROBES) if sought else None,
         searcher=options.searcher,
         expected_faces=len(faces),
         verify=options.verify,

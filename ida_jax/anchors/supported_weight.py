@@ -47,7 +47,7 @@ _RESAMPLES = 50
 _STEPS = 40
 _STEEPEST = 400.0  # nats per unit of cosine: θ is between −this and this
 
-_PROBES, FEWEST_PROBES = 1500, 500
+PROBES, FEWEST_PROBES = 1500, 500
 # Chosen on LFW's anchor half (experiments/safe_anchors.py).
 _CAUTION = 0.85
 _FEWEST_WEIGHED = 5  # people, in k
@@ -172,7 +172,7 @@ def supported_weight(
       UserError: as `support_sets`.
     """
     k, tau = anchors.k if k is None else k, anchors.tau if tau is None else tau
-    rows = np.sort(np.random.default_rng(0).permutation(len(probes))[:_PROBES])
+    rows = np.sort(np.random.default_rng(0).permutation(len(probes))[:PROBES])
     unit = unit_rows(probes, rows=rows, skip_bad=True)
     faces, rows = unit.embeddings[~unit.bad], rows[~unit.bad]
     if len(faces) >= FEWEST_PROBES:

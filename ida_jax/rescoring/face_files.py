@@ -93,6 +93,12 @@ class Faces:
             place=row_place(self.path),
         )
 
+    def sample(self, count: int) -> np.ndarray:
+        """Unit rows of so many of the faces at random, or of all, float32 [n, D]; no bad ones."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
+        unit = self.unit(rows)
+        return unit.embeddings[~unit.bad]
+
     def bad(self) -> Bad:
         """Which faces are zero, NaN or infinite: all are read, a block at a time."""
         bad, images = np.zeros(len(self), bool), 0
