@@ -4,7 +4,7 @@ Reproduces: the LFW column of Table 2.
 Needs: DATA/casia_webface as TFDS ArrayRecord files with the features image and label (0.49 M
 images, 10,572 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
 pairs.txt.
-Hardware: 512 images a step for 40 k steps are 20 M images, 42 epochs, with 2/5 of ResNet-50's
+Hardware: 512 images per step for 40 k steps are 20 M images, 42 epochs, with 2/5 of ResNet-50's
 arithmetic: some half an hour at the rate that InsightFace reports for that one on 8 V100.
 Expected: in the paper's Table 2, LFW accuracy of 98.73 (cosine), 99.03 (IDA-R), 98.98 (IDA-L).
 Command: python -m ida_jax.main --config=configs/casia_r18_arcface.py \

@@ -5,8 +5,8 @@ at on LFW; then IJB by ida_jax.embed --flip and ida_jax.evaluate --protocol=ijbc
 Needs: DATA/ms1m as TFDS ArrayRecord files with the features image and label (the refined MS1M: 5.8
 M images, 85,742 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
 pairs.txt.
-Hardware: 512 images a step for 200 k steps are 102 M images, 18 epochs. At the 4,700 images/s that
-InsightFace reports for this network on 8 V100 that is 6 hours there.
+Hardware: 512 images per step for 200 k steps are 102 M images, 18 epochs. At the 4,700 images/s
+that InsightFace reports for this network on 8 V100 that is 6 hours there.
 Expected: in the paper's Table 1, IJB-C TAR@FAR 1e-5 of 90.49 (cosine), 90.61 (IDA-R), 90.55
 (IDA-L).
 Command: python -m ida_jax.main --config=configs/ms1m_cosface.py \

@@ -3,9 +3,9 @@
 Reproduces: section 3.2's SSR module (Eq. 6) on anybody's embeddings: with the paper's recipe, or
     for at most 50,000 faces with settings chosen on held-out people (`ssr.choose`).
 Needs: E, the training faces' embeddings (.npy, .npz, .parquet); A, the anchors, best from
-    `ida-jax anchors build --embeddings=E --labels=L --output=A.safetensors`; L, who is
-    on each row of E (.npy, or text of one integer or name a line), in the anchors' numbering or by
-    their names: a face's own identity is left out of its support set. Where the anchors are of
+    `ida-jax anchors build --embeddings=E --labels=L --output=A.safetensors`; L, who is on each
+    row of E (.npy, or text of one integer or name per line), in the anchors' numbering or by their
+    names: a face's own identity is left out of its support set. Where the anchors are of
     other people, `--config.disjoint=True`, and L for the report alone.
 Hardware: 2 CPU cores; 5,571 faces and 2,583 anchors of 128-d took 1.2 minutes in all, and 3.6 with
     the settings of configs/lfw_pretrained.py, on a machine with other work. A GPU or TPU may take

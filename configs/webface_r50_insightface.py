@@ -6,7 +6,7 @@ per device.
 Needs: DATA/webface4m as TFDS ArrayRecord files with the features image and label (4,235,242
 images, 205,990 identities; README, "Your own training set"), and DATA/lfw with lfw_112.tar and
 pairs.txt.
-Hardware: 1,024 images a step for 82,720 steps are 85 M images. At the 4,800 images/s that
+Hardware: 1,024 images per step for 82,720 steps are 85 M images. At the 4,800 images/s that
 InsightFace reports for this network and 125 k classes on 8 V100 that is 5 hours there.
 Expected: nobody has published a figure for this network on this set, nor has it been trained here.
 InsightFace's model zoo brackets it by cosine's TAR on IJB-C: R100 on WF4M has 97.19 % at FAR 1e-4

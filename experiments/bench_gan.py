@@ -251,7 +251,7 @@ def _options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--mapping-layers", 2, 2, "from z to w")
     add("--channel-base", 16_384, 1024, "a block of side r has channel-base / r channels …")
     add("--channel-max", 512, 128, "… but at most these")
-    add("--batch-size", 64, 16, "images a step")
+    add("--batch-size", 64, 16, "images per step")
     add("--dtype", "bfloat16", "float32", "of the maps, ours and PyTorch's")
     add("--steps", 32, 16, "in a measurement, a multiple of 16")
     add("--repeats", 5, 3, "rounds")

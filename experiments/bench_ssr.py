@@ -59,7 +59,7 @@ def main() -> None:
         "load before": round(os.getloadavg()[0], 2),
         "search": {"faces": options.searched, **_since(start)},
     }  # fmt: skip
-    # Any target will do for a step's time; a searched one a face would take the whole search.
+    # Any target will do for a step's time; a searched one per face would take the whole search.
     log_density = np.resize(found, len(faces))
     record["training"] = {}
     for hidden in (256, 512):

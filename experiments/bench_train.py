@@ -156,7 +156,7 @@ def _options(arguments: list[str] | None = None) -> argparse.Namespace:
 
     parser.add_argument("--small", action="store_true", help="settings for a CPU")
     add("--network", "iresnet50", "iresnet18", str, "backbone")
-    add("--batch-size", 512, 16, int, "images a step")
+    add("--batch-size", 512, 16, int, "images per step")
     add("--image-size", 112, 56, int, "pixels")
     add("--classes", 85_742, 10_000, int, "identities")
     add("--embedding-dim", 512, 512, int, "512 as InsightFace, the paper has 256")

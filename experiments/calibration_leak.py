@@ -3,7 +3,7 @@ r"""What a calibration is worth whose people are among the anchors, or that is u
     PYTHONPATH=. python experiments/calibration_leak.py --data_dir=DATA \
         > experiments/results/calibration_leak.json
 
-On LFW (DATA/lfw, MobileFaceNet's embeddings, at most 10 images an identity), both ways round:
+On LFW (DATA/lfw, MobileFaceNet's embeddings, at most 10 images per identity), both ways round:
 anchors are the first image of each identity of one half, the tested pairs all pairs of every second
 identity of the other half. The threshold of each FAR comes from all impostor pairs of
 

@@ -15,7 +15,7 @@ The default (varied strengths of all kinds, share 0.5, one copy) is settled by t
 anchor half ("choice"); the pairs of the eval half are reported. The SSR modules (IDA-L), the
 classifier of CSN and the fit of IDA-Q are made with the other half's faces: clean ones, those and
 the first images' degraded copies for mixed anchors, the copies alone for degraded anchors (CSN and
-IDA-Q: as for mixed ones, since copies of one image a person make no genuine pairs). The weaker
+IDA-Q: as for mixed ones, since copies of one image per person make no genuine pairs). The weaker
 model is the same embeddings' first 32 principal components of the other half.
 
 Gains are over the cosine, in TAR, intervals over identities and paired with it. A method harms

@@ -20,7 +20,7 @@ _PROBES_SEED, _MIXED_SEED, _OTHERS_SEED, _ANCHORS_SEED = 1, 3, 102, 1
 
 
 class People(NamedTuple):
-    """LFW's faces, at most 10 images a person.
+    """LFW's faces, at most 10 images per person.
 
     Attributes:
       numbers: int64 [N], rows of LFW's whole list, by name.

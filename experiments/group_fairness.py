@@ -151,7 +151,7 @@ def _figures(
     faces: np.ndarray, people: np.ndarray, methods: dict, groups: FaceGroups, resamples: int, *,
     tars: bool,
 ) -> dict:  # fmt: skip
-    """{method: its figures by group, at one threshold and at a threshold a group}."""
+    """{method: its figures by group, at one threshold and at one threshold per group}."""
     identities, units = np.unique(people, return_inverse=True)
     scores: dict[str, SplitScores] = all_pair_scores(faces, units, methods)
     genuine = next(iter(scores.values())).genuine.size

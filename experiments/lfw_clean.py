@@ -3,12 +3,11 @@
     PYTHONPATH=. python experiments/lfw_clean.py --data_dir=DATA \
         --output=experiments/results/lfw_clean
 
-All pairs of the eval half (at most 10 images an identity) by the cosine, IDA-R and AS-norm, anchors
-the first image of each identity of the anchor half; and the halves exchanged. Once with all pairs,
-once without those between the names that experiments/lfw_same_person.csv lists as one person, or as
-holding an image of each other. Nothing is chosen or fitted here. Intervals are over identities, and
-gains paired with the cosine. It writes OUTPUT.json and OUTPUT.md.
-"""
+All pairs of the eval half (at most 10 images per identity) by the cosine, IDA-R and AS-norm,
+anchors the first image of each identity of the anchor half; and the halves exchanged. Once with all
+pairs, once without those between the names that experiments/lfw_same_person.csv lists as one
+person, or as holding an image of each other. Nothing is chosen or fitted here. Intervals are over
+identities, and gains paired with the cosine. It writes OUTPUT.json and OUTPUT.md. """
 
 import argparse
 import json

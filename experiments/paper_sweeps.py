@@ -32,7 +32,7 @@ def small_sweeps(
         "differs": [
             "all pairs of the sets' faces in place of IJB-B's templates",
             "rendered: iresnet_nano on 500 rendered identities, which are the anchors",
-            "lfw: a MobileFaceNet given as weights, one anchor a person of LFW's other half"
+            "lfw: a MobileFaceNet given as weights, one anchor per person of LFW's other half"
             if "lfw" in ours
             else "no real faces: --data_dir lacks LFW or weights/mobilefacenet.npz",
         ],

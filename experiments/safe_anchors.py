@@ -3,7 +3,7 @@
     PYTHONPATH=. python experiments/safe_anchors.py --data_dir=DATA [--cache=CACHE] \
         --output=experiments/results/safe_anchors [--embeddings=NAME=FILE …] [--only NAME …]
 
-All pairs of half of LFW (at most 10 images an identity) by the cosine, by IDA-R and by
+All pairs of half of LFW (at most 10 images per identity) by the cosine, by IDA-R and by
 `ida_r_fallback`, with anchors made from the other half: the right ones (the first image of each
 identity) and parts of them, ones of another domain that overlaps (many images of few people,
 tilted along a principal direction, clusters, high norms only), spoilt images of every tenth person,

@@ -11,7 +11,7 @@ density means nothing.
 "chosen": the SSR module of `ssr.choose=held_out`; "fixed": the settings of
 configs/lfw_pretrained.py, whose 30,000 steps are shortened to a tenth. Anchors
 are the first image of each person of one half, the module is trained on that half's faces, and all
-figures are of the other half's (at most 10 images a person): nothing is chosen or fitted there.
+figures are of the other half's (at most 10 images per person): nothing is chosen or fitted there.
 The halves are then exchanged. Bias is of log F, in standard deviations of the searched one. R² is
 of log F. Intervals are over people and paired with the cosine.
 

@@ -13,7 +13,7 @@ Once they are judged, ida-jax evaluate … --ignore_identity_pairs=DIR/candidate
 pairs of images between such names out of the figures.
 
   E   .npy, .npz or .parquet, of any model, with names PERSON/IMAGE (--names, or E.names.txt beside
-      an .npy); L says instead who is on each row: .npy, or text with one a line
+      an .npy); L says instead who is on each row: .npy, or text with one per line
   E2  the same faces by a second model: only pairs that both find similar are listed, which leaves
       fewer lookalikes
   I   the images by E's names: a folder, a .tar or .tgz, or a list of paths
@@ -69,8 +69,8 @@ def _parser() -> Parser:
     parser = Parser("check_labels", description=__doc__)
     add = parser.add_argument
     # fmt: off
-    add("--embeddings", type=Path, required=True, metavar="E", help="a row a face")
-    add("--names", type=Path, metavar="FILE", help="E's names, one a line")
+    add("--embeddings", type=Path, required=True, metavar="E", help="one row per face")
+    add("--names", type=Path, metavar="FILE", help="E's names, one per line")
     add("--labels", type=Path, metavar="L", help="who is on each row, in place of names")
     add("--second", type=Path, metavar="E2", help="the same rows by another model")
     add("--images", type=Path, metavar="I", help="the pictures, for the page")

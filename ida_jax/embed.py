@@ -166,7 +166,7 @@ def _parser() -> Parser:
     add("--model", type=Path, required=True, metavar="M", help="model.safetensors, or a workdir")
     add("--images", type=Path, required=True, metavar="I", help="a folder, archive or list")
     add("--root", type=Path, metavar="DIR", help="where a list's paths start (the list's folder)")
-    add("--landmarks", type=Path, metavar="L", help="five points an image, by which it is aligned")
+    add("--landmarks", type=Path, metavar="L", help="five points per image, by which it is aligned")
     add("--output", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
     add("--pfe", type=Path, metavar="P", help="the uncertainty module: log-variances too")
     add = parser.add_argument_group("images").add_argument
@@ -233,7 +233,7 @@ class _Crops(Sequence["np.ndarray"]):
             image = _crop(files, row, size, points)
         except UserError as error:
             if not skip_bad:
-                raise UserError(f"{error}; --skip_bad goes on without it") from error
+                raise UserError(f"{error}; --skip_bad continues without it") from error
             self.skipped[index] = str(error)
             image = np.zeros((size, size, 3), np.uint8)
         if image.shape != (size, size, 3):
@@ -280,7 +280,7 @@ def _points(options: Any, files: "ImageFiles") -> "list[np.ndarray | None]":
         raise UserError(
             f"{options.landmarks} has no points for {len(missing)} of {len(wanted)} images, "
             f"{files.names[missing[0]]} the first; its own first is {landmarks.names[0]}: expected "
-            "the same paths, or the same file names; --skip_bad goes on without images that lack "
+            "the same paths, or the same file names; --skip_bad continues without images that lack "
             "points"
         )
     return [landmarks.points[place[name]] if name in place else None for name in wanted]

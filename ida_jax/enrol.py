@@ -6,12 +6,12 @@ ends early. What is enrolled already is not written again; killed, the same comm
   G  the gallery: a folder, made where it is not there
   E  .npy, .npz or .parquet: embeddings [N, D] of any model, of any norm
   A  an anchor set (ida-jax anchors build), or embeddings as E
-  N  the faces' names, one a line, where E has none; distinct, for they are who a face is
+  N  the faces' names, one per line, where E has none; distinct, for they are who a face is
 
 The method and its settings are those of the first enrolment; what it needs is given each time.
 
-With --delete=NAMES faces are deleted by name, a file of one a line: no search finds them, and with
---compact their bytes are gone from the folder too.
+With --delete=NAMES faces are deleted by name, a file with one per line: no search finds them, and
+with --compact their bytes are gone from the folder too.
 
 examples:
   ida-jax enrol --gallery=gallery --embeddings=faces.npy --names=names.txt \\
@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
 
             file = GalleryFile.open(options.gallery, verify=options.verify)
             file.tidy()
-            print(f"{_faces(len(file.compact()))} in {options.gallery}, nothing of deleted ones")
+            kept = _faces(len(file.compact()))
+            print(f"{kept} in {options.gallery}, no deleted faces are left in it")
 
 
 def _enrol(options: Any) -> None:
@@ -191,7 +192,7 @@ def _parser() -> Parser:
     add = parser.add_argument_group("files").add_argument
     add("--gallery", type=Path, required=True, metavar="G", help="the gallery's folder")
     add("--embeddings", type=Path, metavar="E", help="embeddings of the faces to be enrolled")
-    add("--names", type=Path, metavar="N", help="their names, one a line")
+    add("--names", type=Path, metavar="N", help="their names, one per line")
     add(
         "--templates",
         type=Path,
@@ -199,7 +200,7 @@ def _parser() -> Parser:
         help="the template of each row of E, which names it: a template's images are pooled into "
         "one face",
     )
-    add("--delete", type=Path, metavar="NAMES", help="names to be deleted, one a line")
+    add("--delete", type=Path, metavar="NAMES", help="names to be deleted, one per line")
     add(
         "--skip_bad",
         action="store_true",

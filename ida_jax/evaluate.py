@@ -89,14 +89,14 @@ def _parser() -> Parser:
     parser = Parser("evaluate", description=__doc__)
     # fmt: off
     add = parser.add_argument_group("pairs").add_argument
-    add("--scores", type=Path, required=True, metavar="S", help="one score a pair")
-    add("--labels", type=Path, required=True, metavar="L", help="one label a pair")
+    add("--scores", type=Path, required=True, metavar="S", help="one score per pair")
+    add("--labels", type=Path, required=True, metavar="L", help="one label per pair")
     add("--baseline", type=Path, metavar="S0", help="a second method's scores")
     add("--identities", type=Path, metavar="I", help="intervals over identities, not over pairs")
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
-        "person, two a line: the pairs between them count neither way; with --identities")
+        "person, two per line: the pairs between them count neither way; with --identities")
     add = parser.add_argument_group("groups").add_argument
-    add("--groups", type=Path, metavar="G", help="one group a pair, or a person")
+    add("--groups", type=Path, metavar="G", help="one group per pair, or a person")
     add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
         "group, which holds the FAR in each; they are in --json")
     add = parser.add_argument_group("figures").add_argument
@@ -245,7 +245,7 @@ def _pair_groups(options: Any, identities: "Identities | None") -> "ListedGroups
     if identities is None:
         raise UserError(
             f"{options.groups} lists people and their groups, and who is on a pair is not known: "
-            "give --identities=I, or one group a pair"
+            "give --identities=I, or one group per pair"
         )
     sides, people = identities.named()
     grouped = groups_of_names(options.groups, listed, people)
@@ -356,7 +356,8 @@ def _calibrate(options: Any, split: Any, origin: "ScoreOrigin | None") -> dict[s
 def _require_length(path: Path, rows: "np.ndarray", labels: Path, same: "np.ndarray") -> None:
     if len(rows) != len(same):
         raise UserError(
-            f"{path} has {len(rows)} rows and {labels} has {len(same)}: expected one a pair in both"
+            f"{path} has {len(rows)} rows and {labels} has {len(same)}: "
+            "expected one per pair in both"
         )
 
 

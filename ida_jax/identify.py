@@ -1,13 +1,14 @@
 """ida-jax identify --gallery=G --probes=E --anchors=A --output=O [--top=10 --threshold=T …]
 
-Searches each probe in a gallery (ida-jax enrol) by the gallery's method, exactly. Streamed; killed,
-the same command continues; the output appears whole or not at all.
+Searches a gallery (ida-jax enrol) for each probe by the gallery's method, exactly. Streamed; after
+a kill the same command resumes; the output appears whole or not at all.
 
   G  a gallery
   E  .npy, .npz or .parquet: embeddings [M, D] of the gallery's model, of any norm
   A  the gallery's anchors, and its other files, where its method needs them
-  O  .parquet or .csv: the columns probe, rank, name and score, a line a candidate; probability with
-     --calibration, that of the pair alone at even odds. A probe is its name, or its row in E
+  O  .parquet or .csv: the columns probe, rank, name and score, one line per candidate; with
+     --calibration also probability, of the pair alone at even odds. A probe is its name, or its
+     row in E
 
 With --labels, who is on each probe, also how many are found: TPIR at a FPIR, and rank-k.
 
@@ -164,7 +165,7 @@ def _parser() -> Parser:
     add("--gallery", type=Path, required=True, metavar="G", help="the gallery's folder")
     add("--probes", type=Path, required=True, metavar="E", help="the probes' embeddings")
     add("--output", type=Path, required=True, metavar="O", help="where the candidates go")
-    add("--names", type=Path, metavar="N", help="the probes' names, one a line")
+    add("--names", type=Path, metavar="N", help="the probes' names, one per line")
     add(
         "--templates",
         type=Path,

@@ -3,9 +3,9 @@
 Turns face images as people have them on disk into data sets that ida_jax reads.
 
   recordio  InsightFace's train.rec, train.idx, property (MS1M, CASIA-WebFace, WebFace, …)
-  folder    a folder of aligned crops an identity
+  folder    a folder of aligned crops per identity
   bin       a verification .bin file (lfw.bin, calfw.bin, …); or makes one of images and pairs
-  lfw       LFW's or CALFW's images and pair list, aligned by five landmarks an image
+  lfw       LFW's or CALFW's images and pair list, aligned by five landmarks per image
 
 `ida-jax prepare recordio --help` and so on say more.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FACES = """Writes the TFDS data set DIR/NAME (split train: image, label), which training reads.
 
 Images keep their bytes; grey and CMYK ones become RGB. Every image is checked: the first ten that
-are corrupt are listed, and nothing is written. Stopped, the same command resumes.
+are corrupt are listed, and nothing is written. After a kill the same command resumes.
 
 examples:
   ida-jax prepare recordio --from=faces_emore --name=ms1m --data_dir=data
@@ -75,7 +75,7 @@ def _recordio(argv: list[str]) -> None:
 
 
 def _folder(argv: list[str]) -> None:
-    options = _face_options("folder", argv, "the folder that holds a folder an identity")
+    options = _face_options("folder", argv, "the folder that holds one folder per identity")
     from ida_jax.data.sources.face_folder import read_face_folder
 
     _refuse_overwriting(options, reading={"--from": options.source})
@@ -133,7 +133,7 @@ def _lfw(argv: list[str]) -> None:
     parser = _parser("lfw", _LFW)
     add = parser.add_argument
     add("--from", dest="source", type=Path, required=True, help="the images: a folder or a tar")
-    add("--landmarks", type=Path, help="five points an image")
+    add("--landmarks", type=Path, help="five points per image")
     add("--pairs", type=Path, required=True, help="the set's own list of pairs")
     add("--name", choices=("lfw", "calfw"), default="lfw", help="which set (lfw)")
     add("--split", type=Path, help="split.csv: which identities are anchors, and which under test")

@@ -186,7 +186,7 @@ def _parser() -> Parser:
         help="error in log F, over its spread, up to which an approximate search is taken (0.02)",
     )
     add = parser.add_argument_group("faces and scores").add_argument
-    add("--names", type=Path, metavar="FILE", help="E's names, one a line: P then holds names")
+    add("--names", type=Path, metavar="FILE", help="E's names, one per line: P then holds names")
     add(
         "--labels",
         type=Path,
@@ -227,7 +227,7 @@ def _parser() -> Parser:
         help="local, in this process (default), or ray: actors of the cluster of RAY_ADDRESS, or "
         "of this host, make the same scores",
     )
-    add("--actors", type=int, help="Ray's (one a GPU or, without any, one a core)")
+    add("--actors", type=int, help="Ray's (one per GPU or, without any, one per core)")
     return parser
 
 

@@ -62,7 +62,7 @@ def _parser() -> Parser:
     add = data.add_argument
     add("--embeddings", type=Path, metavar="E", help="the faces' embeddings")
     add("--labels", type=Path, metavar="L", help="who is on each row of E")
-    add("--names", type=Path, metavar="FILE", help="E's names, one a line: PERSON/IMAGE")
+    add("--names", type=Path, metavar="FILE", help="E's names, one per line: PERSON/IMAGE")
     add("--anchors", type=Path, metavar="A", help="an anchor set, or embeddings as E")
     add("--groups", type=groups_option, metavar="G", help="FAR and TAR by group, in results.json")
     add(

@@ -309,7 +309,7 @@ def stylegan_discriminator(params, images, group):
 
 
 def rates_by_group(scores, same, units, codes, *, groups, compared, fars, resamples, seed):
-    """FAR and TAR by group, and at a threshold a group, each pair written out in every resample.
+    """FAR and TAR by group, also at a group's own threshold, pairs written out in each resample.
 
     A pair of units a and b is written w_a · w_b times, of one unit w_a times; in each list the
     threshold of a FAR f is the ⌊f·n⌋-th highest impostor score. Intervals are percentiles, the

@@ -64,7 +64,7 @@ class GroupCheck(NamedTuple):
     """What anchors do to groups of probes.
 
     Attributes:
-      groups: one a group.
+      groups: one per group.
       densest: the group with the highest shift; its scores are lowered most.
       thinnest: that with the lowest.
       difference: of the two shifts, in cosines.

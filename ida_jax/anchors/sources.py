@@ -89,7 +89,7 @@ def read_anchors(
 def real_db_rows(
     labels: np.ndarray, *, size: int, seed: int = 0, per_identity: int = 1
 ) -> np.ndarray:
-    """Rows of the real-db's images: one an identity, its first (section 4.5 samples it randomly).
+    """Rows of the real-db's images: one per identity, its first (section 4.5 samples it randomly).
 
     Args:
       labels: int [N], identities; a negative one is unknown, and its row a person of its own.
@@ -303,7 +303,7 @@ def _numbered(people: Sequence[str] | np.ndarray, count: int) -> tuple[np.ndarra
     """Identities as integers [N], and as names where they were names."""
     people = np.asarray(people)
     if people.shape != (count,):
-        raise UserError(f"labels are {list(people.shape)} for {count} rows: expected one a row")
+        raise UserError(f"labels are {list(people.shape)} for {count} rows: expected one per row")
     if np.issubdtype(people.dtype, np.integer):
         return people, []
     if people.dtype.kind != "U":

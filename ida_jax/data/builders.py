@@ -86,9 +86,9 @@ class Webface(FaceBuilder):
 
 
 class FaceFolder(FaceBuilder):
-    """A folder of aligned crops an identity."""
+    """A folder of aligned crops per identity."""
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is the folder that holds a folder an identity"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is the folder that holds one folder per identity"
 
     def read(self, folder: Path) -> EncodedFaces:
         """The faces in the user's folder."""

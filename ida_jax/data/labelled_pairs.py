@@ -48,7 +48,7 @@ def kfold_pairs(
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"labels are {list(labels.shape)} of type {labels.dtype}: expected one integer a face"
+            f"labels are {list(labels.shape)} of type {labels.dtype}: expected one integer per face"
         )
     if pairs_per_fold_and_kind < 1 or folds < 1:
         raise UserError(
@@ -184,7 +184,7 @@ def read_calfw_pairs(path: str | PathLike[str], names: Sequence[str]) -> PairLis
     row_of_name = _rows_by_name([_stem(name) for name in names])
     lines = _fields(path)
     if not lines or len(lines) % 2:
-        raise UserError(f"{path}: found {len(lines)} lines, expected two a pair")
+        raise UserError(f"{path}: found {len(lines)} lines, expected two per pair")
     pairs, numbers = [], []
     for (at, first), (next_at, second) in zip(lines[::2], lines[1::2], strict=True):
         for number, fields in ((at, first), (next_at, second)):

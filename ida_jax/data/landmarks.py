@@ -38,7 +38,7 @@ _MISREAD = 0.25
 
 
 class Landmarks(NamedTuple):
-    """Five points an image.
+    """Five points per image.
 
     Attributes:
       names: N distinct names of images, as the list writes them.
@@ -52,7 +52,7 @@ class Landmarks(NamedTuple):
 
 
 def read_landmarks(path: str | os.PathLike[str]) -> Landmarks:
-    """Reads a list of five points, one image a line, separated by tabs or by spaces.
+    """Reads a list of five points, one image per line, separated by tabs or by spaces.
 
     All lines have 11 fields, or all have 12. A name may hold spaces where tabs separate.
 

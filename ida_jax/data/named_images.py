@@ -25,7 +25,7 @@ def open_named_images(
     """
     files = open_images(path)
     if names is None:
-        raise UserError("--images goes by E's names: give --names=FILE, one a line")
+        raise UserError("--images goes by E's names: give --names=FILE, one per line")
     row_of = {without_suffix(canonical(name)): row for row, name in enumerate(files.names)}
     rows = [row_of.get(without_suffix(name), -1) for name in names]
     if -1 in rows:

@@ -323,7 +323,7 @@ def _of_map(kernel: np.ndarray, channels: int, *, name: str) -> tuple[int, np.nd
     if not side or side * side * channels != flattened:
         raise UserError(
             f"'{name}' takes {flattened} values, not a square map of {channels} channels: "
-            "networks of square images alone can be read"
+            "only networks for square images can be read"
         )
     kernel = kernel.reshape(width, channels, side, side)
     return side, kernel.transpose(0, 2, 3, 1).reshape(width, flattened)

@@ -99,7 +99,7 @@ def changed_decisions(
     Args:
       base: scores, in any order.
       other: those of the same pairs, on any scale.
-      base_threshold: one for all pairs, or one a pair.
+      base_threshold: one for all pairs, or one per pair.
       other_threshold: likewise.
     """
     if [kind.shape for kind in base] != [kind.shape for kind in other]:

@@ -1,4 +1,4 @@
-"""FAR and TAR in each group of pairs, at one threshold for all or at a threshold a group.
+"""FAR and TAR in each group of pairs, at one threshold for all or at one threshold per group.
 
 At the one threshold of an overall FAR the groups' own FARs differ: the ratio of the highest to the
 lowest says by how much. A threshold a group holds the FAR in each; the share of all genuine pairs
@@ -125,7 +125,7 @@ def group_rates(
       groups: the pairs' groups, with `total` where there are `sides`.
       sides: what is resampled; no intervals where None.
       fars: [F] rates in (0, 1].
-      own_thresholds: whether a threshold a group is evaluated too.
+      own_thresholds: whether one threshold per group is evaluated too.
       resamples: R; 0 gives no intervals.
       seed: that of the other figures' bootstrap gives the same resamples.
       level: the intervals' confidence, in (0, 1).

@@ -116,7 +116,7 @@ def failures_of_list(
       scores: {method: [P]}.
       same: bool [P].
       pairs: int [P, 2], rows of faces.
-      thresholds: one, or one a pair.
+      thresholds: one, or one per pair.
     """
 
     def by_kind(threshold: float | np.ndarray) -> Threshold:

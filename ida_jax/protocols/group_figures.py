@@ -36,7 +36,7 @@ def face_groups(
     """The groups of faces by a file of groups, with a note on those without one.
 
     Args:
-      path: a list of people or images and their groups, or one group a row.
+      path: a list of people or images and their groups, or one group per row.
       names: the faces' names or those of the people on them; None where unknown.
       rows: the number of faces, where names are unknown.
 
@@ -103,7 +103,7 @@ def with_listed_groups(
       same: bool [P], True for a genuine pair.
       identities: int [P, 2], those of both sides; no intervals if None.
       groups: the pairs'.
-      group_thresholds: whether figures are at a threshold a group too.
+      group_thresholds: whether figures are at one threshold per group too.
     """
     rates = listed_group_rates(
         scores, same, identities, groups,

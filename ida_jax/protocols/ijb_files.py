@@ -1,6 +1,6 @@
 """The files of IJB-B and IJB-C: images in templates, pairs of templates, galleries.
 
-    FOLDER/meta/ijbc_face_tid_mid.txt           image template medium, a line an image
+    FOLDER/meta/ijbc_face_tid_mid.txt           image template medium, one line per image
     FOLDER/meta/ijbc_template_pair_label.txt    template template label (1 genuine, 0 impostor)
     FOLDER/meta/ijbc_name_5pts_score.txt        image x1 y1 … x5 y5 score (the detector's)
     FOLDER/meta/ijbc_1N_gallery_G1.csv, _G2.csv (IJB-B: _S1, _S2), ijbc_1N_probe_mixed.csv

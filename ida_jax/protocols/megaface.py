@@ -264,7 +264,7 @@ class MegafaceOptions:
     distractors: Path | None = option(
         None, "embeddings as E, or a folder of feature files", metavar="D"
     )
-    distractor_names: Path | None = option(None, "D's names, one a line", metavar="FILE")
+    distractor_names: Path | None = option(None, "D's names, one per line", metavar="FILE")
 
 
 def _read(request: Request, options: MegafaceOptions) -> tuple[Megaface, str]:

@@ -1,7 +1,7 @@
 """MegaFace's files: the development kit's lists, noise lists, and features of images.
 
     LIST             {"path": [...]} of distractors; FaceScrub's has "id": [...] too
-    noises.txt       a path a line, or a file name alone (FaceScrub's); # begins a comment
+    noises.txt       one path per line, or a file name alone (FaceScrub's); # begins a comment
     ROOT/<path>_<model>.bin    an image's feature: int32 (length, 1, 4, 5), then float32, all
                                little-endian
 
@@ -254,7 +254,7 @@ def feature_blocks(
         return _read_features(files, starts, block)
     embeddings, own = source.embeddings, source.names
     if own is None:
-        raise UserError("the embeddings have no names: give one a row, the list's paths")
+        raise UserError("the embeddings have no names: give one per row, the list's paths")
     row_of_name = {name.removeprefix("./"): row for row, name in enumerate(own)}
     _require_all([p for p in paths if p not in row_of_name], len(paths), "among the embeddings")
     rows = np.array([row_of_name[path] for path in paths], np.int64)

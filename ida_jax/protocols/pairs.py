@@ -101,7 +101,7 @@ def _read_listed(request: Request, options: PairListOptions) -> _Listed:
         if rows is not None and len(rows) != len(pairs):
             raise UserError(
                 f"{file} has {len(rows)} rows and {request.files} has {len(pairs)} pairs: expected "
-                "one a pair"
+                "one per pair"
             )
     out = _left_out(request, identities, len(pairs))
     kept = out.kept

@@ -58,7 +58,7 @@ def evaluate_split_pairs(
       over: what the units are.
       groups: the pairs' groups, for figures by group.
       group_notes: what a reader must know of the groups.
-      group_thresholds: whether these figures are at a threshold a group too.
+      group_thresholds: whether these figures are at one threshold per group too.
       fars, resamples, seed: as `evaluate_labelled_pairs`.
     """
     impostors = next(iter(scores.values())).impostor.size

@@ -45,7 +45,7 @@ class Request(NamedTuple):
       skip_bad: whether embeddings that are zero, NaN or infinite are passed over.
       one_person: the identities whose pairs count neither way, or None.
       groups: the faces' groups, or None.
-      group_thresholds: whether figures at a threshold a group are wanted too.
+      group_thresholds: whether figures at one threshold per group are wanted too.
     """
 
     protocol: str
@@ -182,7 +182,7 @@ def required_names(request: Request) -> Sequence[str]:
     if request.embeddings.names is None:
         raise UserError(
             f"{request.path} has no names, which --protocol={request.protocol} looks images "
-            "up by: give --names=FILE, one a line in the embeddings' order"
+            "up by: give --names=FILE, one per line in the embeddings' order"
         )
     return request.embeddings.names
 

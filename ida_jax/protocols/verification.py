@@ -158,7 +158,7 @@ def evaluate_all_pairs(
 ) -> AllPairs:
     """Verification over all N(N−1)/2 pairs of faces, intervals over their identities.
 
-    Memory: 4 bytes a pair and method, and about 40 bytes a pair besides.
+    Memory: 4 bytes per pair and method, and about 40 bytes per pair besides.
 
     Args:
       faces: float32 [N, D], unit rows.
@@ -168,7 +168,7 @@ def evaluate_all_pairs(
       ignored: int [M, 2], pairs of labels that show one person: the pairs of faces between them are
         left out, and all else is as it was, the bootstrap's identities too.
       groups: the N faces' groups, for figures by group (`metrics.group_rates`).
-      group_thresholds: whether they are at a threshold a group too.
+      group_thresholds: whether they are at one threshold per group too.
       resamples, seed: of the bootstrap; 0 resamples omit the intervals.
 
     Raises:
@@ -274,7 +274,7 @@ def evaluate_scored_pairs(
 ) -> Evaluation:
     """`evaluate_labelled_pairs` over any units: a genuine pair may be of two of them (templates).
 
-    Memory: 4 bytes a pair and method, and about 40 bytes a pair besides.
+    Memory: 4 bytes per pair and method, and about 40 bytes per pair besides.
 
     Args:
       scores: {method: float32 [P]}.

@@ -200,7 +200,7 @@ def _rows(method: str, figures: Mapping[str, Any], far: str) -> list[list[str]]:
     if held := figures.get("group_thresholds", {}).get(far):
         tar, gain = f"{100 * held['tar']:.2f}", f"{100 * held['tar_gain']:+.2f}"
         ends = [_interval(held.get(key), form, 100) for key, form in _HELD]
-        rows.append(["a threshold a group", "", far_name(far), "", "", tar, ends[0]])
+        rows.append(["one threshold per group", "", far_name(far), "", "", tar, ends[0]])
         rows.append(["  above one threshold", "", "", "", "", gain, ends[1]])
     return [[method if i == 0 else "", *row] for i, row in enumerate(rows)]
 

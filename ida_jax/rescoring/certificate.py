@@ -206,7 +206,7 @@ def certified_above(
     error: float = 0.0,
     approximate: bool = False,
 ) -> Found:
-    """All gallery faces with s ≥ threshold, by one range search a probe: complete, without a K′.
+    """All gallery faces with s ≥ threshold, by one range search per probe: complete, without a K′.
 
     Args:
       search: (vectors float32 [1, W], radius) → rows of the gallery, int [r], of all faces whose

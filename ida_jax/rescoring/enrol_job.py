@@ -93,7 +93,8 @@ def enrol_faces(
     start = time.perf_counter()
     if faces.names is None:
         raise UserError(
-            f"{faces.path} has no names, by which faces are enrolled: give --names=FILE, one a line"
+            f"{faces.path} has no names, by which faces are enrolled: give --names=FILE, "
+            "one per line"
         )
     require_same_models(faces.path, faces.fingerprint, [scorer])
     file, origin = None, scorer.origin(model=faces.fingerprint)

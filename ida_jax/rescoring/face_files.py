@@ -188,7 +188,7 @@ def read_faces(
 
     Args:
       path: see `read_embeddings`; what `ida-jax embed` writes beside an .npy is read too.
-      names: one a line.
+      names: one per line.
       templates: the template of each row, .npy or text of integers or names, which name the faces.
       skip_bad: see `Faces`.
 

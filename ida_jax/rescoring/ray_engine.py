@@ -1,7 +1,7 @@
 """`ida-jax rescore --engine=ray`: the parts of a job are made by Ray's actors.
 
 The driver (`ida_jax.rescoring.job`) reads, checks and assembles as without Ray; the slabs of faces
-and the chunks of pairs go to actors of Ray Data, one a GPU or, where the cluster has none, one a
+and the chunks of pairs go to actors of Ray Data, one per GPU or, where the cluster has none, one a
 core. They are cut as without Ray, so that the scores are the same, and a part is written whole into
 the job's folder, which all nodes must see: what a killed actor was at is made again by the one that
 Ray starts in its place, and a killed driver goes on with the parts that are there.
@@ -37,7 +37,7 @@ class RayEngine:
 
         Args:
           method: what it scores by.
-          actors: how many; one a GPU or, without GPUs, one a core if None.
+          actors: how many; one per GPU or, without GPUs, one per core if None.
         """
         require_module("ray")
         # Its core reports as an error that Ray Data's actors start anew with what the driver holds.

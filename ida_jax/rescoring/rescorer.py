@@ -374,7 +374,7 @@ class Rescorer:
             if gallery is not None:
                 identify(faces, terms, gallery, top=top, precision=self.precision)
         compile_pairs(width, terms, most=most)
-        # A call has two faces a pair.
+        # A call has two faces per pair.
         faces = _any_faces(self.anchors, 2 * most, width)
         self.terms(faces, norms=np.linspace(2, 3, len(faces)))
 

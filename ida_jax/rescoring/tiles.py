@@ -167,7 +167,7 @@ def take_rows(terms: FaceTerms, first: int | jax.Array, count: int) -> FaceTerms
 
 
 def checked_labels(labels: ArrayLike, faces: int) -> np.ndarray:
-    """The labels as an array, refused where they are not one a face."""
+    """The labels as an array, refused where they are not one per face."""
     labels = np.asarray(labels)
     if labels.shape != (faces,):
         raise UserError(f"{labels.size} labels for {faces} faces: expected one each")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _BUILD = """Makes an anchor set, from exactly one of
 
-  --embeddings=E [--labels=L]    embeddings, with their model's fingerprint: all, or one a person
+  --embeddings=E [--labels=L]    embeddings, with their model's fingerprint: all, or one per person
   --model=M --class_weights      the weights of a model's margin head
   --class_weights=FILES [--model=M]
                                  those of an arcface_torch training, the embeddings' own: .pt files
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     add = parser.add_argument_group("where they come from").add_argument
     add("--output", type=Path, required=True, metavar="A.safetensors", help="the anchor set")
     add("--embeddings", type=Path, metavar="E", help=".npy, .npz or .parquet, [N, D] of any norm")
-    people = "who is on each row: .npy, or .txt of one integer or name a line"
+    people = "who is on each row: .npy, or .txt of one integer or name per line"
     add("--labels", type=Path, metavar="L", help=people)
     add("--model", type=Path, metavar="M", help="model.safetensors, or the folder that holds it")
     weights = "the model's class weights; or those in FILES (.pt), or in a folder's shards"
@@ -50,9 +50,8 @@ def main(argv: list[str]) -> None:
         "--balance",
         type=balance_option,
         metavar="GROUPS",
-        help="as many anchors of each group as "
-        "of the smallest: a list of person or image and group, .csv, .tsv or .txt; one group a row "
-        "of E; or clusters:N, of the embeddings",
+        help="as many anchors of each group as of the smallest: a list of person or image and "
+        "group, .csv, .tsv or .txt; one group per row of E; or clusters:N, of the embeddings",
     )
     add("--size", type=int, default=50_000, help="at most this many images (50,000, the paper's)")
     add("--seed", type=int, default=0, help="of the draw where there are more (0)")

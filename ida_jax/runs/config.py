@@ -79,7 +79,7 @@ def run_section(title: str) -> ConfigDict:
     # Also verification of templates of this many images each, by mean pooling and, where the stage
     # pfe is run, by PFE's fusion; 0: none.
     c.evaluate.template_size = 0
-    # FAR and TAR of all pairs by group: a list of person and group; also at a threshold a group.
+    # FAR and TAR of all pairs by group, a list of person and group; also at own thresholds.
     c.evaluate.groups = placeholder(str)
     c.evaluate.group_thresholds = False
     c.evaluate.resamples = 1000  # of the bootstrap over identities

@@ -141,7 +141,7 @@ def _check_exclusion(config: ConfigDict, labelled: bool, anchors: AnchorSet) -> 
     if not labelled:
         raise UserError(
             "labels are not given, and a face's own identity must be left out of its support set: "
-            "add --config.labels=L (.npy, or text of one integer or name a line), or "
+            "add --config.labels=L (.npy, or text of one integer or name per line), or "
             "--config.disjoint=True where the anchors are of other people"
         )
     if anchors.labels is None:

@@ -118,7 +118,7 @@ def _parser() -> Parser:
     add("--training", type=Path, metavar="T", help="the faces that the generator was trained on: "
         "their embeddings by the same model (.npy, .npz or .parquet), or a folder of their crops")
     add("--training_labels", type=Path, metavar="L",
-        help="who is on each row: .npy, or .txt of one integer or name a line")
+        help="who is on each row: .npy, or .txt of one integer or name per line")
     add("--duplicate_cosine", type=float, metavar="COSINE", help="from which on two faces are one "
         "anchor (default: what one of COUNT strangers reaches by chance)")
     add("--privacy_cosine", type=float, metavar="COSINE", help="from which on a face is a training "

@@ -155,7 +155,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--protocol", required=True, choices=tuple(table), help="one of the table above")
     add("--files", type=Path, metavar="F", help="the protocol's files")
     add("--embeddings", type=Path, required=True, metavar="E", help=".npy, .npz or .parquet")
-    add("--names", type=Path, metavar="FILE", help="E's names, one a line")
+    add("--names", type=Path, metavar="FILE", help="E's names, one per line")
     add("--output", type=Path, required=True, metavar="DIR", help="results and report")
     add("--title", help="the report's")
     add("--images", type=Path, metavar="I", help="the images by E's names: a folder, a .tar, .tgz "
@@ -168,10 +168,10 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add_setting_flags(add, ddof=False)
     add = parser.add_argument_group("what counts").add_argument
     add("--ignore_identity_pairs", type=Path, metavar="FILE", help="identities that show one "
-        f"person, two a line: their pairs count neither way{_named(table.get(protocol))}")
+        f"person, two per line: their pairs count neither way{_named(table.get(protocol))}")
     add("--groups", type=groups_option, metavar="G", help="FAR and TAR by group: a list of person "
-        "or image and group, .csv, .tsv or .txt; one group a row of E; or norms:N, N levels of the "
-        "embeddings' norms. With anchors the report shows the groups' log F too")
+        "or image and group, .csv, .tsv or .txt; one group per row of E; or norms:N, N levels of "
+        "the embeddings' norms. With anchors the report shows the groups' log F too")
     add("--group_thresholds", action="store_true", help="with --groups: also at a threshold a "
         "group, which holds the FAR in each; they are in results.json")
     add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "

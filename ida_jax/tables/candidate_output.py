@@ -1,4 +1,4 @@
-"""Candidates of 1:N searches out: a line a candidate, written whole or not at all.
+"""Candidates of 1:N searches out: one line per candidate, written whole or not at all.
 
 M probes.
 """

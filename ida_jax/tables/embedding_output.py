@@ -51,7 +51,7 @@ def write_embeddings(
     One block is held in memory.
 
     Args:
-      path: .npy, with the names one a line in PATH's .names.txt beside it, and the fingerprint in
+      path: .npy, with the names one per line in PATH's .names.txt beside it, and the fingerprint in
         its .fingerprint.json (`ida_jax.tables.embeddings.fingerprint_file`); .npz, the arrays
         `embeddings`, `names` and `fingerprint`; .parquet, the columns `name` and `embedding`, the
         schema's metadata `fingerprint`.

@@ -71,7 +71,7 @@ def read_embeddings(
 
     Args:
       path: the file.
-      names: a text file of one name a line in the rows' order; instead of the file's own.
+      names: a text file of one name per line in the rows' order; instead of the file's own.
 
     Names are in the form in which lists in text give them (`ida_jax.tables.text.canonical`).
 
@@ -169,7 +169,7 @@ def _from_npz(path: Path) -> tuple[np.ndarray, list[str] | None, str]:
     names = arrays.pop("names", None)
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise UserError(
-            f"{path}: names is {names.dtype} {list(names.shape)}, expected strings, one a row"
+            f"{path}: names is {names.dtype} {list(names.shape)}, expected strings, one per row"
         )
     stored = arrays.get("fingerprint")
     fingerprint = stored.item() if stored is not None and _is_text(stored) else ""

@@ -1,8 +1,8 @@
-"""Whose group is which: a list of people or images with a group each, or one group a row.
+"""Whose group is which: a list of people or images with a group each, or one group per row.
 
 A list is text of two columns (.csv, .tsv; .txt also between white space): a person, or an image by
 its name, and the group. A first line that ends in `group` is a header. An image's own
-entry goes before its person's. Any other file is one group a row, as
+entry goes before its person's. Any other file is one group per row, as
 `ida_jax.tables.labelled_scores.read_groups` reads it.
 
 N faces.
@@ -36,7 +36,7 @@ _NAMED = ("person", "people", "identity", "name", "image", "face", "file", "labe
 
 
 def read_group_list(path: Path) -> dict[str, str] | None:
-    """{name: group} of a list by name; None where the file holds one group a row."""
+    """{name: group} of a list by name; None where the file holds one group per row."""
     require_file(path, what="groups")
     if path.suffix.lower() not in _TEXTS:
         return None
@@ -94,7 +94,7 @@ def groups_of_names(path: Path, groups: dict[str, str], names: Sequence[str]) ->
 
 
 def read_face_groups(path: Path, names: Sequence[str] | None, rows: int) -> Groups:
-    """The groups of N faces, by a list of names or with one group a row.
+    """The groups of N faces, by a list of names or with one group per row.
 
     Args:
       names: the faces' names, or the names of the people on them; None where unknown.
@@ -109,14 +109,14 @@ def read_face_groups(path: Path, names: Sequence[str] | None, rows: int) -> Grou
         of_rows = read_groups(path)
         if (given := len(of_rows.codes)) != rows:
             raise UserError(
-                f"{path} has {given} rows for {rows} faces: expected one group a face in their "
+                f"{path} has {given} rows for {rows} faces: expected one group per face in their "
                 "order, or a list of names and groups"
             )
         return of_rows
     if names is None:
         raise UserError(
             f"{path} lists groups by name, and the faces have no names: give them by --names or "
-            "--labels, or one group a row"
+            "--labels, or one group per row"
         )
     return groups_of_names(path, groups, names)
 
@@ -151,7 +151,7 @@ def norm_levels(text: str) -> int | None:
 def _is_named(fields: list[str]) -> bool:
     """Whether a file's first line is of a list by name: a header, or a name and a group.
 
-    Two columns with another header are a table with a column `group`, one row a pair or face.
+    Two columns with another header are a table with a column `group`, one row per pair or face.
     """
     if len(fields) != 2:
         return False

@@ -1,4 +1,4 @@
-"""Whose face is on each row of a file of embeddings: integers or names, one a row.
+"""Whose face is on each row of a file of embeddings: integers or names, one per row.
 
 N faces.
 """
@@ -27,7 +27,7 @@ _BLOCK = 1 << 18
 
 
 def read_people(path: str | os.PathLike[str], rows: int | None = None) -> np.ndarray:
-    """Who is on each row: integers or strings [N], from .npy, Parquet, or text with one a line.
+    """Who is on each row: integers or strings [N], from .npy, Parquet, or text with one per line.
 
     Lines are integers where every line is one (np.savetxt's too), and names otherwise. Of Parquet,
     a file or a folder of them, the column `label` is read, or the only one.
@@ -120,7 +120,7 @@ def _read(path: Path) -> np.ndarray:
     lines = text_lines(path, what="labels")
     if "" in lines:
         raise UserError(
-            f"{path}: line {lines.index('') + 1} is empty, expected one identity a line"
+            f"{path}: line {lines.index('') + 1} is empty, expected one identity per line"
         )
     numbers = [whole_number(line) for line in lines]
     if None not in numbers:

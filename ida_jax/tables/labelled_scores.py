@@ -1,4 +1,4 @@
-"""Readers of what is known of pairs, one row a pair: scores, labels, groups and identities.
+"""Readers of what is known of pairs, one row per pair: scores, labels, groups and identities.
 
 P pairs. A file is .npy, .csv, .tsv or .parquet, or a folder of the last. Fields of text are
 separated by tabs where its first line has one, else by commas. That line is a header unless its
@@ -73,7 +73,7 @@ def read_scores(path: str | os.PathLike[str]) -> np.ndarray:
     """Floating point [P] from a column `score`; a missing one is NaN."""
     column = _numeric(Path(path), "score", what="scores")
     if column.dtype == bool or not np.issubdtype(column.dtype, np.number):
-        raise UserError(f"{path} holds {_kind(column)}: expected numbers, one score a pair")
+        raise UserError(f"{path} holds {_kind(column)}: expected numbers, one score per pair")
     if np.issubdtype(column.dtype, np.complexfloating):
         raise UserError(f"{path} holds complex numbers: expected one real score a pair")
     return column if np.issubdtype(column.dtype, np.floating) else column.astype(np.float64)
@@ -89,7 +89,7 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     if column.dtype == bool:
         return column
     if not np.issubdtype(column.dtype, np.number):
-        raise UserError(f"{path} holds {_kind(column)}: expected 0 or 1, one label a pair")
+        raise UserError(f"{path} holds {_kind(column)}: expected 0 or 1, one label per pair")
     wrong = np.flatnonzero((column != 0) & (column != 1))
     if wrong.size:
         raise UserError(
@@ -212,7 +212,7 @@ def _numeric(path: Path, name: str, *, what: str) -> np.ndarray:
 def _npy_column(path: Path, *, what: str) -> np.ndarray:
     array = np.asarray(open_npy(path, what=what))
     if array.ndim != 1:
-        raise UserError(f"{path} is {array.dtype} {list(array.shape)}: expected [P], one a pair")
+        raise UserError(f"{path} is {array.dtype} {list(array.shape)}: expected [P], one per pair")
     return array
 
 

@@ -92,7 +92,7 @@ def write_scores(
     The bytes depend on the scores and their origin alone, not on how they are cut into chunks.
 
     Args:
-      path: .npy, float32 [P]; .csv, the header `score` and one score a line in the fewest digits
+      path: .npy, float32 [P]; .csv, the header `score` and one score per line in the fewest digits
         that give it back, NaN as nan; .parquet, one column `score`; no suffix, a folder of such
         parts.
       chunks: [n] each, P in all.

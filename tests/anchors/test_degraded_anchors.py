@@ -227,7 +227,7 @@ def test_aligned_fakes_have_aligned_copies():
 
 
 def _crowd(poor, seed=0, faces=600, width=32):
-    """Faces, two an identity; in the `poor` half a direction is shared, and norms are low."""
+    """Faces, two per identity; in the `poor` half a direction is shared, and norms are low."""
     rng = np.random.default_rng(seed)
     people = np.arange(faces) // 2
     x = rng.normal(size=(faces, width)) + rng.normal(size=(faces // 2, width))[people]

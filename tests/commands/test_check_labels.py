@@ -120,7 +120,7 @@ def test_a_list_to_judge_and_its_page(folder, capsys):
     assert odd == "#p03/9.jpg"
     page = (folder / "out" / "candidates.html").read_text()
     assert page.count('<figure class="pair">') == len(rows)
-    # Two large images a pair, and the others of both identities below.
+    # Two large images per pair, and the others of both identities below.
     assert page.count("data:image/jpeg;base64,") == 6 * len(rows)
     assert "Nearer to the other name" in page
     assert "  0.9" in capsys.readouterr().out

@@ -355,7 +355,7 @@ def test_groups_of_people(folder, capsys):
     assert held["tar"] == pytest.approx(accepted / np.count_nonzero(same))
     text = capsys.readouterr().out
     assert "2 of 15 people have no group" in text
-    assert "a threshold a group" in text
+    assert "one threshold per group" in text
 
 
 def test_people_in_groups_need_identities(folder):

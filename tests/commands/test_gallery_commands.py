@@ -108,7 +108,7 @@ def test_the_gallery_grows_and_is_deleted_from(files, capsys):
     want = np.load("H.npy")[0] / np.linalg.norm(np.load("H.npy")[0])
     np.testing.assert_allclose(file.embeddings[:][file.find(["p00"])[0]], want, atol=1e-6)
     _enrol("--compact")
-    assert "22 faces in G, nothing of deleted ones" in capsys.readouterr().out
+    assert "22 faces in G, no deleted faces are left in it" in capsys.readouterr().out
     assert GalleryFile.open("G").rows == 22
     assert not [path for path in files.iterdir() if path.name.startswith(".")]
 

@@ -194,7 +194,7 @@ def test_rates_by_group_of_all_pairs(lfw, capsys):
     assert any("3 of 36 faces have no group" in note for note in results["notes"]["all_pairs"])
     assert (lfw / "out" / "far-by-group-all_pairs.png").stat().st_size
     for file in ("report.html", "results.md"):
-        assert "a threshold a group" in (lfw / "out" / file).read_text()
+        assert "one threshold per group" in (lfw / "out" / file).read_text()
     assert "Groups at the one threshold of FAR 1e-1" in capsys.readouterr().out
 
 

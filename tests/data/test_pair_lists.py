@@ -89,8 +89,8 @@ def test_all_identities_and_faces_take_part():
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([[1, 1], [2, 2]], {}, "one integer a face"),
-        ([0.5, 0.5], {}, "one integer a face"),
+        ([[1, 1], [2, 2]], {}, "one integer per face"),
+        ([0.5, 0.5], {}, "one integer per face"),
         (np.repeat(np.arange(19), 3), {}, "19 identities"),
         (np.arange(100), {}, "0 of them with two faces"),
         (np.repeat(np.arange(40), 3), {"folds": 0}, "at least 1"),

@@ -44,7 +44,7 @@ def test_matches_the_oracle(pairs, threshold, most):
     base, other, same = map(list, zip(*pairs, strict=True))
     expected = oracle(base, other, same, threshold, 0.25)
     places, (base, other) = split_places(same), split([base, other], same)
-    # One threshold for all pairs, and the same one a pair.
+    # One threshold for all pairs, and the same one per pair.
     a_pair = tuple(np.full(kind.size, 0.25) for kind in other)
     for other_threshold in (0.25, a_pair):
         found = changed_decisions(

@@ -23,7 +23,7 @@ K = 5
 
 
 def _people(count, seed):
-    """Raw embeddings of three images a person: the poorer an image, the shorter and the noisier."""
+    """Raw embeddings of three images per person: the poorer an image, the shorter and noisier."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(6, 24))[rng.integers(6, size=count)]
     people = centres + rng.normal(size=(count, 24))

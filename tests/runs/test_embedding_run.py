@@ -413,7 +413,7 @@ def test_figures_by_group_of_people(files, tmp_path):
     for group, parity in (("a", 0), ("b", 1)):
         faces = np.count_nonzero(known % 2 == parity)
         counts = figures["groups"][group]
-        assert counts["genuine"] == 2 * faces  # five images a person: ten pairs of five faces
+        assert counts["genuine"] == 2 * faces  # five images per person: ten pairs of five faces
         assert counts["impostor"] == faces * (faces - 1) // 2 - 2 * faces
     assert set(figures["group_thresholds"]["0.01"]["threshold"]) == {
         "a", "b", "across groups", "no group"

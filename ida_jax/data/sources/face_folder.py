@@ -26,7 +26,7 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
     """
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
-        raise UserError(f"no folder at {folder}: expected one that holds a folder an identity")
+        raise UserError(f"no folder at {folder}: expected one that holds one folder per identity")
     folders, left_out, hidden = _listed(folder, keep_folders=True)
     _refuse_twins(folder, folders)
     identities, empty, files, counts = [], [], [], []
@@ -42,8 +42,8 @@ def read_face_folder(folder: str | os.PathLike[str]) -> EncodedFaces:
         counts.append(len(images))
     if not files:
         raise UserError(
-            f"no image at {folder}/IDENTITY/*.jpg, .jpeg or .png: expected a folder an identity, "
-            f"{len(folders)} folders were found"
+            f"no image at {folder}/IDENTITY/*.jpg, .jpeg or .png: expected one folder per "
+            f"identity, {len(folders)} folders were found"
         )
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 

@@ -88,7 +88,7 @@ def prepare_lfw(
 
     Args:
       source: a folder or tar file of NAME_0001.jpg, in whatever folders.
-      landmarks: five points an image, LFW's or IJB's form; images are found by their file names.
+      landmarks: five points per image, LFW's or IJB's form; images are found by their file names.
       split: identity,role,images (see `ida_jax.data.lfw_crops`), for "lfw".
       name: "lfw" or "calfw".
 
@@ -142,7 +142,7 @@ def _paths(files: ImageFiles, *, by_person: bool) -> list[str]:
         matched = _FILE_NAME.fullmatch(path.stem)
         if matched is None:
             raise UserError(
-                f"{files.where(row)}: expected images named NAME_0001.jpg; take other images away"
+                f"{files.where(row)}: expected images named NAME_0001.jpg; remove other images"
             )
         if path.stem in first:
             raise UserError(
@@ -162,7 +162,7 @@ def _points(path: Path, names: Sequence[str]) -> np.ndarray:
     place = {stem: row for row, stem in enumerate(stems)}
     if len(place) < len(stems):
         twice = next(stem for row, stem in enumerate(stems) if place[stem] != row)
-        raise UserError(f"{path} has two lines for {twice!r}: expected one an image")
+        raise UserError(f"{path} has two lines for {twice!r}: expected one per image")
     wanted = [canonical(image.rsplit("/", 1)[-1]) for image in names]
     missing = [image for image, stem in zip(names, wanted, strict=True) if stem not in place]
     if missing:
@@ -203,13 +203,13 @@ def _crop(encoded: bytes, points: np.ndarray | None, where: str) -> bytes:
 
     checked = check_image(encoded)
     if checked.problem is not None:
-        raise UserError(f"{where} {checked.problem}; replace it, or take it away with its pairs")
+        raise UserError(f"{where} {checked.problem}; replace it, or remove it and its pairs")
     image = decode(checked.image, where=where)
     if points is None:
         if image.shape[:2] != (_SIZE, _SIZE):
             raise UserError(
                 f"{where} is {image.shape[1]}×{image.shape[0]}: without landmarks, expected crops "
-                f"of {_SIZE}×{_SIZE}; give --landmarks=FILE, five points an image"
+                f"of {_SIZE}×{_SIZE}; give --landmarks=FILE, five points per image"
             )
         return checked.image
     aligned = align(image, points, size=_SIZE)

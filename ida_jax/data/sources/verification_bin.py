@@ -56,7 +56,7 @@ def read_verification_bin(path: str | os.PathLike[str]) -> VerificationBin:
         raise UserError(f"{path} is not in this format ({error}): {EXPECTED}") from error
     if not same or len(images) != 2 * len(same):
         raise UserError(
-            f"{path} holds {len(images)} images for {len(same)} pairs: expected two a pair, and "
+            f"{path} holds {len(images)} images for {len(same)} pairs: expected two per pair, and "
             "one pair or more"
         )
     return VerificationBin(images, np.array(same, bool), lambda row: f"{path}, image {row}")
