@@ -42,7 +42,7 @@ scores = tau * cosine + np.logaddexp(a, b)  # log DAO
 }
 _PACKAGE = """files = {name: HERE / file for name, file in deploy["files"].items()}
 anchors = files.pop("anchors", None)
-settings = {"method": deploy["method"], "weight": deploy["weight"]}
+settings = {"method": deploy["method"], "weight": deploy.get("weight")}
 scorer = Rescorer(anchors and str(anchors), **settings, **files)
 scores = scorer.score_pairs(raw, pairs)
 """
