@@ -23,8 +23,7 @@ def _network(name, **more):
     return build_network(name, {"embedding_dim": 6, **options, **more}), size
 
 
-# Machine code that runs a few times need not be fast.
-@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+@partial(jax.jit, static_argnums=0)
 def _trained(module, variables, images, mask, key):
     """Embeddings, updated statistics, and the gradients of a sum of squares of the first rows."""
 
