@@ -67,8 +67,8 @@ def write_files(
     used = {name: kept[name] for name in entry.needs}
     line = ["ida-jax", "rescore", "--embeddings=E", "--pairs=P", f"--method={method}"]
     line += [f"--{name}={folder / file}" for name, file in used.items()]
-    if "weight" in entry.settings:
-        line.append(f"--weight={scorer.weight:g}")
+    weight = {"weight": scorer.weight} if "weight" in entry.settings else {}
+    line += [f"--{name}={value:g}" for name, value in weight.items()]
     anchors = artefacts["anchors"]
     deploy: dict[str, Any] = {
         "method": method,
@@ -76,7 +76,7 @@ def write_files(
         "verdict": trial.text,
         "k": scorer.k,
         "tau": scorer.tau,
-        "weight": scorer.weight,
+        **weight,
         "far": far_key(trial.finding.far),
         "threshold": trial.thresholds,
         "calibration": CALIBRATION,
