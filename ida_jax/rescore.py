@@ -234,13 +234,14 @@ def _parser() -> Parser:
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
     from ida_jax.common.shards import check_shard_flags
-    from ida_jax.rescoring.method_table import is_dao, require_method
+    from ida_jax.rescoring.method_table import check_weight, is_dao, require_method
 
     check_shard_flags(options)
     method = require_method(options.method)
     for need in method.needs:
         if getattr(options, need) is None and need != "anchors":
             raise UserError(f"--method={options.method} needs --{need}=FILE")
+    check_weight(options.method, options.weight)
     if options.labels is not None and method.neighbours is None:
         raise UserError(
             "--labels leaves a face's own identity out of its support set or cohort, and "

@@ -408,6 +408,13 @@ def add_setting_flags(add: Callable[..., object], *, ddof: bool = True) -> None:
     # fmt: on
 
 
+def check_weight(method: str, weight: float | None) -> None:
+    """Refuses --weight for a method without one."""
+    if weight is not None and method not in methods_set_by("weight"):
+        takers = ", ".join(methods_set_by("weight"))
+        raise UserError(f"--weight={weight:g} is for {takers}, not for {method}: leave it out")
+
+
 def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") -> None:
     """Refuses a method without the files that it needs, by their flags.
 

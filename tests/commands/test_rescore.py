@@ -199,6 +199,7 @@ def test_mistakes_leave_nothing_behind_and_an_earlier_output_alone(files):
         ({}, ["--method=csn"], "--csn=FILE"),
         ({}, ["--scale=llr"], "needs --calibration=FILE"),
         ({}, ["--scale=dao", "--method=s_norm"], "not for s_norm"),
+        ({}, ["--weight=0.5"], "--weight=0.5 is for ida_r_fallback, not for ida_r"),
         ({}, ["--chunk=0"], "--chunk"),
         ({}, ["--searcher=fast"], "searcher 'fast' is unknown"),
         ({}, ["--anchor=x"], "--anchor"),
