@@ -37,6 +37,8 @@ def _trained(module, variables, images, mask, key):
     return jax.grad(loss, has_aux=True)(variables["params"])
 
 
+# Two programs of one network: what optimisation leaves out rounds otherwise.
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training(name):
     module, size = _network(name)
