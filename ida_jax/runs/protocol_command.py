@@ -352,6 +352,9 @@ def _scorers(
 ) -> "dict[str, Rescorer]":
     from ida_jax.rescoring.methods import load_scorers, require_same_models
 
+    if options.weight is not None and set(methods).isdisjoint(methods_set_by("weight")):
+        takers = ", ".join(methods_set_by("weight"))
+        raise UserError(f"--weight={options.weight:g} is for {takers}, not among the methods")
     scorers = load_scorers(
         methods,
         **files,
