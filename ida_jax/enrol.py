@@ -123,7 +123,7 @@ def _scorer(options: Any, faces: "Faces") -> "Rescorer":
         ARTEFACTS,
         HEADLINE,
         SETTINGS,
-        check_weight,
+        check_settings,
         methods_set_by,
         require_flags,
     )
@@ -141,7 +141,7 @@ def _scorer(options: Any, faces: "Faces") -> "Rescorer":
     method = method or HEADLINE
     paths = {flag: getattr(options, flag) for flag in ARTEFACTS}
     require_flags(method, paths, whose=whose)
-    check_weight(method, options.weight)
+    check_settings([method], vars(options))
     sought = method in methods_set_by("weight") and settings["weight"] is None
     settings["ddof"] = settings["ddof"] or 0
     (scorer,) = load_scorers(

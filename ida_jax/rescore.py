@@ -177,7 +177,6 @@ def _parser() -> Parser:
         help=f"{', '.join(scoring_methods())} (default: {HEADLINE})",
     )
     add_setting_flags(add)
-    parser.set_defaults(ddof=0)
     add = parser.add_argument_group("the search").add_argument
     add(
         "--tolerance",
@@ -234,14 +233,14 @@ def _parser() -> Parser:
 def _check(options: Any) -> None:
     """Finds the mistakes in flags that would else show after minutes of reading."""
     from ida_jax.common.shards import check_shard_flags
-    from ida_jax.rescoring.method_table import check_weight, is_dao, require_method
+    from ida_jax.rescoring.method_table import check_settings, is_dao, require_method
 
     check_shard_flags(options)
     method = require_method(options.method)
     for need in method.needs:
         if getattr(options, need) is None and need != "anchors":
             raise UserError(f"--method={options.method} needs --{need}=FILE")
-    check_weight(options.method, options.weight)
+    check_settings([options.method], vars(options))
     if options.labels is not None and method.neighbours is None:
         raise UserError(
             "--labels leaves a face's own identity out of its support set or cohort, and "
@@ -320,9 +319,10 @@ def _settings(options: Any) -> dict[str, Any]:
     """What a Rescorer takes beside the anchors; files by their paths."""
     from ida_jax.rescoring.method_table import ARTEFACTS
 
-    of_method = ("method", "k", "tau", "weight", "top_n", "ddof", "searcher", "tolerance")
+    of_method = ("method", "k", "tau", "weight", "top_n", "searcher", "tolerance")
     files = [name for name in ARTEFACTS if name != "anchors"]
-    return {name: getattr(options, name) for name in (*of_method, *files)}
+    settings = {name: getattr(options, name) for name in (*of_method, *files)}
+    return {**settings, "ddof": options.ddof or 0}
 
 
 def _engine(options: Any, faces: int) -> "RayEngine":

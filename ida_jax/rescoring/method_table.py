@@ -408,11 +408,23 @@ def add_setting_flags(add: Callable[..., object], *, ddof: bool = True) -> None:
     # fmt: on
 
 
-def check_weight(method: str, weight: float | None) -> None:
-    """Refuses --weight for a method without one."""
-    if weight is not None and method not in methods_set_by("weight"):
-        takers = ", ".join(methods_set_by("weight"))
-        raise UserError(f"--weight={weight:g} is for {takers}, not for {method}: leave it out")
+def check_settings(methods: Collection[str], given: Mapping[str, object]) -> None:
+    """Refuses the flag of a setting on which the scores of none of these methods depend.
+
+    Args:
+      methods: scoring methods.
+      given: {setting: the flag's value or None}; others than `SETTINGS` are not looked at.
+    """
+    for setting in SETTINGS:
+        value, takers = given.get(setting), methods_set_by(setting)
+        # Those with constants of their own say more about a k or τ (`Rescorer`).
+        own = setting in ("k", "tau") and any(METHODS[name].own_constants for name in methods)
+        if value is None or own or not set(methods).isdisjoint(takers):
+            continue
+        raise UserError(
+            f"--{setting}={value} is for {', '.join(takers)}, not for {', '.join(methods)}: "
+            "leave it out"
+        )
 
 
 def require_flags(method: str, given: Mapping[str, object], *, whose: str = "") -> None:

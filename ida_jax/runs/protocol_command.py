@@ -26,6 +26,7 @@ from ida_jax.rescoring.method_table import (
     SEARCHED,
     add_artefact_flags,
     add_setting_flags,
+    check_settings,
     methods_set_by,
 )
 from ida_jax.runs.workdir import (
@@ -352,9 +353,7 @@ def _scorers(
 ) -> "dict[str, Rescorer]":
     from ida_jax.rescoring.methods import load_scorers, require_same_models
 
-    if options.weight is not None and set(methods).isdisjoint(methods_set_by("weight")):
-        takers = ", ".join(methods_set_by("weight"))
-        raise UserError(f"--weight={options.weight:g} is for {takers}, not among the methods")
+    check_settings(methods, vars(options))
     scorers = load_scorers(
         methods,
         **files,

@@ -212,6 +212,7 @@ ENROL = "--embeddings=G.npy --names=G.txt --anchors=A.npy"
         (f"{ENROL} --tau=2", r"tau = 1, not 2"),
         (f"{ENROL} --method=z_norm", r"method ida_r, not z_norm"),
         (f"{ENROL} --weight=0.5", r"--weight=0.5 is for ida_r_fallback, not for ida_r"),
+        (f"{ENROL} --top_n=5", r"--top_n=5 is for as_norm, not for ida_r"),
         (f"{ENROL} --dtype=float16", r"G holds float32, --dtype=float16 was given"),
         ("--embeddings=G.npy --names=G.txt --anchors=X.npy", "another set of 40 anchors"),
         ("--embeddings=G.npy --names=G.txt", r"G, of ida_r, needs --anchors=FILE"),

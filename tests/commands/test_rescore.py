@@ -109,7 +109,8 @@ def test_a_calibration_is_applied(files):
 @pytest.mark.parametrize("method", ["cosine", "ida_r_fallback", "s_norm", "as_norm"])
 def test_other_methods(files, method):
     flags = _flags(files, anchors=None) if method == "cosine" else _flags(files)
-    rescore.main([*flags, f"--method={method}", "--top_n=20"])
+    settings = ["--top_n=20"] if method == "as_norm" else []
+    rescore.main([*flags, f"--method={method}", *settings])
     anchors = None if method == "cosine" else ANCHORS
     # Too few faces to support a weight: the cosine.
     scorer = Rescorer(anchors, method=method, top_n=20, weight=0)
@@ -200,6 +201,10 @@ def test_mistakes_leave_nothing_behind_and_an_earlier_output_alone(files):
         ({}, ["--scale=llr"], "needs --calibration=FILE"),
         ({}, ["--scale=dao", "--method=s_norm"], "not for s_norm"),
         ({}, ["--weight=0.5"], "--weight=0.5 is for ida_r_fallback, not for ida_r"),
+        ({}, ["--top_n=20"], "--top_n=20 is for as_norm, not for ida_r"),
+        ({}, ["--ddof=1"], "--ddof=1 is for z_norm, .*, not for ida_r"),
+        ({}, ["--method=as_norm", "--k=5"], "--k=5 is for ida_r, .*, not for as_norm"),
+        ({}, ["--method=cosine", "--tau=2"], "--tau=2.0 is for ida_r, .*, not for cosine"),
         ({}, ["--chunk=0"], "--chunk"),
         ({}, ["--searcher=fast"], "searcher 'fast' is unknown"),
         ({}, ["--anchor=x"], "--anchor"),
