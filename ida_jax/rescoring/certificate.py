@@ -16,12 +16,14 @@ M probes, G gallery faces, K′ candidates of a probe, R faces found, D embeddin
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.processes import cores
 from ida_jax.rescoring.gallery_segments import Joined, on_host
 from ida_jax.rescoring.index_forms import tangent
 from ida_jax.rescoring.index_vectors import Queries, in_float64, index_form
@@ -29,6 +31,8 @@ from ida_jax.rescoring.terms import FaceTerms
 
 # Entries of the fetched embeddings at once: 512 KiB in float64, which a core's cache holds.
 _BLOCK = 1 << 16
+# Too few to be worth a thread, which takes 0.1 ms to start.
+_BLOCKS_A_THREAD = 8
 # Scores at once, of 8 bytes and as many again for each number of the rule.
 _SCORES = 1 << 19
 
@@ -297,13 +301,24 @@ def _cosines(
     at_once = max(1, _BLOCK // probes.shape[1])
     columns = max(1, min(candidates.shape[1], at_once))
     step = at_once // columns
-    for start in range(0, len(candidates), step):
-        faces = probes[start : start + step].astype(np.float64)[:, :, None]
-        for first in range(0, candidates.shape[1], columns):
-            block = slice(start, start + step), slice(first, first + columns)
-            some = candidates[block]
-            fetched = embeddings[some.ravel()].astype(np.float64).reshape(*some.shape, -1)
-            out[block] = np.matmul(fetched, faces)[..., 0]
+
+    def fill(starts: range) -> None:
+        for start in starts:
+            faces = probes[start : start + step].astype(np.float64)[:, :, None]
+            for first in range(0, candidates.shape[1], columns):
+                block = slice(start, start + step), slice(first, first + columns)
+                some = candidates[block]
+                fetched = embeddings[some.ravel()].astype(np.float64).reshape(*some.shape, -1)
+                out[block] = np.matmul(fetched, faces)[..., 0]
+
+    # NumPy releases the interpreter's lock while it fetches, converts and multiplies.
+    starts = range(0, len(candidates), step)
+    threads = max(1, min(cores(), len(starts) // _BLOCKS_A_THREAD))
+    if threads == 1:
+        fill(starts)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, (starts[first::threads] for first in range(threads))))
     return out
 
 
