@@ -243,10 +243,12 @@ def _at_the_same_recall(curves: list[dict]) -> list[dict]:
     out, kinds = [], ("seconds", "cpu_seconds")
     # Of equal shares the first effort.
     reached, first = np.unique([each["recall"]["certified"] for each in curves], return_index=True)
+    best = -1.0
     for each in curves:
         recall = each["recall"]["cosine"]
-        if not reached[0] <= recall <= reached[-1]:
+        if recall <= best or not reached[0] <= recall <= reached[-1]:
             continue
+        best = recall
         row = {"effort_of_the_cosine": each["effort"], "recall": recall}
         for kind in kinds:
             spent = np.log([curves[place][kind]["certified"] for place in first])
