@@ -464,7 +464,7 @@ def gallery_on_disk() -> str:
     """Enrolment of a stored gallery, its search, and their memory."""
     bench = record("bench_gallery")
     made, enrolment, peaks = bench["settings"], bench["enrolment"], bench["peak_mib"]
-    (few, tenth), (many, whole) = bench["sizes"].items()
+    (few, _), (many, whole) = bench["sizes"].items()
     return (
         f"{int(many):,} made-up faces of {made['width']} dimensions in {made['dtype']}, "
         f"{whole['mib'] / 1024:.1f} GiB on disk, on {_recorded_cores('bench_gallery')} CPU cores: "
