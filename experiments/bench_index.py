@@ -9,8 +9,8 @@ bounds: the number K′ of candidates that the best 10 of 30,000 faces need by e
   polynomials over the gallery's range of log F, of degree 2 and 3.
 flat: FAISS flat with ŝ and the certificate, FAISS flat by the cosine alone and `identify`, in turn
   in one run; seconds are medians, ratios medians of each round's; from the probes' log F on.
-ivf, hnsw: the same beside the cosine at growing shares of the index looked at; HNSW of 100,000
-  faces.
+ivf, hnsw: the same beside the cosine at growing shares of the index looked at, and by how much
+  slower it finds as large a share of its own best 10 as the cosine of its; HNSW of 100,000 faces.
 quantised: how far ŝ is off in fewer bits, in all and by the extra coordinates alone, at several
   lengths of these.
 """
@@ -235,6 +235,29 @@ def _beside_cosine(
     return out
 
 
+def _at_the_same_recall(curves: list[dict]) -> list[dict]:
+    """The certified search's time over the cosine's, where both find the same share.
+
+    Between the efforts that were tried the logarithm of its time is interpolated by its recall.
+    """
+    out, kinds = [], ("seconds", "cpu_seconds")
+    # Of equal shares the first effort.
+    reached, first = np.unique([each["recall"]["certified"] for each in curves], return_index=True)
+    best = -1.0
+    for each in curves:
+        recall = each["recall"]["cosine"]
+        if recall <= best or not reached[0] <= recall <= reached[-1]:
+            continue
+        best = recall
+        row = {"effort_of_the_cosine": each["effort"], "recall": recall}
+        for kind in kinds:
+            spent = np.log([curves[place][kind]["certified"] for place in first])
+            at = np.exp(np.interp(recall, reached, spent))
+            row[kind.replace("seconds", "ratio")] = float(at / each[kind]["cosine"])
+        out.append(row)
+    return out
+
+
 def _ivf(options: argparse.Namespace) -> dict:
     made = Made(options.faces, options)
     cells = 2 ** round(np.log2(options.faces**0.5))
@@ -258,7 +281,13 @@ def _ivf(options: argparse.Namespace) -> dict:
 
     efforts = [e for e in (1, 2, 4, 8, 16, 32, 64) if e <= cells]
     curves = _beside_cosine(made, *indexes, efforts, set_effort, options)
-    return {"faces": options.faces, "cells": cells, "nprobe": curves, "build_seconds": building}
+    return {
+        "faces": options.faces,
+        "cells": cells,
+        "nprobe": curves,
+        "at_the_same_recall": _at_the_same_recall(curves),
+        "build_seconds": building,
+    }
 
 
 def _hnsw(options: argparse.Namespace) -> dict:
@@ -275,7 +304,12 @@ def _hnsw(options: argparse.Namespace) -> dict:
         index.hnsw.efSearch = effort
 
     curves = _beside_cosine(made, *indexes, [32, 64, 128, 256, 512], set_effort, options)
-    return {"faces": faces, "efSearch": curves, "build_seconds": building}
+    return {
+        "faces": faces,
+        "efSearch": curves,
+        "at_the_same_recall": _at_the_same_recall(curves),
+        "build_seconds": building,
+    }
 
 
 def _quantised(options: argparse.Namespace) -> list[dict]:

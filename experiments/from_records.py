@@ -460,6 +460,23 @@ def index_speed() -> str:
     )
 
 
+def gallery_on_disk() -> str:
+    """Enrolment of a stored gallery, its search, and their memory."""
+    bench = record("bench_gallery")
+    made, enrolment, peaks = bench["settings"], bench["enrolment"], bench["peak_mib"]
+    (few, _), (many, whole) = bench["sizes"].items()
+    return (
+        f"{int(many):,} made-up faces of {made['width']} dimensions in {made['dtype']}, "
+        f"{whole['mib'] / 1024:.1f} GiB on disk, on {_recorded_cores('bench_gallery')} CPU cores: "
+        f"enrolled at {enrolment['faces_a_second']:,.0f} faces a second\n"
+        f"({made['anchors']:,} anchors), in {peaks['enrolment']['RssAnon'] / 1024:.1f} GiB of "
+        f"memory; {bench['probes_a_block']} probes searched in {whole['block_seconds']:.0f} s, "
+        f"{bench['whole_over_tenth']:.1f} times as long as in {int(few):,}, in\n"
+        f"{peaks['identification']['RssAnon'] / 1024:.1f} GiB beside the mapped file "
+        "([record](../experiments/results/bench_gallery.json))."
+    )
+
+
 def _seconds(ours: float, theirs: float) -> list[str]:
     return [f"{ours:.1f} s", f"{theirs:.1f} s", f"{ours / theirs:.2f}"]
 

@@ -226,7 +226,7 @@ def _parser() -> Parser:
         help="local, in this process (default), or ray: actors of the cluster of RAY_ADDRESS, or "
         "of this host, make the same scores",
     )
-    add("--actors", type=int, help="Ray's (one per GPU or, without any, one per core)")
+    add("--actors", type=int, help="Ray's (one per GPU or, without any, one per node)")
     return parser
 
 

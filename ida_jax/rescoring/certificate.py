@@ -16,18 +16,25 @@ M probes, G gallery faces, K′ candidates of a probe, R faces found, D embeddin
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.processes import cores
+from ida_jax.rescoring.gallery_segments import Joined, on_host
 from ida_jax.rescoring.index_forms import tangent
 from ida_jax.rescoring.index_vectors import Queries, in_float64, index_form
 from ida_jax.rescoring.terms import FaceTerms
 
-# Entries of the fetched embeddings at once: 4 MiB in float64.
-_BLOCK = 1 << 19
+# Entries of the fetched embeddings at once: 512 KiB in float64, which a core's cache holds.
+_BLOCK = 1 << 16
+# Too few to be worth a thread, which takes 0.1 ms to start.
+_BLOCKS_A_THREAD = 8
+# Scores at once, of 8 bytes and as many again for each number of the rule.
+_SCORES = 1 << 19
 
 
 class StoredFaces(Protocol):
@@ -36,7 +43,7 @@ class StoredFaces(Protocol):
     Faces that were deleted since the index was made (`enrolled` is false) are in no result.
     """
 
-    embeddings: np.ndarray | jax.Array
+    embeddings: np.ndarray | jax.Array | Joined
     terms: FaceTerms
     enrolled: np.ndarray | None
 
@@ -262,19 +269,17 @@ def _scores(
     form = index_form(queries.space.rule)
     scores = np.full(candidates.shape, -np.inf)
     bounds = np.full(candidates.shape, -np.inf)
-    embeddings = np.asarray(gallery.embeddings)
+    cosines = _cosines(candidates, queries.faces, gallery.embeddings)
     values = np.asarray(gallery.terms.values)
-    step = max(1, _BLOCK // max(1, candidates.shape[1] * queries.space.width))
+    step = max(1, _SCORES // max(1, candidates.shape[1]))
     for start in range(0, len(candidates), step):
         rows = slice(start, start + step)
         some = candidates[rows]
-        faces = embeddings[some].astype(np.float64)
-        cosine = np.matmul(faces, queries.faces[rows].astype(np.float64)[:, :, None])[..., 0]
         own = gallery.terms._replace(values=values[some.ravel()])
         enrolled = form.enrolled(*in_float64(own, what="candidates"))
         probe = form.probe(*in_float64(queries.take(rows).terms, what="probes"))
         scales, numbers = (part.reshape(*some.shape, part.shape[1]) for part in enrolled)
-        linear = cosine * np.einsum("mkj,mj->mk", scales, probe.scales)
+        linear = cosines[rows] * np.einsum("mkj,mj->mk", scales, probe.scales)
         linear += np.einsum("mku,mu->mk", numbers, probe.weights) + probe.offset[:, None]
         exact = bound = linear
         if form.curved:
@@ -285,6 +290,36 @@ def _scores(
             bound = linear + r0 + r1 * x + r2 * x**2
         scores[rows], bounds[rows] = (np.where(some < 0, -np.inf, s) for s in (exact, bound))
     return scores, bounds
+
+
+def _cosines(
+    candidates: np.ndarray, probes: np.ndarray, embeddings: np.ndarray | jax.Array | Joined
+) -> np.ndarray:
+    """Of the candidates, float64 [M, K′]; of any face where there is none."""
+    embeddings = on_host(embeddings)
+    out = np.empty(candidates.shape)
+    at_once = max(1, _BLOCK // probes.shape[1])
+    columns = max(1, min(candidates.shape[1], at_once))
+    step = at_once // columns
+
+    def fill(starts: range) -> None:
+        for start in starts:
+            faces = probes[start : start + step].astype(np.float64)[:, :, None]
+            for first in range(0, candidates.shape[1], columns):
+                block = slice(start, start + step), slice(first, first + columns)
+                some = candidates[block]
+                fetched = embeddings[some.ravel()].astype(np.float64).reshape(*some.shape, -1)
+                out[block] = np.matmul(fetched, faces)[..., 0]
+
+    # NumPy releases the interpreter's lock while it fetches, converts and multiplies.
+    starts = range(0, len(candidates), step)
+    threads = max(1, min(cores(), len(starts) // _BLOCKS_A_THREAD))
+    if threads == 1:
+        fill(starts)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, (starts[first::threads] for first in range(threads))))
+    return out
 
 
 def _check_order(bounds: np.ndarray, absent: np.ndarray, wrong: np.ndarray) -> None:

@@ -30,7 +30,7 @@ from ida_jax.common.errors import UserError
 from ida_jax.common.outputs import writing
 from ida_jax.ops.hypersphere import blockwise_top_k
 from ida_jax.rescoring.gallery_file import GalleryFile
-from ida_jax.rescoring.gallery_segments import Joined
+from ida_jax.rescoring.gallery_segments import Joined, on_host
 from ida_jax.rescoring.terms import FaceTerms
 from ida_jax.rescoring.tiles import cosines, rule_scores, take_rows
 from ida_jax.tables.score_origin import ScoreOrigin
@@ -283,10 +283,7 @@ def slab_share(rows: int, devices: int) -> int:
 def _uploaded(gallery: Gallery, mesh: Mesh) -> Iterator[_Slab]:
     rows, split = len(gallery.embeddings), _split(mesh)
     enrolled = np.ones(rows, bool) if gallery.enrolled is None else gallery.enrolled
-    arrays = [
-        array if isinstance(array, Joined) else np.asarray(array)
-        for array in (gallery.embeddings, gallery.terms.values, enrolled)
-    ]
+    arrays = [on_host(array) for array in (gallery.embeddings, gallery.terms.values, enrolled)]
     share = slab_share(rows, mesh.size)
     size = share * mesh.size
 

@@ -59,6 +59,11 @@ class Joined:
         return np.asarray(self[:], dtype)
 
 
+def on_host(array: Any) -> np.ndarray | Joined:
+    """An array whose rows are taken: as NumPy's, but a `Joined`, of which only these are read."""
+    return array if isinstance(array, Joined) else np.asarray(array)
+
+
 class Names(Sequence):
     """The names of a gallery's rows, decoded as they are asked for."""
 

@@ -246,8 +246,6 @@ def query_vectors(faces: np.ndarray, terms: FaceTerms, space: IndexSpace) -> Que
         weights = np.concatenate([weights, square[:, None] * spread**2], axis=1)
     extras = weights / _stretch(space)
     scales = part.scales * space.scales
-    vectors = [scales[:, j, None] * faces.astype(np.float64) for j in range(scales.shape[1])]
-    vectors = np.concatenate([*vectors, extras], axis=1)
     # A bound on Σ |v_i u_i|, by Cauchy and Schwarz for the copies of the embedding.
     reach = np.full(weights.shape[1], _ROOM)
     if space.curved:
@@ -255,13 +253,22 @@ def query_vectors(faces: np.ndarray, terms: FaceTerms, space: IndexSpace) -> Que
     products = _ROOM * np.sum(np.abs(scales), axis=1) + np.abs(weights) @ reach
     scale = np.ones(len(faces))
     if space.length:
-        scale = np.linalg.norm(vectors, axis=1) / space.length
-        vectors = np.concatenate([vectors / scale[:, None], np.zeros((len(faces), 1))], axis=1)
+        squares = np.einsum("md,md->m", faces, faces, dtype=np.float64)
+        squares = squares * np.sum(scales**2, axis=1) + np.sum(extras**2, axis=1)
+        scale = np.sqrt(squares) / space.length
         # ½ (|v|² + |u|² + 2 |v| |u|), where distances are computed.
         products = 2 * scale * space.length**2
+    vectors = np.zeros((len(faces), space.dimensions), np.float32)
+    copies, width = scales.shape[1], space.width
+    for j in range(copies):
+        # In float64, rounded as they are written.
+        own = vectors[:, j * width : (j + 1) * width]
+        np.multiply(faces, (scales[:, j] / scale)[:, None], out=own, casting="same_kind")
+    end = copies * width + extras.shape[1]
+    vectors[:, copies * width : end] = extras / scale[:, None]
     # Each product is of two rounded numbers; their sum in any order, and the store's own scaling.
     error = (space.dimensions + 8) * _ROUNDING * 1.001 * products
-    return Queries(vectors.astype(np.float32), scale, offset, error, faces, terms, space)
+    return Queries(vectors, scale, offset, error, faces, terms, space)
 
 
 def check_space(space: IndexSpace, origin: ScoreOrigin) -> None:

@@ -1,19 +1,20 @@
 """`ida-jax rescore --engine=ray`: the parts of a job are made by Ray's actors.
 
 The driver (`ida_jax.rescoring.job`) reads, checks and assembles as without Ray; the slabs of faces
-and the chunks of pairs go to actors of Ray Data, one per GPU or, where the cluster has none, one a
-core. They are cut as without Ray, so that the scores are the same, and a part is written whole into
-the job's folder, which all nodes must see: what a killed actor was at is made again by the one that
-Ray starts in its place, and a killed driver goes on with the parts that are there.
+and the chunks of pairs go to actors, one per GPU or, where the cluster has none, one per node,
+whose cores one process uses all. They start while the driver reads, and stay for all of the job.
+Parts are cut as without Ray, so that the scores are the same, and a part is written whole into the
+job's folder, which all nodes must see: what a killed actor was at is made again by the one that Ray
+starts in its place, and a killed driver goes on with the parts that are there.
 
 N faces, P pairs.
 """
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,17 +31,18 @@ Make = Callable[[int, int], np.ndarray]
 
 
 class RayEngine:
-    """Makes a job's parts by actors of Ray Data."""
+    """Makes a job's parts by Ray's actors."""
 
     def __init__(self, method: BatchFaceTerms, actors: int | None = None) -> None:
         """Connects to the cluster of RAY_ADDRESS, or starts Ray on this host.
 
         Args:
           method: what it scores by.
-          actors: how many; one per GPU or, without GPUs, one per core if None.
+          actors: how many, at most one per GPU or per core; one per GPU or, without GPUs, one per
+            node if None.
         """
         require_module("ray")
-        # Its core reports as an error that Ray Data's actors start anew with what the driver holds.
+        # Its core reports as an error that actors start anew with what the driver holds.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
 
@@ -49,13 +51,22 @@ class RayEngine:
                 # jax warns of its threads wherever a process is started; Ray's are other programs.
                 warnings.filterwarnings("ignore", message=r"os\.fork", category=RuntimeWarning)
                 ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
-        self._method = method
-        self._device = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
-        self._actors = actors or int(ray.cluster_resources()[self._device])
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        count = gpus or sum(number > 0 for number in cores)
+        # Ray starts a killed actor again and repeats its call, however often.
+        kind = ray.remote(
+            max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD",
+            num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0,
+        )(_Actor)  # fmt: skip
+        ready = [kind.remote(method) for _ in range(min(actors or count, gpus or sum(cores)))]
+        # Calls to actors, of which one that never starts has only its first; and who waits for one.
+        self._calls = {actor.start.remote(): actor for actor in ready}
+        self._idle: list[Any] = []
 
     def face_parts(self, left: Sequence[Part], faces: Shared, bar: Advance) -> None:
         """Makes parts of `slab_terms`, `faces` being its arguments for all N faces."""
-        self._map(_face_parts, left, (self._method,), faces, bar)
+        self._map(_face_parts, left, (), faces, bar)
 
     def score_parts(
         self, left: Sequence[Part], faces: Shared, pairs: Path, finish: Finish | None, bar: Advance
@@ -64,7 +75,7 @@ class RayEngine:
 
         `faces` are `unit` and `terms` of all faces or, with a `Subset`'s `rows` and `place`, of it.
         """
-        self._map(_score_parts, left, (self._method, pairs.absolute(), finish), faces, bar)
+        self._map(_score_parts, left, (pairs.absolute(), finish), faces, bar)
 
     def _map(
         self,
@@ -75,49 +86,46 @@ class RayEngine:
         bar: Advance,  # called with how many rows are done
     ) -> None:
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
 
-        if not left:
-            return
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        DataContext.get_current().enable_progress_bars = False
-        items = [
-            {"start": part.rows.start, "stop": part.rows.stop, "path": str(part.path.absolute())}
-            for part in left
-        ]
-        shared_once = ray.put(dict(shared))  # in Ray's memory on a node, mapped by its actors
-        made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Parts,
-            fn_constructor_args=(prepare, given, [shared_once]),
-            batch_size=1,
-            # A killed actor is started again, and its task too, however often: Ray Data's default.
-            compute=ActorPoolStrategy(size=min(self._actors, len(items))),
-            **{f"num_{self._device.lower()}s": 1},
-        )
-        try:
-            for row in made.iter_rows():
-                bar(row["stop"] - row["start"])
-        except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
-                cause = getattr(cause, "cause", None) or cause.__cause__
-            if cause is None:
+        # In Ray's memory on a node, mapped by its actors.
+        stage = ray.put((prepare, given, dict(shared)))
+        waiting, made = list(left)[::-1], {}
+        while waiting or made:
+            while waiting and self._idle:
+                actor, part = self._idle.pop(), waiting.pop()
+                rows, path = part.rows, part.path.absolute()
+                call = actor.make.remote([stage], rows.start, rows.stop, path)
+                self._calls[call], made[call] = actor, part
+            (call,), _ = ray.wait(list(self._calls))
+            try:
+                ray.get(call)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
                 raise
-            raise cause from None
+            self._idle.append(self._calls.pop(call))
+            if call in made:
+                bar(len(made.pop(call).rows))
 
 
-class _Parts:
-    """An actor: makes and writes the parts that it is given."""
+class _Actor:
+    """Makes and writes the parts that it is given."""
 
-    def __init__(self, prepare: Callable[..., Make], given: tuple, shared: list) -> None:
+    def __init__(self, method: BatchFaceTerms) -> None:
+        self._method, self._stage, self._make = method, None, None
+
+    def start(self) -> None:
+        """Reads what the method needs."""
+        _ = self._method.scorer
+
+    def make(self, stage: list[Any], start: int, stop: int, path: Path) -> None:
+        """A part of the stage whose reference is in the list."""
         import ray
 
-        self._make = prepare(*given, **ray.get(shared[0]))
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for start, stop, path in zip(batch["start"], batch["stop"], batch["path"], strict=True):
-            write_part(Path(path), self._make(int(start), int(stop)))
-        return batch
+        if self._stage != stage[0]:
+            prepare, given, shared = ray.get(stage[0])
+            self._stage, self._make = stage[0], prepare(self._method, *given, **shared)
+        write_part(path, self._make(start, stop))
 
 
 def _face_parts(method: BatchFaceTerms, **faces: np.ndarray | None) -> Make:

@@ -31,6 +31,7 @@ from ida_jax.rescoring.cohort_scores import USUAL_COHORT, CohortMoments, cohort_
 from ida_jax.rescoring.csn_fit import Csn
 from ida_jax.rescoring.dao_fit import DaoFit
 from ida_jax.rescoring.gallery import Candidates, Gallery, identify
+from ida_jax.rescoring.gallery_segments import on_host
 from ida_jax.rescoring.index_vectors import (
     IndexSpace,
     IndexVectors,
@@ -317,10 +318,10 @@ class Rescorer:
                 f"the gallery still holds {np.count_nonzero(~gallery.enrolled):,} of its deleted "
                 "faces, which must not enter an index: run ida-jax enrol --compact first"
             )
-        faces, terms = np.asarray(gallery.embeddings), gallery.terms
+        faces, terms = on_host(gallery.embeddings), gallery.terms
         if space is None:
             origin = self.origin().to_json()
-            space = index_space(terms, faces.shape[1], equal_lengths=equal_lengths, origin=origin)
+            space = index_space(terms, gallery.width, equal_lengths=equal_lengths, origin=origin)
         else:
             check_space(space, self.origin())
         return IndexVectors(index_vectors(faces, terms, space), space)

@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ida_jax.common.errors import UserError
+from ida_jax.rescoring import certificate
 from ida_jax.rescoring.certificate import (
     certified_above,
     certified_search,
     certified_top_k,
 )
 from ida_jax.rescoring.gallery import Gallery
+from ida_jax.rescoring.gallery_segments import Joined
 from ida_jax.rescoring.index_vectors import index_space, index_vectors, query_vectors
 from ida_jax.rescoring.rescorer import Rescorer
 from ida_jax.rescoring.terms import FaceTerms
@@ -201,6 +203,38 @@ def test_deleted_faces_are_in_no_result():
                             top=int(enrolled.sum()) + 3)  # fmt: skip
     assert np.all(every.rows[:, -3:] == -1)
     assert np.all(every.scores[:, -3:] == -np.inf)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_of_a_stored_gallery_only_the_candidates_are_read(dtype, monkeypatch):
+    gallery, vectors, queries, _ = _made(4.0)
+    stored = gallery.embeddings.astype(dtype)
+    joined = Joined([stored[:25], stored[25:26], stored[26:]])
+    monkeypatch.setattr(certificate, "_BLOCK", 2 * D)  # two candidates at once
+    search = _flat(vectors)
+    found, expected = (
+        certified_search(search, queries, Gallery(each, gallery.terms), top=3, error=0.05)
+        for each in (_Rows(joined), stored)
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    scores = 4.0 * np.einsum(
+        "md,mkd->mk", np.float64(queries.faces), np.float64(stored)[found.rows]
+    )
+    a, b = np.float64(queries.terms.values), np.float64(gallery.terms.values)[found.rows, 0]
+    np.testing.assert_allclose(found.scores, scores + np.logaddexp(a, b), rtol=0, atol=1e-12)
+    made = [index_vectors(each, gallery.terms, queries.space) for each in (_Rows(joined), stored)]
+    np.testing.assert_array_equal(*made)
+
+
+class _Rows(Joined):
+    """Refuses to be read as a whole."""
+
+    def __init__(self, joined):
+        super().__init__(joined._arrays)
+
+    def __array__(self, dtype=None, copy=None):
+        raise AssertionError("all faces were read")
 
 
 def test_deleted_faces_enter_no_index():

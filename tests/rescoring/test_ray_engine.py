@@ -12,7 +12,7 @@ import pytest
 import reference
 
 from ida_jax import rescore
-from ida_jax.common.errors import exit_code
+from ida_jax.common.errors import UserError, exit_code
 from ida_jax.rescoring.batch import BatchFaceTerms
 from ida_jax.rescoring.job import JobFiles, rescore_files
 from ida_jax.rescoring.rescorer import Rescorer
@@ -91,6 +91,28 @@ def test_an_actor_that_is_killed(files):
     )
     assert killed.exists()
     assert output.read_bytes() == (files / "plain.npy").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mistake_in_an_actor_is_the_drivers(files):
+    from ida_jax.rescoring.ray_engine import RayEngine
+
+    def finish(scores):
+        raise UserError("no such scale")
+
+    anchors = files / "anchors.npy"
+    with pytest.raises(UserError) as raised:
+        rescore_files(
+            JobFiles(files / "faces.npy", files / "pairs.npy"),
+            files / "ray.npy",
+            lambda faces: Rescorer(anchors),
+            settings={"mistaken": True},
+            finish=finish,
+            chunk=500,
+            make_engine=lambda faces: RayEngine(BatchFaceTerms(anchors)),
+        )
+    assert str(raised.value) == "no such scale"
+    assert not (files / "ray.npy").exists()
 
 
 def test_a_mistake_is_one_line(files, capsys):
