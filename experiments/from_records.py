@@ -664,11 +664,13 @@ def insightface_networks() -> str:
         [
             f"`{of['network']}`",
             "near the activations'" if of["near_activations"] else "far from them",
+            f"{of['largest_activation']:,.0f}",
             *(_power(of[column]) for column in columns),
         ]
         for of in record("parity_insightface")["networks"]
     ]
-    return table(["network", "statistics", *columns.values()], rows, words=2)
+    header = ["network", "statistics", "largest activation", *columns.values()]
+    return table(header, rows, words=2)
 
 
 def _power(number: float) -> str:

@@ -173,8 +173,7 @@ def _near_activations(network: Any) -> None:
     import torch
 
     images = np.random.default_rng(1).normal(size=(16, 3, SIDE, SIDE)).astype(np.float32)
-    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
-    norms = [module for module in network.modules() if isinstance(module, kinds)]
+    norms = _batch_norms(network)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for norm in norms:
@@ -188,8 +187,15 @@ def _near_activations(network: Any) -> None:
             var.mul_(0.8 + 0.4 * torch.rand(var.shape, generator=generator))
 
 
+def _batch_norms(network: Any) -> list[Any]:
+    import torch
+
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    return [module for module in network.modules() if isinstance(module, kinds)]
+
+
 def _compared(network: Any) -> dict[str, float]:
-    """Largest differences of the unit embeddings of two random images."""
+    """Largest differences of the unit embeddings of two random images; largest BatchNorm input."""
     import torch
     from test_torch_networks import embed, export, random_images, unit
 
@@ -211,8 +217,17 @@ def _compared(network: Any) -> dict[str, float]:
         script = Path(__file__).with_name("in_float64.py")
         subprocess.run([sys.executable, script, weights, given, found], check=True)
         exactly = unit(np.load(found))
+    largest = 0.0
+
+    def look(_: Any, inputs: tuple[Any, ...]) -> None:
+        nonlocal largest
+        largest = max(largest, float(inputs[0].abs().max()))
+
+    hooks = [norm.register_forward_pre_hook(look) for norm in _batch_norms(network)]
     with torch.no_grad():
         theirs = unit(network(batch).numpy())
+        for hook in hooks:
+            hook.remove()
         theirs_exactly = unit(network.double()(batch.double()).numpy())
     # Embeddings that hardly depend on the image would show nothing.
     assert np.max(np.abs(theirs[0] - theirs[1])) > 5e-3
@@ -232,7 +247,8 @@ def _compared(network: Any) -> dict[str, float]:
         "both_in_float64": exactly - theirs_exactly,
     }
     return {name: float(np.max(np.abs(of))) for name, of in differences.items()} | {
-        "to_onnx": float(largest_difference(exported, model, **options))
+        "to_onnx": float(largest_difference(exported, model, **options)),
+        "largest_activation": largest,
     }
 
 
