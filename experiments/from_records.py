@@ -667,6 +667,29 @@ def insightface_parity() -> str:
     return table(header, rows, words=4)
 
 
+def insightface_networks() -> str:
+    """Largest differences of unit embeddings from the peers' networks, in float32 and float64."""
+    columns = {
+        "from_pth": "from `.pth`",
+        "from_onnx": "from `.onnx`",
+        "to_onnx": "to `.onnx`",
+        "ours_from_float64": "ours from float64",
+        "theirs_from_float64": "theirs from float64",
+        "both_in_float64": "both in float64",
+    }
+    rows = [
+        [
+            f"`{of['network']}`",
+            "near the activations'" if of["near_activations"] else "far from them",
+            f"{of['largest_activation']:,.0f}",
+            *(_power(of[column]) for column in columns),
+        ]
+        for of in record("parity_insightface")["networks"]
+    ]
+    header = ["network", "statistics", "largest activation", *columns.values()]
+    return table(header, rows, words=2)
+
+
 def _power(number: float) -> str:
     """0, or 2·10⁻⁷: one digit and a power of ten."""
     if number == 0:

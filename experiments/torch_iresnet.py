@@ -79,13 +79,13 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W], normalised, to float32 [B, D], not normalised."""
+        """[B, 3, H, W], normalised, to [B, D] in the parameters' type, not normalised."""
         enabled = self.autocast is not None
         with torch.autocast(images.device.type, dtype=self.autocast, enabled=enabled):
             x = self.prelu(self.bn1(self.conv1(images)))
             x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
             x = self.dropout(torch.flatten(self.bn2(x), 1))
-        return self.features(self.fc(x.float()))
+        return self.features(self.fc(x.to(self.fc.weight.dtype)))
 
 
 iresnet18 = partial(IResNet, (2, 2, 2, 2))

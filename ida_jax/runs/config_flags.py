@@ -59,11 +59,16 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
 
     Returns:
       The config, None where --config is not given; and the further flags' values, None likewise.
+
+    Raises:
+      UserError: a flag that is unknown, given twice, or has a value that cannot be.
     """
     from absl import flags
     from ml_collections import config_flags
 
-    words, bins = _listed_bins(underscored(arguments))
+    given = underscored(arguments)
+    _refuse_repeated(given, ("config", *others))
+    words, bins = _listed_bins(given)
     rest, sections = _renamed_data(words)
     parsed, argv = flags.FlagValues(), ["", *_expanded(rest, ("config", *others))]
     config_flags.DEFINE_config_file(
@@ -96,6 +101,20 @@ def parse_config(arguments: list[str], **others: str) -> tuple[ConfigDict | None
         known = ", ".join(f"--{name}=" for name in ("config", *others))
         raise UserError(f"unknown flag '{rest[0]}': expected {known}, --config.key=")
     return config, {name: getattr(parsed, name) for name in others}
+
+
+def _refuse_repeated(arguments: list[str], names: Sequence[str]) -> None:
+    """A UserError for the first flag that is given again.
+
+    Of a number's flags config_flags would take the last, and join the values of a tuple's.
+    """
+    flag = re.compile(rf"--?(?:no)?((?:{'|'.join(names)})(?:\..+)?)")
+    given: set[str] = set()
+    for word in arguments:
+        if match := flag.fullmatch(word.partition("=")[0]):
+            if match[1] in given:
+                raise UserError(f"--{match[1]} is given twice: give it once, with the whole value")
+            given.add(match[1])
 
 
 def _unknown_key(argv: list[str]) -> str | None:

@@ -104,13 +104,13 @@ def test_mistakes_are_one_line(tmp_path, model, capsys):
     assert not (tmp_path / "A.safetensors").exists()
 
 
-def _run(tmp_path, capsys, *flags, stages="('import','anchors')"):
+def _run(tmp_path, capsys, *flags, stages="('import','anchors')", k=3):
     """Exit code, and what is said, of a run on imported weights with class weights as anchors."""
     arguments = [
         "--config=quickstart:smoke", f"--workdir={tmp_path}/w", f"--config.data_dir={tmp_path}",
         f"--config.stages={stages}", "--config.model.weights=model.safetensors",
         f"--config.model.options.embedding_dim={WIDTH}", "--config.anchors.source=class_weights",
-        "--config.anchors.size=9", "--config.k=3", *flags,
+        "--config.anchors.size=9", f"--config.k={k}", *flags,
     ]  # fmt: skip
     code = exit_code(lambda: train.main(arguments))
     said = capsys.readouterr()
@@ -136,7 +136,6 @@ def test_a_run_takes_them_from_its_config(tmp_path, model, capsys):
         (["--config.model.class_weights=wide.pt"], "wide.pt are 7 wide, the embeddings of the"),
         (["--config.model.class_weights=absent.pt"], "no class weights at"),
         ([], "name those of their training as model.class_weights"),
-        ([given, "--config.k=10"], "k is 10, but a support set can have at most 9 anchors"),
     ):
         code, said = _run(tmp_path, capsys, *flags)
         assert code == 2
@@ -144,6 +143,8 @@ def test_a_run_takes_them_from_its_config(tmp_path, model, capsys):
         assert len(said.splitlines()) == 1
         assert not (tmp_path / "w").exists()
 
+    code, said = _run(tmp_path, capsys, given, k=10)
+    assert (code, "k is 10, but a support set can have at most 9 anchors" in said) == (2, True)
     code, said = _run(tmp_path, capsys, given, stages="('import','train')")
     assert (code, "goes with the stage import and without train" in said) == (2, True)
 

@@ -101,6 +101,48 @@ def test_an_unknown_key_is_answered_with_the_one_that_is_meant(
     assert "see --help" not in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--config.train.decay_steps=(1,2)", "--config.train.decay_steps=(3,4)"],
+         "config.train.decay_steps"),
+        (["--config.evaluate.methods=cosine", "--config.evaluate.methods=ida_r"],
+         "config.evaluate.methods"),
+        (["--config.train.learning_rate=0.1", "--config.train.learning_rate", "0.2"],
+         "config.train.learning_rate"),
+        (["--config.k=3", "--config.tau=2", "-config.k=3"], "config.k"),
+        (["--config.train.remat", "--noconfig.train.remat"], "config.train.remat"),
+        (["--config.train.head=arcface", "--config.train.head=cosface"], "config.train.head"),
+        (["--config.anchors.generator=a", "--config.anchors.generator=b"],
+         "config.anchors.generator"),
+        (["--config.train.batch-size=4", "--config.train.batch_size=8"],
+         "config.train.batch_size"),
+        (["--config.verify_data=a.bin", "--config.verify_data=b.bin"], "config.verify_data"),
+        (["--config.train_data.name=lfw", "--config.train_data.role=eval",
+          "--config.train_data.role=anchor"], "config.train_data.role"),
+        ([SMOKE], "config"),
+        (["--workdir=elsewhere"], "workdir"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_is_given_twice(tmp_path, monkeypatch, capsys, flags, name):
+    monkeypatch.chdir(tmp_path)
+    code, line = _main(monkeypatch, capsys, SMOKE, f"--workdir={tmp_path}/w", *flags)
+    assert code == 2
+    assert line == f"error: --{name} is given twice: give it once, with the whole value"
+    assert not (tmp_path / "w").exists()
+
+
+def test_flags_of_like_names_and_values_are_not_the_same_flag(tmp_path):
+    config, others = parse_config(
+        [SMOKE, "--config.train.head", "cosface", "--config.train.head_dtype", "bfloat16",
+         "--config.train.margin=0.2", "--config.train.scale=0.2", "--workdir", "config"],
+        workdir="",
+    )  # fmt: skip
+    assert (config.train.head, config.train.head_dtype) == ("cosface", "bfloat16")
+    assert config.train.margin == config.train.scale == 0.2
+    assert others == {"workdir": "config"}
+
+
 def test_every_word_of_arcface_torch_is_answered_and_none_hides_ours(monkeypatch, capsys):
     config, _ = parse_config([MS1M])
     ours = set(config_flags._keys(config))
