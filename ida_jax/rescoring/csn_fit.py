@@ -5,6 +5,7 @@ N faces, A anchors, D embedding, P pairs, R coefficients of a face.
 
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -265,6 +266,10 @@ class Logistic(NamedTuple):
     bias: float
 
 
+_loss_and_slope = jax.jit(jax.value_and_grad(csn_objective))
+_curvature = jax.jit(jax.hessian(csn_objective))
+
+
 def logistic_regression(
     features: np.ndarray, same: np.ndarray, *, prior: float, ridge: float
 ) -> Logistic:
@@ -287,15 +292,12 @@ def logistic_regression(
     log_odds = float(np.log(prior / (1 - prior)))
     with jax.enable_x64(True):
         x, genuine = jnp.asarray((features - mean) / deviation), jnp.asarray(same)
-
-        def objective(theta: jax.Array) -> jax.Array:
-            return csn_objective(theta, x, genuine, prior=prior, ridge=ridge)
-
         theta = minimize(
-            jax.jit(jax.value_and_grad(objective)),
+            partial(_loss_and_slope, prior=prior, ridge=ridge),
             np.append(np.zeros(x.shape[1]), log_odds),
+            args=(x, genuine),
             jac=True,
-            hess=jax.jit(jax.hessian(objective)),
+            hess=partial(_curvature, prior=prior, ridge=ridge),
             method="trust-exact",
             options={"gtol": 1e-10, "maxiter": 1000, "max_trust_radius": 1e3},
         ).x

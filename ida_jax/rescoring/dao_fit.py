@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ida_jax.anchors.anchor_set import AnchorSet
-from ida_jax.common.devices import by_blocks
+from ida_jax.common.devices import by_blocks, filled
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import complete, load_tensors, require_types, save_tensors
 from ida_jax.common.validation import require_unit
@@ -272,6 +272,12 @@ class _Development(NamedTuple):
         return PairSimilarities(*map(jnp.asarray, (cosine, *sides)))
 
 
+def _filled(impostor: PairSimilarities) -> PairSimilarities:
+    """The pairs and, for few shapes to compile, others that are never among the highest."""
+    count, more = len(impostor.cosine), PairSimilarities(*map(filled, impostor))
+    return more._replace(cosine=jnp.asarray(more.cosine).at[count:].set(-jnp.inf))
+
+
 @partial(jax.jit, static_argnames=("rank",))
 @partial(jax.value_and_grad, argnums=0)
 def _loss(
@@ -307,6 +313,7 @@ def _maximised(
     paper = np.log(np.array(list(_PAPER.values())))
     free = np.array([name in fitted for name in CONSTANTS])
     numbers = np.float32([start.softness, temperature, ridge])
+    impostor = _filled(impostor)
 
     def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = _loss(
