@@ -1,13 +1,16 @@
-"""Embeddings of LFW's faces, clean and degraded, by the given MobileFaceNet; kept in a cache.
+"""LFW's faces, clean and degraded, by the given MobileFaceNet: embeddings and PFE's log-variances.
 
-`experiments/degraded_anchors.py` scores them. N faces, D embedding.
+Kept in a cache. `experiments/degraded_anchors.py` scores them. N faces, D embedding.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ida_jax.artefacts.face_model import FaceModel
+from ida_jax.artefacts.uncertainty_model import UncertaintyModel
 from ida_jax.common.parts import Parts
 from ida_jax.data.dataset import LazyImages
 from ida_jax.data.degrade import blur, degradation, degraded, degraded_rows, jpeg, low_resolution
@@ -84,28 +87,64 @@ SETS = {
 }
 
 
-def embedded(data_dir: Path, cache: Path, name: str) -> np.ndarray:
-    """Raw embeddings float32 [N, D] of `people`'s rows in a set of `SETS`; NaN for other rows.
+def given_model(data_dir: Path) -> FaceModel:
+    """The given MobileFaceNet."""
+    return import_model(data_dir / "weights" / "mobilefacenet.npz")
 
-    Made in parts, which are kept.
+
+def embedded(data_dir: Path, cache: Path, name: str) -> np.ndarray:
+    """Raw embeddings float32 [N, D] of `people`'s rows in a set of `SETS`; NaN for other rows."""
+    rows = np.flatnonzero(SETS[name][-1](people(data_dir)))
+    return _made(data_dir, cache, name, rows, given_model(data_dir).raw_embeddings)
+
+
+def log_variances(
+    data_dir: Path, cache: Path, name: str, uncertainty: UncertaintyModel, wanted: np.ndarray
+) -> np.ndarray:
+    """log σ² float32 [N, D] of some of `people`'s rows in a set; NaN for other rows.
+
+    Args:
+      cache: of this uncertainty module.
+      name: of `SETS`, or "clean".
+      wanted: bool [N].
     """
-    spec, seed, copy, wanted = SETS[name]
-    own, how = people(data_dir), degradation(spec, seed=seed)
-    rows = np.flatnonzero(wanted(own))
+    model = given_model(data_dir)
+
+    def of(images: LazyImages) -> np.ndarray:
+        return uncertainty.raw_embeddings(model, images)[1]
+
+    return _made(data_dir, cache, name, np.flatnonzero(wanted), of)
+
+
+def _made(
+    data_dir: Path,
+    cache: Path,
+    name: str,
+    rows: np.ndarray,
+    of: Callable[[LazyImages], np.ndarray],
+) -> np.ndarray:
+    """What `of` makes of the images of some rows, [N, D], in parts, which are kept."""
+    own, image = people(data_dir), _images(data_dir, name)
     folder = cache / name.replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    faces = load_lfw(data_dir / "lfw")
-    model = import_model(data_dir / "weights" / "mobilefacenet.npz")
-
-    def image(number: int) -> np.ndarray:
-        if how is None:
-            return _probe(faces.images[number], number)
-        return degraded(faces.images[number], how, number=number, copy=copy)
 
     def part(some: range) -> np.ndarray:
         numbers = own.numbers[rows[some.start : some.stop]].tolist()
-        return model.raw_embeddings(LazyImages(len(numbers), lambda at: image(numbers[at])))
+        return of(LazyImages(len(numbers), lambda at: image(numbers[at])))
 
-    whole = np.full((len(own.numbers), model.width), np.nan, np.float32)
-    whole[rows] = Parts(folder, len(rows), _PART).whole(part, (model.width,))
+    width = given_model(data_dir).width
+    whole = np.full((len(own.numbers), width), np.nan, np.float32)
+    whole[rows] = Parts(folder, len(rows), _PART).whole(part, (width,))
     return whole
+
+
+def _images(data_dir: Path, name: str) -> Callable[[int], np.ndarray]:
+    """The image of a row of LFW's whole list in a set."""
+    images = load_lfw(data_dir / "lfw").images
+    if name == "clean":
+        return lambda number: images[number]
+    spec, seed, copy, _ = SETS[name]
+    how = degradation(spec, seed=seed)
+    if how is None:
+        return lambda number: _probe(images[number], number)
+    return lambda number: degraded(images[number], how, number=number, copy=copy)
