@@ -176,7 +176,7 @@ def fit_csn(
       ridge: of the penalty.
       images_per_identity: at most this many faces of an identity are drawn, so that a few people
         with many images do not outweigh the rest.
-      impostor_pairs: how many are drawn, with replacement.
+      impostor_pairs: how many are drawn, with replacement; all, where there are no more.
       exclude_own: the two identities of a pair are left out of its cohorts by the anchors' labels,
         where they have any, which are then in the numbering of `labels`. False where the numberings
         differ: then no person may be in both.
@@ -315,7 +315,10 @@ def _kept_rows(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.nd
 
 
 def _pairs(labels: np.ndarray, impostors: int, rng: np.random.Generator) -> _Pairs:
-    """All genuine pairs of faces ordered by identity, and `impostors` random impostor pairs."""
+    """All genuine pairs of faces ordered by identity, and `impostors` random impostor pairs.
+
+    All impostor pairs, where there are no more.
+    """
     blocks, distance, count = [], 1, len(labels)
     while True:
         first = np.flatnonzero(labels[: count - distance] == labels[distance:])
@@ -325,6 +328,10 @@ def _pairs(labels: np.ndarray, impostors: int, rng: np.random.Generator) -> _Pai
         distance += 1
     genuine = sum(map(len, blocks))
     missing = impostors
+    if count * (count - 1) // 2 - genuine <= impostors:
+        every = np.stack(np.triu_indices(count, 1), axis=1)
+        blocks.append(every[labels[every[:, 0]] != labels[every[:, 1]]])
+        missing = 0
     while missing:
         drawn = rng.integers(count, size=(impostors, 2))
         drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]][:missing]

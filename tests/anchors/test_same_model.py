@@ -54,7 +54,7 @@ def _rescore(*flags, embeddings):
 
 def _evaluate(*flags, embeddings):
     evaluate.main(["--protocol=all_pairs", f"--embeddings={embeddings}", "--output=out",
-                   "--resamples=5", "--top_n=9", "--fars=0.1", *flags])  # fmt: skip
+                   "--resamples=5", "--fars=0.1", *flags])  # fmt: skip
 
 
 def _listing(folder):

@@ -92,16 +92,21 @@ def test_a_constant_feature_gets_no_weight():
     assert np.isfinite(got.bias)
 
 
-def test_pairs_are_all_genuine_ones_and_only_impostors_beside_them():
+@pytest.mark.parametrize("impostors", [20, 21, 1001])
+def test_pairs_are_all_genuine_ones_and_only_impostors_beside_them(impostors):
     labels = np.array([0, 1, 1, 4, 4, 4, 4, 9])
-    got = csn_fit._pairs(labels, 1001, np.random.default_rng(0))
-    genuine = {tuple(sorted(pair)) for pair in got.rows[got.same].tolist()}
-    expected = {(i, j) for i in range(8) for j in range(i + 1, 8) if labels[i] == labels[j]}
-    assert genuine == expected
+    got = csn_fit._pairs(labels, impostors, np.random.default_rng(0))
+    every = {(i, j) for i in range(8) for j in range(i + 1, 8)}
+    expected = {(i, j) for i, j in every if labels[i] == labels[j]}
+    assert {tuple(sorted(pair)) for pair in got.rows[got.same].tolist()} == expected
     assert np.sum(got.same) == len(expected)
     impostor = got.rows[~got.same]
-    assert impostor.shape == (1001, 2)
     assert np.all(labels[impostor[:, 0]] != labels[impostor[:, 1]])
+    if impostors < len(every - expected):  # drawn
+        assert impostor.shape == (impostors, 2)
+    else:
+        assert len(impostor) == len(every - expected)
+        assert set(map(tuple, impostor.tolist())) == every - expected
 
 
 def test_at_most_so_many_faces_of_an_identity_and_none_unknown():
