@@ -258,6 +258,26 @@ def degraded_gain() -> str:
     return table(["probes", "anchors", *shown.values()], rows, words=2)
 
 
+def degraded_fallback() -> str:
+    """How often the fall-back harms with degraded anchors or probes, and what PFE alone does."""
+    found = record("degraded_anchors")
+    cells = [
+        of["methods"]
+        for part in ("eval", "choice", "weaker")
+        for row in found[part].values()
+        for of in row["probes"].values()
+    ]
+    harmed = {m: sum(of[m]["harms"] for of in cells) for m in ("ida_r", "ida_r_fallback")}
+    mixed = found["eval"]["clean"]["probes"]["mixed"]["methods"]
+    fallback, pfe = mixed["ida_r_fallback"], mixed["pfe"]["gain"][FARS[1]]
+    return (
+        f"Of the record's {len(cells)} pairs of probes and anchors, IDA-R does harm in "
+        f"{harmed['ida_r']}, the fall-back in {harmed['ida_r_fallback']}. With clean anchors\n"
+        f"and mixed probes its weight is {fallback['weight']:g}. PFE's likelihood alone, without "
+        f"anchors, changes the mixed probes' TAR by {points(pfe)} points\nat FAR 1e-4."
+    )
+
+
 def anchor_checks() -> str:
     """What `anchors check` and the fall-back make of right, wrong and few anchors, by model."""
     rows = []
