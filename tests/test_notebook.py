@@ -9,7 +9,7 @@ NOTEBOOK = Path(__file__).parent.parent / "docs" / "walkthrough.ipynb"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_notebook_runs(tmp_path):
+def test_the_notebook_runs(tmp_path, optimised):
     pytest.importorskip("ipykernel", reason="pip install '.[docs]'")
     nbclient = pytest.importorskip("nbclient", reason="pip install '.[docs]'")
     nbformat = pytest.importorskip("nbformat", reason="pip install '.[docs]'")
