@@ -5,7 +5,7 @@ two halves: the first image of each anchor identity is an anchor (real-db), all 
 SSR module, and the eval half is only evaluated.
 Needs: DATA/lfw/lfw_112.tar and split.csv, DATA/weights/mobilefacenet.npz.
 Hardware: 2 CPU cores, about 5 minutes.
-Expected: TAR@FAR 1e-5 of .935 for cosine, .941 for IDA-R and .939 for IDA-L (k = 10, τ = 1).
+Expected: TAR@FAR 1e-5 of .935 for cosine, .941 for IDA-R and .938 for IDA-L (k = 10, τ = 1).
 Command: python -m ida_jax.main --config=configs/lfw_pretrained.py \
     --config.data_dir=DATA --workdir=runs/lfw_pretrained
 """

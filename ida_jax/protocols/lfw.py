@@ -58,8 +58,7 @@ def _read(request: Request, options: RuleOptions) -> _Listed:
         pair_list = read_lfw_pairs(path, names)
     else:
         pair_list = read_calfw_pairs(path, names)
-    # A person is one unit of the bootstrap, whatever folder the image is in.
-    people = [_person(name.rsplit("/", 1)[-1]) for name in names]
+    people = _people(request)
     out = left_out(request.one_person, people, pair_list.pairs)
     pair_list = PairList(*(of_pairs[out.kept] for of_pairs in pair_list))
     return _Listed(unit_faces(request), people, pair_list, out)
@@ -86,6 +85,12 @@ def _evaluate(
     both = {name: evaluated._replace(notes=notes)}
     both = with_insightface(both, options.rule, data.faces, data.pair_list, name)
     return {variant: data.left_out.noted(of) for variant, of in both.items()}
+
+
+def _people(request: Request) -> list[str]:
+    """The person on each row of E: one unit of the bootstrap, whatever folder the image is in."""
+    names = map(without_suffix, required_names(request))
+    return [_person(name.rsplit("/", 1)[-1]) for name in names]
 
 
 def _person(image: str) -> str:
@@ -138,6 +143,7 @@ for _name, _file in _LISTS.items():
             files=_file,
             rows=f"images, named {'A/' * (_name == 'lfw')}A_0001.jpg",
             identities="people, A of A_0001.jpg",
+            people=_people,
             failures=True,
             flags=RuleOptions,
             read=_read,

@@ -43,6 +43,7 @@ from ida_jax.protocols.table import (
     Request,
     noted,
     option,
+    people_by_folder,
     register,
     required_names,
     terms_of_people,
@@ -181,7 +182,7 @@ def _read_people(request: Request, options: FarOptions) -> _People:
                 "says whose face it is"
             )
     faces, bad, norms, _ = unit_faces(request)
-    people = np.array([name.split("/")[0] for name in names])[~bad]
+    people = np.array(people_by_folder(request))[~bad]
     identities = np.unique(people)
     if not 1 < identities.size < people.size:
         raise UserError(
@@ -245,6 +246,7 @@ register(
         files="none: every pair of E",
         rows="faces, named PERSON/IMAGE",
         identities="people, PERSON of PERSON/IMAGE",
+        people=people_by_folder,
         needs=(),
         flags=FarOptions,
         grouped=True,

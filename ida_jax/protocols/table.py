@@ -85,6 +85,7 @@ class Protocol(NamedTuple):
       flags: a frozen dataclass of its own options, each an `option`.
       identities: what --ignore_identity_pairs names in it; "" where the flag is refused.
       no_identities: why, then.
+      people: (request) to the person on each row of E, by its name; None where it does not know.
       grouped: whether it gives FAR and TAR by the faces' groups (`Request.groups`).
       failures: whether it lists pairs to look at, by E's names.
     """
@@ -98,6 +99,7 @@ class Protocol(NamedTuple):
     flags: type = NoOptions
     identities: str = ""
     no_identities: str = "it does not know whose faces it compares"
+    people: Callable[[Request], Sequence[str] | None] = lambda request: None
     grouped: bool = False
     failures: bool = False
 
@@ -185,6 +187,11 @@ def required_names(request: Request) -> Sequence[str]:
             "up by: give --names=FILE, one per line in the embeddings' order"
         )
     return request.embeddings.names
+
+
+def people_by_folder(request: Request) -> list[str]:
+    """PERSON of the embeddings' names PERSON/…, N."""
+    return [name.split("/")[0] for name in required_names(request)]
 
 
 def terms_of_people(

@@ -37,6 +37,7 @@ from ida_jax.protocols.table import (
     Protocol,
     Request,
     left_out,
+    people_by_folder,
     register,
     required_names,
 )
@@ -391,6 +392,7 @@ register(
         files="splits.txt",
         rows="frames, named PERSON/VIDEO/FRAME",
         identities="people, PERSON of PERSON/VIDEO",
+        people=people_by_folder,
         read=_read,
         evaluate=_evaluate,
     )

@@ -48,6 +48,7 @@ def make_scorers(
     tau: float | None = None,
     weight: float | None = None,
     probes: np.ndarray | None = None,
+    people: Sequence[str] | np.ndarray | None = None,
     searcher: str = "auto",
     expected_faces: int | None = None,
     **options: Any,
@@ -59,6 +60,8 @@ def make_scorers(
       anchors: None where no method needs them.
       k, tau, weight, searcher, expected_faces: as in `Rescorer`.
       probes: [N, D], of any norm: where the weight is None, the one that these support.
+      people: [N], the probes' identities, names or integers in the anchors' numbering, where known:
+        each is left out of its own support set. Names say nothing to anchors without any.
       **options: as there: top_n and ddof, and what was trained, for the methods that need it.
 
     Raises:
@@ -67,7 +70,8 @@ def make_scorers(
     weighted = not set(methods).isdisjoint(methods_set_by("weight"))
     if weighted and weight is None and anchors is not None and probes is not None:
         given = {"k": k, "tau": tau, "searcher": searcher}
-        weight = supported_weight(probes, anchors, **given).weight
+        own = None if people is None else _own_labels(people, anchors)
+        weight = supported_weight(probes, anchors, labels=own, **given).weight
 
     def scorer(method: str, search: SharedSearch | None = None) -> Rescorer:
         # An SSR module knows the k and τ that it replaces, a fit its own.
@@ -110,7 +114,12 @@ def labels_among_anchors(
     """
     sets = (scorer.anchors for scorer in scorers.values())
     anchors = next((anchors for anchors in sets if anchors is not None), None)
-    if anchors is None or not anchors.names or anchors.labels is None:
+    return None if anchors is None else _own_labels(people, anchors)
+
+
+def _own_labels(people: Sequence[str] | np.ndarray, anchors: AnchorSet) -> np.ndarray | None:
+    people = np.asarray(people)
+    if anchors.labels is None or (people.dtype.kind == "U" and not anchors.names):
         return None
     return anchors.labels_of(people)
 

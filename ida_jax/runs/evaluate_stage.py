@@ -64,6 +64,7 @@ def evaluate_run(run: Run) -> None:
         k=c.k,
         tau=c.tau,
         probes=faces,
+        people=own,
         top_n=c.evaluate.top_n,
         searcher=c.searcher,
         ssr=run.ssr if "ssr" in needs else None,

@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
@@ -96,7 +96,8 @@ def _run(
         from ida_jax.data.named_images import image_of_name
 
         images = image_of_name(options.images, request.embeddings.names)
-    scorers = _scorers(options, own, files, methods, request.embeddings)
+    people = protocol.people(request)
+    scorers = _scorers(options, own, files, methods, request.embeddings, people)
     data = protocol.read(request, own)
     evaluated = protocol.evaluate(request, own, data, scorers)
     notes = cohort_notes(scorers.values(), options.top_n)
@@ -350,6 +351,7 @@ def _scorers(
     files: Mapping[str, Path | None],
     methods: tuple[str, ...],
     embeddings: "EmbeddingFile",
+    people: Sequence[str] | None,
 ) -> "dict[str, Rescorer]":
     from ida_jax.rescoring.methods import load_scorers, require_same_models
 
@@ -362,6 +364,7 @@ def _scorers(
         tau=options.tau,
         weight=options.weight,
         probes=_probes(own, embeddings.embeddings),
+        people=people,
         top_n=options.top_n,
         searcher=options.searcher,
         expected_faces=len(embeddings.embeddings),

@@ -10,6 +10,7 @@ from ijb_release import Size, write_release
 
 from ida_jax import evaluate
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.supported_weight import SupportedWeight
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.metrics.roc import tar_at_far
@@ -134,6 +135,31 @@ def test_people_among_the_anchors_are_left_out(lfw):
         found[left_out] = [point.threshold for point in tar_at_far(*split, [0.1, 0.01])]
     assert list(protocols["all_pairs"]["ida_r"]["threshold@far"].values()) == found[True]
     assert found[True] != found[False]
+
+
+@pytest.mark.parametrize("protocol", ["lfw", "all_pairs"])
+def test_people_among_the_anchors_are_left_out_for_the_weight(lfw, monkeypatch, protocol):
+    others = np.random.default_rng(7).normal(size=(70, D)).astype(np.float32)
+    AnchorSet.from_embeddings(
+        np.concatenate([others, np.load(lfw / "E.npy")[::3]]),
+        labels=np.arange(82, dtype=np.int32),
+        names=[f"X{i}" for i in range(70)] + PEOPLE,
+        k=5,
+    ).save(lfw / "anchors.safetensors")
+    given = []
+
+    def found(probes, anchors, *, labels, **_):
+        given.append(labels)
+        return SupportedWeight(0.5, (), (), len(probes))
+
+    monkeypatch.setattr("ida_jax.rescoring.methods.supported_weight", found)
+    files = [f"--files={lfw / 'pairs.txt'}"] if protocol == "lfw" else []
+    _, results = _run(
+        lfw, f"--protocol={protocol}", *files, f"--embeddings={lfw / 'E.npy'}",
+        "--methods=cosine,ida_r_fallback", f"--anchors={lfw / 'anchors.safetensors'}",
+    )  # fmt: skip
+    assert results["settings"]["weight"] == 0.5
+    np.testing.assert_array_equal(given, [70 + np.repeat(np.arange(12), 3)])
 
 
 def test_groups_are_shown(lfw, anchors):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ida_jax.anchors.anchor_set import AnchorSet
+from ida_jax.anchors.supported_weight import supported_weight
 from ida_jax.common.errors import UserError
 from ida_jax.common.validation import unit_embeddings
 from ida_jax.rescoring import methods
@@ -50,6 +51,22 @@ def test_methods_search_once(faces, anchors, monkeypatch):
         for scorer in scorers.values():
             scorer.terms(block)
     assert calls == [20, 13]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_probes_are_left_out_of_their_own_support_sets_for_the_weight(named):
+    """An anchor that is the face itself would be its own nearest neighbour."""
+    centred = np.random.default_rng(0).normal(size=(900, 16))
+    rows = unit_embeddings((centred + 0.5).astype(np.float32))
+    names = [f"P{i}" for i in range(900)]
+    labels = np.arange(900, dtype=np.int32)
+    anchors = AnchorSet.from_embeddings(rows[300:], labels=labels[300:], names=names[300:], k=5)
+    rows, labels = rows[:600], labels[:600]  # half of them are anchors
+    people = names[:600] if named else labels
+    weights = [supported_weight(rows, anchors, labels=own).weight for own in (None, labels)]
+    assert weights[0] != weights[1]
+    made = make_scorers(("ida_r_fallback",), anchors, probes=rows, people=people)
+    assert made["ida_r_fallback"].weight == weights[1]
 
 
 def test_more_neighbours_than_anchors_is_a_mistake(anchors):
