@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from paper_runs import load_config
+from worse_faces import CHANGES, plot_against, some_of
 
 from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import exit_code
@@ -23,38 +24,6 @@ from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
 from ida_jax.report.style import BLUE, new_figure
 from ida_jax.runs.run import Run
-
-FACES = 500
-
-
-def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian of that many pixels."""
-    import cv2
-
-    return cv2.GaussianBlur(image, (0, 0), sigma) if sigma else image
-
-
-def small(image: np.ndarray, side: int) -> np.ndarray:
-    """Shrunk to that many pixels a side and enlarged again."""
-    import cv2
-
-    size = image.shape[:2][::-1]
-    shrunk = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    return cv2.resize(shrunk, size, interpolation=cv2.INTER_CUBIC)
-
-
-def covered(image: np.ndarray, share: float) -> np.ndarray:
-    """So large a share of it grey, from below."""
-    out = image.copy()
-    out[round(len(image) * (1 - share)) :] = 128
-    return out
-
-
-CHANGES = {
-    "blur": (blurred, "deviation of the Gaussian, pixels", (0, 1, 2, 3, 4, 6)),
-    "size": (small, "pixels a side before enlarging", (112, 64, 48, 32, 24, 16, 12)),
-    "occlusion": (covered, "share covered, from below", (0, 0.125, 0.25, 0.375, 0.5, 0.625)),
-}
 
 
 def main() -> None:
@@ -66,8 +35,7 @@ def main() -> None:
     config = load_config("lfw_pfe")
     config.data_dir = str(options.data_dir)
     run = Run(config, options.run)
-    images = run.eval_faces.images
-    chosen = [images[i] for i in range(0, len(images), max(1, len(images) // FACES))][:FACES]
+    chosen = some_of(run.eval_faces.images)
     whole = run.model.embed(chosen)
     record: dict[str, Any] = {"faces": len(chosen), "changes": {}}
     for name, (change, title, levels) in CHANGES.items():
@@ -97,14 +65,9 @@ def main() -> None:
 def _plot(record: dict[str, Any], path: Path) -> None:
     figure, axes = new_figure(columns=len(CHANGES), width=11, height=3.6)
     for axis, (name, change) in zip(axes, record["changes"].items(), strict=True):
-        place = np.arange(len(change["rows"]))
-        mean, spread = (
-            np.array([row[key] for row in change["rows"]])
-            for key in ("log_variance", "deviation_over_faces")
-        )
-        axis.fill_between(place, mean - spread, mean + spread, color=BLUE, alpha=0.15, linewidth=0)
-        axis.plot(place, mean, color=BLUE, marker="o", label="mean, ± deviation over faces")
-        axis.set_xticks(place, [f"{row['level']:g}" for row in change["rows"]])
+        label = "mean, ± deviation over faces"
+        keys = ("log_variance", "deviation_over_faces")
+        plot_against(axis, change, *keys, color=BLUE, marker="o", label=label)
         axis.set_xlabel(change["what"])
         axis.set_title(name.capitalize())
     axes[0].set_ylabel("mean log σ² of a face")
