@@ -96,6 +96,8 @@ def written_together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
 
 
 def _temporary(path: Path) -> Path:
+    if path.exists() and not path.is_file():  # a folder, or a device, which a rename would replace
+        raise UserError(f"cannot write {path}: it is there, and is not a file; name another one")
     try:
         handle, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
     except OSError as error:

@@ -77,6 +77,8 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
 def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None = None) -> None:
     """Refuses outputs that are inputs, by the files' identity: links and letter case included.
 
+    And devices and pipes, whose name a new file would take (for root, even /dev/null's).
+
     Args:
       inputs: each file or folder that is read, None where it is not, by the flag that names it.
       outputs: each file that is written, likewise.
@@ -88,6 +90,10 @@ def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None =
     whole = {flag: Path(path) for flag, path in (folders or {}).items() if path is not None}
     written = [*files.items(), *whole.items()]
     for number, (flag, path) in enumerate(written):
+        if _is_device(path):
+            raise UserError(f"{flag} is {path}, a device or a pipe: name a file")
+        if path.is_dir() and path.suffix and flag in outputs:
+            raise UserError(f"{flag} is {path}, a folder: name a file")
         for other, source in read.items():
             if _same(path, source):
                 raise UserError(
@@ -111,6 +117,14 @@ def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None =
                     f"{flag} would write {folder} into {other}, {source}, where it would be read "
                     "the next time: name another folder"
                 )
+
+
+def _is_device(path: Path) -> bool:
+    """Or a pipe, or a link of the system's to an open file, as /dev/stdout is."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return True
+    folder = _real(path.parent)
+    return folder == Path("/dev") or folder.parts[:2] == ("/", "proc")
 
 
 def _same(first: Path, second: Path) -> bool:

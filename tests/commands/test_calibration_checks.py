@@ -106,8 +106,7 @@ def test_another_cohort_size_and_another_fit_are_refused(folder):
     _fit()
     with pytest.raises(UserError, match="top_n = 50, not 60"):
         _rescore(*_LLR, "--method=as_norm", "--top_n=60")
-    # k is nothing to as_norm.
-    _rescore(*_LLR, "--method=as_norm", "--top_n=50", "--k=3", output="llr.npy")
+    _rescore(*_LLR, "--method=as_norm", "--top_n=50", output="llr.npy")
     for name, weight in (("one", 1.5), ("other", 1.6)):
         DaoFit(1.0, weight, 5.0, 0.1, width=32, anchors=ANCHORS).save(f"{name}.safetensors")
     _rescore("--method=ida_r_fitted", "--dao_fit=one.safetensors")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_full_disk_is_one_line(tmp_path, capsys):
         with open("/dev/full", "w") as file:
             file.write("x" * 100_000)
 
-    if os.path.exists("/dev/full"):
+    if Path("/dev/full").is_char_device():
         assert exit_code(full) == 2
         assert capsys.readouterr().err == (
             "error: cannot write: No space left on device; make room, and run the same command "

@@ -48,6 +48,22 @@ def test_two_outputs_are_two_files(tmp_path, monkeypatch):
     refuse_overwriting({}, {"--json": "x", "--plot": None, "--calibration": "y"})
 
 
+def test_devices_pipes_and_folders_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "link.npy").symlink_to(os.devnull)
+    (tmp_path / "scores.npy").mkdir()
+    for path in (tmp_path / "pipe.npy", tmp_path / "link.npy", "/dev/stdout", "/dev/fd/1"):
+        with pytest.raises(UserError, match="a device or a pipe: name a file"):
+            refuse_overwriting({}, {"--json": path})
+        with pytest.raises(UserError, match="a device or a pipe: name a file"):
+            refuse_overwriting({}, {}, folders={"--output": path})
+    with pytest.raises(UserError, match=r"--json is .*, a folder: name a file"):
+        refuse_overwriting({}, {"--json": tmp_path / "scores.npy"})
+    refuse_overwriting({}, {}, folders={"--output": tmp_path / "scores.npy"})
+    (tmp_path / "folder").mkdir()
+    refuse_overwriting({}, {"--output": tmp_path / "folder"})
+
+
 def test_a_folder_neither_holds_an_input_nor_lies_in_one(tmp_path):
     crops = tmp_path / "crops"
     (crops / "ann").mkdir(parents=True)
