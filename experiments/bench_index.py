@@ -1,7 +1,9 @@
 """DAO in a vector index: its bound, its cost beside the plain cosine, and quantised vectors.
 
 Command: python experiments/bench_index.py [--parts=flat,ivf] [--faces=1000000]
-Needs faiss. Prints one JSON. Faces are made up: clusters of varied width, as people crowd more or
+Needs faiss, whose OpenBLAS falls back to its slowest kernels on a processor that it does not know:
+see which with OPENBLAS_VERBOSE=2, and name better ones by OPENBLAS_CORETYPE, which the record holds.
+Prints one JSON. Faces are made up: clusters of varied width, as people crowd more or
 less; log F is searched among made-up anchors of the same clusters.
 
 bounds: the number K′ of candidates that the best 10 of 30,000 faces need by each upper bound, over
@@ -384,7 +386,8 @@ def main() -> None:
     parts = {"bounds": _bounds, "flat": _flat, "ivf": _ivf, "hnsw": _hnsw, "quantised": _quantised}
     results = {name: parts[name](options) for name in options.parts.split(",")}
     load = os.getloadavg()[0]
-    settings = {"settings": vars(options), "load_average": load, "provenance": provenance()}
+    chosen = {**vars(options), "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE")}
+    settings = {"settings": chosen, "load_average": load, "provenance": provenance()}
     print(json.dumps(results | settings, indent=1))
 
 
