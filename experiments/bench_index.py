@@ -2,7 +2,7 @@
 
 Command: python experiments/bench_index.py [--parts=flat,ivf] [--faces=1000000]
 Needs faiss, whose OpenBLAS falls back to its slowest kernels on a processor that it does not know:
-see which with OPENBLAS_VERBOSE=2, and name better ones by OPENBLAS_CORETYPE, which the record holds.
+see which with OPENBLAS_VERBOSE=2, and name better ones by OPENBLAS_CORETYPE; the record holds it.
 Prints one JSON. Faces are made up: clusters of varied width, as people crowd more or
 less; log F is searched among made-up anchors of the same clusters.
 

@@ -26,7 +26,7 @@ from ida_jax.common.command_line import Parser
 from ida_jax.common.errors import exit_code
 from ida_jax.common.files import json_text, written_whole
 from ida_jax.common.provenance import provenance
-from ida_jax.common.validation import unit_rows
+from ida_jax.common.validation import unit_embeddings
 from ida_jax.data.dataset import LazyImages
 from ida_jax.data.degrade import degradation, degraded_rows
 from ida_jax.data.lfw_crops import load_lfw
@@ -50,7 +50,7 @@ def main() -> None:
     faces = load_lfw(options.data_dir / "lfw")
     probes = own.numbers[own.is_eval].tolist()
     chosen = some_of(LazyImages(len(probes), lambda at: faces.images[probes[at]]))
-    whole = unit_rows(model.raw_embeddings(chosen))
+    whole = unit_embeddings(model.raw_embeddings(chosen))
     record: dict[str, Any] = {
         "faces": len(chosen),
         "anchors": {name: len(of.anchors.embeddings) for name, of in rescorers.items()},
@@ -64,7 +64,8 @@ def main() -> None:
             row = {"level": level, **_mean("log_norm", np.log(np.linalg.norm(raw, axis=1)))}
             for anchors, rescorer in rescorers.items():
                 row |= _mean(f"log_density_{anchors}", rescorer.log_densities(raw))
-            row["cosine_to_the_whole_face"] = float(np.sum(unit_rows(raw) * whole, axis=1).mean())
+            cosine = np.sum(unit_embeddings(raw) * whole, axis=1)
+            row["cosine_to_the_whole_face"] = float(cosine.mean())
             rows.append(row)
         record["changes"][name] = {"what": title, "rows": rows}
     record["provenance"] = provenance()
@@ -82,9 +83,10 @@ def _rescorers(data_dir: Path, cache: Path) -> dict[str, Rescorer]:
     half = firsts[degraded_rows(degradation("varied", share=0.5, seed=1), own.numbers[firsts])]
     copies = embedded(data_dir, cache, "varied")
     parts = {"clean": [clean[firsts]], "mixed": [clean[firsts], copies[half]]}
+    found = {name: unit_embeddings(np.concatenate(part)) for name, part in parts.items()}
     return {
-        name: Rescorer(AnchorSet.from_embeddings(unit_rows(np.concatenate(part)), k=10, tau=1.0))
-        for name, part in parts.items()
+        name: Rescorer(AnchorSet.from_embeddings(rows, k=10, tau=1.0))
+        for name, rows in found.items()
     }
 
 
