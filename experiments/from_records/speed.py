@@ -2,7 +2,7 @@
 
 import re
 
-from from_records.words import record, table
+from from_records.words import percent, record, table
 
 
 def ssr_speed() -> str:
@@ -49,6 +49,19 @@ def index_speed() -> str:
         f"{seconds['identify']:.1f} s; {100 * flat['certified_at_first']:.0f} % of the probes\n"
         f"were certified at the first {flat['first_candidates']} candidates "
         "([record](../experiments/results/bench_index.json))."
+    )
+
+
+def index_at_the_same_recall() -> str:
+    """How much longer an approximate index searches by ŝ than by the cosine, at equal recalls."""
+    hnsw = record("bench_index_hnsw")["hnsw"]
+    equal = hnsw["at_the_same_recall"]
+    ratios, recalls = ([row[key] for row in equal] for key in ("ratio", "recall"))
+    return (
+        f"An HNSW of {hnsw['faces']:,} faces with the certificate finds "
+        f"{percent(min(recalls), 1)} to {percent(max(recalls), 1)} % of the ten best in\n"
+        f"{min(ratios):.2f} to {max(ratios):.2f} times the time that one by the cosine takes for "
+        "as many of its own\n([record](../experiments/results/bench_index_hnsw.json))."
     )
 
 
