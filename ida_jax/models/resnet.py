@@ -5,8 +5,8 @@ over its BN-Dropout-FC-BN output, at D = 256. It differs from the ImageNet ResNe
 keeps the resolution, BatchNorm before a block's first convolution, PReLU, the stride on a block's
 second convolution, nothing after the sum, and a fully connected output over the whole map.
 
-BatchNorm uses the global batch unless `train.batch_norm` is `per_device`. On a pod with few images
-a chip its 300 small all-reduces are most of a step, which `ida_jax.plan` shows.
+BatchNorm uses the global batch unless `train.batch_norm` is `per_device` or `frozen`. On a pod with
+few images a chip its 300 small all-reduces are most of a step, which `ida_jax.plan` shows.
 
 B batch, H and W image size, C channels, D embedding. Images and maps are [B, H, W, C].
 """
@@ -56,7 +56,9 @@ class BatchNorm(nn.Module):
     equal parts of the batch. One group is the whole batch, even where it is sharded over devices:
     what PyTorch calls SyncBatchNorm, and usual on TPUs. As many groups as devices is BatchNorm per
     device, as PyTorch's DDP has it and so InsightFace's arcface_torch; devices then exchange
-    nothing in the forward pass but the running statistics.
+    nothing in the forward pass but the running statistics. No group is frozen BatchNorm: training,
+    too, normalises by the running statistics and leaves them as they are, while scale and bias are
+    trained; as PyTorch's after `.eval()` of its BatchNorm modules.
 
     Those move by 0.1 (Flax's momentum 0.9, PyTorch's 0.1) towards the mean over the groups of their
     means and of their variances, where InsightFace saves its first device's own. The running
@@ -96,7 +98,7 @@ class BatchNorm(nn.Module):
         mask: jax.Array | None = None,
         without: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """(a, b) of x · a + b, float32 [G, C] each, G being 1 but in training.
+        """(a, b) of x · a + b, float32 [G, C] each; G is 1 where the running statistics are used.
 
         Args:
           x: float32 [B, ..., C].
@@ -106,8 +108,8 @@ class BatchNorm(nn.Module):
         channels = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        groups = self.groups if train and not self.is_initializing() else 1
-        if train:
+        groups = 1 if self.is_initializing() else self.groups
+        if train and groups:
             if len(x) % groups:
                 raise UserError(
                     f"BatchNorm has {groups} groups and the batch {len(x)} rows: expected a "
@@ -170,7 +172,7 @@ class Block(nn.Module):
     """BN → 3×3 → BN → PReLU → 3×3 with the stride → BN, plus the shortcut.
 
     In training the first BatchNorm is folded into its convolution (`ops.normalised_conv`); not with
-    several groups, each of which would need a kernel of its own.
+    several groups, each of which would need a kernel of its own, and not with frozen statistics.
     """
 
     width: int
@@ -225,7 +227,8 @@ class IResNet(nn.Module):
       dtype: of the convolutions' computation, float32, bfloat16 or float16. Parameters, BatchNorm,
         the fully connected layer and the embeddings are float32 in any case.
       batch_norm_groups: parts of the batch that have BatchNorm statistics of their own; 1, the
-        whole batch, or the device count as under PyTorch's DDP (`BatchNorm`).
+        whole batch, or the device count as under PyTorch's DDP; or 0: the running statistics,
+        frozen (`BatchNorm`).
       remat: a block keeps its input alone for the backward pass, which computes the rest again:
         less memory (43 % in iresnet50) for a third more arithmetic. Same parameters, same outputs.
     """

@@ -137,7 +137,10 @@ def train_section() -> ConfigDict:
     c.clip_norm = 0.0  # of the backbone's gradient; 0: none, InsightFace: 5
     c.ema_decay = 0.0  # moving average of the backbone, which then is the model; 0: none
     # The network.
-    c.batch_norm = "global"  # or per_device, as PyTorch's DistributedDataParallel has it
+    # Of the whole batch (global); of each device's part (per_device), as PyTorch's
+    # DistributedDataParallel has it; or, for fine-tuning, by the imported running statistics, which
+    # stay as they are (frozen), as after PyTorch's eval() of the BatchNorm modules.
+    c.batch_norm = "global"
     c.remat = False  # computes activations again in the backward pass: less memory
     # Input.
     # A name, or a ConfigDict of probabilities (`del c.augment` first): see ida_jax.data.augment.

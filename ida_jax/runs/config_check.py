@@ -56,6 +56,11 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         )
     if "import" in c.stages and c.model.get("weights") is None:
         raise UserError("stages has import, and model.weights names no file")
+    if "train" in unfinished and c.train.batch_norm == "frozen" and "import" not in c.stages:
+        raise UserError(
+            "train.batch_norm is frozen, which keeps the statistics of imported weights, and "
+            "stages has no import: put it before train, or take global or per_device"
+        )
     only_imported = "import" in c.stages and "train" not in c.stages
     given = c.model.get("class_weights")
     if only_imported and c.anchors.source == "class_weights" and given is None:
@@ -286,7 +291,7 @@ def check_training(c: ConfigDict) -> None:
     _one_of("train.head", train.head, MARGIN_LOSSES)
     _one_of("train.schedule", train.schedule, SCHEDULES)
     _one_of("train.optimizer", train.get("optimizer", "sgd"), OPTIMIZERS)
-    _one_of("train.batch_norm", train.batch_norm, ("global", "per_device"))
+    _one_of("train.batch_norm", train.batch_norm, ("global", "per_device", "frozen"))
     _one_of("train.head_dtype", train.head_dtype, tuple(PRODUCTS))
     _one_of("train.keep", train.keep, ("last", "best"))
     _one_of("train.sample_rule", train.get("sample_rule", "frozen"), ("dense", "frozen"))

@@ -110,7 +110,9 @@ def make_program(config: ConfigDict, *, num_classes: int, mesh: Mesh) -> Program
         {
             **config.model.options.to_dict(),
             "remat": train.remat,
-            "batch_norm_groups": mesh.size if train.batch_norm == "per_device" else 1,
+            "batch_norm_groups": {"global": 1, "per_device": mesh.size, "frozen": 0}[
+                train.batch_norm
+            ],
         },
     )
     head = margin_head(train, num_classes=num_classes)

@@ -1,4 +1,4 @@
-"""What the two backbones share: widths, rematerialisation, BatchNorm over groups, bfloat16."""
+"""What backbones share: widths, rematerialisation, BatchNorm in groups or frozen, bfloat16."""
 
 import math
 from functools import partial
@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import shapes_of
+from drawn import drawn_variables, shapes_of
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ida_jax.common.errors import UserError
 from ida_jax.models import resnet
+from ida_jax.models.ir_se import IRSE
+from ida_jax.models.mbf import MBF
 from ida_jax.models.mobilefacenet import MobileFaceNet
 from ida_jax.models.resnet import BatchNorm, IResNet
+from ida_jax.models.vit import VisionTransformer
 
 tiny = partial(IResNet, (2, 1), (6, 8), embedding_dim=5, dropout_rate=0.0)
 # Both kinds of block, and a third less to compile.
@@ -213,6 +216,63 @@ def test_groups_of_a_network_train_as_so_many_separate_batches(images, variables
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), updates, mean)
 
 
+EVERY = {
+    **NETWORKS,
+    "mbf": partial(MBF, blocks=(1, 2, 1, 1), scale=1, embedding_dim=5),
+    "vit": partial(
+        VisionTransformer, depth=1, width=8, heads=2, drop_path_rate=0, mask_ratio=0,
+        embedding_dim=5,
+    ),
+    "ir_se": partial(
+        IRSE, stage_sizes=(1, 1), widths=(8, 8), dropout_rate=0.0, embedding_dim=5
+    ),
+}  # fmt: skip
+
+
+# Two programs of one network: what optimisation leaves out rounds otherwise.
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("name", EVERY)
+def test_frozen_statistics_train_the_evaluated_network(name, remat):
+    plain, frozen = EVERY[name](), EVERY[name](batch_norm_groups=0, remat=remat)
+    images = np.random.default_rng(0).normal(size=(4, 18, 18, 3)).astype(np.float32)
+    variables = drawn_variables(plain, images.shape)
+    probe = jnp.sin(jnp.arange(20, dtype=jnp.float32)).reshape(4, 5)
+
+    def evaluated(params):
+        out = plain.apply({**variables, "params": params}, images, train=False)
+        return jnp.sum(out * probe), out
+
+    expected, out = jax.jit(jax.grad(evaluated, has_aux=True))(variables["params"])
+    # A row that only pads the batch is a row like the others.
+    mask = jnp.arange(4) < 3
+    found = jax.jit(partial(train_step, frozen))(variables, images, mask)
+    np.testing.assert_allclose(found[0], out, rtol=1e-4, atol=1e-5 * np.max(np.abs(out)))
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.max(np.abs(b)))
+
+    jax.tree.map(close, found[2], expected)
+    jax.tree.map(np.testing.assert_array_equal, found[1], variables["batch_stats"])
+    # Scales and biases are trained: some that are not behind a ReLU's zeros.
+    last = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found[2])
+            if "bias" in jax.tree_util.keystr(path)][-1]  # fmt: skip
+    assert np.any(last != 0)
+
+
+def test_frozen_statistics_leave_dropout_as_it_is(images, variables):
+    network = small(dropout_rate=0.5, batch_norm_groups=0)
+
+    def embedded(key):
+        return network.apply(
+            variables, images, train=True, rngs={"dropout": jax.random.key(key)}
+        )  # fmt: skip
+
+    first, again, other = (jax.jit(embedded)(key) for key in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.max(np.abs(first - other)) > 1e-3 * np.max(np.abs(first))
+
+
 def test_a_group_a_device_needs_no_collective_in_the_forward_pass(images, variables):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     rows = NamedSharding(mesh, PartitionSpec(("data", "model")))
@@ -234,3 +294,4 @@ def test_a_group_a_device_needs_no_collective_in_the_forward_pass(images, variab
 
     assert has_collectives(1)
     assert not has_collectives(8)
+    assert not has_collectives(0)

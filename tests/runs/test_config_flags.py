@@ -44,6 +44,10 @@ def _main(monkeypatch, capsys, *flags):
         (["--config.evaluate.top_n=17"], "evaluate.top_n is 17, but a cohort can have at most 16"),
         (["--config.csn.top_n=15"], "csn.top_n is 15, but a cohort can have at most 14"),
         (["--config.csn.top_n=0"], "csn.top_n is 0: expected 1 or more"),
+        (["--config.train.batch_norm=frozen"],
+         "train.batch_norm is frozen, which keeps the statistics of imported weights, and stages "
+         "has no import: put it before train, or take global or per_device"),
+        (["--config.train.batch_norm=eval"], "train.batch_norm is 'eval'"),
         (["--config.data_dir="], "argument --config.data_dir: an empty path"),
         (["--config.data_dir=gs://bucket/x"], "argument --config.data_dir: 'gs://bucket/x' is"),
         (["--config.data_dir=~nobody_here/x"], "names the home folder of an unknown user"),

@@ -102,7 +102,9 @@ def _run(program, compiled, rows, *, steps=STEPS):
     return seen
 
 
-def _plain_gradients(params, batch_stats, weight, norms, images, labels, key, *, kind, dropout):
+def _plain_gradients(
+    params, batch_stats, weight, norms, images, labels, key, *, kind, dropout, frozen
+):  # fmt: skip
     """(loss, new statistics), and the gradients by the backbone's and the head's parameters."""
     config = _config(dropout=dropout, head=kind)
     module = face_model.build_network("tiny", config.model.options.to_dict())
@@ -112,7 +114,7 @@ def _plain_gradients(params, batch_stats, weight, norms, images, labels, key, *,
         embeddings, updates = module.apply(
             {"params": params, "batch_stats": batch_stats},
             (images.astype(jnp.float32) / 255 - 0.5) / 0.5,
-            train=True, rngs={"dropout": key}, mutable=["batch_stats"],
+            train=not frozen, rngs={"dropout": key}, mutable=["batch_stats"],
         )  # fmt: skip
         statistics = {"batch_stats": norms} if kind == "adaface" else {}
         logits, head_updates = head.apply(
@@ -127,12 +129,12 @@ def _plain_gradients(params, batch_stats, weight, norms, images, labels, key, *,
 
 @partial(
     jax.jit,
-    static_argnames=("kind", "dropout", "parts", "one_after_the_other", "clip"),
+    static_argnames=("kind", "dropout", "parts", "one_after_the_other", "clip", "frozen"),
     compiler_options=QUICK,
 )
 def _plain_step(
     state, batch, step, *, kind="arcface", dropout=0.3, parts=((None,),),
-    one_after_the_other=True, clip=0.0,
+    one_after_the_other=True, clip=0.0, frozen=False,
 ):  # fmt: skip
     """JAX's derivative of the plain loss, averaged over slices of the batch; optax's SGD."""
     both, opt_state, first_stats, norms = state
@@ -143,7 +145,7 @@ def _plain_step(
         (loss, (stats, norms)), gradient = _plain_gradients(
             both[0], stats if one_after_the_other else first_stats, both[1], norms,
             images[rows], labels[rows], jax.random.fold_in(key, number),
-            kind=kind, dropout=dropout,
+            kind=kind, dropout=dropout, frozen=frozen,
         )  # fmt: skip
         found.append(stats)
         losses.append(loss)
@@ -298,6 +300,19 @@ def test_batch_norm_per_device_is_that_of_groups_of_their_own():
     _assert_same_run(found, expected)
     one_group = _plain_run(32, dropout=0.0, steps=1)
     assert abs(one_group[0][1]["loss"] - found[0][1]["loss"]) > 0.01
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 2)])
+def test_frozen_batch_norm_steps_by_the_evaluated_networks_gradient(mesh):
+    config = _config(batch_norm="frozen", dropout=0.0, ema_decay=0.5)
+    found = _run(*_compiled(config, _mesh(*mesh)), ROWS)
+    _assert_same_run(found, _plain_run(ROWS, dropout=0.0, frozen=True))
+    first = _initial()
+    for state, _ in found:
+        for stats in (state.batch_stats, state.average["batch_stats"]):
+            jax.tree.map(np.testing.assert_array_equal, stats, first.batch_stats)
+    moved = jax.tree.map(lambda a, b: np.any(a != b), found[-1][0].params, first.params)
+    assert all(jax.tree.leaves(moved))  # scales and biases, too
 
 
 def test_the_first_state_is_the_same_on_every_mesh():

@@ -97,7 +97,22 @@ def test_training_learns_and_resumes_to_the_same_model(tmp_path):
     assert 123.0 not in [r["loss"] for r in records]
 
 
-def test_a_training_begins_with_imported_weights(tmp_path):
+def test_fine_tuning_with_frozen_statistics_resumes_to_the_same_model(tmp_path):
+    given = _train(tmp_path / "given", _config())
+    frozen = partial(_config, batch_norm="frozen")
+    straight = _train(tmp_path / "a", frozen(steps=6), start=given)
+    _train(tmp_path / "b", frozen(steps=3), start=given)
+    resumed = _train(tmp_path / "b", frozen(steps=6), start=given)
+    assert resumed.fingerprint == straight.fingerprint != given.fingerprint
+    for model in (straight, resumed):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            model.variables["batch_stats"], given.variables["batch_stats"],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_norm", ["global", "frozen"])
+def test_a_training_begins_with_imported_weights(tmp_path, batch_norm):
     """Stages import and train: one step at a rate of almost 0 leaves the backbone as it was."""
     network = build_network("tiny", NETWORK)
     key = jax.random.key(7)
@@ -105,6 +120,7 @@ def test_a_training_begins_with_imported_weights(tmp_path):
     given = FaceModel("tiny", NETWORK, Preprocessing(32), jax.tree.map(np.asarray, variables))
     given.save(tmp_path / "given.safetensors")
     config = _config(steps=1, learning_rate=1e-12, ema_decay=0.5, decay_steps=(), batch_size=8)
+    config.train.batch_norm = batch_norm
     config.stages, config.data_dir = ("import", "train"), str(tmp_path)
     config.model.image_size = 32
     config.model.weights = "given.safetensors"
@@ -115,6 +131,13 @@ def test_a_training_begins_with_imported_weights(tmp_path):
     trained = FaceModel.load(tmp_path / "run" / "model.safetensors")
     for path, value in flatten_dict(trained.variables["params"]).items():
         np.testing.assert_allclose(value, flatten_dict(given.variables["params"])[path], atol=1e-9)
+    kept = [
+        np.array_equal(a, b)
+        for a, b in zip(
+            *(jax.tree.leaves(of.variables["batch_stats"]) for of in (trained, given)), strict=True
+        )
+    ]
+    assert all(kept) if batch_norm == "frozen" else not any(kept)
     assert trained.class_weights.shape == (4, 8)
     assert given.fingerprint == FaceModel.load(tmp_path / "run/imported.safetensors").fingerprint
     finished = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
