@@ -31,7 +31,7 @@ except ImportError:  # not POSIX
     fcntl = None
 
 # What `written_whole` and `written_folder` name what is not whole yet.
-_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+_UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
 
 _MOMENT = 0.2  # seconds from making a lock to having written it, at most
 
@@ -62,6 +62,7 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
     refuse_overwriting(reading, outputs)
     with contextlib.ExitStack() as held:
         if folder is not None:
+            _refuse_root("the folder to write", folder)
             held.enter_context(_folder(folder))
             held.enter_context(_locked(lock_in(folder), what=folder))
             _remove_unfinished(folder)
@@ -90,6 +91,7 @@ def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None =
     whole = {flag: Path(path) for flag, path in (folders or {}).items() if path is not None}
     written = [*files.items(), *whole.items()]
     for number, (flag, path) in enumerate(written):
+        _refuse_root(flag, path)
         if _is_device(path):
             raise UserError(f"{flag} is {path}, a device or a pipe: name a file")
         if path.is_dir() and path.suffix and flag in outputs:
@@ -117,6 +119,11 @@ def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None =
                     f"{flag} would write {folder} into {other}, {source}, where it would be read "
                     "the next time: name another folder"
                 )
+
+
+def _refuse_root(what: str, path: Path) -> None:
+    if not _real(path).name:
+        raise UserError(f"{what} is {path}, the root of all folders: name one in it")
 
 
 def _is_device(path: Path) -> bool:
@@ -358,10 +365,24 @@ def _remove_unfinished_of(output: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _remove_unfinished(folder: Path) -> None:
-    for path in folder.rglob(".*.tmp"):
-        if _UNFINISHED.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+def _remove_unfinished(folder: Path, *, below: int = 2) -> None:
+    """Removes it from a folder that this job holds, and from as many levels of folders below.
+
+    What another job may be writing there stays: beside it is the lock of its output or folder, and
+    parts that are shared out are in a hidden folder.
+    """
+    try:
+        found = list(os.scandir(folder))
+    except OSError:  # this job has written nothing where it may not read
+        return
+    names = {entry.name for entry in found}
+    for entry in found:
+        unfinished = _UNFINISHED.fullmatch(entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            if below and not entry.name.startswith(".") and not lock_in(Path(entry)).exists():
+                _remove_unfinished(Path(entry), below=below - 1)
+        elif unfinished and f".{unfinished[1]}.lock" not in names:
+            Path(entry).unlink(missing_ok=True)
 
 
 def _escaped(name: str) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +192,34 @@ def test_what_a_killed_writer_left_goes(tmp_path):
     with writing({"-o": output}, reading={}):
         found = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert sorted(found) == sorted([*kept, output, tmp_path / ".S[1].npy.lock"])
+
+
+def test_a_folders_job_removes_nothing_that_another_may_be_writing(tmp_path):
+    """The temporary files of its own, and those alone: as of a job in a folder of many things."""
+    beside = tmp_path / ".S.npy.abcd1234.tmp"
+    shared = tmp_path / ".E.npy.0123.parts" / ".0.npy.abcd1234.tmp"
+    folders = tmp_path / "other" / ".results.json.abcd1234.tmp"
+    deep = tmp_path / "crops" / "of" / "people" / ".1.jpg.abcd1234.tmp"
+    own = [tmp_path / ".results.json.abcd1234.tmp", tmp_path / "anchors" / ".A.abcd1234.tmp"]
+    for path in (beside, shared, folders, deep, *own):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    with (
+        writing({"-o": tmp_path / "S.npy"}, reading={}),
+        writing({}, reading={}, folder=tmp_path / "other"),
+    ):
+        for path in (beside, folders):
+            path.write_bytes(b"half")
+        with writing({}, reading={}, folder=tmp_path):
+            assert all(path.exists() for path in (beside, shared, folders, deep))
+            assert not any(path.exists() for path in own)
+
+
+def test_the_root_folder_is_no_output():
+    with pytest.raises(UserError, match="-o is /, the root of all folders: name one in it"):
+        refuse_overwriting({}, {"-o": "/"})
+    with pytest.raises(UserError, match="root"), writing({}, reading={}, folder=Path("/")):
+        raise AssertionError
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
