@@ -3,11 +3,14 @@
 Command: PYTHONPATH=. python experiments/finetune_lfw.py --data_dir=DATA \
     --workdir=runs/finetune_lfw --output=experiments/results/finetune_lfw.json
 
-1. LFW's anchor half is split by person: with ArcFace and each of --rates the network is trained on
-   --fit of them, and measured after each of --epochs on all pairs of the others. The best rate and
-   length are taken; each of --heads is trained with these. Nothing of the eval half was looked at.
-2. Anchors and SSR module of the whole anchor half, as in configs/lfw_pretrained.py.
-3. All pairs of the eval half by cosine, IDA-R and IDA-L (Table 1's figures), and those of LFW's own
+1. LFW's anchor half is split by person: with ArcFace, each of --batch_norms and each of --rates the
+   network is trained on --fit of them, and measured after each of --epochs on all pairs of the
+   others. Each BatchNorm has its best rate and length; each of --heads is trained with the best
+   BatchNorm's, ArcFace with the others', too. Nothing of the eval half was looked at.
+2. What moving statistics alone do: on the same pairs, the given weights with the statistics of the
+   training whose BatchNorm is global, and its weights with the given statistics.
+3. Anchors and SSR module of the whole anchor half, as in configs/lfw_pretrained.py.
+4. All pairs of the eval half by cosine, IDA-R and IDA-L (Table 1's figures), and those of LFW's own
    6,000 pairs whose two images are among them (Table 2's); the given weights' beside them, on the
    same resamples of its people.
 
@@ -16,10 +19,12 @@ seconds. N faces, D embedding.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +57,7 @@ FAR, IMAGES = 1e-4, 3
 FARS = (1e-3, 1e-4, 1e-5)
 # At s = 32, as a short training takes them (paper_runs).
 MARGINS = {"l2_softmax": 0.0, "cosface": 0.2, "arcface": 0.3}
+BATCH_NORMS = ("global", "frozen")
 GIVEN = {"rate": 0.0, "epochs": 0}
 
 
@@ -62,6 +68,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     add = parser.add_argument
     add("--fit", type=float, default=0.8, help="share of the people to train on (0.8)")
+    add("--batch_norms", nargs="+", choices=BATCH_NORMS, default=BATCH_NORMS)
     add("--rates", type=float, nargs="+", default=(0.001, 0.003, 0.01), help="learning rates")
     add("--epochs", type=int, nargs="+", default=(1, 2, 5), help="lengths, ascending")
     add("--heads", nargs="+", choices=MARGINS, default=tuple(MARGINS), help="trained at the best")
@@ -73,8 +80,14 @@ def main() -> None:
     data = _split_again(options)
     start = _given(options, data)
     candidates = _candidates(options, data, start)
-    best = max(candidates[1:], key=lambda each: each["tar"])
-    settings = _config(data, "arcface", best).train.to_dict()
+    best = {
+        batch_norm: max(
+            (each for each in candidates[1:] if each["batch_norm"] == batch_norm), key=_tar
+        )
+        for batch_norm in options.batch_norms
+    }
+    chosen = max(best.values(), key=_tar)
+    settings = _config(data, "arcface", chosen).train.to_dict()
     del settings["margin"], settings["head"]
     record: dict[str, Any] = {
         "choice": {
@@ -83,14 +96,16 @@ def main() -> None:
             "people": Counter(read_split(data / "lfw" / "split.csv").values()),
             "candidates": candidates,
             "best": best,
+            "exchanged_statistics": _exchanged(options, data, best, start),
         },
         "train": settings,
         "margins": {head: MARGINS[head] for head in options.heads},
-        "heads": {},
+        "tuned": {batch_norm: {} for batch_norm in best},
     }
-    for head in options.heads:
-        folder = _tuned(options, data, head, best, start)
-        record["heads"][HEADS[head]] = _evaluated(options, folder, head)
+    for batch_norm, each in best.items():
+        for head in options.heads if each is chosen else ("arcface",):
+            folder = _tuned(options, data, head, each, start)
+            record["tuned"][batch_norm][HEADS[head]] = _evaluated(options, folder, head)
     record["provenance"] = provenance()
     with written_whole(options.output) as temporary:
         temporary.write_text(json_text(record), encoding="utf-8")
@@ -102,6 +117,7 @@ def _config(data_dir: Path, head: str, settings: dict[str, Any]) -> ConfigDict:
     c.data_dir = str(data_dir)
     c.train.head, c.train.margin, c.train.scale = head, MARGINS[head], 32.0
     c.train.batch_size, c.train.clip_norm = 64, 5.0
+    c.train.batch_norm = settings.get("batch_norm", "global")
     c.train.learning_rate, c.train.epochs = settings["rate"], float(settings["epochs"])
     c.train.decay_steps = ()
     c.train.checkpoint_every, c.train.log_every = 20, 10
@@ -122,7 +138,8 @@ def _tuned(options: Any, data: Path, head: str, settings: dict[str, Any], start:
     """
     config = _config(data, head, settings)
     config.train_data.role = "fit"
-    run = Run(config, options.workdir / f"{head}-rate-{settings['rate']}")
+    name = f"{head}-{settings['batch_norm']}-rate-{settings['rate']}"
+    run = Run(config, options.workdir / name)
     folder = run.workdir / f"epochs-{settings['epochs']}"
     if not (folder / MODEL).is_file():
         model = train(run.train_faces, config, workdir=run.workdir, start=start)
@@ -132,22 +149,63 @@ def _tuned(options: Any, data: Path, head: str, settings: dict[str, Any], start:
 
 
 def _candidates(options: Any, data: Path, start: FaceModel) -> list[dict[str, Any]]:
-    """Each rate and length with its TAR on the people that choose; the given weights first."""
-    faces = load_lfw(data / "lfw", role="choose", images_per_identity=IMAGES)
+    """Each setting with its TAR on the people that choose; the given weights first."""
 
-    def measured(settings: dict[str, Any]) -> dict[str, Any]:
-        name = f"rate-{settings['rate']}-epochs-{settings['epochs']}.json"
-        if not (path := options.workdir / name).is_file():
-            model = start
-            if settings != GIVEN:
-                model = FaceModel.load(_tuned(options, data, "arcface", settings, start) / MODEL)
-            embeddings = model.embed(faces.images, progress="embed those who choose")
-            (point,) = tar_at_far(*score_all_pairs(embeddings, faces.labels), (FAR,))
-            path.write_text(json.dumps({**settings, "tar": point.tar}), encoding="utf-8")
-        return json.loads(path.read_text(encoding="utf-8"))
+    def model(settings: dict[str, Any]) -> FaceModel:
+        return FaceModel.load(_tuned(options, data, "arcface", settings, start) / MODEL)
 
-    lengths = [{"rate": r, "epochs": e} for r in options.rates for e in options.epochs]
-    return [measured(settings) for settings in (GIVEN, *lengths)]
+    settings = [
+        {"batch_norm": b, "rate": r, "epochs": e}
+        for b in options.batch_norms
+        for r in options.rates
+        for e in options.epochs
+    ]
+    return [
+        _measured(options, data, GIVEN, lambda: start),
+        *(_measured(options, data, each, partial(model, each)) for each in settings),
+    ]
+
+
+def _exchanged(
+    options: Any, data: Path, best: dict[str, dict[str, Any]], start: FaceModel
+) -> list[dict[str, Any]]:
+    """Given weights with moved statistics, and the reverse: each with its TAR, as a candidate."""
+    if "global" not in best:
+        return []
+    folder = _tuned(options, data, "arcface", best["global"], start)
+    models = {"given": start, "tuned": FaceModel.load(folder / MODEL)}
+
+    def mixed(weights: str, statistics: str) -> FaceModel:
+        parts = {
+            "params": models[weights].variables["params"],
+            "batch_stats": models[statistics].variables["batch_stats"],
+        }
+        return dataclasses.replace(start, variables=parts)
+
+    return [
+        _measured(
+            options, data, {"weights": weights, "statistics": statistics},
+            partial(mixed, weights, statistics),
+        )
+        for weights, statistics in (("given", "tuned"), ("tuned", "given"))
+    ]  # fmt: skip
+
+
+def _measured(
+    options: Any, data: Path, settings: dict[str, Any], model: Callable[[], FaceModel]
+) -> dict[str, Any]:
+    """The settings with the model's TAR on the people that choose, kept in a file."""
+    name = "-".join(f"{key}-{value}" for key, value in settings.items())
+    if not (path := options.workdir / f"{name}.json").is_file():
+        faces = load_lfw(data / "lfw", role="choose", images_per_identity=IMAGES)
+        embeddings = model().embed(faces.images, progress="embed those who choose")
+        (point,) = tar_at_far(*score_all_pairs(embeddings, faces.labels), (FAR,))
+        path.write_text(json.dumps({**settings, "tar": point.tar}), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _tar(candidate: dict[str, Any]) -> float:
+    return candidate["tar"]
 
 
 def _split_again(options: Any) -> Path:
