@@ -30,6 +30,7 @@ examples:
 """
 
 import hashlib
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -427,7 +428,7 @@ def _settings(options: Any, model: "FaceModel", files: "ImageFiles") -> dict[str
 
     described = {
         "model": model.fingerprint,
-        "images": str(options.images.resolve()),
+        "images": os.path.realpath(options.images),
         "the images": files.stamp(),
         "flip": options.flip,
         "batch_size": options.batch_size,

@@ -38,14 +38,14 @@ def main(argv: list[str]) -> None:
     """Parses flags, searches, prints what was found."""
     options = _parser().parse_args(argv)
     _check(options)
-    from ida_jax.common.outputs import writing
+    from ida_jax.common.outputs import within, writing
     from ida_jax.rescoring.method_table import ARTEFACTS
     from ida_jax.tables.score_output import check_output
 
     reading = {f"--{name}": getattr(options, name) for name in (*_FILES, *ARTEFACTS)}
     outputs = {"--output": options.output, "--json": options.json}
     for path in filter(None, outputs.values()):
-        if path.resolve().is_relative_to(options.gallery.resolve()):
+        if within(path, options.gallery):
             raise UserError(f"{path} would be written into --gallery, {options.gallery}")
     with writing(outputs, reading=reading):
         check_output(options.output)

@@ -57,6 +57,9 @@ class _Terminated(BaseException):
 
 # A full disk or quota, a file system of limited or no writing.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_LIMITS = (errno.EMFILE, errno.ENFILE)
+# A failing disk, a network's file system that has gone.
+_FAILING = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO)
 
 
 # The extra whose wheels hold a module that only some commands need (setup.py).
@@ -85,9 +88,10 @@ _SAID = {
 def exit_code(run: Callable[[], None]) -> int:
     """Runs a command's body and returns its exit code.
 
-    A UserError, or a disk that is full, becomes one line on stderr and the exit code 2; Ctrl-C and
-    SIGTERM one line and the shell's 130 and 143; Stopped one line and 0; a closed output the
-    shell's 141. A library of an extra that is not installed is named with the extra.
+    A UserError, or a fault of the machine such as a full disk or memory, becomes one line on stderr
+    and the exit code 2; Ctrl-C and SIGTERM one line and the shell's 130 and 143; Stopped one line
+    and 0; a closed output the shell's 141. A library of an extra that is not installed is named
+    with the extra.
     """
     _in_utf8()
     for stream in (sys.stdout, sys.stderr):
@@ -114,16 +118,37 @@ def exit_code(run: Callable[[], None]) -> int:
             extra = isinstance(error, ImportError) and _EXTRAS.get((error.name or "").split(".")[0])
             if extra:
                 return _ended(f"error: {missing(error.name, extra)}", 2)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                what = f"cannot write {error.filename}" if error.filename else "cannot write"
-                return _ended(
-                    f"error: {what}: {error.strerror}; make room, and run the same command again", 2
-                )
-            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-                said = UserError(f"{error.filename}: {error.strerror}: give a shorter path")
-                return _ended(f"error: {said}", 2)
+            if fault := _fault_of_the_machine(error):
+                return _ended(f"error: {UserError(fault)}", 2)
             raise
     return 0
+
+
+def _fault_of_the_machine(error: Exception) -> str | None:
+    """What to say of memory, disks and files that fail; None of a mistake of the program's."""
+    text = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    exhausted = text.startswith("RESOURCE_EXHAUSTED: ")  # jax's, of a device's memory
+    if exhausted or isinstance(error, MemoryError) or number == errno.ENOMEM:
+        said = text.removeprefix("RESOURCE_EXHAUSTED: ").partition("\n")[0]
+        more = "take smaller batches or blocks, or a machine with more"
+        return f"not enough memory{f' ({said})' if said else ''}: {more}"
+    if not isinstance(error, OSError):
+        return None
+    if number in _NO_ROOM:
+        what = f"cannot write {error.filename}" if error.filename else "cannot write"
+        return f"{what}: {error.strerror}; make room, and run the same command again"
+    if number == errno.ENAMETOOLONG:
+        return f"{error.filename}: {error.strerror}: give a shorter path"
+    if number in _LIMITS:
+        return f"{error.strerror}: raise the limit (ulimit -n), and run the same command again"
+    if error.filename is not None or number in _FAILING:
+        what = error.filename if error.filename is not None else "a file or folder"
+        return (
+            f"cannot use {what}: {error.strerror or error}; see that it is there and can be read "
+            "and written, and run the same command again"
+        )
+    return None
 
 
 def missing(module: str, extra: str) -> str:

@@ -391,8 +391,15 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     except (ValueError, OSError, EOFError, TypeError, RuntimeError, SyntaxError, MemoryError,
             AttributeError, OverflowError, KeyError, zipfile.BadZipFile, zlib.error, struct.error,
             lzma.LZMAError, tokenize.TokenError) as error:  # fmt: skip
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is not a whole .npz file of plain arrays: {said}") from error
+        raise not_whole(path, ".npz file of plain arrays", error) from error
+
+
+def not_whole(path: str | os.PathLike[str], form: str, error: Exception) -> UserError:
+    """What to say of a file that a library could not read: damage, or the system's own reason."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return UserError(f"cannot read {path}: {error.strerror or error}")
+    said = " ".join(str(error).split())[:200]
+    return UserError(f"{path} is not a whole {form}: {said}")
 
 
 def require_plausible(path: Path, promised: int) -> None:

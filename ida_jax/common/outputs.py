@@ -109,12 +109,12 @@ def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None =
                 )
     for flag, folder in whole.items():
         for other, source in read.items():
-            if _within(source, folder):
+            if within(source, folder):
                 raise UserError(
                     f"{flag} would overwrite {folder}, which holds {other}, {source}: name another "
                     "folder"
                 )
-            if source.is_dir() and _within(folder, source):
+            if source.is_dir() and within(folder, source):
                 raise UserError(
                     f"{flag} would write {folder} into {other}, {source}, where it would be read "
                     "the next time: name another folder"
@@ -141,7 +141,8 @@ def _same(first: Path, second: Path) -> bool:
         return _real(first) == _real(second)
 
 
-def _within(path: Path, folder: Path) -> bool:
+def within(path: Path, folder: Path) -> bool:
+    """Whether a path is below a folder, links followed; either may not be there."""
     return any(_same(parent, folder) for parent in _real(path).parents)
 
 

@@ -11,6 +11,7 @@ N rows.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -197,7 +198,7 @@ def stamp(path: Path) -> list[str | int]:
 
     Of a folder, those of all files in it.
     """
-    found: list[str | int] = [str(path.resolve())]
+    found: list[str | int] = [os.path.realpath(path)]
     inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
     for file in inside or [path]:
         stat = file.stat()

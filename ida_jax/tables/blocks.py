@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file
+from ida_jax.common.files import not_whole, require_file
 
 
 def known_suffix(path: Path, allowed: Sequence[str], *, what: str) -> str:
@@ -35,7 +35,7 @@ def open_npy(path: Path, *, what: str) -> np.memmap:
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, OverflowError, TypeError, SyntaxError, MemoryError, RecursionError,
             tokenize.TokenError) as error:  # fmt: skip
-        raise UserError(f"{path} is not a whole .npy file: {one_line(error)}") from error
+        raise not_whole(path, ".npy file", error) from error
 
 
 def read_rows(array: np.memmap, start: int, stop: int) -> np.ndarray:

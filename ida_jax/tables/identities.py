@@ -112,11 +112,7 @@ def _read(path: Path) -> np.ndarray:
         return _from_parquet(path)
     if path.suffix.lower() == ".npy":
         require_file(path, what="labels")
-        try:
-            people = np.array(open_npy(path, what="labels"))
-        except UserError as error:
-            raise UserError(f"{path} is not a whole file of labels: {error}") from error
-        return _named(path, people)
+        return _named(path, np.array(open_npy(path, what="labels")))
     lines = text_lines(path, what="labels")
     if "" in lines:
         raise UserError(

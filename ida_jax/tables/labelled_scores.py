@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import not_whole
 from ida_jax.tables.blocks import one_line, open_npy
 from ida_jax.tables.parquet_files import (
     ParquetLayout,
@@ -280,9 +281,7 @@ def _parquet_table(layout: ParquetLayout) -> "pa.Table":
             # A folder's name K=3 above a file is not a column of the file.
             table = parquet.read_table(part.path, partitioning=None)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{part.path} is not a whole .parquet file: {one_line(error)}"
-            ) from error
+            raise not_whole(part.path, ".parquet file", error) from error
         for field in layout.partitions:
             column = pa.repeat(pa.scalar(part.keys[field.name], field.type), part.rows)
             table = table.append_column(field, column)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ida_jax.common.errors import UserError
-from ida_jax.common.files import require_file, require_plausible
-from ida_jax.tables.blocks import known_suffix, one_line
+from ida_jax.common.files import not_whole, require_file, require_plausible
+from ida_jax.tables.blocks import known_suffix
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -203,7 +203,7 @@ def _file_batches(path: Path, columns: Sequence[str], *, rows: int) -> Iterator[
                 columns_stored = [getattr(column, "storage", column) for column in batch.columns]
                 yield pa.RecordBatch.from_arrays(columns_stored, names=batch.schema.names)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
+        raise not_whole(path, "Parquet file", error) from error
 
 
 def _part(path: Path, keys: Mapping[str, Any], what: str) -> Part:
@@ -218,7 +218,7 @@ def _part(path: Path, keys: Mapping[str, Any], what: str) -> Part:
         part = Part(path, _stored(metadata.schema.to_arrow_schema()), metadata.num_rows, keys)
     # A footer that is not Unicode raises UnicodeDecodeError.
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
+        raise not_whole(path, "Parquet file", error) from error
     # Equal rows take next to no room: sorted labels of 13.5 M pairs are a few KiB.
     require_plausible(path, max(sum(sizes), part.rows // 8))
     return part
@@ -256,9 +256,7 @@ def _partitions(path: Path, files: Sequence[Path]) -> tuple["pa.Schema", list[di
             dataset.ParquetFileFormat(), options,
         ).finish()  # fmt: skip
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a whole folder of Parquet files: {one_line(error)}"
-        ) from error
+        raise not_whole(path, "folder of Parquet files", error) from error
     keys = {
         Path(fragment.path): dataset.get_partition_keys(fragment.partition_expression)
         for fragment in found.get_fragments()

@@ -43,7 +43,7 @@ def _faces(count=40, width=16):
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--labels=floats.npy"],
          "floats.npy is float64 .*: expected integers or names"),
         (["build", "--output=B.safetensors", "--embeddings=E.npy", "--labels=torn.npy"],
-         "not a whole file of labels"),
+         "not a whole .npy file"),
         (["build", "--output=B.safetensors", "--model=none", "--class_weights"], "no file at none"),
         (["build", "--output=B.safetensors", "--model=none", "--images=empty"], "no image in"),
         (["build", "--output=B.safetensors", "--model=none", "--images=none"], "no folder at none"),

@@ -123,11 +123,35 @@ def test_a_full_disk_is_one_line(tmp_path, capsys):
         )
 
     def broken():
-        raise OSError(5, "another error")
+        raise OSError(22, "another error")
 
     with pytest.raises(OSError, match="another error"):
         exit_code(broken)
     assert exit_code(lambda: (_ for _ in ()).throw(UserError("one line"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 1 TiB"), "not enough memory (Unable to allocate 1 TiB): "),
+        (MemoryError(), "not enough memory: take smaller batches"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nmore"), "not enough memory (Out of "),
+        (OSError(12, "Cannot allocate memory"), "not enough memory ([Errno 12] Cannot allocate"),
+        (OSError(24, "Too many open files"), "Too many open files: raise the limit (ulimit -n)"),
+        (OSError(5, "Input/output error"), "cannot use a file or folder: Input/"),
+        (
+            PermissionError(13, "Permission denied", "a\nb"),
+            "cannot use a b: Permission denied",
+        ),
+    ],
+)
+def test_a_fault_of_the_machine_is_one_line(error, said, capsys):
+    def failing():
+        raise error
+
+    assert exit_code(failing) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
 
 
 def test_control_characters_of_a_name_are_escaped():

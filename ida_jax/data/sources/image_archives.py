@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ida_jax.common.errors import UserError
+from ida_jax.common.files import not_whole
 from ida_jax.data.sources.image_names import (
     is_hidden,
     is_image,
@@ -179,5 +180,5 @@ class Zip:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    said = " ".join(str(error).split())
-    return UserError(f"{path} is not a whole {path.suffix} file: {said}; copy or pack it again")
+    said = not_whole(path, f"{path.suffix} file", error)
+    return UserError(f"{said}; copy or pack it again")
