@@ -224,7 +224,7 @@ EVERY = {
         embedding_dim=5,
     ),
     "ir_se": partial(
-        IRSE, stage_sizes=(1, 1), widths=(8, 8), dropout_rate=0.0, embedding_dim=5
+        IRSE, stage_sizes=(1, 1), widths=(16, 16), dropout_rate=0.0, embedding_dim=5
     ),
 }  # fmt: skip
 
