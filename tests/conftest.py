@@ -75,6 +75,25 @@ def tiny_network():
     del face_model._NETWORKS["tiny"]
 
 
+# The longest files, the longest first: with --dist loadfile a worker that begins one of them late
+# ends minutes after the others.
+_LONGEST = (
+    "test_train_runs", "test_smoke_configs", "test_main", "test_peer_networks", "test_kills",
+    "test_training_gan", "test_train_step", "test_mobilefacenet", "test_training",
+    "test_embedding_run", "test_notebook", "test_paper_experiments", "test_loss_scale",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # xdist's own order: the files with most tests first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-kill",

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from ida_jax.metrics.decisions import Failures
 from ida_jax.metrics.likelihood_ratios import cllr, min_cllr
@@ -188,6 +187,8 @@ def wrong_way(genuine: np.ndarray, impostor: np.ndarray) -> str | None:
 
 def regression_quality(predicted: ArrayLike, target: ArrayLike) -> RegressionQuality:
     """R² and Spearman's rank correlation of [N] predictions; NaN where the target is constant."""
+    from scipy.stats import rankdata  # takes a second, which every command would wait for
+
     predicted, target = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     if np.ptp(target) == 0 or np.ptp(predicted) == 0:
         return RegressionQuality(float("nan"), float("nan"))
