@@ -59,7 +59,7 @@ class _Terminated(BaseException):
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _LIMITS = (errno.EMFILE, errno.ENFILE)
 # A failing disk, a network's file system that has gone.
-_FAILING = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO)
+_FAILING = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT)
 
 
 # The extra whose wheels hold a module that only some commands need (setup.py).
