@@ -8,7 +8,7 @@ _WITHOUT_TORCH = Path(__file__).with_name("without_torch")
 
 
 def with_devices(count: int = 1) -> dict[str, str]:
-    """This process's environment, with so many CPU devices and without PyTorch."""
+    """This process's environment, but for the number of CPU devices, and without PyTorch."""
     devices = f"--xla_force_host_platform_device_count={count}"  # of two, the last one holds
     path = os.pathsep.join([str(_WITHOUT_TORCH), os.environ.get("PYTHONPATH", "")])
     return {

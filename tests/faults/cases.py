@@ -9,6 +9,7 @@ import cv2
 import jax
 import numpy as np
 import reference
+from face_sources import write_recordio
 
 from ida_jax.artefacts.face_model import FaceModel, Preprocessing, build_network
 from ida_jax.rescoring.rescorer import Rescorer
@@ -193,9 +194,7 @@ def get_config(variant=""):
         "modules": ("train", "anchors", "ssr", "csn", "pfe", "evaluate"),
         "gan": ("train", "gan", "anchors", "evaluate"),
     }[variant]
-    c.train_data = ConfigDict(
-        {"name": "rendered", "identities": 11, "images_per_identity": 3, "image_size": 32}
-    )
+    c.train_data, c.data_dir = ConfigDict({"name": "recordio", "dataset": "recordio"}), "."
     c.eval_data = c.train_data
     c.model.network, c.model.image_size = "tiny", 32
     c.model.options = ConfigDict({"embedding_dim": 16, "dropout_rate": 0.2})
@@ -276,6 +275,10 @@ def make_inputs(folder: Path) -> None:
     (folder / "verify.csv").write_text("p0/00.png,p0/03.png,1\np0/00.png,p1/01.png,0\n")
     torn = folder / "torn" / "p1" / "04.png"
     torn.write_bytes(torn.read_bytes()[:100])
+    # Rendered faces would take each run of a training seconds of tracing.
+    drawn = rng.integers(0, 256, (33, _SIZE, _SIZE, 3), np.uint8)
+    images = [cv2.imencode(".jpg", image)[1].tobytes() for image in drawn]
+    write_recordio(folder / "recordio", images, [row // 3 for row in range(33)])
     (folder / "config.py").write_text(_CONFIG)
     (folder / "from_embeddings.py").write_text(_FROM_EMBEDDINGS)
     (folder / "out").mkdir()
