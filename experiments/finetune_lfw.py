@@ -68,7 +68,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     add = parser.add_argument
     add("--fit", type=float, default=0.8, help="share of the people to train on (0.8)")
-    add("--batch_norms", nargs="+", choices=BATCH_NORMS, default=BATCH_NORMS)
+    add(
+        "--batch_norms", nargs="+", choices=BATCH_NORMS, default=BATCH_NORMS,
+        help="statistics of the batches, which move the running ones; or those, frozen (both)",
+    )  # fmt: skip
     add("--rates", type=float, nargs="+", default=(0.001, 0.003, 0.01), help="learning rates")
     add("--epochs", type=int, nargs="+", default=(1, 2, 5), help="lengths, ascending")
     add("--heads", nargs="+", choices=MARGINS, default=tuple(MARGINS), help="trained at the best")
