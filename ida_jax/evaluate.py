@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.common.command_line import Parser, numbers
+from ida_jax.common.command_line import Parser, numbers, seed_number
 from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _parser() -> Parser:
     add("--fars", type=numbers(float), default=(1e-3, 1e-4, 1e-5), metavar="FAR,…",
         help="false accept rates (1e-3,1e-4,1e-5)")
     add("--resamples", type=int, default=1000, help="of the bootstrap; 0 leaves it out (1000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    add("--seed", type=seed_number, default=0, help="of the bootstrap (0)")
     add("--json", type=Path, metavar="OUT", help="all figures and curves")
     add("--plot", type=Path, metavar="OUT", help="DET curves and groups, .png")
     add = parser.add_argument_group("calibration").add_argument
@@ -129,10 +129,9 @@ def _check(options: Any) -> None:
         )
     if options.allow_shared and options.fit is None:
         raise UserError("--allow_shared goes with --fit")
-    if options.resamples < 0 or options.resamples == 1 or options.seed < 0:
+    if options.resamples < 0 or options.resamples == 1:
         raise UserError(
-            f"--resamples={options.resamples} --seed={options.seed}: expected 0 (no bootstrap) or "
-            "at least 2 resamples, and a seed of at least 0"
+            f"--resamples={options.resamples}: expected 0 (no bootstrap) or at least 2 resamples"
         )
     for far in options.fars:
         if not 0 < far <= 1:

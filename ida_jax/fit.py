@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ida_jax.common.command_line import Parser, did_you_mean
+from ida_jax.common.command_line import Parser, did_you_mean, seed_number
 from ida_jax.common.errors import UserError, exit_code
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _csn_flags(add: "Callable[..., Any]") -> None:
     add("--degree", type=int, default=3, help="the polynomial's degree (3)")
     add("--prior", type=float, default=1e-3,
         help="share of genuine pairs that the fit is weighted to; low for low FARs (0.001)")
-    add("--seed", type=int, default=0, help="of the pairs' draw (0)")
+    add("--seed", type=seed_number, default=0, help="of the pairs' draw (0)")
     # fmt: on
 
 

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ida_jax.common.command_line import Parser
+from ida_jax.common.command_line import Parser, seed_number
 from ida_jax.common.errors import UserError, exit_code, printable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _parser() -> Parser:
     add("--far", type=float, default=1e-4, help="the FAR to choose for (0.0001)")
     add("--model_name", default="", metavar="NAME", help="of the embeddings' model, for the report")
     add("--resamples", type=int, default=1000, help="of the bootstrap over people (1000)")
-    add("--seed", type=int, default=0, help="of the folds, fits and resamples (0)")
+    add("--seed", type=seed_number, default=0, help="of the folds, fits and resamples (0)")
     return parser
 
 
@@ -94,11 +94,8 @@ def _check(options: Any) -> None:
                 raise UserError(f"--demo brings its own data: leave out --{flag}")
     if not 0 < options.far <= 0.1:
         raise UserError(f"--far={options.far:g}: expected a rate above 0, at most 0.1")
-    if options.resamples < 2 or options.seed < 0:
-        raise UserError(
-            f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
-            "resamples, and a seed of at least 0"
-        )
+    if options.resamples < 2:
+        raise UserError(f"--resamples={options.resamples}: expected at least 2 resamples")
     if (options.output / RESULTS).exists() and not lock_in(options.output).exists():
         raise UserError(
             f"{options.output} already holds results: name another --output, or delete them"

@@ -101,6 +101,13 @@ def underscored(arguments: Sequence[str]) -> list[str]:
     return flags
 
 
+def seed_number(text: str) -> int:
+    """An argparse type: a seed of NumPy's, 0 or more."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of 0 or more")
+    return int(text)
+
+
 def numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
     """An argparse type: numbers separated by commas, such as 1e-3,1e-4."""
 

@@ -85,7 +85,8 @@ def check_section(section: str, config: ConfigDict | Sequence[str]) -> None:
     if not isinstance(config, Mapping | ConfigDict):
         bin_files(config)
         return
-    name = config.name
+    if (name := config.get("name")) is None:
+        raise UserError(f"{section} has no 'name': set --config.{section}.name= to a data set's")
     known = _options_of(name, verify=section == "verify_data")
     for key in config:
         if key != "name" and key not in known:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ida_jax.common.command_line import Parser
+from ida_jax.common.command_line import Parser, seed_number
 from ida_jax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         "group, .csv, .tsv or .txt; one group per row of E; or clusters:N, of the embeddings",
     )
     add("--size", type=int, default=50_000, help="at most this many images (50,000, the paper's)")
-    add("--seed", type=int, default=0, help="of the draw where there are more (0)")
+    add("--seed", type=seed_number, default=0, help="of the draw where there are more (0)")
     add = parser.add_argument_group("what is kept with them").add_argument
     add("--k", type=int, default=10, help="the set's default support set size (10)")
     add("--tau", type=float, default=1.0, help="the set's default τ (1)")  # fmt: skip

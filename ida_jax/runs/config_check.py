@@ -22,6 +22,7 @@ from ida_jax.models.margin_head import MARGIN_LOSSES
 from ida_jax.ops.class_softmax import PRODUCTS
 from ida_jax.protocols.insightface_rule import RULES
 from ida_jax.rescoring.method_table import METHODS, methods_with
+from ida_jax.runs.config import run_section
 from ida_jax.runs.workdir import METHOD_FILES
 from ida_jax.training.head_step import margin_head
 from ida_jax.training.length import check_length
@@ -33,6 +34,8 @@ INPUTS = ("unit", "scaled", "centred")
 SSR_CHOICES = ("given", "held_out", "auto")
 _ALWAYS = ("seed", "data_dir", "k", "tau", "searcher", "flip", "model", "train_data")
 _SECTIONS = ("train", "gan", "anchors", "ssr", "pfe", "csn", "evaluate")
+# Of counts and sizes, which arrays and steps have: 32 bits, but for these.
+_BELOW, _BEYOND = 1 << 31, {"seed": math.inf, "train.images": 1 << 53}
 
 
 def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
@@ -44,8 +47,11 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
             raise UserError(
                 f"the config has no '{entry}': begin it with ida_jax.runs.config.run_section"
             )
-    if c.stages[0] not in ("train", "import"):
-        raise UserError(f"stages begin with '{c.stages[0]}': expected train or import first")
+    _require_entries(c, ("model", *(stage for stage in unfinished if stage in _SECTIONS)))
+    _check_sizes(c)
+    first = c.stages[0] if c.stages else ""
+    if first not in ("train", "import"):
+        raise UserError(f"stages begin with '{first}': expected train or import first")
     _check_model(c.model)
     _check_search(c)
     if "train" in unfinished:
@@ -119,6 +125,8 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         check_section("verify_data", c.verify_data)
     if "evaluate" in unfinished:
         check_section("eval_data", c.eval_data)
+        if not c.evaluate.methods:
+            raise UserError("evaluate.methods names no method: name one or more")
         for method in c.evaluate.methods:
             # A fit is not among a run's files: it takes people not trained on.
             _one_of("evaluate.methods", method, methods_with(METHOD_FILES))
@@ -137,6 +145,29 @@ def check_config(config: ConfigDict, unfinished: Sequence[str]) -> None:
         _expect(c, "evaluate.template_size", lambda x: x >= 0, "images a template, or 0 for none")
         for key in ("folds", "resamples"):
             _expect(c, f"evaluate.{key}", lambda x: x >= 2, "2 or more")
+
+
+def _require_entries(config: ConfigDict, sections: Sequence[str]) -> None:
+    """Refuses sections that lack one of `run_section`'s entries."""
+    usual = run_section("")
+    for section in sections:
+        own = config[section]
+        for key in usual[section]:
+            if not isinstance(own, ConfigDict) or key not in own:
+                raise UserError(
+                    f"the config has no '{section}.{key}': begin it with "
+                    "ida_jax.runs.config.run_section"
+                )
+
+
+def _check_sizes(config: ConfigDict, above: str = "") -> None:
+    for name in config:
+        key, value = f"{above}{name}", config.get(name)
+        limit = _BEYOND.get(key, _BELOW)
+        if isinstance(value, ConfigDict):
+            _check_sizes(value, f"{key}.")
+        elif isinstance(value, int) and value >= limit:
+            raise UserError(f"{key} is {value}: expected less than {limit:,}")
 
 
 def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
@@ -160,6 +191,7 @@ def section_degradation(config: ConfigDict, section: str) -> Degradation | None:
 def check_embedding_config(config: ConfigDict) -> None:
     """Checks the sections of a run from a file of embeddings; their files: `embedding_inputs`."""
     c = config
+    _check_sizes(c)
     _check_search(c)
     _check_ssr(c)
     _expect(c, "held_out", lambda x: 0 < x < 1, "a share between 0 and 1, say 0.1")
@@ -341,6 +373,8 @@ def _option(key: str, given: Any, parse: Callable[[str], Path | int]) -> None:
 
 def _value(config: ConfigDict, key: str) -> float:
     for part in key.split("."):
+        if part not in config:
+            raise UserError(f"the config has no '{key}': begin it with one of the configs/")
         config = config[part]
     return config
 
@@ -359,8 +393,10 @@ def _positive(c: ConfigDict, key: str) -> None:
 
 
 def _numbers(c: ConfigDict, key: str) -> None:
-    numbers = "numbers separated by commas"
-    _expect(c, key, lambda x: all(isinstance(n, int | float) for n in x), numbers)
+    numbers = "numbers separated by commas, all finite"
+    _expect(
+        c, key, lambda x: all(isinstance(n, int | float) and abs(n) < math.inf for n in x), numbers
+    )
 
 
 def _one_of(key: str, given: Any, known: Sequence[Any]) -> None:

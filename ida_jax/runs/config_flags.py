@@ -245,7 +245,11 @@ def _one_line(error: Exception) -> str:
     if suggestion := re.search(r'Did you mean "([^"]*)" instead of "([^"]*)"', text):
         return f"the config has no '{suggestion[2]}': did you mean '{suggestion[1]}'?"
     # A traceback's last line states the cause.
-    return text.splitlines()[-1].strip() if text else type(error).__name__
+    said = text.splitlines()[-1].strip() if text else type(error).__name__
+    said = said.removeprefix(
+        "Configuration is not available because of an earlier failure to load: "
+    )
+    return re.sub(r"^\[Errno \d+\] (.*?): '(.*)'$", r"\2: \1", said)
 
 
 def no_such_key(config: ConfigDict, key: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ida_jax.anchors.degraded import add_degrade_flags, asked_degradation
-from ida_jax.common.command_line import Parser
+from ida_jax.common.command_line import Parser, seed_number
 from ida_jax.common.errors import UserError
 from ida_jax.common.files import file_inside
 from ida_jax.runs.workdir import GENERATOR, LABELS, MODEL, training_embeddings
@@ -108,7 +108,7 @@ def _parser() -> Parser:
     add("--count", type=int, default=50_000, help="anchors (50,000, the paper's)")
     add("--truncation", type=float, metavar="PSI",
         help="ψ, 0 < ψ ≤ 1 (1): less gives cleaner faces that are more alike; with --generator")
-    add("--seed", type=int, metavar="SEED", help="of the faces drawn (0); with --generator")
+    add("--seed", type=seed_number, metavar="SEED", help="of the faces drawn (0); with --generator")
     add("--flip", action="store_true", help="add the mirrored face's embedding")
     add("--align", action="store_true", help="bring the embeddings to the mean and covariance of "
         "the training faces': for a generator whose faces lie apart from real ones")
@@ -139,8 +139,8 @@ def _check(options: Any) -> None:
         raise UserError("--truncation and --seed go with --generator: images are there already")
     if options.skip_bad and options.images is None:
         raise UserError("--skip_bad goes with --images")
-    if options.seed is not None and not 0 <= options.seed < 1 << 32:
-        raise UserError(f"--seed is {options.seed}: expected 0 or more, below 2³²")
+    if options.seed is not None and options.seed >= 1 << 32:
+        raise UserError(f"--seed is {options.seed}: expected less than 2³²")
     from ida_jax.common.validation import require_tau
 
     asked_degradation(options)

@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from ida_jax.common.command_line import Parser, numbers, user_path
+from ida_jax.common.command_line import Parser, numbers, seed_number, user_path
 from ida_jax.common.errors import UserError, printable
 from ida_jax.common.outputs import lock_in
 from ida_jax.protocols.table import Protocol, Request, all_protocols
@@ -179,7 +179,7 @@ def _parser(table: Mapping[str, Protocol], protocol: str) -> Parser:
     add("--skip_bad", action="store_true", help="faces without an embedding (zero, NaN) never "
         "match, or are left out of their template, video or crowd, and are counted")
     add("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (0)")
+    add("--seed", type=seed_number, default=0, help="of the bootstrap (0)")
     # fmt: on
     known = protocol in table
     group = parser.add_argument_group(f"of {protocol}" if known else "of single protocols")
@@ -274,11 +274,8 @@ def _check(options: Any, protocol: Protocol) -> None:
     if options.images is not None and not protocol.failures:
         listed = _of(all_protocols(), "failures")
         raise UserError(f"--images is for {listed}, not for {protocol.name}")
-    if options.resamples < 2 or options.seed < 0:
-        raise UserError(
-            f"--resamples={options.resamples} --seed={options.seed}: expected at least 2 "
-            "resamples, and a seed of at least 0"
-        )
+    if options.resamples < 2:
+        raise UserError(f"--resamples={options.resamples}: expected at least 2 resamples")
     if options.tau is not None:
         from ida_jax.common.validation import require_tau
 

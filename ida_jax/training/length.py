@@ -60,7 +60,7 @@ def check_length(train: ConfigDict) -> None:
             raise UserError(f"train.{key} is {value}: expected a number above 0")
     decays = train.get("decay_epochs")
     if decays is not None:
-        if not all(isinstance(at, int | float) and at >= 0 for at in decays):
+        if not all(isinstance(at, int | float) and 0 <= at < float("inf") for at in decays):
             raise UserError(f"train.decay_epochs is {decays}: expected numbers of epochs")
         if list(decays) != sorted(decays):
             raise UserError(f"train.decay_epochs is {decays}: expected ascending epochs")

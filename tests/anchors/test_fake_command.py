@@ -221,7 +221,7 @@ def test_a_count_out_of_reach_leaves_an_earlier_output(run, tmp_path):
         (("--generator={run}", "--truncation=0"), "truncation is 0: expected 0 < ψ ≤ 1"),
         (("--generator={run}", "--truncation=1.5"), "truncation is 1.5: expected 0 < ψ ≤ 1"),
         (("--generator={run}", "--privacy_cosine=2"), "privacy_cosine is 2: expected a cosine"),
-        (("--generator={run}", "--seed=-1"), "--seed is -1: expected 0 or more"),
+        (("--generator={run}", "--seed=-1"), "--seed: '-1': expected a whole number of 0 or more"),
         (("--generator={run}", "--tau=0"), "--tau is 0.0: expected a finite"),
         (("--generator={run}", "--k=21"), "k = 21 of 20 anchors"),
         (("--generator={run}", "--count=100", "--k=60"), "60 people, expected more than k = 60"),

@@ -253,7 +253,7 @@ def test_all_formats_give_the_same(folder, suffix, capsys):
         ({}, ["--calibration=c"], "--fit and --calibration go together"),
         ({}, ["--fit=platt", "--calibration=c"], "platt"),
         ({}, ["--resamples=1"], "at least 2 resamples"),
-        ({}, ["--seed=-1"], "a seed of at least 0"),
+        ({}, ["--seed=-1"], "expected a whole number of 0 or more"),
         ({}, ["--json=absent/out.json"], "no folder absent"),
         ({}, ["--plot=out.pdf"], "expected a name that ends in .png"),
         ({}, ["--unknown=1"], "unknown"),

@@ -249,3 +249,20 @@ def test_a_mistyped_flag_is_named_before_the_required_one_that_it_stands_for():
         rescore.main(given)
     with pytest.raises(UserError, match="the following arguments are required: --output"):
         rescore.main(given[:2])
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (fit, ["csn", "--embeddings=E", "--labels=L", "--anchors=A", "--output=F"]),
+        (anchors, ["build", "--embeddings=E", "--output=A.safetensors"]),
+        (anchors, ["fake", "--model=M", "--generator=G", "--output=A.safetensors"]),
+        (evaluate, ["--scores=S", "--labels=L"]),
+        (evaluate, ["--protocol=lfw", "--embeddings=E", "--pairs=P"]),
+        (trial, ["--demo", "--output=D"]),
+    ],
+)
+@pytest.mark.parametrize("seed", ["-1", "1.5", "", "1" * 20])
+def test_a_seed_is_a_whole_number_of_0_or_more(command, words, seed):
+    with pytest.raises(UserError, match=r"--seed: '.*': expected a whole number of 0 or more"):
+        command.main([*words, f"--seed={seed}"])

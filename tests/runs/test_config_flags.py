@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ida_jax import main
-from ida_jax.common.errors import exit_code
+from ida_jax.common.errors import UserError, exit_code
 from ida_jax.runs import config_flags
+from ida_jax.runs.config_check import check_config, check_embedding_config
 from ida_jax.runs.config_flags import config_file, parse_config
 from ida_jax.runs.run import Run
 from ida_jax.runs.stages import STAGES, _check
@@ -278,3 +279,32 @@ def test_training_alone_asks_for_nothing_of_later_stages(tmp_path):
     with config.unlocked():
         del config.eval_data
     _check(Run(config, tmp_path), ["train"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("train={}", "the config has no 'train.accumulate': begin it with"),
+        ("model={}", "the config has no 'model.class_weights': begin it with"),
+        ("eval_data={}", "eval_data has no 'name': set --config.eval_data.name="),
+        ("stages=()", "stages begin with '': expected train or import first"),
+        ("evaluate.methods=()", "evaluate.methods names no method"),
+        ("train.batch_size=99999999999", "is 99999999999: expected less than 2,147,483,648"),
+        ("train_data.identities=99999999999999999999", "train_data.identities is .*less than"),
+        (
+            "train.decay_steps=1e400",
+            r"train.decay_steps is \(inf,\): expected numbers separated by commas, all finite",
+        ),
+        ("train.decay_epochs=1e400", r"train.decay_epochs is \(inf,\): expected numbers of epochs"),
+    ],
+)
+def test_what_no_config_can_be(flag, message):
+    config, _ = parse_config([SMOKE, f"--config.{flag}"])
+    with pytest.raises(UserError, match=message):
+        check_config(config, ["train", "anchors", "ssr", "evaluate"])
+
+
+def test_a_run_from_embeddings_without_its_figures():
+    config, _ = parse_config(["--config=ssr_from_embeddings:smoke", "--config.evaluate={}"])
+    with pytest.raises(UserError, match=r"the config has no 'evaluate\.fars'"):
+        check_embedding_config(config)
