@@ -78,7 +78,8 @@ def writing(outputs: Named, *, reading: Named, folder: Path | None = None) -> It
 def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None = None) -> None:
     """Refuses outputs that are inputs, by the files' identity: links and letter case included.
 
-    And devices and pipes, whose name a new file would take (for root, even /dev/null's).
+    And those that no output can be: the root folder, a folder in a file's place, and devices and
+    pipes, whose names a new file would take (for root, even /dev/null's).
 
     Args:
       inputs: each file or folder that is read, None where it is not, by the flag that names it.
@@ -93,7 +94,8 @@ def refuse_overwriting(inputs: Named, outputs: Named, *, folders: Named | None =
     for number, (flag, path) in enumerate(written):
         _refuse_root(flag, path)
         if _is_device(path):
-            raise UserError(f"{flag} is {path}, a device or a pipe: name a file")
+            kind = "file" if flag in outputs else "folder"
+            raise UserError(f"{flag} is {path}, a device or a pipe: name a {kind}")
         if path.is_dir() and path.suffix and flag in outputs:
             raise UserError(f"{flag} is {path}, a folder: name a file")
         for other, source in read.items():

@@ -56,7 +56,7 @@ def test_devices_pipes_and_folders_are_not_replaced(tmp_path):
     for path in (tmp_path / "pipe.npy", tmp_path / "link.npy", "/dev/stdout", "/dev/fd/1"):
         with pytest.raises(UserError, match="a device or a pipe: name a file"):
             refuse_overwriting({}, {"--json": path})
-        with pytest.raises(UserError, match="a device or a pipe: name a file"):
+        with pytest.raises(UserError, match="a device or a pipe: name a folder"):
             refuse_overwriting({}, {}, folders={"--output": path})
     with pytest.raises(UserError, match=r"--json is .*, a folder: name a file"):
         refuse_overwriting({}, {"--json": tmp_path / "scores.npy"})
