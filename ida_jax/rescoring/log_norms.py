@@ -62,7 +62,7 @@ def log_norms(
         one = max(abs(low - 1), abs(high - 1)) <= _ROUNDING
         if one or (known.size >= _MANY and high - low <= _ROUNDING * high):
             raise UserError(
-                f"{method} has nothing to gain: the norms of all {known.size:,} embeddings are "
+                f"{method} has nothing to gain: the norms of {known.size:,} embeddings are all "
                 f"{high:.4g}, so that they were normalised; give them as the model makes them "
                 f"(ida-jax embed keeps the norms), or take {HEADLINE}"
             )
