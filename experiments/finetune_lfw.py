@@ -70,7 +70,7 @@ def main() -> None:
     add("--fit", type=float, default=0.8, help="share of the people to train on (0.8)")
     add(
         "--batch_norms", nargs="+", choices=BATCH_NORMS, default=BATCH_NORMS,
-        help="statistics of the batches, which move the running ones; or those, frozen (both)",
+        help="global: the statistics of the batches; frozen: the given weights' (both)",
     )  # fmt: skip
     add("--rates", type=float, nargs="+", default=(0.001, 0.003, 0.01), help="learning rates")
     add("--epochs", type=int, nargs="+", default=(1, 2, 5), help="lengths, ascending")

@@ -39,7 +39,13 @@ from from_records.speed import (
     rescore_speed,
     ssr_speed,
 )
-from from_records.training import finetune_lfw, insightface_networks, insightface_parity, networks
+from from_records.training import (
+    finetune_choice,
+    finetune_lfw,
+    insightface_networks,
+    insightface_parity,
+    networks,
+)
 
 __all__ = [
     "anchor_checks",
@@ -49,6 +55,7 @@ __all__ = [
     "dao_fit_gain",
     "degraded_fallback",
     "degraded_gain",
+    "finetune_choice",
     "finetune_lfw",
     "gallery_on_disk",
     "gpu_bounds",

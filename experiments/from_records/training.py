@@ -14,21 +14,44 @@ _SOURCES = {
 }
 
 
+_STATISTICS = {"global": "moving", "frozen": "frozen"}
+
+
+def finetune_choice() -> str:
+    """TAR on the anchor half's other people, by statistics and rate; and with exchanged parts."""
+    choice = record("finetune_lfw")["choice"]
+    given, *tuned = choice["candidates"]
+    rows = [["as given", "as given", "", percent(given["tar"])]]
+    rows += [
+        ["tuned", _STATISTICS[of["batch_norm"]], f"{of['rate']:g}", percent(of["tar"])]
+        for of in tuned
+    ]
+    names = {"given": "as given", "tuned": "of the tuned model"}
+    rate = f"{choice['best']['global']['rate']:g}"
+    for of in choice["exchanged_statistics"]:
+        weights = "as given" if of["weights"] == "given" else "tuned"
+        rows.append([weights, names[of["statistics"]], rate, percent(of["tar"])])
+    return table(["weights", "statistics", "rate", "TAR@1e-4"], rows, words=2)
+
+
 def finetune_lfw() -> str:
     """TAR on LFW's eval half before and after a fine-tuning, and the gain on the given cosine."""
-    rows = []
-    for head, found in record("finetune_lfw")["heads"].items():
-        for name, figures in found["with_the_given"].items():
-            model = f"after, {head}" if name.startswith("tuned_") else "as given"
-            if model == "as given" and len(rows) >= 2:  # the same with every head
-                continue
-            row = [NAMES[name.removeprefix("tuned_")], model]
-            for far in FARS[1:]:
-                row.append(_tar_and_interval(figures, far))
-                gain = figures.get("tar_gain@far")
-                bounds = figures.get("tar_gain_interval@far")
-                row.append(f"{points(gain[far])} {interval(bounds[far])}" if gain else "")
-            rows.append(row)
+    rows: list[list[str]] = []
+    for batch_norm, heads in record("finetune_lfw")["tuned"].items():
+        for head, found in heads.items():
+            for name, figures in found["with_the_given"].items():
+                model = "as given"
+                if name.startswith("tuned_"):
+                    model = f"{head}, {_STATISTICS[batch_norm]} statistics"
+                elif len(rows) >= 2:  # the same with every head
+                    continue
+                row = [NAMES[name.removeprefix("tuned_")], model]
+                for far in FARS[1:]:
+                    row.append(_tar_and_interval(figures, far))
+                    gain = figures.get("tar_gain@far")
+                    bounds = figures.get("tar_gain_interval@far")
+                    row.append(f"{points(gain[far])} {interval(bounds[far])}" if gain else "")
+                rows.append(row)
     header = ["method", "weights", "TAR@1e-4", "gain", "TAR@1e-5", "gain"]
     return table(header, rows, words=2)
 
